@@ -1,0 +1,48 @@
+# `make demo` and `make test` do all of their set-up. They need Python 3.10 or newer with venv (Debian: python3-venv).
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help venv demo test lint unit soak clean
+
+help:
+	@echo "make demo   train the example, on the Slurm that answers here or on this machine alone"
+	@echo "make test   run the linters and all tests; the tests on Slurm need root and start clusters of their own"
+	@echo "make lint   run the linters"
+	@echo "make unit   run the tests that need neither Slurm nor workers; seconds"
+	@echo "make soak   repeat what could be a race"
+	@echo "make venv   make .venv for development"
+	@echo "make clean  remove what these have made"
+
+# An environment is as new as its stamp. make_venv.sh updates it in place, so the two can share it.
+.venv/.demo: pyproject.toml
+	@tools/make_venv.sh $(PYTHON) examples
+	@touch $@
+
+.venv/.dev: pyproject.toml
+	@tools/make_venv.sh $(PYTHON) dev,examples
+	@touch $@ .venv/.demo
+
+venv: .venv/.dev
+
+demo: .venv/.demo
+	@tools/demo.sh
+
+test: lint
+	@tools/install_slurm.sh
+	$(BIN)/pytest -m "not soak"
+
+lint: venv
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+unit: venv
+	$(BIN)/pytest tests/unit
+
+soak: venv
+	@tools/install_slurm.sh
+	$(BIN)/pytest -m soak
+
+clean:
+	rm -rf .venv build dist logs checkpoints .mypy_cache .pytest_cache .ruff_cache .hypothesis

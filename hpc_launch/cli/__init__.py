@@ -1,0 +1,90 @@
+"""The command line: words in, one call, an exit status out."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from hpc_launch import __version__
+from hpc_launch.cli.env import env
+from hpc_launch.cli.explain import explain
+from hpc_launch.cli.hosts import hosts
+from hpc_launch.cli.run import run
+from hpc_launch.errors import HpcLaunchError
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class _RunByDefault(click.Group):
+    """A group whose first word, where it is not a command, belongs to `run`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {"-h", "--help", "--version"}
+        if args and args[0] not in own and args[0] not in self.commands and not ctx.resilient_parsing:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[click.shell_completion.CompletionItem]:
+        """The commands, and the options of `run`."""
+        found = super().shell_complete(ctx, incomplete)
+        if incomplete.startswith("-"):
+            context = click.Context(run, info_name="run", parent=ctx)
+            found += run.shell_complete(context, incomplete)
+        return found
+
+
+@click.group(
+    cls=_RunByDefault,
+    context_settings=_CONTEXT,
+    subcommand_metavar="[run] [OPTIONS] SCRIPT [ARGS]...  |  COMMAND [ARGS]...",
+)
+@click.version_option(__version__, prog_name="hpc-launch")
+def cli() -> None:
+    """Launch PyTorch training on the nodes of a Slurm job, of a host list, or on this one.
+
+    \b
+        srun hpc-launch train.py --lr 1e-3      in a batch script: nothing else is needed
+        hpc-launch train.py                     on one machine
+        hpc-launch --hosts 'gpu[1-4]' train.py  without Slurm, on each of these hosts
+
+    What stands before the script are options of `run` (see `hpc-launch run --help`); what follows it is the script's
+    own. A script that is named like a command is written ./logs, or after `run`.
+    """
+
+
+for _command in (run, env, explain, hosts):
+    cli.add_command(_command)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The console script."""
+    _exit(cli, list(sys.argv[1:] if args is None else args), "hpc-launch")
+
+
+def launch_main() -> None:
+    """`python -m hpc_launch.launch`: `run` with the local rank as an argument of the script."""
+    _exit(run, sys.argv[1:], "python -m hpc_launch.launch", use_env=False)
+
+
+def _exit(command: click.Command, args: list[str], name: str, *, use_env: bool = True) -> None:
+    """Run a command and leave with its status; errors are one line, with a traceback after -v."""
+    try:
+        status = command.main(args, prog_name=name, standalone_mode=False, obj={"use_env": use_env})
+    except click.exceptions.Exit as error:
+        status = error.exit_code
+    except click.ClickException as error:
+        # Without click's usage lines: the message names the option, and one line is read.
+        click.echo(f"{name}: {error.format_message()}  (see '{name} --help')", err=True)
+        status = error.exit_code
+    except click.Abort:
+        status = 130
+    except HpcLaunchError as error:
+        if "-v" in args or "--verbose" in args:
+            traceback.print_exc()
+        if not error.silent:
+            click.echo(f"{name}: {error}", err=True)
+        status = error.exit_status
+    sys.exit(status if isinstance(status, int) else 0)

@@ -1,0 +1,52 @@
+"""`hpc-launch env`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from typing import Any
+
+import click
+
+from hpc_launch.cli.options import CONTEXT, GroupedCommand, launch_options, settings_of
+from hpc_launch.launch import plan as plans
+
+# What other programs look for, by the name of the derived value.
+_EXPORTED = {
+    "nnodes": "NNODES",
+    "node_rank": "NODE_RANK",
+    "nproc_per_node": "NPROC_PER_NODE",
+    "master_addr": "MASTER_ADDR",
+    "master_port": "MASTER_PORT",
+    "rdzv_id": "RDZV_ID",
+    "omp_num_threads": "OMP_NUM_THREADS",
+    "rank": "RANK",
+    "local_rank": "LOCAL_RANK",
+    "world_size": "WORLD_SIZE",
+    "local_world_size": "LOCAL_WORLD_SIZE",
+}
+
+
+@click.command(cls=GroupedCommand, context_settings=CONTEXT)
+@launch_options
+@click.option("--export", "as_export", is_flag=True, help="Print 'export NAME=value' lines, for eval.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def env(context: click.Context, /, *, as_export: bool, as_json: bool, **given: Any) -> None:
+    """Print what was derived, and where each value came from.
+
+    With --export the values have the names that other launchers and scripts read. RANK and its like are among them only
+    where this process is one rank (one Slurm task per rank).
+    """
+    plan = plans.make(settings_of(context, given), plans.gather(os.environ), ())
+    if as_json:
+        click.echo(
+            json.dumps({item.name: {"value": item.value, "origin": item.origin} for item in plan.derived}, indent=2)
+        )
+        return
+    for item in plan.derived:
+        if not as_export:
+            click.echo(f"{item.name}={shlex.quote(item.value)}  # {item.origin}")
+        elif item.name in _EXPORTED and item.value:
+            click.echo(f"export {_EXPORTED[item.name]}={shlex.quote(item.value)}")

@@ -1,0 +1,66 @@
+"""The options of `run` as click knows them, made from the one table in `settings`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from hpc_launch.settings import OptionSpec, Settings, resolve, specs
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def dashes(word: str) -> str:
+    """torchrun takes `--rdzv_backend` for `--rdzv-backend`, and so do we, for every option."""
+    return word.replace("_", "-")
+
+
+def launch_options(function: _Function) -> _Function:
+    """Give a command all options of `Settings`."""
+    for name, spec in reversed(specs().items()):
+        function = _decorate(name, spec)(function)
+    return function
+
+
+def _decorate(name: str, spec: OptionSpec) -> Callable[[_Function], _Function]:
+    if not spec.is_flag:
+        kind = click.Choice(spec.choices) if spec.choices else click.STRING
+        return click.option(*spec.flags, name, type=kind, metavar=spec.metavar, default=None, help=spec.help)
+    if name == "use_env":
+        return click.option("--use-env/--no-use-env", name, default=None, help=spec.help)
+    return click.option(*spec.flags, name, is_flag=True, default=None, help=spec.help)
+
+
+def settings_of(context: click.Context, given: dict[str, Any]) -> Settings:
+    """The settings of a command: what was given, over what the environment says."""
+    use_env = bool((context.obj or {}).get("use_env", True))
+    flags = {name: value for name, value in given.items() if value is not None}
+    return resolve(flags, os.environ, use_env=use_env)
+
+
+class GroupedCommand(click.Command):
+    """A command that shows its options under the headings of the table."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        known = specs()
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                spec = known.get(parameter.name or "")
+                groups.setdefault(spec.group if spec else "This command", []).append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+CONTEXT: dict[str, Any] = {
+    "allow_interspersed_args": False,
+    "ignore_unknown_options": False,
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 110,
+    "token_normalize_func": dashes,
+}

@@ -1,0 +1,48 @@
+"""`hpc-launch run`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+from click.shell_completion import get_completion_class
+
+from hpc_launch.cli.options import CONTEXT, GroupedCommand, launch_options, settings_of
+from hpc_launch.launch.run import run as run_plan
+
+_SHELLS = ("bash", "zsh", "fish")
+
+
+def _print_completion(context: click.Context, _parameter: click.Parameter, shell: str | None) -> None:
+    if shell is None:
+        return
+    completion = get_completion_class(shell)
+    if completion is not None:
+        root = context.find_root().command
+        click.echo(completion(root, {}, "hpc-launch", "_HPC_LAUNCH_COMPLETE").source())
+    context.exit()
+
+
+@click.command(cls=GroupedCommand, context_settings=CONTEXT)
+@launch_options
+@click.option(
+    "--print-completion",
+    type=click.Choice(_SHELLS),
+    metavar="|".join(_SHELLS),
+    is_eager=True,
+    expose_value=False,
+    callback=_print_completion,
+    help="Print the shell's completion script and end.",
+)
+@click.argument("script")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def run(context: click.Context, /, script: str, args: tuple[str, ...], **given: Any) -> None:
+    """Run SCRIPT with ARGS on every rank. This is the default command.
+
+    Every option of torchrun works under its own name, with dashes or underscores, and as HPC_LAUNCH_<NAME> or
+    PET_<NAME> in the environment. Values that are not given are derived from Slurm or the host list; `hpc-launch
+    explain` shows them.
+    """
+    run_plan(settings_of(context, given), (script, *args), os.environ)

@@ -1,0 +1,268 @@
+"""The agent: torch's elastic agent, with workers, environments and rounds of our own.
+
+It is a subclass of torch's LocalElasticAgent. With any other rendezvous backend torch's loop runs it; with `slurm` the
+loop is the one here, in which all agents do the same at the same time.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import LogsSpecs, start_processes
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from hpc_launch.elastic.console import last_lines, say
+from hpc_launch.elastic.environment import Attempt, Place, worker_environment
+from hpc_launch.elastic.logs import JobLogs
+from hpc_launch.elastic.rendezvous import SlurmRendezvous
+from hpc_launch.elastic.rounds import Ending, RoundEnd
+from hpc_launch.elastic.workers import (
+    CommandWorkers,
+    Wakeup,
+    describe,
+    hidden_variables,
+    replace_local_rank,
+    status_of,
+    wakeup,
+)
+from hpc_launch.launch.plan import Plan
+from hpc_launch.records import directory
+from hpc_launch.records.directory import JobDirectory, RankFiles
+from hpc_launch.records.events import EventLog
+
+_SHOWN_LINES = 20
+
+
+class Agent(LocalElasticAgent):
+    """One node's agent.
+
+    Attributes:
+        end: how the run ended, once it has.
+    """
+
+    def __init__(self, spec: WorkerSpec, plan: Plan, environ: Mapping[str, str], logs_specs: LogsSpecs | None) -> None:
+        # The time out of torch's exit barrier, for other backends: a slow node may finish as late as the job lives.
+        super().__init__(
+            # Ours are made for each attempt: they need its number.
+            spec,
+            cast("LogsSpecs", logs_specs),
+            start_method=plan.settings.start_method,
+            exit_barrier_timeout=365 * 24 * 3600.0,
+        )
+        self.end: RoundEnd | None = None
+        self._plan = plan
+        self._environ = environ
+        self._foreign_logs = logs_specs
+        self._logs: JobLogs | None = None
+        self._events: EventLog | None = None
+        self._job = JobDirectory(plan.log_root, plan.job_name)
+        self._first_attempt = 0
+        self._attempt = -1
+        self._failed: RankFiles | None = None
+        self._grace = _grace(plan, environ)
+
+    # ---- one attempt
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        super()._rendezvous(worker_group)
+        handler = worker_group.spec.rdzv_handler
+        if isinstance(handler, SlurmRendezvous):
+            self._attempt = handler.round_number
+            self._remaining_restarts = max(0, worker_group.spec.max_restarts - self._attempt)
+            self._job = JobDirectory(self._plan.log_root, handler.plan.job)
+            self._first_attempt = handler.plan.first_attempt
+        else:
+            # Other backends know no common number; torch's agents count their own restarts.
+            self._attempt = worker_group.spec.max_restarts - self._remaining_restarts
+            if self._events is None:
+                self._first_attempt = self._job.next_attempt()
+        self._open_records()
+
+    def _open_records(self) -> None:
+        """Write down the attempt that begins."""
+        if self._events is None:
+            self._events = EventLog(self._job.events(self._plan.world.host), self._plan.world.agent_rank)
+            if self._plan.world.leader:
+                directory.write_json(self._job.plan, self._plan.as_dict())
+                directory.point_latest(self._job.root / "latest", self._job.job)
+        label = self._first_attempt + self._attempt
+        if self._plan.world.leader:
+            directory.make(self._job.attempt(label))
+            directory.point_latest(self._job.path / "latest", self._job.attempt(label).name)
+        self._record("attempt", attempt=label, host=self._plan.world.host)
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        spec = worker_group.spec
+        environs = {worker.local_rank: self._environment(worker, worker_group) for worker in worker_group.workers}
+        self._setup_local_watchdog(envs=environs)
+        self._setup_healthcheck()
+        logs: LogsSpecs
+        if self._foreign_logs is not None:
+            logs = self._foreign_logs
+        else:
+            world = self._plan.world
+            logs = self._logs = JobLogs(self._plan.settings, self._job, world.host, world.agent_rank)
+        arguments: dict[int, tuple[Any, ...]] = {
+            worker.local_rank: replace_local_rank(spec.args, int(environs[worker.local_rank]["LOCAL_RANK"]))
+            for worker in worker_group.workers
+        }
+        if callable(spec.entrypoint):
+            hidden = hidden_variables(self._environ, environs[0])
+            arguments = {local: (hidden, *words) for local, words in arguments.items()}
+        common: dict[str, Any] = {
+            "name": spec.role,
+            "entrypoint": spec.entrypoint,
+            "args": arguments,
+            "envs": environs,
+            "logs_specs": logs,
+        }
+        if callable(spec.entrypoint) or self._plan.settings.numa_binding:
+            self._pcontext = start_processes(**common, start_method=self._start_method, **_numa_options(spec))
+        else:
+            self._pcontext = CommandWorkers(**common, grace=self._grace)
+            self._pcontext.start()
+        if self._logs is not None:
+            self._logs.start_console()
+        pids: dict[int, Any] = self._pcontext.pids()
+        for worker in worker_group.workers:
+            self._record("worker started", rank=worker.global_rank, pid=pids[worker.local_rank])
+        return pids
+
+    def _environment(self, worker: Worker, group: WorkerGroup) -> dict[str, str]:
+        plan, world = self._plan, self._plan.world
+        handler = group.spec.rdzv_handler
+        one_each = world.task_per_rank
+        place = Place(
+            rank=worker.global_rank,
+            world_size=worker.world_size,
+            local_rank=world.local_agent if one_each else worker.local_rank,
+            local_world_size=world.local_agents if one_each else group.spec.local_world_size,
+            role_rank=worker.role_rank,
+            role_world_size=worker.role_world_size,
+        )
+        attempt = Attempt(
+            number=self._attempt,
+            label=self._first_attempt + self._attempt,
+            master_addr=str(group.master_addr),
+            master_port=int(cast("int", group.master_port)),
+            max_restarts=group.spec.max_restarts,
+            run_id=handler.get_run_id(),
+            role=group.spec.role,
+            use_agent_store=handler.use_agent_store,
+            agent_workers=handler.plan.workers if isinstance(handler, SlurmRendezvous) else (),
+        )
+        # Backends that number nodes by themselves (c10d) are right about it.
+        environ = worker_environment(
+            self._environ,
+            place=place,
+            attempt=attempt,
+            world=world,
+            devices=plan.devices,
+            isolated=plan.isolated,
+            omp_num_threads=plan.omp_num_threads,
+            slurm_env=plan.settings.slurm_env,
+            job_directory=str(self._job.path),
+        )
+        if not isinstance(handler, SlurmRendezvous):
+            environ["GROUP_RANK"], environ["GROUP_WORLD_SIZE"] = str(group.group_rank), str(group.group_world_size)
+        return environ
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int | None = None, **_: Any) -> None:
+        """End the workers of this attempt; the arguments differ between torch releases."""
+        super()._shutdown(death_sig)
+        if self._logs is not None:
+            self._logs.stop_console()
+
+    # ---- all attempts
+
+    def _invoke_run(self, role: str = "default") -> RunResult:
+        handler = self._worker_group.spec.rdzv_handler
+        if not isinstance(handler, SlurmRendezvous):
+            return super()._invoke_run(role)
+        with wakeup() as alarm:
+            while True:
+                self._initialize_workers(self._worker_group)
+                result, end = self._follow_round(handler, alarm)
+                self._record("round ended", **_facts(end))
+                self._stop_workers(self._worker_group)
+                if end.ending != Ending.DONE.value:
+                    self._tell(end)
+                if end.ending != Ending.RESTART.value:
+                    self.end = end
+                    return result
+
+    def _follow_round(self, handler: SlurmRendezvous, alarm: Wakeup) -> tuple[RunResult, RoundEnd]:
+        """Watch the workers here and the word of the others, until the round has ended."""
+        group = self._worker_group
+        reported = False
+        while True:
+            result: RunResult = self._monitor_workers(group)
+            group.state = result.state
+            if result.state is WorkerState.HEALTHY:
+                pass
+            elif result.state is WorkerState.SUCCEEDED:
+                if not reported:
+                    handler.report_done()
+                    reported = True
+            else:
+                status, cause = self._cause(result.failures)
+                return RunResult(WorkerState.FAILED, failures=result.failures), handler.report_failure(status, cause)
+            end = handler.end()
+            if end is not None:
+                if end.ending == Ending.DONE.value:
+                    return result, end
+                return RunResult(WorkerState.FAILED), end
+            alarm.wait(group.spec.monitor_interval)
+
+    def _cause(self, failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
+        """The status and the cause of a failure here, written down and kept to be said when the workers have ended."""
+        host, label = self._plan.world.host, self._first_attempt + self._attempt
+        if not failures:
+            return 70, f"the agent on {host} lost track of its workers"
+        rank, first = min(failures.items(), key=lambda item: (item[1].timestamp, item[0]))
+        for failed, failure in sorted(failures.items()):
+            self._record("worker failed", rank=failed, exitcode=failure.exitcode, attempt=label)
+        cause = f"rank {rank} on {host} (local rank {first.local_rank}) failed with {describe(first.exitcode)}"
+        self._failed = self._job.rank(label, host, rank)
+        return status_of(first.exitcode), cause
+
+    def _tell(self, end: RoundEnd) -> None:
+        """Say how an attempt failed: on the node where it did, with the end of what the worker wrote."""
+        again = "; starting again" if end.ending == Ending.RESTART.value else ""
+        if end.agent != self._plan.world.agent_rank:
+            return
+        files = self._failed
+        shown = next((path for path in (files.err, files.out) if last_lines(path, 1)), None) if files else None
+        lines = "".join(f"\n    {line}" for line in last_lines(shown, _SHOWN_LINES)) if shown else ""
+        where = f"; the end of {shown}:{lines}" if shown else ""
+        say(f"attempt {self._first_attempt + self._attempt}: {end.cause}{again}{where}")
+
+    def _record(self, event: str, **facts: Any) -> None:
+        if self._events is not None:
+            self._events.record(event, **facts)
+
+    def failure_of(self, result: RunResult) -> RoundEnd:
+        """The end of a run under another backend, whose agents know only their own failures."""
+        status, cause = self._cause(result.failures)
+        end = RoundEnd(Ending.FAILED.value, self._plan.world.agent_rank, self._plan.world.host, status, cause)
+        self._tell(end)
+        return end
+
+
+def _numa_options(spec: WorkerSpec) -> dict[str, Any]:
+    return {"numa_options": spec.numa_options} if getattr(spec, "numa_options", None) else {}
+
+
+def _grace(plan: Plan, environ: Mapping[str, str]) -> float:
+    if plan.settings.shutdown_timeout is not None:
+        return plan.settings.shutdown_timeout
+    text = environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "")
+    return float(text) if text.isdigit() else 30.0
+
+
+def _facts(end: RoundEnd) -> dict[str, Any]:
+    return {"ending": end.ending, "by": end.host, "status": end.status, "cause": end.cause}

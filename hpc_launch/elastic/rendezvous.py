@@ -1,0 +1,516 @@
+"""The `slurm` rendezvous: fixed ranks, one attempt number for everybody, and a fresh store for every attempt.
+
+Registered with torch under the name `slurm` (entry-point group `torchrun.handlers`), so plain
+`torchrun --rdzv-backend=slurm` uses it too. What differs from torch's c10d backend, and why:
+
+- Ranks are those of the host list in every round. (c10d sorts by address as text.)
+- The leader is known from the list, not guessed by comparing names (pytorch/pytorch#73656).
+- The agents' store lives as long as the run; the workers get another one, on another port, in each round. (With c10d
+  they share the agents' store and meet the addresses of the attempt before: restarts fail.)
+- A round ends by one record in the store, the first that is written, and all agents follow it (`rounds`).
+
+Each agent does a number of store operations per round that does not grow with the number of agents.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+import torch
+from torch.distributed import (  # type: ignore[attr-defined]  # public, but its types do not export them
+    PrefixStore,
+    TCPStore,
+)
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
+from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousStoreInfo
+
+from hpc_launch import hostlist
+from hpc_launch.elastic import locator, rounds
+from hpc_launch.elastic.console import Pace, say
+from hpc_launch.elastic.rounds import Ending, Member, RoundEnd, RoundPlan
+from hpc_launch.errors import HpcLaunchError, RendezvousError, RendezvousTimeout
+from hpc_launch.launch import plan as plans
+from hpc_launch.node import network
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.settings import resolve
+
+NAME = "slurm"
+
+# Blocking calls into torch hold back Python's signal handlers, so they are made in slices of this length.
+_SLICE = timedelta(seconds=1)
+_STORE_TIMEOUT = timedelta(seconds=60)
+# How long the leader waits for the others to have read the end before it takes the store away.
+_FAREWELL_SECONDS = 15.0
+# At most so many questions a second does the store get from all agents together while workers run.
+_QUESTIONS_PER_SECOND = 5000
+
+
+class RefusedError(RendezvousError):
+    """The round cannot begin: some node has a problem, or the nodes do not fit together."""
+
+    def __init__(self, message: str, status: int, *, silent: bool = False) -> None:
+        super().__init__(message)
+        self.exit_status = status
+        self.silent = silent
+
+
+@dataclass(frozen=True)
+class Party:
+    """What an agent brings to the rendezvous.
+
+    Attributes:
+        run_id: the name of the run.
+        agent: number of this agent.
+        agents: how many there are.
+        host: this node.
+        hosts: all nodes.
+        agents_per_host: how many agents each of them has; None where this node does not know.
+        leader: whether this agent hosts the store.
+        leaders: names under which the leader's node may be found.
+        ports: ports to try.
+        workers: how many workers this agent starts.
+        join_timeout: seconds to wait for agents that are missing.
+        max_restarts: the job's budget.
+        local_addr: the address to advertise; found where None.
+        master_port: the port of the workers' store; a free one where None.
+        job: the job directory, its name empty where the leader chooses it.
+        software: what must be the same on every node.
+        problem: why this node cannot take part, for all to hear; None if it can.
+    """
+
+    run_id: str
+    agent: int
+    agents: int
+    host: str
+    hosts: Sequence[str]
+    agents_per_host: Sequence[int] | None
+    leader: bool
+    leaders: Sequence[str]
+    ports: Sequence[int]
+    workers: int
+    join_timeout: float
+    max_restarts: int
+    local_addr: str | None
+    master_port: int | None
+    job: JobDirectory
+    software: Mapping[str, str] = field(default_factory=dict)
+    problem: HpcLaunchError | None = None
+
+
+def party_of(plan: plans.Plan, problem: HpcLaunchError | None = None) -> Party:
+    """The party of an agent that follows `plan`."""
+    world, settings = plan.world, plan.settings
+    ports: Sequence[int] = plan.ports
+    endpoint_port = network.split_endpoint(plan.endpoint)[1] if plan.endpoint else None
+    if endpoint_port:
+        ports = (endpoint_port,)
+    return Party(
+        run_id=plan.run_id,
+        agent=world.agent_rank,
+        agents=world.agents,
+        host=world.host,
+        hosts=world.hosts,
+        agents_per_host=None if world.task_per_rank else (1,) * world.agents,
+        leader=world.leader,
+        leaders=plan.leaders,
+        ports=ports,
+        workers=plan.local_world_size,
+        join_timeout=settings.join_timeout,
+        max_restarts=settings.max_restarts,
+        local_addr=settings.local_addr,
+        master_port=settings.master_port,
+        job=JobDirectory(plan.log_root, plan.job_name),
+        software={
+            "Python": platform.python_version(),
+            "torch": torch.__version__,
+            "script": plan.script[0] if plan.script else "",
+        },
+        problem=problem,
+    )
+
+
+class SlurmRendezvous(RendezvousHandler):
+    """One agent's end of the rendezvous.
+
+    The agent of hpc-launch uses `report_failure`, `report_done` and `end` as well; torch's own agent makes do with the
+    methods of torch's interface, restarts included.
+    """
+
+    def __init__(self, party: Party) -> None:
+        self._party = party
+        self._control: TCPStore | None = None
+        self._locator: locator.Locator | None = None
+        self._worker_server: TCPStore | None = None
+        self._leader_address = "127.0.0.1"
+        self._own_address = party.local_addr or "127.0.0.1"
+        self._round = -1
+        self._plan: RoundPlan | None = None
+        self._end: RoundEnd | None = None
+        self._next_question = 0.0
+
+    # ---- what the agent asks
+
+    @property
+    def round_number(self) -> int:
+        """Number of the current round, from 0."""
+        return self._round
+
+    @property
+    def plan(self) -> RoundPlan:
+        """What the leader said of the current round."""
+        if self._plan is None:
+            raise RendezvousError("there was no rendezvous yet")
+        return self._plan
+
+    def report_failure(self, status: int, cause: str) -> RoundEnd:
+        """Say that something failed here; returns how the round really ended (somebody may have been first)."""
+        end = rounds.end_after_failure(
+            round_number=self._round,
+            max_restarts=self._party.max_restarts,
+            agent=self._party.agent,
+            host=self._party.host,
+            status=status,
+            cause=cause,
+        )
+        return self._propose(end)
+
+    def report_stop(self, status: int, signal_name: str) -> None:
+        """Say that this agent was told to stop, so that the others do not wait for its workers."""
+        if self._control is not None and self._round >= 0 and self._end is None:
+            cause = f"{self._party.host} was stopped by {signal_name}"
+            with contextlib.suppress(RendezvousError):
+                self._propose(RoundEnd(Ending.FAILED.value, self._party.agent, self._party.host, status, cause))
+
+    def report_done(self) -> None:
+        """Say that all workers here ended well; the last agent to do so ends the round."""
+        store = self._store()
+        if store.add(f"{self._key}/done", 1) == self._party.agents:
+            self._propose(RoundEnd(Ending.DONE.value, self._party.agent, self._party.host))
+
+    def end(self) -> RoundEnd | None:
+        """How the current round ended; None while it goes on.
+
+        It asks the store at most every `agents / _QUESTIONS_PER_SECOND` seconds, however often it is called.
+        """
+        now = time.monotonic()
+        if self._end is None and now >= self._next_question:
+            self._next_question = now + self._party.agents / _QUESTIONS_PER_SECOND
+            store = self._store()
+            if store.check([f"{self._key}/end"]):
+                self._end = RoundEnd.decode(store.get(f"{self._key}/end"))
+        return self._end
+
+    # ---- torch's interface
+
+    def get_backend(self) -> str:
+        """The name it is registered under."""
+        return NAME
+
+    @property
+    def use_agent_store(self) -> bool:
+        """Workers use the store that the leader serves for their round; none of them has to open one."""
+        return True
+
+    def get_run_id(self) -> str:
+        """The name of the run."""
+        return self._party.run_id
+
+    def num_nodes_waiting(self) -> int:
+        """Tells torch's own agent to join the next round: 1 when this one ended for another attempt."""
+        end = self.end()
+        return int(end is not None and end.ending != Ending.DONE.value)
+
+    def is_closed(self) -> bool:
+        """Whether there will be no further round."""
+        return self._end is not None and self._end.ending != Ending.RESTART.value
+
+    def set_closed(self) -> None:
+        """End the run for everybody, unless the round has ended already."""
+        if self._control is not None and self._round >= 0:
+            with contextlib.suppress(RuntimeError, RendezvousError):
+                self._propose(
+                    RoundEnd(Ending.FAILED.value, self._party.agent, self._party.host, 1, "the rendezvous was closed")
+                )
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Join the next round and wait until all have.
+
+        Raises:
+            RendezvousTimeout: naming the nodes that did not come.
+            RefusedError: when a node has a problem or the nodes do not fit together.
+            RendezvousClosedError: when the run has ended.
+            RendezvousError: when the store is lost.
+        """
+        if self._control is None:
+            self._control = self._open()
+        if self._round >= 0:
+            end = self._end or self._propose(
+                # torch's own agent asks for a new round without saying why.
+                rounds.end_after_failure(
+                    round_number=self._round,
+                    max_restarts=self._party.max_restarts,
+                    agent=self._party.agent,
+                    host=self._party.host,
+                    status=1,
+                    cause="a worker failed",
+                )
+            )
+            if end.ending != Ending.RESTART.value:
+                raise RendezvousClosedError(end.cause or "the run has ended")
+        self._round += 1
+        self._end = None
+        with self._translated():
+            self._join()
+            self._plan = self._gather() if self._party.leader else self._await_plan()
+            if self._plan.problem:
+                # The leader says it for all.
+                raise RefusedError(self._plan.problem, self._plan.status, silent=not self._party.leader)
+            store = TCPStore(
+                self._leader_address if self._party.leader else self._plan.master_addr,
+                self._plan.master_port,
+                is_master=False,
+                timeout=_STORE_TIMEOUT,
+            )
+        # The agents' own words (torch's rank assignment) stay apart from the workers'.
+        return RendezvousInfo(
+            PrefixStore("agents", store),
+            self._party.agent,
+            self._party.agents,
+            RendezvousStoreInfo(self._plan.master_addr, self._plan.master_port),
+        )
+
+    def shutdown(self) -> bool:
+        """Take leave; the leader goes last, so that all can read the end."""
+        if self._control is None:
+            return True
+        with contextlib.suppress(RuntimeError):
+            gone = self._control.add("gone", 1)
+            deadline = time.monotonic() + _FAREWELL_SECONDS
+            while self._party.leader and gone < self._party.agents and time.monotonic() < deadline:
+                time.sleep(0.02)
+                gone = self._control.add("gone", 0)
+        if self._locator is not None:
+            self._locator.close()
+        self._control = self._worker_server = self._locator = None
+        return True
+
+    # ---- how it works
+
+    @property
+    def _key(self) -> str:
+        return f"round/{self._round}"
+
+    def _store(self) -> TCPStore:
+        if self._control is None:
+            raise RendezvousError("the rendezvous is not open")
+        return self._control
+
+    def _propose(self, end: RoundEnd) -> RoundEnd:
+        """Write the end of the round, unless somebody has; returns the one that stands."""
+        with self._translated():
+            # An empty expectation means "only if nobody has": TCPStore sets a key that is missing.
+            self._end = RoundEnd.decode(self._store().compare_set(f"{self._key}/end", "", end.encode()))
+        return self._end
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Say in our words that the store was lost; torch says it in many ways, all of them RuntimeErrors."""
+        try:
+            yield
+        except RuntimeError as error:
+            where = "this node" if self._party.leader else f"{self._party.hosts[0]} ({self._leader_address})"
+            reason = str(error).splitlines()[0]
+            raise RendezvousError(f"lost the store on {where}: {reason}") from error
+
+    def _open(self) -> TCPStore:
+        if self._party.leader:
+            return self._serve()
+        return self._find()
+
+    def _serve(self) -> TCPStore:
+        """Start the agents' store and answer those who look for it."""
+        party = self._party
+        self._own_address = self._leader_own_address()
+        listener, rest = _first_free(party.ports)
+        store, port = _first_store(rest, _STORE_TIMEOUT)
+        self._locator = locator.Locator(party.run_id, listener, port)
+        return store
+
+    def _leader_own_address(self) -> str:
+        party = self._party
+        if party.local_addr:
+            return party.local_addr
+        if party.agents == 1 or len(party.hosts) == 1:
+            return "127.0.0.1"
+        found = network.advertised([host for host in party.hosts if host != party.host])
+        own = [address for name in party.leaders for address in network.resolve(name) if network.is_local(address)]
+        found = found or next((address for address in own if not network.is_loopback(address)), None)
+        found = found or next(iter(network.own_addresses()), None)
+        if found is None:
+            raise RendezvousError(
+                f"{party.host} has no address by which other nodes could reach it: name one with --local-addr"
+            )
+        return found
+
+    def _find(self) -> TCPStore:
+        """Find the leader's store, saying from time to time that it is not there yet."""
+        party = self._party
+        begin, pace = time.monotonic(), Pace(30, 120)
+
+        def places() -> Sequence[tuple[str, Sequence[int]]]:
+            if pace.due():
+                say(f"{party.host}: waiting for {party.hosts[0]} ({time.monotonic() - begin:.0f} s)")
+            return [(name, party.ports) for name in party.leaders]
+
+        found = locator.find(party.run_id, party.agent, places, begin + party.join_timeout)
+        if isinstance(found, str):
+            raise RendezvousTimeout(
+                f"{party.host} did not find {party.hosts[0]} in {party.join_timeout:.0f} s ({found}); "
+                "see --master-addr, --port-range and --join-timeout",
+                missing=(party.hosts[0],),
+            )
+        self._leader_address = found.leader_address
+        self._own_address = party.local_addr or found.own_address
+        with self._translated():
+            return TCPStore(found.leader_address, found.port, is_master=False, timeout=_STORE_TIMEOUT)
+
+    def _join(self) -> None:
+        party = self._party
+        member = Member(
+            agent=party.agent,
+            host=party.host,
+            workers=party.workers,
+            software=party.software if self._round == 0 else {},
+            problem=str(party.problem) if party.problem else "",
+            status=party.problem.exit_status if party.problem else 0,
+        )
+        store = self._store()
+        store.set(f"{self._key}/member/{party.agent}", member.encode())
+        store.add(f"{self._key}/joined", 1)
+
+    def _gather(self) -> RoundPlan:
+        """The leader's part: wait for all, open the workers' store, publish the plan."""
+        party, store = self._party, self._store()
+        try:
+            self._await_members()
+            members = [Member.decode(text) for text in store.multi_get(self._member_keys())]
+            refused = rounds.refusal(members)
+            if refused is not None:
+                raise RefusedError(*refused)
+            # Nobody uses the store of the round before any more.
+            self._worker_server = None
+            self._worker_server, port = self._open_worker_store()
+        except RendezvousError as error:
+            plan = RoundPlan("", 0, (), "", 0, problem=str(error), status=error.exit_status)
+            store.set(f"{self._key}/plan", plan.encode())
+            raise
+        job = JobDirectory(party.job.root, party.job.job or plans.local_job_name(time.time(), os.getpid()))
+        plan = RoundPlan(
+            master_addr=self._own_address,
+            master_port=port,
+            workers=[member.workers for member in members],
+            job=job.job,
+            first_attempt=self._plan.first_attempt if self._plan else job.next_attempt(),
+        )
+        store.set(f"{self._key}/plan", plan.encode())
+        return plan
+
+    def _member_keys(self) -> list[str]:
+        return [f"{self._key}/member/{agent}" for agent in range(self._party.agents)]
+
+    def _await_members(self) -> None:
+        party, store = self._party, self._store()
+        begin, pace = time.monotonic(), Pace(10, 60)
+        while (joined := store.add(f"{self._key}/joined", 0)) < party.agents:
+            waited = time.monotonic() - begin
+            late = waited > party.join_timeout
+            if late or pace.due():
+                missing = self._missing()
+                names = hostlist.display(missing) if missing else f"{party.agents - joined} tasks"
+                if late:
+                    raise RendezvousTimeout(
+                        f"{names} did not join in {party.join_timeout:.0f} s ({joined}/{party.agents} joined): look at "
+                        "the node's own output, exclude it, or wait longer with --join-timeout",
+                        missing=missing,
+                    )
+                say(f"waiting for {names} ({joined}/{party.agents} joined, {waited:.0f} s)")
+            time.sleep(0.01)
+
+    def _missing(self) -> tuple[str, ...]:
+        party, store = self._party, self._store()
+        here = [key for key in self._member_keys() if store.check([key])]
+        joined = [Member.decode(store.get(key)).host for key in here]
+        return rounds.missing_hosts(party.hosts, party.agents_per_host or (1,) * len(party.hosts), joined)
+
+    def _await_plan(self) -> RoundPlan:
+        """The others' part: the leader gives up after the join timeout, so this needs only a little longer."""
+        store, key = self._store(), f"{self._key}/plan"
+        deadline = time.monotonic() + self._party.join_timeout + _FAREWELL_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(torch.distributed.DistStoreError):
+                store.wait([key], _SLICE)
+                return RoundPlan.decode(store.get(key))
+        raise RendezvousTimeout(f"{self._party.hosts[0]} did not begin round {self._round}; see --join-timeout")
+
+    def _open_worker_store(self) -> tuple[TCPStore, int]:
+        pinned = self._party.master_port
+        if pinned is not None:
+            try:
+                return _store_server(pinned, _STORE_TIMEOUT), pinned
+            except RuntimeError as error:
+                raise RefusedError(
+                    f"--master-port {pinned} is taken on {self._party.host}: choose another, or leave it out", 69
+                ) from error
+        used = self._round + 2  # past the ports that the locator and the stores before may have
+        return _first_store([*self._party.ports[used:], *self._party.ports[:used]], _STORE_TIMEOUT)
+
+
+def _first_free(ports: Sequence[int]) -> tuple[socket.socket, Sequence[int]]:
+    """Listen on the first port that is free; also gives the ports after it."""
+    for position, port in enumerate(ports):
+        try:
+            return locator.listen(port), ports[position + 1 :]
+        except OSError:
+            continue
+    listing = str(ports[0]) if len(ports) == 1 else f"{len(ports)} ports from {ports[0]} on"
+    raise RendezvousError(f"port taken: {listing} cannot be listened on; see --port-range and --rdzv-endpoint")
+
+
+def _first_store(ports: Sequence[int], timeout: timedelta) -> tuple[TCPStore, int]:
+    """Serve a store on the first port that is free; where a single port was named, on any."""
+    for port in ports:
+        with contextlib.suppress(RuntimeError):
+            return _store_server(port, timeout), port
+    store = _store_server(0, timeout)
+    return store, store.port
+
+
+def _store_server(port: int, timeout: timedelta) -> TCPStore:
+    return TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=timeout)
+
+
+def create(parameters: RendezvousParameters) -> RendezvousHandler:
+    """Make a handler for plain torchrun: everything comes from the environment, as for `hpc-launch`.
+
+    Raises:
+        HpcLaunchError: where the environment does not say who takes part.
+    """
+    environ = dict(os.environ)
+    workers = int(environ.get("HPC_LAUNCH_NPROC_PER_NODE", "1"))
+    settings = resolve({"rdzv_id": parameters.run_id} if parameters.run_id not in ("", "none") else {}, environ)
+    plan = plans.make(settings, plans.gather(environ), ())
+    # torch's agent counts its restarts itself; here they are only not to be refused.
+    party = replace(party_of(plan), workers=workers, max_restarts=1 << 30, software={})
+    return SlurmRendezvous(party)
+
+
+def entry_point() -> Callable[[RendezvousParameters], RendezvousHandler]:
+    """What torch loads from the `torchrun.handlers` group: a function that gives the creator."""
+    return create

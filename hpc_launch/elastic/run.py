@@ -1,0 +1,239 @@
+"""Run a plan: make the rendezvous and the agent, run them, and say how it ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import torch.distributed.run as torchrun
+from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.multiprocessing import LogsSpecs, SignalException, Std
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
+from torch.distributed.elastic.rendezvous.api import RendezvousError as TorchRendezvousError
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+from hpc_launch.elastic import workers
+from hpc_launch.elastic.agent import Agent
+from hpc_launch.elastic.console import flush, say
+from hpc_launch.elastic.rendezvous import SlurmRendezvous, party_of
+from hpc_launch.elastic.rounds import Ending, RoundEnd, shape
+from hpc_launch.errors import HpcLaunchError, Interrupted, RendezvousError, UsageError, WorkerError
+from hpc_launch.launch.plan import Plan
+from hpc_launch.node import network
+from hpc_launch.settings import Settings, StreamChoice, Streams
+
+# torchrun's macro for the local rank (torch/distributed/elastic/utils/api.py).
+_LOCAL_RANK = "${local_rank}"
+
+
+def count_processes(word: str) -> int:
+    """Ask torch how many processes a word such as the name of a device backend stands for.
+
+    Raises:
+        UsageError: when torch does not know it.
+    """
+    try:
+        return int(torchrun.determine_local_world_size(word))
+    except ValueError as error:
+        raise UsageError(f"--nproc-per-node: {error}", option="--nproc-per-node") from error
+
+
+def run(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError | None) -> None:
+    """Run the agent of this node until all attempts are over.
+
+    Args:
+        plan: what to do.
+        environ: the environment that the workers' own is made from.
+        problem: why this node cannot take part: the others are told, and all end with the same words.
+
+    Raises:
+        WorkerError: with the status of the worker that failed first, on every node.
+        Interrupted: when a signal told the agent to stop.
+        RendezvousError: when the nodes did not come together, or lost each other.
+    """
+    _quieten_torch(verbose=plan.settings.verbose)
+    stop = _StopSignals(plan.settings.signals_to_handle)
+    handler = _handler(plan, problem)
+    try:
+        entrypoint, arguments = _command(plan)
+        spec = _spec(plan, handler, entrypoint, arguments)
+        agent = Agent(spec, plan, environ, _foreign_logs(plan.settings))
+        _announce(plan)
+        flush()
+        end = _run_agent(agent)
+    except SignalException as error:
+        if isinstance(handler, SlurmRendezvous):
+            handler.report_stop(128 + error.sigval, error.sigval.name)
+        raise Interrupted(error.sigval, error.sigval.name) from None
+    except TorchRendezvousError as error:
+        raise RendezvousError(f"{plan.backend}: {error}") from error
+    finally:
+        stop.ignore()  # what is left is short, and must not be cut off
+        handler.shutdown()
+    if end is not None and end.ending == Ending.FAILED.value:
+        raise WorkerError(end.cause, exit_status=end.status)
+
+
+def _run_agent(agent: Agent) -> RoundEnd | None:
+    result = agent.run()
+    if result.is_failed() and agent.end is None:
+        return agent.failure_of(result)
+    return agent.end
+
+
+class _StopSignals:
+    """Turns stop signals into torch's SignalException, from the start and not only while workers run."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._signals = [signal.Signals[name] for name in names]
+        for signum in self._signals:
+            signal.signal(signum, _raise_signal)
+
+    def ignore(self) -> None:
+        """From here on nothing stops us."""
+        for signum in self._signals:
+            signal.signal(signum, signal.SIG_IGN)
+
+
+def _raise_signal(signum: int, _frame: object) -> None:
+    name = signal.Signals(signum)
+    raise SignalException(f"stopped by {name.name}", sigval=name)
+
+
+def _quieten_torch(*, verbose: bool) -> None:
+    """torch elastic's own log lines repeat what we say in fewer words; -v and $LOGLEVEL bring them back."""
+    if not verbose and "LOGLEVEL" not in os.environ:
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+
+
+def _handler(plan: Plan, problem: HpcLaunchError | None) -> RendezvousHandler:
+    if plan.own_rendezvous:
+        return SlurmRendezvous(party_of(plan, problem))
+    if problem is not None:
+        raise problem
+    settings, configuration = plan.settings, dict(plan.settings.rdzv_conf)
+    configuration.setdefault("timeout", str(int(settings.join_timeout)))
+    first = plan.world.node_rank == 0
+    if plan.backend == "static":
+        configuration["rank"] = str(plan.world.agent_rank)
+    elif plan.backend == "c10d" and not plan.world.task_per_rank and len(plan.world.hosts) > 1:
+        # torch guesses the host by comparing names, and is wrong on nodes with several (pytorch/pytorch#73656).
+        named = network.short_name(network.split_endpoint(plan.endpoint)[0])
+        if named in (network.short_name(name) for name in (plan.world.hosts[0], *plan.leaders)):
+            configuration.setdefault("is_host", "1" if first else "0")
+    parameters = RendezvousParameters(
+        backend=plan.backend,
+        endpoint=plan.endpoint,
+        run_id=plan.run_id,
+        min_nodes=plan.nnodes.minimum,
+        max_nodes=plan.nnodes.maximum,
+        local_addr=settings.local_addr,
+        **configuration,
+    )
+    try:
+        return get_rendezvous_handler(parameters)
+    except (ValueError, TorchRendezvousError) as error:
+        if "not registered" in str(error):
+            raise UsageError(
+                f"--rdzv-backend: '{plan.backend}' is not a rendezvous backend that torch knows: slurm, static, c10d, "
+                "etcd, etcd-v2, or one from an installed package",
+                option="--rdzv-backend",
+            ) from None
+        raise RendezvousError(f"{plan.backend} rendezvous at '{plan.endpoint}': {error}") from error
+
+
+def _command(plan: Plan) -> tuple[str | Callable[..., Any], tuple[Any, ...]]:
+    """What a worker runs, as torchrun makes it from the same options (torch/distributed/run.py, config_from_args)."""
+    settings = plan.settings
+    script, *arguments = plan.script
+    local_rank = () if settings.use_env else (f"--local-rank={_LOCAL_RANK}",)
+    if settings.run_path:
+        return workers.run_path, (script, *local_rank, *arguments)
+    if settings.no_python:
+        return script, (*local_rank, *arguments)
+    module = ("-m",) if settings.module else ()
+    return os.environ.get("PYTHON_EXEC", sys.executable), ("-u", *module, script, *local_rank, *arguments)
+
+
+def _spec(
+    plan: Plan, handler: RendezvousHandler, entrypoint: str | Callable[..., Any], arguments: tuple[Any, ...]
+) -> WorkerSpec:
+    settings = plan.settings
+    more: dict[str, Any] = {}
+    if plan.backend == "static":
+        # With static rendezvous the workers' endpoint is the given one (torch/distributed/launcher/api.py).
+        more["master_addr"], more["master_port"] = network.split_endpoint(plan.endpoint)
+    if settings.numa_binding is not None:
+        more["numa_options"] = _numa_options(settings.numa_binding)
+    return WorkerSpec(
+        role=settings.role,
+        local_world_size=plan.local_world_size,
+        entrypoint=entrypoint,
+        args=arguments,
+        rdzv_handler=handler,
+        max_restarts=settings.max_restarts,
+        monitor_interval=settings.monitor_interval,
+        local_addr=settings.local_addr,
+        event_log_handler=settings.event_log_handler,
+        **more,
+    )
+
+
+def _numa_options(mode: str) -> Any:
+    try:
+        from torch.numa.binding import AffinityMode, NumaOptions  # noqa: PLC0415 - not in older torch
+    except ImportError:
+        raise UsageError("--numa-binding needs torch 2.9 or newer", option="--numa-binding") from None
+    modes = [known.value for known in AffinityMode]
+    if mode not in modes:
+        raise UsageError(f"--numa-binding: '{mode}' is not one of {', '.join(modes)}", option="--numa-binding")
+    return NumaOptions(affinity_mode=AffinityMode(mode))
+
+
+def _foreign_logs(settings: Settings) -> LogsSpecs | None:
+    """The log destinations of an entry point, if one was asked for."""
+    if settings.logs_specs is None:
+        return None
+    found = metadata.entry_points(group="torchrun.logs_specs", name=settings.logs_specs)
+    if not found:
+        raise UsageError(
+            f"--logs-specs: no installed package has a torchrun.logs_specs entry point '{settings.logs_specs}'",
+            option="--logs-specs",
+        )
+    specs: LogsSpecs = next(iter(found)).load()(
+        log_dir=settings.log_dir,
+        redirects=_torch_streams(settings.redirects),
+        tee=_torch_streams(settings.tee),
+        local_ranks_filter=set(settings.local_ranks_filter) or None,
+    )
+    return specs
+
+
+def _torch_streams(choice: StreamChoice | None) -> Std | dict[int, Std]:
+    if choice is None:
+        return Std.NONE
+    return {rank: Std(int(streams)) for rank, streams in choice.per_rank} or Std(int(choice.everyone or Streams.NONE))
+
+
+def _announce(plan: Plan) -> None:
+    """One line that says what begins, from the first node; then what is probably not meant."""
+    if not plan.world.leader:
+        return
+    world = plan.world
+    ranks = world.agents * plan.local_world_size
+    size = (
+        f"{len(world.hosts)} node{'s' if len(world.hosts) > 1 else ''}, {shape([ranks])} rank{'s' if ranks > 1 else ''}"
+    )
+    omp = f", OMP_NUM_THREADS={plan.omp_num_threads}" if plan.omp_num_threads else ""
+    for line in plan.warnings:
+        say(f"note: {line}")
+    if plan.settings.verbose:
+        for item in plan.derived:
+            say(f"{item.name} = {item.value} ({item.origin})")
+    if len(world.hosts) > 1 or plan.settings.verbose:
+        say(f"{size}{omp}, logs in {plan.log_root / plan.job_name}")

@@ -1,0 +1,114 @@
+"""Every way in which hpc-launch itself can fail, each with its exit status.
+
+The tree:
+
+    HpcLaunchError           70  the base: something inside went wrong
+    +-- UsageError            2  an option, a value or a combination of them
+    |   +-- HostlistError     2  a host list or host file that cannot be read
+    +-- ScriptError          66  the training script is not there or not readable
+    +-- RendezvousError      69  the nodes did not come together
+    |   +-- RendezvousTimeout 69  some of them never came
+    |   +-- NodesDisagree    69  they came with different programs
+    +-- LogDirError          73  the job directory cannot be written
+    +-- ContextError         78  what Slurm says and what was asked for contradict each other
+    +-- WorkerError           *  a worker failed: its own status (128+N for signal N)
+    +-- Interrupted       128+N  the launcher was told to stop by signal N
+
+The numbers from 64 on are those of BSD's sysexits.h, which leaves 1 to 63 to the training scripts.
+"""
+
+from __future__ import annotations
+
+
+class HpcLaunchError(Exception):
+    """The base of all errors; its message is one line that says what was found, expected, and how to mend it."""
+
+    exit_status: int = 70
+    silent: bool = False
+    """Whether it has been said already, by this process or by another node's agent."""
+
+
+class UsageError(HpcLaunchError):
+    """An option or its value is not usable.
+
+    Attributes:
+        option: the setting at fault, for instance ``--nnodes``; empty where several are.
+    """
+
+    exit_status = 2
+
+    def __init__(self, message: str, *, option: str = "") -> None:
+        super().__init__(message)
+        self.option = option
+
+
+class HostlistError(UsageError):
+    """A host list or a host file cannot be read.
+
+    Attributes:
+        expression: the whole text.
+        part: the part of it that is wrong.
+    """
+
+    def __init__(self, message: str, *, expression: str = "", part: str = "") -> None:
+        super().__init__(message)
+        self.expression = expression
+        self.part = part
+
+
+class ScriptError(HpcLaunchError):
+    """The training script is missing or not readable."""
+
+    exit_status = 66
+
+
+class RendezvousError(HpcLaunchError):
+    """The nodes did not come together."""
+
+    exit_status = 69
+
+
+class RendezvousTimeout(RendezvousError):
+    """Some nodes did not come in time.
+
+    Attributes:
+        missing: their names, in host-list order.
+    """
+
+    def __init__(self, message: str, *, missing: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.missing = missing
+
+
+class NodesDisagree(RendezvousError):
+    """The nodes run different programs (Python, torch, script)."""
+
+
+class LogDirError(HpcLaunchError):
+    """The job directory cannot be made or written."""
+
+    exit_status = 73
+
+
+class ContextError(HpcLaunchError):
+    """What Slurm says about this place, and what was asked for, contradict each other."""
+
+    exit_status = 78
+
+
+class WorkerError(HpcLaunchError):
+    """A worker failed for good; the message names it, the status is its own."""
+
+    silent = True
+
+    def __init__(self, message: str, *, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
+class Interrupted(HpcLaunchError):
+    """The launcher was told to stop by a signal."""
+
+    def __init__(self, signum: int, name: str) -> None:
+        super().__init__(f"stopped by {name}")
+        self.exit_status = 128 + signum

@@ -1,0 +1,1 @@
+"""Inside an allocation: decide what to run (`plan`), and run it (`run`)."""

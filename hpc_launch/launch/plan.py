@@ -1,0 +1,556 @@
+"""From what was asked and what is here to what will be done: a value that can be printed, and nothing started.
+
+`gather` reads the world once; `make` is pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc_launch import hostlist, world
+from hpc_launch.errors import ContextError, HostlistError, ScriptError, UsageError
+from hpc_launch.node import devices, network, ports
+from hpc_launch.node.devices import Devices
+from hpc_launch.settings import PROCESS_WORDS, NodeRange, Origin, Settings
+from hpc_launch.slurm import commands
+from hpc_launch.slurm.environment import Allocation, Place, Step, locate
+from hpc_launch.world import World
+
+# torchrun's default of --master-port with static rendezvous (torch/distributed/run.py).
+_STATIC_PORT = 29500
+
+# Job ids of the other schedulers whose host files people bring: all nodes of a job see the same one.
+_FOREIGN_JOB_IDS = ("PBS_JOBID", "LSB_JOBID", "OAR_JOB_ID", "COBALT_JOBID", "JOB_ID")
+
+
+@dataclass(frozen=True)
+class Here:
+    """What is true of this process and its node.
+
+    Attributes:
+        environ: the environment.
+        directory: the working directory.
+        host: this node's name for itself.
+        slurm: where in Slurm this is.
+        devices: the accelerators it may use.
+        cpus: the number of CPUs it may use (sched_getaffinity).
+        position: says where this node stands in a list of names; a parameter because it asks the resolver.
+        read: gives a file's text.
+    """
+
+    environ: Mapping[str, str]
+    directory: Path
+    host: str
+    slurm: Step | Allocation | None
+    devices: Devices
+    cpus: int
+    position: Callable[[Sequence[str]], int | None]
+    read: Callable[[Path], str]
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A value that the launcher found, and where."""
+
+    name: str
+    value: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one agent is going to do.
+
+    Attributes:
+        settings: what was asked for.
+        world: who takes part.
+        nnodes: how many nodes are wanted.
+        backend: the rendezvous backend.
+        endpoint: where that is found, for backends other than our own; empty otherwise.
+        leaders: names or addresses under which the first node may be found.
+        run_id: the name of the run, the same on every node.
+        ports: the ports to try, in order.
+        local_world_size: workers of this agent.
+        devices: what they may use.
+        isolated: each worker is shown its own device only, as device 0.
+        omp_num_threads: for the workers; None leaves the variable as it is.
+        log_root: where the job directory goes.
+        job_name: its name; empty where the first node chooses it.
+        script: the training script, its arguments following.
+        derived: every derived value with its origin, for `env` and `explain`.
+        warnings: what is probably not meant, one line each.
+    """
+
+    settings: Settings
+    world: World
+    nnodes: NodeRange
+    backend: str
+    endpoint: str
+    leaders: tuple[str, ...]
+    run_id: str
+    ports: tuple[int, ...]
+    local_world_size: int
+    devices: Devices
+    isolated: bool
+    omp_num_threads: int | None
+    log_root: Path
+    job_name: str
+    script: tuple[str, ...]
+    derived: tuple[Derived, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def own_rendezvous(self) -> bool:
+        """Whether the nodes meet by hpc-launch's own backend."""
+        return self.backend == "slurm"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan for job.json: plain values, origins included."""
+        return {
+            "run_id": self.run_id,
+            "script": list(self.script),
+            "hosts": hostlist.fold(self.world.hosts),
+            "derived": {item.name: {"value": item.value, "origin": item.origin} for item in self.derived},
+            "settings": {
+                name: {"value": str(getattr(self.settings, name)), "origin": origin.value}
+                for name, origin in self.settings.origins.items()
+            },
+            "warnings": list(self.warnings),
+        }
+
+
+def gather(environ: Mapping[str, str]) -> Here:
+    """Look at this process and its node.
+
+    Raises:
+        ContextError: when Slurm's variables contradict each other.
+    """
+    return Here(
+        environ=dict(environ),
+        directory=Path.cwd(),
+        host=network.short_name(socket.gethostname()),
+        slurm=locate(environ, _own_cgroup()),
+        devices=devices.find(environ),
+        cpus=len(os.sched_getaffinity(0)),
+        position=network.position,
+        read=Path.read_text,
+    )
+
+
+def _own_cgroup() -> str:
+    try:
+        return Path("/proc/self/cgroup").read_text()
+    except OSError:
+        return ""
+
+
+def check_script(settings: Settings, script: str, directory: Path) -> None:
+    """See that the training script can be started, so that a typo is one line and not one traceback per rank.
+
+    Raises:
+        ScriptError: naming the file.
+    """
+    if settings.module or settings.no_python:
+        return  # found by Python's import system, or on PATH
+    path = directory / script
+    if not path.exists():
+        raise ScriptError(f"no training script '{script}' in {directory}{_misplaced_option(script)}")
+    if path.is_dir() and not (path / "__main__.py").exists():
+        raise ScriptError(f"'{script}' is a directory without __main__.py: name a script, or use -m for a package")
+    if not os.access(path, os.R_OK):
+        raise ScriptError(f"the training script '{script}' is not readable by this user: chmod a+r it")
+
+
+def _misplaced_option(script: str) -> str:
+    return "; is it an option without its value?" if script.startswith("-") or script.isdigit() else ""
+
+
+def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
+    """Decide everything that can be decided before the nodes talk.
+
+    Raises:
+        UsageError: for options that cannot be meant.
+        ContextError: when what is asked for and what is there contradict each other.
+    """
+    found = _world(settings, here, script)
+    backend = _backend(settings, here, found)
+    nnodes = _node_range(settings, found, backend)
+    local_world_size, process_origin = _local_world_size(settings, here, found)
+    run_id, run_origin = _run_id(settings, here, found)
+    step = here.slurm if isinstance(here.slurm, Step) and found.origin is Origin.STEP else None
+    available = step.reserved_ports if step and step.reserved_ports and not settings.given("port_range") else None
+    candidates = ports.candidates(run_id, available or settings.port_range)
+    omp, omp_origin = _omp_num_threads(settings, here, found, local_world_size)
+    leaders, leader_origin = _leaders(settings, found)
+    log_root, log_origin = _log_root(settings, here)
+    isolated = settings.virtual_local_rank or here.devices.exclusive
+    job_name = _job_name(settings, here, found)
+    derived = (
+        Derived("nnodes", str(nnodes), _origin(settings, "nnodes", found.origin)),
+        Derived("hosts", hostlist.fold(found.hosts), found.origin.value),
+        Derived("node_rank", str(found.node_rank), _origin(settings, "node_rank", found.origin)),
+        Derived("nproc_per_node", str(local_world_size), process_origin),
+        *_task_values(found, local_world_size),
+        Derived("rdzv_backend", backend, _origin(settings, "rdzv_backend", Origin.DEFAULT)),
+        Derived("rdzv_id", run_id, run_origin),
+        Derived("master_addr", leaders[0], leader_origin),
+        Derived(
+            "master_port",
+            str(settings.master_port or candidates[0]),
+            _origin(settings, "master_port", "first of the port range that is free, by a hash of rdzv_id"),
+        ),
+        Derived("devices", ",".join(here.devices.tokens) or "none", here.devices.source),
+        Derived("omp_num_threads", str(omp or here.environ.get("OMP_NUM_THREADS", "")), omp_origin),
+        Derived("log_dir", str(log_root), log_origin),
+        Derived("job_directory", job_name or "local-<time>-<pid>", "job and step" if job_name else "chosen at start"),
+    )
+    return Plan(
+        settings=settings,
+        world=found,
+        nnodes=nnodes,
+        backend=backend,
+        endpoint=_endpoint(settings, backend, leaders[0], candidates[0], here),
+        leaders=leaders,
+        run_id=run_id,
+        ports=candidates,
+        local_world_size=local_world_size,
+        devices=here.devices,
+        isolated=isolated,
+        omp_num_threads=omp,
+        log_root=log_root,
+        job_name=job_name,
+        script=tuple(script),
+        derived=derived,
+        warnings=tuple(_warnings(settings, here, found, local_world_size, isolated=isolated)),
+    )
+
+
+def _origin(settings: Settings, name: str, otherwise: Origin | str) -> str:
+    origin = settings.origins.get(name, otherwise)
+    return origin.value if isinstance(origin, Origin) else origin
+
+
+def _world(settings: Settings, here: Here, script: Sequence[str]) -> World:
+    """Who takes part: asked-for lists first, then the step; alone otherwise."""
+    if settings.standalone:
+        return world.one_node(here.host, settings.origin("standalone"))
+    if settings.hosts is not None or settings.hostfile is not None:
+        return _listed_world(settings, here)
+    if isinstance(here.slurm, Step):
+        return _step_world(settings, here.slurm)
+    if isinstance(here.slurm, Allocation):
+        _refuse_allocation(settings, here, here.slurm, script)
+        return world.one_node(here.slurm.node_name or here.host, Origin.JOB)
+    if settings.nnodes and settings.nnodes.maximum > 1:
+        return _manual_world(settings, here)
+    return world.one_node(here.host)
+
+
+def _listed_world(settings: Settings, here: Here) -> World:
+    flag = "--hosts" if settings.hosts is not None else "--hostfile"
+    slots: dict[str, int | None]
+    try:
+        if settings.hosts is not None:
+            hosts = tuple(dict.fromkeys(hostlist.expand(settings.hosts)))
+            slots = {}
+        else:
+            name = settings.hostfile or ""
+            entries = hostlist.parse_hostfile(here.read(here.directory / name))
+            hosts = tuple(entry.host for entry in entries)
+            slots = {entry.host: entry.slots for entry in entries}
+    except HostlistError as error:
+        raise UsageError(f"{flag}: {error}", option=flag) from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UsageError(f"{flag}: cannot read {settings.hostfile}: {reason}", option=flag) from error
+    if not hosts:
+        raise UsageError(f"{flag} names no node", option=flag)
+    index = settings.node_rank if settings.node_rank is not None else here.position(hosts)
+    if index is None:
+        raise UsageError(
+            f"{flag}: this host ({here.host}) is not in {_brief(hosts)}: run on those hosts, or say which of them it is "
+            "with --node-rank",
+            option=flag,
+        )
+    if index >= len(hosts):
+        raise UsageError(f"--node-rank: {index} is not a node of {_brief(hosts)}: they are numbered from 0")
+    return world.of_nodes(hosts, index, Origin.HOSTS, slots.get(hosts[index]))
+
+
+def _step_world(settings: Settings, step: Step) -> World:
+    if settings.node_rank is not None and settings.node_rank != step.node_rank:
+        raise ContextError(
+            f"--node-rank {settings.node_rank}, but {step.node_name} is node {step.node_rank} of "
+            f"{_brief(step.hosts)} (in a batch script $SLURM_NODEID and $SLURM_PROCID are always 0): leave --node-rank "
+            "out"
+        )
+    if not step.task_per_rank:
+        return world.of_nodes(step.hosts, step.node_rank, Origin.STEP)
+    return World(
+        hosts=step.hosts,
+        node_rank=step.node_rank,
+        agents=step.tasks,
+        agent_rank=step.task,
+        local_agents=step.local_tasks,
+        local_agent=step.local_task,
+        task_per_rank=True,
+        origin=Origin.STEP,
+    )
+
+
+def _refuse_allocation(settings: Settings, here: Here, job: Allocation, script: Sequence[str]) -> None:
+    """Outside a step: on several nodes, or on a login node, training here is never what is meant."""
+    in_job = job.node_name or (here.position(job.hosts) is not None)
+    if in_job and (len(job.hosts) == 1 or (settings.nnodes and settings.nnodes.maximum == 1)):
+        return
+    line = commands.run_step(
+        ["hpc-launch", *script],
+        nodes=settings.nnodes.maximum if settings.nnodes else len(job.hosts),
+        cpus_per_task=here.environ.get("SLURM_CPUS_PER_TASK", ""),
+    )
+    where = (
+        f"this is the {job.place.value} of job {job.job_id} on one of its {len(job.hosts)} nodes"
+        if in_job
+        else f"{here.host} is not a node of job {job.job_id} ({_brief(job.hosts)})"
+    )
+    alone = ", or 'hpc-launch --standalone' for this node alone" if job.place is not Place.SHELL else ""
+    raise ContextError(f"{where}: start one agent on each node with '{commands.quote(line)}'{alone}")
+
+
+def _manual_world(settings: Settings, here: Here) -> World:
+    """Several nodes, described by hand as for torchrun: neither their names nor, with c10d, their order is known."""
+    if settings.node_rank is None and settings.master_addr is None and settings.rdzv_endpoint is None:
+        raise UsageError(
+            f"--nnodes {settings.nnodes}, but nothing says which nodes: use srun, or --hosts 'node[1-4]', or "
+            "--node-rank and --master-addr, or --rdzv-backend and --rdzv-endpoint",
+            option="--nnodes",
+        )
+    count = settings.nnodes.maximum if settings.nnodes else 1
+    rank = settings.node_rank or 0
+    hosts = tuple(here.host if number == rank else f"node{number}" for number in range(count))
+    return world.of_nodes(hosts, rank, settings.origin("nnodes"))
+
+
+def _backend(settings: Settings, here: Here, found: World) -> str:
+    """Our own wherever the nodes are known; torchrun's rule where they are described by hand."""
+    if settings.rdzv_backend is not None:
+        if settings.standalone and settings.rdzv_backend != "slurm":
+            return "slurm"  # torchrun's --standalone overrides the backend too
+        return settings.rdzv_backend
+    by_hand = settings.node_rank is not None or settings.master_addr is not None
+    known = found.origin in (Origin.STEP, Origin.JOB, Origin.HOSTS) or settings.standalone
+    if not known and len(found.hosts) > 1:
+        if settings.rdzv_endpoint is not None and not by_hand:
+            raise UsageError(
+                f"--rdzv-endpoint {settings.rdzv_endpoint} needs --rdzv-backend (c10d, etcd, ...)",
+                option="--rdzv-endpoint",
+            )
+        return "static"
+    return "slurm"
+
+
+def _node_range(settings: Settings, found: World, backend: str) -> NodeRange:
+    asked, there = settings.nnodes, len(found.hosts)
+    if asked is None:
+        return NodeRange(there, there)
+    if found.origin in (Origin.STEP, Origin.HOSTS) and not asked.minimum <= there <= asked.maximum:
+        what = "the step" if found.origin is Origin.STEP else "the host list"
+        mend = f"srun --nodes={asked.maximum}" if found.origin is Origin.STEP else "--hosts"
+        raise ContextError(
+            f"--nnodes {asked}, but {what} has {there} ({_brief(found.hosts)}): leave --nnodes out, or change {mend}"
+        )
+    if backend != "slurm":
+        return asked
+    return NodeRange(asked.minimum, there)
+
+
+def _local_world_size(settings: Settings, here: Here, found: World) -> tuple[int, str]:
+    asked = settings.nproc_per_node
+    visible = here.devices
+    if found.task_per_rank:
+        if isinstance(asked, int) and asked > 1:
+            raise ContextError(
+                f"--nproc-per-node {asked} with {found.local_agents} tasks on {found.host}: each task would start {asked} "
+                "workers; use srun --ntasks-per-node=1, or leave --nproc-per-node out for one rank per task"
+            )
+        return 1, "one worker per Slurm task"
+    origin = _origin(settings, "nproc_per_node", Origin.DEFAULT)
+    if isinstance(asked, int):
+        if len(visible) and asked > len(visible):
+            raise UsageError(
+                f"--nproc-per-node: {asked} workers but {len(visible)} devices ({visible.source}): use "
+                f"--nproc-per-node {len(visible)}, or {visible.variable}= to run on CPUs",
+                option="--nproc-per-node",
+            )
+        return asked, origin
+    if asked == "cpu":
+        return here.cpus, f"{origin}, allowed CPUs"
+    if asked in ("gpu", "xpu"):
+        if not len(visible) or (asked == "xpu") != (visible.variable == "ZE_AFFINITY_MASK"):
+            raise UsageError(f"--nproc-per-node {asked}: {visible.source}; use a number", option="--nproc-per-node")
+        return len(visible), f"{origin}, {visible.source}"
+    if asked is not None and asked not in PROCESS_WORDS:
+        words = ", ".join(PROCESS_WORDS)
+        raise UsageError(
+            f"--nproc-per-node: '{asked}' is not a number from 1 on, one of {words}, or a device type that torch knows",
+            option="--nproc-per-node",
+        )
+    if found.slots is not None:
+        return found.slots, "host list"
+    if len(visible):
+        return len(visible), visible.source
+    if asked == "auto":
+        return here.cpus, f"{origin}, allowed CPUs (no device found)"
+    return 1, f"{Origin.DEFAULT.value} ({visible.source})"
+
+
+def _run_id(settings: Settings, here: Here, found: World) -> tuple[str, str]:
+    if settings.rdzv_id is not None:
+        return settings.rdzv_id, settings.origin("rdzv_id").value
+    if found.origin is Origin.STEP and isinstance(here.slurm, Step):
+        step = here.slurm
+        return f"{step.job_id}.{step.step_id}.{step.restart_count}", "job, step and restart count"
+    if found.origin is Origin.HOSTS:
+        job = next((here.environ[name] for name in _FOREIGN_JOB_IDS if here.environ.get(name)), "")
+        digest = hashlib.sha256(",".join(found.hosts).encode()).hexdigest()[:8]
+        return f"hosts-{job or digest}", "job id" if job else "host list"
+    return "none", Origin.DEFAULT.value
+
+
+def _job_name(settings: Settings, here: Here, found: World) -> str:
+    if isinstance(here.slurm, Step) and not settings.standalone:
+        return f"{here.slurm.job_label}.{here.slurm.step_id}"
+    if isinstance(here.slurm, Allocation) and not settings.standalone:
+        return here.slurm.job_label
+    if settings.rdzv_id is not None and len(found.hosts) > 1:
+        return settings.rdzv_id.replace("/", "_").lstrip(".") or "none"
+    return ""
+
+
+def local_job_name(now: float, pid: int) -> str:
+    """The name of a job directory outside of Slurm."""
+    return f"local-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{pid}"
+
+
+def _leaders(settings: Settings, found: World) -> tuple[tuple[str, ...], str]:
+    """Under which names the first node may be found, the most trusted first."""
+    if settings.rdzv_endpoint and not settings.standalone:
+        return (network.split_endpoint(settings.rdzv_endpoint)[0],), settings.origin("rdzv_endpoint").value
+    if settings.master_addr:
+        return (network.split_endpoint(settings.master_addr)[0],), settings.origin("master_addr").value
+    if len(found.hosts) == 1:
+        return ("127.0.0.1",), "one node"
+    if found.origin in (Origin.STEP, Origin.HOSTS):
+        return (found.hosts[0],), f"first of the {found.origin.value}'s nodes"
+    return ("127.0.0.1",), Origin.DEFAULT.value
+
+
+def _endpoint(settings: Settings, backend: str, leader: str, port: int, here: Here) -> str:
+    """The endpoint for a rendezvous backend of torch, as torchrun would make it."""
+    if backend == "slurm":
+        return settings.rdzv_endpoint or ""
+    if settings.rdzv_endpoint:
+        return settings.rdzv_endpoint
+    if backend == "static":
+        in_step = isinstance(here.slurm, Step)
+        return network.join_endpoint(leader, settings.master_port or (port if in_step else _STATIC_PORT))
+    if backend == "c10d":
+        return network.join_endpoint(leader, port)
+    return ""
+
+
+def _omp_num_threads(settings: Settings, here: Here, found: World, local_world_size: int) -> tuple[int | None, str]:
+    """A share of the CPUs that this process may really use; a variable that is set stays as it is."""
+    if settings.omp_num_threads is not None:
+        return settings.omp_num_threads, settings.origin("omp_num_threads").value
+    if here.environ.get("OMP_NUM_THREADS"):
+        return None, "environment"
+    cpus, ranks = here.cpus, local_world_size
+    if found.task_per_rank and isinstance(here.slurm, Step):
+        # Tasks that Slurm has not bound all see the CPUs of the whole step.
+        share = (here.slurm.cpus_on_node or cpus) // found.local_agents
+        cpus = max(1, min(cpus, share))
+    return max(1, cpus // ranks), f"{cpus} allowed CPUs / {ranks} local ranks"
+
+
+def _log_root(settings: Settings, here: Here) -> tuple[Path, str]:
+    if settings.log_dir is not None:
+        return here.directory / settings.log_dir, settings.origin("log_dir").value
+    submit = here.slurm.submit_directory if here.slurm else ""
+    if submit:
+        return Path(submit) / "logs", "directory of submission"
+    return here.directory / "logs", "working directory"
+
+
+def _task_values(found: World, local_world_size: int) -> tuple[Derived, ...]:
+    """The ranks that are known before the nodes talk: those of tasks that are one rank each."""
+    if not found.task_per_rank:
+        return ()
+    origin = Origin.STEP.value
+    return (
+        Derived("rank", str(found.agent_rank), origin),
+        Derived("local_rank", str(found.local_agent), origin),
+        Derived("world_size", str(found.agents * local_world_size), origin),
+        Derived("local_world_size", str(found.local_agents), origin),
+    )
+
+
+def _warnings(settings: Settings, here: Here, found: World, local_world_size: int, *, isolated: bool) -> list[str]:
+    lines = []
+    step = here.slurm if isinstance(here.slurm, Step) else None
+    ranks_here = found.local_agents if found.task_per_rank else local_world_size
+    if here.cpus < local_world_size:
+        lines.append(
+            f"{local_world_size} local ranks share {here.cpus} CPU{'s' if here.cpus > 1 else ''}: ask for more with srun "
+            "--cpus-per-task (Slurm 22.05 to 23.02 does not pass the job's on to srun)"
+        )
+    if step and step.node_id is not None and step.node_id != step.node_rank:
+        lines.append(
+            f"SLURM_NODEID={step.node_id}, but {step.node_name} is number {step.node_rank} of {_brief(step.hosts)}: the "
+            "list's order counts (as in heterogeneous steps)"
+        )
+    if found.task_per_rank and len(here.devices) == 1 and (step and (step.gpus_on_node or 0) > 1):
+        lines.append(
+            f"each of {ranks_here} tasks sees one GPU, as device 0, and NCCL cannot use peer access between them: use "
+            "srun --ntasks-per-node=1, or srun --gpu-bind=none"
+        )
+    if here.devices.exclusive and not settings.virtual_local_rank:
+        lines.append("MIG devices: each worker sees its own as device 0 and has LOCAL_RANK=0")
+    if (
+        not isolated
+        and not found.task_per_rank
+        and step
+        and step.gpus_on_node
+        and len(here.devices) not in (0, step.gpus_on_node)
+    ):
+        lines.append(
+            f"Slurm gave {step.gpus_on_node} GPUs on {found.host} but {len(here.devices)} are visible "
+            f"({here.devices.source})"
+        )
+    preset = [
+        name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name in here.environ
+    ]
+    if preset:
+        lines.append(
+            f"{', '.join(preset)} {'is' if len(preset) == 1 else 'are'} set already: the workers get their own"
+        )
+    if step and settings.max_restarts and here.environ.get("SLURM_KILL_BAD_EXIT") == "1" and len(found.hosts) > 1:
+        lines.append("srun --kill-on-bad-exit ends the step when one agent exits: agents end together by themselves")
+    return lines
+
+
+def _brief(hosts: Sequence[str]) -> str:
+    return hostlist.fold(hosts)
+
+
+def script_line(script: Sequence[str]) -> str:
+    """The script and its arguments, quoted for a shell."""
+    return shlex.join(script)

@@ -1,0 +1,1 @@
+"""What one node is: its devices, CPUs, addresses and ports."""

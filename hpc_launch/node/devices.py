@@ -1,0 +1,94 @@
+"""Which accelerators this process may use, without asking a driver library.
+
+The masks are lists of tokens (numbers, `GPU-…` or `MIG-…` ids). A rank's device is found by *indexing into* them: Slurm
+writes numbers that are relative to the device cgroup or to the node, as the site is configured (gres.conf), and what is
+not in the mask belongs to somebody else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_CUDA = "CUDA_VISIBLE_DEVICES"
+_ROCR = "ROCR_VISIBLE_DEVICES"
+_HIP = "HIP_VISIBLE_DEVICES"
+_ZE = "ZE_AFFINITY_MASK"
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The accelerators visible to this process.
+
+    Attributes:
+        tokens: one per device, in order: what a mask of some of them is made of.
+        variable: the mask that a worker's own mask goes into; empty where there is no device.
+        source: where this is known from, for messages.
+    """
+
+    tokens: tuple[str, ...] = ()
+    variable: str = ""
+    source: str = "no device found"
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether a process can use only one of them: CUDA shows at most one MIG device to a process."""
+        return any(token.startswith("MIG-") for token in self.tokens)
+
+
+def find(environ: Mapping[str, str], root: Path = Path("/")) -> Devices:
+    """The devices of this process: its masks, else what the driver shows.
+
+    On AMD nodes Slurm often sets the CUDA and the ROCR mask (gres.conf without flags sets all of them), where HIP reads
+    the first as indices into what the second leaves; the maker is therefore taken from the driver's device file.
+    """
+    if (root / "dev/kfd").exists():
+        return _amd(environ, root)
+    if _CUDA in environ:
+        return _masked(_CUDA, environ[_CUDA])
+    if (root / "dev/nvidiactl").exists():
+        return _counted(_CUDA, _nvidia_count(root), "NVIDIA driver")
+    for variable in (_ROCR, _HIP, _ZE):
+        if variable in environ:
+            return _masked(variable, environ[variable])
+    return Devices()
+
+
+def _amd(environ: Mapping[str, str], root: Path) -> Devices:
+    outer = _masked(_ROCR, environ[_ROCR]) if _ROCR in environ else _counted(_HIP, _amd_count(root), "AMD driver")
+    for variable in (_HIP, _CUDA):
+        if variable in environ:
+            inner = _masked(variable, environ[variable])
+            # A number past the end ends the list, as it does for the runtime.
+            usable = [token for token in inner.tokens if not token.isdigit() or int(token) < len(outer)]
+            return Devices(tuple(usable), variable, f"{variable}={environ[variable]}")
+    return outer
+
+
+def _masked(variable: str, mask: str) -> Devices:
+    tokens = tuple(token.strip() for token in mask.split(",") if token.strip())
+    # -1 ends the list (CUDA programming guide); NoDevFiles is what Slurm wrote before 19.05 for "none".
+    for position, token in enumerate(tokens):
+        if token in ("-1", "NoDevFiles"):
+            tokens = tokens[:position]
+            break
+    return Devices(tokens, variable, f"{variable}={mask}")
+
+
+def _counted(variable: str, count: int, source: str) -> Devices:
+    return Devices(tuple(map(str, range(count))), variable, source) if count else Devices()
+
+
+def _nvidia_count(root: Path) -> int:
+    return sum(1 for path in (root / "dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
+
+
+def _amd_count(root: Path) -> int:
+    """GPUs among the nodes of the KFD topology: those with SIMD units (CPUs have none)."""
+    properties = (root / "sys/class/kfd/kfd/topology/nodes").glob("*/properties")
+    return sum(1 for path in properties if re.search(r"^simd_count [1-9]", path.read_text(), re.MULTILINE))

@@ -1,0 +1,131 @@
+"""Names and addresses: which of them are this node's, and by which one others reach it."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+
+from hpc_launch.errors import UsageError
+
+
+def split_endpoint(text: str) -> tuple[str, int | None]:
+    """Split `host`, `host:port`, `[ipv6]`, `[ipv6]:port` or a bare IPv6 address; the port is None where there is none.
+
+    Raises:
+        UsageError: when the port is not one.
+    """
+    text = text.strip()
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise UsageError(f"'{text}' is not an endpoint: expected HOST:PORT or [IPV6]:PORT")
+        port = rest[1:]
+    elif text.count(":") > 1:
+        host, port = text, ""
+    else:
+        host, _, port = text.partition(":")
+    if not host or (port and not (port.isascii() and port.isdigit() and int(port) < 2**16)):
+        raise UsageError(f"'{text}' is not an endpoint: expected HOST:PORT with a port from 0 to 65535")
+    return host, int(port) if port else None
+
+
+def join_endpoint(host: str, port: int) -> str:
+    """The inverse of `split_endpoint`: IPv6 addresses in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def short_name(host: str) -> str:
+    """The host name without its domain; addresses stay as they are."""
+    return host if is_address(host) else host.partition(".")[0].lower()
+
+
+def is_address(text: str) -> bool:
+    """Whether this is an IPv4 or IPv6 address rather than a name."""
+    try:
+        ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(address: str) -> bool:
+    """Whether this address never leaves the machine."""
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def resolve(name: str) -> tuple[str, ...]:
+    """The addresses of a name, in the resolver's order; none where it does not resolve."""
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return ()
+    return tuple(dict.fromkeys(str(info[4][0]) for info in found))
+
+
+def is_local(address: str) -> bool:
+    """Whether an address is one of this node's: only then can a socket be bound to it."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
+def source_address(destination: str) -> str | None:
+    """This node's address on the interface that leads to `destination` (an address); None where nothing does.
+
+    Connecting a datagram socket sends nothing: it only asks the kernel for the route.
+    """
+    family = socket.AF_INET6 if ":" in destination else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((destination, 9))
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None
+
+
+def position(hosts: Sequence[str]) -> int | None:
+    """Where this node stands in a list of names or addresses; None where it does not.
+
+    Its host name decides (as written, then without domains); then whatever resolves to an address of this node.
+    """
+    here = socket.gethostname()
+    for same in (str.lower, short_name):
+        names = [same(host) for host in hosts]
+        if same(here) in names:
+            return names.index(same(here))
+    for index, host in enumerate(hosts):
+        # A name of another node that resolves to loopback here would be a false friend; `localhost` is not.
+        addresses = [host] if is_address(host) else resolve(host)
+        if any(is_local(address) and (host == "localhost" or not is_loopback(address)) for address in addresses):
+            return index
+    return None
+
+
+def advertised(peers: Sequence[str]) -> str | None:
+    """This node's address as seen by the first of `peers` that resolves to somewhere else; None where none does."""
+    for peer in peers:
+        for address in [peer] if is_address(peer) else resolve(peer):
+            if is_loopback(address):
+                continue
+            found = source_address(address)
+            if found is not None and not is_loopback(found):
+                return found
+    return None
+
+
+def own_addresses() -> tuple[str, ...]:
+    """All addresses of this node's interfaces that others might reach, IPv4 first; no loopback, no link-local ones."""
+    import psutil  # noqa: PLC0415 - needed on the first node only, and not quick to import
+
+    entries = [entry for interface in psutil.net_if_addrs().values() for entry in interface]
+    addresses = [e.address for family in (socket.AF_INET, socket.AF_INET6) for e in entries if e.family == family]
+    return tuple(text for text in addresses if not (is_loopback(text) or _is_link_local(text)))
+
+
+def _is_link_local(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_link_local

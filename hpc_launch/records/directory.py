@@ -1,0 +1,142 @@
+"""The job directory: where every file of a run is.
+
+    <log_dir>/latest -> <job>
+    <log_dir>/<job>/job.json                                the plan as run (written by the first node)
+    <log_dir>/<job>/latest -> attempt_<n>
+    <log_dir>/<job>/nodes/<host>/events.jsonl               what the agents of that node saw, a line each
+    <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.out, .err   a worker's output
+    <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.error.json  a worker's exception, where it left one
+
+Names are stable and say host and global rank. A job that Slurm starts again goes on with the next attempt number, so that
+nothing is overwritten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc_launch.errors import LogDirError
+
+_ATTEMPT = re.compile(r"attempt_(\d+)")
+
+
+@dataclass(frozen=True)
+class RankFiles:
+    """The files of one worker in one attempt."""
+
+    out: Path
+    err: Path
+    error: Path
+
+
+@dataclass(frozen=True)
+class JobDirectory:
+    """A job directory; every name in it comes from here. Making one touches nothing.
+
+    Attributes:
+        root: the directory with the directories of all jobs (`--log-dir`).
+        job: the name of this job's.
+    """
+
+    root: Path
+    job: str
+
+    @property
+    def path(self) -> Path:
+        """This job's directory."""
+        return self.root / self.job
+
+    def attempt(self, number: int) -> Path:
+        """The directory of one attempt."""
+        return self.path / f"attempt_{number}"
+
+    def node(self, attempt: int, host: str) -> Path:
+        """Where the workers of one node write in one attempt."""
+        return self.attempt(attempt) / _file_name(host)
+
+    def rank(self, attempt: int, host: str, rank: int) -> RankFiles:
+        """The files of one worker."""
+        base = self.node(attempt, host)
+        return RankFiles(base / f"rank_{rank}.out", base / f"rank_{rank}.err", base / f"rank_{rank}.error.json")
+
+    def events(self, host: str) -> Path:
+        """The events of one node."""
+        return self.path / "nodes" / _file_name(host) / "events.jsonl"
+
+    @property
+    def plan(self) -> Path:
+        """The plan as run."""
+        return self.path / "job.json"
+
+    def next_attempt(self) -> int:
+        """The first attempt number that no earlier start of this job has used."""
+        try:
+            names = os.listdir(self.path)
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+        return 1 + max((int(match[1]) for name in names if (match := _ATTEMPT.fullmatch(name))), default=-1)
+
+
+def check_writable(root: Path) -> None:
+    """Make the log directory and see that files can be made in it, before anything starts.
+
+    Raises:
+        LogDirError: naming the directory and the reason.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise _unusable(root, error) from error
+
+
+def make(path: Path) -> None:
+    """Make a directory of the tree; another node may be making it at the same moment.
+
+    Raises:
+        LogDirError: naming the directory and the reason.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a file whole or not at all: a reader never sees half of it."""
+    make(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise _unusable(path.parent, error) from error
+
+
+def point_latest(link: Path, target: str) -> None:
+    """Let `link` point to `target`, whatever it pointed to before; a convenience, so that failing is no error."""
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        temporary.replace(link)
+
+
+def _file_name(host: str) -> str:
+    """A host as one path component: an IPv6 address or a name from a host file may hold anything."""
+    return host.replace("/", "_").lstrip(".") or "_"
+
+
+def _unusable(path: Path, error: OSError) -> LogDirError:
+    return LogDirError(f"cannot write in {path}: {error.strerror or error}; name another place with --log-dir")

@@ -1,0 +1,1 @@
+"""What Slurm says: its variables read, its command lines built."""

@@ -1,0 +1,84 @@
+"""The fixtures that every test may use."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster import Cluster, ClusterConfig, why_unavailable
+
+# The fixtures that return a cluster.
+CLUSTERS = ("cluster", "accounting_cluster")
+
+# Whether tests that need a cluster fail where none can run, instead of being skipped.
+REQUIRED = bool(os.environ.get("CI") or os.environ.get("HPC_LAUNCH_REQUIRE_CLUSTER"))
+
+# What a launcher, Slurm or a user's shell may have set: tests set what they need themselves.
+FOREIGN = re.compile(
+    r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SINFO|SQUEUE|SACCT|PET|HPC_LAUNCH|MASTER|TORCHELASTIC|NCCL|GLOO|TORCH_NCCL)_.*"
+    r"|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|OMP_NUM_THREADS|CUDA_VISIBLE_DEVICES",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need a cluster."""
+    for item in items:
+        if {"slurm_host", *CLUSTERS} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slurm")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make tests independent of the environment that they were started in."""
+    for name in list(os.environ):
+        if FOREIGN.fullmatch(name):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def python() -> str:
+    """Return the Python that runs the tests: the one in which hpc-launch is installed."""
+    return sys.executable
+
+
+@pytest.fixture(scope="session")
+def slurm_host() -> None:
+    """Need a machine that can run clusters: a test that starts its own cluster asks for this."""
+    _need(ClusterConfig())
+
+
+def _need(config: ClusterConfig) -> None:
+    reason = why_unavailable(config)
+    if reason and REQUIRED:
+        pytest.fail(reason, pytrace=False)
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Return the cluster: four nodes of four GPUs, started when the first test asks for it."""
+    yield from _up(ClusterConfig())
+
+
+@pytest.fixture(scope="session")
+def accounting_cluster() -> Iterator[Cluster]:
+    """Return a cluster with accounting: sacct works there."""
+    yield from _up(ClusterConfig(nodes=2, accounting=True))
+
+
+def _up(config: ClusterConfig) -> Iterator[Cluster]:
+    _need(config)
+    with Cluster(config) as cluster:
+        yield cluster
+
+
+@pytest.fixture(autouse=True)
+def _tidy_clusters(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leave clusters as they were found: whatever a test does to one, the next finds it idle."""
+    used: list[Cluster] = [request.getfixturevalue(name) for name in CLUSTERS if name in request.fixturenames]
+    yield
+    for cluster in used:
+        cluster.reset()
