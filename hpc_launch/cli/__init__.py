@@ -43,7 +43,7 @@ class _RunByDefault(click.Group):
 )
 @click.version_option(__version__, prog_name="hpc-launch")
 def cli() -> None:
-    """Launch PyTorch training on the nodes of a Slurm job, of a host list, or on this one.
+    r"""Launch PyTorch training on the nodes of a Slurm job, of a host list, or on this one.
 
     \b
         srun hpc-launch train.py --lr 1e-3      in a batch script: nothing else is needed

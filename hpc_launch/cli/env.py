@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from hpc_launch.cli.options import CONTEXT, GroupedCommand, launch_options, settings_of
-from hpc_launch.launch import plan as plans
+from hpc_launch.plan import derive
+from hpc_launch.plan.here import gather
 
 # What other programs look for, by the name of the derived value.
 _EXPORTED = {
@@ -39,7 +40,7 @@ def env(context: click.Context, /, *, as_export: bool, as_json: bool, **given: A
     With --export the values have the names that other launchers and scripts read. RANK and its like are among them only
     where this process is one rank (one Slurm task per rank).
     """
-    plan = plans.make(settings_of(context, given), plans.gather(os.environ), ())
+    plan = derive.make(settings_of(context, given), gather(os.environ), ())
     if as_json:
         click.echo(
             json.dumps({item.name: {"value": item.value, "origin": item.origin} for item in plan.derived}, indent=2)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 from typing import Any
 
 import click
 
 from hpc_launch import hostlist
 from hpc_launch.cli.options import CONTEXT, GroupedCommand, launch_options, settings_of
-from hpc_launch.launch import plan as plans
+from hpc_launch.plan import derive
+from hpc_launch.plan.here import check_script, gather
 
 
 @click.command(cls=GroupedCommand, context_settings=CONTEXT)
@@ -23,10 +25,10 @@ def explain(context: click.Context, /, script: str, args: tuple[str, ...], **giv
     Nothing is started.
     """
     settings = settings_of(context, given)
-    here = plans.gather(os.environ)
+    here = gather(os.environ)
     if script:
-        plans.check_script(settings, script, here.directory)
-    plan = plans.make(settings, here, (script, *args) if script else ())
+        check_script(settings, script, here.directory)
+    plan = derive.make(settings, here, (script, *args) if script else ())
     ranks = plan.world.agents * plan.local_world_size
     click.echo(
         f"{ranks} ranks on {len(plan.world.hosts)} node(s), if all are like this one: {hostlist.fold(plan.world.hosts)}"
@@ -35,6 +37,6 @@ def explain(context: click.Context, /, script: str, args: tuple[str, ...], **giv
     for item in plan.derived:
         click.echo(f"  {item.name:<{width}}  {item.value}  ({item.origin})")
     if script:
-        click.echo(f"  {'command':<{width}}  {plans.script_line(plan.script)}")
+        click.echo(f"  {'command':<{width}}  {shlex.join(plan.script)}")
     for warning in plan.warnings:
         click.echo(f"note: {warning}")

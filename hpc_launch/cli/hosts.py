@@ -27,19 +27,7 @@ def hosts(
 
     Without any, those of this Slurm step or job. '-' reads lists from standard input.
     """
-    names: tuple[str, ...] = ()
-    if hostfile is not None:
-        try:
-            names = tuple(entry.host for entry in hostlist.parse_hostfile(hostfile.read_text()))
-        except OSError as error:
-            raise UsageError(f"--hostfile: cannot read {hostfile}: {error.strerror}") from error
-    elif not hostlists:
-        place = environment.locate(os.environ)
-        if place is None:
-            raise UsageError("no host list given, and this is no Slurm job: name one, as in 'hosts gpu[01-04]'")
-        names = place.hosts
-    for text in hostlists:
-        names += hostlist.expand(sys.stdin.read() if text == "-" else text)
+    names = _names(hostlists, hostfile)
     if unique:
         names = tuple(dict.fromkeys(names))
     if piece is not None:
@@ -50,3 +38,21 @@ def hosts(
         click.echo(hostlist.fold(names))
     elif names:
         click.echo("\n".join(names))
+
+
+def _names(hostlists: tuple[str, ...], hostfile: Path | None) -> tuple[str, ...]:
+    if hostfile is not None:
+        try:
+            listed = tuple(entry.host for entry in hostlist.parse_hostfile(hostfile.read_text()))
+        except OSError as error:
+            raise UsageError(f"--hostfile: cannot read {hostfile}: {error.strerror}") from error
+    elif hostlists:
+        listed = ()
+    else:
+        place = environment.locate(os.environ)
+        if place is None:
+            raise UsageError("no host list given, and this is no Slurm job: name one, as in 'hosts gpu[01-04]'")
+        listed = place.hosts
+    for text in hostlists:
+        listed += hostlist.expand(sys.stdin.read() if text == "-" else text)
+    return listed

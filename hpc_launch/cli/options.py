@@ -14,7 +14,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def dashes(word: str) -> str:
-    """torchrun takes `--rdzv_backend` for `--rdzv-backend`, and so do we, for every option."""
+    """Spell a word with dashes: torchrun takes `--rdzv_backend` for `--rdzv-backend`, and so do we."""
     return word.replace("_", "-")
 
 
@@ -45,6 +45,7 @@ class GroupedCommand(click.Command):
     """A command that shows its options under the headings of the table."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, by group."""
         known = specs()
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):

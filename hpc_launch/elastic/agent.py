@@ -29,7 +29,7 @@ from hpc_launch.elastic.workers import (
     status_of,
     wakeup,
 )
-from hpc_launch.launch.plan import Plan
+from hpc_launch.plan.model import Plan
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory, RankFiles
 from hpc_launch.records.events import EventLog
@@ -171,7 +171,7 @@ class Agent(LocalElasticAgent):
             environ["GROUP_RANK"], environ["GROUP_WORLD_SIZE"] = str(group.group_rank), str(group.group_world_size)
         return environ
 
-    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int | None = None, **_: Any) -> None:
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *_: Any, **__: Any) -> None:
         """End the workers of this attempt; the arguments differ between torch releases."""
         super()._shutdown(death_sig)
         if self._logs is not None:

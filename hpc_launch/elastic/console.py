@@ -111,7 +111,8 @@ class Follower:
 
     def _run(self) -> None:
         while not self._ending.is_set():
-            if not any([source.advance(final=False) for source in self._sources]):
+            news = [source.advance(final=False) for source in self._sources]
+            if not any(news):
                 self._ending.wait(_IDLE_SECONDS)
         for source in self._sources:
             while source.advance(final=True):

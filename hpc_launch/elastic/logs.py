@@ -60,8 +60,8 @@ def _console(settings: Settings) -> Console:
 class JobLogs(LogsSpecs):
     """torch's question "where does this worker write?", answered with the job directory.
 
-    torch asks by `reify` at each attempt, giving the environments of the workers; their error files are written in there
-    (torch/distributed/elastic/multiprocessing/api.py, DefaultLogsSpecs).
+    torch asks by `reify` at each attempt, giving the environments of the workers; their error files are written into
+    these (torch/distributed/elastic/multiprocessing/api.py, DefaultLogsSpecs).
     """
 
     def __init__(self, settings: Settings, job: JobDirectory, host: str, agent: int) -> None:

@@ -36,8 +36,10 @@ from hpc_launch.elastic import locator, rounds
 from hpc_launch.elastic.console import Pace, say
 from hpc_launch.elastic.rounds import Ending, Member, RoundEnd, RoundPlan
 from hpc_launch.errors import HpcLaunchError, RendezvousError, RendezvousTimeout
-from hpc_launch.launch import plan as plans
 from hpc_launch.node import network
+from hpc_launch.plan import derive
+from hpc_launch.plan.here import gather
+from hpc_launch.plan.model import Plan
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.settings import resolve
 
@@ -104,7 +106,7 @@ class Party:
     problem: HpcLaunchError | None = None
 
 
-def party_of(plan: plans.Plan, problem: HpcLaunchError | None = None) -> Party:
+def party_of(plan: Plan, problem: HpcLaunchError | None = None) -> Party:
     """The party of an agent that follows `plan`."""
     world, settings = plan.world, plan.settings
     ports: Sequence[int] = plan.ports
@@ -411,7 +413,7 @@ class SlurmRendezvous(RendezvousHandler):
             plan = RoundPlan("", 0, (), "", 0, problem=str(error), status=error.exit_status)
             store.set(f"{self._key}/plan", plan.encode())
             raise
-        job = JobDirectory(party.job.root, party.job.job or plans.local_job_name(time.time(), os.getpid()))
+        job = JobDirectory(party.job.root, party.job.job or derive.local_job_name(time.time(), os.getpid()))
         plan = RoundPlan(
             master_addr=self._own_address,
             master_port=port,
@@ -456,7 +458,8 @@ class SlurmRendezvous(RendezvousHandler):
         while time.monotonic() < deadline:
             with contextlib.suppress(torch.distributed.DistStoreError):
                 store.wait([key], _SLICE)
-                return RoundPlan.decode(store.get(key))
+                plan: RoundPlan = RoundPlan.decode(store.get(key))
+                return plan
         raise RendezvousTimeout(f"{self._party.hosts[0]} did not begin round {self._round}; see --join-timeout")
 
     def _open_worker_store(self) -> tuple[TCPStore, int]:
@@ -505,7 +508,7 @@ def create(parameters: RendezvousParameters) -> RendezvousHandler:
     environ = dict(os.environ)
     workers = int(environ.get("HPC_LAUNCH_NPROC_PER_NODE", "1"))
     settings = resolve({"rdzv_id": parameters.run_id} if parameters.run_id not in ("", "none") else {}, environ)
-    plan = plans.make(settings, plans.gather(environ), ())
+    plan = derive.make(settings, gather(environ), ())
     # torch's agent counts its restarts itself; here they are only not to be refused.
     party = replace(party_of(plan), workers=workers, max_restarts=1 << 30, software={})
     return SlurmRendezvous(party)

@@ -29,7 +29,7 @@ class Message:
         return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
 
     @classmethod
-    def decode(cls: type[_Message], text: str | bytes) -> _Message:
+    def decode(cls: type[_Message], text: str | bytes) -> _Message:  # noqa: PYI019 - Self is in typing from 3.11 on
         """Read it back; fields of a newer version are passed over."""
         names = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in json.loads(text).items() if name in names})

@@ -23,8 +23,8 @@ from hpc_launch.elastic.console import flush, say
 from hpc_launch.elastic.rendezvous import SlurmRendezvous, party_of
 from hpc_launch.elastic.rounds import Ending, RoundEnd, shape
 from hpc_launch.errors import HpcLaunchError, Interrupted, RendezvousError, UsageError, WorkerError
-from hpc_launch.launch.plan import Plan
 from hpc_launch.node import network
+from hpc_launch.plan.model import Plan
 from hpc_launch.settings import Settings, StreamChoice, Streams
 
 # torchrun's macro for the local rank (torch/distributed/elastic/utils/api.py).
@@ -106,7 +106,7 @@ def _raise_signal(signum: int, _frame: object) -> None:
 
 
 def _quieten_torch(*, verbose: bool) -> None:
-    """torch elastic's own log lines repeat what we say in fewer words; -v and $LOGLEVEL bring them back."""
+    """Silence torch elastic: its own log lines repeat in more words what we say; -v and $LOGLEVEL bring them back."""
     if not verbose and "LOGLEVEL" not in os.environ:
         logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
 

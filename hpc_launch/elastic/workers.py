@@ -66,8 +66,8 @@ class CommandWorkers(PContext):
     of the agent's), appends to log files, and reports a failure before it ends the other workers, so that the other
     nodes hear of it first.
 
-    A worker that has ended is not reaped before `close`: until then its process id, and so its group's, cannot belong to
-    anybody else, and what is left of the group can be killed safely.
+    A worker that has ended is not reaped before `close`: until then its process id, and so its group's, cannot belong
+    to anybody else, and what is left of the group can be killed safely.
     """
 
     def __init__(self, *args: Any, grace: float, **kwargs: Any) -> None:
@@ -134,8 +134,8 @@ class CommandWorkers(PContext):
         late = [rank for rank in self._processes if not self._look(rank)]
         if late:
             say(
-                f"local rank {', '.join(map(str, late))} did not end within {self._grace:.0f} s of {death_sig.name} and "
-                "is killed (--shutdown-timeout)"
+                f"local rank {', '.join(map(str, late))} did not end within {self._grace:.0f} s of {death_sig.name} "
+                "and is killed (--shutdown-timeout)"
             )
         for local_rank in self._processes:
             self._signal_group(local_rank, signal.SIGKILL)
@@ -151,9 +151,12 @@ class CommandWorkers(PContext):
     def _await_ends(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         pause = 0.001
-        while not all([self._look(rank) for rank in self._processes]) and time.monotonic() < deadline:
+        while not self._all_ended() and time.monotonic() < deadline:
             time.sleep(pause)
             pause = min(pause * 2, 0.05)
+
+    def _all_ended(self) -> bool:
+        return sum(self._look(rank) for rank in self._processes) == len(self._processes)
 
     def _signal_group(self, local_rank: int, signum: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

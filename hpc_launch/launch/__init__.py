@@ -1,1 +1,1 @@
-"""Inside an allocation: decide what to run (`plan`), and run it (`run`)."""
+"""Inside an allocation: run a script as planned."""

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from hpc_launch.errors import LogDirError
-from hpc_launch.launch import plan as plans
+from hpc_launch.plan import derive
+from hpc_launch.plan.here import check_script, gather
 from hpc_launch.records import directory
 from hpc_launch.settings import PROCESS_WORDS, Settings
 
@@ -17,13 +18,13 @@ def run(settings: Settings, script: Sequence[str], environ: Mapping[str, str]) -
     Raises:
         HpcLaunchError: with the exit status that says how it failed.
     """
-    here = plans.gather(environ)
-    plans.check_script(settings, script[0], here.directory)
+    here = gather(environ)
+    check_script(settings, script[0], here.directory)
     if isinstance(settings.nproc_per_node, str) and settings.nproc_per_node not in PROCESS_WORDS:
         from hpc_launch.elastic.run import count_processes  # noqa: PLC0415 - torch is slow to import
 
         settings = dataclasses.replace(settings, nproc_per_node=count_processes(settings.nproc_per_node))
-    plan = plans.make(settings, here, script)
+    plan = derive.make(settings, here, script)
     problem = None
     try:
         directory.check_writable(plan.log_root)

@@ -7,8 +7,8 @@
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.out, .err   a worker's output
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.error.json  a worker's exception, where it left one
 
-Names are stable and say host and global rank. A job that Slurm starts again goes on with the next attempt number, so that
-nothing is overwritten.
+Names are stable and say host and global rank. A job that Slurm starts again goes on with the next attempt number, so
+that nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class JobDirectory:
     def next_attempt(self) -> int:
         """The first attempt number that no earlier start of this job has used."""
         try:
-            names = os.listdir(self.path)
+            names = [entry.name for entry in self.path.iterdir()]
         except FileNotFoundError:
             return 0
         except OSError as error:

@@ -52,7 +52,7 @@ def main() -> int:
         cluster.up()
         sys.stdout.write(cluster.run(["sinfo"]).stdout)
     elif options.command == "down":
-        host.destroy(options.name)
+        Cluster(name=options.name).down()
     elif options.command in {"on", "sh"}:
         cluster = Cluster.attach(options.name)
         with cluster.popen(options.argv, node=getattr(options, "node", HEAD)) as process:

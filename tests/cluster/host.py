@@ -116,7 +116,7 @@ def _scope(node: str) -> Path:
 
 def free_prefix(prefix: str) -> str:
     """Return the prefix, made longer if the nodes of another cluster use it and would share cgroups (v2 only)."""
-    prefixes = [prefix + end for end in ["", *string.ascii_lowercase]]
+    prefixes = [prefix, *(prefix + letter for letter in string.ascii_lowercase)]
     return next(free for free in prefixes if not _scope(f"{free}001").exists())
 
 
@@ -132,8 +132,7 @@ def entering(name: str, host: str, argv: Iterable[str], *, own_cgroup: bool) -> 
         own_cgroup: Whether `make_cgroups` has made some for the host.
     """
     into = ["nsenter", f"--net={NETNS / netns(name, host)}"]
-    # As a slave of the host's mounts, so that it does not hold on to those of clusters that end meanwhile.
-    into += ["unshare", "--uts", "--mount", "--propagation=slave", "--", "sh", "-c", ENTER]
+    into += ["unshare", "--uts", "--mount", "--", "sh", "-c", ENTER]
     groups = [cgroup(name, host), " ".join(HIERARCHIES)] if own_cgroup else ["", ""]
     return [*into, "enter", host, str(run_dir(name)), *groups, *argv]
 

@@ -231,6 +231,30 @@ def test_two_clusters_do_not_meet(cluster: Cluster) -> None:
 
 
 @pytest.mark.usefixtures("slurm_host")
+def test_a_cluster_goes_without_a_trace_while_a_later_one_stays() -> None:
+    earlier = Cluster(ClusterConfig(nodes=1))
+    with earlier, Cluster(ClusterConfig(nodes=1)):
+        earlier.down()
+        assert traces(earlier.name) == []
+
+
+@pytest.mark.usefixtures("slurm_host")
+def test_the_end_of_a_fork_is_not_the_end_of_the_cluster(python: str) -> None:
+    script = textwrap.dedent("""
+        import os, sys
+        from tests.cluster import Cluster, ClusterConfig
+
+        cluster = Cluster(ClusterConfig(nodes=1))
+        cluster.up()
+        if child := os.fork():
+            os.waitpid(child, 0)
+            print(cluster.run(["srun", "echo", "alive"]).stdout, flush=True)
+    """)
+    done = subprocess.run([python, "-c", script], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "alive", done.stderr
+
+
+@pytest.mark.usefixtures("slurm_host")
 def test_without_cgroups_and_with_a_second_network(python: str) -> None:
     with Cluster(ClusterConfig(nodes=2, proctrack="linuxproc", second_network=True)) as cluster:
         script = "import socket; print(socket.gethostbyname('gpu002i'), open('/proc/self/cgroup').read())"

@@ -1,27 +1,21 @@
-"""From what was asked and what is here to what will be done: a value that can be printed, and nothing started.
-
-`gather` reads the world once; `make` is pure.
-"""
+"""Derive a plan. Pure: all that it needs to know of the world is in `Here`."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import shlex
-import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hpc_launch import hostlist, world
-from hpc_launch.errors import ContextError, HostlistError, ScriptError, UsageError
-from hpc_launch.node import devices, network, ports
-from hpc_launch.node.devices import Devices
+from hpc_launch.errors import ContextError, HostlistError, UsageError
+from hpc_launch.node import network, ports
+from hpc_launch.plan import traps
+from hpc_launch.plan.here import Here
+from hpc_launch.plan.model import Derived, Plan
 from hpc_launch.settings import PROCESS_WORDS, NodeRange, Origin, Settings
 from hpc_launch.slurm import commands
-from hpc_launch.slurm.environment import Allocation, Place, Step, locate
+from hpc_launch.slurm.environment import Allocation, Place, Step
 from hpc_launch.world import World
 
 # torchrun's default of --master-port with static rendezvous (torch/distributed/run.py).
@@ -29,148 +23,6 @@ _STATIC_PORT = 29500
 
 # Job ids of the other schedulers whose host files people bring: all nodes of a job see the same one.
 _FOREIGN_JOB_IDS = ("PBS_JOBID", "LSB_JOBID", "OAR_JOB_ID", "COBALT_JOBID", "JOB_ID")
-
-
-@dataclass(frozen=True)
-class Here:
-    """What is true of this process and its node.
-
-    Attributes:
-        environ: the environment.
-        directory: the working directory.
-        host: this node's name for itself.
-        slurm: where in Slurm this is.
-        devices: the accelerators it may use.
-        cpus: the number of CPUs it may use (sched_getaffinity).
-        position: says where this node stands in a list of names; a parameter because it asks the resolver.
-        read: gives a file's text.
-    """
-
-    environ: Mapping[str, str]
-    directory: Path
-    host: str
-    slurm: Step | Allocation | None
-    devices: Devices
-    cpus: int
-    position: Callable[[Sequence[str]], int | None]
-    read: Callable[[Path], str]
-
-
-@dataclass(frozen=True)
-class Derived:
-    """A value that the launcher found, and where."""
-
-    name: str
-    value: str
-    origin: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one agent is going to do.
-
-    Attributes:
-        settings: what was asked for.
-        world: who takes part.
-        nnodes: how many nodes are wanted.
-        backend: the rendezvous backend.
-        endpoint: where that is found, for backends other than our own; empty otherwise.
-        leaders: names or addresses under which the first node may be found.
-        run_id: the name of the run, the same on every node.
-        ports: the ports to try, in order.
-        local_world_size: workers of this agent.
-        devices: what they may use.
-        isolated: each worker is shown its own device only, as device 0.
-        omp_num_threads: for the workers; None leaves the variable as it is.
-        log_root: where the job directory goes.
-        job_name: its name; empty where the first node chooses it.
-        script: the training script, its arguments following.
-        derived: every derived value with its origin, for `env` and `explain`.
-        warnings: what is probably not meant, one line each.
-    """
-
-    settings: Settings
-    world: World
-    nnodes: NodeRange
-    backend: str
-    endpoint: str
-    leaders: tuple[str, ...]
-    run_id: str
-    ports: tuple[int, ...]
-    local_world_size: int
-    devices: Devices
-    isolated: bool
-    omp_num_threads: int | None
-    log_root: Path
-    job_name: str
-    script: tuple[str, ...]
-    derived: tuple[Derived, ...]
-    warnings: tuple[str, ...]
-
-    @property
-    def own_rendezvous(self) -> bool:
-        """Whether the nodes meet by hpc-launch's own backend."""
-        return self.backend == "slurm"
-
-    def as_dict(self) -> dict[str, Any]:
-        """The plan for job.json: plain values, origins included."""
-        return {
-            "run_id": self.run_id,
-            "script": list(self.script),
-            "hosts": hostlist.fold(self.world.hosts),
-            "derived": {item.name: {"value": item.value, "origin": item.origin} for item in self.derived},
-            "settings": {
-                name: {"value": str(getattr(self.settings, name)), "origin": origin.value}
-                for name, origin in self.settings.origins.items()
-            },
-            "warnings": list(self.warnings),
-        }
-
-
-def gather(environ: Mapping[str, str]) -> Here:
-    """Look at this process and its node.
-
-    Raises:
-        ContextError: when Slurm's variables contradict each other.
-    """
-    return Here(
-        environ=dict(environ),
-        directory=Path.cwd(),
-        host=network.short_name(socket.gethostname()),
-        slurm=locate(environ, _own_cgroup()),
-        devices=devices.find(environ),
-        cpus=len(os.sched_getaffinity(0)),
-        position=network.position,
-        read=Path.read_text,
-    )
-
-
-def _own_cgroup() -> str:
-    try:
-        return Path("/proc/self/cgroup").read_text()
-    except OSError:
-        return ""
-
-
-def check_script(settings: Settings, script: str, directory: Path) -> None:
-    """See that the training script can be started, so that a typo is one line and not one traceback per rank.
-
-    Raises:
-        ScriptError: naming the file.
-    """
-    if settings.module or settings.no_python:
-        return  # found by Python's import system, or on PATH
-    path = directory / script
-    if not path.exists():
-        raise ScriptError(f"no training script '{script}' in {directory}{_misplaced_option(script)}")
-    if path.is_dir() and not (path / "__main__.py").exists():
-        raise ScriptError(f"'{script}' is a directory without __main__.py: name a script, or use -m for a package")
-    if not os.access(path, os.R_OK):
-        raise ScriptError(f"the training script '{script}' is not readable by this user: chmod a+r it")
-
-
-def _misplaced_option(script: str) -> str:
-    return "; is it an option without its value?" if script.startswith("-") or script.isdigit() else ""
 
 
 def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
@@ -181,17 +33,16 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         ContextError: when what is asked for and what is there contradict each other.
     """
     found = _world(settings, here, script)
-    backend = _backend(settings, here, found)
+    step = here.slurm if isinstance(here.slurm, Step) and found.origin is Origin.STEP else None
+    backend = _backend(settings, found)
     nnodes = _node_range(settings, found, backend)
     local_world_size, process_origin = _local_world_size(settings, here, found)
-    run_id, run_origin = _run_id(settings, here, found)
-    step = here.slurm if isinstance(here.slurm, Step) and found.origin is Origin.STEP else None
-    available = step.reserved_ports if step and step.reserved_ports and not settings.given("port_range") else None
-    candidates = ports.candidates(run_id, available or settings.port_range)
+    run_id, run_origin = _run_id(settings, here, found, step)
+    reserved = step.reserved_ports if step and not settings.given("port_range") else ()
+    candidates = ports.candidates(run_id, reserved or settings.port_range)
     omp, omp_origin = _omp_num_threads(settings, here, found, local_world_size)
     leaders, leader_origin = _leaders(settings, found)
     log_root, log_origin = _log_root(settings, here)
-    isolated = settings.virtual_local_rank or here.devices.exclusive
     job_name = _job_name(settings, here, found)
     derived = (
         Derived("nnodes", str(nnodes), _origin(settings, "nnodes", found.origin)),
@@ -217,19 +68,19 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         world=found,
         nnodes=nnodes,
         backend=backend,
-        endpoint=_endpoint(settings, backend, leaders[0], candidates[0], here),
+        endpoint=_endpoint(settings, backend, leaders[0], candidates[0], step),
         leaders=leaders,
         run_id=run_id,
         ports=candidates,
         local_world_size=local_world_size,
         devices=here.devices,
-        isolated=isolated,
+        isolated=settings.virtual_local_rank or here.devices.exclusive,
         omp_num_threads=omp,
         log_root=log_root,
         job_name=job_name,
         script=tuple(script),
         derived=derived,
-        warnings=tuple(_warnings(settings, here, found, local_world_size, isolated=isolated)),
+        warnings=traps.warnings(traps.Case(settings, here, found, step, local_world_size)),
     )
 
 
@@ -276,12 +127,12 @@ def _listed_world(settings: Settings, here: Here) -> World:
     index = settings.node_rank if settings.node_rank is not None else here.position(hosts)
     if index is None:
         raise UsageError(
-            f"{flag}: this host ({here.host}) is not in {_brief(hosts)}: run on those hosts, or say which of them it is "
-            "with --node-rank",
+            f"{flag}: this host ({here.host}) is not in {hostlist.fold(hosts)}: run on those hosts, or say which of "
+            "them it is with --node-rank",
             option=flag,
         )
     if index >= len(hosts):
-        raise UsageError(f"--node-rank: {index} is not a node of {_brief(hosts)}: they are numbered from 0")
+        raise UsageError(f"--node-rank: {index} is not a node of {hostlist.fold(hosts)}: they are numbered from 0")
     return world.of_nodes(hosts, index, Origin.HOSTS, slots.get(hosts[index]))
 
 
@@ -289,8 +140,8 @@ def _step_world(settings: Settings, step: Step) -> World:
     if settings.node_rank is not None and settings.node_rank != step.node_rank:
         raise ContextError(
             f"--node-rank {settings.node_rank}, but {step.node_name} is node {step.node_rank} of "
-            f"{_brief(step.hosts)} (in a batch script $SLURM_NODEID and $SLURM_PROCID are always 0): leave --node-rank "
-            "out"
+            f"{hostlist.fold(step.hosts)} (in a batch script $SLURM_NODEID and $SLURM_PROCID are always 0): leave "
+            "--node-rank out"
         )
     if not step.task_per_rank:
         return world.of_nodes(step.hosts, step.node_rank, Origin.STEP)
@@ -319,7 +170,7 @@ def _refuse_allocation(settings: Settings, here: Here, job: Allocation, script: 
     where = (
         f"this is the {job.place.value} of job {job.job_id} on one of its {len(job.hosts)} nodes"
         if in_job
-        else f"{here.host} is not a node of job {job.job_id} ({_brief(job.hosts)})"
+        else f"{here.host} is not a node of job {job.job_id} ({hostlist.fold(job.hosts)})"
     )
     alone = ", or 'hpc-launch --standalone' for this node alone" if job.place is not Place.SHELL else ""
     raise ContextError(f"{where}: start one agent on each node with '{commands.quote(line)}'{alone}")
@@ -339,7 +190,7 @@ def _manual_world(settings: Settings, here: Here) -> World:
     return world.of_nodes(hosts, rank, settings.origin("nnodes"))
 
 
-def _backend(settings: Settings, here: Here, found: World) -> str:
+def _backend(settings: Settings, found: World) -> str:
     """Our own wherever the nodes are known; torchrun's rule where they are described by hand."""
     if settings.rdzv_backend is not None:
         if settings.standalone and settings.rdzv_backend != "slurm":
@@ -365,7 +216,8 @@ def _node_range(settings: Settings, found: World, backend: str) -> NodeRange:
         what = "the step" if found.origin is Origin.STEP else "the host list"
         mend = f"srun --nodes={asked.maximum}" if found.origin is Origin.STEP else "--hosts"
         raise ContextError(
-            f"--nnodes {asked}, but {what} has {there} ({_brief(found.hosts)}): leave --nnodes out, or change {mend}"
+            f"--nnodes {asked}, but {what} has {there} ({hostlist.fold(found.hosts)}): leave --nnodes out, or change "
+            f"{mend}"
         )
     if backend != "slurm":
         return asked
@@ -373,50 +225,52 @@ def _node_range(settings: Settings, found: World, backend: str) -> NodeRange:
 
 
 def _local_world_size(settings: Settings, here: Here, found: World) -> tuple[int, str]:
-    asked = settings.nproc_per_node
-    visible = here.devices
-    if found.task_per_rank:
-        if isinstance(asked, int) and asked > 1:
-            raise ContextError(
-                f"--nproc-per-node {asked} with {found.local_agents} tasks on {found.host}: each task would start {asked} "
-                "workers; use srun --ntasks-per-node=1, or leave --nproc-per-node out for one rank per task"
-            )
-        return 1, "one worker per Slurm task"
+    """How many workers this agent starts, and who said so."""
+    asked, visible = settings.nproc_per_node, here.devices
     origin = _origin(settings, "nproc_per_node", Origin.DEFAULT)
+    if found.task_per_rank:
+        return _one_per_task(asked, found), "one worker per Slurm task"
     if isinstance(asked, int):
-        if len(visible) and asked > len(visible):
-            raise UsageError(
-                f"--nproc-per-node: {asked} workers but {len(visible)} devices ({visible.source}): use "
-                f"--nproc-per-node {len(visible)}, or {visible.variable}= to run on CPUs",
-                option="--nproc-per-node",
-            )
-        return asked, origin
-    if asked == "cpu":
-        return here.cpus, f"{origin}, allowed CPUs"
-    if asked in ("gpu", "xpu"):
-        if not len(visible) or (asked == "xpu") != (visible.variable == "ZE_AFFINITY_MASK"):
-            raise UsageError(f"--nproc-per-node {asked}: {visible.source}; use a number", option="--nproc-per-node")
-        return len(visible), f"{origin}, {visible.source}"
-    if asked is not None and asked not in PROCESS_WORDS:
-        words = ", ".join(PROCESS_WORDS)
+        return _no_more_than_devices(asked, here), origin
+    if asked is None and found.slots is not None:
+        return found.slots, Origin.HOSTS.value
+    if asked in ("gpu", "xpu") and not (len(visible) and (asked == "xpu") == (visible.variable == "ZE_AFFINITY_MASK")):
+        raise UsageError(f"--nproc-per-node {asked}: {visible.source}; use a number", option="--nproc-per-node")
+    if asked not in (None, *PROCESS_WORDS):
         raise UsageError(
-            f"--nproc-per-node: '{asked}' is not a number from 1 on, one of {words}, or a device type that torch knows",
+            f"--nproc-per-node: '{asked}' is not a number from 1 on, one of {', '.join(PROCESS_WORDS)}, or a device "
+            "type that torch knows",
             option="--nproc-per-node",
         )
-    if found.slots is not None:
-        return found.slots, "host list"
-    if len(visible):
-        return len(visible), visible.source
-    if asked == "auto":
-        return here.cpus, f"{origin}, allowed CPUs (no device found)"
-    return 1, f"{Origin.DEFAULT.value} ({visible.source})"
+    if asked == "cpu" or (asked == "auto" and not len(visible)):
+        return here.cpus, f"{origin}, allowed CPUs"
+    return (len(visible), visible.source) if len(visible) else (1, f"{origin} ({visible.source})")
 
 
-def _run_id(settings: Settings, here: Here, found: World) -> tuple[str, str]:
+def _one_per_task(asked: int | str | None, found: World) -> int:
+    if isinstance(asked, int) and asked > 1:
+        raise ContextError(
+            f"--nproc-per-node {asked} with {found.local_agents} tasks on {found.host}: each task would start {asked} "
+            "workers; use srun --ntasks-per-node=1, or leave --nproc-per-node out for one rank per task"
+        )
+    return 1
+
+
+def _no_more_than_devices(asked: int, here: Here) -> int:
+    visible = here.devices
+    if 0 < len(visible) < asked:
+        raise UsageError(
+            f"--nproc-per-node: {asked} workers but {len(visible)} devices ({visible.source}): use --nproc-per-node "
+            f"{len(visible)}, or set {visible.variable}= to run on CPUs",
+            option="--nproc-per-node",
+        )
+    return asked
+
+
+def _run_id(settings: Settings, here: Here, found: World, step: Step | None) -> tuple[str, str]:
     if settings.rdzv_id is not None:
         return settings.rdzv_id, settings.origin("rdzv_id").value
-    if found.origin is Origin.STEP and isinstance(here.slurm, Step):
-        step = here.slurm
+    if step is not None:
         return f"{step.job_id}.{step.step_id}.{step.restart_count}", "job, step and restart count"
     if found.origin is Origin.HOSTS:
         job = next((here.environ[name] for name in _FOREIGN_JOB_IDS if here.environ.get(name)), "")
@@ -453,15 +307,14 @@ def _leaders(settings: Settings, found: World) -> tuple[tuple[str, ...], str]:
     return ("127.0.0.1",), Origin.DEFAULT.value
 
 
-def _endpoint(settings: Settings, backend: str, leader: str, port: int, here: Here) -> str:
+def _endpoint(settings: Settings, backend: str, leader: str, port: int, step: Step | None) -> str:
     """The endpoint for a rendezvous backend of torch, as torchrun would make it."""
     if backend == "slurm":
         return settings.rdzv_endpoint or ""
     if settings.rdzv_endpoint:
         return settings.rdzv_endpoint
     if backend == "static":
-        in_step = isinstance(here.slurm, Step)
-        return network.join_endpoint(leader, settings.master_port or (port if in_step else _STATIC_PORT))
+        return network.join_endpoint(leader, settings.master_port or (port if step else _STATIC_PORT))
     if backend == "c10d":
         return network.join_endpoint(leader, port)
     return ""
@@ -501,56 +354,3 @@ def _task_values(found: World, local_world_size: int) -> tuple[Derived, ...]:
         Derived("world_size", str(found.agents * local_world_size), origin),
         Derived("local_world_size", str(found.local_agents), origin),
     )
-
-
-def _warnings(settings: Settings, here: Here, found: World, local_world_size: int, *, isolated: bool) -> list[str]:
-    lines = []
-    step = here.slurm if isinstance(here.slurm, Step) else None
-    ranks_here = found.local_agents if found.task_per_rank else local_world_size
-    if here.cpus < local_world_size:
-        lines.append(
-            f"{local_world_size} local ranks share {here.cpus} CPU{'s' if here.cpus > 1 else ''}: ask for more with srun "
-            "--cpus-per-task (Slurm 22.05 to 23.02 does not pass the job's on to srun)"
-        )
-    if step and step.node_id is not None and step.node_id != step.node_rank:
-        lines.append(
-            f"SLURM_NODEID={step.node_id}, but {step.node_name} is number {step.node_rank} of {_brief(step.hosts)}: the "
-            "list's order counts (as in heterogeneous steps)"
-        )
-    if found.task_per_rank and len(here.devices) == 1 and (step and (step.gpus_on_node or 0) > 1):
-        lines.append(
-            f"each of {ranks_here} tasks sees one GPU, as device 0, and NCCL cannot use peer access between them: use "
-            "srun --ntasks-per-node=1, or srun --gpu-bind=none"
-        )
-    if here.devices.exclusive and not settings.virtual_local_rank:
-        lines.append("MIG devices: each worker sees its own as device 0 and has LOCAL_RANK=0")
-    if (
-        not isolated
-        and not found.task_per_rank
-        and step
-        and step.gpus_on_node
-        and len(here.devices) not in (0, step.gpus_on_node)
-    ):
-        lines.append(
-            f"Slurm gave {step.gpus_on_node} GPUs on {found.host} but {len(here.devices)} are visible "
-            f"({here.devices.source})"
-        )
-    preset = [
-        name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name in here.environ
-    ]
-    if preset:
-        lines.append(
-            f"{', '.join(preset)} {'is' if len(preset) == 1 else 'are'} set already: the workers get their own"
-        )
-    if step and settings.max_restarts and here.environ.get("SLURM_KILL_BAD_EXIT") == "1" and len(found.hosts) > 1:
-        lines.append("srun --kill-on-bad-exit ends the step when one agent exits: agents end together by themselves")
-    return lines
-
-
-def _brief(hosts: Sequence[str]) -> str:
-    return hostlist.fold(hosts)
-
-
-def script_line(script: Sequence[str]) -> str:
-    """The script and its arguments, quoted for a shell."""
-    return shlex.join(script)

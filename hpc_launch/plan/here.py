@@ -1,0 +1,86 @@
+"""What is true of this process and its node: looked at once, then passed on as a value."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_launch.errors import ScriptError
+from hpc_launch.node import devices, network
+from hpc_launch.node.devices import Devices
+from hpc_launch.settings import Settings
+from hpc_launch.slurm.environment import Allocation, Step, locate
+
+
+@dataclass(frozen=True)
+class Here:
+    """What is true of this process and its node.
+
+    Attributes:
+        environ: the environment.
+        directory: the working directory.
+        host: this node's name for itself.
+        slurm: where in Slurm this is.
+        devices: the accelerators it may use.
+        cpus: the number of CPUs it may use (sched_getaffinity).
+        position: says where this node stands in a list of names; a parameter because it asks the resolver.
+        read: gives a file's text.
+    """
+
+    environ: Mapping[str, str]
+    directory: Path
+    host: str
+    slurm: Step | Allocation | None
+    devices: Devices
+    cpus: int
+    position: Callable[[Sequence[str]], int | None]
+    read: Callable[[Path], str]
+
+
+def gather(environ: Mapping[str, str]) -> Here:
+    """Look at this process and its node.
+
+    Raises:
+        ContextError: when Slurm's variables contradict each other.
+    """
+    return Here(
+        environ=dict(environ),
+        directory=Path.cwd(),
+        host=network.short_name(socket.gethostname()),
+        slurm=locate(environ, _own_cgroup()),
+        devices=devices.find(environ),
+        cpus=len(os.sched_getaffinity(0)),
+        position=network.position,
+        read=Path.read_text,
+    )
+
+
+def _own_cgroup() -> str:
+    try:
+        return Path("/proc/self/cgroup").read_text()
+    except OSError:
+        return ""
+
+
+def check_script(settings: Settings, script: str, directory: Path) -> None:
+    """See that the training script can be started, so that a typo is one line and not one traceback per rank.
+
+    Raises:
+        ScriptError: naming the file.
+    """
+    if settings.module or settings.no_python:
+        return  # found by Python's import system, or on PATH
+    path = directory / script
+    if not path.exists():
+        raise ScriptError(f"no training script '{script}' in {directory}{_misplaced_option(script)}")
+    if path.is_dir() and not (path / "__main__.py").exists():
+        raise ScriptError(f"'{script}' is a directory without __main__.py: name a script, or use -m for a package")
+    if not os.access(path, os.R_OK):
+        raise ScriptError(f"the training script '{script}' is not readable by this user: chmod a+r it")
+
+
+def _misplaced_option(script: str) -> str:
+    return "; is it an option without its value?" if script.startswith("-") or script.isdigit() else ""

@@ -1,0 +1,83 @@
+"""The plan: everything that one agent is going to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc_launch import hostlist
+from hpc_launch.node.devices import Devices
+from hpc_launch.settings import NodeRange, Settings
+from hpc_launch.world import World
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A value that the launcher found, and where."""
+
+    name: str
+    value: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one agent is going to do.
+
+    Attributes:
+        settings: what was asked for.
+        world: who takes part.
+        nnodes: how many nodes are wanted.
+        backend: the rendezvous backend.
+        endpoint: where that is found, for backends other than our own; empty otherwise.
+        leaders: names or addresses under which the first node may be found.
+        run_id: the name of the run, the same on every node.
+        ports: the ports to try, in order.
+        local_world_size: workers of this agent.
+        devices: what they may use.
+        isolated: each worker is shown its own device only, as device 0.
+        omp_num_threads: for the workers; None leaves the variable as it is.
+        log_root: where the job directory goes.
+        job_name: its name; empty where the first node chooses it.
+        script: the training script, its arguments following.
+        derived: every derived value with its origin, for `env` and `explain`.
+        warnings: what is probably not meant, one line each.
+    """
+
+    settings: Settings
+    world: World
+    nnodes: NodeRange
+    backend: str
+    endpoint: str
+    leaders: tuple[str, ...]
+    run_id: str
+    ports: tuple[int, ...]
+    local_world_size: int
+    devices: Devices
+    isolated: bool
+    omp_num_threads: int | None
+    log_root: Path
+    job_name: str
+    script: tuple[str, ...]
+    derived: tuple[Derived, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def own_rendezvous(self) -> bool:
+        """Whether the nodes meet by hpc-launch's own backend."""
+        return self.backend == "slurm"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan for job.json: plain values, origins included."""
+        return {
+            "run_id": self.run_id,
+            "script": list(self.script),
+            "hosts": hostlist.fold(self.world.hosts),
+            "derived": {item.name: {"value": item.value, "origin": item.origin} for item in self.derived},
+            "settings": {
+                name: {"value": str(getattr(self.settings, name)), "origin": origin.value}
+                for name, origin in self.settings.origins.items()
+            },
+            "warnings": list(self.warnings),
+        }

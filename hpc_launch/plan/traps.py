@@ -1,0 +1,99 @@
+"""What is probably not meant: known traps that can be seen from here, a line each. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hpc_launch import hostlist
+from hpc_launch.plan.here import Here
+from hpc_launch.settings import Settings
+from hpc_launch.slurm.environment import Step
+from hpc_launch.world import World
+
+_PRESET = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a trap is looked for in.
+
+    Attributes:
+        step: the Slurm step of the run; None where the run has nothing to do with one.
+        local_ranks: the workers on this node, of all its agents.
+    """
+
+    settings: Settings
+    here: Here
+    world: World
+    step: Step | None
+    local_world_size: int
+
+    @property
+    def local_ranks(self) -> int:
+        """The workers on this node, of all its agents."""
+        return self.world.local_agents * self.local_world_size
+
+
+def warnings(case: Case) -> tuple[str, ...]:
+    """The traps that this run has fallen into."""
+    return tuple(line for trap in TRAPS if (line := trap(case)) is not None)
+
+
+def _few_cpus(case: Case) -> str | None:
+    cpus, ranks = case.here.cpus, case.local_world_size
+    if cpus >= ranks:
+        return None
+    mend = ": ask for more with srun --cpus-per-task (Slurm 22.05 to 23.02 does not pass the job's on to srun)"
+    return f"{ranks} local ranks share {cpus} CPU{'s' if cpus > 1 else ''}{mend if case.step else ''}"
+
+
+def _numbered_otherwise(case: Case) -> str | None:
+    step = case.step
+    if step is None or step.node_id in (None, step.node_rank):
+        return None
+    return (
+        f"SLURM_NODEID={step.node_id}, but {step.node_name} is number {step.node_rank} of {hostlist.fold(step.hosts)}: "
+        "the order of the list counts (they differ in heterogeneous steps)"
+    )
+
+
+def _isolated_tasks(case: Case) -> str | None:
+    """Device cgroups per task (Slurm 21.08 on) break peer access: NVIDIA/nccl#1066, open-mpi/ompi#11949."""
+    gpus = case.step.gpus_on_node if case.step else None
+    if not case.world.task_per_rank or len(case.here.devices) != 1 or (gpus or 0) <= 1:
+        return None
+    return (
+        f"each of {case.local_ranks} tasks sees one GPU, as device 0, and NCCL cannot use peer access between them: "
+        "use srun --ntasks-per-node=1, or srun --gpu-bind=none"
+    )
+
+
+def _hidden_devices(case: Case) -> str | None:
+    gpus, devices = case.step.gpus_on_node if case.step else None, case.here.devices
+    if not gpus or case.world.task_per_rank or len(devices) in (0, gpus):
+        return None
+    return f"Slurm gave {gpus} GPUs on {case.world.host} but {len(devices)} are visible ({devices.source})"
+
+
+def _single_device_processes(case: Case) -> str | None:
+    if not case.here.devices.exclusive or case.settings.virtual_local_rank:
+        return None
+    return "MIG devices: each worker sees its own as device 0 and has LOCAL_RANK=0"
+
+
+def _ranks_already_set(case: Case) -> str | None:
+    preset = [name for name in _PRESET if name in case.here.environ]
+    if not preset:
+        return None
+    return f"{', '.join(preset)} {'is' if len(preset) == 1 else 'are'} set already: the workers get their own"
+
+
+TRAPS: tuple[Callable[[Case], str | None], ...] = (
+    _few_cpus,
+    _numbered_otherwise,
+    _isolated_tasks,
+    _hidden_devices,
+    _single_device_processes,
+    _ranks_already_set,
+)
