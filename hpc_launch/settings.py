@@ -352,8 +352,16 @@ class Settings:
         "--local-addr",
         metavar="ADDRESS",
         group=WORLD,
-        help="The address under which the other nodes reach this one. Derived: that of the interface which leads to "
-        "them.",
+        help="The address under which the other nodes reach this one. Derived: that of the interface (--interface).",
+    )
+    interface: str = _option(
+        "--interface",
+        default="auto",
+        metavar="auto|NAME|SUBNET",
+        group=WORLD,
+        torchrun_variable=False,
+        help="The network to train over, as an interface (ib0) or a subnet (10.1.0.0/16). auto: the one that leads to "
+        "the other nodes. Sets GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME of the workers where they are unset.",
     )
     rdzv_backend: str | None = _option(
         "--rdzv-backend",

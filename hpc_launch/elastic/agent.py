@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.events.api import Event, EventSource
 from torch.distributed.elastic.multiprocessing import LogsSpecs, start_processes
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
@@ -166,10 +167,17 @@ class Agent(LocalElasticAgent):
             omp_num_threads=plan.omp_num_threads,
             slurm_env=plan.settings.slurm_env,
             job_directory=str(self._job.path),
+            interface=handler.interface if isinstance(handler, SlurmRendezvous) else "",
         )
         if not isinstance(handler, SlurmRendezvous):
             environ["GROUP_RANK"], environ["GROUP_WORLD_SIZE"] = str(group.group_rank), str(group.group_world_size)
         return environ
+
+    def _construct_event(self, state: str, *args: Any, **kwargs: Any) -> Event:
+        """Make torch's events only for those who read them: they look up the host's full name, which can take long."""
+        if self._worker_group.spec.event_log_handler != "null":
+            return super()._construct_event(state, *args, **kwargs)
+        return Event(state, EventSource.AGENT)
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *_: Any, **__: Any) -> None:
         """End the workers of this attempt; the arguments differ between torch releases."""

@@ -66,6 +66,7 @@ def worker_environment(  # noqa: D417 - the types say it
     omp_num_threads: int | None,
     slurm_env: str,
     job_directory: str,
+    interface: str = "",
 ) -> dict[str, str]:
     """The whole environment of one worker.
 
@@ -76,6 +77,7 @@ def worker_environment(  # noqa: D417 - the types say it
         base: the environment of the agent; it is copied.
         isolated: show the worker its own device only, as device 0.
         slurm_env: `rank`, `keep` or `hide`, as --slurm-env.
+        interface: the network to train over, where the user has not said; empty leaves the choice to the libraries.
     """
     environ = dict(base)
     environ.update(
@@ -103,6 +105,10 @@ def worker_environment(  # noqa: D417 - the types say it
     )
     if omp_num_threads is not None:
         environ["OMP_NUM_THREADS"] = str(omp_num_threads)
+    if interface:
+        environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        # NCCL takes a name for a prefix, unless told otherwise (NCCL documentation, NCCL_SOCKET_IFNAME).
+        environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
     environ.update(_device_mask(base, place.local_rank, devices, isolated=isolated))
     if isolated:
         environ["LOCAL_RANK"] = "0"

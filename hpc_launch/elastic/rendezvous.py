@@ -15,6 +15,7 @@ Each agent does a number of store operations per round that does not grow with t
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import socket
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch.distributed import (  # type: ignore[attr-defined]  # public, but its types do not export them
@@ -35,11 +37,12 @@ from hpc_launch import hostlist
 from hpc_launch.elastic import locator, rounds
 from hpc_launch.elastic.console import Pace, say
 from hpc_launch.elastic.rounds import Ending, Member, RoundEnd, RoundPlan
-from hpc_launch.errors import HpcLaunchError, RendezvousError, RendezvousTimeout
+from hpc_launch.errors import HpcLaunchError, LogDirError, RendezvousError, RendezvousTimeout
 from hpc_launch.node import network
 from hpc_launch.plan import derive
 from hpc_launch.plan.here import gather
 from hpc_launch.plan.model import Plan
+from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.settings import resolve
 
@@ -81,6 +84,7 @@ class Party:
         join_timeout: seconds to wait for agents that are missing.
         max_restarts: the job's budget.
         local_addr: the address to advertise; found where None.
+        interface: whose address to advertise, as --interface says.
         master_port: the port of the workers' store; a free one where None.
         job: the job directory, its name empty where the leader chooses it.
         software: what must be the same on every node.
@@ -100,6 +104,7 @@ class Party:
     join_timeout: float
     max_restarts: int
     local_addr: str | None
+    interface: str
     master_port: int | None
     job: JobDirectory
     software: Mapping[str, str] = field(default_factory=dict)
@@ -127,6 +132,7 @@ def party_of(plan: Plan, problem: HpcLaunchError | None = None) -> Party:
         join_timeout=settings.join_timeout,
         max_restarts=settings.max_restarts,
         local_addr=settings.local_addr,
+        interface=settings.interface,
         master_port=settings.master_port,
         job=JobDirectory(plan.log_root, plan.job_name),
         software={
@@ -151,7 +157,7 @@ class SlurmRendezvous(RendezvousHandler):
         self._locator: locator.Locator | None = None
         self._worker_server: TCPStore | None = None
         self._leader_address = "127.0.0.1"
-        self._own_address = party.local_addr or "127.0.0.1"
+        self._own_address = "127.0.0.1"
         self._round = -1
         self._plan: RoundPlan | None = None
         self._end: RoundEnd | None = None
@@ -170,6 +176,13 @@ class SlurmRendezvous(RendezvousHandler):
         if self._plan is None:
             raise RendezvousError("there was no rendezvous yet")
         return self._plan
+
+    @property
+    def interface(self) -> str:
+        """The interface by which this node talks to the others; empty on a single node."""
+        if len(self._party.hosts) == 1:
+            return ""
+        return network.interface_of(self._own_address, network.interfaces())
 
     def report_failure(self, status: int, cause: str) -> RoundEnd:
         """Say that something failed here; returns how the round really ended (somebody may have been first)."""
@@ -300,6 +313,8 @@ class SlurmRendezvous(RendezvousHandler):
                 gone = self._control.add("gone", 0)
         if self._locator is not None:
             self._locator.close()
+            if self._notice is not None:
+                self._notice.unlink(missing_ok=True)
         self._control = self._worker_server = self._locator = None
         return True
 
@@ -339,27 +354,61 @@ class SlurmRendezvous(RendezvousHandler):
     def _serve(self) -> TCPStore:
         """Start the agents' store and answer those who look for it."""
         party = self._party
-        self._own_address = self._leader_own_address()
+        self._own_address = self._asked_address() or self._leader_own_address()
         listener, rest = _first_free(party.ports)
         store, port = _first_store(rest, _STORE_TIMEOUT)
         self._locator = locator.Locator(party.run_id, listener, port)
+        if self._notice is not None:
+            addresses = [address for interface in network.interfaces() for address in interface.addresses]
+            note = {"run": party.run_id, "addresses": addresses, "port": self._locator.port}
+            with contextlib.suppress(LogDirError):
+                directory.write_json(self._notice, note)
         return store
 
-    def _leader_own_address(self) -> str:
+    @property
+    def _notice(self) -> Path | None:
+        """A file in which the leader says where it is, for nodes on which its name does not resolve."""
         party = self._party
-        if party.local_addr:
-            return party.local_addr
-        if party.agents == 1 or len(party.hosts) == 1:
+        return party.job.path / "rendezvous.json" if party.job.job and len(party.hosts) > 1 else None
+
+    def _noticed(self) -> Sequence[tuple[str, Sequence[int]]]:
+        """What that file says, if it is of this run."""
+        if self._notice is None:
+            return []
+        try:
+            note = json.loads(self._notice.read_text())
+            return [
+                (str(address), [int(note["port"])])
+                for address in note["addresses"]
+                if note["run"] == self._party.run_id
+            ]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+
+    def _asked_address(self) -> str | None:
+        """The address of this node that the user chose, if any."""
+        if self._party.local_addr:
+            return self._party.local_addr
+        if self._party.interface != "auto":
+            return network.choose(self._party.interface, network.interfaces())
+        return None
+
+    def _leader_own_address(self) -> str:
+        """The leader's address: the one that its name means to the others, else the one on the way to them."""
+        party = self._party
+        if len(party.hosts) == 1:
             return "127.0.0.1"
-        found = network.advertised([host for host in party.hosts if host != party.host])
-        own = [address for name in party.leaders for address in network.resolve(name) if network.is_local(address)]
-        found = found or next((address for address in own if not network.is_loopback(address)), None)
-        found = found or next(iter(network.own_addresses()), None)
-        if found is None:
+        named = [address for name in party.leaders for address in network.resolve(name)]
+        usable = [address for address in named if network.is_local(address) and not network.is_loopback(address)]
+        found = next(iter(usable), None) or network.advertised([host for host in party.hosts if host != party.host])
+        if found is not None:
+            return found
+        there = network.interfaces()
+        if not there:
             raise RendezvousError(
                 f"{party.host} has no address by which other nodes could reach it: name one with --local-addr"
             )
-        return found
+        return there[0].addresses[0]
 
     def _find(self) -> TCPStore:
         """Find the leader's store, saying from time to time that it is not there yet."""
@@ -369,7 +418,7 @@ class SlurmRendezvous(RendezvousHandler):
         def places() -> Sequence[tuple[str, Sequence[int]]]:
             if pace.due():
                 say(f"{party.host}: waiting for {party.hosts[0]} ({time.monotonic() - begin:.0f} s)")
-            return [(name, party.ports) for name in party.leaders]
+            return [*((name, party.ports) for name in party.leaders), *self._noticed()]
 
         found = locator.find(party.run_id, party.agent, places, begin + party.join_timeout)
         if isinstance(found, str):
@@ -379,7 +428,7 @@ class SlurmRendezvous(RendezvousHandler):
                 missing=(party.hosts[0],),
             )
         self._leader_address = found.leader_address
-        self._own_address = party.local_addr or found.own_address
+        self._own_address = self._asked_address() or found.own_address
         with self._translated():
             return TCPStore(found.leader_address, found.port, is_master=False, timeout=_STORE_TIMEOUT)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hpc_launch.errors import UsageError
 
@@ -51,7 +52,7 @@ def is_address(text: str) -> bool:
 
 def is_loopback(address: str) -> bool:
     """Whether this address never leaves the machine."""
-    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    return _parse(address).is_loopback
 
 
 def resolve(name: str) -> tuple[str, ...]:
@@ -118,14 +119,53 @@ def advertised(peers: Sequence[str]) -> str | None:
     return None
 
 
-def own_addresses() -> tuple[str, ...]:
-    """All addresses of this node's interfaces that others might reach, IPv4 first; no loopback, no link-local ones."""
-    import psutil  # noqa: PLC0415 - needed on the first node only, and not quick to import
+@dataclass(frozen=True)
+class Interface:
+    """A network interface of this node with its addresses, IPv4 first; no link-local ones."""
 
-    entries = [entry for interface in psutil.net_if_addrs().values() for entry in interface]
-    addresses = [e.address for family in (socket.AF_INET, socket.AF_INET6) for e in entries if e.family == family]
-    return tuple(text for text in addresses if not (is_loopback(text) or _is_link_local(text)))
+    name: str
+    addresses: tuple[str, ...]
 
 
-def _is_link_local(address: str) -> bool:
-    return ipaddress.ip_address(address.partition("%")[0]).is_link_local
+def interfaces() -> tuple[Interface, ...]:
+    """The interfaces by which this node could be reached, loopback left out."""
+    import psutil  # noqa: PLC0415 - needed when nodes meet, and not quick to import
+
+    found = []
+    for name, entries in psutil.net_if_addrs().items():
+        texts = [e.address for family in (socket.AF_INET, socket.AF_INET6) for e in entries if e.family == family]
+        usable = tuple(text for text in texts if not (is_loopback(text) or _parse(text).is_link_local))
+        if usable:
+            found.append(Interface(name, usable))
+    return tuple(found)
+
+
+def choose(wanted: str, among: Sequence[Interface]) -> str:
+    """The address that `--interface` means. Pure.
+
+    Args:
+        wanted: the name of an interface, or a subnet.
+        among: the interfaces that there are.
+
+    Raises:
+        UsageError: naming those that there are.
+    """
+    try:
+        subnet = ipaddress.ip_network(wanted, strict=False)
+    except ValueError:
+        fitting = [address for interface in among if interface.name == wanted for address in interface.addresses]
+    else:
+        fitting = [address for interface in among for address in interface.addresses if _parse(address) in subnet]
+    if not fitting:
+        there = ", ".join(f"{interface.name} ({', '.join(interface.addresses)})" for interface in among) or "none"
+        raise UsageError(f"--interface: no '{wanted}' with an address here; there is {there}", option="--interface")
+    return fitting[0]
+
+
+def interface_of(address: str, among: Sequence[Interface]) -> str:
+    """The name of the interface that has an address; empty where none has. Pure."""
+    return next((interface.name for interface in among if address in interface.addresses), "")
+
+
+def _parse(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    return ipaddress.ip_address(address.partition("%")[0])
