@@ -28,6 +28,11 @@ class HpcLaunchError(Exception):
     """Whether it has been said already, by this process or by another node's agent."""
 
 
+def reason(error: OSError | UnicodeDecodeError) -> str:
+    """Why a file could not be read, in a few words."""
+    return "it is not text" if isinstance(error, UnicodeDecodeError) else str(error.strerror or error)
+
+
 class UsageError(HpcLaunchError):
     """An option or its value is not usable.
 

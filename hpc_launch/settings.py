@@ -187,6 +187,10 @@ def _streams(text: str) -> StreamChoice:
     return StreamChoice(per_rank=tuple(sorted(pairs.items())))
 
 
+# More than any job has: a slip of the finger is not to fill the memory.
+_MOST_RANKS = 1 << 20
+
+
 def _ranks(text: str) -> tuple[int, ...]:
     expected = "ranks such as 0,3 or 0-3,17"
     found: list[int] = []
@@ -194,9 +198,10 @@ def _ranks(text: str) -> tuple[int, ...]:
         low, dash, high = part.strip().partition("-")
         if not (low.isascii() and low.isdigit()) or (dash and not (high.isascii() and high.isdigit())):
             raise _Unreadable(expected)
-        found.extend(range(int(low), int(high or low) + 1))
-    if not found:
-        raise _Unreadable(expected)
+        ranks = range(int(low), int(high or low) + 1)
+        if not 0 < len(ranks) <= _MOST_RANKS:
+            raise _Unreadable(expected)
+        found.extend(ranks)
     return tuple(found)
 
 

@@ -12,6 +12,7 @@ from hpc_launch import __version__
 from hpc_launch.cli.env import env
 from hpc_launch.cli.explain import explain
 from hpc_launch.cli.hosts import hosts
+from hpc_launch.cli.options import Call
 from hpc_launch.cli.run import run
 from hpc_launch.errors import HpcLaunchError
 
@@ -23,7 +24,9 @@ class _RunByDefault(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = {"-h", "--help", "--version"}
-        if args and args[0] not in own and args[0] not in self.commands and not ctx.resilient_parsing:
+        if not args:
+            args = ["--help"]
+        if args[0] not in own and args[0] not in self.commands and not ctx.resilient_parsing:
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -43,7 +46,7 @@ class _RunByDefault(click.Group):
 )
 @click.version_option(__version__, prog_name="hpc-launch")
 def cli() -> None:
-    r"""Launch PyTorch training on the nodes of a Slurm job, of a host list, or on this one.
+    """Launch PyTorch training on the nodes of a Slurm job, of a host list, or on this one.
 
     \b
         srun hpc-launch train.py --lr 1e-3      in a batch script: nothing else is needed
@@ -52,7 +55,7 @@ def cli() -> None:
 
     What stands before the script are options of `run` (see `hpc-launch run --help`); what follows it is the script's
     own. A script that is named like a command is written ./logs, or after `run`.
-    """
+    """  # noqa: D301 - click wants a real backspace before text that it is to leave alone
 
 
 for _command in (run, env, explain, hosts):
@@ -71,8 +74,9 @@ def launch_main() -> None:
 
 def _exit(command: click.Command, args: list[str], name: str, *, use_env: bool = True) -> None:
     """Run a command and leave with its status; errors are one line, with a traceback after -v."""
+    call = Call(command=(*name.split(), *args), use_env=use_env)
     try:
-        status = command.main(args, prog_name=name, standalone_mode=False, obj={"use_env": use_env})
+        status = command.main(args, prog_name=name, standalone_mode=False, obj=call)
     except click.exceptions.Exit as error:
         status = error.exit_code
     except click.ClickException as error:
@@ -82,7 +86,7 @@ def _exit(command: click.Command, args: list[str], name: str, *, use_env: bool =
     except click.Abort:
         status = 130
     except HpcLaunchError as error:
-        if "-v" in args or "--verbose" in args:
+        if call.verbose:
             traceback.print_exc()
         if not error.silent:
             click.echo(f"{name}: {error}", err=True)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from hpc_launch import hostlist
-from hpc_launch.cli.options import CONTEXT, GroupedCommand, launch_options, settings_of
+from hpc_launch.cli.options import CONTEXT, Call, GroupedCommand, launch_options, settings_of
 from hpc_launch.plan import derive
 from hpc_launch.plan.here import check_script, gather
 
@@ -25,7 +25,7 @@ def explain(context: click.Context, /, script: str, args: tuple[str, ...], **giv
     Nothing is started.
     """
     settings = settings_of(context, given)
-    here = gather(os.environ)
+    here = gather(os.environ, context.ensure_object(Call).command)
     if script:
         check_script(settings, script, here.directory)
     plan = derive.make(settings, here, (script, *args) if script else ())

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from hpc_launch import hostlist
-from hpc_launch.errors import UsageError
+from hpc_launch.errors import UsageError, reason
 from hpc_launch.slurm import environment
 
 
@@ -44,8 +44,8 @@ def _names(hostlists: tuple[str, ...], hostfile: Path | None) -> tuple[str, ...]
     if hostfile is not None:
         try:
             listed = tuple(entry.host for entry in hostlist.parse_hostfile(hostfile.read_text()))
-        except OSError as error:
-            raise UsageError(f"--hostfile: cannot read {hostfile}: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--hostfile: cannot read {hostfile}: {reason(error)}") from error
     elif hostlists:
         listed = ()
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
@@ -34,11 +35,28 @@ def _decorate(name: str, spec: OptionSpec) -> Callable[[_Function], _Function]:
     return click.option(*spec.flags, name, is_flag=True, default=None, help=spec.help)
 
 
+@dataclass
+class Call:
+    """One call of the program.
+
+    Attributes:
+        command: its words.
+        use_env: the default of --use-env, which depends on the name it was called by.
+        verbose: whether errors come with tracebacks; known once the options are read.
+    """
+
+    command: tuple[str, ...] = ("hpc-launch",)
+    use_env: bool = True
+    verbose: bool = False
+
+
 def settings_of(context: click.Context, given: dict[str, Any]) -> Settings:
     """The settings of a command: what was given, over what the environment says."""
-    use_env = bool((context.obj or {}).get("use_env", True))
+    call = context.ensure_object(Call)
     flags = {name: value for name, value in given.items() if value is not None}
-    return resolve(flags, os.environ, use_env=use_env)
+    settings = resolve(flags, os.environ, use_env=call.use_env)
+    call.verbose = settings.verbose
+    return settings
 
 
 class GroupedCommand(click.Command):

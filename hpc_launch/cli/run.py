@@ -8,8 +8,9 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
-from hpc_launch.cli.options import CONTEXT, GroupedCommand, launch_options, settings_of
+from hpc_launch.cli.options import CONTEXT, Call, GroupedCommand, launch_options, settings_of
 from hpc_launch.launch.run import run as run_plan
+from hpc_launch.plan.here import gather
 
 _SHELLS = ("bash", "zsh", "fish")
 
@@ -45,4 +46,5 @@ def run(context: click.Context, /, script: str, args: tuple[str, ...], **given: 
     PET_<NAME> in the environment. Values that are not given are derived from Slurm or the host list; `hpc-launch
     explain` shows them.
     """
-    run_plan(settings_of(context, given), (script, *args), os.environ)
+    settings = settings_of(context, given)
+    run_plan(settings, (script, *args), gather(os.environ, context.ensure_object(Call).command))

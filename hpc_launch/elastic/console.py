@@ -51,6 +51,7 @@ class Source:
     needles: Sequence[str] = ()
     _offset: int = field(default=0, repr=False)
     _rest: bytes = field(default=b"", repr=False)
+    _torn: bool = field(default=False, repr=False)
 
     def advance(self, *, final: bool) -> bool:
         """Show what is new, whole lines only (at the end also a last line without its end); False if nothing was."""
@@ -67,7 +68,10 @@ class Source:
             end = len(text)
         self._rest = text[end:]
         if end:
-            self._show([_visible(line) for line in text[:end].removesuffix(b"\n").split(b"\n")])
+            lines = text[:end].removesuffix(b"\n").split(b"\n")
+            # The end of a line that was shown in pieces is no line of its own.
+            self._show([_visible(line) for line in (lines[1:] if self._torn and not lines[0] else lines)])
+            self._torn = not text[:end].endswith(b"\n")
         return bool(data)
 
     def _show(self, lines: Sequence[bytes]) -> None:

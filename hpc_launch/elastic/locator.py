@@ -28,6 +28,9 @@ _ANSWER_SECONDS = 3.0
 _CONNECT_SECONDS = 3.0
 _LONGEST_LINE = 4096
 
+# What a line that is not ours can do to json and to those who look into it.
+_NONSENSE = (ValueError, KeyError, TypeError, RecursionError)
+
 
 @dataclass(frozen=True)
 class Found:
@@ -61,7 +64,7 @@ class Locator:
             timeout = _ANSWER_SECONDS
 
             def handle(self) -> None:
-                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                with contextlib.suppress(OSError, *_NONSENSE):
                     asked = json.loads(self.rfile.readline(_LONGEST_LINE))
                     with lock:
                         mine = asked["run"] == run_id and taken.setdefault(asked["agent"], asked["key"]) == asked["key"]
@@ -157,5 +160,5 @@ def _ask(run_id: str, agent: int, key: str, address: str, port: int) -> Found | 
             if answer["run"] != run_id:
                 return None
             return Found(address, connection.getsockname()[0], int(answer["port"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, *_NONSENSE):
             return None  # connected, but not to one of ours: it said something else, nothing, or hung up

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import signal
@@ -30,6 +31,9 @@ from hpc_launch.settings import Settings, StreamChoice, Streams
 # torchrun's macro for the local rank (torch/distributed/elastic/utils/api.py).
 _LOCAL_RANK = "${local_rank}"
 
+# How long a node that cannot take part waits for the others to tell them so.
+_PATIENCE = 60.0
+
 
 def count_processes(word: str) -> int:
     """Ask torch how many processes a word such as the name of a device backend stands for.
@@ -43,13 +47,26 @@ def count_processes(word: str) -> int:
         raise UsageError(f"--nproc-per-node: {error}", option="--nproc-per-node") from error
 
 
-def run(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError | None) -> None:
+def refuse(plan: Plan, problem: HpcLaunchError) -> None:
+    """Join the others only to say why this node cannot take part.
+
+    Raises:
+        RendezvousError: with the words and the status that all nodes end with.
+    """
+    settings = dataclasses.replace(plan.settings, join_timeout=min(plan.settings.join_timeout, _PATIENCE))
+    handler = SlurmRendezvous(party_of(dataclasses.replace(plan, settings=settings), problem))
+    try:
+        handler.next_rendezvous()
+    finally:
+        handler.shutdown()
+
+
+def run(plan: Plan, environ: Mapping[str, str]) -> None:
     """Run the agent of this node until all attempts are over.
 
     Args:
         plan: what to do.
         environ: the environment that the workers' own is made from.
-        problem: why this node cannot take part: the others are told, and all end with the same words.
 
     Raises:
         WorkerError: with the status of the worker that failed first, on every node.
@@ -58,7 +75,7 @@ def run(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError | None) 
     """
     _quieten_torch(verbose=plan.settings.verbose)
     stop = _StopSignals(plan.settings.signals_to_handle)
-    handler = _handler(plan, problem)
+    handler = _handler(plan)
     try:
         entrypoint, arguments = _command(plan)
         spec = _spec(plan, handler, entrypoint, arguments)
@@ -111,11 +128,9 @@ def _quieten_torch(*, verbose: bool) -> None:
         logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
 
 
-def _handler(plan: Plan, problem: HpcLaunchError | None) -> RendezvousHandler:
+def _handler(plan: Plan) -> RendezvousHandler:
     if plan.own_rendezvous:
-        return SlurmRendezvous(party_of(plan, problem))
-    if problem is not None:
-        raise problem
+        return SlurmRendezvous(party_of(plan))
     settings, configuration = plan.settings, dict(plan.settings.rdzv_conf)
     configuration.setdefault("timeout", str(int(settings.join_timeout)))
     first = plan.world.node_rank == 0

@@ -3,36 +3,70 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Sequence
 
-from hpc_launch.errors import LogDirError
+from hpc_launch.errors import HpcLaunchError
 from hpc_launch.plan import derive
-from hpc_launch.plan.here import check_script, gather
+from hpc_launch.plan.here import Here, check_script
+from hpc_launch.plan.model import Plan
 from hpc_launch.records import directory
 from hpc_launch.settings import PROCESS_WORDS, Settings
+from hpc_launch.slurm.environment import Step
 
 
-def run(settings: Settings, script: Sequence[str], environ: Mapping[str, str]) -> None:
+def run(settings: Settings, script: Sequence[str], here: Here) -> None:
     """Start the script on this node's share of the ranks, and wait for the end of all.
 
     Raises:
         HpcLaunchError: with the exit status that says how it failed.
     """
-    here = gather(environ)
+    _silence_torch_warnings(settings)
+    try:
+        plan = _prepare(settings, script, here)
+        directory.check_writable(plan.log_root)
+    except HpcLaunchError as error:
+        _tell_others(settings, script, here, error)
+        raise
+    from hpc_launch.elastic.run import run as run_agent  # noqa: PLC0415 - torch is slow to import
+
+    run_agent(plan, here.environ)
+
+
+def _prepare(settings: Settings, script: Sequence[str], here: Here) -> Plan:
     check_script(settings, script[0], here.directory)
     if isinstance(settings.nproc_per_node, str) and settings.nproc_per_node not in PROCESS_WORDS:
         from hpc_launch.elastic.run import count_processes  # noqa: PLC0415 - torch is slow to import
 
         settings = dataclasses.replace(settings, nproc_per_node=count_processes(settings.nproc_per_node))
-    plan = derive.make(settings, here, script)
-    problem = None
+    return derive.make(settings, here, script)
+
+
+def _tell_others(settings: Settings, script: Sequence[str], here: Here, problem: HpcLaunchError) -> None:
+    """Let the other nodes of a step hear why this one cannot take part, so that none of them waits for it.
+
+    What is wrong may be wrong on this node only (a file that is missing here, fewer devices). All nodes then end with
+    the same status, and the first of them says why; where nobody can be told this returns.
+    """
+    if not isinstance(here.slurm, Step) or len(here.slurm.hosts) == 1:
+        return
+    # Enough to find the others; whatever else was asked for may be the problem.
+    bare = dataclasses.replace(settings, nnodes=None, node_rank=None, nproc_per_node=None)
     try:
-        directory.check_writable(plan.log_root)
-    except LogDirError as error:
-        if len(plan.world.hosts) == 1:
-            raise
-        problem = error  # the other nodes are told, so that none of them waits
+        plan = derive.make(bare, here, script)
+    except HpcLaunchError:
+        return
+    if plan.own_rendezvous and len(plan.world.hosts) > 1:
+        from hpc_launch.elastic.run import refuse  # noqa: PLC0415 - torch is slow to import
 
-    from hpc_launch.elastic.run import run as run_agent  # noqa: PLC0415 - torch is slow to import
+        refuse(plan, problem)
 
-    run_agent(plan, environ, problem)
+
+def _silence_torch_warnings(settings: Settings) -> None:
+    """Keep torch's C++ warnings about host names without a reverse entry off the console.
+
+    They come from the agent's own connections. The variable is read when torch is loaded, so it has to be set in this
+    process; the workers' environment is made from the one that was read before.
+    """
+    if not settings.verbose:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -44,14 +44,17 @@ class Devices:
 def find(environ: Mapping[str, str], root: Path = Path("/")) -> Devices:
     """The devices of this process: its masks, else what the driver shows.
 
-    On AMD nodes Slurm often sets the CUDA and the ROCR mask (gres.conf without flags sets all of them), where HIP reads
-    the first as indices into what the second leaves; the maker is therefore taken from the driver's device file.
+    Slurm often sets the masks of all makers (gres.conf without flags does), and HIP reads the CUDA mask as indices into
+    what the ROCR mask leaves; the maker is therefore taken from the driver's device files.
     """
     if (root / "dev/kfd").exists():
         return _amd(environ, root)
+    nvidia = (root / "dev/nvidiactl").exists()
+    if _ZE in environ and not nvidia and (root / "dev/dri").exists():
+        return _masked(_ZE, environ[_ZE])
     if _CUDA in environ:
         return _masked(_CUDA, environ[_CUDA])
-    if (root / "dev/nvidiactl").exists():
+    if nvidia:
         return _counted(_CUDA, _nvidia_count(root), "NVIDIA driver")
     for variable in (_ROCR, _HIP, _ZE):
         if variable in environ:

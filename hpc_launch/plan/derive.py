@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpc_launch import hostlist, world
-from hpc_launch.errors import ContextError, HostlistError, UsageError
+from hpc_launch.errors import ContextError, HostlistError, UsageError, reason
 from hpc_launch.node import network, ports
 from hpc_launch.plan import traps
 from hpc_launch.plan.here import Here
@@ -20,6 +20,13 @@ from hpc_launch.world import World
 
 # torchrun's default of --master-port with static rendezvous (torch/distributed/run.py).
 _STATIC_PORT = 29500
+
+# Who may give the list of nodes, and what to change where it is another one that is meant.
+_LISTED = {
+    Origin.STEP: ("the step", "srun --nodes"),
+    Origin.JOB: ("the job", "sbatch --nodes"),
+    Origin.HOSTS: ("the host list", "--hosts"),
+}
 
 # Job ids of the other schedulers whose host files people bring: all nodes of a job see the same one.
 _FOREIGN_JOB_IDS = ("PBS_JOBID", "LSB_JOBID", "OAR_JOB_ID", "COBALT_JOBID", "JOB_ID")
@@ -42,6 +49,7 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
     candidates = ports.candidates(run_id, reserved or settings.port_range)
     omp, omp_origin = _omp_num_threads(settings, here, found, local_world_size)
     leaders, leader_origin = _leaders(settings, found)
+    endpoint = _endpoint(settings, backend, leaders[0], candidates[0], step)
     log_root, log_origin = _log_root(settings, here)
     job_name = _job_name(settings, here, found)
     derived = (
@@ -53,11 +61,7 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         Derived("rdzv_backend", backend, _origin(settings, "rdzv_backend", Origin.DEFAULT)),
         Derived("rdzv_id", run_id, run_origin),
         Derived("master_addr", leaders[0], leader_origin),
-        Derived(
-            "master_port",
-            str(settings.master_port or candidates[0]),
-            _origin(settings, "master_port", "first of the port range that is free, by a hash of rdzv_id"),
-        ),
+        _master_port(settings, backend, endpoint, candidates[0]),
         Derived("devices", ",".join(here.devices.tokens) or "none", here.devices.source),
         Derived("omp_num_threads", str(omp or here.environ.get("OMP_NUM_THREADS", "")), omp_origin),
         Derived("log_dir", str(log_root), log_origin),
@@ -68,7 +72,7 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         world=found,
         nnodes=nnodes,
         backend=backend,
-        endpoint=_endpoint(settings, backend, leaders[0], candidates[0], step),
+        endpoint=endpoint,
         leaders=leaders,
         run_id=run_id,
         ports=candidates,
@@ -102,6 +106,11 @@ def _world(settings: Settings, here: Here, script: Sequence[str]) -> World:
         return world.one_node(here.slurm.node_name or here.host, Origin.JOB)
     if settings.nnodes and settings.nnodes.maximum > 1:
         return _manual_world(settings, here)
+    if settings.node_rank:
+        raise UsageError(
+            f"--node-rank: {settings.node_rank} is not a node of 1: say how many there are with --nnodes, or --hosts",
+            option="--node-rank",
+        )
     return world.one_node(here.host)
 
 
@@ -120,8 +129,7 @@ def _listed_world(settings: Settings, here: Here) -> World:
     except HostlistError as error:
         raise UsageError(f"{flag}: {error}", option=flag) from error
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UsageError(f"{flag}: cannot read {settings.hostfile}: {reason}", option=flag) from error
+        raise UsageError(f"{flag}: cannot read {settings.hostfile}: {reason(error)}", option=flag) from error
     if not hosts:
         raise UsageError(f"{flag} names no node", option=flag)
     index = settings.node_rank if settings.node_rank is not None else here.position(hosts)
@@ -163,7 +171,7 @@ def _refuse_allocation(settings: Settings, here: Here, job: Allocation, script: 
     if in_job and (len(job.hosts) == 1 or (settings.nnodes and settings.nnodes.maximum == 1)):
         return
     line = commands.run_step(
-        ["hpc-launch", *script],
+        here.command or ("hpc-launch", *script),
         nodes=settings.nnodes.maximum if settings.nnodes else len(job.hosts),
         cpus_per_task=here.environ.get("SLURM_CPUS_PER_TASK", ""),
     )
@@ -212,9 +220,8 @@ def _node_range(settings: Settings, found: World, backend: str) -> NodeRange:
     asked, there = settings.nnodes, len(found.hosts)
     if asked is None:
         return NodeRange(there, there)
-    if found.origin in (Origin.STEP, Origin.HOSTS) and not asked.minimum <= there <= asked.maximum:
-        what = "the step" if found.origin is Origin.STEP else "the host list"
-        mend = f"srun --nodes={asked.maximum}" if found.origin is Origin.STEP else "--hosts"
+    if found.origin in _LISTED and not asked.minimum <= there <= asked.maximum:
+        what, mend = _LISTED[found.origin]
         raise ContextError(
             f"--nnodes {asked}, but {what} has {there} ({hostlist.fold(found.hosts)}): leave --nnodes out, or change "
             f"{mend}"
@@ -233,7 +240,7 @@ def _local_world_size(settings: Settings, here: Here, found: World) -> tuple[int
     if isinstance(asked, int):
         return _no_more_than_devices(asked, here), origin
     if asked is None and found.slots is not None:
-        return found.slots, Origin.HOSTS.value
+        return _no_more_than_devices(found.slots, here), Origin.HOSTS.value
     if asked in ("gpu", "xpu") and not (len(visible) and (asked == "xpu") == (visible.variable == "ZE_AFFINITY_MASK")):
         raise UsageError(f"--nproc-per-node {asked}: {visible.source}; use a number", option="--nproc-per-node")
     if asked not in (None, *PROCESS_WORDS):
@@ -296,7 +303,9 @@ def local_job_name(now: float, pid: int) -> str:
 
 def _leaders(settings: Settings, found: World) -> tuple[tuple[str, ...], str]:
     """Under which names the first node may be found, the most trusted first."""
-    if settings.rdzv_endpoint and not settings.standalone:
+    if settings.standalone:
+        return ("127.0.0.1",), settings.origin("standalone").value
+    if settings.rdzv_endpoint:
         return (network.split_endpoint(settings.rdzv_endpoint)[0],), settings.origin("rdzv_endpoint").value
     if settings.master_addr:
         return (network.split_endpoint(settings.master_addr)[0],), settings.origin("master_addr").value
@@ -308,16 +317,22 @@ def _leaders(settings: Settings, found: World) -> tuple[tuple[str, ...], str]:
 
 
 def _endpoint(settings: Settings, backend: str, leader: str, port: int, step: Step | None) -> str:
-    """The endpoint for a rendezvous backend of torch, as torchrun would make it."""
-    if backend == "slurm":
-        return settings.rdzv_endpoint or ""
-    if settings.rdzv_endpoint:
+    """Where the backend is found: as given, else as torchrun would make it; our own needs no word about it."""
+    if settings.rdzv_endpoint and not settings.standalone:
         return settings.rdzv_endpoint
     if backend == "static":
         return network.join_endpoint(leader, settings.master_port or (port if step else _STATIC_PORT))
     if backend == "c10d":
         return network.join_endpoint(leader, port)
     return ""
+
+
+def _master_port(settings: Settings, backend: str, endpoint: str, candidate: int) -> Derived:
+    if settings.master_port is None and backend == "static":
+        port = network.split_endpoint(endpoint)[1]
+        return Derived("master_port", str(port or "missing"), "rendezvous endpoint")
+    origin = _origin(settings, "master_port", "first of the port range that is free, by a hash of rdzv_id")
+    return Derived("master_port", str(settings.master_port or candidate), origin)
 
 
 def _omp_num_threads(settings: Settings, here: Here, found: World, local_world_size: int) -> tuple[int | None, str]:

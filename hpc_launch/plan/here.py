@@ -28,6 +28,7 @@ class Here:
         cpus: the number of CPUs it may use (sched_getaffinity).
         position: says where this node stands in a list of names; a parameter because it asks the resolver.
         read: gives a file's text.
+        command: the words by which hpc-launch was called, for a line that can be typed.
     """
 
     environ: Mapping[str, str]
@@ -38,9 +39,10 @@ class Here:
     cpus: int
     position: Callable[[Sequence[str]], int | None]
     read: Callable[[Path], str]
+    command: tuple[str, ...] = ()
 
 
-def gather(environ: Mapping[str, str]) -> Here:
+def gather(environ: Mapping[str, str], command: Sequence[str] = ()) -> Here:
     """Look at this process and its node.
 
     Raises:
@@ -55,6 +57,7 @@ def gather(environ: Mapping[str, str]) -> Here:
         cpus=len(os.sched_getaffinity(0)),
         position=network.position,
         read=Path.read_text,
+        command=tuple(command),
     )
 
 

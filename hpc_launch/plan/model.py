@@ -30,7 +30,7 @@ class Plan:
         world: who takes part.
         nnodes: how many nodes are wanted.
         backend: the rendezvous backend.
-        endpoint: where that is found, for backends other than our own; empty otherwise.
+        endpoint: where that is found; empty where our own backend finds it by itself.
         leaders: names or addresses under which the first node may be found.
         run_id: the name of the run, the same on every node.
         ports: the ports to try, in order.

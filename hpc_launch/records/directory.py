@@ -121,6 +121,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
         temporary.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise _unusable(path.parent, error) from error
 
 
@@ -131,6 +133,8 @@ def point_latest(link: Path, target: str) -> None:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(target)
         temporary.replace(link)
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)  # where a directory of that name was in the way
 
 
 def _file_name(host: str) -> str:

@@ -123,14 +123,14 @@ def locate(environ: Mapping[str, str], cgroup: str = "") -> Step | Allocation | 
         return None
     step_id = _step_id(environ)
     seen = _STEP_CGROUP.search(cgroup)
-    if step_id is None or (seen is not None and not seen["step"].isdigit()) or _left_over(environ):
+    if step_id is None or (seen is not None and not _is_number(seen["step"])) or _left_over(environ):
         return _allocation(environ, job_id)
     return _step(environ, job_id, step_id)
 
 
 def _step_id(environ: Mapping[str, str]) -> int | None:
     text = environ.get("SLURM_STEP_ID") or environ.get("SLURM_STEPID") or ""
-    if not text.isdigit() or int(text) >= _FIRST_SPECIAL_STEP:
+    if not _is_number(text) or int(text) >= _FIRST_SPECIAL_STEP:
         return None
     return int(text)
 
@@ -246,11 +246,16 @@ def _job_label(environ: Mapping[str, str], job_id: str) -> str:
     return f"{array}_{task}" if array and task else job_id
 
 
+def _is_number(text: str) -> bool:
+    """Whether Slurm could have written this for a number: str.isdigit alone takes other scripts' digits too."""
+    return text.isascii() and text.isdigit()
+
+
 def _number(environ: Mapping[str, str], name: str) -> int | None:
     text = environ.get(name, "")
     if not text:
         return None
-    if not text.isdigit():
+    if not _is_number(text):
         raise ContextError(f"{name}={text} is not a number: it was not written by Slurm; unset it")
     return int(text)
 
@@ -262,7 +267,7 @@ def _first_number(environ: Mapping[str, str], *names: str) -> int | None:
 def _device_count(text: str) -> int | None:
     """Sum Slurm's forms of a GPU count: `4`, `a100:4`, `h100:2,l40:1`; None where there is none."""
     numbers = [part.rpartition(":")[2] for part in text.split(",")] if text else []
-    return sum(map(int, numbers)) if numbers and all(number.isdigit() for number in numbers) else None
+    return sum(map(int, numbers)) if numbers and all(map(_is_number, numbers)) else None
 
 
 def _port_list(text: str) -> tuple[int, ...]:
@@ -270,6 +275,6 @@ def _port_list(text: str) -> tuple[int, ...]:
     ports: list[int] = []
     for part in filter(None, text.split(",")):
         low, _, high = part.partition("-")
-        if low.isdigit() and (not high or high.isdigit()):
+        if _is_number(low) and (not high or _is_number(high)):
             ports.extend(range(int(low), int(high or low) + 1))
     return tuple(ports)
