@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 import traceback
 from collections.abc import Sequence
@@ -81,7 +82,7 @@ def _exit(command: click.Command, args: list[str], name: str, *, use_env: bool =
         status = error.exit_code
     except click.ClickException as error:
         # Without click's usage lines: the message names the option, and one line is read.
-        click.echo(f"{name}: {error.format_message()}  (see '{name} --help')", err=True)
+        click.echo(f"{name}: {_message(error)}  (see '{name} --help')", err=True)
         status = error.exit_code
     except click.Abort:
         status = 130
@@ -92,3 +93,11 @@ def _exit(command: click.Command, args: list[str], name: str, *, use_env: bool =
             click.echo(f"{name}: {error}", err=True)
         status = error.exit_status
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _message(error: click.ClickException) -> str:
+    """What is wrong, with the one option that is nearest to an unknown one (click names several)."""
+    if isinstance(error, click.NoSuchOption):
+        near = difflib.get_close_matches(error.option_name, error.possibilities or (), n=1, cutoff=0)
+        return f"no such option '{error.option_name}'" + (f"; did you mean '{near[0]}'?" if near else "")
+    return error.format_message()
