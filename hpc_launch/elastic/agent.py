@@ -175,13 +175,24 @@ class Agent(LocalElasticAgent):
 
     def _construct_event(self, state: str, *args: Any, **kwargs: Any) -> Event:
         """Make torch's events only for those who read them: they look up the host's full name, which can take long."""
-        if self._worker_group.spec.event_log_handler != "null":
+        if self._plan.settings.event_log_handler != "null":
             return super()._construct_event(state, *args, **kwargs)
         return Event(state, EventSource.AGENT)
 
+    def _stop_workers(self, worker_group: WorkerGroup, **_: Any) -> None:  # noqa: ARG002 - there is one group
+        self._shutdown()
+
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *_: Any, **__: Any) -> None:
-        """End the workers of this attempt; the arguments differ between torch releases."""
-        super()._shutdown(death_sig)
+        """End the workers of this attempt, and nothing else.
+
+        Not torch's own: its further arguments differ between releases, and that of torch 2.4 closes the rendezvous.
+        """
+        for helper in (self._worker_watchdog, getattr(self, "_health_check_server", None)):
+            if helper is not None:
+                helper.stop()
+        self._worker_watchdog = self._health_check_server = None
+        if self._pcontext is not None:
+            self._pcontext.close(death_sig)
         if self._logs is not None:
             self._logs.stop_console()
 

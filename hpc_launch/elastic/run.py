@@ -183,6 +183,8 @@ def _spec(
     if plan.backend == "static":
         # With static rendezvous the workers' endpoint is the given one (torch/distributed/launcher/api.py).
         more["master_addr"], more["master_port"] = network.split_endpoint(plan.endpoint)
+    if settings.given("event_log_handler"):
+        more["event_log_handler"] = settings.event_log_handler  # not in torch 2.4
     if settings.numa_binding is not None:
         more["numa_options"] = _numa_options(settings.numa_binding)
     return WorkerSpec(
@@ -194,7 +196,6 @@ def _spec(
         max_restarts=settings.max_restarts,
         monitor_interval=settings.monitor_interval,
         local_addr=settings.local_addr,
-        event_log_handler=settings.event_log_handler,
         **more,
     )
 

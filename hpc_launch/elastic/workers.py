@@ -76,6 +76,10 @@ class CommandWorkers(PContext):
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._statuses: dict[int, int] = {}
 
+    def start(self) -> None:
+        """Start them all; unlike torch's, without installing signal handlers (`elastic.run` has)."""
+        self._start()
+
     def _start(self) -> None:
         for local_rank in range(self.nprocs):
             self._processes[local_rank] = self._spawn(local_rank)

@@ -7,6 +7,7 @@ not in the mask belongs to somebody else.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def _amd(environ: Mapping[str, str], root: Path) -> Devices:
         if variable in environ:
             inner = _masked(variable, environ[variable])
             # A number past the end ends the list, as it does for the runtime.
-            usable = [token for token in inner.tokens if not token.isdigit() or int(token) < len(outer)]
+            usable = itertools.takewhile(lambda token: not token.isdigit() or int(token) < len(outer), inner.tokens)
             return Devices(tuple(usable), variable, f"{variable}={environ[variable]}")
     return outer
 
