@@ -1,4 +1,4 @@
-"""How agents find the leader's store: a small server that answers only those of its own run.
+"""How agents find the leader's store, and how they and the leader notice that the other is gone.
 
 The leader listens on the first free port of the run's candidates; the others try the same candidates, on every name
 under which the leader may be known, and believe nobody who does not answer with the run's name. So a foreign program on
@@ -6,6 +6,10 @@ one of the ports, be it another job's store, is never joined, and costs one refu
 
 The conversation is one line of JSON each way: `{"run", "agent", "key"}` and `{"run", "port"}`. The key tells apart two
 runs with the same name (two launches with the same host list): each run takes every agent number once.
+
+The connection then stays open as a lifeline. An agent that ends says `bye`; one that was killed, or whose node is gone,
+does not, and the kernel closes the connection for it, or lets it time out within some ten seconds (TCP keepalive). This
+costs one idle connection per agent, and no traffic that grows with the time between failures.
 """
 
 from __future__ import annotations
@@ -13,13 +17,13 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import selectors
 import socket
-import socketserver
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hpc_launch.node import network
 
@@ -27,18 +31,13 @@ from hpc_launch.node import network
 _ANSWER_SECONDS = 3.0
 _CONNECT_SECONDS = 3.0
 _LONGEST_LINE = 4096
+_BYE = b"bye\n"
 
 # What a line that is not ours can do to json and to those who look into it.
 _NONSENSE = (ValueError, KeyError, TypeError, RecursionError)
 
-
-@dataclass(frozen=True)
-class Found:
-    """Where the store is, and by which addresses the two nodes reach each other."""
-
-    leader_address: str
-    own_address: str
-    port: int
+# An idle peer is asked after 5 s, then every 2 s, and given up after the third silence: about ten seconds in all.
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))
 
 
 def listen(port: int) -> socket.socket:
@@ -52,42 +51,152 @@ def listen(port: int) -> socket.socket:
     return socket.create_server(("", port), backlog=1024)
 
 
+def _keep_alive(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+@dataclass
+class _Caller:
+    """Somebody who has connected to the locator; `agent` is None until it has said a sensible line."""
+
+    since: float
+    agent: int | None = None
+    heard: bytes = field(default=b"", repr=False)
+
+
 class Locator:
-    """The leader's server. It runs in threads of its own until `close`."""
+    """The leader's server, in one thread however many agents there are."""
 
     def __init__(self, run_id: str, listener: socket.socket, store_port: int) -> None:
         self.port: int = listener.getsockname()[1]
-        taken: dict[int, str] = {}
-        lock = threading.Lock()
-
-        class Handler(socketserver.StreamRequestHandler):
-            timeout = _ANSWER_SECONDS
-
-            def handle(self) -> None:
-                with contextlib.suppress(OSError, *_NONSENSE):
-                    asked = json.loads(self.rfile.readline(_LONGEST_LINE))
-                    with lock:
-                        mine = asked["run"] == run_id and taken.setdefault(asked["agent"], asked["key"]) == asked["key"]
-                    answer = {"run": run_id, "port": store_port} if mine else {"run": ""}
-                    self.wfile.write(json.dumps(answer).encode() + b"\n")
-
-        class Server(socketserver.ThreadingTCPServer):
-            daemon_threads = True
-
-            def handle_error(self, *_: object) -> None:
-                """A stranger who hangs up is no error."""
-
-        self._server = Server(listener.getsockname()[:2], Handler, bind_and_activate=False)
-        self._server.socket.close()
-        self._server.socket = listener
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), name="locator", daemon=True)
+        self._run_id = run_id
+        self._store_port = store_port
+        self._keys: dict[int, str] = {}
+        self._lost: list[int] = []
+        self._callers: dict[socket.socket, _Caller] = {}
+        self._ending = threading.Event()
+        self._listener = listener
+        listener.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._serve, name="locator", daemon=True)
         self._thread.start()
+
+    @property
+    def lost(self) -> tuple[int, ...]:
+        """The agents whose connections broke without a word."""
+        return tuple(self._lost)
 
     def close(self) -> None:
         """Stop answering and free the port."""
-        self._server.shutdown()
+        self._ending.set()
         self._thread.join()
-        self._server.server_close()
+
+    def _serve(self) -> None:
+        while not self._ending.is_set():
+            for key, _ in self._selector.select(timeout=0.1):
+                if key.fileobj is self._listener:
+                    self._accept()
+                elif isinstance(key.fileobj, socket.socket):
+                    self._hear(key.fileobj)
+            silent = [
+                connection
+                for connection, caller in self._callers.items()
+                if caller.agent is None and time.monotonic() - caller.since > _ANSWER_SECONDS
+            ]
+            for connection in silent:
+                self._forget(connection)
+        for connection in [*self._callers]:
+            self._forget(connection)
+        self._selector.close()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = self._listener.accept()
+            connection.setblocking(False)
+            _keep_alive(connection)
+            self._callers[connection] = _Caller(since=time.monotonic())
+            self._selector.register(connection, selectors.EVENT_READ)
+
+    def _hear(self, connection: socket.socket) -> None:
+        caller = self._callers[connection]
+        try:
+            data = connection.recv(_LONGEST_LINE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        caller.heard += data
+        if caller.agent is None and b"\n" in caller.heard:
+            self._answer(connection, caller)
+        elif caller.agent is not None and (not data or caller.heard.endswith(_BYE)):
+            if not caller.heard.endswith(_BYE):
+                self._lost.append(caller.agent)
+            self._forget(connection)
+        elif not data or len(caller.heard) > _LONGEST_LINE:
+            self._forget(connection)
+
+    def _answer(self, connection: socket.socket, caller: _Caller) -> None:
+        line, _, caller.heard = caller.heard.partition(b"\n")
+        try:
+            asked = json.loads(line)
+            mine = asked["run"] == self._run_id
+            agent, key = int(asked["agent"]), str(asked["key"])
+        except _NONSENSE:
+            self._forget(connection)
+            return
+        mine = mine and self._keys.setdefault(agent, key) == key
+        answer = {"run": self._run_id, "port": self._store_port} if mine else {"run": ""}
+        try:
+            connection.sendall(json.dumps(answer).encode() + b"\n")
+        except OSError:
+            mine = False
+        if mine:
+            caller.agent = agent
+        else:
+            self._forget(connection)
+
+    def _forget(self, connection: socket.socket) -> None:
+        del self._callers[connection]
+        self._selector.unregister(connection)
+        connection.close()
+
+
+class Lifeline:
+    """An agent's connection to the leader, open for as long as the run lives."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        connection.settimeout(None)
+        _keep_alive(connection)
+
+    def broken(self) -> bool:
+        """Whether the leader is gone."""
+        try:
+            return self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def close(self) -> None:
+        """Take leave, so that the leader does not miss this agent."""
+        with contextlib.suppress(OSError):
+            self._connection.sendall(_BYE)
+        self._connection.close()
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where the store is, by which addresses the two nodes reach each other, and the connection that stays."""
+
+    leader_address: str
+    own_address: str
+    port: int
+    lifeline: Lifeline
 
 
 def find(
@@ -133,32 +242,37 @@ def _try_ports(run_id: str, agent: int, key: str, address: str, ports: Sequence[
     strangers = 0
     for port in ports:
         try:
-            answer = _ask(run_id, agent, key, address, port)
+            connection = socket.create_connection((address, port), timeout=_CONNECT_SECONDS)
         except ConnectionRefusedError:
+            continue
+        except ConnectionResetError:
+            strangers += 1  # it hung up before it was asked
             continue
         except TimeoutError:
             return f"no answer on port {port} (filtered, or the node is down)"
         except OSError as error:
-            return str(error.strerror or error)
-        if answer is not None:
-            return answer
+            return str(error.strerror or error)  # about the address, so the same on every port
+        found = _ask(run_id, agent, key, address, connection)
+        if found is not None:
+            return found
+        connection.close()
         strangers += 1
     return "nobody listens" + (f", but {strangers} ports belong to others" if strangers else "")
 
 
-def _ask(run_id: str, agent: int, key: str, address: str, port: int) -> Found | None:
-    """Ask one port; None when whoever is there is not of this run."""
-    with socket.create_connection((address, port), timeout=_CONNECT_SECONDS) as connection:
+def _ask(run_id: str, agent: int, key: str, address: str, connection: socket.socket) -> Found | None:
+    """Ask whoever is at the other end; None when it is not of this run (says something else, nothing, or hangs up)."""
+    try:
+        own = connection.getsockname()[:2]
         # A connection from a port to itself happens on the leader's node when nobody listens (simultaneous open).
-        if connection.getsockname()[:2] == connection.getpeername()[:2]:
+        if own == connection.getpeername()[:2]:
             return None
         connection.settimeout(_ANSWER_SECONDS)
-        try:
-            connection.sendall(json.dumps({"run": run_id, "agent": agent, "key": key}).encode() + b"\n")
-            with connection.makefile("rb") as stream:
-                answer = json.loads(stream.readline(_LONGEST_LINE))
-            if answer["run"] != run_id:
-                return None
-            return Found(address, connection.getsockname()[0], int(answer["port"]))
-        except (OSError, *_NONSENSE):
-            return None  # connected, but not to one of ours: it said something else, nothing, or hung up
+        connection.sendall(json.dumps({"run": run_id, "agent": agent, "key": key}).encode() + b"\n")
+        with connection.makefile("rb") as stream:
+            answer = json.loads(stream.readline(_LONGEST_LINE))
+        if answer["run"] != run_id:
+            return None
+        return Found(address, own[0], int(answer["port"]), Lifeline(connection))
+    except (OSError, *_NONSENSE):
+        return None

@@ -155,6 +155,7 @@ class SlurmRendezvous(RendezvousHandler):
         self._party = party
         self._control: TCPStore | None = None
         self._locator: locator.Locator | None = None
+        self._lifeline: locator.Lifeline | None = None
         self._worker_server: TCPStore | None = None
         self._leader_address = "127.0.0.1"
         self._own_address = "127.0.0.1"
@@ -213,13 +214,21 @@ class SlurmRendezvous(RendezvousHandler):
         """How the current round ended; None while it goes on.
 
         It asks the store at most every `agents / _QUESTIONS_PER_SECOND` seconds, however often it is called.
+
+        Raises:
+            RendezvousError: when the store is lost.
         """
         now = time.monotonic()
         if self._end is None and now >= self._next_question:
             self._next_question = now + self._party.agents / _QUESTIONS_PER_SECOND
-            store = self._store()
-            if store.check([f"{self._key}/end"]):
-                self._end = RoundEnd.decode(store.get(f"{self._key}/end"))
+            self._mind_the_leader()
+            with self._translated():
+                if self._store().check([f"{self._key}/end"]):
+                    self._end = RoundEnd.decode(self._store().get(f"{self._key}/end"))
+            lost = self._lost_agents()
+            if self._end is None and lost:
+                # Nobody can take its place, so another attempt would wait for it in vain.
+                self._propose(RoundEnd(Ending.FAILED.value, self._party.agent, self._party.host, 69, lost))
         return self._end
 
     # ---- torch's interface
@@ -305,12 +314,16 @@ class SlurmRendezvous(RendezvousHandler):
         """Take leave; the leader goes last, so that all can read the end."""
         if self._control is None:
             return True
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, RendezvousError):
+            self._mind_the_leader()
             gone = self._control.add("gone", 1)
             deadline = time.monotonic() + _FAREWELL_SECONDS
-            while self._party.leader and gone < self._party.agents and time.monotonic() < deadline:
+            absent = len(self._locator.lost) if self._locator is not None else 0
+            while self._party.leader and gone + absent < self._party.agents and time.monotonic() < deadline:
                 time.sleep(0.02)
                 gone = self._control.add("gone", 0)
+        if self._lifeline is not None:
+            self._lifeline.close()
         if self._locator is not None:
             self._locator.close()
             if self._notice is not None:
@@ -345,6 +358,22 @@ class SlurmRendezvous(RendezvousHandler):
             where = "this node" if self._party.leader else f"{self._party.hosts[0]} ({self._leader_address})"
             reason = str(error).splitlines()[0]
             raise RendezvousError(f"lost the store on {where}: {reason}") from error
+
+    def _mind_the_leader(self) -> None:
+        """See that the leader is there before asking its store, which would wait long for an answer."""
+        if self._lifeline is not None and self._lifeline.broken():
+            raise RendezvousError(
+                f"lost the agent on {self._party.hosts[0]}, which hosts the store: it was killed, or its node is gone"
+            )
+
+    def _lost_agents(self) -> str:
+        """Words about agents that are gone without having said so; empty while all are there."""
+        lost = self._locator.lost if self._locator is not None else ()
+        if not lost:
+            return ""
+        members = [Member.decode(self._store().get(key)) for key in self._member_keys() if self._store().check([key])]
+        hosts = hostlist.display(sorted({member.host for member in members if member.agent in lost}))
+        return f"lost the agent on {hosts or 'a node that had not joined'}: it was killed, or its node is gone"
 
     def _open(self) -> TCPStore:
         if self._party.leader:
@@ -427,6 +456,7 @@ class SlurmRendezvous(RendezvousHandler):
                 "see --master-addr, --port-range and --join-timeout",
                 missing=(party.hosts[0],),
             )
+        self._lifeline = found.lifeline
         self._leader_address = found.leader_address
         self._own_address = self._asked_address() or found.own_address
         with self._translated():
@@ -480,6 +510,9 @@ class SlurmRendezvous(RendezvousHandler):
         party, store = self._party, self._store()
         begin, pace = time.monotonic(), Pace(10, 60)
         while (joined := store.add(f"{self._key}/joined", 0)) < party.agents:
+            lost = self._lost_agents()
+            if lost:
+                raise RendezvousError(lost)
             waited = time.monotonic() - begin
             late = waited > party.join_timeout
             if late or pace.due():
@@ -505,6 +538,7 @@ class SlurmRendezvous(RendezvousHandler):
         store, key = self._store(), f"{self._key}/plan"
         deadline = time.monotonic() + self._party.join_timeout + _FAREWELL_SECONDS
         while time.monotonic() < deadline:
+            self._mind_the_leader()
             with contextlib.suppress(torch.distributed.DistStoreError):
                 store.wait([key], _SLICE)
                 plan: RoundPlan = RoundPlan.decode(store.get(key))
