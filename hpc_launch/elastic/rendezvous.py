@@ -17,11 +17,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -36,12 +35,12 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 from hpc_launch import hostlist
 from hpc_launch.elastic import locator, rounds
 from hpc_launch.elastic.console import Pace, say
+from hpc_launch.elastic.party import Party, party_of
 from hpc_launch.elastic.rounds import Ending, Member, RoundEnd, RoundPlan
-from hpc_launch.errors import HpcLaunchError, LogDirError, RendezvousError, RendezvousTimeout
+from hpc_launch.errors import LogDirError, RendezvousError, RendezvousTimeout
 from hpc_launch.node import network
 from hpc_launch.plan import derive
 from hpc_launch.plan.here import gather
-from hpc_launch.plan.model import Plan
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.settings import resolve
@@ -64,84 +63,6 @@ class RefusedError(RendezvousError):
         super().__init__(message)
         self.exit_status = status
         self.silent = silent
-
-
-@dataclass(frozen=True)
-class Party:
-    """What an agent brings to the rendezvous.
-
-    Attributes:
-        run_id: the name of the run.
-        agent: number of this agent.
-        agents: how many there are.
-        host: this node.
-        hosts: all nodes.
-        agents_per_host: how many agents each of them has; None where this node does not know.
-        leader: whether this agent hosts the store.
-        leaders: names under which the leader's node may be found.
-        ports: ports to try.
-        workers: how many workers this agent starts.
-        join_timeout: seconds to wait for agents that are missing.
-        max_restarts: the job's budget.
-        local_addr: the address to advertise; found where None.
-        interface: whose address to advertise, as --interface says.
-        master_port: the port of the workers' store; a free one where None.
-        job: the job directory, its name empty where the leader chooses it.
-        software: what must be the same on every node.
-        problem: why this node cannot take part, for all to hear; None if it can.
-    """
-
-    run_id: str
-    agent: int
-    agents: int
-    host: str
-    hosts: Sequence[str]
-    agents_per_host: Sequence[int] | None
-    leader: bool
-    leaders: Sequence[str]
-    ports: Sequence[int]
-    workers: int
-    join_timeout: float
-    max_restarts: int
-    local_addr: str | None
-    interface: str
-    master_port: int | None
-    job: JobDirectory
-    software: Mapping[str, str] = field(default_factory=dict)
-    problem: HpcLaunchError | None = None
-
-
-def party_of(plan: Plan, problem: HpcLaunchError | None = None) -> Party:
-    """The party of an agent that follows `plan`."""
-    world, settings = plan.world, plan.settings
-    ports: Sequence[int] = plan.ports
-    endpoint_port = network.split_endpoint(plan.endpoint)[1] if plan.endpoint else None
-    if endpoint_port:
-        ports = (endpoint_port,)
-    return Party(
-        run_id=plan.run_id,
-        agent=world.agent_rank,
-        agents=world.agents,
-        host=world.host,
-        hosts=world.hosts,
-        agents_per_host=None if world.task_per_rank else (1,) * world.agents,
-        leader=world.leader,
-        leaders=plan.leaders,
-        ports=ports,
-        workers=plan.local_world_size,
-        join_timeout=settings.join_timeout,
-        max_restarts=settings.max_restarts,
-        local_addr=settings.local_addr,
-        interface=settings.interface,
-        master_port=settings.master_port,
-        job=JobDirectory(plan.log_root, plan.job_name),
-        software={
-            "Python": platform.python_version(),
-            "torch": torch.__version__,
-            "script": plan.script[0] if plan.script else "",
-        },
-        problem=problem,
-    )
 
 
 class SlurmRendezvous(RendezvousHandler):

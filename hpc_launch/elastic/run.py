@@ -21,7 +21,8 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from hpc_launch.elastic import workers
 from hpc_launch.elastic.agent import Agent
 from hpc_launch.elastic.console import flush, say
-from hpc_launch.elastic.rendezvous import SlurmRendezvous, party_of
+from hpc_launch.elastic.party import party_of
+from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.elastic.rounds import Ending, RoundEnd, shape
 from hpc_launch.errors import HpcLaunchError, Interrupted, RendezvousError, UsageError, WorkerError
 from hpc_launch.node import network
