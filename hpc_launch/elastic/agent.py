@@ -7,13 +7,13 @@ loop is the one here, in which all agents do the same at the same time.
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.events.api import Event, EventSource
-from torch.distributed.elastic.multiprocessing import LogsSpecs, start_processes
+from torch.distributed.elastic.multiprocessing import LogsSpecs, PContext, start_processes
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from hpc_launch.elastic.console import last_lines, say
@@ -30,6 +30,7 @@ from hpc_launch.elastic.workers import (
     status_of,
     wakeup,
 )
+from hpc_launch.errors import ContextError
 from hpc_launch.plan.model import Plan
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory, RankFiles
@@ -45,7 +46,15 @@ class Agent(LocalElasticAgent):
         end: how the run ended, once it has.
     """
 
-    def __init__(self, spec: WorkerSpec, plan: Plan, environ: Mapping[str, str], logs_specs: LogsSpecs | None) -> None:
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        plan: Plan,
+        environ: Mapping[str, str],
+        logs_specs: LogsSpecs | None,
+        *,
+        before_start: Callable[[], None],
+    ) -> None:
         # The time out of torch's exit barrier, for other backends: a slow node may finish as late as the job lives.
         super().__init__(
             # Ours are made for each attempt: they need its number.
@@ -65,6 +74,7 @@ class Agent(LocalElasticAgent):
         self._attempt = -1
         self._failed: RankFiles | None = None
         self._grace = _grace(plan, environ)
+        self._before_start = before_start
 
     # ---- one attempt
 
@@ -121,8 +131,9 @@ class Agent(LocalElasticAgent):
             "envs": environs,
             "logs_specs": logs,
         }
+        self._before_start()
         if callable(spec.entrypoint) or self._plan.settings.numa_binding:
-            self._pcontext = start_processes(**common, start_method=self._start_method, **_numa_options(spec))
+            self._pcontext = self._start_by_torch(common)
         else:
             self._pcontext = CommandWorkers(**common, grace=self._grace)
             self._pcontext.start()
@@ -132,6 +143,20 @@ class Agent(LocalElasticAgent):
         for worker in worker_group.workers:
             self._record("worker started", rank=worker.global_rank, pid=pids[worker.local_rank])
         return pids
+
+    def _start_by_torch(self, common: dict[str, Any]) -> PContext:
+        """Start workers as torch does: functions, and commands bound by --numa-binding."""
+        binding = self._plan.settings.numa_binding
+        if binding is None:
+            return start_processes(**common, start_method=self._start_method)
+        options = self._worker_group.spec.numa_options
+        try:
+            return start_processes(**common, start_method=self._start_method, numa_options=options)
+        except (RuntimeError, AssertionError, ValueError, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ContextError(
+                f"--numa-binding {binding}: {reason}; leave it out, or see torch's numa/binding.py"
+            ) from error
 
     def _environment(self, worker: Worker, group: WorkerGroup) -> dict[str, str]:
         plan, world = self._plan, self._plan.world
@@ -154,6 +179,7 @@ class Agent(LocalElasticAgent):
             run_id=handler.get_run_id(),
             role=group.spec.role,
             use_agent_store=handler.use_agent_store,
+            signals=plan.settings.signals_to_handle,
             agent_workers=handler.plan.workers if isinstance(handler, SlurmRendezvous) else (),
         )
         # Backends that number nodes by themselves (c10d) are right about it.
@@ -270,10 +296,6 @@ class Agent(LocalElasticAgent):
         end = RoundEnd(Ending.FAILED.value, self._plan.world.agent_rank, self._plan.world.host, status, cause)
         self._tell(end)
         return end
-
-
-def _numa_options(spec: WorkerSpec) -> dict[str, Any]:
-    return {"numa_options": spec.numa_options} if getattr(spec, "numa_options", None) else {}
 
 
 def _grace(plan: Plan, environ: Mapping[str, str]) -> float:

@@ -42,6 +42,7 @@ class Attempt:
         number: of the attempt in this run, from 0.
         label: of the attempt in the job directory.
         agent_workers: workers of each agent, by agent; empty where that is not known.
+        signals: names of the signals that stop the agent (--signals-to-handle).
     """
 
     number: int
@@ -53,6 +54,7 @@ class Attempt:
     role: str
     use_agent_store: bool
     agent_workers: Sequence[int] = ()
+    signals: Sequence[str] = ()
 
 
 def worker_environment(  # noqa: D417 - the types say it
@@ -97,6 +99,7 @@ def worker_environment(  # noqa: D417 - the types say it
             "TORCHELASTIC_MAX_RESTARTS": str(attempt.max_restarts),
             "TORCHELASTIC_RUN_ID": attempt.run_id,
             "TORCHELASTIC_USE_AGENT_STORE": str(attempt.use_agent_store),
+            "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(attempt.signals),
             "TORCH_NCCL_ASYNC_ERROR_HANDLING": base.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
             "HPC_LAUNCH_ATTEMPT": str(attempt.label),
             "HPC_LAUNCH_HOST": world.host,

@@ -118,10 +118,9 @@ class SlurmRendezvous(RendezvousHandler):
         )
         return self._propose(end)
 
-    def report_stop(self, status: int, signal_name: str) -> None:
-        """Say that this agent was told to stop, so that the others do not wait for its workers."""
+    def report_end(self, status: int, cause: str) -> None:
+        """Say that this agent leaves for good, so that the others do not wait for its workers."""
         if self._control is not None and self._round >= 0 and self._end is None:
-            cause = f"{self._party.host} was stopped by {signal_name}"
             with contextlib.suppress(RendezvousError):
                 self._propose(RoundEnd(Ending.FAILED.value, self._party.agent, self._party.host, status, cause))
 
@@ -178,11 +177,7 @@ class SlurmRendezvous(RendezvousHandler):
 
     def set_closed(self) -> None:
         """End the run for everybody, unless the round has ended already."""
-        if self._control is not None and self._round >= 0:
-            with contextlib.suppress(RuntimeError, RendezvousError):
-                self._propose(
-                    RoundEnd(Ending.FAILED.value, self._party.agent, self._party.host, 1, "the rendezvous was closed")
-                )
+        self.report_end(1, "the rendezvous was closed")
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Join the next round and wait until all have.
@@ -248,7 +243,8 @@ class SlurmRendezvous(RendezvousHandler):
         if self._locator is not None:
             self._locator.close()
             if self._notice is not None:
-                self._notice.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self._notice.unlink()
         self._control = self._worker_server = self._locator = None
         return True
 

@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+import torch
 import torch.distributed.run as torchrun
 from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.events.handlers import get_logging_handler
 from torch.distributed.elastic.multiprocessing import LogsSpecs, SignalException, Std
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 from torch.distributed.elastic.rendezvous.api import RendezvousError as TorchRendezvousError
@@ -77,19 +79,25 @@ def run(plan: Plan, environ: Mapping[str, str]) -> None:
     _quieten_torch(verbose=plan.settings.verbose)
     stop = _StopSignals(plan.settings.signals_to_handle)
     handler = _handler(plan)
+    if plan.own_rendezvous:
+        stop.handle()  # others block in torch, where no handler of ours would run: there signals end us as they do
     try:
         entrypoint, arguments = _command(plan)
         spec = _spec(plan, handler, entrypoint, arguments)
-        agent = Agent(spec, plan, environ, _foreign_logs(plan.settings))
+        agent = Agent(spec, plan, environ, _foreign_logs(plan.settings), before_start=stop.handle)
         _announce(plan)
         flush()
         end = _run_agent(agent)
     except SignalException as error:
         if isinstance(handler, SlurmRendezvous):
-            handler.report_stop(128 + error.sigval, error.sigval.name)
+            handler.report_end(128 + error.sigval, f"{plan.world.host} was stopped by {error.sigval.name}")
         raise Interrupted(error.sigval, error.sigval.name) from None
-    except TorchRendezvousError as error:
-        raise RendezvousError(f"{plan.backend}: {error}") from error
+    except HpcLaunchError as error:
+        if isinstance(handler, SlurmRendezvous):
+            handler.report_end(error.exit_status, str(error))
+        raise
+    except (TorchRendezvousError, torch.distributed.DistError) as error:
+        raise RendezvousError(f"{plan.backend} rendezvous at '{plan.endpoint}': {_first_line(error)}") from error
     finally:
         stop.ignore()  # what is left is short, and must not be cut off
         handler.shutdown()
@@ -105,10 +113,13 @@ def _run_agent(agent: Agent) -> RoundEnd | None:
 
 
 class _StopSignals:
-    """Turns stop signals into torch's SignalException, from the start and not only while workers run."""
+    """Turns stop signals into torch's SignalException."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._signals = [signal.Signals[name] for name in names]
+
+    def handle(self) -> None:
+        """From here on they do."""
         for signum in self._signals:
             signal.signal(signum, _raise_signal)
 
@@ -127,16 +138,18 @@ def _quieten_torch(*, verbose: bool) -> None:
     """Silence torch elastic: its own log lines repeat in more words what we say; -v and $LOGLEVEL bring them back."""
     if not verbose and "LOGLEVEL" not in os.environ:
         logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+        logging.getLogger("torch.numa").setLevel(logging.CRITICAL)
 
 
 def _handler(plan: Plan) -> RendezvousHandler:
     if plan.own_rendezvous:
         return SlurmRendezvous(party_of(plan))
-    settings, configuration = plan.settings, dict(plan.settings.rdzv_conf)
-    configuration.setdefault("timeout", str(int(settings.join_timeout)))
+    settings = plan.settings
+    configuration: dict[str, Any] = dict(settings.rdzv_conf)
+    configuration.setdefault("timeout", int(settings.join_timeout))
     first = plan.world.node_rank == 0
     if plan.backend == "static":
-        configuration["rank"] = str(plan.world.agent_rank)
+        configuration["rank"] = plan.world.agent_rank
     elif plan.backend == "c10d" and not plan.world.task_per_rank and len(plan.world.hosts) > 1:
         # torch guesses the host by comparing names, and is wrong on nodes with several (pytorch/pytorch#73656).
         named = network.short_name(network.split_endpoint(plan.endpoint)[0])
@@ -160,7 +173,12 @@ def _handler(plan: Plan) -> RendezvousHandler:
                 "etcd, etcd-v2, or one from an installed package",
                 option="--rdzv-backend",
             ) from None
-        raise RendezvousError(f"{plan.backend} rendezvous at '{plan.endpoint}': {error}") from error
+        raise RendezvousError(f"{plan.backend} rendezvous at '{plan.endpoint}': {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error of torch says, without the C++ frames."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _command(plan: Plan) -> tuple[str | Callable[..., Any], tuple[Any, ...]]:
@@ -185,7 +203,7 @@ def _spec(
         # With static rendezvous the workers' endpoint is the given one (torch/distributed/launcher/api.py).
         more["master_addr"], more["master_port"] = network.split_endpoint(plan.endpoint)
     if settings.given("event_log_handler"):
-        more["event_log_handler"] = settings.event_log_handler  # not in torch 2.4
+        more["event_log_handler"] = _event_log_handler(settings.event_log_handler)  # not in torch 2.4
     if settings.numa_binding is not None:
         more["numa_options"] = _numa_options(settings.numa_binding)
     return WorkerSpec(
@@ -199,6 +217,17 @@ def _spec(
         local_addr=settings.local_addr,
         **more,
     )
+
+
+def _event_log_handler(name: str) -> str:
+    try:
+        get_logging_handler(name)
+    except KeyError:
+        raise UsageError(
+            f"--event-log-handler: torch knows no handler '{name}'; it has null and console",
+            option="--event-log-handler",
+        ) from None
+    return name
 
 
 def _numa_options(mode: str) -> Any:

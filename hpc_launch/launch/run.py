@@ -21,7 +21,7 @@ def run(settings: Settings, script: Sequence[str], here: Here) -> None:
     Raises:
         HpcLaunchError: with the exit status that says how it failed.
     """
-    _silence_torch_warnings(settings)
+    _silence_torch(settings)
     try:
         plan = _prepare(settings, script, here)
         directory.check_writable(plan.log_root)
@@ -62,11 +62,11 @@ def _tell_others(settings: Settings, script: Sequence[str], here: Here, problem:
         refuse(plan, problem)
 
 
-def _silence_torch_warnings(settings: Settings) -> None:
-    """Keep torch's C++ warnings about host names without a reverse entry off the console.
+def _silence_torch(settings: Settings) -> None:
+    """Keep the messages of torch's C++ parts off the console.
 
-    They come from the agent's own connections. The variable is read when torch is loaded, so it has to be set in this
+    They are warnings about host names without a reverse entry, and stack traces of errors that are said in a line. The variable is read when torch is loaded, so it has to be set in this
     process; the workers' environment is made from the one that was read before.
     """
     if not settings.verbose:
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,8 +75,12 @@ def check_script(settings: Settings, script: str, directory: Path) -> None:
     Raises:
         ScriptError: naming the file.
     """
-    if settings.module or settings.no_python:
-        return  # found by Python's import system, or on PATH
+    if settings.module:
+        return  # Python's import system finds it, and says what is wrong with it
+    if settings.no_python:
+        if shutil.which(script) is None:
+            raise ScriptError(f"no program '{script}' that could be run: not on PATH, or not executable (chmod +x)")
+        return
     path = directory / script
     if not path.exists():
         raise ScriptError(f"no training script '{script}' in {directory}{_misplaced_option(script)}")
