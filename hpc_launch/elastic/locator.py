@@ -4,10 +4,10 @@ The leader listens on the first free port of the run's candidates; the others tr
 under which the leader may be known, and believe nobody who does not answer with the run's name. So a foreign program on
 one of the ports, be it another job's store, is never joined, and costs one refused conversation.
 
-The conversation is one line of JSON each way: `{"run", "agent", "key"}` and `{"run", "port"}`. The key tells apart two
-runs with the same name (two launches with the same host list): each run takes every agent number once.
+The conversation is one line of JSON each way, `{"run", "agent", "key"}` and `{"run", "port"}`, then `here`. The key
+tells apart two runs with the same name (two launches with the same host list): each run takes every agent number once.
 
-The connection then stays open as a lifeline. An agent that ends says `bye`; one that was killed, or whose node is gone,
+From then on the connection stays open as a lifeline. An agent that ends says `bye`; one that was killed, or whose node is gone,
 does not, and the kernel closes the connection for it, or lets it time out within some ten seconds (TCP keepalive). This
 costs one idle connection per agent, and no traffic that grows with the time between failures.
 """
@@ -31,10 +31,10 @@ from hpc_launch.node import network
 _ANSWER_SECONDS = 3.0
 _CONNECT_SECONDS = 3.0
 _LONGEST_LINE = 4096
-_BYE = b"bye\n"
+_HERE, _BYE = b"here\n", b"bye\n"
 
 # What a line that is not ours can do to json and to those who look into it.
-_NONSENSE = (ValueError, KeyError, TypeError, RecursionError)
+_NONSENSE = (ValueError, KeyError, TypeError, RecursionError, OverflowError)
 
 # An idle peer is asked after 5 s, then every 2 s, and given up after the third silence: about ten seconds in all.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))
@@ -59,9 +59,17 @@ def _keep_alive(connection: socket.socket) -> None:
 
 @dataclass
 class _Caller:
-    """Somebody who has connected to the locator; `agent` is None until it has said a sensible line."""
+    """Somebody who has connected to the locator.
+
+    Attributes:
+        since: when (time.monotonic).
+        asked: the number of the agent, once it was answered.
+        agent: the same, once it has said that it is here: before that it may give up and call again.
+        heard: what it has said and was not yet dealt with.
+    """
 
     since: float
+    asked: int | None = None
     agent: int | None = None
     heard: bytes = field(default=b"", repr=False)
 
@@ -130,17 +138,23 @@ class Locator:
         except OSError:
             data = b""
         caller.heard += data
-        if caller.agent is None and b"\n" in caller.heard:
-            self._answer(connection, caller)
-        elif caller.agent is not None and (not data or caller.heard.endswith(_BYE)):
-            if not caller.heard.endswith(_BYE):
+        while b"\n" in caller.heard and connection in self._callers:
+            line, _, caller.heard = caller.heard.partition(b"\n")
+            self._obey(connection, caller, line + b"\n")
+        if connection in self._callers and (not data or len(caller.heard) > _LONGEST_LINE):
+            if caller.agent is not None:
                 self._lost.append(caller.agent)
             self._forget(connection)
-        elif not data or len(caller.heard) > _LONGEST_LINE:
-            self._forget(connection)
 
-    def _answer(self, connection: socket.socket, caller: _Caller) -> None:
-        line, _, caller.heard = caller.heard.partition(b"\n")
+    def _obey(self, connection: socket.socket, caller: _Caller, line: bytes) -> None:
+        if caller.asked is None:
+            self._answer(connection, caller, line)
+        elif line == _HERE:
+            caller.agent = caller.asked
+        else:
+            self._forget(connection)  # it takes leave
+
+    def _answer(self, connection: socket.socket, caller: _Caller, line: bytes) -> None:
         try:
             asked = json.loads(line)
             mine = asked["run"] == self._run_id
@@ -155,7 +169,7 @@ class Locator:
         except OSError:
             mine = False
         if mine:
-            caller.agent = agent
+            caller.asked = agent
         else:
             self._forget(connection)
 
@@ -273,6 +287,8 @@ def _ask(run_id: str, agent: int, key: str, address: str, connection: socket.soc
             answer = json.loads(stream.readline(_LONGEST_LINE))
         if answer["run"] != run_id:
             return None
-        return Found(address, own[0], int(answer["port"]), Lifeline(connection))
+        found = Found(address, own[0], int(answer["port"]), Lifeline(connection))
+        connection.sendall(_HERE)
     except (OSError, *_NONSENSE):
         return None
+    return found

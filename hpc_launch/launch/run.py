@@ -65,8 +65,9 @@ def _tell_others(settings: Settings, script: Sequence[str], here: Here, problem:
 def _silence_torch(settings: Settings) -> None:
     """Keep the messages of torch's C++ parts off the console.
 
-    They are warnings about host names without a reverse entry, and stack traces of errors that are said in a line. The variable is read when torch is loaded, so it has to be set in this
-    process; the workers' environment is made from the one that was read before.
+    They are warnings about host names without a reverse entry, and stack traces of errors that are said in a line. The
+    variable is read when torch is loaded, so it has to be set in this process; the workers' environment is made from
+    the one that was read before.
     """
     if not settings.verbose:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
