@@ -7,9 +7,9 @@ one of the ports, be it another job's store, is never joined, and costs one refu
 The conversation is one line of JSON each way, `{"run", "agent", "key"}` and `{"run", "port"}`, then `here`. The key
 tells apart two runs with the same name (two launches with the same host list): each run takes every agent number once.
 
-From then on the connection stays open as a lifeline. An agent that ends says `bye`; one that was killed, or whose node is gone,
-does not, and the kernel closes the connection for it, or lets it time out within some ten seconds (TCP keepalive). This
-costs one idle connection per agent, and no traffic that grows with the time between failures.
+From then on the connection stays open as a lifeline. An agent that ends says `bye`; one that was killed, or whose node
+is gone, does not, and the kernel closes the connection for it, or lets it time out within some ten seconds (TCP
+keepalive). This costs one idle connection per agent, and no traffic that grows with the time between failures.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from hpc_launch.node import network
 _ANSWER_SECONDS = 3.0
 _CONNECT_SECONDS = 3.0
 _LONGEST_LINE = 4096
+# A caller that has not said it is here by then is a stranger, or has given up.
+_STRANGER_SECONDS = 30.0
 _HERE, _BYE = b"here\n", b"bye\n"
 
 # What a line that is not ours can do to json and to those who look into it.
@@ -112,7 +114,7 @@ class Locator:
             silent = [
                 connection
                 for connection, caller in self._callers.items()
-                if caller.agent is None and time.monotonic() - caller.since > _ANSWER_SECONDS
+                if caller.agent is None and time.monotonic() - caller.since > _STRANGER_SECONDS
             ]
             for connection in silent:
                 self._forget(connection)
