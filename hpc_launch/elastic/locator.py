@@ -27,7 +27,8 @@ from dataclasses import dataclass, field
 
 from hpc_launch.node import network
 
-# Long enough for a busy node to answer, short enough that a silent stranger costs little.
+# How long to wait for an answer: at first, and, in later turns, as a busy node may need.
+_FIRST_ANSWER_SECONDS = 0.3
 _ANSWER_SECONDS = 3.0
 _CONNECT_SECONDS = 3.0
 _LONGEST_LINE = 4096
@@ -98,6 +99,11 @@ class Locator:
     def lost(self) -> tuple[int, ...]:
         """The agents whose connections broke without a word."""
         return tuple(self._lost)
+
+    @property
+    def present(self) -> int:
+        """How many agents are connected and have not taken leave."""
+        return sum(caller.agent is not None for caller in [*self._callers.values()])
 
     def close(self) -> None:
         """Stop answering and free the port."""
@@ -234,8 +240,9 @@ def find(
     Returns:
         What was found, or, after the deadline, what was seen instead.
     """
-    key = key or uuid.uuid4().hex
-    pause = 0.05
+    question = json.dumps({"run": run_id, "agent": agent, "key": key or uuid.uuid4().hex}).encode() + b"\n"
+    # The first turns are short: a silent stranger on one port is not to keep us from the leader on another.
+    pause, patience = 0.05, _FIRST_ANSWER_SECONDS
     while True:
         seen = []
         for name, ports in places():
@@ -243,7 +250,7 @@ def find(
             if not addresses:
                 seen.append(f"{name} does not resolve")
             for address in addresses:
-                answer = _try_ports(run_id, agent, key, address, ports)
+                answer = _try_ports(question, address, ports, patience)
                 if isinstance(answer, Found):
                     return answer
                 seen.append(f"{name} ({address}): {answer}" if name != address else f"{address}: {answer}")
@@ -251,10 +258,10 @@ def find(
             return "; ".join(seen)
         # Jitter keeps a thousand nodes from knocking in step.
         time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
-        pause = min(pause * 1.5, 1.0)
+        pause, patience = min(pause * 1.5, 1.0), min(patience * 2, _ANSWER_SECONDS)
 
 
-def _try_ports(run_id: str, agent: int, key: str, address: str, ports: Sequence[int]) -> Found | str:
+def _try_ports(question: bytes, address: str, ports: Sequence[int], patience: float) -> Found | str:
     strangers = 0
     for port in ports:
         try:
@@ -268,7 +275,7 @@ def _try_ports(run_id: str, agent: int, key: str, address: str, ports: Sequence[
             return f"no answer on port {port} (filtered, or the node is down)"
         except OSError as error:
             return str(error.strerror or error)  # about the address, so the same on every port
-        found = _ask(run_id, agent, key, address, connection)
+        found = _ask(question, address, connection, patience)
         if found is not None:
             return found
         connection.close()
@@ -276,18 +283,18 @@ def _try_ports(run_id: str, agent: int, key: str, address: str, ports: Sequence[
     return "nobody listens" + (f", but {strangers} ports belong to others" if strangers else "")
 
 
-def _ask(run_id: str, agent: int, key: str, address: str, connection: socket.socket) -> Found | None:
+def _ask(question: bytes, address: str, connection: socket.socket, patience: float) -> Found | None:
     """Ask whoever is at the other end; None when it is not of this run (says something else, nothing, or hangs up)."""
     try:
         own = connection.getsockname()[:2]
         # A connection from a port to itself happens on the leader's node when nobody listens (simultaneous open).
         if own == connection.getpeername()[:2]:
             return None
-        connection.settimeout(_ANSWER_SECONDS)
-        connection.sendall(json.dumps({"run": run_id, "agent": agent, "key": key}).encode() + b"\n")
+        connection.settimeout(patience)
+        connection.sendall(question)
         with connection.makefile("rb") as stream:
             answer = json.loads(stream.readline(_LONGEST_LINE))
-        if answer["run"] != run_id:
+        if answer["run"] != json.loads(question)["run"]:
             return None
         found = Found(address, own[0], int(answer["port"]), Lifeline(connection))
         connection.sendall(_HERE)

@@ -19,8 +19,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -29,21 +28,19 @@ from torch.distributed import (  # type: ignore[attr-defined]  # public, but its
     PrefixStore,
     TCPStore,
 )
-from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousStoreInfo
 
 from hpc_launch import hostlist
 from hpc_launch.elastic import locator, rounds
 from hpc_launch.elastic.console import Pace, say
-from hpc_launch.elastic.party import Party, party_of
+from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.rounds import Ending, Member, RoundEnd, RoundPlan
 from hpc_launch.errors import LogDirError, RendezvousError, RendezvousTimeout
 from hpc_launch.node import network
 from hpc_launch.plan import derive
-from hpc_launch.plan.here import gather
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.settings import resolve
 
 NAME = "slurm"
 
@@ -126,8 +123,10 @@ class SlurmRendezvous(RendezvousHandler):
 
     def report_done(self) -> None:
         """Say that all workers here ended well; the last agent to do so ends the round."""
-        store = self._store()
-        if store.add(f"{self._key}/done", 1) == self._party.agents:
+        self._mind_the_leader()
+        with self._translated():
+            last = self._store().add(f"{self._key}/done", 1) == self._party.agents
+        if last:
             self._propose(RoundEnd(Ending.DONE.value, self._party.agent, self._party.host))
 
     def end(self) -> RoundEnd | None:
@@ -228,24 +227,17 @@ class SlurmRendezvous(RendezvousHandler):
 
     def shutdown(self) -> bool:
         """Take leave; the leader goes last, so that all can read the end."""
-        if self._control is None:
-            return True
-        with contextlib.suppress(RuntimeError, RendezvousError):
-            self._mind_the_leader()
-            gone = self._control.add("gone", 1)
-            deadline = time.monotonic() + _FAREWELL_SECONDS
-            absent = len(self._locator.lost) if self._locator is not None else 0
-            while self._party.leader and gone + absent < self._party.agents and time.monotonic() < deadline:
-                time.sleep(0.02)
-                gone = self._control.add("gone", 0)
         if self._lifeline is not None:
             self._lifeline.close()
         if self._locator is not None:
+            deadline = time.monotonic() + _FAREWELL_SECONDS
+            while self._locator.present and time.monotonic() < deadline:
+                time.sleep(0.02)
             self._locator.close()
             if self._notice is not None:
                 with contextlib.suppress(OSError):
                     self._notice.unlink()
-        self._control = self._worker_server = self._locator = None
+        self._control = self._worker_server = self._locator = self._lifeline = None
         return True
 
     # ---- how it works
@@ -497,23 +489,3 @@ def _first_store(ports: Sequence[int], timeout: timedelta) -> tuple[TCPStore, in
 
 def _store_server(port: int, timeout: timedelta) -> TCPStore:
     return TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=timeout)
-
-
-def create(parameters: RendezvousParameters) -> RendezvousHandler:
-    """Make a handler for plain torchrun: everything comes from the environment, as for `hpc-launch`.
-
-    Raises:
-        HpcLaunchError: where the environment does not say who takes part.
-    """
-    environ = dict(os.environ)
-    workers = int(environ.get("HPC_LAUNCH_NPROC_PER_NODE", "1"))
-    settings = resolve({"rdzv_id": parameters.run_id} if parameters.run_id not in ("", "none") else {}, environ)
-    plan = derive.make(settings, gather(environ), ())
-    # torch's agent counts its restarts itself; here they are only not to be refused.
-    party = replace(party_of(plan), workers=workers, max_restarts=1 << 30, software={})
-    return SlurmRendezvous(party)
-
-
-def entry_point() -> Callable[[RendezvousParameters], RendezvousHandler]:
-    """What torch loads from the `torchrun.handlers` group: a function that gives the creator."""
-    return create

@@ -1,0 +1,41 @@
+"""The entry point by which plain torchrun finds the `slurm` rendezvous (`torchrun.handlers`).
+
+torch loads it while it loads its own rendezvous modules, so nothing of torch is imported here before it is called.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from hpc_launch.plan import derive
+from hpc_launch.plan.here import gather
+from hpc_launch.settings import resolve
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
+
+# torchrun's agent counts its own restarts; the rendezvous is only not to refuse them.
+_NO_BUDGET = 1 << 30
+
+
+def entry_point() -> Callable[[RendezvousParameters], RendezvousHandler]:
+    """What torch calls to get the creator of handlers."""
+    return create
+
+
+def create(parameters: RendezvousParameters) -> RendezvousHandler:
+    """Make a handler for torchrun: who takes part comes from the environment, as for `hpc-launch`.
+
+    Raises:
+        HpcLaunchError: where the environment does not say it.
+    """
+    from hpc_launch.elastic.party import party_of  # noqa: PLC0415 - see above
+    from hpc_launch.elastic.rendezvous import SlurmRendezvous  # noqa: PLC0415
+
+    named = parameters.run_id not in ("", "none")
+    settings = resolve({"rdzv_id": parameters.run_id} if named else {}, os.environ)
+    plan = derive.make(settings, gather(os.environ), ())
+    return SlurmRendezvous(replace(party_of(plan), max_restarts=_NO_BUDGET, software={}))
