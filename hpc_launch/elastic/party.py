@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hpc_launch.errors import HpcLaunchError
+from hpc_launch.errors import HpcLaunchError, UsageError
 from hpc_launch.node import network
 from hpc_launch.plan.model import Plan
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def party_of(plan: Plan, problem: HpcLaunchError | None = None) -> Party:
         leaders=plan.leaders,
         ports=ports,
         workers=plan.local_world_size,
-        join_timeout=settings.join_timeout,
+        join_timeout=_join_timeout(settings),
         max_restarts=settings.max_restarts,
         local_addr=settings.local_addr,
         interface=settings.interface,
@@ -90,3 +91,15 @@ def party_of(plan: Plan, problem: HpcLaunchError | None = None) -> Party:
         },
         problem=problem,
     )
+
+
+def _join_timeout(settings: Settings) -> float:
+    """--join-timeout, or what torch's own backends call so in --rdzv-conf."""
+    configuration = dict(settings.rdzv_conf)
+    text = configuration.get("join_timeout", configuration.get("timeout"))
+    if text is None or settings.given("join_timeout"):
+        return settings.join_timeout
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"--rdzv-conf: timeout '{text}' is not a number of seconds", option="--rdzv-conf") from None
