@@ -29,7 +29,7 @@ from hpc_launch.elastic.rounds import Ending, RoundEnd, shape
 from hpc_launch.errors import HpcLaunchError, Interrupted, RendezvousError, UsageError, WorkerError
 from hpc_launch.node import network
 from hpc_launch.plan.model import Plan
-from hpc_launch.settings import Settings, StreamChoice, Streams
+from hpc_launch.settings import Origin, Settings, StreamChoice, Streams
 
 # torchrun's macro for the local rank (torch/distributed/elastic/utils/api.py).
 _LOCAL_RANK = "${local_rank}"
@@ -147,14 +147,14 @@ def _handler(plan: Plan) -> RendezvousHandler:
     settings = plan.settings
     configuration: dict[str, Any] = dict(settings.rdzv_conf)
     configuration.setdefault("timeout", int(settings.join_timeout))
-    first = plan.world.node_rank == 0
+    numbered = plan.world.origin in (Origin.STEP, Origin.HOSTS) or settings.node_rank is not None
     if plan.backend == "static":
         configuration["rank"] = plan.world.agent_rank
-    elif plan.backend == "c10d" and not plan.world.task_per_rank and len(plan.world.hosts) > 1:
+    elif plan.backend == "c10d" and numbered and not plan.world.task_per_rank and len(plan.world.hosts) > 1:
         # torch guesses the host by comparing names, and is wrong on nodes with several (pytorch/pytorch#73656).
         named = network.short_name(network.split_endpoint(plan.endpoint)[0])
         if named in (network.short_name(name) for name in (plan.world.hosts[0], *plan.leaders)):
-            configuration.setdefault("is_host", "1" if first else "0")
+            configuration.setdefault("is_host", "1" if plan.world.node_rank == 0 else "0")
     parameters = RendezvousParameters(
         backend=plan.backend,
         endpoint=plan.endpoint,

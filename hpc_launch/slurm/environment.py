@@ -123,7 +123,8 @@ def locate(environ: Mapping[str, str], cgroup: str = "") -> Step | Allocation | 
         return None
     step_id = _step_id(environ)
     seen = _STEP_CGROUP.search(cgroup)
-    if step_id is None or (seen is not None and not _is_number(seen["step"])) or _left_over(environ):
+    outside = not _is_number(seen["step"]) if seen is not None else _left_over(environ)
+    if step_id is None or outside:
         return _allocation(environ, job_id)
     return _step(environ, job_id, step_id)
 
