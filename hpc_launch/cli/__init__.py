@@ -98,6 +98,8 @@ def _exit(command: click.Command, args: list[str], name: str, *, use_env: bool =
 def _message(error: click.ClickException) -> str:
     """What is wrong, with the one option that is nearest to an unknown one (click names several)."""
     if isinstance(error, click.NoSuchOption):
-        near = difflib.get_close_matches(error.option_name, error.possibilities or (), n=1, cutoff=0)
+        known = error.possibilities or ()
+        near = [option for option in known if option.startswith(error.option_name)]
+        near = near or difflib.get_close_matches(error.option_name, known, n=1, cutoff=0)
         return f"no such option '{error.option_name}'" + (f"; did you mean '{near[0]}'?" if near else "")
     return error.format_message()

@@ -204,10 +204,11 @@ class Lifeline:
         except OSError:
             return True
 
-    def close(self) -> None:
-        """Take leave, so that the leader does not miss this agent."""
-        with contextlib.suppress(OSError):
-            self._connection.sendall(_BYE)
+    def close(self, *, ended: bool = True) -> None:
+        """Close it, and take leave if the run has ended: otherwise the leader is to miss this agent."""
+        if ended:
+            with contextlib.suppress(OSError):
+                self._connection.sendall(_BYE)
         self._connection.close()
 
 

@@ -81,6 +81,8 @@ class SlurmRendezvous(RendezvousHandler):
         self._plan: RoundPlan | None = None
         self._end: RoundEnd | None = None
         self._next_question = 0.0
+        # Where each agent is; with several tasks on a node this is known when they have joined.
+        self._hosts = dict(enumerate(party.hosts)) if party.agents_per_host is not None else {}
 
     # ---- what the agent asks
 
@@ -226,9 +228,14 @@ class SlurmRendezvous(RendezvousHandler):
         )
 
     def shutdown(self) -> bool:
-        """Take leave; the leader goes last, so that all can read the end."""
+        """Leave; the leader goes last, so that all can read the end.
+
+        An agent that leaves while the run goes on (something unforeseen went wrong in it) does so without a word, and so
+        is missed.
+        """
         if self._lifeline is not None:
-            self._lifeline.close()
+            refused = self._plan is not None and bool(self._plan.problem)
+            self._lifeline.close(ended=refused or self.is_closed())
         if self._locator is not None:
             deadline = time.monotonic() + _FAREWELL_SECONDS
             while self._locator.present and time.monotonic() < deadline:
@@ -280,9 +287,10 @@ class SlurmRendezvous(RendezvousHandler):
         lost = self._locator.lost if self._locator is not None else ()
         if not lost:
             return ""
-        members = [Member.decode(self._store().get(key)) for key in self._member_keys() if self._store().check([key])]
-        hosts = hostlist.display(sorted({member.host for member in members if member.agent in lost}))
-        return f"lost the agent on {hosts or 'a node that had not joined'}: it was killed, or its node is gone"
+        hosts = sorted({self._hosts[agent] for agent in lost if agent in self._hosts})
+        return (
+            f"lost the agent on {hostlist.display(hosts) if hosts else 'some node'}: it was killed, or its node is gone"
+        )
 
     def _open(self) -> TCPStore:
         if self._party.leader:
@@ -391,6 +399,7 @@ class SlurmRendezvous(RendezvousHandler):
         try:
             self._await_members()
             members = [Member.decode(text) for text in store.multi_get(self._member_keys())]
+            self._hosts = {member.agent: member.host for member in members}
             refused = rounds.refusal(members)
             if refused is not None:
                 raise RefusedError(*refused)

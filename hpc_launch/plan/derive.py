@@ -40,6 +40,11 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         ContextError: when what is asked for and what is there contradict each other.
     """
     found = _world(settings, here, script)
+    if settings.node_rank and len(found.hosts) == 1 and not settings.standalone:
+        raise UsageError(
+            f"--node-rank: {settings.node_rank} is not a node of 1: say how many there are with --nnodes, or --hosts",
+            option="--node-rank",
+        )
     step = here.slurm if isinstance(here.slurm, Step) and found.origin is Origin.STEP else None
     backend = _backend(settings, found)
     nnodes = _node_range(settings, found, backend)
@@ -106,11 +111,6 @@ def _world(settings: Settings, here: Here, script: Sequence[str]) -> World:
         return world.one_node(here.slurm.node_name or here.host, Origin.JOB)
     if settings.nnodes and settings.nnodes.maximum > 1:
         return _manual_world(settings, here)
-    if settings.node_rank:
-        raise UsageError(
-            f"--node-rank: {settings.node_rank} is not a node of 1: say how many there are with --nnodes, or --hosts",
-            option="--node-rank",
-        )
     return world.one_node(here.host)
 
 
