@@ -230,8 +230,8 @@ class SlurmRendezvous(RendezvousHandler):
     def shutdown(self) -> bool:
         """Leave; the leader goes last, so that all can read the end.
 
-        An agent that leaves while the run goes on (something unforeseen went wrong in it) does so without a word, and so
-        is missed.
+        An agent that leaves while the run goes on (something unforeseen went wrong in it) does so without a word, and
+        so is missed.
         """
         if self._lifeline is not None:
             refused = self._plan is not None and bool(self._plan.problem)
