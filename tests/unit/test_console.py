@@ -1,0 +1,288 @@
+"""The console: lines are whole, progress bars are short, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, strategies as st
+
+from hpc_launch.elastic import console
+from hpc_launch.elastic.console import Follower, Pace, Source, last_lines, say
+from tests.support import wait_for
+
+PATIENCE = 30.0
+
+
+class Console:
+    """A console that tests read: a pipe, and a thread that empties it, as a terminal does."""
+
+    def __init__(self) -> None:
+        self._read, self.descriptor = os.pipe()
+        self._data = bytearray()
+        self._thread = threading.Thread(target=self._drain, daemon=True)
+        self._thread.start()
+
+    def _drain(self) -> None:
+        while data := os.read(self._read, 1 << 16):
+            self._data.extend(data)
+
+    @property
+    def lines(self) -> list[str]:
+        """What has been shown so far."""
+        return bytes(self._data).decode().split("\n")[:-1]
+
+    def close(self) -> list[str]:
+        """Return all that was shown."""
+        os.close(self.descriptor)
+        self._thread.join()
+        os.close(self._read)
+        assert self._data.endswith(b"\n") or not self._data
+        return self.lines
+
+
+@pytest.fixture
+def shown() -> Iterator[Console]:
+    made = Console()
+    yield made
+    if made._thread.is_alive():
+        made.close()
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "rank_0.out"
+
+
+def source(path: Path, shown: Console, prefix: str = "[a:0] ") -> Source:
+    return Source(path, prefix, shown.descriptor)
+
+
+def show(path: Path, shown: Console, *pieces: bytes) -> list[str]:
+    """Follow a file that grows by these pieces, looking after each; return what was shown in the end."""
+    followed = source(path, shown, "> ")
+    for piece in pieces:
+        with path.open("ab") as stream:
+            stream.write(piece)
+        while followed.advance(final=False):
+            pass
+    while followed.advance(final=True):
+        pass
+    return shown.close()
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ([], []),
+        ([b"one\ntwo\n"], ["> one", "> two"]),
+        ([b"o", b"ne", b"\ntw", b"o\n"], ["> one", "> two"]),
+        ([b"\n\n"], ["> ", "> "]),
+        ([b"one\r\ntwo\r\n"], ["> one", "> two"]),
+        ([b"one\nrest"], ["> one", "> rest"]),
+        ([b" 10%\r 20%\r", b" 30%\n"], [">  30%"]),
+        ([b" 10%\r 20%\r"], [">  20%"]),
+        ([b"caf\xc3", b"\xa9\n"], ["> caf\u00e9"]),
+    ],
+    ids=[
+        "nothing",
+        "lines",
+        "in pieces",
+        "empty lines",
+        "CRLF",
+        "no last end",
+        "progress bar",
+        "unfinished bar",
+        "cut character",
+    ],
+)
+def test_lines_are_whole(out: Path, shown: Console, pieces: list[bytes], expected: list[str]) -> None:
+    """A line is shown when it ends, as a terminal would show it; a last line without an end, in the end."""
+    assert expected == show(out, shown, *pieces)
+
+
+def test_a_line_is_held_back_until_it_ends(out: Path, shown: Console) -> None:
+    """Half a line is not shown."""
+    followed = source(out, shown)
+    out.write_bytes(b"one\ntw")
+    assert followed.advance(final=False)
+    wait_for(lambda: shown.lines, PATIENCE, "the first line")
+
+    assert shown.lines == ["[a:0] one"]
+
+
+@pytest.mark.parametrize("size", [1 << 16, (1 << 20) + 7, 3 << 20])
+def test_a_huge_line_is_shown_in_pieces(out: Path, shown: Console, size: int) -> None:
+    """No line is held in memory without end, no character of it is lost, and its end is not a line of its own."""
+    first, *rest = show(out, shown, b"#" * size, b"\nnext\n")
+
+    assert [size - first.count("#"), "> next"] == [sum(line.count("#") for line in rest), rest[-1]]
+    assert set() == {line for line in rest[:-1] if "#" not in line}
+
+
+def test_much_output_is_shown_in_order(out: Path, shown: Console) -> None:
+    """More than is read at once comes through, every line once."""
+    count = 200_000
+    out.write_bytes(b"".join(b"line %d\n" % number for number in range(count)))
+
+    assert [f"> line {number}" for number in range(count)] == show(out, shown)
+
+
+@given(pieces=st.lists(st.text(alphabet="ab \n", max_size=6), max_size=12))
+def test_what_is_shown_does_not_depend_on_when_one_looks(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[str]
+) -> None:
+    """However a worker's writes are cut, its lines are shown as they are."""
+    out = tmp_path_factory.mktemp("console") / "out"
+    text = "".join(pieces)
+    lines = text.split("\n")
+    expected = lines if lines[-1] else lines[:-1]
+
+    assert [f"> {line}" for line in expected] == show(out, Console(), *(piece.encode() for piece in pieces))
+
+
+def test_a_follower_shows_files_that_appear_and_grow(tmp_path: Path, shown: Console) -> None:
+    """Workers' files are followed from before they exist until after their last write."""
+    files = [tmp_path / f"rank_{rank}.out" for rank in range(3)]
+    follower = Follower([source(path, shown, f"[a:{rank}] ") for rank, path in enumerate(files)])
+    follower.start()
+    files[1].write_text("early\n")
+    wait_for(lambda: "[a:1] early" in shown.lines, PATIENCE, "a line of a file that appeared")
+    files[0].write_text("first\n")
+    with files[1].open("a") as stream:
+        stream.write("late")
+    follower.stop()
+
+    assert sorted(shown.close()) == ["[a:0] first", "[a:1] early", "[a:1] late"]
+
+
+def test_lines_of_many_files_do_not_mix(tmp_path: Path, shown: Console) -> None:
+    """While eight workers write at once, every line on the console is one line of one of them."""
+    follower = Follower(
+        [source(tmp_path / str(rank), shown, f"[a:{rank}] ") for rank in range(8)],
+    )
+    follower.start()
+
+    def write(rank: int) -> None:
+        with (tmp_path / str(rank)).open("wb", buffering=0) as stream:
+            for number in range(200):
+                stream.write(b"%d:" % rank)
+                stream.write(b"%d\n" % number)
+
+    writers = [threading.Thread(target=write, args=(rank,)) for rank in range(8)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    follower.stop()
+    lines = shown.close()
+
+    for rank in range(8):
+        assert [f"[a:{rank}] {rank}:{number}" for number in range(200)] == [
+            line for line in lines if line.startswith(f"[a:{rank}]")
+        ]
+    assert len(lines) == 8 * 200
+
+
+@pytest.mark.parametrize("sources", [0, 1])
+def test_a_follower_that_never_started_can_be_stopped(tmp_path: Path, sources: int) -> None:
+    """Stopping is safe at any time, with or without something to follow."""
+    follower = Follower([Source(tmp_path / "out", "", None)] * sources)
+    follower.stop()
+    follower = Follower([])
+    follower.start()
+    follower.stop()
+
+
+def test_filters_copy_lines(out: Path, tmp_path: Path, shown: Console) -> None:
+    """Lines with one of the texts go to a second file as well, after those that are there."""
+    copy = tmp_path / "filtered_stdout.log"
+    copy.write_text("of before\n")
+    out.write_text("loss 1\nnoise\nstep 2\nloss and step\n")
+    followed = Source(out, "[a:0] ", shown.descriptor, copy, ("loss", "step"))
+    followed.advance(final=True)
+
+    assert copy.read_text() == "of before\n[a:0] loss 1\n[a:0] step 2\n[a:0] loss and step\n"
+    assert len(shown.close()) == 4
+
+
+def test_filters_copy_lines_that_are_not_shown(out: Path, tmp_path: Path) -> None:
+    """A rank whose output the console does not show still has its lines copied."""
+    copy = tmp_path / "filtered_stdout.log"
+    out.write_text("loss 1\nnoise\n")
+    Source(out, "", None, copy, ("loss",)).advance(final=True)
+
+    assert copy.read_text() == "loss 1\n"
+
+
+def test_a_console_that_is_gone_is_no_error(out: Path) -> None:
+    """A closed pipe (`srun ... | head`) stops nobody."""
+    read, write = os.pipe()
+    os.close(read)
+    out.write_text("one\n")
+
+    assert Source(out, "", write).advance(final=True)
+    os.close(write)
+
+
+def test_a_slow_console_that_does_not_block_is_waited_for(shown: Console) -> None:
+    """A non-blocking descriptor that is full loses nothing."""
+    os.set_blocking(shown.descriptor, False)
+    data = b"x" * 999 + b"\n"
+    console._write(shown.descriptor, data * 1000)
+
+    assert shown.close() == ["x" * 999] * 1000
+
+
+def test_the_launchers_own_lines(capfd: pytest.CaptureFixture[str]) -> None:
+    """They begin with the launcher's name, on stderr, whatever characters they have."""
+    say("waiting for gpu[007,012] \u2026 \udcff")
+
+    assert capfd.readouterr() == ("", "hpc-launch: waiting for gpu[007,012] \u2026 ?\n")
+
+
+@pytest.mark.parametrize(
+    ("data", "count", "expected"),
+    [
+        (b"one\ntwo\nthree\n", 2, ["two", "three"]),
+        (b"one\ntwo", 5, ["one", "two"]),
+        (b" 10%\r 20%\n", 1, [" 20%"]),
+        (b"\xff\n", 1, ["\ufffd"]),
+        (b"", 3, []),
+    ],
+)
+def test_the_last_lines_of_a_file(out: Path, data: bytes, count: int, expected: list[str]) -> None:
+    """The end of a file, for a person."""
+    out.write_bytes(data)
+
+    assert expected == last_lines(out, count)
+
+
+def test_the_last_lines_of_a_large_file(out: Path) -> None:
+    """Only the end of it is read."""
+    out.write_bytes(b"x" * 1_000_000 + b"\nlast\n")
+
+    assert last_lines(out, 2, limit=101) == ["x" * 95, "last"]
+
+
+def test_the_last_lines_of_a_file_that_is_not_there(out: Path) -> None:
+    """No file, no lines."""
+    assert last_lines(out, 3) == []
+
+
+def test_pace_is_quick_at_first_and_slow_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words that repeat come after 1, 2, 4, 8 and then every 10 seconds."""
+    now = 100.0
+    clock: Callable[[], float] = lambda: now  # noqa: E731 - it follows `now`
+    monkeypatch.setattr("hpc_launch.elastic.console.time.monotonic", clock)
+    pace = Pace(1.0, 10.0)
+    spoken = []
+    for tenth in range(500):
+        now = 100.0 + tenth / 10
+        if pace.due():
+            spoken.append(now - 100.0)
+
+    assert spoken == [1.0, 3.0, 7.0, 15.0, 25.0, 35.0, 45.0]

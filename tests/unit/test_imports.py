@@ -1,0 +1,244 @@
+"""The architecture: who imports whom, what stays unimported, and that the environment is never changed."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import hpc_launch
+
+PACKAGE = Path(hpc_launch.__file__).parent
+
+# What each part of the package may import of the others. The first of two parts stands above the second.
+FOUNDATIONS = {"hostlist", "settings", "errors", "world", "version"}
+MAY_IMPORT = {
+    "entry": {"cli"},
+    "cli": {"launch", "plan", "slurm", *FOUNDATIONS},
+    "launch": {"plan", "slurm", "records", *FOUNDATIONS},
+    "elastic": {"plan", "node", "records", *FOUNDATIONS},
+    "plan": {"slurm", "node", *FOUNDATIONS},
+    "slurm": {"hostlist", "errors"},
+    "node": {"errors"},
+    "records": {"errors"},
+    "world": {"settings"},
+    "settings": {"errors"},
+    "hostlist": {"errors"},
+    "errors": set[str](),
+    "version": set[str](),
+}
+
+# What the rule does not allow, with the reason why it is right there: (module, imported part).
+EXCEPTIONS = {
+    (
+        "launch.run",
+        "elastic",
+    ): "running is what launch is for; inside of functions, so that errors and explanations come without torch",
+    ("launch.__main__", "cli"): "an entry point, as `python -m hpc_launch` is: it only calls cli",
+}
+
+# What takes long to import, or starts threads, and must wait until something is run.
+HEAVY = {"torch", "numpy", "submitit", "psutil"}
+
+# Where os.environ is changed nevertheless: (module, function, method), with the reason.
+ENVIRONMENT_CHANGES = {
+    ("elastic.workers", "run_path", "pop"): "in a worker of torch's making, whose environment torch has filled",
+    ("launch.run", "_silence_torch", "setdefault"): "torch reads it when it is loaded; workers get the one from before",
+}
+
+LOOK = """
+import json, sys
+from hpc_launch.cli import main
+try:
+    main({arguments!r})
+except SystemExit as ended:
+    status = ended.code
+sys.stdout.flush()
+print(json.dumps([status, sorted(name for name in sys.modules if "." not in name)]))
+"""
+
+
+@dataclass(frozen=True)
+class Import:
+    """An import statement of the package."""
+
+    module: str
+    target: str
+    lazy: bool
+
+
+@functools.cache
+def modules() -> dict[str, ast.Module]:
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def part_of(module: str) -> str:
+    """Name the part that a module belongs to."""
+    return {"__init__": "version", "__main__": "entry"}.get(module, module.split(".", maxsplit=1)[0])
+
+
+def imports() -> Iterator[Import]:
+    """Find all import statements, those inside of functions being lazy."""
+    for module, tree in modules().items():
+        functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+        inside = {id(node) for function in functions for node in ast.walk(function)}
+        for node in ast.walk(tree):
+            lazy = id(node) in inside
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    yield Import(module, alias.name, lazy)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{module}: imports are absolute"
+                if node.module == "hpc_launch":
+                    for alias in node.names:
+                        yield Import(module, f"hpc_launch.{alias.name}", lazy)
+                else:
+                    yield Import(module, node.module or "", lazy)
+
+
+def part_imported(target: str) -> str | None:
+    """Name the part of the package that is imported; None for what is not of the package."""
+    top, _, rest = target.partition(".")
+    if top != "hpc_launch":
+        return None
+    name = rest.split(".")[0]
+    return "version" if name in ("", "__version__") else name
+
+
+def test_every_part_has_its_place() -> None:
+    """No part of the package is outside of the rule."""
+    assert set(MAY_IMPORT) == {part_of(module) for module in modules()}
+
+
+def test_the_rule_has_no_circle() -> None:
+    """The parts can be put in an order in which each imports only those after it."""
+    left = {part: set(below) for part, below in MAY_IMPORT.items()}
+    while left:
+        lowest = {part for part, below in left.items() if not below & set(left)}
+        assert lowest, f"these import each other: {sorted(left)}"
+        left = {part: below for part, below in left.items() if part not in lowest}
+
+
+def test_imports_go_one_way() -> None:
+    """Every import is allowed by the rule, or is one of the exceptions; and each exception is needed."""
+    crossing = {
+        (found.module, part)
+        for found in imports()
+        if (part := part_imported(found.target)) is not None
+        and part != part_of(found.module)
+        and part not in MAY_IMPORT[part_of(found.module)]
+    }
+    assert set(EXCEPTIONS) == crossing
+
+
+def test_what_needs_torch_is_imported_late() -> None:
+    """Outside of elastic, whatever imports torch is imported inside of functions only."""
+    at_once = {
+        (found.module, found.target)
+        for found in imports()
+        if part_of(found.module) != "elastic" and part_imported(found.target) == "elastic" and not found.lazy
+    }
+    assert at_once == set()
+
+
+def test_only_elastic_imports_torch() -> None:
+    """torch is used in one part of the package."""
+    assert {"elastic"} == {part_of(found.module) for found in imports() if found.target.split(".")[0] == "torch"}
+
+
+def test_only_cli_knows_click() -> None:
+    """click never leaves the command line."""
+    assert {"cli"} == {part_of(found.module) for found in imports() if found.target.split(".")[0] == "click"}
+
+
+def is_environ(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr in ("environ", "environb") and ast.unparse(node.value) == "os"
+
+
+def is_change(method: ast.Attribute) -> bool:
+    changing = {"update", "setdefault", "pop", "popitem", "clear", "__setitem__", "__delitem__"}
+    return method.attr in {"putenv", "unsetenv"} or (method.attr in changing and is_environ(method.value))
+
+
+def environment_changes(module: str, tree: ast.Module) -> Iterator[tuple[str, str, str]]:
+    """Find what changes os.environ: assignments, deletions and calls of its methods that do."""
+    for function in [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.Module))]:
+        name = getattr(function, "name", "")
+        for node in ast.walk(function):
+            if isinstance(node, ast.Subscript) and is_environ(node.value) and not isinstance(node.ctx, ast.Load):
+                yield module, name, "[]"
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and is_change(node.func):
+                yield module, name, node.func.attr
+
+
+def test_the_environment_is_read_and_never_changed() -> None:
+    """Children get copies: what one part of a program writes there, another reads without knowing."""
+    found = {change for module, tree in modules().items() for change in environment_changes(module, tree)}
+
+    assert set(ENVIRONMENT_CHANGES) == {change for change in found if change[1]}
+    assert {(module, method) for module, _, method in found} == {
+        (module, method) for module, _, method in ENVIRONMENT_CHANGES
+    }
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["os.environ['A'] = '1'", "del os.environ['A']", "os.environ.update(A='1')", "os.putenv('A', '1')"],
+)
+def test_changes_of_the_environment_would_be_found(code: str) -> None:
+    """The search above sees what it looks for."""
+    assert len(list(environment_changes("module", ast.parse(f"import os\n{code}")))) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["run", "--help"],
+        ["env"],
+        ["env", "--help"],
+        ["env", "--json"],
+        ["explain"],
+        ["explain", "--nproc-per-node=2", "--max-restarts=1"],
+        ["hosts", "a[1-2]"],
+        ["--print-completion", "bash"],
+    ],
+    ids=" ".join,
+)
+def test_what_only_answers_imports_nothing_heavy(python: str, arguments: list[str]) -> None:
+    """Help, derivation and host lists answer at once, without torch."""
+    done = subprocess.run([python, "-c", LOOK.format(arguments=arguments)], capture_output=True, text=True, check=True)
+    status, names = json.loads(done.stdout.splitlines()[-1])
+
+    assert (0, set()) == (status, HEAVY & set(names))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "hpc_launch",
+        "hpc_launch.elastic",
+        "hpc_launch.elastic.console",
+        "hpc_launch.elastic.environment",
+        "hpc_launch.elastic.locator",
+        "hpc_launch.elastic.rounds",
+        "hpc_launch.launch.run",
+        "hpc_launch.records.events",
+    ],
+)
+def test_what_is_pure_imports_nothing_heavy(python: str, module: str) -> None:
+    """Importing the package, or a part that does not need torch, costs nothing that is not used."""
+    program = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True)
+
+    assert HEAVY & set(json.loads(done.stdout)) == set()

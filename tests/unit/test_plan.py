@@ -1,0 +1,884 @@
+"""The plan: what will be done, from what was asked for and what is here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
+
+from hpc_launch.errors import ContextError, HpcLaunchError, ScriptError, UsageError
+from hpc_launch.node.devices import Devices
+from hpc_launch.plan import derive
+from hpc_launch.plan.here import Here, check_script, gather
+from hpc_launch.plan.model import Plan
+from hpc_launch.settings import NodeRange, Origin, Settings, resolve
+from hpc_launch.slurm.environment import locate
+from tests.unit.slurm_variables import (
+    ARRAY,
+    BATCH,
+    BLOCK,
+    CYCLIC,
+    HETEROGENEOUS,
+    INTERACTIVE,
+    LOGIN_SHELL,
+    ONE_TASK_PER_NODE,
+    STALE_BATCH,
+    SUBSET,
+    UNEVEN,
+)
+
+FOUR_GPUS = Devices(("0", "1", "2", "3"), "CUDA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES=0,1,2,3")
+ONE_GPU = Devices(("0",), "CUDA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES=0")
+FOUR_TILES = Devices(("0", "1", "2", "3"), "ZE_AFFINITY_MASK", "ZE_AFFINITY_MASK=0,1,2,3")
+TWO_MIGS = Devices(("MIG-a", "MIG-b"), "CUDA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES=MIG-a,MIG-b")
+
+ONE_NODE_BATCH = {**BATCH, "SLURM_JOB_NODELIST": "gpu01", "SLURM_JOB_NUM_NODES": "1"}
+INDEPENDENT = "first of the port range that is free, by a hash of rdzv_id"
+
+
+def here(environ: Mapping[str, str] | None = None, /, **changes: Any) -> Here:
+    """Return a CPU-only node called `box` with 16 CPUs and no Slurm, with these changes."""
+    environ = {**(environ or {})}
+    place = Here(
+        environ=environ,
+        directory=Path("/work"),
+        host="box",
+        slurm=locate(environ),
+        devices=Devices(),
+        cpus=16,
+        position=lambda hosts: list(hosts).index("box") if "box" in hosts else None,
+        read=lambda path: FILES[path.name],
+    )
+    return dataclasses.replace(place, **changes)
+
+
+FILES = {
+    "nodes.txt": "other\nbox\n",
+    "slots.txt": "other slots=8\nbox slots=2\n",
+    "many_slots.txt": "box slots=64\n",
+    "empty.txt": "# nothing\n",
+    "bad.txt": "box\ngpu[3-1]\n",
+}
+
+
+def asked(**options: str | bool) -> Settings:
+    return resolve(options, {})
+
+
+def plan(place: Here | None = None, /, **options: str | bool) -> Plan:
+    return derive.make(asked(**options), place or here(), ("train.py",))
+
+
+def derived(made: Plan) -> dict[str, tuple[str, str]]:
+    return {item.name: (item.value, item.origin) for item in made.derived}
+
+
+def refused(kind: type[HpcLaunchError], place: Here, **options: str | bool) -> str:
+    with pytest.raises(HpcLaunchError) as caught:
+        plan(place, **options)
+    assert kind is type(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- who takes part
+
+
+def test_one_node() -> None:
+    """With nothing said and no Slurm, this node runs one worker, apart from all others."""
+    made = plan()
+
+    assert (made.world.hosts, made.world.node_rank, made.world.agents, made.world.agent_rank) == (("box",), 0, 1, 0)
+    assert (NodeRange(1, 1), "slurm", "", ("127.0.0.1",)) == (made.nnodes, made.backend, made.endpoint, made.leaders)
+    assert (made.run_id, made.local_world_size, made.omp_num_threads, made.job_name) == ("none", 1, 16, "")
+    assert (Path("/work/logs"), ("train.py",), ()) == (made.log_root, made.script, made.warnings)
+    assert (made.own_rendezvous, made.isolated, made.world.leader) == (True, False, True)
+    assert {
+        "nnodes": ("1", "default"),
+        "hosts": ("box", "default"),
+        "node_rank": ("0", "default"),
+        "nproc_per_node": ("1", "default (no device found)"),
+        "rdzv_backend": ("slurm", "default"),
+        "rdzv_id": ("none", "default"),
+        "master_addr": ("127.0.0.1", "one node"),
+        "master_port": (str(made.ports[0]), INDEPENDENT),
+        "devices": ("none", "no device found"),
+        "omp_num_threads": ("16", "16 allowed CPUs / 1 local ranks"),
+        "log_dir": ("/work/logs", "working directory"),
+        "job_directory": ("local-<time>-<pid>", "chosen at start"),
+    } == derived(made)
+
+
+def test_a_slurm_step() -> None:
+    """In a step everything comes from the step: nodes, rank, first node, run id, log directory and its name."""
+    made = plan(here(ONE_TASK_PER_NODE, devices=FOUR_GPUS))
+
+    assert (
+        made.world.hosts,
+        made.world.node_rank,
+        made.world.agents,
+        made.world.agent_rank,
+    ) == (("gpu01", "gpu02", "gpu03", "gpu04"), 2, 4, 2)
+    assert (NodeRange(4, 4), "slurm", "", ("gpu01",)) == (made.nnodes, made.backend, made.endpoint, made.leaders)
+    assert (made.run_id, made.local_world_size, made.omp_num_threads, made.job_name) == ("4711.0.0", 4, 4, "4711.0")
+    assert (Path("/home/ada/project/logs"), (), False) == (made.log_root, made.warnings, made.world.leader)
+    assert {
+        "nnodes": ("4", "Slurm step"),
+        "hosts": ("gpu[01-04]", "Slurm step"),
+        "node_rank": ("2", "Slurm step"),
+        "nproc_per_node": ("4", "CUDA_VISIBLE_DEVICES=0,1,2,3"),
+        "rdzv_backend": ("slurm", "default"),
+        "rdzv_id": ("4711.0.0", "job, step and restart count"),
+        "master_addr": ("gpu01", "first of the Slurm step's nodes"),
+        "master_port": (str(made.ports[0]), INDEPENDENT),
+        "devices": ("0,1,2,3", "CUDA_VISIBLE_DEVICES=0,1,2,3"),
+        "omp_num_threads": ("4", "16 allowed CPUs / 4 local ranks"),
+        "log_dir": ("/home/ada/project/logs", "directory of submission"),
+        "job_directory": ("4711.0", "job and step"),
+    } == derived(made)
+
+
+@pytest.mark.parametrize(
+    ("variables", "ranks"),
+    [
+        (BLOCK, {"rank": "5", "local_rank": "1", "world_size": "16", "local_world_size": "4"}),
+        (CYCLIC, {"rank": "5", "local_rank": "1", "world_size": "8", "local_world_size": "2"}),
+        (UNEVEN, {"rank": "6", "local_rank": "0", "world_size": "7", "local_world_size": "1"}),
+    ],
+    ids=["block", "cyclic", "uneven"],
+)
+def test_a_task_per_rank(variables: Mapping[str, str], ranks: Mapping[str, str]) -> None:
+    """Where Slurm started several tasks on a node, each is one rank, with the numbers that Slurm gave it."""
+    made = plan(here(variables))
+
+    assert ranks == {name: value for name, (value, _) in derived(made).items() if name in ranks}
+    assert (True, int(ranks["rank"]), int(ranks["world_size"])) == (
+        made.world.task_per_rank,
+        made.world.agent_rank,
+        made.world.agents,
+    )
+    assert (made.local_world_size, derived(made)["nproc_per_node"]) == (1, ("1", "one worker per Slurm task"))
+
+
+def test_the_first_agent_of_the_first_node_leads() -> None:
+    """With an arbitrary distribution task 0 may be anywhere: the leader is on the node that all others look for."""
+    first = {**BLOCK, "SLURMD_NODENAME": "gpu01", "SLURM_NODEID": "0", "SLURM_LOCALID": "0", "SLURM_PROCID": "7"}
+
+    assert plan(here(first)).world.leader
+    assert not plan(here({**first, "SLURM_LOCALID": "1"})).world.leader
+    assert not plan(here({**BLOCK, "SLURM_PROCID": "0", "SLURM_LOCALID": "0"})).world.leader
+
+
+@pytest.mark.parametrize(
+    ("options", "node_rank", "workers", "origin"),
+    [
+        ({"hosts": "other,box"}, 1, 1, "default (no device found)"),
+        ({"hosts": "box,other,box"}, 0, 1, "default (no device found)"),
+        ({"hosts": "gpu[1-3]", "node_rank": "2"}, 2, 1, "default (no device found)"),
+        ({"hostfile": "nodes.txt"}, 1, 1, "default (no device found)"),
+        ({"hostfile": "slots.txt"}, 1, 2, "host list"),
+        ({"hostfile": "slots.txt", "nproc_per_node": "3"}, 1, 3, "flag"),
+        ({"hostfile": "slots.txt", "nproc_per_node": "auto"}, 1, 16, "flag, allowed CPUs"),
+    ],
+)
+def test_a_list_of_hosts(options: Mapping[str, str], node_rank: int, workers: int, origin: str) -> None:
+    """The node rank is where this host stands in the list, and a host file may say the number of workers."""
+    made = plan(**options)
+
+    assert (node_rank, Origin.HOSTS) == (made.world.node_rank, made.world.origin)
+    assert (workers, (str(workers), origin)) == (made.local_world_size, derived(made)["nproc_per_node"])
+    assert (made.world.hosts[0],) == made.leaders
+    assert len(set(made.world.hosts)) == len(made.world.hosts)
+
+
+def test_a_list_of_hosts_wins_over_the_step() -> None:
+    """What the user lists is stronger than what Slurm says; the job directory is still the step's."""
+    made = plan(here(ONE_TASK_PER_NODE), hosts="box,gpu09")
+
+    assert (made.world.hosts, made.job_name) == (("box", "gpu09"), "4711.0")
+    assert derived(made)["hosts"] == ("box,gpu09", "host list")
+    assert made.run_id.startswith("hosts-")
+
+
+@pytest.mark.parametrize("variable", ["PBS_JOBID", "LSB_JOBID", "OAR_JOB_ID", "COBALT_JOBID", "JOB_ID"])
+def test_a_list_of_hosts_takes_the_job_id_of_other_schedulers(variable: str) -> None:
+    """Two jobs on the same hosts are two runs."""
+    made = plan(here({variable: "123.pbs"}), hosts="box,other")
+
+    assert (made.run_id, derived(made)["rdzv_id"][1]) == ("hosts-123.pbs", "job id")
+
+
+def test_a_list_of_hosts_names_the_run_alike_on_every_node() -> None:
+    """Without any job id the list itself names the run."""
+    runs = [plan(hosts="a,b,c", node_rank=str(rank)) for rank in range(3)]
+
+    assert len({(run.run_id, run.ports) for run in runs}) == 1
+    assert runs[0].run_id != plan(hosts="a,b,d", node_rank="0").run_id
+
+
+def test_by_hand_as_for_torchrun() -> None:
+    """--nnodes, --node-rank and --master-addr mean static rendezvous at torchrun's port, Slurm apart."""
+    made = plan(nnodes="2", node_rank="1", master_addr="head", nproc_per_node="8")
+
+    assert (made.world.agents, made.world.agent_rank, made.world.origin) == (2, 1, Origin.FLAG)
+    assert ("static", "head:29500", NodeRange(2, 2), 8) == (
+        made.backend,
+        made.endpoint,
+        made.nnodes,
+        made.local_world_size,
+    )
+    assert {name: derived(made)[name] for name in ("node_rank", "nnodes", "nproc_per_node")} == {
+        "node_rank": ("1", "flag"),
+        "nnodes": ("2", "flag"),
+        "nproc_per_node": ("8", "flag"),
+    }
+    assert (derived(made)["master_port"][0], derived(made)["master_addr"][0]) == ("29500", "head")
+
+
+@pytest.mark.parametrize(
+    ("options", "backend", "endpoint"),
+    [
+        ({"nnodes": "2", "node_rank": "0", "master_addr": "[fe80::1]"}, "static", "[fe80::1]:29500"),
+        ({"nnodes": "2", "node_rank": "0", "master_addr": "h", "master_port": "1234"}, "static", "h:1234"),
+        ({"nnodes": "2", "node_rank": "0"}, "static", "127.0.0.1:29500"),
+        ({"nnodes": "2", "node_rank": "1", "rdzv_endpoint": "h:99"}, "static", "h:99"),
+        ({"nnodes": "1:2", "rdzv_backend": "c10d", "rdzv_endpoint": "h:29400"}, "c10d", "h:29400"),
+        ({"nnodes": "2", "rdzv_backend": "etcd-v2", "rdzv_endpoint": "h"}, "etcd-v2", "h"),
+        ({"rdzv_backend": "etcd"}, "etcd", ""),
+        ({"nnodes": "2", "node_rank": "1", "rdzv_backend": "slurm", "master_addr": "h"}, "slurm", ""),
+    ],
+)
+def test_backend_and_endpoint_by_hand(options: Mapping[str, str], backend: str, endpoint: str) -> None:
+    """A backend that is asked for is used, static otherwise; the endpoint is the one that torchrun would use."""
+    made = plan(**options)
+
+    assert (backend, endpoint) == (made.backend, made.endpoint)
+    if backend == "static":
+        assert endpoint.rpartition(":")[2] == derived(made)["master_port"][0]
+
+
+@pytest.mark.parametrize("backend", ["static", "c10d"])
+def test_backends_of_torch_in_a_step_meet_at_a_port_of_the_run(backend: str) -> None:
+    """In a step, where several jobs may share nodes, torch's backends get a port of the run too."""
+    made = plan(here(ONE_TASK_PER_NODE), rdzv_backend=backend)
+
+    assert f"gpu01:{made.ports[0]}" == made.endpoint
+    assert not made.own_rendezvous
+
+
+@pytest.mark.parametrize(
+    ("variables", "options"),
+    [
+        ({}, {}),
+        (ONE_TASK_PER_NODE, {}),
+        (BATCH, {}),
+        (LOGIN_SHELL, {}),
+        ({}, {"rdzv_backend": "static"}),
+        ({}, {"rdzv_backend": "c10d", "rdzv_endpoint": "far:29400"}),
+        ({}, {"master_addr": "far", "master_port": "1234"}),
+        ({}, {"hosts": "far[1-4]"}),
+    ],
+)
+def test_standalone_looks_at_nothing_else(variables: Mapping[str, str], options: Mapping[str, str]) -> None:
+    """--standalone is one node that meets itself on loopback, whatever Slurm, lists and endpoints say."""
+    made = plan(here(variables), standalone=True, **options)
+
+    assert (
+        made.world.hosts,
+        made.world.agents,
+        made.backend,
+        made.endpoint,
+        made.leaders,
+    ) == (("box",), 1, "slurm", "", ("127.0.0.1",))
+    assert (made.run_id, made.job_name) == ("none", "")
+
+
+@pytest.mark.parametrize(
+    ("variables", "options"),
+    [
+        (ONE_NODE_BATCH, {}),
+        (BATCH, {"nnodes": "1"}),
+        (INTERACTIVE, {"nnodes": "1"}),
+        ({**LOGIN_SHELL, "SLURM_JOB_NODELIST": "box"}, {}),
+    ],
+)
+def test_one_node_of_an_allocation_needs_no_srun(variables: Mapping[str, str], options: Mapping[str, str]) -> None:
+    """A job of one node, or --nnodes 1, runs in the batch script itself, under the job's name."""
+    made = plan(here(variables), **options)
+
+    assert ((variables.get("SLURMD_NODENAME", "box"),), Origin.JOB) == (made.world.hosts, made.world.origin)
+    assert (made.job_name, made.leaders) == ("4711", ("127.0.0.1",))
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "expected"),
+    [
+        (
+            BATCH,
+            {},
+            (
+                "this is the batch script of job 4711 on one of its 4 nodes: start one agent on each node with 'srun "
+                "--nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch train.py', or "
+                "'hpc-launch --standalone' for this node alone"
+            ),
+        ),
+        (
+            STALE_BATCH,
+            {"nnodes": "2"},
+            (
+                "this is the batch script of job 4711 on one of its 4 nodes: start one agent on each node with 'srun "
+                "--nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch train.py', or "
+                "'hpc-launch --standalone' for this node alone"
+            ),
+        ),
+        (
+            INTERACTIVE,
+            {},
+            (
+                "this is the interactive step of job 4711 on one of its 4 nodes: start one agent on each node with "
+                "'srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch train.py', or "
+                "'hpc-launch --standalone' for this node alone"
+            ),
+        ),
+        (
+            LOGIN_SHELL,
+            {"nnodes": "1"},
+            (
+                "box is not a node of job 4711 (gpu[01-04]): start one agent on each node with 'srun --nodes=1 "
+                "--ntasks=1 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch train.py'"
+            ),
+        ),
+        (
+            ONE_TASK_PER_NODE,
+            {"node_rank": "0"},
+            (
+                "--node-rank 0, but gpu03 is node 2 of gpu[01-04] (in a batch script $SLURM_NODEID and $SLURM_PROCID "
+                "are always 0): leave --node-rank out"
+            ),
+        ),
+        (
+            SUBSET,
+            {"nnodes": "4"},
+            "--nnodes 4, but the step has 2 (gpu[03-04]): leave --nnodes out, or change srun --nodes",
+        ),
+        (
+            ONE_TASK_PER_NODE,
+            {"nnodes": "1:3"},
+            "--nnodes 1:3, but the step has 4 (gpu[01-04]): leave --nnodes out, or change srun --nodes",
+        ),
+        (
+            {},
+            {"nnodes": "3", "hosts": "box,other"},
+            "--nnodes 3, but the host list has 2 (box,other): leave --nnodes out, or change --hosts",
+        ),
+        (
+            BLOCK,
+            {"nproc_per_node": "4"},
+            (
+                "--nproc-per-node 4 with 4 tasks on gpu02: each task would start 4 workers; use srun "
+                "--ntasks-per-node=1, or leave --nproc-per-node out for one rank per task"
+            ),
+        ),
+    ],
+)
+def test_contradictions_with_this_place(
+    variables: Mapping[str, str], options: Mapping[str, str], expected: str
+) -> None:
+    """What was asked for and what is here contradict each other: the message has both, and the way out."""
+    assert expected == refused(ContextError, here(variables), **options)
+
+
+def test_more_nodes_than_the_job_has() -> None:
+    """--nnodes 2 in the batch script of a job with one node cannot be meant."""
+    assert refused(ContextError, here(ONE_NODE_BATCH), nnodes="2").startswith("--nnodes 2, but")
+
+
+@pytest.mark.parametrize(
+    ("options", "devices", "expected"),
+    [
+        ({"hosts": "gpu[1-"}, Devices(), "--hosts: host list 'gpu[1-': found '[1-', expected a closing bracket"),
+        ({"hosts": ","}, Devices(), "--hosts names no node"),
+        (
+            {"hosts": "gpu[01-02]"},
+            Devices(),
+            (
+                "--hosts: this host (box) is not in gpu[01-02]: run on those hosts, or say which of them it is with "
+                "--node-rank"
+            ),
+        ),
+        (
+            {"hosts": "a,b", "node_rank": "2"},
+            Devices(),
+            "--node-rank: 2 is not a node of a,b: they are numbered from 0",
+        ),
+        ({"hostfile": "empty.txt"}, Devices(), "--hostfile names no node"),
+        (
+            {"hostfile": "bad.txt"},
+            Devices(),
+            (
+                "--hostfile: host file, line 2: host list 'gpu[3-1]': found '3-1', expected a range that does not "
+                "count down"
+            ),
+        ),
+        (
+            {"nnodes": "2"},
+            Devices(),
+            (
+                "--nnodes 2, but nothing says which nodes: use srun, or --hosts 'node[1-4]', or --node-rank and "
+                "--master-addr, or --rdzv-backend and --rdzv-endpoint"
+            ),
+        ),
+        (
+            {"nnodes": "2", "rdzv_endpoint": "h:1"},
+            Devices(),
+            "--rdzv-endpoint h:1 needs --rdzv-backend (c10d, etcd, ...)",
+        ),
+        (
+            {"nproc_per_node": "5"},
+            FOUR_GPUS,
+            (
+                "--nproc-per-node: 5 workers but 4 devices (CUDA_VISIBLE_DEVICES=0,1,2,3): use --nproc-per-node 4, or "
+                "set CUDA_VISIBLE_DEVICES= to run on CPUs"
+            ),
+        ),
+        ({"nproc_per_node": "gpu"}, Devices(), "--nproc-per-node gpu: no device found; use a number"),
+        ({"nproc_per_node": "gpu"}, FOUR_TILES, "--nproc-per-node gpu: ZE_AFFINITY_MASK=0,1,2,3; use a number"),
+        (
+            {"nproc_per_node": "xpu"},
+            FOUR_GPUS,
+            "--nproc-per-node xpu: CUDA_VISIBLE_DEVICES=0,1,2,3; use a number",
+        ),
+        (
+            {"nproc_per_node": "gpus"},
+            FOUR_GPUS,
+            (
+                "--nproc-per-node: 'gpus' is not a number from 1 on, one of auto, cpu, gpu, xpu, or a device type that "
+                "torch knows"
+            ),
+        ),
+        ({"master_addr": "h:port"}, Devices(), "'h:port' is not an endpoint: expected HOST:PORT"),
+    ],
+)
+def test_options_that_cannot_be_meant(options: Mapping[str, str], devices: Devices, expected: str) -> None:
+    """The message names the option and its value, and says what would do."""
+    assert refused(UsageError, here(devices=devices), **options).startswith(expected)
+
+
+@pytest.mark.parametrize("variables", [{}, ONE_NODE_BATCH])
+def test_a_node_rank_beyond_the_only_node(variables: Mapping[str, str]) -> None:
+    """--node-rank 1 of one node is refused, rather than run as node 0."""
+    assert refused(UsageError, here(variables), node_rank="1").startswith("--node-rank: 1 is not a node of")
+
+
+def test_more_slots_than_devices() -> None:
+    """A host file with a line per core does not make 64 workers share 4 devices."""
+    message = refused(UsageError, here(devices=FOUR_GPUS), hostfile="many_slots.txt")
+
+    assert [part for part in ("64", "4 devices", "--nproc-per-node") if part not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (FileNotFoundError(2, "No such file or directory"), "No such file or directory"),
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "it is not text"),
+    ],
+)
+def test_a_host_file_that_cannot_be_read(error: Exception, reason: str) -> None:
+    """The file and the reason are named."""
+
+    def read(_: Path) -> str:
+        raise error
+
+    assert f"--hostfile: cannot read hosts.txt: {reason}" == refused(UsageError, here(read=read), hostfile="hosts.txt")
+
+
+# ---- single values
+
+
+@pytest.mark.parametrize(
+    ("word", "devices", "expected"),
+    [
+        (None, Devices(), (1, "default (no device found)")),
+        (None, FOUR_GPUS, (4, "CUDA_VISIBLE_DEVICES=0,1,2,3")),
+        ("auto", FOUR_GPUS, (4, "CUDA_VISIBLE_DEVICES=0,1,2,3")),
+        ("auto", FOUR_TILES, (4, "ZE_AFFINITY_MASK=0,1,2,3")),
+        ("auto", Devices(), (16, "flag, allowed CPUs")),
+        ("cpu", FOUR_GPUS, (16, "flag, allowed CPUs")),
+        ("gpu", FOUR_GPUS, (4, "CUDA_VISIBLE_DEVICES=0,1,2,3")),
+        ("xpu", FOUR_TILES, (4, "ZE_AFFINITY_MASK=0,1,2,3")),
+        ("3", FOUR_GPUS, (3, "flag")),
+        ("3", Devices(), (3, "flag")),
+    ],
+)
+def test_workers_per_node(word: str | None, devices: Devices, expected: tuple[int, str]) -> None:
+    """One worker per visible device, else one; the words of torchrun mean what they mean there."""
+    options = {} if word is None else {"nproc_per_node": word}
+    made = plan(here(devices=devices), **options)
+
+    assert expected == (made.local_world_size, derived(made)["nproc_per_node"][1])
+
+
+@pytest.mark.parametrize(
+    ("variables", "cpus", "options", "expected"),
+    [
+        ({}, 16, {"nproc_per_node": "4"}, (4, "16 allowed CPUs / 4 local ranks")),
+        ({}, 7, {"nproc_per_node": "4"}, (1, "7 allowed CPUs / 4 local ranks")),
+        ({}, 2, {"nproc_per_node": "4"}, (1, "2 allowed CPUs / 4 local ranks")),
+        ({"OMP_NUM_THREADS": "3"}, 16, {}, (None, "environment")),
+        ({"OMP_NUM_THREADS": ""}, 16, {}, (16, "16 allowed CPUs / 1 local ranks")),
+        ({"OMP_NUM_THREADS": "3"}, 16, {"omp_num_threads": "5"}, (5, "flag")),
+        (BLOCK, 16, {}, (4, "4 allowed CPUs / 1 local ranks")),
+        (BLOCK, 2, {}, (2, "2 allowed CPUs / 1 local ranks")),
+        ({**BLOCK, "SLURM_CPUS_ON_NODE": "2"}, 16, {}, (1, "1 allowed CPUs / 1 local ranks")),
+        ({**BLOCK, "SLURM_CPUS_ON_NODE": ""}, 16, {}, (4, "4 allowed CPUs / 1 local ranks")),
+    ],
+)
+def test_threads(
+    variables: Mapping[str, str], cpus: int, options: Mapping[str, str], expected: tuple[int | None, str]
+) -> None:
+    """OMP_NUM_THREADS is a worker's share of the CPUs that it may really use, unless the user has set it."""
+    made = plan(here(variables, cpus=cpus), **options)
+
+    assert expected == (made.omp_num_threads, derived(made)["omp_num_threads"][1])
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "expected"),
+    [
+        ({}, {}, ("/work/logs", "working directory")),
+        ({}, {"log_dir": "runs"}, ("/work/runs", "flag")),
+        ({}, {"log_dir": "/scratch/runs"}, ("/scratch/runs", "flag")),
+        (ONE_TASK_PER_NODE, {}, ("/home/ada/project/logs", "directory of submission")),
+        (ONE_NODE_BATCH, {}, ("/home/ada/project/logs", "directory of submission")),
+        (ONE_TASK_PER_NODE, {"log_dir": "runs"}, ("/work/runs", "flag")),
+        ({**ONE_TASK_PER_NODE, "SLURM_SUBMIT_DIR": ""}, {}, ("/work/logs", "working directory")),
+    ],
+)
+def test_the_log_directory(variables: Mapping[str, str], options: Mapping[str, str], expected: tuple[str, str]) -> None:
+    """Logs go where the user says, else beside the job script, else here."""
+    made = plan(here(variables), **options)
+
+    assert expected == derived(made)["log_dir"]
+    assert Path(expected[0]) == made.log_root
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "expected"),
+    [
+        ({}, {}, ""),
+        (ONE_TASK_PER_NODE, {}, "4711.0"),
+        (SUBSET, {}, "4711.1"),
+        (ARRAY, {}, "4700_17.0"),
+        (ONE_NODE_BATCH, {}, "4711"),
+        (ONE_TASK_PER_NODE, {"rdzv_id": "mine"}, "4711.0"),
+        ({}, {"rdzv_id": "mine"}, ""),
+        ({}, {"rdzv_id": "my/run", "hosts": "box,b"}, "my_run"),
+        ({}, {"rdzv_id": "../..", "hosts": "box,b"}, "_.."),
+        ({}, {"rdzv_id": "..", "hosts": "box,b"}, "none"),
+        ({}, {"hosts": "box,b"}, ""),
+    ],
+)
+def test_the_name_of_the_job(variables: Mapping[str, str], options: Mapping[str, str], expected: str) -> None:
+    """A job directory is named after job and step, or the run; never so that it leaves the log directory."""
+    assert expected == plan(here(variables), **options).job_name
+
+
+def test_the_name_of_a_job_outside_of_slurm() -> None:
+    """It says when it started and which process it was."""
+    assert re.fullmatch(r"local-\d{8}-\d{6}-42", derive.local_job_name(0.0, 42))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"master_addr": "head"}, ("head", "flag")),
+        ({"master_addr": "[fe80::1]"}, ("fe80::1", "flag")),
+        ({"rdzv_endpoint": "store:99", "master_addr": "head"}, ("store", "flag")),
+        ({}, ("gpu01", "first of the Slurm step's nodes")),
+    ],
+)
+def test_where_the_first_node_is_looked_for(options: Mapping[str, str], expected: tuple[str, str]) -> None:
+    """What the user says is trusted more than the list."""
+    made = plan(here(ONE_TASK_PER_NODE), **options)
+
+    assert expected == (made.leaders[0], derived(made)["master_addr"][1])
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "expected"),
+    [
+        ({**ONE_TASK_PER_NODE, "SLURM_RESTART_COUNT": "2"}, {}, "4711.0.2"),
+        (SUBSET, {}, "4711.1.0"),
+        (SUBSET, {"rdzv_id": "mine"}, "mine"),
+        ({}, {"rdzv_id": "mine"}, "mine"),
+    ],
+)
+def test_the_name_of_the_run(variables: Mapping[str, str], options: Mapping[str, str], expected: str) -> None:
+    """Steps and restarts of one job are different runs."""
+    assert expected == plan(here(variables), **options).run_id
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {12000, 12001, 12002, 12003}),
+        ({"port_range": "30000-30001"}, {30000, 30001}),
+    ],
+)
+def test_ports_that_slurm_reserved_are_used(options: Mapping[str, str], expected: set[int]) -> None:
+    """With srun --resv-ports the candidates are those ports, unless a range is asked for."""
+    place = here({**ONE_TASK_PER_NODE, "SLURM_STEP_RESV_PORTS": "12000-12003"})
+
+    assert set(plan(place, **options).ports) <= expected
+
+
+def test_a_master_port_that_was_asked_for() -> None:
+    """--master-port is shown as what it is."""
+    assert derived(plan(here(ONE_TASK_PER_NODE), master_port="29501"))["master_port"] == ("29501", "flag")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, NodeRange(4, 4)),
+        ({"nnodes": "4"}, NodeRange(4, 4)),
+        ({"nnodes": "2:4"}, NodeRange(2, 4)),
+        ({"nnodes": "2:8"}, NodeRange(2, 4)),
+        ({"nnodes": "2:8", "rdzv_backend": "c10d"}, NodeRange(2, 8)),
+    ],
+)
+def test_the_range_of_nodes(options: Mapping[str, str], expected: NodeRange) -> None:
+    """Our backend starts with all nodes that there are; torch's are told what was asked for."""
+    assert expected == plan(here(ONE_TASK_PER_NODE), **options).nnodes
+
+
+@pytest.mark.parametrize(
+    ("devices", "options", "expected"),
+    [
+        (FOUR_GPUS, {}, False),
+        (FOUR_GPUS, {"virtual_local_rank": True}, True),
+        (TWO_MIGS, {}, True),
+    ],
+)
+def test_workers_that_see_one_device_each(devices: Devices, options: Mapping[str, bool], *, expected: bool) -> None:
+    """MIG devices are used one per process, and --virtual-local-rank asks for it."""
+    assert expected is plan(here(devices=devices), **options).isolated
+
+
+# ---- warnings
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "expected"),
+    [
+        (
+            here(ONE_TASK_PER_NODE, devices=FOUR_GPUS, cpus=1),
+            {},
+            (
+                "4 local ranks share 1 CPU: ask for more with srun --cpus-per-task (Slurm 22.05 to 23.02 does not pass "
+                "the job's on to srun)"
+            ),
+        ),
+        (here(cpus=2), {"nproc_per_node": "3"}, "3 local ranks share 2 CPUs"),
+        (
+            here(HETEROGENEOUS),
+            {},
+            (
+                "SLURM_NODEID=0, but z1 is number 2 of a[1-2],z1: the order of the list counts (they differ in "
+                "heterogeneous steps)"
+            ),
+        ),
+        (
+            here(BLOCK, devices=ONE_GPU),
+            {},
+            (
+                "each of 4 tasks sees one GPU, as device 0, and NCCL cannot use peer access between them: use srun "
+                "--ntasks-per-node=1, or srun --gpu-bind=none"
+            ),
+        ),
+        (
+            here(ONE_TASK_PER_NODE, devices=ONE_GPU),
+            {},
+            "Slurm gave 4 GPUs on gpu03 but 1 are visible (CUDA_VISIBLE_DEVICES=0)",
+        ),
+        (here(devices=TWO_MIGS), {}, "MIG devices: each worker sees its own as device 0 and has LOCAL_RANK=0"),
+        (here({"RANK": "0"}), {}, "RANK is set already: the workers get their own"),
+        (
+            here({"MASTER_PORT": "1", "WORLD_SIZE": "4"}),
+            {},
+            "WORLD_SIZE, MASTER_PORT are set already: the workers get their own",
+        ),
+    ],
+)
+def test_warnings(place: Here, options: Mapping[str, str], expected: str) -> None:
+    """What is probably not meant is said in one line, with what to do."""
+    assert [expected] == list(plan(place, **options).warnings)
+
+
+@pytest.mark.parametrize(
+    ("place", "options"),
+    [
+        (here(ONE_TASK_PER_NODE, devices=FOUR_GPUS), {}),
+        (here(ONE_TASK_PER_NODE), {}),
+        (here(BLOCK), {}),
+        (here({**BLOCK, "SLURM_GPUS_ON_NODE": "1"}, devices=ONE_GPU), {}),
+        (here(devices=TWO_MIGS), {"virtual_local_rank": True}),
+        (here(HETEROGENEOUS), {"standalone": True}),
+    ],
+)
+def test_no_warning_where_all_is_well(place: Here, options: Mapping[str, bool]) -> None:
+    """Ordinary runs are silent."""
+    assert plan(place, **options).warnings == ()
+
+
+# ---- the script
+
+
+@pytest.mark.parametrize(
+    ("options", "script"),
+    [
+        ({}, "train.py"),
+        ({}, "package"),
+        ({"module": True}, "no.such.module"),
+        ({"no_python": True}, "sh"),
+        ({"no_python": True}, "./program"),
+    ],
+)
+def test_scripts_that_can_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Mapping[str, bool], script: str
+) -> None:
+    """A file and a directory with __main__.py will do, and a program on PATH; modules are not looked for."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "program").touch(mode=0o755)
+    (tmp_path / "train.py").touch()
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package/__main__.py").touch()
+
+    check_script(asked(**options), script, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("trian.py", "no training script 'trian.py' in {here}"),
+        ("8", "no training script '8' in {here}; is it an option without its value?"),
+        ("folder", "'folder' is a directory without __main__.py: name a script, or use -m for a package"),
+        ("secret.py", "the training script 'secret.py' is not readable by this user: chmod a+r it"),
+    ],
+)
+def test_scripts_that_cannot_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, expected: str
+) -> None:
+    """A typo is one line, not a traceback per rank."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "secret.py").touch()
+    # The tests may run as root, who may read everything.
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "secret.py")
+
+    with pytest.raises(ScriptError) as caught:
+        check_script(asked(), script, tmp_path)
+    assert expected.format(here=tmp_path) == str(caught.value)
+
+
+def test_a_program_that_is_not_there(tmp_path: Path) -> None:
+    """With --no-python the program is looked for on PATH, before any rank is started."""
+    with pytest.raises(ScriptError, match="no program 'no-such-program' that could be run: not on PATH"):
+        check_script(asked(no_python=True), "no-such-program", tmp_path)
+
+
+# ---- the whole
+
+
+def test_gathering_looks_at_this_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The environment is copied, the host name is short, and the CPUs are those that are allowed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("socket.gethostname", lambda: "Node7.cluster.example")
+    environ = {"CUDA_VISIBLE_DEVICES": "4,5"}
+    place = gather(environ)
+    environ.clear()
+
+    assert ("node7", tmp_path, {"CUDA_VISIBLE_DEVICES": "4,5"}) == (place.host, place.directory, place.environ)
+    assert (("4", "5"), len(os.sched_getaffinity(0))) == (place.devices.tokens, place.cpus)
+
+
+def test_a_plan_becomes_json() -> None:
+    """job.json has the values, their origins and the warnings, in plain types."""
+    made = plan(here(HETEROGENEOUS), max_restarts="2", tee="3")
+    written = json.loads(json.dumps(made.as_dict()))
+
+    assert (written["run_id"], written["script"], written["hosts"]) == ("4711.0.0", ["train.py"], "a[1-2],z1")
+    assert written["derived"]["node_rank"] == {"value": "2", "origin": "Slurm step"}
+    assert written["settings"]["max_restarts"] == {"value": "2", "origin": "flag"}
+    assert list(made.warnings) == written["warnings"]
+
+
+PLACES: Sequence[Mapping[str, str]] = (
+    {},
+    ONE_TASK_PER_NODE,
+    BLOCK,
+    CYCLIC,
+    UNEVEN,
+    SUBSET,
+    HETEROGENEOUS,
+    ARRAY,
+    BATCH,
+    ONE_NODE_BATCH,
+    STALE_BATCH,
+    INTERACTIVE,
+    LOGIN_SHELL,
+)
+OPTIONS: dict[str, st.SearchStrategy[str | bool]] = {
+    "nnodes": st.sampled_from(["1", "2", "4", "1:2", "2:4"]),
+    "nproc_per_node": st.sampled_from(["1", "2", "8", "auto", "cpu", "gpu", "xpu"]),
+    "hosts": st.sampled_from(["box", "other,box", "gpu[01-04]"]),
+    "hostfile": st.sampled_from(sorted(FILES)),
+    "node_rank": st.sampled_from(["0", "1", "3"]),
+    "master_addr": st.sampled_from(["head", "::1", "[fe80::1]:9"]),
+    "master_port": st.just("29500"),
+    "rdzv_backend": st.sampled_from(["slurm", "static", "c10d", "etcd"]),
+    "rdzv_endpoint": st.sampled_from(["head:1", "head", "[::1]:1"]),
+    "rdzv_id": st.sampled_from(["run", "../run"]),
+    "standalone": st.booleans(),
+    "virtual_local_rank": st.booleans(),
+}
+
+
+@hypothesis_settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    variables=st.sampled_from(PLACES),
+    devices=st.sampled_from([Devices(), ONE_GPU, FOUR_GPUS, FOUR_TILES, TWO_MIGS]),
+    options=st.fixed_dictionaries({}, optional=OPTIONS),
+)
+def test_a_plan_is_sound_or_refused(
+    variables: Mapping[str, str], devices: Devices, options: Mapping[str, str | bool]
+) -> None:
+    """Whatever is asked for wherever: a plan that contradicts itself in nothing, or one of our own errors."""
+    try:
+        made = plan(here(variables, devices=devices), **options)
+    except (UsageError, ContextError):
+        return
+    world = made.world
+    assert 0 <= world.node_rank < len(world.hosts)
+    assert 0 <= world.agent_rank < world.agents
+    assert 1 <= made.nnodes.minimum <= made.nnodes.maximum
+    assert made.local_world_size >= 1
+    assert made.leaders[0]
+    assert len(set(made.ports)) == len(made.ports) > 0
+    assert made.own_rendezvous == (made.backend == "slurm")
+    assert "/" not in made.job_name
+    assert made.settings.node_rank in (None, world.node_rank) or made.settings.standalone
+    if devices and made.settings.nproc_per_node != "cpu":
+        assert made.local_world_size <= len(devices)
+    json.dumps(made.as_dict())
