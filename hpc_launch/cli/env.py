@@ -40,7 +40,8 @@ def env(context: click.Context, /, *, as_export: bool, as_json: bool, **given: A
     With --export the values have the names that other launchers and scripts read. RANK and its like are among them only
     where this process is one rank (one Slurm task per rank).
     """
-    plan = derive.make(settings_of(context, given), gather(os.environ), ())
+    settings = settings_of(context, given)
+    plan = derive.make(settings, gather(os.environ, alone=settings.standalone), ())
     if as_json:
         click.echo(
             json.dumps({item.name: {"value": item.value, "origin": item.origin} for item in plan.derived}, indent=2)

@@ -25,7 +25,7 @@ def explain(context: click.Context, /, script: str, args: tuple[str, ...], **giv
     Nothing is started.
     """
     settings = settings_of(context, given)
-    here = gather(os.environ, context.ensure_object(Call).command)
+    here = gather(os.environ, context.ensure_object(Call).command, alone=settings.standalone)
     if script:
         check_script(settings, script, here.directory)
     plan = derive.make(settings, here, (script, *args) if script else ())

@@ -47,4 +47,6 @@ def run(context: click.Context, /, script: str, args: tuple[str, ...], **given: 
     explain` shows them.
     """
     settings = settings_of(context, given)
-    run_plan(settings, (script, *args), gather(os.environ, context.ensure_object(Call).command))
+    run_plan(
+        settings, (script, *args), gather(os.environ, context.ensure_object(Call).command, alone=settings.standalone)
+    )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_launch.errors import ScriptError
+from hpc_launch.errors import ScriptError, reason
 from hpc_launch.node import devices, network
 from hpc_launch.node.devices import Devices
 from hpc_launch.settings import Settings
@@ -43,8 +43,13 @@ class Here:
     command: tuple[str, ...] = ()
 
 
-def gather(environ: Mapping[str, str], command: Sequence[str] = ()) -> Here:
+def gather(environ: Mapping[str, str], command: Sequence[str] = (), *, alone: bool = False) -> Here:
     """Look at this process and its node.
+
+    Args:
+        environ: the environment.
+        command: the words by which hpc-launch was called.
+        alone: do not look at Slurm (--standalone).
 
     Raises:
         ContextError: when Slurm's variables contradict each other.
@@ -53,7 +58,7 @@ def gather(environ: Mapping[str, str], command: Sequence[str] = ()) -> Here:
         environ=dict(environ),
         directory=Path.cwd(),
         host=network.short_name(socket.gethostname()),
-        slurm=locate(environ, _own_cgroup()),
+        slurm=None if alone else locate(environ, _own_cgroup()),
         devices=devices.find(environ),
         cpus=len(os.sched_getaffinity(0)),
         position=network.position,
@@ -82,8 +87,12 @@ def check_script(settings: Settings, script: str, directory: Path) -> None:
             raise ScriptError(f"no program '{script}' that could be run: not on PATH, or not executable (chmod +x)")
         return
     path = directory / script
-    if not path.exists():
-        raise ScriptError(f"no training script '{script}' in {directory}{_misplaced_option(script)}")
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise ScriptError(f"no training script '{script}' in {directory}{_misplaced_option(script)}") from None
+    except OSError as error:
+        raise ScriptError(f"cannot look at the training script '{script}': {reason(error)}") from error
     if path.is_dir() and not (path / "__main__.py").exists():
         raise ScriptError(f"'{script}' is a directory without __main__.py: name a script, or use -m for a package")
     if not os.access(path, os.R_OK):

@@ -1,0 +1,171 @@
+"""How runs end: exit statuses, restarts, signals, and that nothing stays behind."""
+
+import signal
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from tests.local.launching import FOREVER, alive, free_port, launch, launch_nodes, probe, running, write
+from tests.support import wait_for
+
+
+def all_gone(pids: list[int]) -> bool:
+    return not any(alive(pid) for pid in pids)
+
+
+@pytest.mark.parametrize(
+    ("deed", "status"),
+    [
+        ("sys.exit(42)", 42),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 139),
+        ("sys.exit(0)", 0),
+    ],
+)
+def test_status_is_the_first_failure(tmp_path: Path, deed: str, status: int) -> None:
+    """The launcher's status is that of the worker which failed, 128+N for signal N; the others are ended."""
+    body = f"""
+        import signal, time
+        while len(list(_folder.glob("[0-9]*.json"))) < 2:
+            time.sleep(0.02)
+        if os.environ["RANK"] == "1":
+            {deed}
+        time.sleep(3600 if {status} else 0)
+    """
+    done = launch(tmp_path, "--nproc-per-node", "2", probe(tmp_path, body))
+    assert (status, 2) == (done.status, len(done.records)), done.err
+    assert all_gone([record.pid for record in done.records])
+    assert "Traceback" not in done.err
+
+
+def test_workers_know_their_attempt(tmp_path: Path) -> None:
+    """After a failure all workers start again, with the number of their attempt, until one attempt succeeds."""
+    body = "sys.exit(int(os.environ['TORCHELASTIC_RESTART_COUNT'] != '2' and os.environ['RANK'] == '0'))"
+    done = launch(tmp_path, "--max-restarts", "3", "--nproc-per-node", "2", probe(tmp_path, body))
+    assert done.status == 0, done.err
+    names = ("HPC_LAUNCH_ATTEMPT", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS")
+    attempts = dict.fromkeys(done.seen(*names))
+    assert list(attempts) == [("0", "0", "3"), ("1", "1", "3"), ("2", "2", "3")]
+    assert {"0", "1"} == {rank for attempt, rank in done.seen("HPC_LAUNCH_ATTEMPT", "RANK") if attempt == "2"}
+
+
+def test_restarts_come_to_an_end(tmp_path: Path) -> None:
+    """When the restarts are used up, the status is that of the last failure."""
+    body = "sys.exit(40 + int(os.environ['TORCHELASTIC_RESTART_COUNT']))"
+    done = launch(tmp_path, "--max-restarts", "1", probe(tmp_path, body))
+    assert (done.status, done.seen("TORCHELASTIC_RESTART_COUNT")) == (41, [("0",), ("1",)]), done.err
+
+
+def test_a_failure_ends_all_nodes_alike(tmp_path: Path) -> None:
+    """When a worker fails, the workers of other nodes are stopped and every agent has that worker's status."""
+    body = f"""
+        import signal, time
+        from pathlib import Path
+        if os.environ["RANK"] == "0":
+            while not Path("ready").exists():
+                time.sleep(0.02)
+            sys.exit(42)
+        def told(*_):
+            Path("stopped").touch()
+            sys.exit(7)
+        signal.signal(signal.SIGTERM, told)
+        Path("ready").touch()
+        {"; ".join(FOREVER.splitlines())}
+    """
+    common = ["--hosts", "127.0.0.1,localhost", "--local-addr", "127.0.0.1", "--rdzv-id", uuid.uuid4().hex]
+    common += ["--monitor-interval", "0.05", "--nproc-per-node", "1", probe(tmp_path, body)]
+    done = launch_nodes(tmp_path, ["--node-rank", "0"], ["--node-rank", "1"], common=common)
+    assert [node.status for node in done] == [42, 42], "".join(node.err for node in done)
+    assert (tmp_path / "stopped").exists()
+
+
+def test_a_long_monitor_interval_delays_no_end(tmp_path: Path) -> None:
+    """The end of a worker is seen at once, however seldom the agent is told to look."""
+    done = launch(tmp_path, "--monitor-interval", "3600", "--nproc-per-node", "2", probe(tmp_path))
+    assert (done.status, len(done.records)) == (0, 2), done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "signum"),
+    [
+        ([], signal.SIGTERM),
+        ([], signal.SIGINT),
+        ([], signal.SIGHUP),
+        (["--signals-to-handle", "SIGUSR1"], signal.SIGUSR1),
+        (["--run-path", "--start-method", "fork"], signal.SIGTERM),
+    ],
+)
+def test_a_signal_ends_launcher_and_workers(tmp_path: Path, words: list[str], signum: signal.Signals) -> None:
+    """A stop signal to the launcher ends all workers, and the status is 128+N."""
+    with running(tmp_path, *words, "--nproc-per-node", "2", probe(tmp_path, FOREVER)) as launcher:
+        pids = [record.pid for record in launcher.await_records(2)]
+        launcher.process.send_signal(signum)
+        done = launcher.finish()
+    assert 128 + signum == done.status, done.err
+    assert all_gone(pids)
+    # A Python worker may well say where it was interrupted; the launcher does not.
+    assert not done.err.startswith("Traceback")
+    assert "\nTraceback" not in done.err
+
+
+def test_a_worker_that_will_not_end_is_killed(tmp_path: Path) -> None:
+    """A worker that ignores SIGTERM is killed after --shutdown-timeout, and that is said."""
+    body = f"""
+        import signal
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        open("ready", "w").close()
+        {"; ".join(FOREVER.splitlines())}
+    """
+    with running(tmp_path, "--shutdown-timeout", "1", probe(tmp_path, body)) as launcher:
+        wait_for((tmp_path / "ready").exists, 60, "the worker does not begin")
+        pids = [record.pid for record in launcher.records()]
+        launcher.process.send_signal(signal.SIGTERM)
+        done = launcher.finish()
+    assert (done.status, all_gone(pids)) == (143, True), done.err
+    assert "--shutdown-timeout" in done.err
+
+
+@pytest.mark.parametrize("status", [0, 42])
+def test_what_a_worker_leaves_behind_is_ended(tmp_path: Path, status: int) -> None:
+    """A process that a worker started, and which stays in its group, is gone when the launcher has ended."""
+    body = f"""
+        import subprocess
+        child = subprocess.Popen([sys.executable, "-c", {FOREVER!r}], stdout=subprocess.DEVNULL)
+        open("child", "w").write(str(child.pid))
+        os._exit({status})
+    """
+    done = launch(tmp_path, probe(tmp_path, body))
+    assert status == done.status, done.err
+    child = int((tmp_path / "child").read_text())
+    wait_for(lambda: not alive(child), 10, f"process {child} still runs")
+
+
+def test_workers_really_talk(tmp_path: Path) -> None:
+    """Workers on two nodes find each other with torch's defaults, and an all-reduce gives the right sum."""
+    script = write(
+        tmp_path / "reduce.py",
+        """
+        import torch
+        import torch.distributed as dist
+        dist.init_process_group("gloo")
+        value = torch.tensor([dist.get_rank() + 1.0])
+        dist.all_reduce(value)
+        print("sum", value.item())
+        dist.destroy_process_group()
+        """,
+    )
+    common = ["--hosts", "127.0.0.1,localhost", "--local-addr", "127.0.0.1", "--rdzv-id", uuid.uuid4().hex]
+    common += ["--master-port", str(free_port()), "--nproc-per-node", "1", str(script)]
+    done = launch_nodes(tmp_path, ["--node-rank", "0"], ["--node-rank", "1"], common=common)
+    assert [node.status for node in done] == [0, 0], "".join(node.err for node in done)
+    expected = ["[127.0.0.1:0] sum 3.0", "[localhost:1] sum 3.0"]
+    assert expected == sorted(line for node in done for line in node.out.splitlines())
+
+
+def test_the_console_script_is_the_same_program(tmp_path: Path) -> None:
+    """'hpc-launch' is 'python -m hpc_launch'."""
+    program = (str(Path(sys.executable).with_name("hpc-launch")),)
+    done = launch(tmp_path, probe(tmp_path, "sys.exit(3)"), program=program)
+    assert (done.status, done.seen("RANK", "WORLD_SIZE")) == (3, [("0", "1")]), done.err
