@@ -98,7 +98,9 @@ class Agent(LocalElasticAgent):
         if self._events is None:
             self._events = EventLog(self._job.events(self._plan.world.host), self._plan.world.agent_rank)
             if self._plan.world.leader:
-                directory.write_json(self._job.plan, self._plan.as_dict())
+                plan = self._job.plan(self._first_attempt)
+                directory.write_json(plan, self._plan.as_dict())
+                directory.point_latest(self._job.last_plan, f"{plan.parent.name}/{plan.name}")
                 directory.point_latest(self._job.root / "latest", self._job.job)
         label = self._first_attempt + self._attempt
         if self._plan.world.leader:

@@ -43,12 +43,12 @@ def _prepare(settings: Settings, script: Sequence[str], here: Here) -> Plan:
 
 
 def _tell_others(settings: Settings, script: Sequence[str], here: Here, problem: HpcLaunchError) -> None:
-    """Let the other nodes of a step hear why this one cannot take part, so that none of them waits for it.
+    """Let the other agents of a step hear why this one cannot take part, so that none of them waits for it.
 
     What is wrong may be wrong on this node only (a file that is missing here, fewer devices). All nodes then end with
     the same status, and the first of them says why; where nobody can be told this returns.
     """
-    if not isinstance(here.slurm, Step) or len(here.slurm.hosts) == 1:
+    if not isinstance(here.slurm, Step) or here.slurm.tasks == 1:
         return
     # Enough to find the others; whatever else was asked for may be the problem.
     bare = dataclasses.replace(settings, nnodes=None, node_rank=None, nproc_per_node=None)
@@ -56,7 +56,7 @@ def _tell_others(settings: Settings, script: Sequence[str], here: Here, problem:
         plan = derive.make(bare, here, script)
     except HpcLaunchError:
         return
-    if plan.own_rendezvous and len(plan.world.hosts) > 1:
+    if plan.own_rendezvous and plan.world.agents > 1:
         from hpc_launch.elastic.run import refuse  # noqa: PLC0415 - torch is slow to import
 
         refuse(plan, problem)

@@ -1,8 +1,8 @@
 """The job directory: where every file of a run is.
 
     <log_dir>/latest -> <job>
-    <log_dir>/<job>/job.json                                the plan as run (written by the first node)
     <log_dir>/<job>/latest -> attempt_<n>
+    <log_dir>/<job>/job.json -> attempt_<n>/job.json        the plan of the last run, which began with attempt n
     <log_dir>/<job>/nodes/<host>/events.jsonl               what the agents of that node saw, a line each
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.out, .err   a worker's output
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.error.json  a worker's exception, where it left one
@@ -71,9 +71,13 @@ class JobDirectory:
         """The events of one node."""
         return self.path / "nodes" / _file_name(host) / "events.jsonl"
 
+    def plan(self, attempt: int) -> Path:
+        """The plan of the run that began with an attempt."""
+        return self.attempt(attempt) / "job.json"
+
     @property
-    def plan(self) -> Path:
-        """The plan as run."""
+    def last_plan(self) -> Path:
+        """The plan of the last run."""
         return self.path / "job.json"
 
     def next_attempt(self) -> int:
