@@ -52,7 +52,7 @@ def test_the_layout(job: JobDirectory) -> None:
     }
     found = {
         "path": job.path,
-        "plan": job.plan,
+        "plan": job.last_plan,
         "attempt": job.attempt(3),
         "node": job.node(3, "gpu01"),
         "out": files.out,
@@ -145,30 +145,30 @@ def test_a_log_directory_that_cannot_be_written() -> None:
 
 def test_json_is_written_whole_and_replaced_whole(job: JobDirectory) -> None:
     """The file has the last value, and nothing else is left beside it."""
-    directory.write_json(job.plan, {"run_id": "first", "hosts": "gpu[01-99]"})
-    directory.write_json(job.plan, {"run_id": "second"})
+    directory.write_json(job.last_plan, {"run_id": "first", "hosts": "gpu[01-99]"})
+    directory.write_json(job.last_plan, {"run_id": "second"})
 
-    assert json.loads(job.plan.read_text()) == {"run_id": "second"}
-    assert [job.plan] == list(job.path.iterdir())
+    assert json.loads(job.last_plan.read_text()) == {"run_id": "second"}
+    assert [job.last_plan] == list(job.path.iterdir())
 
 
 def test_json_that_cannot_be_encoded_leaves_the_old_file(job: JobDirectory) -> None:
     """A reader never sees half of a file."""
-    directory.write_json(job.plan, {"run_id": "first"})
+    directory.write_json(job.last_plan, {"run_id": "first"})
     with pytest.raises(TypeError):
-        directory.write_json(job.plan, {"run_id": "second", "hosts": {1, 2}})
+        directory.write_json(job.last_plan, {"run_id": "second", "hosts": {1, 2}})
 
-    assert json.loads(job.plan.read_text()) == {"run_id": "first"}
-    assert [job.plan] == list(job.path.iterdir())
+    assert json.loads(job.last_plan.read_text()) == {"run_id": "first"}
+    assert [job.last_plan] == list(job.path.iterdir())
 
 
 def test_json_that_cannot_be_put_in_its_place(job: JobDirectory) -> None:
     """The error names the directory, and no temporary file is left."""
-    job.plan.mkdir(parents=True)
+    job.last_plan.mkdir(parents=True)
 
     with pytest.raises(LogDirError, match="cannot write in "):
-        directory.write_json(job.plan, {})
-    assert [job.plan] == list(job.path.iterdir())
+        directory.write_json(job.last_plan, {})
+    assert [job.last_plan] == list(job.path.iterdir())
 
 
 def test_latest_points_to_the_last_one(job: JobDirectory) -> None:
