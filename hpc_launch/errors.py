@@ -8,7 +8,7 @@ The tree:
     +-- ScriptError          66  the training script is not there or not readable
     +-- RendezvousError      69  the nodes did not come together
     |   +-- RendezvousTimeout 69  some of them never came
-    |   +-- NodesDisagree    69  they came with different programs
+    |   +-- RoundRefused     69  one has a problem (then its status), or they run different programs
     +-- LogDirError          73  the job directory cannot be written
     +-- ContextError         78  what Slurm says and what was asked for contradict each other
     +-- WorkerError           *  a worker failed: its own status (128+N for signal N)
@@ -85,8 +85,16 @@ class RendezvousTimeout(RendezvousError):
         self.missing = missing
 
 
-class NodesDisagree(RendezvousError):
-    """The nodes run different programs (Python, torch, script)."""
+class RoundRefused(RendezvousError):
+    """The nodes met, and cannot start together: one of them has a problem, or they run different programs.
+
+    The first node says it for all; the status is that of the problem.
+    """
+
+    def __init__(self, message: str, *, exit_status: int = 69, silent: bool = False) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+        self.silent = silent
 
 
 class LogDirError(HpcLaunchError):

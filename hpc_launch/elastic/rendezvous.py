@@ -36,7 +36,7 @@ from hpc_launch.elastic import locator, rounds
 from hpc_launch.elastic.console import Pace, say
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.rounds import Ending, Member, RoundEnd, RoundPlan
-from hpc_launch.errors import LogDirError, RendezvousError, RendezvousTimeout
+from hpc_launch.errors import HpcLaunchError, LogDirError, RendezvousError, RendezvousTimeout, RoundRefused
 from hpc_launch.node import network
 from hpc_launch.plan import derive
 from hpc_launch.records import directory
@@ -51,15 +51,6 @@ _STORE_TIMEOUT = timedelta(seconds=60)
 _FAREWELL_SECONDS = 15.0
 # At most so many questions a second does the store get from all agents together while workers run.
 _QUESTIONS_PER_SECOND = 5000
-
-
-class RefusedError(RendezvousError):
-    """The round cannot begin: some node has a problem, or the nodes do not fit together."""
-
-    def __init__(self, message: str, status: int, *, silent: bool = False) -> None:
-        super().__init__(message)
-        self.exit_status = status
-        self.silent = silent
 
 
 class SlurmRendezvous(RendezvousHandler):
@@ -185,7 +176,7 @@ class SlurmRendezvous(RendezvousHandler):
 
         Raises:
             RendezvousTimeout: naming the nodes that did not come.
-            RefusedError: when a node has a problem or the nodes do not fit together.
+            RoundRefused: when a node has a problem or the nodes do not fit together.
             RendezvousClosedError: when the run has ended.
             RendezvousError: when the store is lost.
         """
@@ -212,7 +203,7 @@ class SlurmRendezvous(RendezvousHandler):
             self._plan = self._gather() if self._party.leader else self._await_plan()
             if self._plan.problem:
                 # The leader says it for all.
-                raise RefusedError(self._plan.problem, self._plan.status, silent=not self._party.leader)
+                raise RoundRefused(self._plan.problem, exit_status=self._plan.status, silent=not self._party.leader)
             store = TCPStore(
                 self._leader_address if self._party.leader else self._plan.master_addr,
                 self._plan.master_port,
@@ -394,32 +385,36 @@ class SlurmRendezvous(RendezvousHandler):
         store.add(f"{self._key}/joined", 1)
 
     def _gather(self) -> RoundPlan:
-        """The leader's part: wait for all, open the workers' store, publish the plan."""
-        party, store = self._party, self._store()
+        """The leader's part: publish the plan of the round, or why there is none."""
         try:
-            self._await_members()
-            members = [Member.decode(text) for text in store.multi_get(self._member_keys())]
-            self._hosts = {member.agent: member.host for member in members}
-            refused = rounds.refusal(members)
-            if refused is not None:
-                raise RefusedError(*refused)
-            # Nobody uses the store of the round before any more.
-            self._worker_server = None
-            self._worker_server, port = self._open_worker_store()
-        except RendezvousError as error:
-            plan = RoundPlan("", 0, (), "", 0, problem=str(error), status=error.exit_status)
-            store.set(f"{self._key}/plan", plan.encode())
+            plan = self._plan_round()
+        except HpcLaunchError as error:
+            refusal = RoundPlan("", 0, (), "", 0, problem=str(error), status=error.exit_status)
+            self._store().set(f"{self._key}/plan", refusal.encode())
             raise
+        self._store().set(f"{self._key}/plan", plan.encode())
+        return plan
+
+    def _plan_round(self) -> RoundPlan:
+        """Wait for all, and open the workers' store."""
+        party = self._party
+        self._await_members()
+        members = [Member.decode(text) for text in self._store().multi_get(self._member_keys())]
+        self._hosts = {member.agent: member.host for member in members}
+        refused = rounds.refusal(members)
+        if refused is not None:
+            raise RoundRefused(refused[0], exit_status=refused[1])
         job = JobDirectory(party.job.root, party.job.job or derive.local_job_name(time.time(), os.getpid()))
-        plan = RoundPlan(
+        first_attempt = self._plan.first_attempt if self._plan else job.next_attempt()
+        self._worker_server = None  # nobody uses that of the round before any more
+        self._worker_server, port = self._open_worker_store()
+        return RoundPlan(
             master_addr=self._own_address,
             master_port=port,
             workers=[member.workers for member in members],
             job=job.job,
-            first_attempt=self._plan.first_attempt if self._plan else job.next_attempt(),
+            first_attempt=first_attempt,
         )
-        store.set(f"{self._key}/plan", plan.encode())
-        return plan
 
     def _member_keys(self) -> list[str]:
         return [f"{self._key}/member/{agent}" for agent in range(self._party.agents)]
@@ -469,8 +464,8 @@ class SlurmRendezvous(RendezvousHandler):
             try:
                 return _store_server(pinned, _STORE_TIMEOUT), pinned
             except RuntimeError as error:
-                raise RefusedError(
-                    f"--master-port {pinned} is taken on {self._party.host}: choose another, or leave it out", 69
+                raise RoundRefused(
+                    f"--master-port {pinned} is taken on {self._party.host}: choose another, or leave it out"
                 ) from error
         used = self._round + 2  # past the ports that the locator and the stores before may have
         return _first_store([*self._party.ports[used:], *self._party.ports[:used]], _STORE_TIMEOUT)

@@ -1,0 +1,132 @@
+"""Agents of the `slurm` rendezvous in the threads of one process, with real stores on loopback."""
+
+from __future__ import annotations
+
+import faulthandler
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hpc_launch.elastic.party import Party
+from hpc_launch.elastic.rendezvous import SlurmRendezvous
+from hpc_launch.elastic.rounds import RoundEnd
+from hpc_launch.node import ports
+from hpc_launch.records.directory import JobDirectory
+from tests.support import wait_for
+
+T = TypeVar("T")
+
+DEADLINE = 120.0
+PORT_RANGE = range(20_000, 30_000)
+
+
+def party(root: Path, agents: int, **changes: Any) -> Party:
+    """Return the party of agent 0 of a run of its own; `replace` makes those of the others.
+
+    Args:
+        root: The log directory.
+        agents: How many there are, one per node.
+        changes: Fields that differ from the usual.
+    """
+    run_id = uuid.uuid4().hex
+    usual = Party(
+        run_id=run_id,
+        agent=0,
+        agents=agents,
+        host="node1",
+        hosts=[f"node{number + 1}" for number in range(agents)],
+        agents_per_host=(1,) * agents,
+        leader=True,
+        leaders=["127.0.0.1"],
+        ports=ports.candidates(run_id, PORT_RANGE),
+        workers=2,
+        join_timeout=DEADLINE,
+        max_restarts=0,
+        local_addr="127.0.0.1",
+        interface="auto",
+        master_port=None,
+        job=JobDirectory(root, "1.0"),
+    )
+    return replace(usual, **changes)
+
+
+def parties(first: Party) -> list[Party]:
+    """Return the parties of all agents of a run, given that of agent 0."""
+    return [
+        replace(first, agent=number, host=host, leader=number == 0, workers=first.workers + number % 2)
+        for number, host in enumerate(first.hosts)
+    ]
+
+
+@dataclass
+class Task:
+    """Something that runs in a thread: what it returned or raised, once it has ended."""
+
+    name: str
+    ended: threading.Event = field(default_factory=threading.Event)
+    value: Any = None
+    error: BaseException | None = None
+
+
+def begin(action: Callable[[], Any], name: str = "task") -> Task:
+    """Run something in a thread of its own, which does not keep the process alive."""
+    task = Task(name)
+
+    def run() -> None:
+        try:
+            task.value = action()
+        except BaseException as error:  # noqa: BLE001 - whoever waits for it looks at it
+            task.error = error
+        finally:
+            task.ended.set()
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return task
+
+
+def finish(tasks: Sequence[Task]) -> None:
+    """Wait until all have ended, well or not; tell where all threads are if some do not."""
+
+    def story() -> str:
+        with tempfile.TemporaryFile("w+") as stream:
+            faulthandler.dump_traceback(stream)
+            stream.seek(0)
+            states = "\n".join(f"{task.name}: {task.ended.is_set()} {task.value} {task.error!r}" for task in tasks)
+            return f"{states}\n{stream.read()}"
+
+    wait_for(lambda: all(task.ended.is_set() for task in tasks), DEADLINE, story, pause=0.005)
+
+
+def together(actions: Sequence[Callable[[], T]]) -> list[T]:
+    """Run actions at the same time; raises the first error, by their order."""
+    tasks = [begin(action, f"agent {number}") for number, action in enumerate(actions)]
+    finish(tasks)
+    for task in tasks:
+        if task.error is not None:
+            raise task.error
+    return [task.value for task in tasks]
+
+
+def errors(actions: Sequence[Callable[[], Any]]) -> list[BaseException | None]:
+    """Run actions at the same time; returns what each of them raised."""
+    tasks = [begin(action, f"agent {number}") for number, action in enumerate(actions)]
+    finish(tasks)
+    return [task.error for task in tasks]
+
+
+def end_of(handler: SlurmRendezvous) -> RoundEnd:
+    """Wait for the end of the round as an agent does."""
+    found: list[RoundEnd] = []
+
+    def ended() -> bool:
+        end = handler.end()
+        if end is not None:
+            found.append(end)
+        return end is not None
+
+    wait_for(ended, DEADLINE, f"{handler.get_run_id()}: round {handler.round_number} does not end", pause=0.002)
+    return found[0]

@@ -1,0 +1,526 @@
+"""The store part of the `slurm` rendezvous, against real stores."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousInfo
+
+from hpc_launch.elastic import locator
+from hpc_launch.elastic.party import Party
+from hpc_launch.elastic.rendezvous import SlurmRendezvous
+from hpc_launch.elastic.rounds import RoundEnd
+from hpc_launch.errors import LogDirError, RendezvousError, RendezvousTimeout, RoundRefused
+from hpc_launch.records.directory import JobDirectory
+from tests.support import wait_for
+from tests.unit.agents_support import DEADLINE, begin, end_of, errors, finish, parties, party, together
+
+Group = list[SlurmRendezvous]
+
+
+@pytest.fixture
+def group() -> Iterator[Callable[[Party], Group]]:
+    """Return what makes the agents of a run, which take their leave in the end."""
+    made: Group = []
+
+    def make(first: Party) -> Group:
+        handlers = [SlurmRendezvous(one) for one in parties(first)]
+        made.extend(handlers)
+        return handlers
+
+    yield make
+    together([handler.shutdown for handler in made])
+
+
+def meet(handlers: Sequence[SlurmRendezvous]) -> list[RendezvousInfo]:
+    """Let all join the next round."""
+    return together([handler.next_rendezvous for handler in handlers])
+
+
+def fail(handler: SlurmRendezvous, status: int = 1, cause: str = "it broke") -> RoundEnd:
+    """Report a failure, and see that all agents of the handler's run would hear of it from the store."""
+    return handler.report_failure(status, cause)
+
+
+def worker_store(info: RendezvousInfo) -> TCPStore:
+    """Connect as a worker does."""
+    where = info.bootstrap_store_info
+    assert where is not None
+    return TCPStore(where.master_addr, where.master_port, is_master=False)
+
+
+def test_all_agree_on_a_round(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """Every agent gets its own number as its rank, and the same plan as the others."""
+    handlers = group(party(tmp_path, 5))
+    infos = meet(handlers)
+
+    assert [(info.rank, info.world_size) for info in infos] == [(number, 5) for number in range(5)]
+    assert [handler.round_number for handler in handlers] == [0] * 5
+    assert [handler.plan for handler in handlers] == [handlers[0].plan] * 5
+    assert list(handlers[0].plan.workers) == [2, 3, 2, 3, 2]
+    assert (handlers[0].plan.job, handlers[0].plan.first_attempt) == ("1.0", 0)
+    infos[4].store.set("word", "said")
+    assert infos[1].store.get("word") == b"said"
+
+
+def test_one_agent_alone_needs_no_address(tmp_path: Path) -> None:
+    """A single node meets on loopback, whatever its name and its interfaces are."""
+    handler = SlurmRendezvous(party(tmp_path, 1, local_addr=None, leaders=["127.0.0.1"]))
+    info = handler.next_rendezvous()
+
+    assert (info.rank, info.world_size, handler.plan.master_addr) == (0, 1, "127.0.0.1")
+    assert handler.interface == ""
+    handler.shutdown()
+
+
+def test_agents_of_tasks_are_numbered_by_slurm(tmp_path: Path) -> None:
+    """With one task per rank the leader need not be agent 0: ranks are the agents' numbers all the same."""
+    first = party(tmp_path, 4, hosts=["node1", "node2"], agents_per_host=None)
+    hosts = ["node2", "node1", "node2", "node1"]
+    handlers = [
+        SlurmRendezvous(replace(first, agent=number, host=host, leader=number == 1, workers=1))
+        for number, host in enumerate(hosts)
+    ]
+
+    assert [info.rank for info in meet(handlers)] == [0, 1, 2, 3]
+    together([handler.shutdown for handler in handlers])
+
+
+def test_a_late_agent_is_waited_for(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """The round begins when the last agent comes, and not before."""
+    handlers = group(party(tmp_path, 3))
+    early = [begin(handler.next_rendezvous) for handler in handlers[:2]]
+    control = handlers[0]
+    wait_for(lambda: control._control and control._control.add("round/0/joined", 0) == 2, DEADLINE, "nobody joins")
+    assert [task.ended.is_set() for task in early] == [False, False]
+    handlers[2].next_rendezvous()
+    finish(early)
+    assert [task.value.rank for task in early] == [0, 1]
+
+
+def test_the_leader_may_be_the_late_one(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """The others look for it until it is there."""
+    handlers = group(party(tmp_path, 3))
+    early = [begin(handler.next_rendezvous) for handler in handlers[1:]]
+    with socket.create_server(("", handlers[0]._party.ports[-1])) as listener:
+        listener.accept()[0].close()  # somebody looks, and has found nobody on the ports before
+    handlers[0].next_rendezvous()
+    finish(early)
+    assert [task.value.rank for task in early] == [1, 2]
+
+
+def test_a_failure_moves_all_to_the_next_round(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """All read the same end, and the number of the next round is the same for all."""
+    handlers = group(party(tmp_path, 4, max_restarts=2))
+    for number in range(2):
+        meet(handlers)
+        end = fail(handlers[number + 1], 7, f"failure {number}")
+        assert (end.ending, end.agent, end.status) == ("restart", number + 1, 7)
+        assert [end_of(handler) for handler in handlers] == [end] * 4
+    meet(handlers)
+    assert [handler.round_number for handler in handlers] == [2] * 4
+
+
+def test_the_budget_is_the_job_s(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """Failures on different nodes are counted together: the one after the last restart ends the run for all."""
+    handlers = group(party(tmp_path, 3, max_restarts=1))
+    meet(handlers)
+    assert fail(handlers[1]).ending == "restart"
+    meet(handlers)
+    end = fail(handlers[2], 42, "rank 5 failed")
+    assert (end.ending, end.status, end.cause, end.host) == ("failed", 42, "rank 5 failed", "node3")
+    assert [end_of(handler) for handler in handlers] == [end] * 3
+    assert [handler.is_closed() for handler in handlers] == [True] * 3
+    closed = errors([handler.next_rendezvous for handler in handlers])
+    assert [(type(error), str(error)) for error in closed] == [(RendezvousClosedError, "rank 5 failed")] * 3
+
+
+def test_of_failures_at_the_same_moment_the_first_counts(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """All agents fail at once: there is one end of the round, and one restart is spent."""
+    handlers = group(party(tmp_path, 6, max_restarts=5))
+    for number in range(5):
+        meet(handlers)
+        barrier = threading.Barrier(6)
+
+        def all_fail(handler: SlurmRendezvous, barrier: threading.Barrier = barrier) -> RoundEnd:
+            barrier.wait()
+            return fail(handler, 10 + handler._party.agent)
+
+        ends = together([partial(all_fail, handler) for handler in handlers])
+        assert ends == [ends[0]] * 6
+        assert (ends[0].ending, ends[0].status) == ("restart", 10 + ends[0].agent)
+        assert {handler.round_number for handler in handlers} == {number}
+
+
+def test_success_is_everybody_s(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """The round is done when the last agent is, and goes on until then."""
+    handlers = group(party(tmp_path, 3))
+    meet(handlers)
+    for handler in handlers[:2]:
+        handler.report_done()
+    assert [handler.end() for handler in handlers] == [None] * 3
+    handlers[2].report_done()
+    assert [end_of(handler).ending for handler in handlers] == ["done"] * 3
+    assert handlers[0].num_nodes_waiting() == 0
+
+
+def test_a_failure_after_the_success_of_others_restarts_them(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """Who was done runs again, and its success of the round before does not count in the next one."""
+    handlers = group(party(tmp_path, 3, max_restarts=1))
+    meet(handlers)
+    handlers[0].report_done()
+    handlers[1].report_done()
+    fail(handlers[2])
+    assert [end_of(handler).ending for handler in handlers] == ["restart"] * 3
+    meet(handlers)
+    handlers[2].report_done()
+    assert [handler.end() for handler in handlers] == [None] * 3
+    handlers[0].report_done()
+    handlers[1].report_done()
+    assert [end_of(handler).ending for handler in handlers] == ["done"] * 3
+
+
+def test_a_stop_is_everybody_s_end(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """An agent that is told to stop takes the others with it, whatever is left of the budget."""
+    handlers = group(party(tmp_path, 3, max_restarts=5))
+    meet(handlers)
+    handlers[1].report_end(143, "node2 was stopped by SIGTERM")
+    end = end_of(handlers[0])
+    assert (end.ending, end.status, end.cause) == ("failed", 143, "node2 was stopped by SIGTERM")
+    assert end_of(handlers[2]) == end
+
+
+def test_closing_ends_the_run_for_all(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """torch's interface has a way to close the rendezvous, and nobody gets past it."""
+    handlers = group(party(tmp_path, 2, max_restarts=5))
+    meet(handlers)
+    handlers[0].set_closed()
+    assert end_of(handlers[1]).ending == "failed"
+    assert [type(error) for error in errors([handler.next_rendezvous for handler in handlers])] == [
+        RendezvousClosedError
+    ] * 2
+
+
+def test_torch_s_own_agent_restarts_by_asking_for_a_round(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """It says nothing of a failure: who asks for a new round in the middle of one makes the others come too."""
+    handlers = group(party(tmp_path, 3, max_restarts=1))
+    meet(handlers)
+    assert [handler.num_nodes_waiting() for handler in handlers] == [0] * 3
+    first = begin(handlers[2].next_rendezvous)
+    for handler in handlers[:2]:
+        wait_for(handler.num_nodes_waiting, DEADLINE, "nobody hears of the new round")
+    meet(handlers[:2])
+    finish([first])
+    assert first.error is None
+    assert [handler.round_number for handler in handlers] == [1] * 3
+
+
+def test_each_round_has_a_store_of_its_own(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """Workers of an attempt find nothing of the attempt before: another port, and an empty store."""
+    handlers = group(party(tmp_path, 2, max_restarts=3))
+    ports = set()
+    for _ in range(4):
+        infos = meet(handlers)
+        assert infos[0].bootstrap_store_info == infos[1].bootstrap_store_info
+        ports.add(handlers[0].plan.master_port)
+        stores = [worker_store(info) for info in infos]
+        assert not stores[0].check(["left"])
+        stores[0].set("left", "by an attempt")
+        assert stores[1].get("left") == b"by an attempt"
+        fail(handlers[1])
+    assert len(ports) == 4
+
+
+def test_a_pinned_port_is_used_in_every_round(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """With --master-port the port stays, while the old store still has clients; the store is new."""
+    with socket.create_server(("", 0)) as free:
+        pinned = free.getsockname()[1]
+    handlers = group(party(tmp_path, 2, max_restarts=3, master_port=pinned))
+    stores = []
+    for _ in range(4):
+        infos = meet(handlers)
+        assert handlers[1].plan.master_port == pinned
+        stores.append(worker_store(infos[1]))
+        assert not stores[-1].check(["left"])
+        stores[-1].set("left", "by an attempt")
+        fail(handlers[1])
+
+
+def test_a_pinned_port_that_is_taken_is_everybody_s_problem(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """All end with the same words, which name the port."""
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        handlers = group(party(tmp_path, 3, master_port=port))
+        refused = errors([handler.next_rendezvous for handler in handlers])
+    assert {type(error) for error in refused} == {RoundRefused}
+    assert {str(error) for error in refused} == {str(refused[0])}
+    assert f"--master-port {port} is taken on node1" in str(refused[0])
+    assert [getattr(error, "exit_status", None) for error in refused] == [69] * 3
+
+
+def test_a_problem_of_one_is_told_to_all(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """A node that cannot take part ends the run for all, with its words and its status; only the leader says them."""
+    handlers = group(party(tmp_path, 3))
+    handlers[1] = SlurmRendezvous(replace(handlers[1]._party, problem=LogDirError("cannot write in /logs")))
+    refused = errors([handler.next_rendezvous for handler in handlers])
+    assert [(type(error), str(error)) for error in refused] == [(RoundRefused, "node2: cannot write in /logs")] * 3
+    assert [getattr(error, "exit_status", None) for error in refused] == [73] * 3
+    assert [getattr(error, "silent", None) for error in refused] == [False, True, True]
+    handlers[1].shutdown()
+
+
+def test_a_job_directory_that_the_leader_cannot_use_is_told_to_all(
+    group: Callable[[Party], Group], tmp_path: Path
+) -> None:
+    """A problem that only shows when the leader plans the round is everybody's as well, with the same words."""
+    (tmp_path / "file").touch()
+    handlers = group(party(tmp_path, 3, job=JobDirectory(tmp_path / "file", "1.0")))
+    refused = errors([handler.next_rendezvous for handler in handlers])
+    assert {str(error) for error in refused} == {str(refused[0])}
+    assert "cannot write in " in str(refused[0])
+    assert [getattr(error, "exit_status", None) for error in refused] == [73] * 3
+
+
+@pytest.mark.parametrize("name", ["Python", "torch", "script"])
+def test_different_software_is_refused(group: Callable[[Party], Group], tmp_path: Path, name: str) -> None:
+    """Every node says the same: what differs, and where."""
+    same = {"Python": "3.11.7", "torch": "2.13.0", "script": "train.py"}
+    handlers = group(party(tmp_path, 4, software=same))
+    other = SlurmRendezvous(replace(handlers[2]._party, software={**same, name: "something"}))
+    handlers[2].shutdown()
+    handlers[2] = other
+    refused = errors([handler.next_rendezvous for handler in handlers])
+    expected = f"the nodes do not run the same {name}: {same[name]} on node[1-2,4]; something on node3"
+    assert [(type(error), str(error)) for error in refused] == [(RoundRefused, expected)] * 4
+    other.shutdown()
+
+
+def test_who_does_not_come_is_named(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """After the join timeout all that came end with the same words, which name those that did not."""
+    handlers = group(party(tmp_path, 5, join_timeout=1))
+    refused = errors([handlers[number].next_rendezvous for number in (0, 1, 3)])
+    assert len({str(error) for error in refused}) == 1
+    assert "node[3,5] did not join in 1 s (3/5 joined)" in str(refused[0])
+    assert isinstance(refused[0], RendezvousTimeout)
+    assert refused[0].missing == ("node3", "node5")
+    assert [getattr(error, "exit_status", None) for error in refused] == [69] * 3
+    # As far as shutting down goes the missing have gone.
+    together([handlers[number].shutdown for number in (1, 3)])
+
+
+def test_a_leader_that_does_not_come_is_named(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """The others say whom they looked for, and what they found instead."""
+    handlers = group(party(tmp_path, 3, join_timeout=1))
+    missed = errors([handler.next_rendezvous for handler in handlers[1:]])
+    for number, error in enumerate(missed, start=2):
+        assert isinstance(error, RendezvousTimeout)
+        assert f"node{number} did not find node1 in 1 s (127.0.0.1: nobody listens)" in str(error)
+        assert error.missing == ("node1",)
+
+
+def test_a_node_that_stays_away_from_a_later_round_is_named(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """The timeout holds for every round, not only for the first."""
+    handlers = group(party(tmp_path, 3, join_timeout=1, max_restarts=1))
+    meet(handlers)
+    fail(handlers[0])
+    refused = errors([handler.next_rendezvous for handler in handlers[:2]])
+    assert ["node3 did not join in 1 s (2/3 joined)" in str(error) for error in refused] == [True, True]
+
+
+def test_the_leader_goes_last(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """The end can be read until everybody has taken leave; then the ports are free and the notice is gone."""
+    handlers = group(party(tmp_path, 3))
+    meet(handlers)
+    notice = tmp_path / "1.0" / "rendezvous.json"
+    assert notice.exists()
+    assert handlers[0]._locator is not None
+    ports = [handlers[0]._locator.port, handlers[0].plan.master_port]
+    fail(handlers[0], 5)
+    leaving = begin(handlers[0].shutdown)
+    assert end_of(handlers[1]).status == 5
+    handlers[1].shutdown()
+    assert not leaving.ended.is_set()
+    assert end_of(handlers[2]).status == 5
+    handlers[2].shutdown()
+    finish([leaving])
+    assert not notice.exists()
+    assert [_is_free(port) for port in ports] == [True, True]
+
+
+def _is_free(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_server(("", port)):
+        return True
+    return False
+
+
+def _accept_and_say(listener: socket.socket, words: bytes) -> None:
+    """Answer whoever connects with something; with nothing, stay silent and keep the connection."""
+    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+        while True:
+            connection = stack.enter_context(listener.accept()[0])
+            if words:
+                connection.sendall(words)
+                connection.close()
+
+
+@pytest.mark.parametrize("words", [b"", b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", b"\x00\xff" * 5000])
+def test_strangers_on_the_first_ports_are_passed_by(
+    group: Callable[[Party], Group], tmp_path: Path, words: bytes
+) -> None:
+    """A foreign program on a candidate port, whatever it says, costs time at most."""
+    handlers = group(party(tmp_path, 3))
+    with contextlib.ExitStack() as stack:
+        tasks = []
+        for port in handlers[0]._party.ports[:2]:
+            listener = stack.enter_context(socket.create_server(("", port)))
+            tasks.append(begin(partial(_accept_and_say, listener, words)))
+            stack.callback(listener.shutdown, socket.SHUT_RDWR)  # ends an accept that waits, which closing does not
+        assert [info.rank for info in meet(handlers)] == [0, 1, 2]
+    finish(tasks)
+
+
+def test_a_foreign_store_is_never_joined(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """Another program's TCPStore on the first port hears of us, and keeps nothing."""
+    handlers = group(party(tmp_path, 3))
+    foreign = TCPStore("127.0.0.1", handlers[0]._party.ports[0], is_master=True, wait_for_workers=False)
+    keys = foreign.num_keys()
+    assert [info.rank for info in meet(handlers)] == [0, 1, 2]
+    assert foreign.num_keys() == keys
+    assert foreign.port not in {handlers[0].plan.master_port, getattr(handlers[0]._locator, "port", None)}
+
+
+def test_runs_at_the_same_ports_do_not_meet(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """Runs that try the same ports all find their own leaders."""
+    ports = party(tmp_path, 1).ports
+    runs = [group(party(tmp_path / str(number), 2, ports=ports)) for number in range(4)]
+    everyone = [handler for handlers in runs for handler in handlers]
+    infos = meet(everyone)
+    assert [info.rank for info in infos] == [0, 1] * 4
+    for handlers, info in zip(runs, infos[::2], strict=True):
+        worker_store(info).set("whose", handlers[0].get_run_id())
+    for handlers, info in zip(runs, infos[1::2], strict=True):
+        assert worker_store(info).get("whose").decode() == handlers[1].get_run_id()
+
+
+def test_runs_of_the_same_name_do_not_mix(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """Two launches with the same host list have one name: no agent number is taken twice by one leader."""
+    first = party(tmp_path / "one", 4)
+    runs = [group(first), group(replace(first, job=party(tmp_path / "two", 4).job))]
+    infos = meet([handler for handlers in runs for handler in handlers])
+    members: dict[int, list[int]] = {}
+    for info in infos:
+        assert info.bootstrap_store_info is not None
+        members.setdefault(info.bootstrap_store_info.master_port, []).append(info.rank)
+    assert [sorted(ranks) for ranks in members.values()] == [[0, 1, 2, 3]] * 2
+
+
+def test_the_notice_leads_to_a_leader_whose_name_does_not_resolve(tmp_path: Path) -> None:
+    """A file in the job directory says where the leader is; one of another run is not believed."""
+    handlers = [SlurmRendezvous(one) for one in parties(party(tmp_path, 2, leaders=["no-such-host.invalid"]))]
+    notice = tmp_path / "1.0" / "rendezvous.json"
+    notice.parent.mkdir()
+    notice.write_text('{"run": "another", "addresses": ["127.0.0.1"], "port": 1}')
+    early = begin(handlers[1].next_rendezvous)
+    leader = begin(handlers[0].next_rendezvous)
+    finish([early, leader])
+    assert [task.error for task in (leader, early)] == [None, None]
+    together([handler.shutdown for handler in handlers])
+
+
+LEADER = """
+import sys
+from pathlib import Path
+from hpc_launch.elastic.rendezvous import SlurmRendezvous
+from tests.unit.agents_support import party
+
+SlurmRendezvous(party(Path(sys.argv[1]), 2, run_id=sys.argv[2], ports=[int(sys.argv[3])])).next_rendezvous()
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("ask", ["end", "report_failure", "report_done", "next_rendezvous"])
+def test_the_loss_of_the_leader_is_said_in_our_words(tmp_path: Path, python: str, ask: str) -> None:
+    """A leader that dies takes the store with it: whatever an agent asks then, it hears that the store is lost."""
+    first = party(tmp_path, 2)
+    first = replace(first, ports=first.ports[:1])
+    arguments = [str(tmp_path), first.run_id, str(first.ports[0])]
+    checkout = Path(__file__).parents[2]
+    handler = SlurmRendezvous(parties(first)[1])
+    with contextlib.ExitStack() as stack:
+        stack.callback(handler.shutdown)
+        with subprocess.Popen([python, "-c", LEADER, *arguments], stdin=subprocess.PIPE, cwd=checkout) as leader:
+            stack.callback(leader.kill)
+            handler.next_rendezvous()
+            leader.kill()
+            leader.wait()
+        actions: dict[str, Callable[[], Any]] = {
+            "end": lambda: end_of(handler),
+            "report_failure": lambda: handler.report_failure(1, "it broke"),
+            "report_done": handler.report_done,
+            "next_rendezvous": handler.next_rendezvous,
+        }
+        with pytest.raises(RendezvousError, match=r"lost the (store|agent) on node1"):
+            actions[ask]()
+
+
+AGENT = """
+import sys
+from pathlib import Path
+from dataclasses import replace
+from hpc_launch.elastic.rendezvous import SlurmRendezvous
+from tests.unit.agents_support import parties, party
+
+first = party(Path(sys.argv[1]), 3, run_id=sys.argv[2], ports=[int(sys.argv[3])])
+SlurmRendezvous(parties(first)[2]).next_rendezvous()
+sys.stdin.read()
+"""
+
+
+def test_the_loss_of_an_agent_ends_the_run(tmp_path: Path, python: str) -> None:
+    """An agent that is killed takes no leave: the others hear that it is lost, whatever is left of the budget."""
+    first = party(tmp_path, 3, max_restarts=5)
+    first = replace(first, ports=first.ports[:1])
+    handlers = [SlurmRendezvous(one) for one in parties(first)[:2]]
+    arguments = [str(tmp_path), first.run_id, str(first.ports[0])]
+    checkout = Path(__file__).parents[2]
+    with subprocess.Popen([python, "-c", AGENT, *arguments], stdin=subprocess.PIPE, cwd=checkout) as agent:
+        try:
+            meet(handlers)
+        finally:
+            agent.kill()
+    ends = together([partial(end_of, handler) for handler in handlers])
+    together([handler.shutdown for handler in handlers])
+
+    assert ends == [ends[0]] * 2
+    assert (ends[0].ending, ends[0].status) == ("failed", 69)
+    assert "lost the agent on node3" in ends[0].cause
+
+
+def test_an_agent_that_asks_again_is_not_lost(tmp_path: Path) -> None:
+    """An answer that comes too late is asked for again: the agent has not gone because its first connection has."""
+    run = party(tmp_path, 2)
+    server = locator.Locator(run.run_id, locator.listen(run.ports[0]), 1)
+    question = json.dumps({"run": run.run_id, "agent": 1, "key": "its own"}).encode() + b"\n"
+    with socket.create_connection(("127.0.0.1", run.ports[0])) as connection:
+        connection.sendall(question)
+        assert connection.recv(100)
+    found = locator.find(run.run_id, 1, lambda: [("127.0.0.1", run.ports[:1])], time.monotonic() + DEADLINE, "its own")
+    try:
+        assert not isinstance(found, str)
+        assert server.lost == ()
+    finally:
+        if not isinstance(found, str):
+            found.lifeline.close()
+        server.close()
