@@ -6,7 +6,9 @@ loop is the one here, in which all agents do the same at the same time.
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -31,6 +33,7 @@ from hpc_launch.elastic.workers import (
     wakeup,
 )
 from hpc_launch.errors import ContextError
+from hpc_launch.plan import derive
 from hpc_launch.plan.model import Plan
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory, RankFiles
@@ -69,7 +72,8 @@ class Agent(LocalElasticAgent):
         self._foreign_logs = logs_specs
         self._logs: JobLogs | None = None
         self._events: EventLog | None = None
-        self._job = JobDirectory(plan.log_root, plan.job_name)
+        # The first node may choose another name for all; other backends have no way to agree on one.
+        self._job = JobDirectory(plan.log_root, plan.job_name or derive.local_job_name(time.time(), os.getpid()))
         self._first_attempt = 0
         self._attempt = -1
         self._failed: RankFiles | None = None
