@@ -303,7 +303,7 @@ def main() -> None:
         backend, first, last, nodes, run_id, where = options.nodes
         be_nodes(backend, range(int(first), int(last)), int(nodes), run_id, where)
     isolate()
-    sizes = [4, 8] if options.quick else [int(size) for size in options.sizes.split(",")]
+    sizes = [2] if options.quick else [int(size) for size in options.sizes.split(",")]
     tell("| nodes | backend | met | seconds, median (min-max) | store operations of a node | of the first node |")
     tell("|---:|---|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
