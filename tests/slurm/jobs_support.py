@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,8 +152,12 @@ class Ended:
 
     @property
     def ours(self) -> list[str]:
-        """What hpc-launch itself said."""
-        return [line for line in self.output.splitlines() if line.startswith("hpc-launch: ")]
+        """What hpc-launch itself said.
+
+        srun passes lines on in pieces of about a kilobyte, stdout and stderr apart: a line of hpc-launch's can stand
+        behind a piece of a long one of a worker's.
+        """
+        return re.findall(r"hpc-launch: .*", self.output)
 
     def reports(self) -> dict[int, Report]:
         """Return what each rank said, after seeing that all went well."""
