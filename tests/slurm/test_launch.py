@@ -209,7 +209,6 @@ def test_a_cancelled_job_leaves_nothing_behind(cluster: Cluster, tmp_path: Path)
     assert cluster.run(["sinfo", "--noheader", "--list-reasons"]).stdout == ""
 
 
-@pytest.mark.skipif(not (CHECKOUT / "examples/digits/train.py").exists(), reason="there is no example")
 def test_the_example_learns_digits(cluster: Cluster, tmp_path: Path) -> None:
     """The README's job: DDP on four nodes of two ranks reads over 95 % of the digits rightly."""
     example = CHECKOUT / "examples/digits/train.py"

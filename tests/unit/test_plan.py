@@ -48,7 +48,7 @@ def here(environ: Mapping[str, str] | None = None, /, **changes: Any) -> Here:
     environ = {**(environ or {})}
     place = Here(
         environ=environ,
-        directory=Path("/work"),
+        directory=Path("/project"),
         host="box",
         slurm=locate(environ),
         devices=Devices(),
@@ -98,7 +98,7 @@ def test_one_node() -> None:
     assert (made.world.hosts, made.world.node_rank, made.world.agents, made.world.agent_rank) == (("box",), 0, 1, 0)
     assert (NodeRange(1, 1), "slurm", "", ("127.0.0.1",)) == (made.nnodes, made.backend, made.endpoint, made.leaders)
     assert (made.run_id, made.local_world_size, made.omp_num_threads, made.job_name) == ("none", 1, 16, "")
-    assert (Path("/work/logs"), ("train.py",), ()) == (made.log_root, made.script, made.warnings)
+    assert (Path("/project/logs"), ("train.py",), ()) == (made.log_root, made.script, made.warnings)
     assert (made.own_rendezvous, made.isolated, made.world.leader) == (True, False, True)
     assert {
         "nnodes": ("1", "default"),
@@ -111,7 +111,7 @@ def test_one_node() -> None:
         "master_port": (str(made.ports[0]), INDEPENDENT),
         "devices": ("none", "no device found"),
         "omp_num_threads": ("16", "16 allowed CPUs / 1 local ranks"),
-        "log_dir": ("/work/logs", "working directory"),
+        "log_dir": ("/project/logs", "working directory"),
         "job_directory": ("local-<time>-<pid>", "chosen at start"),
     } == derived(made)
 
@@ -557,13 +557,13 @@ def test_threads(
 @pytest.mark.parametrize(
     ("variables", "options", "expected"),
     [
-        ({}, {}, ("/work/logs", "working directory")),
-        ({}, {"log_dir": "runs"}, ("/work/runs", "flag")),
+        ({}, {}, ("/project/logs", "working directory")),
+        ({}, {"log_dir": "runs"}, ("/project/runs", "flag")),
         ({}, {"log_dir": "/scratch/runs"}, ("/scratch/runs", "flag")),
         (ONE_TASK_PER_NODE, {}, ("/home/ada/project/logs", "directory of submission")),
         (ONE_NODE_BATCH, {}, ("/home/ada/project/logs", "directory of submission")),
-        (ONE_TASK_PER_NODE, {"log_dir": "runs"}, ("/work/runs", "flag")),
-        ({**ONE_TASK_PER_NODE, "SLURM_SUBMIT_DIR": ""}, {}, ("/work/logs", "working directory")),
+        (ONE_TASK_PER_NODE, {"log_dir": "runs"}, ("/project/runs", "flag")),
+        ({**ONE_TASK_PER_NODE, "SLURM_SUBMIT_DIR": ""}, {}, ("/project/logs", "working directory")),
     ],
 )
 def test_the_log_directory(variables: Mapping[str, str], options: Mapping[str, str], expected: tuple[str, str]) -> None:
