@@ -121,8 +121,7 @@ class Agent(LocalElasticAgent):
         if self._foreign_logs is not None:
             logs = self._foreign_logs
         else:
-            world = self._plan.world
-            logs = self._logs = JobLogs(self._plan.settings, self._job, world.host, world.agent_rank)
+            logs = self._logs = JobLogs(self._plan.settings, self._job, self._plan.world.host)
         arguments: dict[int, tuple[Any, ...]] = {
             worker.local_rank: replace_local_rank(spec.args, int(environs[worker.local_rank]["LOCAL_RANK"]))
             for worker in worker_group.workers

@@ -64,12 +64,11 @@ class JobLogs(LogsSpecs):
     these (torch/distributed/elastic/multiprocessing/api.py, DefaultLogsSpecs).
     """
 
-    def __init__(self, settings: Settings, job: JobDirectory, host: str, agent: int) -> None:
+    def __init__(self, settings: Settings, job: JobDirectory, host: str) -> None:
         super().__init__(str(job.path))
         self._settings = settings
         self._job = job
         self._host = host
-        self._agent = agent
         self._follower: Follower | None = None
 
     @property

@@ -20,7 +20,6 @@ class Case:
 
     Attributes:
         step: the Slurm step of the run; None where the run has nothing to do with one.
-        local_ranks: the workers on this node, of all its agents.
     """
 
     settings: Settings
