@@ -242,6 +242,13 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
 
 
+def _modules(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(part.isidentifier() for name in names for part in name.split(".")):
+        raise _Unreadable("names of modules, separated by commas")
+    return names
+
+
 def _signal_names(text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(","))
     if not all(name in signals.Signals.__members__ for name in names):
@@ -448,6 +455,33 @@ class Settings:
         group=WORKERS,
         choices=("spawn", "fork", "forkserver"),
         help="How multiprocessing makes workers that are functions (--run-path).",
+    )
+    start: str = _option(
+        "--start",
+        default="auto",
+        group=WORKERS,
+        torchrun_variable=False,
+        choices=("auto", "warm", "exec"),
+        help="How workers start. warm: torch is imported once per node and the workers are forked from there; exec: "
+        "each is a new process. auto: warm, unless something speaks against it, which is then said.",
+    )
+    preload: tuple[str, ...] = _option(
+        "--preload",
+        read=_modules,
+        default=(),
+        metavar="MODULES",
+        group=WORKERS,
+        torchrun_variable=False,
+        help="Modules to import beside torch before workers are forked, separated by commas.",
+    )
+    exec_for: tuple[str, ...] = _option(
+        "--exec-for",
+        read=_modules,
+        default=(),
+        metavar="MODULES",
+        group=WORKERS,
+        torchrun_variable=False,
+        help="Scripts that import one of these modules are started by exec.",
     )
     role: str = _option(
         "--role",

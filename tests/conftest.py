@@ -5,9 +5,14 @@ import re
 import sys
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.cluster import Cluster, ClusterConfig, why_unavailable
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 # The fixtures that return a cluster.
 CLUSTERS = ("cluster", "accounting_cluster")

@@ -16,6 +16,7 @@ from hpc_launch.cli.hosts import hosts
 from hpc_launch.cli.options import Call
 from hpc_launch.cli.run import run
 from hpc_launch.errors import HpcLaunchError
+from hpc_launch.warm.script import Become, Script, run as run_script
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -65,16 +66,24 @@ for _command in (run, env, explain, hosts):
 
 def main(args: Sequence[str] | None = None) -> None:
     """The console script."""
-    _exit(cli, list(sys.argv[1:] if args is None else args), "hpc-launch")
+    _leave(_status(cli, list(sys.argv[1:] if args is None else args), "hpc-launch"))
 
 
 def launch_main() -> None:
     """`python -m hpc_launch.launch`: `run` with the local rank as an argument of the script."""
-    _exit(run, sys.argv[1:], "python -m hpc_launch.launch", use_env=False)
+    _leave(_status(run, sys.argv[1:], "python -m hpc_launch.launch", use_env=False))
 
 
-def _exit(command: click.Command, args: list[str], name: str, *, use_env: bool = True) -> None:
-    """Run a command and leave with its status; errors are one line, with a traceback after -v."""
+def _leave(status: int | Script) -> None:
+    """End this process; or, in a forked worker, let it be the training script."""
+    if isinstance(status, Script):
+        run_script(status)
+    else:
+        sys.exit(status)
+
+
+def _status(command: click.Command, args: list[str], name: str, *, use_env: bool = True) -> int | Script:
+    """Run a command and return its exit status; errors are one line, with a traceback after -v."""
     call = Call(command=(*name.split(), *args), use_env=use_env)
     try:
         status = command.main(args, prog_name=name, standalone_mode=False, obj=call)
@@ -92,7 +101,9 @@ def _exit(command: click.Command, args: list[str], name: str, *, use_env: bool =
         if not error.silent:
             click.echo(f"{name}: {error}", err=True)
         status = error.exit_status
-    sys.exit(status if isinstance(status, int) else 0)
+    except Become as worker:
+        return worker.script
+    return status if isinstance(status, int) else 0
 
 
 def _message(error: click.ClickException) -> str:

@@ -38,6 +38,7 @@ from hpc_launch.plan.model import Plan
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory, RankFiles
 from hpc_launch.records.events import EventLog
+from hpc_launch.warm.factory import CannotBeWarmError, Factory
 
 _SHOWN_LINES = 20
 
@@ -56,6 +57,7 @@ class Agent(LocalElasticAgent):
         environ: Mapping[str, str],
         logs_specs: LogsSpecs | None,
         *,
+        factory: Factory | None,
         before_start: Callable[[], None],
     ) -> None:
         # The time out of torch's exit barrier, for other backends: a slow node may finish as late as the job lives.
@@ -78,6 +80,7 @@ class Agent(LocalElasticAgent):
         self._attempt = -1
         self._failed: RankFiles | None = None
         self._grace = _grace(plan, environ)
+        self._factory = factory
         self._before_start = before_start
 
     # ---- one attempt
@@ -140,14 +143,28 @@ class Agent(LocalElasticAgent):
         if callable(spec.entrypoint) or self._plan.settings.numa_binding:
             self._pcontext = self._start_by_torch(common)
         else:
-            self._pcontext = CommandWorkers(**common, grace=self._grace)
-            self._pcontext.start()
+            self._pcontext = self._start_commands(common)
         if self._logs is not None:
             self._logs.start_console()
         pids: dict[int, Any] = self._pcontext.pids()
         for worker in worker_group.workers:
             self._record("worker started", rank=worker.global_rank, pid=pids[worker.local_rank])
         return pids
+
+    def _start_commands(self, common: dict[str, Any]) -> PContext:
+        """Start workers that are commands: forked if possible."""
+        if self._factory is not None:
+            forked = CommandWorkers(**common, grace=self._grace, factory=self._factory)
+            try:
+                forked.start()
+            except CannotBeWarmError as error:
+                say(f"{error}: workers are started by exec")
+                self._factory = None
+            else:
+                return forked
+        started = CommandWorkers(**common, grace=self._grace, factory=None)
+        started.start()
+        return started
 
     def _start_by_torch(self, common: dict[str, Any]) -> PContext:
         """Start workers as torch does: functions, and commands bound by --numa-binding."""

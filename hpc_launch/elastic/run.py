@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import logging
 import os
@@ -9,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +33,7 @@ from hpc_launch.errors import HpcLaunchError, Interrupted, RendezvousError, Usag
 from hpc_launch.node import network
 from hpc_launch.plan.model import Plan
 from hpc_launch.settings import Origin, Settings, StreamChoice, Streams
+from hpc_launch.warm.factory import Factory
 
 # torchrun's macro for the local rank (torch/distributed/elastic/utils/api.py).
 _LOCAL_RANK = "${local_rank}"
@@ -64,19 +68,21 @@ def refuse(plan: Plan, problem: HpcLaunchError) -> None:
         handler.shutdown()
 
 
-def run(plan: Plan, environ: Mapping[str, str]) -> None:
+def run(plan: Plan, environ: Mapping[str, str], factory: Factory | None) -> None:
     """Run the agent of this node until all attempts are over.
 
     Args:
         plan: what to do.
         environ: the environment that the workers' own is made from.
+        factory: forks the workers; None starts each as a new process.
 
     Raises:
         WorkerError: with the status of the worker that failed first, on every node.
         Interrupted: when a signal told the agent to stop.
         RendezvousError: when the nodes did not come together, or lost each other.
     """
-    _quieten_torch(verbose=plan.settings.verbose)
+    if not plan.settings.verbose:
+        _quieten_torch(environ)
     stop = _StopSignals(plan.settings.signals_to_handle)
     handler = _handler(plan)
     if plan.own_rendezvous:
@@ -84,7 +90,7 @@ def run(plan: Plan, environ: Mapping[str, str]) -> None:
     try:
         entrypoint, arguments = _command(plan)
         spec = _spec(plan, handler, entrypoint, arguments)
-        agent = Agent(spec, plan, environ, _foreign_logs(plan.settings), before_start=stop.handle)
+        agent = Agent(spec, plan, environ, _foreign_logs(plan.settings), factory=factory, before_start=stop.handle)
         _announce(plan)
         flush()
         end = _run_agent(agent)
@@ -134,11 +140,25 @@ def _raise_signal(signum: int, _frame: object) -> None:
     raise SignalException(f"stopped by {name.name}", sigval=name)
 
 
-def _quieten_torch(*, verbose: bool) -> None:
-    """Silence torch elastic: its own log lines repeat in more words what we say; -v and $LOGLEVEL bring them back."""
-    if not verbose and "LOGLEVEL" not in os.environ:
+# The severity that torch's C++ parts still speak at (c10/util/Logging.h), and where that is kept.
+_CPP_FATAL = 3
+_CPP_LEVEL = "FLAGS_caffe2_log_level"
+
+
+def _quieten_torch(environ: Mapping[str, str]) -> None:
+    """Silence torch in this process: what it says is said by us, in fewer words. -v or torch's variables bring it back.
+
+    Its C++ parts warn of host names without a reverse entry, and print stack traces of errors that are said in a line.
+    They read TORCH_CPP_LOG_LEVEL when torch is loaded, but so would the workers that are forked from there, and theirs
+    is the script's to choose. The flag behind it is an exported variable, so it can be set later.
+    """
+    if "LOGLEVEL" not in environ:
         logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
         logging.getLogger("torch.numa").setLevel(logging.CRITICAL)
+    if "TORCH_CPP_LOG_LEVEL" not in environ:
+        with contextlib.suppress(OSError, ValueError):  # a build of torch that has no such flag speaks
+            library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+            ctypes.c_int.in_dll(library, _CPP_LEVEL).value = _CPP_FATAL
 
 
 def _handler(plan: Plan) -> RendezvousHandler:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.api import RunProcsResult
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from hpc_launch.elastic.console import say
+from hpc_launch.warm.factory import Factory, Order
 
 # How long a killed process may take to be gone; after that it hangs in the kernel and is left behind.
 _KILL_SECONDS = 5.0
@@ -59,8 +61,19 @@ def wakeup() -> Iterator[Wakeup]:
         made.close()
 
 
+@dataclass(frozen=True)
+class _Forked:
+    """A child that somebody else has forked for us; as far as this needs it, a Popen."""
+
+    pid: int
+
+    def wait(self) -> None:
+        """Reap it."""
+        os.waitpid(self.pid, 0)
+
+
 class CommandWorkers(PContext):
-    """Workers that are commands, each leading a process group of its own.
+    """Workers that are commands, each leading a process group of its own; or forked, and then become the same.
 
     Unlike torch's SubprocessContext it gives each worker exactly the environment it is told (which can lack variables
     of the agent's), appends to log files, and reports a failure before it ends the other workers, so that the other
@@ -70,10 +83,11 @@ class CommandWorkers(PContext):
     to anybody else, and what is left of the group can be killed safely.
     """
 
-    def __init__(self, *args: Any, grace: float, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, grace: float, factory: Factory | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._grace = grace
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._factory = factory
+        self._processes: dict[int, subprocess.Popen[bytes] | _Forked] = {}
         self._statuses: dict[int, int] = {}
 
     def start(self) -> None:
@@ -81,8 +95,21 @@ class CommandWorkers(PContext):
         self._start()
 
     def _start(self) -> None:
+        if self._factory is not None:
+            self._processes.update(self._fork(self._factory))
+            return
         for local_rank in range(self.nprocs):
             self._processes[local_rank] = self._spawn(local_rank)
+
+    def _fork(self, factory: Factory) -> dict[int, _Forked]:
+        with contextlib.ExitStack() as stack:
+            orders = []
+            for local_rank in range(self.nprocs):
+                files = (_destination(stack, path[local_rank]) for path in (self.stdouts, self.stderrs))
+                out, err = (file.fileno() if file is not None else None for file in files)
+                arguments = tuple(map(str, self.args[local_rank]))
+                orders.append(Order(arguments, self.envs[local_rank], (out, err)))
+            return {local_rank: _Forked(pid) for local_rank, pid in enumerate(factory.fork(orders))}
 
     def _spawn(self, local_rank: int) -> subprocess.Popen[bytes]:
         with contextlib.ExitStack() as stack:

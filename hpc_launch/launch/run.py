@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 
-from hpc_launch.errors import HpcLaunchError
+from hpc_launch.errors import HpcLaunchError, UsageError
 from hpc_launch.plan import derive
 from hpc_launch.plan.here import Here, check_script
 from hpc_launch.plan.model import Plan
+from hpc_launch.plan.start import WARM
 from hpc_launch.records import directory
 from hpc_launch.settings import PROCESS_WORDS, Settings
 from hpc_launch.slurm.environment import Step
+from hpc_launch.warm.factory import CannotBeWarmError, Factory, build
+from hpc_launch.warm.script import home
 
 
 def run(settings: Settings, script: Sequence[str], here: Here) -> None:
@@ -21,16 +23,44 @@ def run(settings: Settings, script: Sequence[str], here: Here) -> None:
     Raises:
         HpcLaunchError: with the exit status that says how it failed.
     """
-    _silence_torch(settings)
     try:
         plan = _prepare(settings, script, here)
         directory.check_writable(plan.log_root)
+        factory = _factory(plan)
     except HpcLaunchError as error:
         _tell_others(settings, script, here, error)
         raise
     from hpc_launch.elastic.run import run as run_agent  # noqa: PLC0415 - torch is slow to import
 
-    run_agent(plan, here.environ)
+    try:
+        run_agent(plan, here.environ, factory)
+    finally:
+        if factory is not None:
+            factory.close()
+
+
+def _factory(plan: Plan) -> Factory | None:
+    """Import torch, the only time on this node, and make the process that forks the workers; None if they are not."""
+    if not plan.start.warm:
+        if plan.start.how != plan.settings.start:
+            _explain(plan, plan.start.reason)
+        return None
+    settings = {} if plan.omp_num_threads is None else {"OMP_NUM_THREADS": str(plan.omp_num_threads)}
+    try:
+        return build(plan.start.modules, settings, home(plan.script[0], module=plan.settings.module))
+    except CannotBeWarmError as error:
+        if plan.settings.start == WARM:
+            raise UsageError(f"--start warm: {error}; leave --start out", option="--start") from error
+        _explain(plan, str(error))
+        return None
+
+
+def _explain(plan: Plan, reason: str) -> None:
+    """Say once why workers do not start as fast as they could."""
+    if plan.world.leader:
+        from hpc_launch.elastic.console import say  # noqa: PLC0415 - as above
+
+        say(f"note: workers are started by exec: {reason}")
 
 
 def _prepare(settings: Settings, script: Sequence[str], here: Here) -> Plan:
@@ -60,14 +90,3 @@ def _tell_others(settings: Settings, script: Sequence[str], here: Here, problem:
         from hpc_launch.elastic.run import refuse  # noqa: PLC0415 - torch is slow to import
 
         refuse(plan, problem)
-
-
-def _silence_torch(settings: Settings) -> None:
-    """Keep the messages of torch's C++ parts off the console.
-
-    They are warnings about host names without a reverse entry, and stack traces of errors that are said in a line. The
-    variable is read when torch is loaded, so it has to be set in this process; the workers' environment is made from
-    the one that was read before.
-    """
-    if not settings.verbose:
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")

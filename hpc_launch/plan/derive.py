@@ -10,7 +10,7 @@ from pathlib import Path
 from hpc_launch import hostlist, world
 from hpc_launch.errors import ContextError, HostlistError, UsageError, reason
 from hpc_launch.node import network, ports
-from hpc_launch.plan import traps
+from hpc_launch.plan import start, traps
 from hpc_launch.plan.here import Here
 from hpc_launch.plan.model import Derived, Plan
 from hpc_launch.settings import PROCESS_WORDS, NodeRange, Origin, Settings
@@ -55,6 +55,7 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
     omp, omp_origin = _omp_num_threads(settings, here, found, local_world_size)
     leaders, leader_origin = _leaders(settings, found)
     endpoint = _endpoint(settings, backend, leaders[0], candidates[0], step)
+    how = start.choose(settings, here, script)
     log_root, log_origin = _log_root(settings, here)
     job_name = _job_name(settings, here, found)
     derived = (
@@ -69,6 +70,7 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         _master_port(settings, backend, endpoint, candidates[0]),
         Derived("devices", ",".join(here.devices.tokens) or "none", here.devices.source),
         Derived("omp_num_threads", str(omp or here.environ.get("OMP_NUM_THREADS", "")), omp_origin),
+        Derived("start", how.how, how.reason),
         Derived("log_dir", str(log_root), log_origin),
         Derived("job_directory", job_name or "local-<time>-<pid>", "job and step" if job_name else "chosen at start"),
     )
@@ -85,6 +87,7 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         devices=here.devices,
         isolated=settings.virtual_local_rank or here.devices.exclusive,
         omp_num_threads=omp,
+        start=how,
         log_root=log_root,
         job_name=job_name,
         script=tuple(script),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,8 @@ class Here:
         position: says where this node stands in a list of names; a parameter because it asks the resolver.
         read: gives a file's text.
         command: the words by which hpc-launch was called, for a line that can be typed.
+        interpreter: the Python that runs this.
+        interpreter_options: with which options it was started, before the name of the program.
     """
 
     environ: Mapping[str, str]
@@ -41,6 +45,8 @@ class Here:
     position: Callable[[Sequence[str]], int | None]
     read: Callable[[Path], str]
     command: tuple[str, ...] = ()
+    interpreter: str = ""
+    interpreter_options: tuple[str, ...] = ()
 
 
 def gather(environ: Mapping[str, str], command: Sequence[str] = (), *, alone: bool = False) -> Here:
@@ -64,7 +70,18 @@ def gather(environ: Mapping[str, str], command: Sequence[str] = (), *, alone: bo
         position=network.position,
         read=Path.read_text,
         command=tuple(command),
+        interpreter=sys.executable,
+        interpreter_options=interpreter_options(sys.orig_argv),
     )
+
+
+def interpreter_options(words: Sequence[str]) -> tuple[str, ...]:
+    """The options of a Python command line, but for `-m` which names the program. Pure.
+
+    `-u` is no matter: workers have it anyway.
+    """
+    options = list(itertools.takewhile(lambda word: word.startswith("-") and word not in ("-m", "-c", "-"), words[1:]))
+    return tuple(option for option in options if option != "-u")
 
 
 def _own_cgroup() -> str:

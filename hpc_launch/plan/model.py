@@ -8,6 +8,7 @@ from typing import Any
 
 from hpc_launch import hostlist
 from hpc_launch.node.devices import Devices
+from hpc_launch.plan.start import Start
 from hpc_launch.settings import NodeRange, Settings
 from hpc_launch.world import World
 
@@ -38,6 +39,7 @@ class Plan:
         devices: what they may use.
         isolated: each worker is shown its own device only, as device 0.
         omp_num_threads: for the workers; None leaves the variable as it is.
+        start: how workers start.
         log_root: where the job directory goes.
         job_name: its name; empty where the first node chooses it.
         script: the training script, its arguments following.
@@ -57,6 +59,7 @@ class Plan:
     devices: Devices
     isolated: bool
     omp_num_threads: int | None
+    start: Start
     log_root: Path
     job_name: str
     script: tuple[str, ...]

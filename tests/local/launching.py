@@ -30,7 +30,7 @@ TORCH_LAUNCH = (sys.executable, "-m", "torch.distributed.launch")
 Environ = Mapping[str, str | None]
 
 # No launch here takes longer, on however slow a machine: one that does hangs.
-TIMEOUT = 60
+TIMEOUT = 240
 
 # Outlives every test, and nobody waits for its end.
 FOREVER = "import time\ntime.sleep(3600)"

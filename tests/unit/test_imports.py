@@ -20,13 +20,14 @@ PACKAGE = Path(hpc_launch.__file__).parent
 FOUNDATIONS = {"hostlist", "settings", "errors", "world", "version"}
 MAY_IMPORT = {
     "entry": {"cli"},
-    "cli": {"launch", "plan", "slurm", *FOUNDATIONS},
-    "launch": {"plan", "slurm", "records", *FOUNDATIONS},
-    "elastic": {"plan", "node", "records", *FOUNDATIONS},
+    "cli": {"launch", "plan", "slurm", "warm", *FOUNDATIONS},
+    "launch": {"plan", "slurm", "records", "warm", *FOUNDATIONS},
+    "elastic": {"plan", "node", "records", "warm", *FOUNDATIONS},
     "plan": {"slurm", "node", *FOUNDATIONS},
     "slurm": {"hostlist", "errors"},
     "node": {"errors"},
     "records": {"errors"},
+    "warm": {"errors"},
     "world": {"settings"},
     "settings": {"errors"},
     "hostlist": {"errors"},
@@ -49,7 +50,9 @@ HEAVY = {"torch", "numpy", "submitit", "psutil"}
 # Where os.environ is changed nevertheless: (module, function, method), with the reason.
 ENVIRONMENT_CHANGES = {
     ("elastic.workers", "run_path", "pop"): "in a worker of torch's making, whose environment torch has filled",
-    ("launch.run", "_silence_torch", "setdefault"): "torch reads it when it is loaded; workers get the one from before",
+    ("warm.factory", "_changed", "update"): "while modules are imported, and put back then",
+    ("warm.factory", "_changed", "[]"): "as above",
+    ("warm.child", "_replace_environment", "[]"): "a worker gets the environment that it was given",
 }
 
 LOOK = """
@@ -234,6 +237,7 @@ def test_what_only_answers_imports_nothing_heavy(python: str, arguments: list[st
         "hpc_launch.elastic.rounds",
         "hpc_launch.launch.run",
         "hpc_launch.records.events",
+        "hpc_launch.warm.factory",
     ],
 )
 def test_what_is_pure_imports_nothing_heavy(python: str, module: str) -> None:

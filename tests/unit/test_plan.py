@@ -43,6 +43,13 @@ ONE_NODE_BATCH = {**BATCH, "SLURM_JOB_NODELIST": "gpu01", "SLURM_JOB_NUM_NODES":
 INDEPENDENT = "first of the port range that is free, by a hash of rdzv_id"
 
 
+def read(path: Path) -> str:
+    """Read one of the files of this test."""
+    if path.name not in FILES:
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+    return FILES[path.name]
+
+
 def here(environ: Mapping[str, str] | None = None, /, **changes: Any) -> Here:
     """Return a CPU-only node called `box` with 16 CPUs and no Slurm, with these changes."""
     environ = {**(environ or {})}
@@ -54,7 +61,8 @@ def here(environ: Mapping[str, str] | None = None, /, **changes: Any) -> Here:
         devices=Devices(),
         cpus=16,
         position=lambda hosts: list(hosts).index("box") if "box" in hosts else None,
-        read=lambda path: FILES[path.name],
+        read=read,
+        interpreter="/usr/bin/python3",
     )
     return dataclasses.replace(place, **changes)
 
@@ -111,6 +119,7 @@ def test_one_node() -> None:
         "master_port": (str(made.ports[0]), INDEPENDENT),
         "devices": ("none", "no device found"),
         "omp_num_threads": ("16", "16 allowed CPUs / 1 local ranks"),
+        "start": ("warm", "default"),
         "log_dir": ("/project/logs", "working directory"),
         "job_directory": ("local-<time>-<pid>", "chosen at start"),
     } == derived(made)
@@ -140,6 +149,7 @@ def test_a_slurm_step() -> None:
         "master_port": (str(made.ports[0]), INDEPENDENT),
         "devices": ("0,1,2,3", "CUDA_VISIBLE_DEVICES=0,1,2,3"),
         "omp_num_threads": ("4", "16 allowed CPUs / 4 local ranks"),
+        "start": ("warm", "default"),
         "log_dir": ("/home/ada/project/logs", "directory of submission"),
         "job_directory": ("4711.0", "job and step"),
     } == derived(made)

@@ -1,0 +1,110 @@
+"""Make a forked process a worker: as a new process would begin, with nothing of its parent's."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TextIO
+
+# Standard streams by their descriptors.
+_STREAMS = ("stdin", "stdout", "stderr")
+
+
+def prepare(environ: Mapping[str, str], outputs: Sequence[int | None], closed: Sequence[int], mask: set[int]) -> None:
+    """Become a process of its own.
+
+    Args:
+        environ: the whole environment.
+        outputs: descriptors for stdout and stderr; None leaves the parent's.
+        closed: standard streams that are to be closed, unless they are given.
+        mask: the signals that are to be blocked.
+    """
+    os.setsid()
+    for descriptor, target in zip(outputs, (1, 2), strict=True):
+        if descriptor is not None:
+            os.dup2(descriptor, target)
+        elif target in closed:
+            os.close(target)
+    if 0 in closed:
+        os.close(0)
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - as plain as it gets after a fork
+        if int(name) > 2:  # noqa: PLR2004 - the standard streams
+            with contextlib.suppress(OSError):
+                os.close(int(name))
+    _replace_environment(environ)
+    _reopen_streams()
+    _forget_chance()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _replace_environment(environ: Mapping[str, str]) -> None:
+    for name in [name for name in os.environ if name not in environ]:
+        del os.environ[name]
+    for name, value in environ.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+
+
+def _reopen_streams() -> None:
+    """Open the standard streams as `python -u` does (`create_stdio` in Python/pylifecycle.c)."""
+    model = next((stream for stream in (sys.__stdout__, sys.__stdin__, sys.__stderr__) if stream is not None), None)
+    encoding = model.encoding if model is not None else "utf-8"
+    errors = next(
+        (stream.errors for stream in (sys.__stdout__, sys.__stdin__) if stream is not None and stream.errors), "strict"
+    )
+    for descriptor, name in enumerate(_STREAMS):
+        stream = _open(descriptor, name, encoding, "backslashreplace" if name == "stderr" else errors)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def _open(descriptor: int, name: str, encoding: str, errors: str) -> TextIO | None:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return None
+    reading = name == "stdin"
+    raw = io.FileIO(descriptor, "rb" if reading else "wb", closefd=False)
+    raw.name = f"<{name}>"
+    buffer: io.BufferedReader | io.FileIO = io.BufferedReader(raw) if reading else raw
+    stream = io.TextIOWrapper(
+        buffer,
+        encoding,
+        errors,
+        newline="\n",
+        write_through=True,
+    )
+    stream.mode = "r" if reading else "w"  # type: ignore[misc]  # as Python itself does
+    return stream
+
+
+def _forget_chance() -> None:
+    """Let no two workers draw the same random numbers. Python's own generator sees to it after a fork by itself."""
+    multiprocessing.current_process().authkey = os.urandom(32)
+    numpy, torch = sys.modules.get("numpy.random"), sys.modules.get("torch")
+    if numpy is not None:
+        numpy.seed()
+    if torch is not None:
+        torch.default_generator.seed()  # those of devices are made when they are first used
+
+
+def name_process(title: str, name: str) -> None:
+    """Give this process a command line for `ps`, and a name for `top`."""
+    with contextlib.suppress(ImportError):  # names are a comfort, and nothing fails for want of them
+        from setproctitle import setproctitle, setthreadtitle  # noqa: PLC0415 - as above
+
+        setproctitle(title.encode(errors="replace").decode())
+        setthreadtitle(name)
+
+
+def find_name() -> None:
+    """Look for where the title of this process is: it cannot be found once the environment was changed."""
+    with contextlib.suppress(ImportError):
+        from setproctitle import getproctitle  # noqa: PLC0415 - as above
+
+        getproctitle()

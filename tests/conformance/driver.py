@@ -1,0 +1,46 @@
+"""A launcher with nothing but the warm start: forks scripts as it is told, a line of JSON each.
+
+Runs under every Python that is installed, without torch or anything else that is not Python's own.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from hpc_launch.warm.factory import Factory, Order, build
+from hpc_launch.warm.script import Become, Script, run
+
+
+def main() -> Script | None:
+    """Fork what is asked for; returns the script in a worker.
+
+    The arguments are the descriptors to read requests from and to write answers to, and the modules to import.
+    """
+    requests, answers = map(int, sys.argv[1:3])
+    try:
+        factory = build(sys.argv[3:], {}, str(Path.cwd()))
+    except Become as worker:
+        return worker.script
+    with os.fdopen(requests) as lines:
+        for line in lines:
+            os.write(answers, json.dumps(fork(factory, json.loads(line))).encode() + b"\n")
+    factory.close()
+    return None
+
+
+def fork(factory: Factory, request: dict[str, Any]) -> dict[str, int]:
+    """Fork one script, and wait for its end."""
+    out, err = (os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) for name in ("out", "err"))
+    [pid] = factory.fork([Order(tuple(request["arguments"]), request["environ"], (out, err))])
+    os.close(out)
+    os.close(err)
+    _, status = os.waitpid(pid, 0)
+    return {"pid": pid, "status": os.waitstatus_to_exitcode(status)}
+
+
+if __name__ == "__main__":
+    script = main()
+    if script is not None:
+        run(script)

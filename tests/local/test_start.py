@@ -1,0 +1,196 @@
+"""Warm and exec starts through the launcher: what workers are, when which is chosen, and what is said about it."""
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.local.launching import FOREVER, HPC_LAUNCH, LAUNCH_MODULE, alive, launch, probe, running, write
+from tests.support import wait_for
+
+STARTS = ("warm", "exec")
+
+
+def notes(err: str) -> list[str]:
+    return [line for line in err.splitlines() if "started by exec" in line]
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_workers_are_the_same_by_either_start(tmp_path: Path, start: str) -> None:
+    """Arguments, command line, directory and modules: only what is imported beforehand tells them apart."""
+    body = """
+        loaded = sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "hpc_launch", "click", "psutil"})
+        print(loaded, __name__, __file__, sys.path[0], sys.flags.no_site, flush=True)
+    """
+    words = ["--start", start, "--nproc-per-node", "2", probe(tmp_path, body), "--lr", "a b"]
+    done = launch(tmp_path, *words, program=LAUNCH_MODULE)
+    assert done.status == 0, done.err
+    assert [list(record.argv) for record in done.records] == [
+        ["train.py", f"--local-rank={rank}", "--lr", "a b"] for rank in range(2)
+    ]
+    assert {record.cwd for record in done.records} == {str(tmp_path)}
+    for rank, record in enumerate(done.records):
+        line = " ".join(record.command).strip()
+        assert line == f"{sys.executable} -u train.py --local-rank={rank} --lr a b"
+    loaded = "['torch']" if start == "warm" else "[]"
+    expected = f"{loaded} __main__ {tmp_path / 'train.py'} {tmp_path} 0"
+    assert sorted(done.out.splitlines()) == [f"[{host()}:{rank}] {expected}" for rank in range(2)]
+    assert notes(done.err) == []
+
+
+def host() -> str:
+    return os.uname().nodename.partition(".")[0]
+
+
+def test_torch_is_imported_once_and_forked_in_every_attempt(tmp_path: Path) -> None:
+    """All workers of all attempts come from one factory: torch is loaded already, and at the same place."""
+    body = """
+        import torch
+        print("at", id(torch), len(os.listdir("/proc/self/task")), flush=True)
+        sys.exit(int(os.environ["TORCHELASTIC_RESTART_COUNT"] != "2"))
+    """
+    done = launch(tmp_path, "--max-restarts", "2", "--nproc-per-node", "2", "--start", "warm", probe(tmp_path, body))
+    assert done.status == 0, done.err
+    lines = [line.partition("] ")[2] for line in done.out.splitlines()]
+    assert len(set(lines)) == 1
+    assert len(lines) == len(done.records) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "reason"),
+    [
+        (["--no-python", sys.executable, "train.py"], {}, "--no-python starts a program"),
+        (["--run-path", "train.py"], {}, "--run-path uses multiprocessing"),
+        (["sets.py"], {}, "sets.py:3 sets OMP_NUM_THREADS, which is read when torch is imported"),
+        (["--exec-for", "sqlite3", "imports.py"], {}, "the script imports sqlite3 (--exec-for)"),
+        (["shadow/train.py"], {}, "shadow has its own queue, but another one is imported already"),
+        (["--preload", "threads", "train.py"], {"PYTHONPATH": "more"}, "importing torch, threads started 1 threads"),
+    ],
+)
+def test_what_cannot_be_warm_is_started_by_exec(
+    tmp_path: Path, words: list[str], env: dict[str, str], reason: str
+) -> None:
+    """auto falls back, says why in one line, and the script runs all the same."""
+    probe(tmp_path)
+    probe(tmp_path, name="shadow/train.py")
+    write(tmp_path / "shadow/queue.py", "")
+    probe(tmp_path, "import sqlite3", name="imports.py")
+    early = "import os\nimport sys\nos.environ['OMP_NUM_THREADS'] = '3'\n"
+    (tmp_path / "sets.py").write_text(early + (tmp_path / "train.py").read_text() + "import torch\n")
+    write(tmp_path / "more/threads.py", "import threading, time\n" + THREAD)
+    done = launch(tmp_path, *words, env=env)
+    assert (done.status, len(done.records)) == (0, 1), done.err
+    [line] = notes(done.err)
+    assert line.endswith(reason), line
+    assert "sets.py" not in words or done.records[0]["OMP_NUM_THREADS"] == "3"
+
+
+THREAD = "threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preload", "no_such_module", "train.py"], "--preload: cannot import 'no_such_module': "),
+        (["--start", "warm", "--run-path", "train.py"], "--start warm: --run-path uses multiprocessing"),
+    ],
+)
+def test_what_was_asked_for_and_cannot_be(tmp_path: Path, words: list[str], message: str) -> None:
+    """It is an error, said in a line."""
+    probe(tmp_path)
+    done = launch(tmp_path, *words)
+    assert (done.status, done.records) == (2, []), done.err
+    [line] = [line for line in done.err.splitlines() if line.startswith("hpc-launch: ")]
+    assert message in line
+    assert "Traceback" not in done.err
+
+
+def test_modules_that_are_preloaded(tmp_path: Path) -> None:
+    """--preload brings modules in with torch, also the user's own, and those that the launcher has too."""
+    write(tmp_path / "more/own.py", "import os\npid = os.getpid()")
+    body = """
+        print("own" in sys.modules, "click" in sys.modules, "psutil" in sys.modules, flush=True)
+        import own
+        print(own.pid == os.getpid(), flush=True)
+    """
+    done = launch(tmp_path, "--preload", "own,click", probe(tmp_path, body), env={"PYTHONPATH": "more"})
+    assert done.status == 0, done.err
+    assert [line.partition("] ")[2] for line in done.out.splitlines()] == ["True True False", "False"]
+
+
+def test_a_worker_of_the_launch_sees_nothing_of_the_agent(tmp_path: Path) -> None:
+    """No descriptor of the agent's, no handler, no thread; the agent is its parent."""
+    body = """
+        import signal, threading
+        kept = [n for n in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{n}")]
+        handlers = [s for s in signal.valid_signals() if callable(signal.getsignal(s)) and s != signal.SIGINT]
+        print(sorted(kept), handlers, threading.active_count(), os.getppid(), flush=True)
+    """
+    with running(tmp_path, "--start", "warm", probe(tmp_path, body)) as launcher:
+        agent = launcher.process.pid
+        done = launcher.finish()
+    assert done.status == 0, done.err
+    assert done.out.partition("] ")[2].strip() == f"['0', '1', '2'] [] 1 {agent}"
+
+
+def test_a_factory_that_is_gone(tmp_path: Path) -> None:
+    """When somebody kills the factory, the next attempt is started by exec, and one line says so."""
+    body = f"if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n    {FOREVER.replace(chr(10), chr(10) + '    ')}"
+    with running(tmp_path, "--max-restarts", "1", probe(tmp_path, body)) as launcher:
+        [worker] = launcher.await_records(1)
+        [factory] = [
+            child for child in psutil.Process(launcher.process.pid).children() if "factory" in " ".join(child.cmdline())
+        ]
+        factory.kill()
+        psutil.Process(worker.pid).kill()
+        done = launcher.finish()
+    assert (done.status, len(done.records)) == (0, 2), done.err
+    assert "is gone" in done.err
+    assert "started by exec" in done.err
+
+
+def test_nothing_is_left_of_a_factory(tmp_path: Path) -> None:
+    """The factory ends with the agent, even one that is killed."""
+    with running(tmp_path, probe(tmp_path, FOREVER)) as launcher:
+        launcher.await_records(1)
+        factories = [
+            child.pid
+            for child in psutil.Process(launcher.process.pid).children()
+            if "factory" in " ".join(child.cmdline())
+        ]
+        workers = [record.pid for record in launcher.records()]
+        launcher.process.kill()
+        launcher.process.wait()
+        wait_for(lambda: not any(map(alive, factories)), 60, "the factory is still there")
+        for pid in workers:
+            psutil.Process(pid).kill()
+    assert len(factories) == 1
+
+
+def test_what_is_set_for_the_import_stays_there(tmp_path: Path) -> None:
+    """Workers have the environment that is theirs, and as many threads of OpenMP and OpenBLAS as a new process."""
+    body = """
+        import threadpoolctl, torch
+        pools = sorted((pool["internal_api"], pool["num_threads"]) for pool in threadpoolctl.threadpool_info())
+        print([name for name in os.environ if "OPENBLAS" in name], pools, torch.get_num_threads(), flush=True)
+    """
+    found = {}
+    for start in STARTS:
+        done = launch(tmp_path, "--start", start, "--omp-num-threads", "2", probe(tmp_path, body))
+        assert done.status == 0, done.err
+        found[start] = done.out
+    assert found["warm"] == found["exec"]
+    assert " 2\n" in found["warm"]
+
+
+def test_the_first_line_of_the_program_is_no_matter(tmp_path: Path) -> None:
+    """The console script and `python -m hpc_launch` start the same workers."""
+    script = Path(sys.executable).parent / "hpc-launch"
+    body = "print(sys.argv, sys.path[0], flush=True)"
+    outs = [
+        launch(tmp_path, probe(tmp_path, body), "x", program=program).out for program in (HPC_LAUNCH, (str(script),))
+    ]
+    assert outs[0] == outs[1]
+    assert "['train.py', 'x']" in outs[0]
