@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import multiprocessing
 import os
@@ -10,6 +11,8 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TextIO
+
+_PR_SET_PDEATHSIG = 1
 
 # Standard streams by their descriptors.
 _STREAMS = ("stdin", "stdout", "stderr")
@@ -40,6 +43,13 @@ def prepare(environ: Mapping[str, str], outputs: Sequence[int | None], closed: S
     _reopen_streams()
     _forget_chance()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def end_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, whatever ends that (PR_SET_PDEATHSIG, prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it has ended in the meantime
+        os._exit(128 + signal.SIGKILL)
 
 
 def _replace_environment(environ: Mapping[str, str]) -> None:

@@ -110,7 +110,7 @@ def build(modules: Sequence[str], settings: Mapping[str, str], home: str) -> Fac
     blas = _import_quietly(modules, settings)
     threads = _threads()
     if threads > 1:
-        raise CannotBeWarmError(f"importing {', '.join(modules)} started {threads - 1} threads")
+        raise CannotBeWarmError(f"importing {', '.join(modules)} has started threads ({threads - 1})")
     if _uses_cuda():
         raise CannotBeWarmError(f"importing {', '.join(modules)} has initialised CUDA")
     hidden = hidden_modules(home)
@@ -125,14 +125,14 @@ def build(modules: Sequence[str], settings: Mapping[str, str], home: str) -> Fac
     closed = _occupy_closed_streams()
     ours, theirs = socket.socketpair()
     mask = set(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())))
-    pid = os.fork()
+    launcher, pid = os.getpid(), os.fork()
     if pid == 0:
         ours.close()
         path = list(sys.path)
         if own_place in path:
             path.remove(own_place)  # where Python found the launcher's program
         keep = tuple(name.partition(".")[0] for name in modules)
-        _serve(theirs, _Surroundings(tuple(path), keep, mask, closed, blas))
+        _serve(theirs, _Surroundings(launcher, tuple(path), keep, mask, closed, blas))
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     theirs.close()
     for descriptor in closed:
@@ -182,8 +182,9 @@ def _import_quietly(modules: Sequence[str], settings: Mapping[str, str]) -> Blas
         for name in modules:
             try:
                 importlib.import_module(name)
-            except ImportError as error:
-                raise UsageError(f"--preload: cannot import '{name}': {error}", option="--preload") from error
+            except Exception as error:
+                what = f"{type(error).__name__}: {error}"
+                raise UsageError(f"cannot import '{name}' (--preload) with {sys.executable}: {what}") from error
     return Blas()
 
 
@@ -225,6 +226,7 @@ class _Surroundings:
     """What the launcher found when it began, and a script is to find.
 
     Attributes:
+        launcher: the process id of the launcher, whose children the workers are.
         path: the module search path, without the launcher's own place.
         keep: packages that stay imported although the launcher uses them.
         mask: the signals that are blocked.
@@ -232,6 +234,7 @@ class _Surroundings:
         blas: the libraries whose threads were not started.
     """
 
+    launcher: int
     path: tuple[str, ...]
     keep: tuple[str, ...]
     mask: set[int]
@@ -252,6 +255,7 @@ def _serve(connection: socket.socket, surroundings: _Surroundings) -> NoReturn:
         if order is not None:
             connection.detach()  # what is closed here must not be closed again when it is collected
             child.prepare(order.environ, order.outputs, surroundings.closed, surroundings.mask)
+            child.end_with(surroundings.launcher)
             child.name_process(" ".join([sys.executable, *order.arguments]), Path(sys.executable).name)
             surroundings.blas.allow(order.environ)
             raise Become(Script.of(order.arguments, surroundings.path, surroundings.keep))
@@ -293,12 +297,15 @@ def _start(orders: Sequence[Order]) -> tuple[Any, Order | None]:
         order = _fork_each(orders, reporter)
         if order is None:
             os._exit(0)
-        os.read(gate, 1)  # until the starter has ended, and the agent is the parent
+        if not os.read(gate, 1):  # until the starter has ended, and the agent is the parent
+            os._exit(1)  # the others could not be forked
         return None, order
     os.close(reporter)
     with os.fdopen(report, "rb") as stream:
         answer = json.loads(stream.read() or b'"the process that forks them ended"')
     os.waitpid(starter, 0)
+    if isinstance(answer, list):
+        os.write(gatekeeper, bytes(len(answer)))  # a byte for each worker lets it begin
     os.close(gatekeeper)
     os.close(gate)
     return answer, None
@@ -313,8 +320,6 @@ def _fork_each(orders: Sequence[Order], reporter: int) -> Order | None:
             pid = os.fork()
         except OSError as error:
             answer = str(error)
-            for worker in pids:
-                os.kill(worker, signal.SIGKILL)
             break
         if pid == 0:
             os.close(reporter)

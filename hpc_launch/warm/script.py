@@ -165,8 +165,12 @@ def hidden_modules(directory: str) -> list[str]:
     Args:
         directory: the first entry of the script's search path.
     """
+    try:
+        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+    except OSError:
+        return []  # nor will Python find anything there
     found = []
-    for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
+    for entry in entries:
         name = entry.name.removesuffix(".py")
         module = sys.modules.get(name)
         if module is None or name in (*_LAUNCHER, "__main__"):

@@ -66,7 +66,11 @@ def test_torch_is_imported_once_and_forked_in_every_attempt(tmp_path: Path) -> N
         (["sets.py"], {}, "sets.py:3 sets OMP_NUM_THREADS, which is read when torch is imported"),
         (["--exec-for", "sqlite3", "imports.py"], {}, "the script imports sqlite3 (--exec-for)"),
         (["shadow/train.py"], {}, "shadow has its own queue, but another one is imported already"),
-        (["--preload", "threads", "train.py"], {"PYTHONPATH": "more"}, "importing torch, threads started 1 threads"),
+        (
+            ["--preload", "threads", "train.py"],
+            {"PYTHONPATH": "more"},
+            "importing torch, threads has started threads (1)",
+        ),
     ],
 )
 def test_what_cannot_be_warm_is_started_by_exec(
@@ -80,6 +84,7 @@ def test_what_cannot_be_warm_is_started_by_exec(
     early = "import os\nimport sys\nos.environ['OMP_NUM_THREADS'] = '3'\n"
     (tmp_path / "sets.py").write_text(early + (tmp_path / "train.py").read_text() + "import torch\n")
     write(tmp_path / "more/threads.py", "import threading, time\n" + THREAD)
+    write(tmp_path / "more/device.py", "import torch\ntorch.cuda.is_initialized = lambda: True")
     done = launch(tmp_path, *words, env=env)
     assert (done.status, len(done.records)) == (0, 1), done.err
     [line] = notes(done.err)
@@ -93,14 +98,16 @@ THREAD = "threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--preload", "no_such_module", "train.py"], "--preload: cannot import 'no_such_module': "),
+        (["--preload", "no_such_module", "train.py"], "cannot import 'no_such_module' (--preload) with "),
+        (["--preload", "broken", "train.py"], "broken' (--preload) with"),
         (["--start", "warm", "--run-path", "train.py"], "--start warm: --run-path uses multiprocessing"),
     ],
 )
 def test_what_was_asked_for_and_cannot_be(tmp_path: Path, words: list[str], message: str) -> None:
     """It is an error, said in a line."""
     probe(tmp_path)
-    done = launch(tmp_path, *words)
+    write(tmp_path / "more/broken.py", "1 / 0")
+    done = launch(tmp_path, *words, env={"PYTHONPATH": "more"})
     assert (done.status, done.records) == (2, []), done.err
     [line] = [line for line in done.err.splitlines() if line.startswith("hpc-launch: ")]
     assert message in line
@@ -151,10 +158,11 @@ def test_a_factory_that_is_gone(tmp_path: Path) -> None:
     assert "started by exec" in done.err
 
 
-def test_nothing_is_left_of_a_factory(tmp_path: Path) -> None:
-    """The factory ends with the agent, even one that is killed."""
-    with running(tmp_path, probe(tmp_path, FOREVER)) as launcher:
-        launcher.await_records(1)
+def test_nothing_is_left_of_an_agent_that_is_killed(tmp_path: Path) -> None:
+    """Its workers and the factory end with it, outside of Slurm too."""
+    body = f"import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n{FOREVER}"
+    with running(tmp_path, "--nproc-per-node", "2", probe(tmp_path, body)) as launcher:
+        launcher.await_records(2)
         factories = [
             child.pid
             for child in psutil.Process(launcher.process.pid).children()
@@ -163,10 +171,8 @@ def test_nothing_is_left_of_a_factory(tmp_path: Path) -> None:
         workers = [record.pid for record in launcher.records()]
         launcher.process.kill()
         launcher.process.wait()
-        wait_for(lambda: not any(map(alive, factories)), 60, "the factory is still there")
-        for pid in workers:
-            psutil.Process(pid).kill()
-    assert len(factories) == 1
+        wait_for(lambda: not any(map(alive, [*factories, *workers])), 60, "something is still there")
+    assert (len(factories), len(workers)) == (1, 2)
 
 
 def test_what_is_set_for_the_import_stays_there(tmp_path: Path) -> None:
