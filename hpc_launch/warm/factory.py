@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hpc_launch.errors import HpcLaunchError, UsageError
+from hpc_launch.errors import UsageError
 from hpc_launch.warm import child
 from hpc_launch.warm.script import Become, Script, hidden_modules
 
@@ -36,7 +36,7 @@ _PATIENCE = 60.0
 _LENGTH = struct.Struct("!I")
 
 
-class CannotBeWarmError(HpcLaunchError):
+class CannotBeWarmError(Exception):
     """Workers cannot be forked from this process; the message says why, for a line of the log."""
 
 

@@ -50,4 +50,4 @@ def test_the_dependencies_are_those_of_the_design(wheel: zipfile.ZipFile) -> Non
     lines = [line.removeprefix("Requires-Dist: ") for line in metadata.splitlines() if line.startswith("Requires-Dist")]
     names = [line.partition(">")[0] for line in lines if "extra ==" not in line]
 
-    assert sorted(names) == ["click", "psutil", "python-hostlist", "submitit", "torch"]
+    assert sorted(names) == ["click", "psutil", "python-hostlist", "setproctitle", "submitit", "threadpoolctl", "torch"]
