@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -35,6 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"slurm_host", *CLUSTERS} & set(getattr(item, "fixturenames", ())):
             item.add_marker("slurm")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interrupts() -> None:
+    """Let children see SIGINT as in a terminal: a shell that runs the tests in the background has it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
