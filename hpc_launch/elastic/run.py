@@ -54,12 +54,18 @@ def count_processes(word: str) -> int:
         raise UsageError(f"--nproc-per-node: {error}", option="--nproc-per-node") from error
 
 
-def refuse(plan: Plan, problem: HpcLaunchError) -> None:
+def refuse(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError) -> None:
     """Join the others only to say why this node cannot take part.
+
+    Args:
+        plan: whom to join.
+        environ: the environment.
+        problem: why.
 
     Raises:
         RendezvousError: with the words and the status that all nodes end with.
     """
+    _quieten_torch(plan, environ)
     settings = dataclasses.replace(plan.settings, join_timeout=min(plan.settings.join_timeout, _PATIENCE))
     handler = SlurmRendezvous(party_of(dataclasses.replace(plan, settings=settings), problem))
     try:
@@ -81,8 +87,7 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory | None) -> None
         Interrupted: when a signal told the agent to stop.
         RendezvousError: when the nodes did not come together, or lost each other.
     """
-    if not plan.settings.verbose:
-        _quieten_torch(environ)
+    _quieten_torch(plan, environ)
     stop = _StopSignals(plan.settings.signals_to_handle)
     handler = _handler(plan)
     if plan.own_rendezvous:
@@ -145,13 +150,15 @@ _CPP_FATAL = 3
 _CPP_LEVEL = "FLAGS_caffe2_log_level"
 
 
-def _quieten_torch(environ: Mapping[str, str]) -> None:
+def _quieten_torch(plan: Plan, environ: Mapping[str, str]) -> None:
     """Silence torch in this process: what it says is said by us, in fewer words. -v or torch's variables bring it back.
 
     Its C++ parts warn of host names without a reverse entry, and print stack traces of errors that are said in a line.
     They read TORCH_CPP_LOG_LEVEL when torch is loaded, but so would the workers that are forked from there, and theirs
     is the script's to choose. The flag behind it is an exported variable, so it can be set later.
     """
+    if plan.settings.verbose:
+        return
     if "LOGLEVEL" not in environ:
         logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
         logging.getLogger("torch.numa").setLevel(logging.CRITICAL)

@@ -89,4 +89,4 @@ def _tell_others(settings: Settings, script: Sequence[str], here: Here, problem:
     if plan.own_rendezvous and plan.world.agents > 1:
         from hpc_launch.elastic.run import refuse  # noqa: PLC0415 - torch is slow to import
 
-        refuse(plan, problem)
+        refuse(plan, here.environ, problem)
