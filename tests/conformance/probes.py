@@ -133,7 +133,7 @@ SCRIPTS: dict[str, str | bytes] = {
     # What happens after the end.
     "atexit order": "import atexit\nfor n in range(3):\n    atexit.register(print, n)",
     "exit in atexit": "import atexit, sys\natexit.register(lambda: sys.exit(12))",
-    "threads that go on": "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.3), print('late'))).start()",
+    "threads that go on": "import threading\nthreading.Thread(target=lambda: (threading.main_thread().join(), print('late'))).start()",
     "daemons that go on": "import threading, time\nthreading.Thread(target=time.sleep, args=(99,), daemon=True).start()",
     "objects at the end": "class C:\n    def __del__(self): print('gone', C)\nx = C()\ny = [C()]\ny.append(y)",
     "files at the end": "import sys\nf = open(sys.argv[1] + '.more', 'w') if sys.argv[1:] else None\nprint('x')",

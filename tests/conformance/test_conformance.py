@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -259,7 +258,3 @@ if __name__ == "__main__":
             assert start("probe.py", "report.json").status == 0
             reports.append(normal(json.loads((tmp_path / "report.json").read_text())))
         assert reports[0] == reports[1]
-
-
-if sys.platform != "linux":
-    pytest.skip("workers are forked on Linux", allow_module_level=True)
