@@ -445,7 +445,8 @@ from pathlib import Path
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from tests.unit.agents_support import party
 
-SlurmRendezvous(party(Path(sys.argv[1]), 2, run_id=sys.argv[2], ports=[int(sys.argv[3])])).next_rendezvous()
+leader = SlurmRendezvous(party(Path(sys.argv[1]), 2, run_id=sys.argv[2], ports=[int(sys.argv[3])]))
+leader.next_rendezvous()
 sys.stdin.read()
 """
 
@@ -483,7 +484,8 @@ from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from tests.unit.agents_support import parties, party
 
 first = party(Path(sys.argv[1]), 3, run_id=sys.argv[2], ports=[int(sys.argv[3])])
-SlurmRendezvous(parties(first)[2]).next_rendezvous()
+agent = SlurmRendezvous(parties(first)[2])
+agent.next_rendezvous()
 sys.stdin.read()
 """
 
