@@ -120,8 +120,15 @@ class WorkerError(HpcLaunchError):
 
 
 class Interrupted(HpcLaunchError):
-    """The launcher was told to stop by a signal."""
+    """The launcher was told to stop by a signal.
 
-    def __init__(self, signum: int, name: str) -> None:
+    Args:
+        signum: number of the signal.
+        name: its name.
+        said: somebody has said so already.
+    """
+
+    def __init__(self, signum: int, name: str, *, said: bool = False) -> None:
         super().__init__(f"stopped by {name}")
         self.exit_status = 128 + signum
+        self.silent = said

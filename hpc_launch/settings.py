@@ -256,6 +256,29 @@ def _signal_names(text: str) -> tuple[str, ...]:
     return names
 
 
+def _notice_names(text: str) -> tuple[str, ...]:
+    """Read signal names as sbatch --signal has them, with or without SIG."""
+    if text == "none":
+        return ()
+    given = (part.strip().upper() for part in text.split(","))
+    names = tuple(name if name.startswith("SIG") else f"SIG{name}" for name in given)
+    if not all(name in signals.Signals.__members__ for name in names) or {"SIGKILL", "SIGSTOP", "SIGCHLD"} & {*names}:
+        raise _Unreadable("signal names such as USR1,USR2 that a process can handle, or none")
+    return names
+
+
+REQUEUE_REASONS = ("on-notice", "on-timeout", "on-preempt", "on-failure")
+
+
+def _requeue_reasons(text: str) -> tuple[str, ...]:
+    if text == "never":
+        return ()
+    reasons = tuple(part.strip() for part in text.split(","))
+    if not all(reason in REQUEUE_REASONS for reason in reasons):
+        raise _Unreadable(f"never, or some of {', '.join(REQUEUE_REASONS)}, separated by commas")
+    return reasons
+
+
 def _choice(*choices: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in choices:
@@ -543,13 +566,52 @@ class Settings:
         group=RESTARTS,
         help="Signals that stop the workers in order.",
     )
+    notice_signals: tuple[str, ...] = _option(
+        "--notice-signals",
+        read=_notice_names,
+        default=("SIGUSR1", "SIGUSR2"),
+        metavar="NAMES|none",
+        group=RESTARTS,
+        torchrun_variable=False,
+        help="Signals that are passed on to every worker of every node, once, while the run goes on: what sbatch "
+        "--signal sends before the end.",
+    )
     shutdown_timeout: int | None = _option(
         "--shutdown-timeout",
+        "--grace",
         read=_integer(0),
         metavar="SECONDS",
         group=RESTARTS,
         help="Time for the workers to end after a signal before they are killed. Default: "
-        "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT, else 30.",
+        "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT, else what Slurm gives (KillWait), else 30.",
+    )
+    requeue: tuple[str, ...] = _option(
+        "--requeue",
+        read=_requeue_reasons,
+        default=(),
+        metavar="on-notice|on-timeout|on-preempt|on-failure|never",
+        group=RESTARTS,
+        torchrun_variable=False,
+        help="When Slurm is asked to run the job again: after a notice signal, at the time limit, after a preemption "
+        "that would end it, after a failure; several separated by commas. Default: never.",
+    )
+    max_requeues: int = _option(
+        "--max-requeues",
+        read=_integer(0),
+        default=10,
+        metavar="N",
+        group=RESTARTS,
+        torchrun_variable=False,
+        help="How often at most; preemptions are not counted.",
+    )
+    requeue_patience: int = _option(
+        "--requeue-patience",
+        read=_integer(1),
+        default=2,
+        metavar="N",
+        group=RESTARTS,
+        torchrun_variable=False,
+        help="After so many runs in a row without progress (runtime.mark_progress) the job is not requeued again.",
     )
     log_dir: str | None = _option(
         "--log-dir",

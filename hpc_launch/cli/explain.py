@@ -10,8 +10,14 @@ import click
 
 from hpc_launch import hostlist
 from hpc_launch.cli.options import CONTEXT, Call, GroupedCommand, launch_options, settings_of
-from hpc_launch.plan import derive
-from hpc_launch.plan.here import check_script, gather
+from hpc_launch.plan import derive, foretell
+from hpc_launch.plan.here import Here, check_script, gather
+from hpc_launch.plan.requeue import policy
+from hpc_launch.settings import Settings
+from hpc_launch.slurm import controller
+
+# Seconds for each question to Slurm: somebody is waiting for the answer.
+_PATIENCE = 2.0
 
 
 @click.command(cls=GroupedCommand, context_settings=CONTEXT)
@@ -40,3 +46,19 @@ def explain(context: click.Context, /, script: str, args: tuple[str, ...], **giv
         click.echo(f"  {'command':<{width}}  {shlex.join(plan.script)}")
     for warning in plan.warnings:
         click.echo(f"note: {warning}")
+    for line in _foretold(settings, here):
+        click.echo(f"Slurm: {line}")
+
+
+def _foretold(settings: Settings, here: Here) -> tuple[str, ...]:
+    """What Slurm is going to do with this job. A controller that is silent once is not asked again."""
+    job_id = controller.requeue_id(here.environ) if here.slurm is not None else ""
+    rules = controller.ask_rules(_PATIENCE) if job_id else None
+    if rules is None:
+        return ()
+    job = controller.ask_job(job_id, _PATIENCE)
+    partition = controller.ask_partition(job.partition, _PATIENCE) if job is not None else None
+    script = controller.ask_script(job.job_id, _PATIENCE) if job is not None and job.batch else None
+    asked = policy(settings.requeue, settings.max_requeues, settings.requeue_patience)
+    grace = settings.shutdown_timeout
+    return foretell.lines(rules, job, partition, asked, here.environ, script=script, grace=grace)

@@ -6,10 +6,11 @@ loop is the one here, in which all agents do the same at the same time.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
@@ -17,12 +18,17 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.events.api import Event, EventSource
 from torch.distributed.elastic.multiprocessing import LogsSpecs, PContext, start_processes
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from hpc_launch.elastic.console import last_lines, say
+from hpc_launch.elastic.console import duration, last_lines, say
 from hpc_launch.elastic.environment import Attempt, Place, worker_environment
 from hpc_launch.elastic.logs import JobLogs
+from hpc_launch.elastic.notices import Notices
+from hpc_launch.elastic.outlook import Outlook
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.elastic.rounds import Ending, RoundEnd
+from hpc_launch.elastic.signals import Signals
+from hpc_launch.elastic.window import SlurmFacts, Window
 from hpc_launch.elastic.workers import (
     CommandWorkers,
     Wakeup,
@@ -32,15 +38,29 @@ from hpc_launch.elastic.workers import (
     status_of,
     wakeup,
 )
-from hpc_launch.errors import ContextError
+from hpc_launch.errors import ContextError, HpcLaunchError, RendezvousError
+from hpc_launch.node import processes
 from hpc_launch.plan import derive
 from hpc_launch.plan.model import Plan
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory, RankFiles
 from hpc_launch.records.events import EventLog
-from hpc_launch.warm.factory import CannotBeWarmError, Factory
+from hpc_launch.settings import Origin
+from hpc_launch.slurm import controller
+from hpc_launch.slurm.controller import JobRecord
+from hpc_launch.warm.factory import Factory, FactoryLostError, spawn
 
 _SHOWN_LINES = 20
+
+# How long Slurm may take to signal the other processes of a task, where it signals them all.
+_OTHERS_SECONDS = 0.1
+
+# Under this name the agents share what Slurm says, and so often they ask for it while workers end.
+_FACTS = "slurm"
+_FACTS_SECONDS = 1.0
+
+# torch waits for workers of its own making in whole seconds, and not forever.
+_LONGEST_WAIT = 1 << 20
 
 
 class Agent(LocalElasticAgent):
@@ -57,9 +77,21 @@ class Agent(LocalElasticAgent):
         environ: Mapping[str, str],
         logs_specs: LogsSpecs | None,
         *,
-        factory: Factory | None,
-        before_start: Callable[[], None],
+        factory: Factory,
+        signals: Signals,
+        outlook: Outlook | None,
     ) -> None:
+        """Prepare it.
+
+        Args:
+            spec: torch's own.
+            plan: what to do.
+            environ: the environment that the workers' own is made from.
+            logs_specs: where output goes, if somebody else decides.
+            factory: makes the workers.
+            signals: what has come to this process.
+            outlook: what Slurm says about the end of the job; None on all agents but one.
+        """
         # The time out of torch's exit barrier, for other backends: a slow node may finish as late as the job lives.
         super().__init__(
             # Ours are made for each attempt: they need its number.
@@ -79,14 +111,41 @@ class Agent(LocalElasticAgent):
         self._first_attempt = 0
         self._attempt = -1
         self._failed: RankFiles | None = None
-        self._grace = _grace(plan, environ)
+        self._stopping = False
         self._factory = factory
-        self._before_start = before_start
+        self._signals = signals
+        self._outlook = outlook
+        self._window = Window(_grace(plan, environ), self._slurm_facts, signals)
+        self._facts = SlurmFacts()
+        self._next_facts = 0.0
+        self._notices = Notices(lambda: signals.notices, self._heard, self._send)
+
+    @property
+    def job(self) -> JobDirectory:
+        """The job directory."""
+        return self._job
+
+    @property
+    def attempts(self) -> tuple[int, int]:
+        """The numbers of the first and of the last attempt of this run, in the job directory."""
+        return self._first_attempt, self._first_attempt + max(0, self._attempt)
+
+    def slurm_record(self) -> JobRecord | None:
+        """What Slurm says of the job now that the run has ended; None where it says nothing."""
+        if self._outlook is None:
+            return controller.ask_job(controller.requeue_id(self._environ))
+        return self._outlook.asked_now()
+
+    @property
+    def noticed(self) -> bool:
+        """Whether the workers have been told of a notice signal."""
+        return self._notices.told
 
     # ---- one attempt
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
-        super()._rendezvous(worker_group)
+        with self._signals.raising():
+            super()._rendezvous(worker_group)
         handler = worker_group.spec.rdzv_handler
         if isinstance(handler, SlurmRendezvous):
             self._attempt = handler.round_number
@@ -116,6 +175,7 @@ class Agent(LocalElasticAgent):
         self._record("attempt", attempt=label, host=self._plan.world.host)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        self._signals.handle()
         spec = worker_group.spec
         environs = {worker.local_rank: self._environment(worker, worker_group) for worker in worker_group.workers}
         self._setup_local_watchdog(envs=environs)
@@ -139,9 +199,9 @@ class Agent(LocalElasticAgent):
             "envs": environs,
             "logs_specs": logs,
         }
-        self._before_start()
         if callable(spec.entrypoint) or self._plan.settings.numa_binding:
             self._pcontext = self._start_by_torch(common)
+            self._signals.handle()  # torch has put its own handlers there
         else:
             self._pcontext = self._start_commands(common)
         if self._logs is not None:
@@ -151,34 +211,48 @@ class Agent(LocalElasticAgent):
             self._record("worker started", rank=worker.global_rank, pid=pids[worker.local_rank])
         return pids
 
-    def _start_commands(self, common: dict[str, Any]) -> PContext:
-        """Start workers that are commands: forked if possible."""
-        if self._factory is not None:
-            forked = CommandWorkers(**common, grace=self._grace, factory=self._factory)
+    def _start_commands(self, common: dict[str, Any]) -> CommandWorkers:
+        """Start workers that are commands, forked if possible."""
+        try:
             try:
-                forked.start()
-            except CannotBeWarmError as error:
+                return self._start_with(self._factory, common)
+            except FactoryLostError as error:
                 say(f"{error}: workers are started by exec")
-                self._factory = None
-            else:
-                return forked
-        started = CommandWorkers(**common, grace=self._grace, factory=None)
-        started.start()
-        return started
+                for orphan in processes.descendants(os.getpid()):
+                    processes.send(orphan, signal.SIGKILL)
+                self._factory.close()
+                self._factory = spawn()
+                return self._start_with(self._factory, common)
+        except (OSError, FactoryLostError) as error:
+            raise HpcLaunchError(f"{self._plan.world.host}: {error}") from error
+
+    def _start_with(self, factory: Factory, common: dict[str, Any]) -> CommandWorkers:
+        settings = self._plan.settings
+        workers = CommandWorkers(
+            **common, factory=factory, forked=factory.forks, group=settings.no_python, window=self._window
+        )
+        workers.start()
+        return workers
 
     def _start_by_torch(self, common: dict[str, Any]) -> PContext:
         """Start workers as torch does: functions, and commands bound by --numa-binding."""
         binding = self._plan.settings.numa_binding
         if binding is None:
-            return start_processes(**common, start_method=self._start_method)
+            return self._adopted(start_processes(**common, start_method=self._start_method))
         options = self._worker_group.spec.numa_options
         try:
-            return start_processes(**common, start_method=self._start_method, numa_options=options)
+            return self._adopted(start_processes(**common, start_method=self._start_method, numa_options=options))
         except (RuntimeError, AssertionError, ValueError, OSError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ContextError(
                 f"--numa-binding {binding}: {reason}; leave it out, or see torch's numa/binding.py"
             ) from error
+
+    def _adopted(self, workers: PContext) -> PContext:
+        """See that workers which torch has started do not outlive this agent either."""
+        with contextlib.suppress(FactoryLostError):
+            self._factory.adopt([*workers.pids().values()])
+        return workers
 
     def _environment(self, worker: Worker, group: WorkerGroup) -> dict[str, str]:
         plan, world = self._plan, self._plan.world
@@ -202,6 +276,7 @@ class Agent(LocalElasticAgent):
             role=group.spec.role,
             use_agent_store=handler.use_agent_store,
             signals=plan.settings.signals_to_handle,
+            notices=plan.settings.notice_signals,
             agent_workers=handler.plan.workers if isinstance(handler, SlurmRendezvous) else (),
         )
         # Backends that number nodes by themselves (c10d) are right about it.
@@ -239,10 +314,79 @@ class Agent(LocalElasticAgent):
             if helper is not None:
                 helper.stop()
         self._worker_watchdog = self._health_check_server = None
-        if self._pcontext is not None:
+        if isinstance(self._pcontext, CommandWorkers):
+            self._pcontext.stop(death_sig, told=self._stopping and self._heard_soon(death_sig))
             self._pcontext.close(death_sig)
+        elif self._pcontext is not None:
+            self._window.open()
+            self._pcontext.close(death_sig, timeout=max(1, int(min(self._window.left, _LONGEST_WAIT))))
         if self._logs is not None:
             self._logs.stop_console()
+
+    def close(self) -> None:
+        """End the factory, and whatever there still is of what it has started."""
+        self._factory.close()
+
+    # ---- signals
+
+    def _heard(self, signum: int) -> bool:
+        """Whether Slurm has signalled the workers itself: then it has signalled the factory as well."""
+        try:
+            return self._factory.heard(signum)
+        except FactoryLostError:
+            return False
+
+    def _heard_soon(self, signum: int) -> bool:
+        """The same of a signal that comes now: Slurm signals the processes of a task one after the other."""
+        if self._plan.world.origin is not Origin.STEP:
+            return False
+        deadline = time.monotonic() + _OTHERS_SECONDS
+        while not (heard := self._heard(signum)) and time.monotonic() < deadline:
+            time.sleep(_OTHERS_SECONDS / 10)
+        return heard
+
+    def _send(self, pid: int, signum: int) -> None:
+        if isinstance(self._pcontext, CommandWorkers):
+            with contextlib.suppress(FactoryLostError):
+                self._pcontext.send(pid, signum)
+        else:
+            processes.send(pid, signum)
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result: RunResult = super()._monitor_workers(worker_group)
+        if self._pcontext is not None:
+            self._pass_on_notices(worker_group.spec.rdzv_handler, self._pcontext)
+        return result
+
+    def _pass_on_notices(self, handler: RendezvousHandler, workers: PContext) -> None:
+        pids = workers.running if isinstance(workers, CommandWorkers) else workers.pids()
+        others = handler.notices() if isinstance(handler, SlurmRendezvous) else {}
+        for name, number in self._notices.turn([*pids.values()], others).items():
+            if isinstance(handler, SlurmRendezvous):
+                handler.tell_notice(name, number)
+            self._record("notice", signal=name, number=number)
+            if self._outlook is not None:
+                self._outlook.ask_again()
+            if self._plan.world.leader:
+                left = self._outlook.left if self._outlook is not None else None
+                end = f"; the job ends in {duration(left)}" if left is not None else ""
+                say(f"{name}: the workers are told{end}")
+
+    def _slurm_facts(self) -> SlurmFacts | None:
+        """What Slurm says about the time between its signals; None outside of a step."""
+        handler = self._worker_group.spec.rdzv_handler
+        if self._plan.world.origin is not Origin.STEP:
+            return None
+        if isinstance(handler, SlurmRendezvous):
+            now = time.monotonic()
+            if self._outlook is not None and self._outlook.facts != self._facts:
+                self._facts = self._outlook.facts
+                with contextlib.suppress(RendezvousError):
+                    handler.share(_FACTS, self._facts)
+            elif self._outlook is None and now >= self._next_facts:
+                self._next_facts = now + _FACTS_SECONDS
+                self._facts = handler.shared(_FACTS, SlurmFacts) or self._facts
+        return self._facts
 
     # ---- all attempts
 
@@ -255,8 +399,11 @@ class Agent(LocalElasticAgent):
                 self._initialize_workers(self._worker_group)
                 result, end = self._follow_round(handler, alarm)
                 self._record("round ended", **_facts(end))
-                self._stop_workers(self._worker_group)
-                if end.ending != Ending.DONE.value:
+                self._stopping = bool(end.signal)
+                if self._stopping:
+                    self._tell_stop(end)
+                self._shutdown(signal.Signals[end.signal or "SIGTERM"])
+                if end.ending != Ending.DONE.value and not end.signal:
                     self._tell(end)
                 if end.ending != Ending.RESTART.value:
                     self.end = end
@@ -269,21 +416,22 @@ class Agent(LocalElasticAgent):
         while True:
             result: RunResult = self._monitor_workers(group)
             group.state = result.state
-            if result.state is WorkerState.HEALTHY:
-                pass
-            elif result.state is WorkerState.SUCCEEDED:
+            stop = self._signals.stop
+            if result.state is WorkerState.SUCCEEDED:
                 if not reported:
                     handler.report_done()
                     reported = True
-            else:
+            elif stop is None and result.state is not WorkerState.HEALTHY:
                 status, cause = self._cause(result.failures)
                 return RunResult(WorkerState.FAILED, failures=result.failures), handler.report_failure(status, cause)
+            if stop is not None:
+                handler.report_end(128 + stop, f"stopped by {stop.name} on {self._plan.world.host}", stop.name)
             end = handler.end()
             if end is not None:
                 if end.ending == Ending.DONE.value:
                     return result, end
                 return RunResult(WorkerState.FAILED), end
-            alarm.wait(group.spec.monitor_interval)
+            alarm.wait(group.spec.monitor_interval, self._factory)
 
     def _cause(self, failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
         """The status and the cause of a failure here, written down and kept to be said when the workers have ended."""
@@ -308,6 +456,15 @@ class Agent(LocalElasticAgent):
         where = f"; the end of {shown}:{lines}" if shown else ""
         say(f"attempt {self._first_attempt + self._attempt}: {end.cause}{again}{where}")
 
+    def _tell_stop(self, end: RoundEnd) -> None:
+        """Say what stops the run, and how long that may take, on the node where it came first."""
+        if self._outlook is not None:
+            self._outlook.ask_again()
+        if end.agent == self._plan.world.agent_rank:
+            self._window.open()
+            left = duration(self._window.left)
+            say(f"attempt {self._first_attempt + self._attempt}: {end.cause}; the workers have {left} to end")
+
     def _record(self, event: str, **facts: Any) -> None:
         if self._events is not None:
             self._events.record(event, **facts)
@@ -320,11 +477,12 @@ class Agent(LocalElasticAgent):
         return end
 
 
-def _grace(plan: Plan, environ: Mapping[str, str]) -> float:
+def _grace(plan: Plan, environ: Mapping[str, str]) -> float | None:
+    """Seconds that workers have to end, if somebody has said so."""
     if plan.settings.shutdown_timeout is not None:
         return plan.settings.shutdown_timeout
     text = environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "")
-    return float(text) if text.isdigit() else 30.0
+    return float(text) if text.isdigit() else None
 
 
 def _facts(end: RoundEnd) -> dict[str, Any]:

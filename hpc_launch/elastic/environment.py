@@ -43,6 +43,7 @@ class Attempt:
         label: of the attempt in the job directory.
         agent_workers: workers of each agent, by agent; empty where that is not known.
         signals: names of the signals that stop the agent (--signals-to-handle).
+        notices: names of the signals that are passed on (--notice-signals).
     """
 
     number: int
@@ -55,6 +56,7 @@ class Attempt:
     use_agent_store: bool
     agent_workers: Sequence[int] = ()
     signals: Sequence[str] = ()
+    notices: Sequence[str] = ()
 
 
 def worker_environment(  # noqa: D417 - the types say it
@@ -102,6 +104,7 @@ def worker_environment(  # noqa: D417 - the types say it
             "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(attempt.signals),
             "TORCH_NCCL_ASYNC_ERROR_HANDLING": base.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
             "HPC_LAUNCH_ATTEMPT": str(attempt.label),
+            "HPC_LAUNCH_NOTICE_SIGNALS": ",".join(attempt.notices) or "none",
             "HPC_LAUNCH_HOST": world.host,
             "HPC_LAUNCH_JOB_DIRECTORY": job_directory,
         }

@@ -19,9 +19,10 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch.distributed import (  # type: ignore[attr-defined]  # public, but its types do not export them
@@ -35,7 +36,7 @@ from hpc_launch import hostlist
 from hpc_launch.elastic import locator, rounds
 from hpc_launch.elastic.console import Pace, say
 from hpc_launch.elastic.party import Party
-from hpc_launch.elastic.rounds import Ending, Member, RoundEnd, RoundPlan
+from hpc_launch.elastic.rounds import Ending, Member, Message, RoundEnd, RoundPlan
 from hpc_launch.errors import HpcLaunchError, LogDirError, RendezvousError, RendezvousTimeout, RoundRefused
 from hpc_launch.node import network
 from hpc_launch.plan import derive
@@ -44,11 +45,15 @@ from hpc_launch.records.directory import JobDirectory
 
 NAME = "slurm"
 
+_Shared = TypeVar("_Shared", bound=Message)
+
 # Blocking calls into torch hold back Python's signal handlers, so they are made in slices of this length.
 _SLICE = timedelta(seconds=1)
 _STORE_TIMEOUT = timedelta(seconds=60)
 # How long the leader waits for the others to have read the end before it takes the store away.
 _FAREWELL_SECONDS = 15.0
+# How often an agent asks whether others have got a notice signal: they come minutes before they matter.
+_NOTICE_SECONDS = 0.5
 # At most so many questions a second does the store get from all agents together while workers run.
 _QUESTIONS_PER_SECOND = 5000
 
@@ -71,7 +76,8 @@ class SlurmRendezvous(RendezvousHandler):
         self._round = -1
         self._plan: RoundPlan | None = None
         self._end: RoundEnd | None = None
-        self._next_question = 0.0
+        self._next_question = self._next_notices = 0.0
+        self._notices: Mapping[str, int] = {}
         # Where each agent is; with several tasks on a node this is known when they have joined.
         self._hosts = dict(enumerate(party.hosts)) if party.agents_per_host is not None else {}
 
@@ -108,11 +114,28 @@ class SlurmRendezvous(RendezvousHandler):
         )
         return self._propose(end)
 
-    def report_end(self, status: int, cause: str) -> None:
-        """Say that this agent leaves for good, so that the others do not wait for its workers."""
-        if self._control is not None and self._round >= 0 and self._end is None:
-            with contextlib.suppress(RendezvousError):
-                self._propose(RoundEnd(Ending.FAILED.value, self._party.agent, self._party.host, status, cause))
+    def report_end(self, status: int, cause: str, signal: str = "") -> RoundEnd | None:
+        """Say that this agent leaves for good, so that the others do not wait for its workers.
+
+        Args:
+            status: the exit status that all are to end with.
+            cause: why, one line.
+            signal: the name of the signal that made it leave, if one did.
+
+        Returns:
+            How the round really ended (somebody may have been first); None when there is none.
+        """
+        if self._control is None or self._round < 0:
+            return None
+        end = RoundEnd(Ending.FAILED.value, self._party.agent, self._party.host, status, cause, signal)
+        with contextlib.suppress(RendezvousError):
+            if self._end is None:
+                return self._propose(end)
+            if self._end.ending == Ending.RESTART.value:
+                # The round has ended for another: that one is to end before it begins.
+                self._round += 1
+                return self._propose(end)
+        return self._end
 
     def report_done(self) -> None:
         """Say that all workers here ended well; the last agent to do so ends the round."""
@@ -142,6 +165,46 @@ class SlurmRendezvous(RendezvousHandler):
                 # Nobody can take its place, so another attempt would wait for it in vain.
                 self._propose(RoundEnd(Ending.FAILED.value, self._party.agent, self._party.host, 69, lost))
         return self._end
+
+    # ---- what concerns all rounds
+
+    def tell_notice(self, name: str, count: int) -> None:
+        """Tell the other agents that a signal came for the `count`-th time."""
+        with self._translated():
+            said = ""
+            while True:
+                counts: dict[str, int] = json.loads(said or "{}")
+                if counts.get(name, 0) >= count:
+                    return
+                wanted = json.dumps({**counts, name: count})
+                said = self._store().compare_set("notices", said, wanted).decode()
+                if said == wanted:
+                    return
+
+    def notices(self) -> Mapping[str, int]:
+        """How often each signal came to some agent, by name; asked of the store at most twice a second."""
+        now = time.monotonic()
+        if now >= self._next_notices:
+            self._next_notices = now + _NOTICE_SECONDS + self._party.agents / _QUESTIONS_PER_SECOND
+            self._mind_the_leader()
+            with self._translated():
+                if self._store().check(["notices"]):
+                    self._notices = json.loads(self._store().get("notices"))
+        return self._notices
+
+    def share(self, name: str, message: Message) -> None:
+        """Leave something for the other agents to read when they need it."""
+        with self._translated():
+            self._store().set(f"shared/{name}", message.encode())
+
+    def shared(self, name: str, kind: type[_Shared]) -> _Shared | None:
+        """What was left; None as long as nothing was, or the store is lost."""
+        key = f"shared/{name}"
+        with contextlib.suppress(RendezvousError), self._translated():
+            self._mind_the_leader()
+            if self._control is not None and self._control.check([key]):
+                return kind.decode(self._control.get(key))
+        return None
 
     # ---- torch's interface
 
@@ -283,6 +346,16 @@ class SlurmRendezvous(RendezvousHandler):
             f"lost the agent on {hostlist.display(hosts) if hosts else 'some node'}: it was killed, or its node is gone"
         )
 
+    def _mind_an_early_end(self) -> None:
+        """See that nobody has left while this agent waits for the round to begin."""
+        lost = self._lost_agents()
+        if lost:
+            raise RendezvousError(lost)
+        if self._store().check([f"{self._key}/end"]):
+            self._end = RoundEnd.decode(self._store().get(f"{self._key}/end"))
+            # Who left says why.
+            raise RoundRefused(self._end.cause, exit_status=self._end.status, silent=True)
+
     def _open(self) -> TCPStore:
         if self._party.leader:
             return self._serve()
@@ -423,9 +496,7 @@ class SlurmRendezvous(RendezvousHandler):
         party, store = self._party, self._store()
         begin, pace = time.monotonic(), Pace(10, 60)
         while (joined := store.add(f"{self._key}/joined", 0)) < party.agents:
-            lost = self._lost_agents()
-            if lost:
-                raise RendezvousError(lost)
+            self._mind_an_early_end()
             waited = time.monotonic() - begin
             late = waited > party.join_timeout
             if late or pace.due():
@@ -456,6 +527,7 @@ class SlurmRendezvous(RendezvousHandler):
                 store.wait([key], _SLICE)
                 plan: RoundPlan = RoundPlan.decode(store.get(key))
                 return plan
+            self._mind_an_early_end()
         raise RendezvousTimeout(f"{self._party.hosts[0]} did not begin round {self._round}; see --join-timeout")
 
     def _open_worker_store(self) -> tuple[TCPStore, int]:

@@ -100,6 +100,7 @@ class RoundEnd(Message):
         host: on which node.
         status: the exit status of the job, if this is its end.
         cause: what happened, one line; empty after success.
+        signal: the name of the signal that stopped the run, if one did: the workers are to get it.
     """
 
     ending: str
@@ -107,6 +108,7 @@ class RoundEnd(Message):
     host: str
     status: int = 0
     cause: str = ""
+    signal: str = ""
 
 
 def end_after_failure(  # noqa: D417 - the others are RoundEnd's

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,20 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousPa
 from torch.distributed.elastic.rendezvous.api import RendezvousError as TorchRendezvousError
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from hpc_launch.elastic import workers
+from hpc_launch.elastic import requeue, workers
 from hpc_launch.elastic.agent import Agent
 from hpc_launch.elastic.console import flush, say
+from hpc_launch.elastic.outlook import Outlook
 from hpc_launch.elastic.party import party_of
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
-from hpc_launch.elastic.rounds import Ending, RoundEnd, shape
+from hpc_launch.elastic.rounds import Ending, shape
+from hpc_launch.elastic.signals import Signals
 from hpc_launch.errors import HpcLaunchError, Interrupted, RendezvousError, UsageError, WorkerError
 from hpc_launch.node import network
 from hpc_launch.plan.model import Plan
+from hpc_launch.records.directory import JobDirectory
 from hpc_launch.settings import Origin, Settings, StreamChoice, Streams
+from hpc_launch.slurm.controller import requeue_id
 from hpc_launch.warm.factory import Factory
 
 # torchrun's macro for the local rank (torch/distributed/elastic/utils/api.py).
@@ -74,75 +78,93 @@ def refuse(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError) -> N
         handler.shutdown()
 
 
-def run(plan: Plan, environ: Mapping[str, str], factory: Factory | None) -> None:
+def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
     """Run the agent of this node until all attempts are over.
 
     Args:
         plan: what to do.
         environ: the environment that the workers' own is made from.
-        factory: forks the workers; None starts each as a new process.
+        factory: makes the workers; it is closed, and nothing is left of them.
 
     Raises:
         WorkerError: with the status of the worker that failed first, on every node.
-        Interrupted: when a signal told the agent to stop.
+        Interrupted: when a signal told the agents to stop.
         RendezvousError: when the nodes did not come together, or lost each other.
     """
     _quieten_torch(plan, environ)
-    stop = _StopSignals(plan.settings.signals_to_handle)
-    handler = _handler(plan)
-    if plan.own_rendezvous:
-        stop.handle()  # others block in torch, where no handler of ours would run: there signals end us as they do
+    settings = plan.settings
+    signals = Signals(settings.signals_to_handle, settings.notice_signals, at_once=not plan.own_rendezvous)
+    with contextlib.ExitStack() as stack:
+        stack.callback(factory.close)
+        try:
+            handler = _handler(plan)
+            stack.callback(handler.shutdown)
+            stack.callback(signals.ignore)  # what is left is short, and must not be cut off
+            if plan.own_rendezvous:
+                # Others block in torch, where no handler of ours would run: there signals end us as they do.
+                signals.handle()
+            with signals.raising():
+                spec = _spec(plan, handler, *_command(plan))
+                outlook = _outlook(plan, environ)
+                if outlook is not None:
+                    stack.callback(outlook.close)
+                logs = _foreign_logs(settings)
+                agent = Agent(spec, plan, environ, logs, factory=factory, signals=signals, outlook=outlook)
+                stack.callback(agent.close)
+                _announce(plan)
+                flush()
+        except SignalException as stop:
+            raise Interrupted(stop.sigval, stop.sigval.name) from None
+        error = _run_agent(agent, handler, plan)
+        # Before the others are waited for: Slurm may be about to kill.
+        _requeue(plan, environ, agent, error)
+    if error is not None:
+        raise error
+
+
+def _requeue(plan: Plan, environ: Mapping[str, str], agent: Agent, error: HpcLaunchError | None) -> None:
+    """Have the job run again, if that was asked for."""
+    if plan.settings.requeue and plan.world.leader:
+        ended = requeue.Run(error, agent.noticed, agent.slurm_record(), agent.job, *agent.attempts)
+        word = requeue.settle(plan, environ, ended)
+        if word:
+            say(word)
+
+
+def _outlook(plan: Plan, environ: Mapping[str, str]) -> Outlook | None:
+    """Begin to ask Slurm about the job's end, on one node for all."""
+    if not (plan.world.origin is Origin.STEP and plan.world.leader and plan.own_rendezvous):
+        return None
+    end = environ.get("SLURM_JOB_END_TIME", "")
+    file = JobDirectory(plan.log_root, plan.job_name).end_time
+    return Outlook(requeue_id(environ), file, float(end) if end.isdecimal() else None)
+
+
+def _run_agent(agent: Agent, handler: RendezvousHandler, plan: Plan) -> HpcLaunchError | None:
+    """Run it; returns what ended it, said to the other agents."""
     try:
-        entrypoint, arguments = _command(plan)
-        spec = _spec(plan, handler, entrypoint, arguments)
-        agent = Agent(spec, plan, environ, _foreign_logs(plan.settings), factory=factory, before_start=stop.handle)
-        _announce(plan)
-        flush()
-        end = _run_agent(agent)
-    except SignalException as error:
+        result = agent.run()
+    except SignalException as stop:
+        error: HpcLaunchError = Interrupted(stop.sigval, stop.sigval.name)
         if isinstance(handler, SlurmRendezvous):
-            handler.report_end(128 + error.sigval, f"{plan.world.host} was stopped by {error.sigval.name}")
-        raise Interrupted(error.sigval, error.sigval.name) from None
-    except HpcLaunchError as error:
+            cause = f"stopped by {stop.sigval.name} on {plan.world.host}"
+            handler.report_end(error.exit_status, cause, stop.sigval.name)
+        return error
+    except HpcLaunchError as problem:
         if isinstance(handler, SlurmRendezvous):
-            handler.report_end(error.exit_status, str(error))
-        raise
-    except (TorchRendezvousError, torch.distributed.DistError) as error:
-        raise RendezvousError(f"{plan.backend} rendezvous at '{plan.endpoint}': {_first_line(error)}") from error
-    finally:
-        stop.ignore()  # what is left is short, and must not be cut off
-        handler.shutdown()
-    if end is not None and end.ending == Ending.FAILED.value:
-        raise WorkerError(end.cause, exit_status=end.status)
-
-
-def _run_agent(agent: Agent) -> RoundEnd | None:
-    result = agent.run()
-    if result.is_failed() and agent.end is None:
-        return agent.failure_of(result)
-    return agent.end
-
-
-class _StopSignals:
-    """Turns stop signals into torch's SignalException."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._signals = [signal.Signals[name] for name in names]
-
-    def handle(self) -> None:
-        """From here on they do."""
-        for signum in self._signals:
-            signal.signal(signum, _raise_signal)
-
-    def ignore(self) -> None:
-        """From here on nothing stops us."""
-        for signum in self._signals:
-            signal.signal(signum, signal.SIG_IGN)
-
-
-def _raise_signal(signum: int, _frame: object) -> None:
-    name = signal.Signals(signum)
-    raise SignalException(f"stopped by {name.name}", sigval=name)
+            handler.report_end(problem.exit_status, str(problem))
+        return problem
+    except (TorchRendezvousError, torch.distributed.DistError) as problem:
+        return RendezvousError(f"{plan.backend} rendezvous at '{plan.endpoint}': {_first_line(problem)}")
+    end = agent.end
+    if end is None and result.is_failed():
+        end = agent.failure_of(result)
+    if end is None or end.ending != Ending.FAILED.value:
+        return None
+    if end.signal:
+        signum = signal.Signals[end.signal]
+        return Interrupted(signum, signum.name, said=True)
+    return WorkerError(end.cause, exit_status=end.status)
 
 
 # The severity that torch's C++ parts still speak at (c10/util/Logging.h), and where that is kept.

@@ -6,10 +6,7 @@ import contextlib
 import os
 import select
 import signal
-import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +15,33 @@ from torch.distributed.elastic.multiprocessing.api import RunProcsResult
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from hpc_launch.elastic.console import say
-from hpc_launch.warm.factory import Factory, Order
+from hpc_launch.elastic.window import Window
+from hpc_launch.warm.factory import Factory, FactoryLostError
+from hpc_launch.warm.server import Order
 
-# How long a killed process may take to be gone; after that it hangs in the kernel and is left behind.
-_KILL_SECONDS = 5.0
+# What workers have left behind when they ended by themselves may take so long to end, before it is killed.
+_LEFTOVER_SECONDS = 3.0
+
+# How often to look whether the time that workers have has changed.
+_LOOK_SECONDS = 0.05
 
 
 class Wakeup:
-    """Lets the main thread wait until a child ends, or some time has passed.
+    """Lets the main thread wait until a worker ends, a signal comes, or some time has passed.
 
     The end of a worker is then known within milliseconds, and the first failure is the first to be reported.
     """
 
     def __init__(self) -> None:
+        # Workers of torch's making are children of this process; the others are known by their factory.
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._old_descriptor = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         # Without a Python-level handler the descriptor is not written to.
         self._old_handler = signal.signal(signal.SIGCHLD, lambda *_: None)
 
-    def wait(self, seconds: float) -> None:
-        """Return when a child ended, another signal came, or the time is over."""
-        select.select([self._read], [], [], seconds)
+    def wait(self, seconds: float, factory: Factory) -> None:
+        """Return when a worker ended, a signal came, or the time is over."""
+        select.select([self._read] if factory.lost else [self._read, factory.fileno()], [], [], seconds)
         with contextlib.suppress(BlockingIOError):
             while os.read(self._read, 4096):
                 pass
@@ -61,73 +64,57 @@ def wakeup() -> Iterator[Wakeup]:
         made.close()
 
 
-@dataclass(frozen=True)
-class _Forked:
-    """A child that somebody else has forked for us; as far as this needs it, a Popen."""
-
-    pid: int
-
-    def wait(self) -> None:
-        """Reap it."""
-        os.waitpid(self.pid, 0)
-
-
 class CommandWorkers(PContext):
     """Workers that are commands, each leading a process group of its own; or forked, and then become the same.
 
     Unlike torch's SubprocessContext it gives each worker exactly the environment it is told (which can lack variables
-    of the agent's), appends to log files, and reports a failure before it ends the other workers, so that the other
-    nodes hear of it first.
-
-    A worker that has ended is not reaped before `close`: until then its process id, and so its group's, cannot belong
-    to anybody else, and what is left of the group can be killed safely.
+    of the agent's), appends to log files, reports a failure before it ends the other workers, so that the other nodes
+    hear of it first, and leaves nothing behind: what workers have started ends with them.
     """
 
-    def __init__(self, *args: Any, grace: float, factory: Factory | None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, factory: Factory, forked: bool, group: bool, window: Window, **kwargs: Any) -> None:
+        """Prepare them.
+
+        Args:
+            args: as torch's PContext has them.
+            factory: makes the processes.
+            forked: fork them, instead of starting programs.
+            group: signals are for the process group of a worker, not only for itself.
+            window: the time they have to end.
+            kwargs: as torch's PContext has them.
+        """
         super().__init__(*args, **kwargs)
-        self._grace = grace
         self._factory = factory
-        self._processes: dict[int, subprocess.Popen[bytes] | _Forked] = {}
+        self._forked = forked
+        self._group = group
+        self._window = window
+        self._pids: dict[int, int] = {}
         self._statuses: dict[int, int] = {}
+        self._swept = True
 
     def start(self) -> None:
         """Start them all; unlike torch's, without installing signal handlers (`elastic.run` has)."""
         self._start()
 
     def _start(self) -> None:
-        if self._factory is not None:
-            self._processes.update(self._fork(self._factory))
-            return
-        for local_rank in range(self.nprocs):
-            self._processes[local_rank] = self._spawn(local_rank)
-
-    def _fork(self, factory: Factory) -> dict[int, _Forked]:
         with contextlib.ExitStack() as stack:
             orders = []
             for local_rank in range(self.nprocs):
                 files = (_destination(stack, path[local_rank]) for path in (self.stdouts, self.stderrs))
                 out, err = (file.fileno() if file is not None else None for file in files)
                 arguments = tuple(map(str, self.args[local_rank]))
-                orders.append(Order(arguments, self.envs[local_rank], (out, err)))
-            return {local_rank: _Forked(pid) for local_rank, pid in enumerate(factory.fork(orders))}
-
-    def _spawn(self, local_rank: int) -> subprocess.Popen[bytes]:
-        with contextlib.ExitStack() as stack:
-            return subprocess.Popen(
-                [str(self.entrypoint), *map(str, self.args[local_rank])],
-                env=self.envs[local_rank],
-                stdout=_destination(stack, self.stdouts[local_rank]),
-                stderr=_destination(stack, self.stderrs[local_rank]),
-                start_new_session=True,
-            )
+                orders.append(
+                    Order(str(self.entrypoint), arguments, self.envs[local_rank], (out, err), forked=self._forked)
+                )
+            self._swept = False
+            self._pids = dict(enumerate(self._factory.start(orders)))
 
     def _poll(self) -> RunProcsResult | None:
-        for local_rank in self._processes:
-            self._look(local_rank)
+        self._look()
         failures = {
             local_rank: ProcessFailure(
                 local_rank=local_rank,
-                pid=self._processes[local_rank].pid,
+                pid=self._pids[local_rank],
                 exitcode=status,
                 error_file=self.error_files[local_rank],
             )
@@ -136,62 +123,72 @@ class CommandWorkers(PContext):
         }
         if failures:
             return RunProcsResult(failures=failures, stdouts=self.stdouts, stderrs=self.stderrs)
-        if len(self._statuses) < self.nprocs:
+        if self.running:
             return None
         return RunProcsResult(
             return_values=dict.fromkeys(range(self.nprocs)), stdouts=self.stdouts, stderrs=self.stderrs
         )
 
-    def _look(self, local_rank: int) -> bool:
-        """Whether a worker has ended; its status is noted, the process not reaped."""
-        if local_rank in self._statuses:
-            return True
-        ended = os.waitid(os.P_PID, self._processes[local_rank].pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if ended is None:
-            return False
-        by_itself = ended.si_code == os.CLD_EXITED
-        self._statuses[local_rank] = ended.si_status if by_itself else -ended.si_status
-        return True
+    def _look(self) -> None:
+        """Note which workers have ended."""
+        ranks = {pid: local_rank for local_rank, pid in self._pids.items()}
+        try:
+            for ended in self._factory.ended():
+                if ended.pid in ranks:
+                    self._statuses[ranks[ended.pid]] = ended.status
+        except FactoryLostError as error:
+            # The kernel kills its workers with it.
+            if self.running:
+                say(f"{error}, and the workers with it")
+            for local_rank in self.running:
+                self._statuses[local_rank] = -signal.SIGKILL
+
+    @property
+    def running(self) -> dict[int, int]:
+        """Process ids by local rank of the workers that are not known to have ended."""
+        return {local_rank: pid for local_rank, pid in self._pids.items() if local_rank not in self._statuses}
 
     def pids(self) -> dict[int, int]:
         """Process ids by local rank."""
-        return {local_rank: process.pid for local_rank, process in self._processes.items()}
+        return self._pids
 
-    def _close(self, death_sig: signal.Signals, timeout: int = 30) -> None:  # noqa: ARG002 - `grace` is the one place
-        running = [rank for rank in self._processes if not self._look(rank)]
-        for local_rank in running:
-            self._signal_group(local_rank, death_sig)
-        self._await_ends(self._grace)
-        late = [rank for rank in self._processes if not self._look(rank)]
-        if late:
-            say(
-                f"local rank {', '.join(map(str, late))} did not end within {self._grace:.0f} s of {death_sig.name} "
-                "and is killed (--shutdown-timeout)"
-            )
-        for local_rank in self._processes:
-            self._signal_group(local_rank, signal.SIGKILL)
-        self._await_ends(_KILL_SECONDS)
-        for local_rank, process in list(self._processes.items()):
-            if self._look(local_rank):
-                process.wait()
-                del self._processes[local_rank]
-            else:
-                say(f"process {process.pid} (local rank {local_rank}) hangs in the kernel and cannot be killed")
-        self._processes.clear()
+    def send(self, pid: int, signum: int) -> None:
+        """Signal one worker."""
+        self._factory.signal([pid], signum, group=self._group)
 
-    def _await_ends(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        pause = 0.001
-        while not self._all_ended() and time.monotonic() < deadline:
-            time.sleep(pause)
-            pause = min(pause * 2, 0.05)
+    def stop(self, signum: signal.Signals, *, told: bool) -> None:
+        """End them all: with a signal first, and for good when the window closes.
 
-    def _all_ended(self) -> bool:
-        return sum(self._look(rank) for rank in self._processes) == len(self._processes)
+        Args:
+            signum: the signal.
+            told: they have got it already.
+        """
+        if self._swept:
+            return
+        self._swept = True
+        try:
+            self._stop(signum, told=told)
+        except FactoryLostError:
+            self._look()
 
-    def _signal_group(self, local_rank: int, signum: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._processes[local_rank].pid, signum)
+    def _stop(self, signum: signal.Signals, *, told: bool) -> None:
+        self._window.open()
+        self._look()
+        if self.running and not told:
+            self._factory.signal([*self.running.values()], signum, group=self._group)
+        while self.running and self._window.left > 0:
+            select.select([self._factory], [], [], min(self._window.left, _LOOK_SECONDS))
+            self._look()
+        if self.running:
+            late = ", ".join(map(str, self.running))
+            say(f"local rank {late} did not end in time after {signum.name} and is killed ({self._window.reason})")
+        left = self._factory.sweep(0 if self.running else min(_LEFTOVER_SECONDS, self._window.left))
+        self._look()
+        if left:
+            say(f"process {', '.join(map(str, left))} hangs in the kernel and cannot be killed")
+
+    def _close(self, death_sig: signal.Signals, timeout: int = 30) -> None:  # noqa: ARG002 - the window is the one place
+        self.stop(death_sig, told=False)
 
 
 def _destination(stack: contextlib.ExitStack, path: str) -> Any:

@@ -13,7 +13,7 @@ from hpc_launch.plan.start import WARM
 from hpc_launch.records import directory
 from hpc_launch.settings import PROCESS_WORDS, Settings
 from hpc_launch.slurm.environment import Step
-from hpc_launch.warm.factory import CannotBeWarmError, Factory, build
+from hpc_launch.warm.factory import CannotBeWarmError, Factory, build, spawn
 from hpc_launch.warm.script import home
 
 
@@ -32,19 +32,15 @@ def run(settings: Settings, script: Sequence[str], here: Here) -> None:
         raise
     from hpc_launch.elastic.run import run as run_agent  # noqa: PLC0415 - torch is slow to import
 
-    try:
-        run_agent(plan, here.environ, factory)
-    finally:
-        if factory is not None:
-            factory.close()
+    run_agent(plan, here.environ, factory)
 
 
-def _factory(plan: Plan) -> Factory | None:
-    """Import torch, the only time on this node, and make the process that forks the workers; None if they are not."""
+def _factory(plan: Plan) -> Factory:
+    """Import torch, the only time on this node, and make what forks the workers; or make what starts them."""
     if not plan.start.warm:
         if plan.start.how != plan.settings.start:
             _explain(plan, plan.start.reason)
-        return None
+        return spawn()
     settings = {} if plan.omp_num_threads is None else {"OMP_NUM_THREADS": str(plan.omp_num_threads)}
     try:
         return build(plan.start.modules, settings, home(plan.script[0], module=plan.settings.module))
@@ -52,7 +48,7 @@ def _factory(plan: Plan) -> Factory | None:
         if plan.settings.start == WARM:
             raise UsageError(f"--start warm: {error}; leave --start out", option="--start") from error
         _explain(plan, str(error))
-        return None
+        return spawn()
 
 
 def _explain(plan: Plan, reason: str) -> None:

@@ -3,6 +3,9 @@
     <log_dir>/latest -> <job>
     <log_dir>/<job>/latest -> attempt_<n>
     <log_dir>/<job>/job.json -> attempt_<n>/job.json        the plan of the last run, which began with attempt n
+    <log_dir>/<job>/requeues.jsonl                          when and why the job was requeued, a line each
+    <log_dir>/<job>/end_time.json                           when the job really ends, as Slurm said last
+    <log_dir>/<job>/progress/rank_<r>.json                  how far training is, as a worker says
     <log_dir>/<job>/nodes/<host>/events.jsonl               what the agents of that node saw, a line each
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.out, .err   a worker's output
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.error.json  a worker's exception, where it left one
@@ -80,6 +83,24 @@ class JobDirectory:
         """The plan of the last run."""
         return self.path / "job.json"
 
+    @property
+    def end_time(self) -> Path:
+        """When the job really ends; the launcher keeps it up to date."""
+        return self.path / "end_time.json"
+
+    def progress(self, rank: int) -> Path:
+        """How far training is, as one worker says."""
+        return self.path / "progress" / f"rank_{rank}.json"
+
+    @property
+    def ledger(self) -> Path:
+        """The job's requeues, one after another."""
+        return self.path / "requeues.jsonl"
+
+    def requeue_claim(self, job_id: str, restart_count: int) -> Path:
+        """A file of the one, of all steps of the job, that has it requeued."""
+        return self.root / f".requeued-{job_id}-{restart_count}"
+
     def next_attempt(self) -> int:
         """The first attempt number that no earlier start of this job has used."""
         try:
@@ -115,6 +136,17 @@ def make(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unusable(path, error) from error
+
+
+def claim(path: Path) -> bool:
+    """Whether this process is the first to make a file; so too where none can be made."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

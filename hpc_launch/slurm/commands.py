@@ -22,3 +22,28 @@ def run_step(command: Sequence[str], *, nodes: int, cpus_per_task: str = "") -> 
 def quote(command: Sequence[str]) -> str:
     """The command as a line for the shell."""
     return shlex.join(command)
+
+
+def show_config() -> list[str]:
+    """The line that asks for the cluster's configuration, and nothing about its nodes and partitions (scontrol(1))."""
+    return ["scontrol", "show", "config"]
+
+
+def show_job(job: str) -> list[str]:
+    """The line that asks for a job, in one line per job."""
+    return ["scontrol", "--oneliner", "show", "job", job]
+
+
+def show_partition(name: str) -> list[str]:
+    """The line that asks for a partition, in one line."""
+    return ["scontrol", "--oneliner", "show", "partition", name]
+
+
+def write_batch_script(job: str) -> list[str]:
+    """The line that asks for a job's batch script, which Slurm shows to its owner only."""
+    return ["scontrol", "write", "batch_script", job, "-"]
+
+
+def requeue(job: str) -> list[str]:
+    """The line that has a job run again."""
+    return ["scontrol", "requeue", job]

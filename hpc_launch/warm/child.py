@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 _PR_SET_PDEATHSIG = 1
 
@@ -18,14 +18,12 @@ _PR_SET_PDEATHSIG = 1
 _STREAMS = ("stdin", "stdout", "stderr")
 
 
-def prepare(environ: Mapping[str, str], outputs: Sequence[int | None], closed: Sequence[int], mask: set[int]) -> None:
-    """Become a process of its own.
+def detach(outputs: Sequence[int | None], closed: Sequence[int]) -> None:
+    """Become a process of its own: with its own session and outputs, and no descriptor of its parent's.
 
     Args:
-        environ: the whole environment.
         outputs: descriptors for stdout and stderr; None leaves the parent's.
         closed: standard streams that are to be closed, unless they are given.
-        mask: the signals that are to be blocked.
     """
     os.setsid()
     for descriptor, target in zip(outputs, (1, 2), strict=True):
@@ -39,6 +37,34 @@ def prepare(environ: Mapping[str, str], outputs: Sequence[int | None], closed: S
         if int(name) > 2:  # noqa: PLR2004 - the standard streams
             with contextlib.suppress(OSError):
                 os.close(int(name))
+
+
+def execute(program: str, arguments: Sequence[str], environ: Mapping[str, str], mask: set[int]) -> NoReturn:
+    """Run another program in this process; if there is none, end as a shell does, having said why.
+
+    Args:
+        program: its name, looked for on the PATH of `environ`, or its path.
+        arguments: its arguments.
+        environ: the whole environment.
+        mask: the signals that are to be blocked.
+    """
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(ignored, signal.SIG_DFL)  # Python ignores them; others do not expect it (subprocess, too)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        os.execvpe(program, [program, *arguments], environ)  # noqa: S606 - no shell is wanted
+    except OSError as error:
+        os.write(2, f"hpc-launch: cannot start {program}: {error.strerror or error}\n".encode(errors="replace"))
+        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+
+def begin_anew(environ: Mapping[str, str], mask: set[int]) -> None:
+    """Be as Python is when it has just started.
+
+    Args:
+        environ: the whole environment.
+        mask: the signals that are to be blocked.
+    """
     _replace_environment(environ)
     _reopen_streams()
     _forget_chance()

@@ -1,93 +1,164 @@
-"""The worker factory: one process per agent that has imported what workers need, and forks them.
+"""The worker factory: a process of each agent that makes its workers, watches them, and leaves nothing of them behind.
 
-The order matters. The agent's process imports while it has a single thread, and forks the factory; only then does it
-start threads, open its store and install signal handlers. The factory stays as it was at that moment for the whole run,
-so that each worker, of every attempt, is forked from a process without threads, without CUDA and without anything of
-the agent's. Workers are the agent's children, as when it starts them by itself: the factory forks a starter, the
-starter forks the workers and ends, and the kernel hands them to the agent (PR_SET_CHILD_SUBREAPER, prctl(2)).
+The order matters. The agent's process imports what workers need while it has a single thread, and forks the factory;
+only then does it start threads, open its store and install signal handlers. The factory stays as it was at that moment
+for the whole run, so that each worker, of every attempt, is forked from a process without threads, without CUDA and
+without anything of the agent's. Where workers are not forked but started anew, the factory is a small program that has
+imported nothing.
+
+`server` is what runs there; this is the agent's side.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
-import json
 import os
 import signal
 import socket
-import struct
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hpc_launch.errors import UsageError
-from hpc_launch.warm import child
-from hpc_launch.warm.script import Become, Script, hidden_modules
+from hpc_launch.warm import child, server
+from hpc_launch.warm.channel import Channel
+from hpc_launch.warm.script import hidden_modules
+from hpc_launch.warm.server import Order, Surroundings
 
-_PR_SET_CHILD_SUBREAPER = 36
+# A program that finds modules where this one does: the directory that it is started in may hold any.
+_PLAIN = "import sys; sys.path[:] = sys.argv[2:]; from hpc_launch.warm import server; server.serve_plainly(sys.argv[1])"
 
-# How long workers may take to be forked before the factory counts as hung: it takes milliseconds.
+# How long the factory may take to answer before it counts as hung: it takes milliseconds.
 _PATIENCE = 60.0
-
-_LENGTH = struct.Struct("!I")
 
 
 class CannotBeWarmError(Exception):
     """Workers cannot be forked from this process; the message says why, for a line of the log."""
 
 
+class FactoryLostError(Exception):
+    """The factory is gone, and its workers with it: somebody has killed it."""
+
+
 @dataclass(frozen=True)
-class Order:
-    """A worker to be made.
+class Ended:
+    """A worker that has ended, with its exit code: -N for signal N."""
 
-    Attributes:
-        arguments: what Python would be started with: -u, perhaps -m, the script and its arguments.
-        environ: its whole environment.
-        outputs: descriptors for its stdout and stderr; None is the launcher's own.
-    """
-
-    arguments: tuple[str, ...]
-    environ: Mapping[str, str]
-    outputs: tuple[int | None, int | None]
+    pid: int
+    status: int
 
 
 class Factory:
-    """The agent's handle of its worker factory."""
+    """The agent's handle of its worker factory.
 
-    def __init__(self, pid: int, connection: socket.socket) -> None:
+    All methods raise FactoryLostError when it is gone.
+
+    Attributes:
+        forks: whether workers can be forked from it.
+        lost: whether it is known to be gone.
+    """
+
+    def __init__(self, pid: int, connection: socket.socket, *, forks: bool) -> None:
+        self.forks = forks
+        self.lost = False
         self._pid = pid
-        self._connection = connection
+        connection.settimeout(_PATIENCE)
+        self._channel = Channel(connection)
+        self._ended: list[Ended] = []
 
-    def fork(self, orders: Sequence[Order]) -> list[int]:
-        """Fork workers, and return their process ids; they are children of this process.
+    def fileno(self) -> int:
+        """A descriptor that can be read when a worker has ended."""
+        return self._channel.fileno()
+
+    def start(self, orders: Sequence[Order]) -> list[int]:
+        """Start workers; returns their process ids.
 
         Raises:
-            CannotBeWarmError: when the factory is gone, or processes cannot be made.
+            OSError: when processes cannot be made; then none was.
         """
-        try:
-            _send(self._connection, len(orders))
+        with self._lost():
+            self._channel.send({"start": len(orders)})
             for order in orders:
-                given = [descriptor is not None for descriptor in order.outputs]
-                descriptors = [descriptor for descriptor in order.outputs if descriptor is not None]
-                facts = {"arguments": order.arguments, "environ": dict(order.environ), "given": given}
-                _send(self._connection, facts, descriptors)
-            answer, _ = _receive(self._connection)
-        except (OSError, EOFError) as error:
-            raise CannotBeWarmError(f"the worker factory (process {self._pid}) is gone ({error})") from error
-        if isinstance(answer, str):
-            raise CannotBeWarmError(f"workers could not be forked: {answer}")
-        pids: list[int] = answer
+                facts = {
+                    "program": order.program,
+                    "arguments": order.arguments,
+                    "environ": order.environ,
+                    "given": [descriptor is not None for descriptor in order.outputs],
+                    "forked": order.forked,
+                }
+                self._channel.send(facts, order.descriptors)
+        answer = self._answer()
+        if "failed" in answer:
+            raise OSError(f"workers could not be started: {answer['failed']}")
+        pids: list[int] = answer["started"]
         return pids
 
+    def ended(self) -> list[Ended]:
+        """The workers that have ended since this was last asked, in that order."""
+        with self._lost():
+            while self._channel.ready():
+                self._note(self._channel.receive()[0])
+        found, self._ended = self._ended, []
+        return found
+
+    def signal(self, pids: Sequence[int], signum: int, *, group: bool = False) -> None:
+        """Signal workers, or the process groups that they lead; those that have ended are left out."""
+        with self._lost():
+            self._channel.send({"signal": int(signum), "pids": list(pids), "group": group})
+
+    def heard(self, signum: int) -> bool:
+        """Whether the factory has got a signal since this was last asked: then the workers got it as well."""
+        with self._lost():
+            self._channel.send({"heard": int(signum)})
+        return bool(self._answer()["heard"])
+
+    def adopt(self, pids: Sequence[int]) -> None:
+        """End these processes too, and all below them, should the agent be gone: they were started by somebody else."""
+        with self._lost():
+            self._channel.send({"adopt": list(pids)})
+
+    def sweep(self, patience: float) -> list[int]:
+        """End all workers, and all that they have left behind.
+
+        Args:
+            patience: seconds between SIGTERM and SIGKILL; 0 for SIGKILL at once.
+
+        Returns:
+            The processes that cannot be killed, because they hang in the kernel.
+        """
+        with self._lost():
+            self._channel.send({"sweep": patience})
+        left: list[int] = self._answer()["swept"]
+        return left
+
     def close(self) -> None:
-        """End the factory; its workers live on."""
-        self._connection.close()
+        """End the factory, and everything that it has started. It may be closed already."""
+        self._channel.close()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._pid, 0)
+
+    def _answer(self) -> dict[str, Any]:
+        with self._lost():
+            while True:
+                message: dict[str, Any] = self._channel.receive()[0]
+                if "ended" not in message:
+                    return message
+                self._note(message)
+
+    def _note(self, message: Mapping[str, Any]) -> None:
+        self._ended.append(Ended(message["ended"], message["status"]))
+
+    @contextlib.contextmanager
+    def _lost(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, EOFError) as error:
+            self.lost = True
+            raise FactoryLostError(f"the worker factory (process {self._pid}) is gone ({error})") from error
 
 
 def build(modules: Sequence[str], settings: Mapping[str, str], home: str) -> Factory:
@@ -116,7 +187,7 @@ def build(modules: Sequence[str], settings: Mapping[str, str], home: str) -> Fac
     hidden = hidden_modules(home)
     if hidden:
         raise CannotBeWarmError(f"{home} has its own {', '.join(hidden)}, but another one is imported already")
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    server.become_subreaper()  # for what is left should the factory be killed
     gc.collect()
     gc.freeze()
     for stream in (sys.stdout, sys.stderr):
@@ -124,21 +195,38 @@ def build(modules: Sequence[str], settings: Mapping[str, str], home: str) -> Fac
             stream.flush()
     closed = _occupy_closed_streams()
     ours, theirs = socket.socketpair()
-    mask = set(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())))
-    launcher, pid = os.getpid(), os.fork()
+    mask = frozenset(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())))
+    pid = os.fork()
     if pid == 0:
         ours.close()
         path = list(sys.path)
         if own_place in path:
             path.remove(own_place)  # where Python found the launcher's program
         keep = tuple(name.partition(".")[0] for name in modules)
-        _serve(theirs, _Surroundings(launcher, tuple(path), keep, mask, closed, blas))
+        server.serve(theirs, Surroundings(tuple(path), keep, mask, closed, blas.allow))
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     theirs.close()
     for descriptor in closed:
         os.close(descriptor)
-    ours.settimeout(_PATIENCE)
-    return Factory(pid, ours)
+    return Factory(pid, ours, forks=True)
+
+
+def spawn() -> Factory:
+    """Start a factory that has imported nothing, for workers that are not forked. Threads here do not matter.
+
+    Raises:
+        OSError: when processes cannot be made.
+    """
+    server.become_subreaper()
+    closed = _occupy_closed_streams()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        command = [sys.executable, "-c", _PLAIN, str(theirs.fileno()), *sys.path]
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
+    for descriptor in closed:
+        os.close(descriptor)
+    process.returncode = 0  # it is waited for by `close`
+    return Factory(process.pid, ours, forks=False)
 
 
 def _occupy_closed_streams() -> tuple[int, ...]:
@@ -216,137 +304,3 @@ def _number(text: str) -> int:
             break
         digits += character
     return int(digits or 0)
-
-
-# ---- in the factory
-
-
-@dataclass(frozen=True)
-class _Surroundings:
-    """What the launcher found when it began, and a script is to find.
-
-    Attributes:
-        launcher: the process id of the launcher, whose children the workers are.
-        path: the module search path, without the launcher's own place.
-        keep: packages that stay imported although the launcher uses them.
-        mask: the signals that are blocked.
-        closed: descriptors of standard streams that are closed.
-        blas: the libraries whose threads were not started.
-    """
-
-    launcher: int
-    path: tuple[str, ...]
-    keep: tuple[str, ...]
-    mask: set[int]
-    closed: tuple[int, ...]
-    blas: Blas
-
-
-def _serve(connection: socket.socket, surroundings: _Surroundings) -> NoReturn:
-    """Fork workers as they are asked for, until the agent is gone. Returns to nobody; a worker raises `Become`."""
-    os.setsid()
-    child.name_process("hpc-launch: worker factory", "hpc-launch")
-    while True:
-        try:
-            orders = _take_orders(connection)
-        except (OSError, EOFError):
-            os._exit(0)
-        answer, order = _start(orders)
-        if order is not None:
-            connection.detach()  # what is closed here must not be closed again when it is collected
-            child.prepare(order.environ, order.outputs, surroundings.closed, surroundings.mask)
-            child.end_with(surroundings.launcher)
-            child.name_process(" ".join([sys.executable, *order.arguments]), Path(sys.executable).name)
-            surroundings.blas.allow(order.environ)
-            raise Become(Script.of(order.arguments, surroundings.path, surroundings.keep))
-        for descriptor in (descriptor for order in orders for descriptor in order.outputs if descriptor is not None):
-            os.close(descriptor)
-        try:
-            _send(connection, answer)
-        except OSError:
-            os._exit(0)
-
-
-def _take_orders(connection: socket.socket) -> list[Order]:
-    count, _ = _receive(connection)
-    orders = []
-    for _ in range(count):
-        order, descriptors = _receive(connection)
-        left = iter(descriptors)
-        out, err = (next(left) if given else None for given in order["given"])
-        orders.append(Order(tuple(order["arguments"]), order["environ"], (out, err)))
-    return orders
-
-
-def _start(orders: Sequence[Order]) -> tuple[Any, Order | None]:
-    """Fork the workers.
-
-    Returns:
-        In the factory, their process ids or what went wrong, and None; in a worker, nothing and its order.
-    """
-    gate, gatekeeper = os.pipe()
-    report, reporter = os.pipe()
-    try:
-        starter = os.fork()
-    except OSError as error:
-        for descriptor in (gate, gatekeeper, report, reporter):
-            os.close(descriptor)
-        return str(error), None
-    if starter == 0:
-        os.close(gatekeeper)
-        order = _fork_each(orders, reporter)
-        if order is None:
-            os._exit(0)
-        if not os.read(gate, 1):  # until the starter has ended, and the agent is the parent
-            os._exit(1)  # the others could not be forked
-        return None, order
-    os.close(reporter)
-    with os.fdopen(report, "rb") as stream:
-        answer = json.loads(stream.read() or b'"the process that forks them ended"')
-    os.waitpid(starter, 0)
-    if isinstance(answer, list):
-        os.write(gatekeeper, bytes(len(answer)))  # a byte for each worker lets it begin
-    os.close(gatekeeper)
-    os.close(gate)
-    return answer, None
-
-
-def _fork_each(orders: Sequence[Order], reporter: int) -> Order | None:
-    """In the starter: fork one worker for each order, and report; returns the order in a worker, None here."""
-    pids: list[int] = []
-    answer: list[int] | str = pids
-    for order in orders:
-        try:
-            pid = os.fork()
-        except OSError as error:
-            answer = str(error)
-            break
-        if pid == 0:
-            os.close(reporter)
-            return order
-        pids.append(pid)
-    os.write(reporter, json.dumps(answer).encode())
-    return None
-
-
-# ---- messages: a length, JSON of that length, and descriptors that come with the length
-
-
-def _send(connection: socket.socket, value: Any, descriptors: Sequence[int] = ()) -> None:
-    data = json.dumps(value).encode()
-    socket.send_fds(connection, [_LENGTH.pack(len(data))], list(descriptors))
-    connection.sendall(data)
-
-
-def _receive(connection: socket.socket) -> tuple[Any, list[int]]:
-    head, descriptors, _, _ = socket.recv_fds(connection, _LENGTH.size, 2)
-    if len(head) < _LENGTH.size:
-        raise EOFError("it closed the connection")
-    (length,) = _LENGTH.unpack(head)
-    data = b""
-    while len(data) < length:
-        part = connection.recv(length - len(data))
-        if not part:
-            raise EOFError("it closed the connection")
-        data += part
-    return json.loads(data), descriptors

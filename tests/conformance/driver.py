@@ -5,11 +5,13 @@ Runs under every Python that is installed, without torch or anything else that i
 
 import json
 import os
+import select
 import sys
 from pathlib import Path
 from typing import Any
 
-from hpc_launch.warm.factory import Factory, Order, build
+from hpc_launch.warm.factory import Factory, build
+from hpc_launch.warm.server import Order
 from hpc_launch.warm.script import Become, Script, run
 
 
@@ -33,11 +35,15 @@ def main() -> Script | None:
 def fork(factory: Factory, request: dict[str, Any]) -> dict[str, int]:
     """Fork one script, and wait for its end."""
     out, err = (os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) for name in ("out", "err"))
-    [pid] = factory.fork([Order(tuple(request["arguments"]), request["environ"], (out, err))])
+    order = Order(sys.executable, tuple(request["arguments"]), request["environ"], (out, err), forked=True)
+    [pid] = factory.start([order])
     os.close(out)
     os.close(err)
-    _, status = os.waitpid(pid, 0)
-    return {"pid": pid, "status": os.waitstatus_to_exitcode(status)}
+    while True:
+        select.select([factory], [], [])
+        for ended in factory.ended():
+            factory.sweep(0)
+            return {"pid": pid, "status": ended.status}
 
 
 if __name__ == "__main__":

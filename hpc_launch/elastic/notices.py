@@ -1,0 +1,122 @@
+"""Notice signals: each reaches every worker of every node once, whichever nodes it came to.
+
+Slurm signals the tasks of a step one after the other; a person may signal a single one. What nodes agree on is *how
+often* a signal came: the highest number that any of them has counted. A node passes a signal on to its workers when the
+number passes what they have been told; so it does not matter who hears of it first, from whom, or how late.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from hpc_launch.node import processes
+
+# Signals that come to two nodes within this time are one: Slurm reaches the last of a thousand nodes some seconds
+# after the first, or later where nodes on the way are down.
+_SAME_SECONDS = 60.0
+
+# How long a node that hears of a signal from another waits for its own, which may have gone to the workers as well.
+_OWN_SECONDS = 2.0
+
+# How long Slurm may take to signal the other processes of a step after the first, where it signals them all.
+_OTHERS_SECONDS = 0.1
+
+
+@dataclass
+class Tally:
+    """How often one signal came.
+
+    Attributes:
+        told: what the workers have been told.
+    """
+
+    told: int = 0
+    _own: int = 0
+    _since: float = 0.0
+
+    def came(self, now: float) -> bool:
+        """It came to this node; returns whether the workers are to be told."""
+        if self._own < self.told and now - self._since > _SAME_SECONDS:
+            self._own = self.told  # those before came to other nodes only
+        self._own += 1
+        return self.said(self._own, now)
+
+    def said(self, count: int, now: float) -> bool:
+        """It came to some node for the `count`-th time; returns whether the workers are to be told."""
+        if count <= self.told:
+            return False
+        self.told, self._since = count, now
+        return True
+
+
+@dataclass
+class Notices:
+    """One agent's part: what it is to tell its workers, and the other agents.
+
+    Attributes:
+        counts: gives how often each signal came to this agent so far.
+        heard: tells whether a signal has reached the agent's other processes by itself.
+        send: signals a worker, by process id.
+    """
+
+    counts: Callable[[], Mapping[signal.Signals, int]]
+    heard: Callable[[int], bool]
+    send: Callable[[int, int], None]
+    _tallies: dict[signal.Signals, Tally] = field(default_factory=dict)
+    _seen: dict[signal.Signals, int] = field(default_factory=dict)
+    _waiting: dict[signal.Signals, float] = field(default_factory=dict)
+    _owed: list[tuple[int, signal.Signals]] = field(default_factory=list)
+
+    @property
+    def told(self) -> bool:
+        """Whether the workers have been told of anything."""
+        return any(tally.told for tally in self._tallies.values())
+
+    def turn(self, workers: Sequence[int], others: Mapping[str, int]) -> dict[str, int]:
+        """Look at what has come, and pass it on.
+
+        Args:
+            workers: process ids of the workers that run.
+            others: how often each signal came to some node, by name.
+
+        Returns:
+            The signals that the workers are told of now, with their numbers, for the other agents.
+        """
+        now, new = time.monotonic(), {}
+        for signum, count in self.counts().items():
+            if count > self._seen.get(signum, 0):
+                self._seen[signum] = count
+                if self._tally(signum).came(now):
+                    self._waiting[signum] = now + _OTHERS_SECONDS
+                    new[signum.name] = self._tally(signum).told
+        for name, count in others.items():
+            signum = signal.Signals[name]
+            if count > self._tally(signum).told and signum not in self._waiting:
+                self._waiting[signum] = now + _OWN_SECONDS
+        for signum, due in [*self._waiting.items()]:
+            if now >= due:
+                del self._waiting[signum]
+                told_now = self._tally(signum).said(others.get(signum.name, 0), now)
+                if told_now:
+                    new[signum.name] = self._tally(signum).told
+                if not self.heard(signum):
+                    self._owed.extend((pid, signum) for pid in workers)
+        self._pay(workers)
+        return new
+
+    def _tally(self, signum: signal.Signals) -> Tally:
+        return self._tallies.setdefault(signum, Tally())
+
+    def _pay(self, workers: Sequence[int]) -> None:
+        """Signal the workers that do something about it. The others would die of it: they may still be starting."""
+        owed, self._owed = self._owed, []
+        for pid, signum in owed:
+            if pid not in workers:
+                continue
+            if processes.would_die_of(pid, signum):
+                self._owed.append((pid, signum))
+            else:
+                self.send(pid, signum)

@@ -1,0 +1,112 @@
+"""What Slurm says about the end of the job. One agent of all asks, in a thread: the controller can be slow."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from pathlib import Path
+
+from hpc_launch.elastic.window import SlurmFacts
+from hpc_launch.errors import LogDirError
+from hpc_launch.records import directory
+from hpc_launch.slurm import controller
+from hpc_launch.slurm.controller import JobRecord
+
+# The end of a job can be moved while it runs (scontrol update, preemption with a GraceTime). It is asked for again when
+# half of what was left has passed, but not more and not less often than this.
+_SOONEST_SECONDS = 30.0
+_LATEST_SECONDS = 3600.0
+
+
+class Outlook:
+    """Asks from time to time, and writes the end of the job down for `runtime.time_left`.
+
+    Attributes:
+        facts: what the other agents need of it.
+        record: what was said of the job last; None as long as nothing was.
+    """
+
+    def __init__(self, job: str, file: Path, end: float | None) -> None:
+        """Begin to ask.
+
+        Args:
+            job: the job, as scontrol names it.
+            file: where its end is written down.
+            end: when it ends, in seconds since the epoch, as its environment says.
+        """
+        self.facts = SlurmFacts()
+        self.record: JobRecord | None = None
+        self._job = job
+        self._file = file
+        self._end = end
+        self._changed = threading.Condition()
+        self._wanted = True
+        self._asking = False
+        self._closed = False
+        self._thread = threading.Thread(target=self._ask, name="outlook", daemon=True)
+        self._thread.start()
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the job ends; None where that is not known, or it has no limit."""
+        end = self.record.end if self.record is not None else self._end
+        return None if end is None else max(0.0, end - time.time())
+
+    def ask_again(self) -> None:
+        """Ask soon, because something has happened."""
+        with self._changed:
+            self._wanted = True
+            self._changed.notify_all()
+
+    def asked_now(self) -> JobRecord | None:
+        """Ask, and wait for the answer; without one in time, what was said last."""
+        with self._changed:
+            self._wanted = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._wanted and not self._asking, controller.PATIENCE)
+        return self.record
+
+    def close(self) -> None:
+        """Ask no more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _ask(self) -> None:
+        rules = controller.ask_rules()
+        if rules is not None:
+            self.facts = SlurmFacts(kill_wait=rules.kill_wait)
+        while self._await_question():
+            record = controller.ask_job(self._job)
+            if record is not None:
+                self._note(record)
+            with self._changed:
+                self._asking = False
+                self._changed.notify_all()
+
+    def _await_question(self) -> bool:
+        """Wait until it is time to ask; False when nobody wants to know any more."""
+        with self._changed:
+            left = self.left
+            pause = _LATEST_SECONDS if left is None else min(max(left / 2, _SOONEST_SECONDS), _LATEST_SECONDS)
+            self._changed.wait_for(lambda: self._wanted or self._closed, pause)
+            self._wanted, self._asking = False, True
+            return not self._closed
+
+    def _note(self, record: JobRecord) -> None:
+        self.record = record
+        self.facts = SlurmFacts(self.facts.kill_wait, self._grace_end(record))
+        with contextlib.suppress(LogDirError):
+            directory.write_json(self._file, {"end": record.end, "asked": time.time()})
+
+    @staticmethod
+    def _grace_end(record: JobRecord) -> float:
+        """When the GraceTime of a preemption is over; 0 where there is none."""
+        if record.state != "RUNNING" or record.preempt_time is None:
+            return 0.0
+        if record.end is not None:
+            return record.end
+        # A job without a time limit has no end, even now.
+        partition = controller.ask_partition(record.partition)
+        return record.preempt_time + partition.grace_time if partition is not None else 0.0

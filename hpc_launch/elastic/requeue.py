@@ -1,0 +1,145 @@
+"""Have Slurm run the job again: one agent asks, once, when a run has ended for a reason that was asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hpc_launch.errors import HpcLaunchError, RendezvousError, RoundRefused, WorkerError
+from hpc_launch.plan import requeue
+from hpc_launch.plan.model import Plan
+from hpc_launch.plan.requeue import Entry, Progress, Reason
+from hpc_launch.records import directory
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.slurm import controller
+from hpc_launch.slurm.controller import Ending, JobRecord
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended, as far as this matters here.
+
+    Attributes:
+        error: what ended it; None when all workers ended well.
+        noticed: the workers were told of a notice signal.
+        record: what Slurm said of the job when it ended; None where it said nothing.
+        job: the job directory.
+        first_attempt: the first attempt of the run.
+        attempt: the last.
+    """
+
+    error: HpcLaunchError | None
+    noticed: bool
+    record: JobRecord | None
+    job: JobDirectory
+    first_attempt: int
+    attempt: int
+
+
+def settle(plan: Plan, environ: Mapping[str, str], run: Run) -> str:
+    """Have the job requeued if that was asked for and is right.
+
+    Returns:
+        What was done, or why not, for a person to read; empty where nothing was asked for.
+    """
+    settings = plan.settings
+    policy = requeue.policy(settings.requeue, settings.max_requeues, settings.requeue_patience)
+    job_id = controller.requeue_id(environ)
+    restarts = int(environ.get("SLURM_RESTART_COUNT") or 0)
+    ending = controller.ending(run.record, restarts)
+    found = _reason(run, ending)
+    if not policy.on or not job_id or found is None:
+        return ""
+    reason, cause = found
+    if reason == "preempt" and run.noticed and reason not in policy.on:
+        reason = "notice"
+    ledger = requeue.read(_text(run.job))
+    progress = _progress(run, ledger[-1].step if ledger else None)
+    decision = requeue.decide(policy, reason, cause, ledger, progress)
+    entry = Entry(
+        time=round(time.time(), 3),
+        reason=reason,
+        cause=cause,
+        restart_count=restarts,
+        attempt=run.attempt,
+        step=progress.step,
+        progressed=progress.made,
+        counted=decision.counted and ending is not Ending.REQUEUED,
+    )
+    if ending is Ending.REQUEUED:
+        _write(run.job, entry)  # Slurm does it by itself
+        return ""
+    return _ask(run.job, job_id, entry) or decision.why if decision.requeue else decision.why
+
+
+def _ask(job: JobDirectory, job_id: str, entry: Entry) -> str:
+    """Ask Slurm, as the only agent of all steps of the job; returns why it does not do it."""
+    if not directory.claim(job.requeue_claim(job_id, entry.restart_count)):
+        return "another step of the job has it requeued"
+    refusal = controller.requeue(job_id)
+    if refusal:
+        return f"not requeued: {refusal}"
+    _write(job, entry)
+    return ""
+
+
+def _reason(run: Run, ending: Ending) -> tuple[Reason, str] | None:
+    """Why the run ended, if that can be a reason to run again: what Slurm says comes first."""
+    by_slurm: dict[Ending, tuple[Reason, str] | None] = {
+        Ending.TIME_LIMIT: ("timeout", "time limit"),
+        Ending.PREEMPTED: ("preempt", "preemption"),
+        Ending.REQUEUED: ("preempt", "requeued by Slurm"),
+        Ending.CANCELLED: None,
+    }
+    if ending in by_slurm:
+        return by_slurm[ending]
+    failed = isinstance(run.error, (WorkerError, RendezvousError)) and not isinstance(run.error, RoundRefused)
+    if run.noticed and (run.error is None or failed):
+        return (
+            "notice",
+            "the workers left after a notice signal" if run.error is None else f"notice signal, {run.error}",
+        )
+    return ("failure", str(run.error)) if failed else None
+
+
+def _progress(run: Run, begin: float | None) -> Progress:
+    """What the workers have marked, the one that has come furthest for all."""
+    marks: list[dict[str, Any]] = []
+    with contextlib.suppress(OSError):
+        for path in run.job.progress(0).parent.glob("rank_*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                mark = json.loads(path.read_text())
+                if isinstance(mark, dict):
+                    marks.append(mark)
+    furthest = max(marks, key=lambda mark: _number(mark.get("step"), -1.0), default={})
+    return Progress(
+        marked=any(_number(mark.get("attempt"), -1.0) >= run.first_attempt for mark in marks),
+        begin=begin,
+        step=_optional(furthest.get("step")),
+        total=_optional(furthest.get("total")),
+    )
+
+
+def _optional(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) else None
+
+
+def _number(value: Any, otherwise: float) -> float:
+    return value if isinstance(value, (int, float)) else otherwise
+
+
+def _text(job: JobDirectory) -> str:
+    try:
+        return job.ledger.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _write(job: JobDirectory, entry: Entry) -> None:
+    """Append to the ledger; on a full disk the job runs again all the same."""
+    with contextlib.suppress(OSError), job.ledger.open("a") as ledger:
+        ledger.write(entry.line())

@@ -1,0 +1,200 @@
+"""Decide whether a job runs again, and remember in its ledger why it did. Pure.
+
+The ledger (`requeues.jsonl` in the job directory) has a line for every requeue that was asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+# Why a run ended: a notice signal, the time limit, a preemption, or a failure of the training itself.
+Reason = Literal["notice", "timeout", "preempt", "failure"]
+REASONS: tuple[Reason, ...] = get_args(Reason)
+
+# Preemptions are nobody's fault, so they may be as many as there are.
+FREE: frozenset[Reason] = frozenset({"preempt"})
+
+
+@dataclass(frozen=True)
+class Policy:
+    """When a job is to run again.
+
+    Attributes:
+        on: the reasons for which it does; none at all is `--requeue never`.
+        max_requeues: how many requeues there may be, those for a free reason apart.
+        patience: how many runs in a row may make no progress; 0 is any number.
+    """
+
+    on: frozenset[Reason]
+    max_requeues: int
+    patience: int
+
+
+def policy(words: Iterable[str], max_requeues: int, patience: int) -> Policy:
+    """Make a policy of the words of `--requeue`: `on-notice`, `on-preempt`, ...; others (`never`) mean nothing."""
+    on = {reason for reason in REASONS if f"on-{reason}" in words}
+    return Policy(frozenset(on), max_requeues, patience)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the training has said by `runtime.mark_progress()`.
+
+    Attributes:
+        marked: whether it said anything in this run.
+        begin: the step that it had reached before this run; None where it had said none.
+        step: the step that it has reached; None where it said none.
+        total: the steps that there are in all; None where it did not say.
+    """
+
+    marked: bool = False
+    begin: float | None = None
+    step: float | None = None
+    total: float | None = None
+
+    @property
+    def made(self) -> bool:
+        """Whether this run got further; without numbers, whether it marked anything."""
+        return self.marked and (self.step is None or self.begin is None or self.step > self.begin)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.step is not None and self.total is not None and self.step >= self.total
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One requeue in the ledger.
+
+    Attributes:
+        time: when it was asked for, in seconds since the epoch.
+        reason: why, as the policy has it.
+        cause: why, for people.
+        restart_count: the SLURM_RESTART_COUNT of the run that ended.
+        attempt: its last attempt.
+        step: the step that the training had reached; None where it said none.
+        progressed: whether that run made progress.
+        counted: whether it counts against `--max-requeues`.
+    """
+
+    time: float
+    reason: Reason
+    cause: str
+    restart_count: int
+    attempt: int
+    step: float | None
+    progressed: bool
+    counted: bool
+
+    def line(self) -> str:
+        """The entry as a line of the ledger, its end included."""
+        return json.dumps(dataclasses.asdict(self)) + "\n"
+
+
+def read(text: str) -> tuple[Entry, ...]:
+    """Read a ledger. Lines that are no entries (half written on a full disk, from a later version) are left out."""
+    return tuple(entry for line in text.splitlines() if (entry := _entry(line)) is not None)
+
+
+def _entry(line: str) -> Entry | None:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or found.get("reason") not in REASONS:
+        return None
+    moment = _number(found.get("time"))
+    if moment is None:
+        return None
+    return Entry(
+        time=moment,
+        reason=cast("Reason", found["reason"]),
+        cause=str(found.get("cause", "")),
+        restart_count=int(_number(found.get("restart_count")) or 0),
+        attempt=int(_number(found.get("attempt")) or 0),
+        step=_number(found.get("step")),
+        progressed=found.get("progressed") is True,
+        counted=found.get("counted") is not False,
+    )
+
+
+def _number(value: Any) -> float | None:
+    try:
+        usable = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number that is no float
+        return None
+    return value if usable else None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether the job runs again.
+
+    Attributes:
+        requeue: whether it is to be requeued.
+        counted: whether that counts against `--max-requeues`.
+        why: the line that a person reads.
+    """
+
+    requeue: bool
+    counted: bool
+    why: str
+
+
+def decide(policy: Policy, reason: Reason, cause: str, ledger: Sequence[Entry], progress: Progress) -> Decision:
+    """Decide whether the job runs again.
+
+    Args:
+        policy: what was asked for.
+        reason: why the run ended.
+        cause: the same in words, for instance `time limit`.
+        ledger: the requeues so far, in order.
+        progress: what this run has got done.
+    """
+    counted = reason not in FREE
+    used = sum(entry.counted for entry in ledger)
+    if reason not in policy.on:
+        return _refused(f"--requeue does not say on-{reason}")
+    if reason == "notice" and progress.complete:
+        return _refused(f"the training is complete (step {_place(progress)})")
+    if counted and used >= policy.max_requeues:
+        return _refused(f"--max-requeues {policy.max_requeues} is used up")
+    idle = _runs_without_progress(ledger, progress)
+    if counted and 0 < policy.patience <= idle and _speaks(ledger, progress):
+        runs = "this run" if idle == 1 else f"{idle} runs in a row"
+        return _refused(f"{runs} made no progress (no new runtime.mark_progress)")
+    number = f"{used + 1} of {policy.max_requeues}" if counted else "not counted"
+    return Decision(requeue=True, counted=counted, why=f"requeued ({number}): {cause}")
+
+
+def _place(progress: Progress) -> str:
+    """Where the training is; 15 digits, so that no step that is a whole number is written as 1e+06."""
+    return " of ".join(f"{number:.15g}" for number in (progress.step, progress.total) if number is not None)
+
+
+def _refused(why: str) -> Decision:
+    return Decision(requeue=False, counted=False, why=f"not requeued: {why}")
+
+
+def _speaks(ledger: Sequence[Entry], progress: Progress) -> bool:
+    """Whether the training has ever marked progress: one that never does cannot be judged by it."""
+    spoke = progress.marked or progress.step is not None
+    return spoke or any(entry.progressed or entry.step is not None for entry in ledger)
+
+
+def _runs_without_progress(ledger: Sequence[Entry], progress: Progress) -> int:
+    """How many runs in a row, this one included, made none. A preempted run had no fair chance and is left out."""
+    if progress.made:
+        return 0
+    idle = 1
+    for entry in reversed(ledger):
+        if entry.progressed:
+            break
+        idle += entry.counted
+    return idle

@@ -1,0 +1,70 @@
+"""What the agent and its worker factory say to each other: JSON values over a socket, with descriptors."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+_LENGTH = struct.Struct("!I")
+
+# No message has more descriptors: a worker's stdout and stderr.
+_MOST_DESCRIPTORS = 2
+
+
+class Channel:
+    """One end of the conversation.
+
+    A message is its length, with the descriptors that go with it, and JSON of that length.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def fileno(self) -> int:
+        """The descriptor, to wait for messages."""
+        return self._connection.fileno()
+
+    def ready(self) -> bool:
+        """Whether there is a message, or the other end is gone."""
+        return bool(select.select([self._connection], [], [], 0)[0])
+
+    def send(self, value: Any, descriptors: Sequence[int] = ()) -> None:
+        """Send one message.
+
+        Raises:
+            OSError: when the other end is gone.
+        """
+        data = json.dumps(value).encode()
+        socket.send_fds(self._connection, [_LENGTH.pack(len(data))], list(descriptors))
+        self._connection.sendall(data)
+
+    def receive(self) -> tuple[Any, list[int]]:
+        """Wait for one message; returns it with its descriptors.
+
+        Raises:
+            OSError: when the other end is gone, or says nothing for longer than the socket's time limit.
+            EOFError: when it has closed the connection.
+        """
+        head, descriptors, _, _ = socket.recv_fds(self._connection, _LENGTH.size, _MOST_DESCRIPTORS)
+        if len(head) < _LENGTH.size:
+            raise EOFError("it closed the connection")
+        (length,) = _LENGTH.unpack(head)
+        data = b""
+        while len(data) < length:
+            part = self._connection.recv(length - len(data))
+            if not part:
+                raise EOFError("it closed the connection")
+            data += part
+        return json.loads(data), list(descriptors)
+
+    def close(self) -> None:
+        """Close it; the other end hears of it."""
+        self._connection.close()
+
+    def forget(self) -> None:
+        """Leave the descriptor alone from now on: somebody else closes it."""
+        self._connection.detach()

@@ -1,0 +1,264 @@
+"""The worker factory's own process: starts workers, tells how they end, and outlives nobody and is outlived by nobody.
+
+It is the parent of all workers and, as a subreaper (PR_SET_CHILD_SUBREAPER, prctl(2)), of everything that they leave
+behind: so it can find and end all of it, whatever became of the agent. It has a single thread, whence workers can be
+forked from it, and it blocks all signals, whence it can tell whether Slurm signals whole process trees: it is then
+signalled itself.
+
+What the agent asks, and the answers (see `factory.Factory`, which is the other end):
+
+    {"start": N}, then N orders with descriptors    {"started": [PID, ...]} or {"failed": "reason"}
+    {"signal": NUMBER, "pids": [...], "group": B}   no answer
+    {"heard": NUMBER}                               {"heard": BOOL}
+    {"adopt": [PID, ...]}                           no answer
+    {"sweep": SECONDS}                              {"swept": [PID, ...]}
+
+and, at any time, {"ended": PID, "status": EXITCODE}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hpc_launch.node import processes
+from hpc_launch.warm import child
+from hpc_launch.warm.channel import Channel
+from hpc_launch.warm.script import Become, Script
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+# How long a killed process may take to be gone; after that it hangs in the kernel and is left behind.
+KILL_SECONDS = 5.0
+
+# How often to look again for processes that are to end: grandchildren end without a signal to us.
+_LOOK_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Order:
+    """A worker to be made.
+
+    Attributes:
+        program: what is run: Python where it is forked.
+        arguments: the program's arguments: for Python -u, perhaps -m, the script and its arguments.
+        environ: its whole environment.
+        outputs: descriptors for its stdout and stderr; None is the launcher's own.
+        forked: become the script without starting Python anew.
+    """
+
+    program: str
+    arguments: tuple[str, ...]
+    environ: dict[str, str]
+    outputs: tuple[int | None, int | None]
+    forked: bool
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Those of `outputs` that there are."""
+        return [descriptor for descriptor in self.outputs if descriptor is not None]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the launcher found when it began, and a worker is to find.
+
+    Attributes:
+        path: the module search path, without the launcher's own place.
+        keep: packages that stay imported although the launcher uses them.
+        mask: the signals that are blocked.
+        closed: descriptors of standard streams that are closed.
+        allow_threads: gives libraries the threads that they were not to start when they were imported.
+    """
+
+    path: tuple[str, ...]
+    keep: tuple[str, ...]
+    mask: frozenset[int]
+    closed: tuple[int, ...]
+    allow_threads: Callable[[dict[str, str]], None]
+
+
+def become_subreaper() -> None:
+    """Have the kernel make this process the parent of what its descendants leave behind."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def serve(connection: socket.socket, surroundings: Surroundings) -> NoReturn:
+    """Do what the agent asks until it is gone, then end everything. A forked worker leaves by `Become`."""
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+    child.name_process("hpc-launch: worker factory", "hpc-launch")
+    become_subreaper()
+    server = _Server(Channel(connection), surroundings)
+    with contextlib.suppress(OSError, EOFError):
+        while True:
+            server.turn()
+    server.end_all()
+    os._exit(0)
+
+
+def serve_plainly(descriptor: str) -> NoReturn:
+    """The same in a program of its own, which forks no workers but starts them."""
+    mask = frozenset(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())))
+    serve(socket.socket(fileno=int(descriptor)), Surroundings((), (), mask, (), lambda _: None))
+
+
+class _Server:
+    def __init__(self, channel: Channel, surroundings: Surroundings) -> None:
+        self._pid = os.getpid()
+        self._channel = channel
+        self._surroundings = surroundings
+        self._workers: set[int] = set()
+        self._adopted: dict[int, str] = {}
+        # Everything is blocked but SIGCHLD, which ends the wait.
+        self._wakeup, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        self._sigchld = signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals() - {signal.SIGCHLD})
+
+    def turn(self) -> None:
+        """Wait for something to do, and do it."""
+        ready, _, _ = select.select([self._channel.fileno(), self._wakeup], [], [])
+        self._reap()
+        if self._channel.fileno() in ready:
+            self._obey()
+
+    def _obey(self) -> None:
+        request, _ = self._channel.receive()
+        if "start" in request:
+            self._channel.send(self._start(self._take_orders(request["start"])))
+        elif "signal" in request:
+            for pid in self._workers.intersection(request["pids"]):
+                processes.send(pid, request["signal"], group=request["group"])
+        elif "heard" in request:
+            heard = signal.sigtimedwait([request["heard"]], 0)
+            self._channel.send({"heard": heard is not None})
+        elif "adopt" in request:
+            self._adopted = {pid: processes.start_time(pid) for pid in request["adopt"]}
+        elif "sweep" in request:
+            self._channel.send({"swept": self._sweep(request["sweep"])})
+
+    # ---- starting
+
+    def _take_orders(self, count: int) -> list[Order]:
+        orders = []
+        for _ in range(count):
+            order, descriptors = self._channel.receive()
+            left = iter(descriptors)
+            out, err = (next(left) if given else None for given in order["given"])
+            orders.append(
+                Order(order["program"], tuple(order["arguments"]), order["environ"], (out, err), order["forked"])
+            )
+        return orders
+
+    def _start(self, orders: Sequence[Order]) -> dict[str, Any]:
+        """Make all workers, or none of them."""
+        pids: list[int] = []
+        answer: dict[str, Any] = {"started": pids}
+        for order in orders:
+            try:
+                pid = os.fork()
+            except OSError as error:
+                for started in pids:
+                    processes.send(started, signal.SIGKILL)
+                self._workers.difference_update(pids)
+                answer = {"failed": str(error.strerror or error)}
+                break
+            if pid == 0:
+                self._be_worker(order)
+            pids.append(pid)
+            self._workers.add(pid)
+        for descriptor in (descriptor for order in orders for descriptor in order.descriptors):
+            os.close(descriptor)
+        return answer
+
+    def _be_worker(self, order: Order) -> NoReturn:
+        """In the child: run the program, or let the launcher's frames unwind and the script be run instead of them."""
+        surroundings, mask = self._surroundings, set(self._surroundings.mask)
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, self._sigchld)
+            self._channel.forget()  # what is closed here must not be closed again when it is collected
+            child.end_with(self._pid)
+            child.detach(order.outputs, surroundings.closed)
+            if not order.forked:
+                child.execute(order.program, order.arguments, order.environ, mask)
+            child.begin_anew(order.environ, mask)
+            child.name_process(" ".join([sys.executable, *order.arguments]), Path(sys.executable).name)
+            surroundings.allow_threads(order.environ)
+        except BaseException:  # noqa: BLE001 - whatever it is
+            traceback.print_exc()
+            os._exit(70)  # it must never go on as the factory
+        raise Become(Script.of(order.arguments, surroundings.path, surroundings.keep))
+
+    # ---- ending
+
+    def _reap(self) -> None:
+        """Tell of workers that have ended, and take leave of what they had left behind."""
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._wakeup, 4096):
+                pass
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                if pid in self._workers:
+                    self._workers.remove(pid)
+                    self._channel.send({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
+
+    def _sweep(self, patience: float) -> list[int]:
+        """End all that is below this process: ask it to, for so many seconds, then kill it; returns what is left."""
+        if patience > 0:
+            asked: set[int] = set()
+            deadline = time.monotonic() + patience
+            while (rest := self._rest()) and time.monotonic() < deadline:
+                for pid in [pid for pid in rest if pid not in asked]:
+                    processes.send(pid, signal.SIGTERM)
+                    asked.add(pid)
+                self._pause()
+        deadline = time.monotonic() + KILL_SECONDS
+        while (rest := self._rest()) and time.monotonic() < deadline:
+            for pid in rest:
+                processes.send(pid, signal.SIGKILL)
+            self._pause()
+        return rest
+
+    def _rest(self) -> list[int]:
+        self._reap()
+        return processes.descendants(self._pid)
+
+    def _pause(self) -> None:
+        select.select([self._wakeup], [], [], _LOOK_SECONDS)
+
+    def end_all(self) -> None:
+        """The agent is gone: so is everything that it started."""
+        for pid, start in self._adopted.items():
+            if start and processes.start_time(pid) == start:
+                for one in [*processes.descendants(pid), pid]:
+                    processes.send(one, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # nobody listens
+            self._channel.close()
+        self._channel = _Nobody()
+        self._sweep(0)
+
+
+class _Nobody(Channel):
+    """Stands for an agent that is gone."""
+
+    def __init__(self) -> None:
+        pass
+
+    def send(self, value: Any, descriptors: Sequence[int] = ()) -> None:
+        """Nobody hears it."""
