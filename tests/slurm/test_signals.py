@@ -1,0 +1,216 @@
+"""Jobs end by signal more often than by success: what workers get of it, and that nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.cluster import Cluster, ClusterConfig, Job
+from tests.slurm.jobs_support import DEADLINE
+from tests.slurm.signals_support import Running, await_up, submit
+from tests.support import wait_for
+
+# How often each story is told; all but the first are the soak.
+REPETITIONS = [pytest.param(number, marks=[pytest.mark.soak] if number else []) for number in range(20)]
+
+
+def check_told_once(running: Running) -> None:
+    """See that each rank got one SIGUSR1, and that SIGUSR2, sent after it, finds no second one on its way."""
+    running.await_signal("SIGUSR1")
+    running.job.signal("USR2")
+    running.await_signal("SIGUSR2")
+    running.release()
+    result = running.job.wait(DEADLINE)
+    assert (result.state, result.exit_code) == ("COMPLETED", 0), running.describe()
+    assert running.got() == {rank: Counter(SIGUSR1=1, SIGUSR2=1) for rank in range(4)}, running.describe()
+    nodes = ("gpu001", "gpu002")
+    assert running.notices() == {node: Counter(SIGUSR1=1, SIGUSR2=1) for node in nodes}, running.describe()
+    [line] = [line for line in running.ours if "SIGUSR1" in line]
+    assert "the workers are told; the job ends in " in line
+
+
+@pytest.mark.parametrize("repetition", REPETITIONS)
+def test_a_notice_reaches_every_rank_once(cluster: Cluster, tmp_path: Path, repetition: int) -> None:
+    """`scancel -s USR1` signals the agents only, all of them; a signal to a single one is passed on to all nodes."""
+    running = submit(cluster, tmp_path, "--until go", "--time=10")
+    await_up(running)
+    if repetition % 2:
+        running.agent(2 * (repetition // 2 % 2)).send_signal(signal.SIGUSR1)
+    else:
+        running.job.signal("USR1")
+    check_told_once(running)
+
+
+def test_a_notice_to_one_agent_reaches_all_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    """A signal to the second node's agent is passed on to the first node's workers."""
+    running = submit(cluster, tmp_path, "--until go", "--time=10")
+    await_up(running)
+    running.agent(2).send_signal(signal.SIGUSR1)
+    check_told_once(running)
+
+
+def test_slurm_s_notice_before_the_end(cluster: Cluster, tmp_path: Path) -> None:
+    """With `--signal=USR1@N` ranks save and leave, and the job ends well; those that stay are ended at the limit."""
+    options = ("--time=1", "--signal=USR1@50")
+    leaving = submit(cluster, tmp_path / "leaving", "--on SIGUSR1 1", *options)
+    staying = submit(cluster, tmp_path / "staying", "--on SIGTERM 8", *options)
+    await_up(leaving, staying)
+    result = leaving.job.wait(DEADLINE)
+    assert (result.state, result.exit_code) == ("COMPLETED", 0), leaving.describe()
+    assert leaving.got() == {rank: Counter(SIGUSR1=1) for rank in range(4)}, leaving.describe()
+    assert leaving.saved() == dict.fromkeys(range(4), "whole")
+
+    staying.await_signal("SIGUSR1")
+    assert staying.job.wait(DEADLINE).state == "TIMEOUT", staying.describe()
+    # Slurm sends SIGTERM twice at a time limit; the workers get it once.
+    assert staying.got() == {rank: Counter(SIGUSR1=1, SIGTERM=1) for rank in range(4)}, staying.describe()
+    assert staying.saved() == dict.fromkeys(range(4), "whole"), staying.describe()
+    staying.check_nothing_is_left()
+
+
+@pytest.mark.parametrize("repetition", REPETITIONS)
+def test_workers_have_the_time_that_slurm_gives(cluster: Cluster, tmp_path: Path, repetition: int) -> None:
+    """8 seconds after SIGTERM are within a KillWait of 10; a single signal to one agent stops both nodes the same way."""
+    running = submit(cluster, tmp_path, "--on SIGTERM 8")
+    await_up(running)
+    if repetition % 2:
+        running.agent(0).send_signal(signal.SIGTERM)
+        state = "FAILED"
+    else:
+        running.job.cancel()
+        state = "CANCELLED"
+    assert running.job.wait(DEADLINE).state == state, running.describe()
+    assert running.got() == {rank: Counter(SIGTERM=1) for rank in range(4)}, running.describe()
+    wait_for(lambda: running.saved() == dict.fromkeys(range(4), "whole"), 30, running.describe)
+    running.check_nothing_is_left()
+    [line] = [line for line in running.ours if "stopped by SIGTERM" in line]
+    assert "the workers have 9 s to end" in line, running.describe()
+
+
+def test_a_stop_of_one_agent_is_everybody_s(cluster: Cluster, tmp_path: Path) -> None:
+    """SIGTERM to one agent: the workers of both nodes get it, once, and the status says so."""
+    running = submit(cluster, tmp_path, "--on SIGTERM 1")
+    await_up(running)
+    running.agent(2).send_signal(signal.SIGTERM)
+    result = running.job.wait(DEADLINE)
+    assert (result.state, result.exit_code) == ("FAILED", 143), running.describe()
+    assert running.got() == {rank: Counter(SIGTERM=1) for rank in range(4)}, running.describe()
+    assert running.saved() == dict.fromkeys(range(4), "whole"), running.describe()
+    running.check_nothing_is_left()
+
+
+def test_the_window_is_the_same_when_workers_restart(cluster: Cluster, tmp_path: Path) -> None:
+    """The ranks that did not fail have their time too; a SIGTERM that comes meanwhile ends the run after it."""
+    running = submit(cluster, tmp_path, "--on SIGTERM 6 --fail 3", launcher="--max-restarts=3")
+    await_up(running)
+    running.release("fail")
+    wait_for(lambda: len(running.saved()) == 3, DEADLINE, running.describe)
+    running.job.signal("TERM")
+    result = running.job.wait(DEADLINE)
+    assert (result.state, result.exit_code) == ("FAILED", 143), running.describe()
+    assert running.saved() == dict.fromkeys(range(3), "whole"), running.describe()
+    assert running.got() == {rank: Counter(SIGTERM=rank != 3) for rank in range(4)} | {3: Counter()}, running.describe()
+    assert not list(tmp_path.glob("logs/*.*/attempt_1/*/*")), running.describe()
+    running.check_nothing_is_left()
+
+
+def preempt(running: Running) -> None:
+    """Have another job take the nodes."""
+    cluster = running.cluster
+    options = ("--partition=urgent", f"--nodes={cluster.config.nodes}", "--exclusive")
+    urgent = cluster.sbatch("exit 0", *options, cwd=running.folder)
+    running.job.wait(DEADLINE)
+    Job(cluster, urgent.id).wait(DEADLINE)
+
+
+def requeue(running: Running) -> None:
+    """Have Slurm run the job again, and do away with it when it waits for that."""
+    running.cluster.run(["scontrol", "requeue", running.job.id])
+    running.job.wait_for_state("PENDING", timeout=DEADLINE)
+    running.job.cancel()
+
+
+def kill_srun(running: Running) -> None:
+    """Kill the srun of the batch script, and whatever it is that srun has forked."""
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if words and os.path.basename(words[0]) == "srun" and str(running.folder) == _directory(process):  # noqa: PTH119
+            process.kill()
+
+
+def _directory(process: psutil.Process) -> str:
+    try:
+        return process.cwd()
+    except psutil.Error:
+        return ""
+
+
+WAYS: dict[str, Callable[[Running], object]] = {
+    "scancel": lambda running: running.job.cancel(),
+    "scancel -s KILL": lambda running: running.job.signal("KILL"),
+    "kill -9 of an agent": lambda running: running.agent(2).kill(),
+    "kill -9 of the first agent": lambda running: running.agent(0).kill(),
+    "kill -9 of srun": kill_srun,
+    "preemption": preempt,
+    "scontrol requeue": requeue,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("repetition", REPETITIONS)
+def test_nothing_is_left(cluster: Cluster, tmp_path: Path, way: str, repetition: int) -> None:
+    """However the job ends, no process of it is left, no node is drained, and its ports are free for the next."""
+    running = submit(cluster, tmp_path, "--stubborn --family", "--no-requeue" if way == "preemption" else "--requeue")
+    await_up(running)
+    time.sleep(0.05 * repetition)  # another moment in each repetition
+    WAYS[way](running)
+    running.job.wait(DEADLINE)
+    running.check_nothing_is_left()
+    again = cluster.run(["srun", "--nodes=2", "hpc-launch", "--no-python", "true"], cwd=tmp_path, timeout=DEADLINE)
+    assert "note: workers" not in again.stdout
+
+
+@pytest.mark.usefixtures("slurm_host")
+def test_where_slurm_signals_all_processes(tmp_path: Path) -> None:
+    """With proctrack/linuxproc Slurm signals the workers as well: they get each signal once all the same."""
+    with Cluster(ClusterConfig(nodes=2, proctrack="linuxproc")) as cluster:
+        running = submit(cluster, tmp_path / "notice", "--until go", "--time=10")
+        await_up(running)
+        running.job.signal("USR1")
+        check_told_once(running)
+
+        running = submit(cluster, tmp_path / "stop", "--on SIGTERM 2 --family")
+        await_up(running)
+        running.job.signal("TERM")
+        running.job.wait(DEADLINE)
+        assert running.got() == {rank: Counter(SIGTERM=1) for rank in range(4)}, running.describe()
+        assert running.saved() == dict.fromkeys(range(4), "whole"), running.describe()
+        running.check_nothing_is_left()
+
+        running = submit(cluster, tmp_path / "killed", "--stubborn --family")
+        await_up(running)
+        running.agent(2).kill()
+        running.job.wait(DEADLINE)
+        running.check_nothing_is_left()
+
+
+@pytest.mark.usefixtures("slurm_host")
+def test_a_window_that_is_too_short(tmp_path: Path) -> None:
+    """With a KillWait of 5 seconds, workers that need 8 are killed, and the log says why and what helps."""
+    with Cluster(ClusterConfig(nodes=2, kill_wait=5)) as cluster:
+        running = submit(cluster, tmp_path, "--on SIGTERM 8")
+        await_up(running)
+        running.job.cancel()
+        running.job.wait(DEADLINE)
+        running.check_nothing_is_left()
+        assert running.saved() == dict.fromkeys(range(4), "begun"), running.describe()
+        late = [line for line in running.ours if "did not end in time" in line]
+        assert late, running.describe()
+        assert "Slurm's KillWait is 5 s here; let it warn earlier, with --signal=USR1@SECONDS" in late[0]

@@ -1,0 +1,200 @@
+"""Whether a job runs again, and what its ledger remembers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, strategies as st
+
+from hpc_launch.plan import requeue
+from hpc_launch.plan.requeue import REASONS, Decision, Entry, Policy, Progress, Reason, decide
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.settings import REQUEUE_REASONS
+
+ALL = Policy(on=frozenset(REASONS), max_requeues=4, patience=3)
+SILENT = Progress()
+STUCK = Progress(marked=True, begin=100, step=100)
+FURTHER = Progress(marked=True, begin=100, step=150)
+
+
+def entry(reason: Reason = "timeout", *, progressed: bool = True, step: float | None = 100) -> Entry:
+    """Return a line of the ledger."""
+    counted = reason not in requeue.FREE
+    return Entry(1.5, reason, "time limit", 0, 0, step, progressed=progressed, counted=counted)
+
+
+IDLE = entry(progressed=False)
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_reason_that_was_asked_for(reason: Reason) -> None:
+    """The job runs again for the reasons of the policy, and only a preemption is free."""
+    free = reason == "preempt"
+    number = "not counted" if free else "1 of 4"
+
+    expected = Decision(requeue=True, counted=not free, why=f"requeued ({number}): time limit")
+    assert expected == decide(ALL, reason, "time limit", (), FURTHER)
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_reason_that_was_not_asked_for(reason: Reason) -> None:
+    """Every reason has to be asked for by itself."""
+    others = dataclasses.replace(ALL, on=frozenset(REASONS) - {reason})
+
+    expected = Decision(requeue=False, counted=False, why=f"not requeued: --requeue does not say on-{reason}")
+    assert expected == decide(others, reason, "time limit", (), FURTHER)
+
+
+def test_the_words_of_the_option() -> None:
+    """`--requeue` names the reasons; `never` names none."""
+    assert Policy(frozenset({"notice", "preempt"}), 7, 2) == requeue.policy(("on-preempt", "on-notice"), 7, 2)
+    assert Policy(frozenset(), 7, 2) == requeue.policy(("never",), 7, 2)
+    assert Policy(frozenset(), 7, 2) == requeue.policy((), 7, 2)
+
+
+def test_the_option_and_the_policy_know_the_same_reasons() -> None:
+    """Every word that `--requeue` takes is a reason, and every reason has a word."""
+    assert requeue.policy(REQUEUE_REASONS, 1, 1).on == frozenset(REASONS)
+
+
+def test_the_ledger_is_the_jobs_and_not_an_attempts() -> None:
+    """All runs of a job write in the same file."""
+    assert JobDirectory(Path("logs"), "12").ledger == Path("logs/12/requeues.jsonl")
+
+
+def test_the_budget() -> None:
+    """Counted requeues are as many as `--max-requeues` says."""
+    used = (entry("notice"), entry("failure"), entry("timeout"))
+
+    assert decide(ALL, "timeout", "time limit", used, FURTHER).why == "requeued (4 of 4): time limit"
+    refused = decide(ALL, "timeout", "time limit", (*used, entry()), FURTHER)
+    assert Decision(requeue=False, counted=False, why="not requeued: --max-requeues 4 is used up") == refused
+
+
+def test_preemptions_are_free() -> None:
+    """They use up nothing, and are possible when all is used up."""
+    preempted = (entry("preempt"),) * 50
+
+    assert decide(ALL, "failure", "rank 3 failed", preempted, FURTHER).why == "requeued (1 of 4): rank 3 failed"
+    assert decide(ALL, "preempt", "preemption", (entry(),) * 4, FURTHER).requeue
+
+
+def test_no_budget_at_all() -> None:
+    """`--max-requeues 0` leaves the free ones."""
+    none = dataclasses.replace(ALL, max_requeues=0)
+
+    assert not decide(none, "timeout", "time limit", (), FURTHER).requeue
+    assert decide(none, "preempt", "preemption", (), FURTHER).requeue
+
+
+@pytest.mark.parametrize(("ledger", "progress", "goes_on"), [
+    ((IDLE, IDLE), STUCK, False),
+    ((IDLE, IDLE), SILENT, False),
+    ((IDLE,), STUCK, True),
+    ((IDLE, IDLE), FURTHER, True),
+    ((IDLE, IDLE, entry()), STUCK, True),
+    ((IDLE, entry(), IDLE), STUCK, True),
+    ((entry(), IDLE, IDLE), STUCK, False),
+    ((IDLE, IDLE, entry("preempt")), STUCK, True),
+    ((IDLE, entry("preempt", progressed=False), IDLE), STUCK, False),
+    ((IDLE, entry("preempt", progressed=False)), STUCK, True),
+])  # fmt: skip
+def test_no_progress_for_some_runs_in_a_row(ledger: tuple[Entry, ...], progress: Progress, *, goes_on: bool) -> None:
+    """Three idle runs in a row end it; one with progress begins the count anew, an idle preempted one is left out."""
+    found = decide(ALL, "timeout", "time limit", ledger, progress)
+
+    assert goes_on == found.requeue
+    stopped = "not requeued: 3 runs in a row made no progress (no new runtime.mark_progress)"
+    assert (found.why == stopped) == (not goes_on)
+
+
+def test_a_preemption_is_not_the_runs_fault() -> None:
+    """The idle run that is preempted goes on, however many were idle before."""
+    assert decide(ALL, "preempt", "preemption", (IDLE, IDLE), STUCK).requeue
+
+
+def test_patience_of_one_run() -> None:
+    """With a patience of one the first idle run is the last."""
+    found = decide(dataclasses.replace(ALL, patience=1), "failure", "rank 0 failed", (), STUCK)
+
+    assert found.why == "not requeued: this run made no progress (no new runtime.mark_progress)"
+
+
+def test_patience_without_end() -> None:
+    """With a patience of 0 nobody asks for progress."""
+    patient = dataclasses.replace(ALL, patience=0, max_requeues=99)
+
+    assert decide(patient, "timeout", "time limit", (IDLE,) * 50, STUCK).requeue
+
+
+def test_training_that_never_marks_progress_is_not_judged_by_it() -> None:
+    """Without a single mark only the budget counts."""
+    silent = (entry(progressed=False, step=None),) * 3
+
+    assert decide(ALL, "timeout", "time limit", silent, SILENT).why == "requeued (4 of 4): time limit"
+
+
+@pytest.mark.parametrize(("progress", "made"), [
+    (Progress(), False),
+    (Progress(begin=100, step=100), False),
+    (Progress(marked=True), True),
+    (Progress(marked=True, begin=100), True),
+    (Progress(marked=True, step=0), True),
+    (Progress(marked=True, begin=100, step=100), False),
+    (Progress(marked=True, begin=100, step=90), False),
+    (Progress(marked=True, begin=100, step=100.5), True),
+])  # fmt: skip
+def test_progress(progress: Progress, *, made: bool) -> None:
+    """A run got further when its step is greater than at its beginning; without steps, when it marked anything."""
+    assert made == progress.made
+
+
+def test_training_that_is_complete_needs_no_other_run() -> None:
+    """A notice that comes after the last step ends the job; a failure after it does not make it complete."""
+    complete = Progress(marked=True, begin=100, step=1000000, total=1000000)
+
+    expected = "not requeued: the training is complete (step 1000000 of 1000000)"
+    assert expected == decide(ALL, "notice", "USR1", (), complete).why
+    assert decide(ALL, "failure", "rank 0 failed", (), complete).requeue
+
+
+def test_a_ledger_is_read_as_it_was_written() -> None:
+    """An entry is one line, and comes back as it was."""
+    entries = (entry("notice"), entry("preempt", step=None), dataclasses.replace(entry(), step=0.5, attempt=3))
+    lines = [each.line() for each in entries]
+
+    assert all(line.index("\n") == len(line) - 1 for line in lines)
+    assert entries == requeue.read("".join(lines))
+
+
+def test_broken_lines_are_left_out() -> None:
+    """What a full disk or another version has left does not hide the rest."""
+    good = entry()
+    broken = [
+        good.line()[:30],
+        "null",
+        "[1]",
+        '{"reason": "timeout"}',
+        json.dumps({**dataclasses.asdict(good), "reason": "boredom"}),
+        json.dumps({**dataclasses.asdict(good), "time": "yesterday"}),
+        json.dumps({**dataclasses.asdict(good), "time": 10**400}),
+        "[" * 10**5,
+    ]
+
+    assert (good, good) == requeue.read("\n".join([good.line(), *broken, good.line()]))
+
+
+def test_what_an_entry_does_not_say_counts_against_the_job() -> None:
+    """An entry of another version, with fields that are missing or not understood, is still a requeue."""
+    expected = Entry(1.5, "timeout", "", 0, 0, None, progressed=False, counted=True)
+
+    assert (expected,) == requeue.read('{"time": 1.5, "reason": "timeout", "step": "12", "attempt": null, "new": 1}')
+
+
+@given(st.text())
+def test_any_file_can_be_read(text: str) -> None:
+    """No content of the ledger is an exception."""
+    assert all(found.reason in REASONS for found in requeue.read(text))
