@@ -154,7 +154,9 @@ class Running:
         return f"{got} {self.saved()}\n{self.job.describe()}\n{tree(self.folder / 'logs')}"
 
 
-def submit(cluster: Cluster, folder: Path, arguments: str, *options: str, launcher: str = "", nodes: int = 2) -> Running:
+def submit(
+    cluster: Cluster, folder: Path, arguments: str, *options: str, launcher: str = "", nodes: int = 2
+) -> Running:
     """Submit a job of two ranks a node, without waiting for anything.
 
     Args:
