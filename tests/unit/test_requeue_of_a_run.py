@@ -1,0 +1,178 @@
+"""Why a run is requeued, and who asks: the part between the agent and the policy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hpc_launch.elastic import requeue
+from hpc_launch.elastic.requeue import Run
+from hpc_launch.errors import HpcLaunchError, Interrupted, RendezvousError, RoundRefused, UsageError, WorkerError
+from hpc_launch.plan.derive import make
+from hpc_launch.plan.model import Plan
+from hpc_launch.plan.requeue import Entry, read
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.settings import resolve
+from hpc_launch.slurm.controller import JobRecord
+from tests.unit.test_plan import here
+
+RUNNING = JobRecord("7", "RUNNING")
+TIME_LIMIT = JobRecord("7", "COMPLETING", "TimeLimit")
+PREEMPTED = JobRecord("7", "COMPLETING", "None", preempt_time=1.0)
+IN_GRACE = JobRecord("7", "RUNNING", "None", end=9.0, preempt_time=1.0)
+CANCELLED = JobRecord("7", "COMPLETING", "None")
+REQUEUED = JobRecord("7", "COMPLETING", "None", restarts=1)
+
+FAILED = WorkerError("rank 1 failed", exit_status=3)
+LOST = RendezvousError("lost the agent on gpu002")
+TERM = Interrupted(15, "SIGTERM")
+
+
+def run(job: JobDirectory, error: HpcLaunchError | None, record: JobRecord | None, *, noticed: bool = False) -> Run:
+    return Run(error, noticed, record, job, first_attempt=2, attempt=3)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let Slurm accept every requeue; returns the ids that were asked for."""
+    found: list[str] = []
+
+    def accept(job: str) -> str:
+        found.append(job)
+        return ""
+
+    monkeypatch.setattr(requeue.controller, "requeue", accept)
+    return found
+
+
+def plan(words: str = "on-notice,on-timeout,on-preempt,on-failure", **more: str) -> Plan:
+    return make(resolve({"requeue": words, **more}, {}), here(), ("train.py",))
+
+
+ENVIRON = {"SLURM_JOB_ID": "7"}
+
+
+@pytest.mark.parametrize(
+    ("error", "record", "noticed", "reason"),
+    [
+        (None, RUNNING, False, None),
+        (None, RUNNING, True, "notice"),
+        (None, IN_GRACE, True, "preempt"),
+        (FAILED, RUNNING, False, "failure"),
+        (LOST, RUNNING, False, "failure"),
+        (FAILED, RUNNING, True, "notice"),
+        (FAILED, None, False, "failure"),
+        (TERM, RUNNING, False, None),
+        (TERM, TIME_LIMIT, False, "timeout"),
+        (TERM, TIME_LIMIT, True, "timeout"),
+        (FAILED, TIME_LIMIT, False, "timeout"),
+        (TERM, PREEMPTED, False, "preempt"),
+        (TERM, CANCELLED, False, None),
+        (FAILED, CANCELLED, True, None),
+        (TERM, None, False, None),
+        (RoundRefused("no script there"), RUNNING, False, None),
+        (UsageError("wrong"), RUNNING, False, None),
+    ],
+)
+def test_why_a_run_is_requeued(
+    tmp_path: Path,
+    asked: list[str],
+    error: HpcLaunchError | None,
+    record: JobRecord | None,
+    noticed: bool,
+    reason: str | None,
+) -> None:
+    """What Slurm says comes first; somebody's scancel, and what would go wrong again, are no reasons."""
+    job = JobDirectory(tmp_path, "7.0")
+    job.path.mkdir()
+    word = requeue.settle(plan(), ENVIRON, run(job, error, record, noticed=noticed))
+    if reason is None:
+        assert (word, asked, job.ledger.exists()) == ("", [], False)
+        return
+    assert (word.partition(" ")[0], asked) == ("requeued", ["7"])
+    [entry] = read(job.ledger.read_text())
+    assert (entry.reason, entry.attempt, entry.restart_count) == (reason, 3, 0)
+    assert entry.counted == (reason != "preempt")
+
+
+def test_a_requeue_of_slurm_s_own_is_written_down(tmp_path: Path, asked: list[str]) -> None:
+    """It is under way already, so nobody asks; the ledger knows of it, and it is free."""
+    job = JobDirectory(tmp_path, "7.0")
+    job.path.mkdir()
+    assert requeue.settle(plan("on-preempt"), ENVIRON, run(job, TERM, REQUEUED)) == ""
+    assert asked == []
+    [entry] = read(job.ledger.read_text())
+    assert (entry.cause, entry.counted) == ("requeued by Slurm", False)
+
+
+def test_one_agent_of_all_steps_asks(tmp_path: Path, asked: list[str]) -> None:
+    """Two steps of a job end for the same reason: one of them has it requeued; after a restart it can be again."""
+    jobs = [JobDirectory(tmp_path, f"7.{step}") for step in range(2)]
+    for job in jobs:
+        job.path.mkdir()
+        requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING))
+    assert asked == ["7"]
+    assert [job.ledger.exists() for job in jobs] == [True, False]
+    requeue.settle(plan(), ENVIRON | {"SLURM_RESTART_COUNT": "1"}, run(jobs[1], FAILED, RUNNING))
+    assert asked == ["7", "7"]
+
+
+def test_what_slurm_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Slurm's words; the ledger holds only what happened."""
+    monkeypatch.setattr(requeue.controller, "requeue", lambda _: "Requested operation is presently disabled")
+    job = JobDirectory(tmp_path, "7.0")
+    job.path.mkdir()
+    word = requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING))
+    assert word == "not requeued: Requested operation is presently disabled"
+    assert not job.ledger.exists()
+
+
+@pytest.mark.parametrize("words", ["never", "on-timeout"])
+def test_what_was_not_asked_for(tmp_path: Path, asked: list[str], words: str) -> None:
+    """Nothing is done; where something was asked for, and not this, a line says so."""
+    job = JobDirectory(tmp_path, "7.0")
+    job.path.mkdir()
+    word = requeue.settle(plan(words), ENVIRON, run(job, FAILED, RUNNING))
+    assert asked == []
+    assert word == ("" if words == "never" else "not requeued: --requeue does not say on-failure")
+
+
+def test_a_notice_before_a_preemption_is_a_notice_where_only_that_was_asked_for(
+    tmp_path: Path, asked: list[str]
+) -> None:
+    """Slurm can send the signal of --signal at the beginning of a preemption's GraceTime."""
+    job = JobDirectory(tmp_path, "7.0")
+    job.path.mkdir()
+    assert requeue.settle(plan("on-notice"), ENVIRON, run(job, None, IN_GRACE, noticed=True)).startswith("requeued")
+    [entry] = read(job.ledger.read_text())
+    assert (entry.reason, entry.counted, asked) == ("notice", True, ["7"])
+
+
+def mark(job: JobDirectory, rank: int, text: str) -> None:
+    path = job.progress(rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_progress_is_that_of_the_rank_which_came_furthest(tmp_path: Path, asked: list[str]) -> None:
+    """Files that cannot be read are passed over; a mark of an earlier run is none of this one."""
+    job = JobDirectory(tmp_path, "7.0")
+    job.path.mkdir()
+    before = Entry(1.0, "timeout", "time limit", 0, 1, step=40, progressed=True, counted=True)
+    job.ledger.write_text(before.line())
+    mark(job, 0, json.dumps({"attempt": 3, "step": 50, "total": 100}))
+    mark(job, 1, json.dumps({"attempt": 3, "step": 45, "total": 100}))
+    mark(job, 2, "{")
+    mark(job, 3, "[1, 2]")
+    requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING))
+    entry = read(job.ledger.read_text())[-1]
+    assert (entry.step, entry.progressed, asked) == (50, True, ["7"])
+
+    mark(job, 0, json.dumps({"attempt": 1, "step": 50, "total": 100}))
+    mark(job, 1, json.dumps({"attempt": 1, "step": 45, "total": 100}))
+    environ = ENVIRON | {"SLURM_RESTART_COUNT": "1"}
+    requeue.settle(plan(), environ, run(job, FAILED, JobRecord("7", "RUNNING", restarts=1)))
+    entry = read(job.ledger.read_text())[-1]
+    assert (entry.step, entry.progressed) == (50, False)
