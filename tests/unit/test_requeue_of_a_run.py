@@ -15,6 +15,7 @@ from hpc_launch.plan.model import Plan
 from hpc_launch.plan.requeue import Entry, read
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.settings import resolve
+from hpc_launch.slurm import controller
 from hpc_launch.slurm.controller import JobRecord
 from tests.unit.test_plan import here
 
@@ -43,7 +44,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(job)
         return ""
 
-    monkeypatch.setattr(requeue.controller, "requeue", accept)
+    monkeypatch.setattr(controller, "requeue", accept)
     return found
 
 
@@ -55,25 +56,20 @@ ENVIRON = {"SLURM_JOB_ID": "7"}
 
 
 @pytest.mark.parametrize(
-    ("error", "record", "noticed", "reason"),
+    ("error", "record", "reason"),
     [
-        (None, RUNNING, False, None),
-        (None, RUNNING, True, "notice"),
-        (None, IN_GRACE, True, "preempt"),
-        (FAILED, RUNNING, False, "failure"),
-        (LOST, RUNNING, False, "failure"),
-        (FAILED, RUNNING, True, "notice"),
-        (FAILED, None, False, "failure"),
-        (TERM, RUNNING, False, None),
-        (TERM, TIME_LIMIT, False, "timeout"),
-        (TERM, TIME_LIMIT, True, "timeout"),
-        (FAILED, TIME_LIMIT, False, "timeout"),
-        (TERM, PREEMPTED, False, "preempt"),
-        (TERM, CANCELLED, False, None),
-        (FAILED, CANCELLED, True, None),
-        (TERM, None, False, None),
-        (RoundRefused("no script there"), RUNNING, False, None),
-        (UsageError("wrong"), RUNNING, False, None),
+        (None, RUNNING, None),
+        (FAILED, RUNNING, "failure"),
+        (LOST, RUNNING, "failure"),
+        (FAILED, None, "failure"),
+        (TERM, RUNNING, None),
+        (TERM, TIME_LIMIT, "timeout"),
+        (FAILED, TIME_LIMIT, "timeout"),
+        (TERM, PREEMPTED, "preempt"),
+        (TERM, CANCELLED, None),
+        (TERM, None, None),
+        (RoundRefused("no script there"), RUNNING, None),
+        (UsageError("wrong"), RUNNING, None),
     ],
 )
 def test_why_a_run_is_requeued(
@@ -81,13 +77,37 @@ def test_why_a_run_is_requeued(
     asked: list[str],
     error: HpcLaunchError | None,
     record: JobRecord | None,
-    noticed: bool,
     reason: str | None,
 ) -> None:
     """What Slurm says comes first; somebody's scancel, and what would go wrong again, are no reasons."""
-    job = JobDirectory(tmp_path, "7.0")
+    check_reason(tmp_path, asked, run(JobDirectory(tmp_path, "7.0"), error, record), reason)
+
+
+@pytest.mark.parametrize(
+    ("error", "record", "reason"),
+    [
+        (None, RUNNING, "notice"),
+        (None, IN_GRACE, "preempt"),
+        (FAILED, RUNNING, "notice"),
+        (TERM, TIME_LIMIT, "timeout"),
+        (FAILED, CANCELLED, None),
+    ],
+)
+def test_why_a_run_is_requeued_after_a_notice(
+    tmp_path: Path,
+    asked: list[str],
+    error: HpcLaunchError | None,
+    record: JobRecord | None,
+    reason: str | None,
+) -> None:
+    """A run that ends after a notice, however, was told to; unless Slurm knows better."""
+    check_reason(tmp_path, asked, run(JobDirectory(tmp_path, "7.0"), error, record, noticed=True), reason)
+
+
+def check_reason(folder: Path, asked: list[str], ended: Run, reason: str | None) -> None:
+    job = JobDirectory(folder, "7.0")
     job.path.mkdir()
-    word = requeue.settle(plan(), ENVIRON, run(job, error, record, noticed=noticed))
+    word = requeue.settle(plan(), ENVIRON, ended)
     if reason is None:
         assert (word, asked, job.ledger.exists()) == ("", [], False)
         return
@@ -121,7 +141,7 @@ def test_one_agent_of_all_steps_asks(tmp_path: Path, asked: list[str]) -> None:
 
 def test_what_slurm_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In Slurm's words; the ledger holds only what happened."""
-    monkeypatch.setattr(requeue.controller, "requeue", lambda _: "Requested operation is presently disabled")
+    monkeypatch.setattr(controller, "requeue", lambda _: "Requested operation is presently disabled")
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
     word = requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING))
