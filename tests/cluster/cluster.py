@@ -298,9 +298,9 @@ class Cluster:
         cwd: Path | str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Job:
-        """Submit a script, given as text; without ``#!`` it is one for bash."""
+        """Submit a script, given as text; without ``#!`` it is one for bash. It runs in `cwd`, else in `run_dir`."""
         text = script if script.startswith("#!") else f"#!/usr/bin/env bash\n{script}"
-        said = self.run(["sbatch", "--parsable", *options], cwd=cwd, env=env, text=text).stdout
+        said = self.run(["sbatch", "--parsable", *options], cwd=cwd or self.run_dir, env=env, text=text).stdout
         return Job(self, said.strip().partition(";")[0])
 
     # --- harm and healing
