@@ -1,7 +1,8 @@
 """Train a small network on scikit-learn's handwritten digits: one process, or as many as a launcher starts.
 
 The script asks its environment who it is (RANK, WORLD_SIZE, ...) and knows nothing of what started it:
-`python train.py`, `torchrun train.py` and `srun hpc-launch train.py` all train the same network.
+`python train.py`, `torchrun train.py` and `srun hpc-launch train.py` all train the same network. Told to leave by a
+signal, it saves and leaves; started again, it goes on at the next step, to the same result.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from hpc_launch import runtime
 
 SEED = 0
 TEST_SAMPLES = 360  # of 1797
@@ -31,6 +35,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/digits.pt"), metavar="PATH")
     parser.add_argument("--fresh", action="store_true", help="start over, even if there is a checkpoint")
     parser.add_argument("--min-accuracy", type=float, default=0.95, help="exit with 1 below it (default: 0.95)")
+    parser.add_argument("--step-seconds", type=float, default=0.0, help="pretend that a step takes longer (default: 0)")
     return parser.parse_args()
 
 
@@ -56,6 +61,12 @@ def datasets(device: torch.device) -> tuple[TensorDataset, TensorDataset]:
     return TensorDataset(images[train], labels[train]), TensorDataset(images[test], labels[test])
 
 
+def say(rank: int, text: str) -> None:
+    """Print a line for all ranks."""
+    if rank == 0:
+        print(f"digits: {text}", flush=True)
+
+
 def save(checkpoint: Path, state: dict[str, Any]) -> None:
     """Replace the checkpoint in one step: a job killed half-way leaves the one before, never half a file."""
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +78,7 @@ def save(checkpoint: Path, state: dict[str, Any]) -> None:
 def load(checkpoint: Path, rank: int, world_size: int) -> Any:
     """Read the checkpoint on rank 0 and send it to all.
 
-    One reader is kind to a shared file system, and all ranks agree on the epoch even where it is not shared.
+    One reader is kind to a shared file system, and all ranks agree on the step even where it is not shared.
     """
     found: list[Any] = [None]
     if rank == 0 and checkpoint.exists():
@@ -88,54 +99,87 @@ def accuracy(model: nn.Module, test: TensorDataset, rank: int, world_size: int) 
     return float(right) / len(test)
 
 
-def train(args: argparse.Namespace, device: torch.device, rank: int, world_size: int) -> float:
+def wrap(network: nn.Module, device: torch.device) -> nn.Module:
+    """Let all ranks train the network together.
+
+    DDP regroups the gradients after its first backward pass, and sums over many ranks are rounded otherwise from then
+    on. That pass is made here, for nothing: so a run that goes on computes each step to the last bit as it would have
+    been computed without the interruption.
+    """
+    model = DistributedDataParallel(network)
+    model(torch.zeros(1, 64, device=device)).sum().backward()
+    model.zero_grad()
+    return model
+
+
+def train_on(
+    batches: DataLoader[Any], model: nn.Module, optimiser: torch.optim.Optimizer, step_seconds: float
+) -> tuple[int, bool]:
+    """Return the number of steps done, and whether to leave: then there may be batches left."""
+    loss = nn.CrossEntropyLoss()
+    model.train()
+    leave = False
+    for number, (images, labels) in enumerate(batches, start=1):
+        optimiser.zero_grad()
+        loss(model(images), labels).backward()
+        optimiser.step()
+        time.sleep(step_seconds)
+        leave = runtime.should_stop(all_ranks=True)  # the same on all ranks, so that all leave after the same step
+        if leave:
+            return number, leave
+    return len(batches), leave
+
+
+def train(args: argparse.Namespace, device: torch.device, rank: int, world_size: int) -> float | None:
+    """Return the accuracy; None if it was told to leave before it was done."""
     torch.manual_seed(SEED)
     train_set, test_set = datasets(device)
     network = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).to(device)
-    loss = nn.CrossEntropyLoss()
     optimiser = torch.optim.SGD(network.parameters(), lr=args.lr, momentum=0.9)
 
-    epoch = step = 0
+    epoch = step = seen = 0  # seen: how many samples of this epoch, by all ranks together
     state = None if args.fresh else load(args.checkpoint, rank, world_size)
     if state is not None:
         network.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-        epoch, step = state["epoch"], state["step"]
-        if rank == 0:
-            print(f"digits: going on after epoch {epoch} of {args.checkpoint}", flush=True)
+        epoch, step, seen = state["epoch"], state["step"], state["seen"]
+        say(rank, f"going on after step {step} (epoch {epoch}) of {args.checkpoint}")
 
     # The checkpoint holds the network itself, not DDP's wrapping, so that any number of ranks can read it.
-    model = DistributedDataParallel(network) if world_size > 1 else network
+    model = wrap(network, device) if world_size > 1 else network
     sampler: DistributedSampler[Any] = DistributedSampler(train_set, world_size, rank, seed=SEED, drop_last=True)
     # The ranks share the batch: more of them train the same network, to the same accuracy, faster.
-    batches = DataLoader(train_set, batch_size=max(1, args.batch_size // world_size), sampler=sampler, drop_last=True)
+    batch_size = max(1, args.batch_size // world_size)
 
     while epoch < args.epochs:
         sampler.set_epoch(epoch)  # shuffles anew, and in the same way when this epoch is run again
-        model.train()
-        for images, labels in batches:
-            optimiser.zero_grad()
-            loss(model(images), labels).backward()
-            optimiser.step()
-            step += 1
-        epoch += 1
+        # The ranks take turns in the shuffled samples: what all have seen is the first part of what each is given.
+        unseen = list(sampler)[seen // world_size :]
+        batches = DataLoader(train_set, batch_size, sampler=unseen, drop_last=True)
+        steps, leave = train_on(batches, model, optimiser, args.step_seconds)
+        step, seen = step + steps, seen + steps * batch_size * world_size
+        left = len(batches) - steps + (args.epochs - epoch - 1) * (len(sampler) // batch_size)
+        if steps == len(batches):
+            epoch, seen = epoch + 1, 0
         if rank == 0:
-            progress = {"epoch": epoch, "step": step}
-            save(args.checkpoint, {"model": network.state_dict(), "optimiser": optimiser.state_dict(), **progress})
+            place = {"epoch": epoch, "step": step, "seen": seen}
+            save(args.checkpoint, {"model": network.state_dict(), "optimiser": optimiser.state_dict(), **place})
+            runtime.mark_progress(step, step + left)
+        if leave and left:
+            say(rank, f"told to leave after step {step} of {step + left}: {args.checkpoint} is saved")
+            return None
         if epoch % 5 == 0:
-            score = accuracy(network, test_set, rank, world_size)
-            if rank == 0:
-                print(f"digits: epoch {epoch} step {step} accuracy {score:.3f}", flush=True)
+            say(rank, f"epoch {epoch} step {step} accuracy {accuracy(network, test_set, rank, world_size):.3f}")
 
     score = accuracy(network, test_set, rank, world_size)
-    if rank == 0:
-        ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
-        print(f"digits: accuracy {score:.3f} after {epoch} epochs on {ranks}", flush=True)
+    ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
+    say(rank, f"accuracy {score:.3f} after {epoch} epochs on {ranks}")
     return score
 
 
 def main() -> int:
     args = arguments()
+    runtime.should_stop()  # from here on, a signal asks to leave, and ends nothing
     device = choose_device()
     rank, world_size = 0, 1
     distributed = "WORLD_SIZE" in os.environ
@@ -145,7 +189,7 @@ def main() -> int:
     score = train(args, device, rank, world_size)
     if distributed:
         dist.destroy_process_group()
-    return 0 if score >= args.min_accuracy else 1
+    return 0 if score is None or score >= args.min_accuracy else 1
 
 
 if __name__ == "__main__":

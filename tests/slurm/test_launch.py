@@ -227,6 +227,7 @@ def test_the_example_learns_digits(cluster: Cluster, tmp_path: Path) -> None:
         ("multi_node", "--nodes=2 --gpus-per-node=2 --cpus-per-task=4", ("", 4)),
         ("single_node", "--gpus-per-node=2 --cpus-per-task=4 --mem=1000", ("", 2)),
         ("cpu", "--cpus-per-task=4", ("--nproc-per-node 2", 4)),
+        ("requeue", "--nodes=2 --gpus-per-node=2 --cpus-per-task=4", ("", 4)),
     ],
 )
 def test_a_template_runs_as_it_is(

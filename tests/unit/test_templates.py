@@ -31,6 +31,9 @@ echo last words
 exit 42
 """
 
+# What a template has hpc-launch do besides.
+OPTIONS = {"requeue.sbatch": ["--requeue", "on-notice,on-timeout,on-preempt"]}
+
 pytestmark = pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
 
 
@@ -76,6 +79,19 @@ def test_it_starts_one_task_per_node(template: Path) -> None:
     assert "#SBATCH --ntasks-per-node=1\n" in template.read_text()
 
 
+def test_a_requeue_keeps_the_output(template: Path) -> None:
+    assert "#SBATCH --open-mode=append\n" in template.read_text()
+
+
+def test_a_template_that_requeues_may_and_is_told(template: Path) -> None:
+    """hpc-launch's --requeue goes with Slurm's, and with a signal that reaches the steps."""
+    lines = template.read_text().splitlines()
+    requeues = any("hpc-launch --requeue" in line for line in lines)
+    asked = {"#SBATCH --requeue", "#SBATCH --signal=USR1@120"} & {*lines}
+
+    assert len(asked) == 2 * requeues
+
+
 def test_it_says_nothing_about_ranks(template: Path) -> None:
     assert not RANK_VARIABLES.search(template.read_text())
 
@@ -85,12 +101,12 @@ def test_arguments_reach_the_script_as_they_are(template: Path, tmp_path: Path) 
 
     assert done.stdout.split("\n") == [
         "--cpus-per-task=7",
-        *("hpc-launch", "train.py", "--name", "two words", "", "$HOME", "*", ""),
+        *("hpc-launch", *OPTIONS.get(template.name, []), "train.py", "--name", "two words", "", "$HOME", "*", ""),
     ]
 
 
 def test_without_arguments_it_runs_train_py(template: Path, tmp_path: Path) -> None:
-    assert run(template, tmp_path).stdout == "hpc-launch\ntrain.py\n"
+    assert run(template, tmp_path).stdout.splitlines() == ["hpc-launch", *OPTIONS.get(template.name, []), "train.py"]
 
 
 def test_its_exit_status_is_that_of_srun(template: Path, tmp_path: Path) -> None:
