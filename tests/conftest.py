@@ -40,8 +40,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def interrupts() -> None:
-    """Let children see SIGINT as in a terminal: a shell that runs the tests in the background has it ignored."""
+    """Let children see signals as in a terminal: a shell's background has SIGINT ignored, and nohup SIGHUP."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -49,6 +49,7 @@ from hpc_launch.settings import Origin
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.controller import JobRecord
 from hpc_launch.warm.factory import Factory, FactoryLostError, spawn
+from hpc_launch.warm.server import KILL_SECONDS
 
 _SHOWN_LINES = 20
 
@@ -207,6 +208,7 @@ class Agent(LocalElasticAgent):
         if self._logs is not None:
             self._logs.start_console()
         pids: dict[int, Any] = self._pcontext.pids()
+        self._notices.begin([*pids.values()])
         for worker in worker_group.workers:
             self._record("worker started", rank=worker.global_rank, pid=pids[worker.local_rank])
         return pids
@@ -218,8 +220,6 @@ class Agent(LocalElasticAgent):
                 return self._start_with(self._factory, common)
             except FactoryLostError as error:
                 say(f"{error}: workers are started by exec")
-                for orphan in processes.descendants(os.getpid()):
-                    processes.send(orphan, signal.SIGKILL)
                 self._factory.close()
                 self._factory = spawn()
                 return self._start_with(self._factory, common)
@@ -317,11 +317,22 @@ class Agent(LocalElasticAgent):
         if isinstance(self._pcontext, CommandWorkers):
             self._pcontext.stop(death_sig, told=self._stopping and self._heard_soon(death_sig))
             self._pcontext.close(death_sig)
+            if self._factory.lost:
+                self._end_orphans()
         elif self._pcontext is not None:
             self._window.open()
             self._pcontext.close(death_sig, timeout=max(1, int(min(self._window.left, _LONGEST_WAIT))))
         if self._logs is not None:
             self._logs.stop_console()
+
+    @staticmethod
+    def _end_orphans() -> None:
+        """End what a factory that was killed has left to this process, its subreaper."""
+        deadline = time.monotonic() + KILL_SECONDS
+        while (orphans := processes.descendants(os.getpid())) and time.monotonic() < deadline:
+            for orphan in orphans:
+                processes.send(orphan, signal.SIGKILL)
+            time.sleep(_OTHERS_SECONDS / 10)
 
     def close(self) -> None:
         """End the factory, and whatever there still is of what it has started."""
@@ -356,6 +367,8 @@ class Agent(LocalElasticAgent):
         result: RunResult = super()._monitor_workers(worker_group)
         if self._pcontext is not None:
             self._pass_on_notices(worker_group.spec.rdzv_handler, self._pcontext)
+        if self._outlook is not None:
+            self._slurm_facts()  # the others are to have them when they need them
         return result
 
     def _pass_on_notices(self, handler: RendezvousHandler, workers: PContext) -> None:
@@ -431,7 +444,7 @@ class Agent(LocalElasticAgent):
                 if end.ending == Ending.DONE.value:
                     return result, end
                 return RunResult(WorkerState.FAILED), end
-            alarm.wait(group.spec.monitor_interval, self._factory)
+            alarm.wait(min(group.spec.monitor_interval, self._notices.pause), self._factory)
 
     def _cause(self, failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
         """The status and the cause of a failure here, written down and kept to be said when the workers have ended."""
@@ -457,10 +470,10 @@ class Agent(LocalElasticAgent):
         say(f"attempt {self._first_attempt + self._attempt}: {end.cause}{again}{where}")
 
     def _tell_stop(self, end: RoundEnd) -> None:
-        """Say what stops the run, and how long that may take, on the node where it came first."""
+        """Say what stops the run, and how long that may take, on the node that knows what Slurm gives."""
         if self._outlook is not None:
             self._outlook.ask_again()
-        if end.agent == self._plan.world.agent_rank:
+        if self._plan.world.leader:
             self._window.open()
             left = duration(self._window.left)
             say(f"attempt {self._first_attempt + self._attempt}: {end.cause}; the workers have {left} to end")

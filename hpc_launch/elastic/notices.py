@@ -7,6 +7,7 @@ number passes what they have been told; so it does not matter who hears of it fi
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,9 @@ _SAME_SECONDS = 60.0
 
 # How long a node that hears of a signal from another waits for its own, which may have gone to the workers as well.
 _OWN_SECONDS = 2.0
+
+# How often to look whether a worker can be told by now.
+_LOOK_SECONDS = 0.2
 
 # How long Slurm may take to signal the other processes of a step after the first, where it signals them all.
 _OTHERS_SECONDS = 0.1
@@ -67,13 +71,26 @@ class Notices:
     send: Callable[[int, int], None]
     _tallies: dict[signal.Signals, Tally] = field(default_factory=dict)
     _seen: dict[signal.Signals, int] = field(default_factory=dict)
-    _waiting: dict[signal.Signals, float] = field(default_factory=dict)
+    # When to see whether the workers have got a signal by themselves, and whether they are to have it.
+    _waiting: dict[signal.Signals, tuple[float, bool]] = field(default_factory=dict)
     _owed: list[tuple[int, signal.Signals]] = field(default_factory=list)
 
     @property
     def told(self) -> bool:
         """Whether the workers have been told of anything."""
         return any(tally.told for tally in self._tallies.values())
+
+    @property
+    def pause(self) -> float:
+        """Seconds until there is something to do."""
+        due = [moment - time.monotonic() for moment, _ in self._waiting.values()]
+        return max(0.0, min([*due, _LOOK_SECONDS if self._owed else math.inf]))
+
+    def begin(self, workers: Sequence[int]) -> None:
+        """New workers have been started: they know nothing yet, and what those before were told holds for them too."""
+        for signum in {*self.counts(), *self._tallies}:
+            self.heard(signum)  # what came before them has not reached them
+        self._owed = [(pid, signum) for signum, tally in self._tallies.items() if tally.told for pid in workers]
 
     def turn(self, workers: Sequence[int], others: Mapping[str, int]) -> dict[str, int]:
         """Look at what has come, and pass it on.
@@ -85,26 +102,35 @@ class Notices:
         Returns:
             The signals that the workers are told of now, with their numbers, for the other agents.
         """
-        now, new = time.monotonic(), {}
+        now = time.monotonic()
+        new = self._note_own(now)
+        for name, count in others.items():
+            signum = signal.Signals[name]
+            if count > self._tally(signum).told:
+                self._waiting.setdefault(signum, (now + _OWN_SECONDS, True))
+        for signum, (due, wanted) in [*self._waiting.items()]:
+            if now < due:
+                continue
+            del self._waiting[signum]
+            if self._tally(signum).said(others.get(signum.name, 0), now):
+                new[signum.name] = self._tally(signum).told
+            heard = self.heard(signum)
+            if wanted and not heard:
+                self._owed.extend((pid, signum) for pid in workers)
+        self._pay(workers)
+        return new
+
+    def _note_own(self, now: float) -> dict[str, int]:
+        """See what has come to this agent; returns what is new to its workers."""
+        new = {}
         for signum, count in self.counts().items():
             if count > self._seen.get(signum, 0):
                 self._seen[signum] = count
-                if self._tally(signum).came(now):
-                    self._waiting[signum] = now + _OTHERS_SECONDS
+                wanted = self._tally(signum).came(now)
+                if wanted:
                     new[signum.name] = self._tally(signum).told
-        for name, count in others.items():
-            signum = signal.Signals[name]
-            if count > self._tally(signum).told and signum not in self._waiting:
-                self._waiting[signum] = now + _OWN_SECONDS
-        for signum, due in [*self._waiting.items()]:
-            if now >= due:
-                del self._waiting[signum]
-                told_now = self._tally(signum).said(others.get(signum.name, 0), now)
-                if told_now:
-                    new[signum.name] = self._tally(signum).told
-                if not self.heard(signum):
-                    self._owed.extend((pid, signum) for pid in workers)
-        self._pay(workers)
+                _, before = self._waiting.get(signum, (now, False))
+                self._waiting[signum] = now + _OTHERS_SECONDS, wanted or before
         return new
 
     def _tally(self, signum: signal.Signals) -> Tally:

@@ -130,11 +130,11 @@ class SlurmRendezvous(RendezvousHandler):
         end = RoundEnd(Ending.FAILED.value, self._party.agent, self._party.host, status, cause, signal)
         with contextlib.suppress(RendezvousError):
             if self._end is None:
-                return self._propose(end)
-            if self._end.ending == Ending.RESTART.value:
+                self._propose(end)
+            if self._end is not None and self._end.ending == Ending.RESTART.value:
                 # The round has ended for another: that one is to end before it begins.
                 self._round += 1
-                return self._propose(end)
+                self._propose(end)
         return self._end
 
     def report_done(self) -> None:

@@ -73,7 +73,7 @@ class Window:
             limits.append((self._opened + USUAL_GRACE, f"{USUAL_GRACE:g} s, see --grace"))
         if facts is not None:
             stopped = time.time() - (time.monotonic() - self.signals.stop_time)
-            waits = max(0.0, facts.grace_end - stopped) + facts.kill_wait - MARGIN
+            waits = max(0.0, max(0.0, facts.grace_end - stopped) + facts.kill_wait - MARGIN)
             reason = (
                 f"{waits:.0f} s: Slurm's KillWait is {facts.kill_wait:g} s here; let it warn earlier, with "
                 "--signal=USR1@SECONDS"

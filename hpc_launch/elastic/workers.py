@@ -41,7 +41,8 @@ class Wakeup:
 
     def wait(self, seconds: float, factory: Factory) -> None:
         """Return when a worker ended, a signal came, or the time is over."""
-        select.select([self._read] if factory.lost else [self._read, factory.fileno()], [], [], seconds)
+        waited_for = [self._read] if factory.lost else [self._read, factory.fileno()]
+        select.select(waited_for, [], [], 0 if factory.has_news else seconds)
         with contextlib.suppress(BlockingIOError):
             while os.read(self._read, 4096):
                 pass

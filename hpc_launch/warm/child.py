@@ -18,12 +18,13 @@ _PR_SET_PDEATHSIG = 1
 _STREAMS = ("stdin", "stdout", "stderr")
 
 
-def detach(outputs: Sequence[int | None], closed: Sequence[int]) -> None:
+def detach(outputs: Sequence[int | None], closed: Sequence[int], keep: int) -> None:
     """Become a process of its own: with its own session and outputs, and no descriptor of its parent's.
 
     Args:
         outputs: descriptors for stdout and stderr; None leaves the parent's.
         closed: standard streams that are to be closed, unless they are given.
+        keep: a descriptor that is left open.
     """
     os.setsid()
     for descriptor, target in zip(outputs, (1, 2), strict=True):
@@ -34,7 +35,7 @@ def detach(outputs: Sequence[int | None], closed: Sequence[int]) -> None:
     if 0 in closed:
         os.close(0)
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - as plain as it gets after a fork
-        if int(name) > 2:  # noqa: PLR2004 - the standard streams
+        if int(name) > 2 and int(name) != keep:  # noqa: PLR2004 - the standard streams
             with contextlib.suppress(OSError):
                 os.close(int(name))
 

@@ -30,7 +30,9 @@ from hpc_launch.warm.script import hidden_modules
 from hpc_launch.warm.server import Order, Surroundings
 
 # A program that finds modules where this one does: the directory that it is started in may hold any.
-_PLAIN = "import sys; sys.path[:] = sys.argv[2:]; from hpc_launch.warm import server; server.serve_plainly(sys.argv[1])"
+_PLAIN = (
+    "import sys; sys.path[:] = sys.argv[3:]; from hpc_launch.warm import server; server.serve_plainly(*sys.argv[1:3])"
+)
 
 # How long the factory may take to answer before it counts as hung: it takes milliseconds.
 _PATIENCE = 60.0
@@ -96,6 +98,11 @@ class Factory:
             raise OSError(f"workers could not be started: {answer['failed']}")
         pids: list[int] = answer["started"]
         return pids
+
+    @property
+    def has_news(self) -> bool:
+        """Whether `ended` knows of something without having to read."""
+        return bool(self._ended)
 
     def ended(self) -> list[Ended]:
         """The workers that have ended since this was last asked, in that order."""
@@ -220,9 +227,14 @@ def spawn() -> Factory:
     server.become_subreaper()
     closed = _occupy_closed_streams()
     ours, theirs = socket.socketpair()
-    with theirs:
-        command = [sys.executable, "-c", _PLAIN, str(theirs.fileno()), *sys.path]
-        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # it would die of one while Python starts
+    try:
+        with theirs:
+            blocked = ",".join(str(int(signum)) for signum in mask)
+            command = [sys.executable, "-c", _PLAIN, str(theirs.fileno()), blocked, *sys.path]
+            process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     for descriptor in closed:
         os.close(descriptor)
     process.returncode = 0  # it is waited for by `close`

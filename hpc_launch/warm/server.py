@@ -42,6 +42,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 # How long a killed process may take to be gone; after that it hangs in the kernel and is left behind.
 KILL_SECONDS = 5.0
 
+# How long a worker may take to be more than a copy of the factory; its program may have to be read from far away.
+_BEGIN_SECONDS = 20.0
+
 # How often to look again for processes that are to end: grandchildren end without a signal to us.
 _LOOK_SECONDS = 0.02
 
@@ -108,10 +111,15 @@ def serve(connection: socket.socket, surroundings: Surroundings) -> NoReturn:
     os._exit(0)
 
 
-def serve_plainly(descriptor: str) -> NoReturn:
-    """The same in a program of its own, which forks no workers but starts them."""
-    mask = frozenset(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())))
-    serve(socket.socket(fileno=int(descriptor)), Surroundings((), (), mask, (), lambda _: None))
+def serve_plainly(descriptor: str, mask: str) -> NoReturn:
+    """The same in a program of its own, which forks no workers but starts them.
+
+    Args:
+        descriptor: of the connection.
+        mask: the signals that are blocked for workers, separated by commas. Here all are, from the beginning.
+    """
+    blocked = frozenset(map(int, filter(None, mask.split(","))))
+    serve(socket.socket(fileno=int(descriptor)), Surroundings((), (), blocked, (), lambda _: None))
 
 
 class _Server:
@@ -163,9 +171,10 @@ class _Server:
         return orders
 
     def _start(self, orders: Sequence[Order]) -> dict[str, Any]:
-        """Make all workers, or none of them."""
+        """Make all workers, or none of them; returns when they have begun, so that each meets signals as itself."""
         pids: list[int] = []
         answer: dict[str, Any] = {"started": pids}
+        beginning, begun = os.pipe2(os.O_CLOEXEC)
         for order in orders:
             try:
                 pid = os.fork()
@@ -176,14 +185,17 @@ class _Server:
                 answer = {"failed": str(error.strerror or error)}
                 break
             if pid == 0:
-                self._be_worker(order)
+                self._be_worker(order, begun)
             pids.append(pid)
             self._workers.add(pid)
         for descriptor in (descriptor for order in orders for descriptor in order.descriptors):
             os.close(descriptor)
+        os.close(begun)
+        select.select([beginning], [], [], _BEGIN_SECONDS)  # closed by the last that has begun, or ended
+        os.close(beginning)
         return answer
 
-    def _be_worker(self, order: Order) -> NoReturn:
+    def _be_worker(self, order: Order, begun: int) -> NoReturn:
         """In the child: run the program, or let the launcher's frames unwind and the script be run instead of them."""
         surroundings, mask = self._surroundings, set(self._surroundings.mask)
         try:
@@ -191,10 +203,11 @@ class _Server:
             signal.signal(signal.SIGCHLD, self._sigchld)
             self._channel.forget()  # what is closed here must not be closed again when it is collected
             child.end_with(self._pid)
-            child.detach(order.outputs, surroundings.closed)
+            child.detach(order.outputs, surroundings.closed, keep=begun)
             if not order.forked:
                 child.execute(order.program, order.arguments, order.environ, mask)
             child.begin_anew(order.environ, mask)
+            os.close(begun)
             child.name_process(" ".join([sys.executable, *order.arguments]), Path(sys.executable).name)
             surroundings.allow_threads(order.environ)
         except BaseException:  # noqa: BLE001 - whatever it is
@@ -233,6 +246,7 @@ class _Server:
             for pid in rest:
                 processes.send(pid, signal.SIGKILL)
             self._pause()
+        self._reap()  # the last of them
         return rest
 
     def _rest(self) -> list[int]:

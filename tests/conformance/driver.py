@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hpc_launch.warm.factory import Factory, build
-from hpc_launch.warm.server import Order
 from hpc_launch.warm.script import Become, Script, run
+from hpc_launch.warm.server import Order
 
 
 def main() -> Script | None:

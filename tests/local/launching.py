@@ -97,6 +97,11 @@ class Running:
         assert len(records) == count, self._read(self._err)
         return records
 
+    def said(self) -> str:
+        """Read its stderr so far; it shares the position in the file, which stays where it is."""
+        descriptor = self._err.fileno()
+        return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="replace")
+
     def finish(self) -> Finished:
         """Wait for the end."""
         try:

@@ -110,21 +110,38 @@ def test_a_signal_ends_launcher_and_workers(tmp_path: Path, words: list[str], si
     assert "\nTraceback" not in done.err
 
 
-def test_a_worker_that_will_not_end_is_killed(tmp_path: Path) -> None:
-    """A worker that ignores SIGTERM is killed after --shutdown-timeout, and that is said."""
+@pytest.mark.parametrize("flag", ["--grace", "--shutdown-timeout"])
+def test_a_worker_that_will_not_end_is_killed(tmp_path: Path, flag: str) -> None:
+    """A worker that ignores SIGTERM is killed after --grace, and that is said."""
     body = f"""
         import signal
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         open("ready", "w").close()
         {"; ".join(FOREVER.splitlines())}
     """
-    with running(tmp_path, "--shutdown-timeout", "1", probe(tmp_path, body)) as launcher:
+    with running(tmp_path, flag, "1", probe(tmp_path, body)) as launcher:
         wait_for((tmp_path / "ready").exists, 60, "the worker does not begin")
         pids = [record.pid for record in launcher.records()]
         launcher.process.send_signal(signal.SIGTERM)
         done = launcher.finish()
     assert (done.status, all_gone(pids)) == (143, True), done.err
-    assert "--shutdown-timeout" in done.err
+    assert "did not end in time after SIGTERM and is killed (1 s as --grace says)" in done.err
+
+
+def test_a_second_sigint_ends_it_at_once(tmp_path: Path) -> None:
+    """A person who does not want to wait interrupts again: workers that ignore SIGINT are killed, and that is said."""
+    body = f"import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nopen('ready', 'w').close()\n{FOREVER}"
+    with running(tmp_path, "--grace", "3600", probe(tmp_path, body)) as launcher:
+        wait_for((tmp_path / "ready").exists, 60, "the worker does not begin")
+        [worker] = launcher.records()
+        launcher.process.send_signal(signal.SIGINT)
+        wait_for(lambda: "stopped by SIGINT" in launcher.said(), 60, "nobody hears of it")
+        assert alive(worker.pid)
+        launcher.process.send_signal(signal.SIGINT)
+        done = launcher.finish()
+    assert (done.status, alive(worker.pid)) == (130, False), done.err
+    assert "the workers have 1 h" in done.err
+    assert "did not end in time after SIGINT and is killed (SIGINT came again)" in done.err
 
 
 @pytest.mark.parametrize("status", [0, 42])

@@ -177,7 +177,8 @@ def submit(
 
 
 def await_up(*jobs: Running) -> None:
-    """Wait until all ranks of jobs are up."""
+    """Wait until all ranks of jobs are up, and Slurm has told the agents how it ends jobs."""
     for running in jobs:
         names = [f"up.{rank}" for rank in range(running.ranks)]
         wait_for(lambda: all((running.folder / name).exists() for name in names), DEADLINE, running.describe)  # noqa: B023 - called at once
+        wait_for(lambda: [*running.folder.glob("logs/*.*/end_time.json")], DEADLINE, running.describe)  # noqa: B023 - as above

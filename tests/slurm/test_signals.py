@@ -97,7 +97,7 @@ def test_workers_have_the_time_that_slurm_gives(cluster: Cluster, tmp_path: Path
 
 
 def test_a_stop_of_one_agent_is_everybody_s(cluster: Cluster, tmp_path: Path) -> None:
-    """SIGTERM to one agent: the workers of both nodes get it, once, and the status says so."""
+    """SIGTERM to one agent: the workers of both nodes get it, once, and the status and the first node say so."""
     running = submit(cluster, tmp_path, "--on SIGTERM 1")
     await_up(running)
     running.agent(2).send_signal(signal.SIGTERM)

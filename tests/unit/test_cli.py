@@ -431,7 +431,7 @@ def test_completion_scripts(command: Command, shell: str) -> None:
     [
         ("hpc-launch exp", {"explain"}),
         ("hpc-launch --nno", {"--nnodes"}),
-        ("hpc-launch --nnodes 2 --max-re", {"--max-restarts"}),
+        ("hpc-launch --nnodes 2 --max-re", {"--max-restarts", "--max-requeues"}),
         ("hpc-launch run --start-method fork", {"fork", "forkserver"}),
         ("hpc-launch env --exp", {"--export"}),
     ],

@@ -22,12 +22,13 @@ MAY_IMPORT = {
     "entry": {"cli"},
     "cli": {"launch", "plan", "slurm", "warm", *FOUNDATIONS},
     "launch": {"plan", "slurm", "records", "warm", *FOUNDATIONS},
-    "elastic": {"plan", "node", "records", "warm", *FOUNDATIONS},
+    "elastic": {"plan", "slurm", "node", "records", "warm", *FOUNDATIONS},
     "plan": {"slurm", "node", *FOUNDATIONS},
     "slurm": {"hostlist", "errors"},
     "node": {"errors"},
     "records": {"errors"},
-    "warm": {"errors"},
+    "runtime": {"records", "errors"},
+    "warm": {"node", "errors"},
     "world": {"settings"},
     "settings": {"errors"},
     "hostlist": {"errors"},
@@ -153,9 +154,10 @@ def test_what_needs_torch_is_imported_late() -> None:
     assert at_once == set()
 
 
-def test_only_elastic_imports_torch() -> None:
-    """torch is used in one part of the package."""
-    assert {"elastic"} == {part_of(found.module) for found in imports() if found.target.split(".")[0] == "torch"}
+def test_who_imports_torch() -> None:
+    """torch is used in one part of the launcher, and in what its workers import."""
+    parts = {part_of(found.module) for found in imports() if found.target.split(".")[0] == "torch"}
+    assert {"elastic", "runtime"} == parts
 
 
 def test_only_cli_knows_click() -> None:
@@ -237,6 +239,7 @@ def test_what_only_answers_imports_nothing_heavy(python: str, arguments: list[st
         "hpc_launch.elastic.rounds",
         "hpc_launch.launch.run",
         "hpc_launch.records.events",
+        "hpc_launch.runtime",
         "hpc_launch.warm.factory",
     ],
 )

@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 from hpc_launch.elastic import locator
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
-from hpc_launch.elastic.rounds import RoundEnd
+from hpc_launch.elastic.rounds import Message, RoundEnd
 from hpc_launch.errors import LogDirError, RendezvousError, RendezvousTimeout, RoundRefused
 from hpc_launch.records.directory import JobDirectory
 from tests.support import wait_for
@@ -200,6 +200,140 @@ def test_a_stop_is_everybody_s_end(group: Callable[[Party], Group], tmp_path: Pa
     end = end_of(handlers[0])
     assert (end.ending, end.status, end.cause) == ("failed", 143, "node2 was stopped by SIGTERM")
     assert end_of(handlers[2]) == end
+
+
+@pytest.mark.parametrize("who", [0, 2])
+def test_a_stop_says_which_signal_it_was(group: Callable[[Party], Group], tmp_path: Path, who: int) -> None:
+    """The workers of all nodes are to end by the same signal, the first that came; other ends have none."""
+    handlers = group(party(tmp_path, 3, max_restarts=5))
+    meet(handlers)
+    first = handlers[who].report_end(130, "stopped by SIGINT", "SIGINT")
+    second = handlers[1].report_end(143, "stopped by SIGTERM", "SIGTERM")
+    ends = [end_of(handler) for handler in handlers]
+    assert ends == [first] * 3 == [second] * 3
+    assert (ends[0].signal, ends[0].status, ends[0].agent) == ("SIGINT", 130, who)
+
+
+def test_a_failure_has_no_signal(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """Who comes too late to stop a run hears how it really ended."""
+    handlers = group(party(tmp_path, 2))
+    meet(handlers)
+    end = fail(handlers[0], 7)
+    assert handlers[1].report_end(143, "stopped by SIGTERM", "SIGTERM") == end
+    assert (end.signal, end.status) == ("", 7)
+
+
+def test_nobody_is_told_before_there_is_a_round(tmp_path: Path) -> None:
+    """An agent that stops before it has found the others leaves without a word."""
+    assert SlurmRendezvous(party(tmp_path, 2)).report_end(143, "stopped by SIGTERM", "SIGTERM") is None
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["others wait already", "others come later"])
+@pytest.mark.parametrize("who", [0, 2], ids=["the leader", "another"])
+def test_a_stop_between_rounds_ends_who_waits_for_the_next(
+    group: Callable[[Party], Group], tmp_path: Path, who: int, early: bool
+) -> None:
+    """The round has ended for another when an agent is stopped: the others do not wait for it to join."""
+    handlers = group(party(tmp_path, 4, max_restarts=5))
+    meet(handlers)
+    fail(handlers[1])
+    assert [end_of(handler).ending for handler in handlers] == ["restart"] * 4
+    others = [handler for handler in handlers if handler is not handlers[who]]
+    control = handlers[1]._store()
+    waiting = [begin(handler.next_rendezvous) for handler in others] if early else []
+    if early:
+        wait_for(lambda: control.add("round/1/joined", 0) == 3, DEADLINE, "they do not join")
+    end = handlers[who].report_end(143, "stopped by SIGTERM on some node", "SIGTERM")
+    waiting = waiting or [begin(handler.next_rendezvous) for handler in others]
+    finish(waiting)
+
+    assert end is not None
+    assert (end.ending, end.status, end.signal) == ("failed", 143, "SIGTERM")
+    assert [type(task.error) for task in waiting] == [RoundRefused] * 3
+    assert {str(task.error) for task in waiting} == {"stopped by SIGTERM on some node"}
+    assert [getattr(task.error, "exit_status", None) for task in waiting] == [143] * 3
+    # Who was stopped says why.
+    assert sum(not getattr(task.error, "silent", None) for task in waiting) <= 1
+    assert handlers[who].is_closed()
+
+
+# ---- what concerns all rounds
+
+
+def hear(handler: SlurmRendezvous, expected: dict[str, int]) -> None:
+    """Wait until an agent knows how often each signal came."""
+    wait_for(lambda: dict(handler.notices()) == expected, DEADLINE, lambda: f"{handler.notices()}, not {expected}")
+
+
+def test_notices_of_all_are_one_number_each(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """Whoever counts most is believed, and a smaller number changes nothing; a new round neither."""
+    handlers = group(party(tmp_path, 3, max_restarts=1))
+    meet(handlers)
+    assert [dict(handler.notices()) for handler in handlers] == [{}] * 3
+    handlers[1].tell_notice("SIGUSR1", 2)
+    handlers[2].tell_notice("SIGUSR1", 1)
+    handlers[0].tell_notice("SIGUSR2", 1)
+    for handler in handlers:
+        hear(handler, {"SIGUSR1": 2, "SIGUSR2": 1})
+    fail(handlers[0])
+    together([partial(end_of, handler) for handler in handlers])
+    meet(handlers)
+    handlers[1].tell_notice("SIGUSR2", 4)
+    for handler in handlers:
+        hear(handler, {"SIGUSR1": 2, "SIGUSR2": 4})
+
+
+def test_notices_at_the_same_moment_are_all_kept(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """All agents tell of all signals at once: of each the greatest number stands."""
+    handlers = group(party(tmp_path, 6))
+    meet(handlers)
+    names = ["SIGUSR1", "SIGUSR2", "SIGCONT"]
+    barrier = threading.Barrier(6)
+
+    def tell(handler: SlurmRendezvous) -> None:
+        number = handler._party.agent
+        barrier.wait()
+        for count in range(1, 21):
+            for position in range(3):
+                handler.tell_notice(names[(number + position) % 3], count * 6 + (number * (position + 1)) % 6)
+
+    together([partial(tell, handler) for handler in handlers])
+    most = {
+        name: max(
+            20 * 6 + (number * (position + 1)) % 6
+            for number in range(6)
+            for position in range(3)
+            if names[(number + position) % 3] == name
+        )
+        for name in names
+    }
+    for handler in handlers:
+        hear(handler, most)
+
+
+@dataclass(frozen=True)
+class Word(Message):
+    """Something to share."""
+
+    text: str
+    number: float = 0.0
+
+
+def test_what_is_shared(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """The last that was left under a name is what all read, in the next round as well; before, there is nothing."""
+    handlers = group(party(tmp_path, 3, max_restarts=1))
+    assert [handler.shared("word", Word) for handler in handlers] == [None] * 3
+    meet(handlers)
+    assert [handler.shared("word", Word) for handler in handlers] == [None] * 3
+    handlers[1].share("word", Word("first", 0.5))
+    handlers[2].share("other", Word("another"))
+    assert [handler.shared("word", Word) for handler in handlers] == [Word("first", 0.5)] * 3
+    handlers[0].share("word", Word("second"))
+    fail(handlers[0])
+    together([partial(end_of, handler) for handler in handlers])
+    meet(handlers)
+    assert [handler.shared("word", Word) for handler in handlers] == [Word("second")] * 3
+    assert handlers[0].shared("other", Word) == Word("another")
 
 
 def test_closing_ends_the_run_for_all(group: Callable[[Party], Group], tmp_path: Path) -> None:
@@ -451,7 +585,7 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("ask", ["end", "report_failure", "report_done", "next_rendezvous"])
+@pytest.mark.parametrize("ask", ["end", "report_failure", "report_done", "next_rendezvous", "notices", "tell_notice"])
 def test_the_loss_of_the_leader_is_said_in_our_words(tmp_path: Path, python: str, ask: str) -> None:
     """A leader that dies takes the store with it: whatever an agent asks then, it hears that the store is lost."""
     first = party(tmp_path, 2)
@@ -471,9 +605,12 @@ def test_the_loss_of_the_leader_is_said_in_our_words(tmp_path: Path, python: str
             "report_failure": lambda: handler.report_failure(1, "it broke"),
             "report_done": handler.report_done,
             "next_rendezvous": handler.next_rendezvous,
+            "notices": handler.notices,
+            "tell_notice": lambda: handler.tell_notice("SIGUSR1", 1),
         }
         with pytest.raises(RendezvousError, match=r"lost the (store|agent) on node1"):
             actions[ask]()
+        assert handler.shared("word", Word) is None
 
 
 AGENT = """

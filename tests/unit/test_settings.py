@@ -87,7 +87,20 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "max_restarts": [("0", 0), ("3", 3)],
     "monitor_interval": [("0.1", 0.1), ("5", 5.0)],
     "signals_to_handle": [("SIGTERM", ("SIGTERM",)), ("SIGTERM, SIGUSR1", ("SIGTERM", "SIGUSR1"))],
+    "notice_signals": [
+        ("USR1", ("SIGUSR1",)),
+        ("SIGUSR2", ("SIGUSR2",)),
+        ("usr1, SIGCONT,sigrtmin", ("SIGUSR1", "SIGCONT", "SIGRTMIN")),
+        ("none", ()),
+    ],
     "shutdown_timeout": [("0", 0), ("60", 60)],
+    "requeue": [
+        ("on-notice", ("on-notice",)),
+        ("on-timeout, on-preempt,on-failure", ("on-timeout", "on-preempt", "on-failure")),
+        ("never", ()),
+    ],
+    "max_requeues": [("0", 0), ("100", 100)],
+    "requeue_patience": [("1", 1), ("5", 5)],
     "log_dir": [("logs", "logs")],
     "redirects": [
         ("0", StreamChoice()),
@@ -117,6 +130,8 @@ RANKS = "ranks such as 0,3 or 0-3,17"
 PORTS = "LOW-HIGH with ports from 1 to 65535"
 PAIRS = "KEY=VALUE pairs, separated by commas"
 SIGNALS = "signal names such as SIGTERM,SIGUSR1"
+NOTICES = "signal names such as USR1,USR2 that a process can handle, or none"
+REASONS = "never, or some of on-notice, on-timeout, on-preempt, on-failure, separated by commas"
 BAD = [
     *[("nnodes", text, NODES) for text in ("0", "3:2", "abc", "-1", "1:2:3", "1:", ":", "0:2", "1.5", "\u0661")],
     *[("nproc_per_node", text, PROCESSES) for text in ("0", "-1", "1.5", "two words", "\u00b2")],
@@ -134,7 +149,14 @@ BAD = [
     *[("max_restarts", text, "a whole number from 0 on") for text in ("-1", "many")],
     *[("monitor_interval", text, "a positive number of seconds") for text in ("0", "-0.1")],
     *[("signals_to_handle", text, SIGNALS) for text in ("TERM", "SIGTERM,", "15", "SIGTERM SIGINT")],
+    *[
+        ("notice_signals", text, NOTICES)
+        for text in ("10", "USR3", "USR1,", "USR1 USR2", "none,USR1", "NONE", "KILL", "USR1,SIGSTOP", "chld")
+    ],
     *[("shutdown_timeout", text, "a whole number from 0 on") for text in ("-1", "0.5")],
+    *[("requeue", text, REASONS) for text in ("on-notice,", "never,on-notice", "On-Notice", "always", "notice")],
+    *[("max_requeues", text, "a whole number from 0 on") for text in ("-1", "many")],
+    *[("requeue_patience", text, "a whole number from 1 on") for text in ("0", "1.5")],
     *[("redirects", text, STREAMS) for text in ("4", "x", "0:4", "0:1,1", "a:1", "0:1,", ":1", "-1:1")],
     *[("local_ranks_filter", text, RANKS) for text in ("a", "0,", "3-1", "0,3-1", "-1", "1-", "0-99999999999")],
     *[("console", text, f"all, auto, or {RANKS}") for text in ("none", "1-", "2-1")],

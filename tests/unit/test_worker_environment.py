@@ -33,6 +33,7 @@ ATTEMPT = Attempt(
     use_agent_store=True,
     agent_workers=(4, 4, 4, 4),
     signals=("SIGTERM", "SIGINT"),
+    notices=("SIGUSR1", "SIGCONT"),
 )
 TORCH = {
     "RANK": "9",
@@ -53,7 +54,12 @@ TORCH = {
     "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT",
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
 }
-OWN = {"HPC_LAUNCH_ATTEMPT": "5", "HPC_LAUNCH_HOST": "gpu03", "HPC_LAUNCH_JOB_DIRECTORY": "/logs/4711.0"}
+OWN = {
+    "HPC_LAUNCH_ATTEMPT": "5",
+    "HPC_LAUNCH_HOST": "gpu03",
+    "HPC_LAUNCH_JOB_DIRECTORY": "/logs/4711.0",
+    "HPC_LAUNCH_NOTICE_SIGNALS": "SIGUSR1,SIGCONT",
+}
 # What says which task of the step a process is.
 IDENTITY = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_GTIDS")
 COUNTS = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_STEP_NUM_TASKS", "SLURM_TASKS_PER_NODE", "SLURM_STEP_TASKS_PER_NODE")
@@ -94,6 +100,7 @@ def test_the_variables_of_torch() -> None:
             {"GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "eth"},
         ),
         ({}, {"attempt": dataclasses.replace(ATTEMPT, role="eval")}, {"ROLE_NAME": "eval"}),
+        ({}, {"attempt": dataclasses.replace(ATTEMPT, notices=())}, {"HPC_LAUNCH_NOTICE_SIGNALS": "none"}),
     ],
 )
 def test_what_the_user_set_and_what_was_derived(

@@ -1,0 +1,216 @@
+"""Processes of this node: who is below whom, what a signal would do to them, and when they began."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from hpc_launch.node import processes
+from tests.support import wait_for
+
+Starts = Callable[[Sequence[str]], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def started() -> Iterator[Starts]:
+    """Return what starts a program whose stdout can be read; it ends with the test, and what is below it."""
+    made: list[subprocess.Popen[str]] = []
+
+    def start(command: Sequence[str]) -> subprocess.Popen[str]:
+        made.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        return made[-1]
+
+    yield start
+    for process in made:
+        for pid in [*processes.descendants(process.pid), process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with process:
+            process.wait()
+
+
+# A child, its child, one that was forked twice and has a session of its own, and one that has ended and is not
+# waited for.
+FAMILY = """
+import json, os, time
+from hpc_launch.warm.server import become_subreaper
+
+become_subreaper()
+read, write = os.pipe()
+
+def tell():
+    os.write(write, b"%d\\n" % os.getpid())
+
+def forever():
+    tell()
+    time.sleep(3600)
+
+if os.fork() == 0:
+    if os.fork() == 0:
+        forever()
+    forever()
+middle = os.fork()
+if middle == 0:
+    os.setsid()
+    if os.fork() == 0:
+        forever()
+    os._exit(0)
+os.waitpid(middle, 0)
+zombie = os.fork()
+if zombie == 0:
+    os._exit(0)
+os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)
+lines = os.fdopen(read)
+print(json.dumps([sorted(int(lines.readline()) for _ in range(3)), zombie]), flush=True)
+time.sleep(3600)
+"""
+
+
+def test_descendants(started: Starts, python: str) -> None:
+    """Children, theirs, and what was left to a subreaper are found; what has ended is not, nor is the ancestor."""
+    process = started([python, "-c", FAMILY])
+    assert process.stdout is not None
+    alive, zombie = json.loads(process.stdout.readline())
+
+    assert sorted(processes.descendants(process.pid)) == alive
+    assert zombie not in processes.descendants(os.getpid())
+    assert {process.pid, *alive} <= set(processes.descendants(os.getpid()))
+    os.kill(alive[0], signal.SIGKILL)
+    wait_for(lambda: alive[0] not in processes.descendants(process.pid), 60, "it does not end")
+
+
+def test_who_has_no_descendants(started: Starts) -> None:
+    """A process without children has none, and so has one that does not exist."""
+    process = started(["sleep", "3600"])
+
+    assert processes.descendants(process.pid) == []
+    process.kill()
+    process.wait()
+    assert processes.descendants(process.pid) == []
+
+
+def test_a_name_that_looks_like_more(started: Starts, tmp_path: Path) -> None:
+    """A program may be called as it likes: what follows its name in /proc is found nevertheless."""
+    sleep = shutil.which("sleep")
+    assert sleep is not None
+    name = tmp_path / "a) Z 1 (b c"
+    name.symlink_to(sleep)
+    process = started([str(name), "3600"])
+    usual = started([sleep, "3600"])
+    wait_for(lambda: "(a) Z 1 (b c)" in Path(f"/proc/{process.pid}/stat").read_text(), 60, "it has another name")
+
+    assert process.pid in processes.descendants(os.getpid())
+    assert 0 <= int(processes.start_time(usual.pid)) - int(processes.start_time(process.pid)) < 6000
+
+
+MANNERS = """
+import signal, sys, time
+{manner}
+print("ready", flush=True)
+time.sleep(3600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("manner", "dies"),
+    [
+        ("", True),
+        ("signal.signal(signal.SIGUSR2, lambda *_: None)", True),
+        ("signal.signal(signal.SIGUSR1, lambda *_: None)", False),
+        ("signal.signal(signal.SIGUSR1, signal.SIG_IGN)", False),
+        ("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])", False),
+        ("signal.signal(signal.SIGUSR1, lambda *_: None); signal.signal(signal.SIGUSR1, signal.SIG_DFL)", True),
+    ],
+)
+def test_who_would_die(started: Starts, python: str, manner: str, dies: bool) -> None:
+    """A signal ends who has no handler for it, and neither ignores nor blocks it; and the prediction comes true."""
+    process = started([python, "-c", MANNERS.format(manner=manner)])
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+
+    assert processes.would_die_of(process.pid, signal.SIGUSR1) is dies
+    processes.send(process.pid, signal.SIGUSR1)
+    if not dies:
+        processes.send(process.pid, signal.SIGTERM)
+    assert process.wait(60) == -(signal.SIGUSR1 if dies else signal.SIGTERM)
+
+
+def test_the_first_and_the_last_signal(started: Starts, python: str) -> None:
+    """The masks are read from the right end."""
+    ignored = "for s in (1, 64): signal.signal(s, signal.SIG_IGN)"
+    process = started([python, "-c", MANNERS.format(manner=ignored)])
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+
+    assert [processes.would_die_of(process.pid, number) for number in (1, 10, 34, 63, 64)] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_who_is_gone(started: Starts) -> None:
+    """A process that is gone dies of nothing, has no beginning, and to signal it is no error."""
+    process = started(["true"])
+    process.wait()
+
+    assert not processes.would_die_of(process.pid, signal.SIGUSR1)
+    assert processes.start_time(process.pid) == ""
+    processes.send(process.pid, signal.SIGKILL)
+    processes.send(process.pid, signal.SIGKILL, group=True)
+
+
+def test_start_time(started: Starts) -> None:
+    """It stays what it is, and is not earlier than that of who was there before."""
+    first = started(["sleep", "3600"])
+    begin = processes.start_time(first.pid)
+    later = started(["sleep", "3600"])
+
+    assert int(processes.start_time(os.getpid())) <= int(begin) <= int(processes.start_time(later.pid))
+    assert processes.start_time(first.pid) == begin
+
+
+LEADS = """
+import os, subprocess, sys
+os.setsid()
+child = subprocess.Popen(["sleep", "3600"])
+print(child.pid, flush=True)
+child.wait()
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("group", [True, False])
+def test_send(started: Starts, python: str, group: bool) -> None:
+    """The signal goes to one process, or to all of the group that it leads."""
+    process = started([python, "-c", LEADS])
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    begin = processes.start_time(child)
+    processes.send(process.pid, signal.SIGTERM, group=group)
+
+    assert process.wait(60) == -signal.SIGTERM
+    if group:
+        wait_for(lambda: gone(child, begin), 60, "the child was not signalled")
+    else:
+        assert not gone(child, begin)
+        os.kill(child, signal.SIGKILL)
+
+
+def gone(pid: int, begin: str) -> bool:
+    """Say whether a process that began then has ended, waited for or not."""
+    if processes.start_time(pid) != begin:
+        return True
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    return True
