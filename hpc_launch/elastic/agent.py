@@ -112,7 +112,6 @@ class Agent(LocalElasticAgent):
         self._first_attempt = 0
         self._attempt = -1
         self._failed: RankFiles | None = None
-        self._stopping = False
         self._factory = factory
         self._signals = signals
         self._outlook = outlook
@@ -315,7 +314,7 @@ class Agent(LocalElasticAgent):
                 helper.stop()
         self._worker_watchdog = self._health_check_server = None
         if isinstance(self._pcontext, CommandWorkers):
-            self._pcontext.stop(death_sig, told=self._stopping and self._heard_soon(death_sig))
+            self._pcontext.stop(death_sig, told=self._window.stopped and self._heard_soon(death_sig))
             self._pcontext.close(death_sig)
             if self._factory.lost:
                 self._end_orphans()
@@ -412,8 +411,8 @@ class Agent(LocalElasticAgent):
                 self._initialize_workers(self._worker_group)
                 result, end = self._follow_round(handler, alarm)
                 self._record("round ended", **_facts(end))
-                self._stopping = bool(end.signal)
-                if self._stopping:
+                self._window.stopped = bool(end.signal)
+                if self._window.stopped:
                     self._tell_stop(end)
                 self._shutdown(signal.Signals[end.signal or "SIGTERM"])
                 if end.ending != Ending.DONE.value and not end.signal:

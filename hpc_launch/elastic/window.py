@@ -40,11 +40,13 @@ class Window:
         grace: seconds, as the user said; None where nothing was said.
         slurm: gives what Slurm says; None outside of a step.
         signals: what has come.
+        stopped: a stop signal is why they end, if only one that came to another node so far.
     """
 
     grace: float | None
     slurm: Callable[[], SlurmFacts | None]
     signals: Signals
+    stopped: bool = False
     _opened: float = 0.0
 
     def open(self) -> None:
@@ -65,18 +67,20 @@ class Window:
         """When it ends (time.monotonic), and why."""
         if self.signals.hurry:
             return self._opened, "SIGINT came again"
-        facts = self.slurm() if self.signals.stop is not None else None
+        own = self.signals.stop is not None
+        facts = self.slurm() if own or self.stopped else None
         limits = []
         if self.grace is not None:
             limits.append((self._opened + self.grace, f"{self.grace:g} s as --grace says"))
         elif facts is None:
             limits.append((self._opened + USUAL_GRACE, f"{USUAL_GRACE:g} s, see --grace"))
         if facts is not None:
-            stopped = time.time() - (time.monotonic() - self.signals.stop_time)
-            waits = max(0.0, max(0.0, facts.grace_end - stopped) + facts.kill_wait - MARGIN)
+            since = self.signals.stop_time if own else self._opened
+            more = max(0.0, facts.grace_end - (time.time() - (time.monotonic() - since)))
+            waits = max(0.0, more + facts.kill_wait - MARGIN)
             reason = (
                 f"{waits:.0f} s: Slurm's KillWait is {facts.kill_wait:g} s here; let it warn earlier, with "
                 "--signal=USR1@SECONDS"
             )
-            limits.append((self.signals.stop_time + waits, reason))
+            limits.append((since + waits, reason))
         return min(limits, default=(math.inf, ""))

@@ -215,3 +215,17 @@ def test_a_window_that_is_too_short(tmp_path: Path) -> None:
         late = [line for line in running.ours if "did not end in time" in line]
         assert late, running.describe()
         assert "Slurm's KillWait is 5 s here; let it warn earlier, with --signal=USR1@SECONDS" in late[0]
+
+
+@pytest.mark.usefixtures("slurm_host")
+def test_the_grace_time_of_a_preemption_is_the_workers(tmp_path: Path) -> None:
+    """A preemption with a GraceTime of 15 seconds, and KillWait after it, leaves more than KillWait alone."""
+    graced = "PartitionName=graced Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=15"
+    with Cluster(ClusterConfig(nodes=2, kill_wait=5, extra=(graced,))) as cluster:
+        running = submit(cluster, tmp_path, "--on SIGTERM 13", "--partition=graced", "--no-requeue")
+        await_up(running)
+        cluster.sbatch("exit 0", "--partition=urgent", "--nodes=2", "--exclusive").wait(DEADLINE)
+        assert running.job.wait(DEADLINE).state == "PREEMPTED", running.describe()
+        assert running.got() == {rank: Counter(SIGTERM=1) for rank in range(4)}, running.describe()
+        assert running.saved() == dict.fromkeys(range(4), "whole"), running.describe()
+        running.check_nothing_is_left()

@@ -213,3 +213,16 @@ def test_only_a_second_sigint_is_impatience() -> None:
     signals.ignore()
     for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
         assert signal.getsignal(signal.Signals[name]) is signal.SIG_IGN
+
+
+def test_a_signal_that_came_to_another_node_only(clock: Clock) -> None:
+    """What Slurm gives holds for all nodes, from the moment when this one heard of it, or was signalled itself."""
+    signals = nothing_came()
+    window = opened(None, SlurmFacts(kill_wait=10.0), signals)
+    window.stopped = True
+    assert window.left == pytest.approx(9.0)
+    assert opened(None, None, signals).left == pytest.approx(30.0)
+    clock.now += 2
+    assert window.left == pytest.approx(7.0)
+    signals.stop, signals.stop_time = signal.SIGTERM, clock.now - 1
+    assert window.left == pytest.approx(8.0)
