@@ -277,6 +277,55 @@ def test_only_one_node_s_workers_have_got_it(clock: Clock) -> None:
 # ---- any order, any delay
 
 
+def test_workers_of_the_next_attempt_are_told_what_those_before_were(clock: Clock) -> None:
+    """The end is as near for them. What is owed to workers that are gone is owed to nobody."""
+    nodes = Nodes(2, clock)
+    nodes.run(5, [(0, 0)])
+    agent = nodes.agents[1]
+    agent.workers = (3, 4)
+    agent.notices.begin(agent.workers)
+    nodes.run(5)
+    assert agent.sent == Counter({(pid, USR1): 1 for pid in (1, 2, 3, 4)})
+    assert nodes.store["SIGUSR1"] == 1
+
+
+def test_what_comes_between_two_attempts_reaches_the_next(clock: Clock) -> None:
+    """Slurm has signalled all processes, but these workers were not there yet."""
+    nodes = Nodes(1, clock)
+    agent = nodes.agents[0]
+    agent.came[USR1] += 1
+    agent.heard[USR1] += 1
+    agent.notices.begin(agent.workers)
+    nodes.run(5)
+    assert agent.each == [1, 1]
+
+
+def test_a_signal_that_is_not_passed_on_is_not_taken_for_the_next(clock: Clock) -> None:
+    """It came to another node before, and to all processes here; the next one comes to this agent alone."""
+    nodes = Nodes(2, clock)
+    here = nodes.agents[0]
+    nodes.run(5, [(0, 1)])
+    assert here.each == [1, 1]
+    here.came[USR1] += 1
+    here.heard[USR1] += 1
+    nodes.run(5)
+    here.came[USR1] += 1
+    nodes.run(5)
+    assert here.each == [2, 2]
+
+
+def test_it_says_when_it_has_something_to_do(clock: Clock) -> None:
+    """However seldom the agent looks otherwise."""
+    agent = Agent(Counter())
+    assert agent.notices.pause == math.inf
+    agent.came[USR1] += 1
+    agent.turn(clock.now)
+    assert agent.notices.pause == pytest.approx(0.1)
+    clock.now += 0.1
+    agent.turn(clock.now)
+    assert (agent.each, agent.notices.pause) == ([1, 1], math.inf)
+
+
 @given(data=st.data())
 def test_each_signal_reaches_each_worker_once(data: st.DataObject) -> None:
     """Signals to some nodes each, some sooner and some later: as many as were sent, for every worker of every node."""
