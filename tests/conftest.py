@@ -5,10 +5,12 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 
+from hpc_launch.settings import files
 from tests.cluster import Cluster, ClusterConfig, why_unavailable
 
 # How workers start in all tests that do not say it themselves: the suite is to pass with either start.
@@ -53,6 +55,23 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     if START is not None:
         monkeypatch.setenv("HPC_LAUNCH_START", START)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_settings_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Refuse to test where files outside of the tests have settings that could not be kept out of child processes."""
+    folder = tmp_path_factory.mktemp("nothing")
+    for place in (folder, Path(__file__).parent):
+        environ = {"HOME": os.environ.get("HOME", ""), "XDG_CONFIG_HOME": str(folder)}
+        there = [entry.path for entry in files.load(environ, place).looked if entry.found == "found"]
+        if there:
+            pytest.exit(f"these settings would change what is tested: {', '.join(map(str, there))}", returncode=1)
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_this_user(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the settings of whoever runs the tests out of them."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "no-settings"))
 
 
 @pytest.fixture

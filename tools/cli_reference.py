@@ -29,9 +29,15 @@ HEAD = """\
 
 AUTHORITY = """\
 Every option can be written with dashes or underscores (`--rdzv-id`, `--rdzv_id`), and given as a variable: as
-`HPC_LAUNCH_<NAME>`, and, where torchrun has the option as well, as torchrun's `PET_<NAME>`. The strongest voice wins:
-flag, `HPC_LAUNCH_<NAME>`, `PET_<NAME>`, what Slurm or the host list says, default. An empty variable says nothing; a
-switch is turned on by `1` and off by `0`. `hpc-launch explain` shows every value with its origin.
+`HPC_LAUNCH_<NAME>`, and, where torchrun has the option as well, as torchrun's `PET_<NAME>`. Under the long name it can
+be kept in a [settings file](guide.md#settings-files). The strongest voice wins: flag, `HPC_LAUNCH_<NAME>`,
+`PET_<NAME>`, profile, the project's file, the user's, the site's, what Slurm or the host list says, default. An empty
+variable says nothing; a switch is turned on by `1` and off by `0`. `hpc-launch explain` shows every value with its
+origin, `hpc-launch config show` who has set what.
+"""
+
+ELSEWHERE = """\
+What belongs to one run, one node or one command cannot be set in files: {names}.
 """
 
 DROP_IN = """\
@@ -79,7 +85,7 @@ def parts() -> Iterator[str]:
     yield description(cli)
     yield table(["Command", "What it does"], [[f"`{name}`", summary(cli.commands[name])] for name in commands()])
     for name in commands():
-        yield from section(cli.commands[name], click.Context(cli.commands[name], info_name=name, parent=context))
+        yield from sections(cli.commands[name], click.Context(cli.commands[name], info_name=name, parent=context))
     yield DROP_IN
     yield COMPLETION
     yield STATUS
@@ -88,6 +94,14 @@ def parts() -> Iterator[str]:
 def commands() -> list[str]:
     """Return the names of the commands, the default one first."""
     return sorted(cli.commands, key=lambda name: (name != "run", name))
+
+
+def sections(command: click.Command, context: click.Context) -> Iterator[str]:
+    """Yield the section of one command, and of those below it."""
+    yield from section(command, context)
+    if isinstance(command, click.Group):
+        for name, below in sorted(command.commands.items()):
+            yield from sections(below, click.Context(below, info_name=name, parent=context))
 
 
 def section(command: click.Command, context: click.Context) -> Iterator[str]:
@@ -101,6 +115,8 @@ def section(command: click.Command, context: click.Context) -> Iterator[str]:
     yield description(command)
     if command.name == "run":
         yield AUTHORITY
+        names = ", ".join(f"`{spec.keys[0]}`" for spec in known.values() if spec.not_in_files)
+        yield "\n".join(wrap(ELSEWHERE.format(names=names), ""))
         yield from groups(known)
         yield "### Only here"
     elif has_all:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from hpc_launch.settings import OptionSpec, Settings, resolve, specs
+from hpc_launch.settings import OptionSpec, Settings, files, resolve, specs
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -21,9 +22,14 @@ def dashes(word: str) -> str:
 
 def launch_options(function: _Function) -> _Function:
     """Give a command all options of `Settings`."""
-    for name, spec in reversed(specs().items()):
-        function = _decorate(name, spec)(function)
+    for name in reversed(specs()):
+        function = launch_option(name)(function)
     return function
+
+
+def launch_option(name: str) -> Callable[[_Function], _Function]:
+    """Give a command one of these options."""
+    return _decorate(name, specs()[name])
 
 
 def _decorate(name: str, spec: OptionSpec) -> Callable[[_Function], _Function]:
@@ -51,10 +57,11 @@ class Call:
 
 
 def settings_of(context: click.Context, given: dict[str, Any]) -> Settings:
-    """The settings of a command: what was given, over what the environment says."""
+    """The settings of a command: what was given, over what the environment and files say."""
     call = context.ensure_object(Call)
     flags = {name: value for name, value in given.items() if value is not None}
-    settings = resolve(flags, os.environ, use_env=call.use_env)
+    said = files.load(os.environ, Path.cwd(), flags.get("profile", ""))
+    settings = resolve(flags, os.environ, said.layers, use_env=call.use_env)
     call.verbose = settings.verbose
     return settings
 

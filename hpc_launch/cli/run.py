@@ -43,8 +43,8 @@ def run(context: click.Context, /, script: str, args: tuple[str, ...], **given: 
     """Run SCRIPT with ARGS on every rank. This is the default command.
 
     Every option of torchrun works under its own name, with dashes or underscores, and as HPC_LAUNCH_<NAME> or
-    PET_<NAME> in the environment. Values that are not given are derived from Slurm or the host list; `hpc-launch
-    explain` shows them.
+    PET_<NAME> in the environment; most can be kept in settings files. Values that are not given are derived from Slurm
+    or the host list; `hpc-launch explain` shows them.
     """
     settings = settings_of(context, given)
     run_plan(

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc_launch.plan import derive
 from hpc_launch.plan.here import gather
-from hpc_launch.settings import resolve
+from hpc_launch.settings import files, resolve
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
@@ -36,6 +37,7 @@ def create(parameters: RendezvousParameters) -> RendezvousHandler:
     from hpc_launch.elastic.rendezvous import SlurmRendezvous  # noqa: PLC0415
 
     named = parameters.run_id not in ("", "none")
-    settings = resolve({"rdzv_id": parameters.run_id} if named else {}, os.environ)
+    said = files.load(os.environ, Path.cwd())
+    settings = resolve({"rdzv_id": parameters.run_id} if named else {}, os.environ, said.layers)
     plan = derive.make(settings, gather(os.environ), ())
     return SlurmRendezvous(replace(party_of(plan), max_restarts=_NO_BUDGET, software={}))

@@ -19,7 +19,7 @@ from hypothesis import given, strategies as st
 import hpc_launch
 from hpc_launch.cli import launch_main, main
 from hpc_launch.errors import Interrupted, WorkerError
-from hpc_launch.settings import NodeRange, Settings, StreamChoice, Streams
+from hpc_launch.settings import NodeRange, Settings, StreamChoice, Streams, specs
 from tests.unit.slurm_variables import BATCH, BLOCK, ONE_TASK_PER_NODE
 
 # The module, which the command of the same name hides in its package.
@@ -171,6 +171,10 @@ def test_the_drop_in_has_no_commands(command: Command, runs: Runs) -> None:
         (["env", "-h"], "Usage: hpc-launch env "),
         (["explain", "-h"], "Usage: hpc-launch explain "),
         (["hosts", "-h"], "Usage: hpc-launch hosts "),
+        (["config"], "Usage: hpc-launch config "),
+        (["config", "-h"], "Usage: hpc-launch config "),
+        (["config", "show", "-h"], "Usage: hpc-launch config show "),
+        (["config", "files", "-h"], "Usage: hpc-launch config files "),
     ],
 )
 def test_help(command: Command, args: list[str], expected: str) -> None:
@@ -215,6 +219,9 @@ def test_the_version(command: Command) -> None:
         (["-x", "train.py"], 2, ["-x"]),
         (["explain", "missing.py"], 66, ["no training script 'missing.py'"]),
         (["env", "extra"], 2, ["extra"]),
+        (["config", "shwo"], 2, ["shwo"]),
+        (["config", "show", "--profile", "slingshto"], 2, ["--profile: there is no profile", "'slingshot'?"]),
+        (["--profile", "mine.toml", "train.py"], 2, ["--profile: there is no file", "mine.toml"]),
         (["hosts"], 2, ["no host list given"]),
         (["hosts", "gpu[3-1]"], 2, ["found '3-1', expected a range that does not count down"]),
         (["hosts", "a", "--slice", "x"], 2, ["slice 'x'"]),
@@ -369,6 +376,130 @@ def test_explain_starts_nothing(command: Command) -> None:
     assert [path.name for path in Path.cwd().iterdir()] == ["train.py"]
 
 
+# ---- settings files
+
+
+SETTINGS = """\
+max-restarts = 3
+preload = ["numpy", "mine"]
+nproc-per-node = 2
+log-dir = "outputs"
+start = "exec"
+[profiles.debug]
+max-restarts = 0
+"""
+
+
+def test_run_reads_settings_files(command: Command, runs: Runs) -> None:
+    """What the project's file says is as if it had been given, and a flag overrides it."""
+    Path("hpc-launch.toml").write_text(SETTINGS)
+    command("--nproc-per-node", "1", "train.py")
+    settings = runs[0][0]
+
+    assert (settings.max_restarts, settings.nproc_per_node, settings.preload) == (3, 1, ("numpy", "mine"))
+
+
+def test_config_show_prints_who_has_set_what(command: Command) -> None:
+    """Each line is one of a settings file, with the flag, the variable or the file and the key that set it."""
+    path = Path("hpc-launch.toml").absolute()
+    path.write_text(SETTINGS)
+    environ = {"HPC_LAUNCH_CONSOLE": "0,8-9", "PET_TEE": "0:3", "HPC_LAUNCH_PROFILE": "debug"}
+    done = command("config", "show", "--nproc_per_node=1", "--role", 'it\'s "x"', environ=environ)
+
+    assert (done.status, done.err) == (0, "")
+    assert done.out.splitlines() == [
+        "nproc-per-node = 1  # --nproc-per-node",
+        f'start = "exec"  # {path}: start',
+        f'preload = ["numpy", "mine"]  # {path}: preload',
+        'role = "it\'s \\"x\\""  # --role',
+        f"max-restarts = 0  # {path}: profiles.debug.max-restarts",
+        f'log-dir = "outputs"  # {path}: log-dir',
+        'tee = "0:3"  # PET_TEE',
+        "console = [0, 8, 9]  # HPC_LAUNCH_CONSOLE",
+        'profile = "debug"  # HPC_LAUNCH_PROFILE',
+    ]
+
+
+def test_config_show_where_nothing_is_set(command: Command) -> None:
+    """It says so; --all prints the defaults, and --json an empty object."""
+    assert command("config", "show").out == "# nothing is set: all values are defaults, or derived\n"
+    assert command("config", "show", "--json").out == "{}\n"
+    lines = command("config", "show", "--all").out.splitlines()
+
+    assert len(lines) == len(specs())
+    assert {"# nnodes is not set", 'interface = "auto"  # default', "preload = []  # default"} <= set(lines)
+
+
+def test_config_show_prints_json(command: Command) -> None:
+    """--json gives the same as an object, by the names that `env --json` and job.json have."""
+    path = Path("pyproject.toml").absolute()
+    path.write_text("[tool.hpc-launch]\nport_range = '20000-20999'\n")
+    found = json.loads(command("config", "show", "--json", "--nnodes", "1:4").out)
+
+    place = f"{path}: tool.hpc-launch.port_range"
+    assert found == {
+        "nnodes": {"value": "1:4", "origin": "flag", "place": "--nnodes"},
+        "port_range": {"value": "20000-20999", "origin": "project file", "place": place},
+    }
+    everything = json.loads(command("config", "show", "--json", "--all").out)
+    assert [*specs()] == [*everything]
+    assert everything["tee"] == {"value": None, "origin": "default", "place": ""}
+
+
+def test_config_show_can_be_kept_as_a_file(command: Command) -> None:
+    """What it prints is a settings file that sets the same."""
+    Path("hpc-launch.toml").write_text(SETTINGS)
+    out = command("config", "show", "--console=all").out
+    Path("hpc-launch.toml").write_text(out)
+
+    assert [line.partition("#")[0] for line in command("config", "show").out.splitlines()] == [
+        line.partition("#")[0] for line in out.splitlines()
+    ]
+
+
+def test_config_files_prints_where_settings_may_be(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each place where a file is looked for, and whether there is one, the strongest first."""
+    here = Path.cwd()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(here / "xdg"))
+    monkeypatch.setenv("HOME", str(here))
+    Path("pyproject.toml").write_text("[project]\nname = 'hpc-launch-user'\n")
+    Path("xdg/hpc-launch").mkdir(parents=True)
+    Path("xdg/hpc-launch/config.toml").write_text("[profiles.slingshot]\n")
+    lines = [line.split(maxsplit=2) for line in command("config", "files", "--profile", "slingshot").out.splitlines()]
+
+    assert [(line[0], line[-1].split("/")[-1]) for line in lines] == [
+        ("profile", "slingshot.toml"),
+        ("project", "hpc-launch.toml"),
+        ("project", "pyproject.toml"),
+        ("user's", "config.toml"),
+        ("site's", "config.toml"),
+    ]
+    assert ["no [tool.hpc-launch] in it" in " ".join(line) for line in lines] == [False, False, True, False, False]
+    assert " ".join(" ".join(lines[3]).split()) == f"user's file found {here}/xdg/hpc-launch/config.toml"
+
+
+def test_env_and_explain_show_that_files_said_it(command: Command) -> None:
+    """Values from files have their origin, as those from Slurm have."""
+    Path("hpc-launch.toml").write_text(SETTINGS)
+    found = json.loads(command("env", "--json", environ=ONE_TASK_PER_NODE).out)
+    lines = [" ".join(line.split()) for line in command("explain", environ=ONE_TASK_PER_NODE).out.splitlines()]
+
+    assert found["nproc_per_node"] == {"value": "2", "origin": "project file"}
+    assert {"nproc_per_node 2 (project file)", "start exec (project file)"} <= set(lines)
+    assert f"log_dir {Path.cwd() / 'outputs'} (project file)" in lines
+
+
+def test_a_wrong_file_is_one_line(command: Command) -> None:
+    """What is wrong with a settings file ends every command that has settings, in one line that names it."""
+    Path("train.py").touch()
+    path = Path("hpc-launch.toml").absolute()
+    path.write_text("max-restart = 3\n")
+    expected = f"hpc-launch: {path}: there is no option 'max-restart'; did you mean 'max-restarts'?\n"
+
+    for words in (["train.py"], ["env"], ["explain"], ["config", "show"], ["config", "files"]):
+        assert Done(2, "", expected) == command(*words)
+
+
 # ---- hosts
 
 
@@ -434,6 +565,7 @@ def test_completion_scripts(command: Command, shell: str) -> None:
         ("hpc-launch --nnodes 2 --max-re", {"--max-restarts", "--max-requeues"}),
         ("hpc-launch run --start-method fork", {"fork", "forkserver"}),
         ("hpc-launch env --exp", {"--export"}),
+        ("hpc-launch config sh", {"show"}),
     ],
 )
 def test_completion(python: str, words: str, expected: set[str]) -> None:

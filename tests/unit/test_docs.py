@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from hpc_launch.settings import resolve
+from hpc_launch.settings.files import load
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
 PAGES += sorted(ROOT.glob("examples/**/*.md"))
@@ -62,6 +65,21 @@ def test_python_examples_compile() -> None:
     for page in PAGES:
         for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
             compile(block, str(page), "exec")
+
+
+def test_toml_examples_are_settings_files(tmp_path: Path) -> None:
+    """The TOML of the pages can be kept as a settings file, with all of its profiles."""
+    examples = [
+        block
+        for page in PAGES
+        for block in re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    ]
+    assert examples
+
+    for example in examples:
+        (tmp_path / "hpc-launch.toml").write_text(example)
+        for name in ("", *re.findall(r"^\[profiles\.(.*)\]$", example, re.MULTILINE)):
+            assert resolve({}, {}, load({}, tmp_path, name).layers).origins
 
 
 def test_shell_examples_are_shell() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -226,6 +227,35 @@ def test_what_only_answers_imports_nothing_heavy(python: str, arguments: list[st
     status, names = json.loads(done.stdout.splitlines()[-1])
 
     assert (0, set()) == (status, HEAVY & set(names))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "files", "expected"),
+    [
+        (["--help"], ["hpc-launch.toml", "pyproject.toml"], False),
+        (["hosts", "a[1-2]"], ["hpc-launch.toml", "pyproject.toml"], False),
+        (["env"], [], False),
+        (["env"], ["pyproject.toml"], False),
+        (["env"], ["hpc-launch.toml"], True),
+    ],
+)
+def test_toml_is_read_by_those_who_need_it(
+    python: str, tmp_path: Path, arguments: list[str], files: list[str], *, expected: bool
+) -> None:
+    """The parser of settings files is imported where there is one, for the commands that have settings."""
+    for name in files:
+        (tmp_path / name).write_text("# nothing of ours\n")
+    done = subprocess.run(
+        [python, "-c", LOOK.format(arguments=arguments)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    status, names = json.loads(done.stdout.splitlines()[-1])
+
+    assert (0, expected) == (status, bool({"tomllib", "tomli"} & set(names)))
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,14 @@ def test_the_wheel_has_the_templates(wheel: zipfile.ZipFile) -> None:
     assert expected - set(wheel.namelist()) == set()
 
 
+def test_the_wheel_has_the_profiles(wheel: zipfile.ZipFile) -> None:
+    """The profiles that come with hpc-launch are in the wheel, in the package."""
+    expected = {str(path.relative_to(ROOT)) for path in ROOT.glob("hpc_launch/profiles/*.toml")}
+
+    assert expected
+    assert expected - set(wheel.namelist()) == set()
+
+
 def test_the_wheel_has_the_entry_points(wheel: zipfile.ZipFile) -> None:
     """The command, and the rendezvous backend for torchrun, are declared and can be loaded."""
     declared = ConfigParser()
@@ -49,5 +57,7 @@ def test_the_dependencies_are_those_of_the_design(wheel: zipfile.ZipFile) -> Non
     metadata = wheel.read(next(n for n in wheel.namelist() if n.endswith("METADATA"))).decode()
     lines = [line.removeprefix("Requires-Dist: ") for line in metadata.splitlines() if line.startswith("Requires-Dist")]
     names = [line.partition(">")[0] for line in lines if "extra ==" not in line]
+    expected = ["click", "psutil", "python-hostlist", "setproctitle", "submitit", "threadpoolctl", "tomli", "torch"]
 
-    assert sorted(names) == ["click", "psutil", "python-hostlist", "setproctitle", "submitit", "threadpoolctl", "torch"]
+    assert expected == sorted(names)
+    assert [line for line in lines if line.startswith("tomli")] == ["tomli>=2; python_version < '3.11'"]

@@ -19,6 +19,7 @@ from hpc_launch.plan import derive
 from hpc_launch.plan.here import Here, check_script, gather
 from hpc_launch.plan.model import Plan
 from hpc_launch.settings import NodeRange, Origin, Settings, resolve
+from hpc_launch.settings.layer import layer_of
 from hpc_launch.slurm.environment import locate
 from tests.unit.slurm_variables import (
     ARRAY,
@@ -832,6 +833,18 @@ def test_a_plan_becomes_json() -> None:
     assert written["derived"]["node_rank"] == {"value": "2", "origin": "Slurm step"}
     assert written["settings"]["max_restarts"] == {"value": "2", "origin": "flag"}
     assert list(made.warnings) == written["warnings"]
+
+
+def test_a_plan_says_that_files_said_it() -> None:
+    """A value from a settings file has its origin in job.json, and stands above what Slurm says."""
+    said = layer_of(Origin.SITE, "config.toml", "", {"port-range": "30000-30000", "omp-num-threads": 3})
+    place = here({**ONE_TASK_PER_NODE, "SLURM_STEP_RESV_PORTS": "25000-25003", "OMP_NUM_THREADS": "7"})
+    made = derive.make(resolve({}, {}, [said]), place, ("train.py",))
+    written = made.as_dict()
+
+    assert (made.ports, made.omp_num_threads) == ((30000,), 3)
+    assert written["derived"]["omp_num_threads"] == {"value": "3", "origin": "site's file"}
+    assert written["settings"]["omp_num_threads"] == {"value": "3", "origin": "site's file"}
 
 
 PLACES: Sequence[Mapping[str, str]] = (

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
-from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousInfo
+from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousInfo, RendezvousParameters
 
-from hpc_launch.elastic import locator
+from hpc_launch.elastic import locator, plugin
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.elastic.rounds import Message, RoundEnd
@@ -663,3 +663,13 @@ def test_an_agent_that_asks_again_is_not_lost(tmp_path: Path) -> None:
         if not isinstance(found, str):
             found.lifeline.close()
         server.close()
+
+
+def test_plain_torchrun_has_the_settings_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler that torchrun makes takes its ports from where the project's file says."""
+    (tmp_path / "hpc-launch.toml").write_text("port-range = '30000-30002'\n")
+    monkeypatch.chdir(tmp_path)
+    handler = plugin.create(RendezvousParameters("slurm", "", "run", 1, 1))
+
+    assert isinstance(handler, SlurmRendezvous)
+    assert set(handler._party.ports) == {30000, 30001, 30002}

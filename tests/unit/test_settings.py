@@ -120,6 +120,7 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "log_line_prefix_template": [("[${rank}]", "[${rank}]")],
     "logs_specs": [("mine", "mine")],
     "event_log_handler": [("console", "console")],
+    "profile": [("debug", "debug"), ("./mine.toml", "./mine.toml")],
     "verbose": [("1", True)],
 }
 

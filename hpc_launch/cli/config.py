@@ -1,0 +1,60 @@
+"""`hpc-launch config`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hpc_launch.cli.options import CONTEXT, GroupedCommand, launch_option, launch_options, settings_of
+from hpc_launch.settings import Origin, Settings, files, specs, writing
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def config(context: click.Context) -> None:
+    """Show settings, and the files that they come from."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@config.command(cls=GroupedCommand, context_settings=CONTEXT)
+@launch_options
+@click.option("--all", "everything", is_flag=True, help="Those that nobody has set as well.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def show(context: click.Context, /, *, everything: bool, as_json: bool, **given: Any) -> None:
+    """Print the settings that have been set: each value, and the flag, variable or file and key that sets it.
+
+    They are written as in a settings file. What Slurm says is not among them: see `hpc-launch explain`.
+    """
+    settings = settings_of(context, given)
+    names = [name for name in specs() if everything or settings.given(name)]
+    if as_json:
+        click.echo(json.dumps({name: _entry(settings, name) for name in names}, indent=2))
+        return
+    for name in names:
+        line = writing.line(specs()[name].keys[0], getattr(settings, name))
+        click.echo(f"{line}  # {settings.places.get(name, 'default')}" if not line.startswith("#") else line)
+    if not names:
+        click.echo("# nothing is set: all values are defaults, or derived")
+
+
+def _entry(settings: Settings, name: str) -> dict[str, Any]:
+    return {
+        "value": writing.plain(getattr(settings, name)),
+        "origin": settings.origin(name).value,
+        "place": settings.places.get(name, ""),
+    }
+
+
+@config.command("files", context_settings=CONTEXT)
+@launch_option("profile")
+def show_files(profile: str | None) -> None:
+    """Print where settings files are looked for, and which are there. Those above count before those below."""
+    looked = files.load(os.environ, Path.cwd(), profile or "").looked
+    for entry in sorted(looked, key=lambda entry: list(Origin).index(entry.origin)):
+        click.echo(f"{entry.origin.value:<12}  {entry.found:<9}  {entry.path}")

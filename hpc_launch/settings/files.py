@@ -1,0 +1,234 @@
+"""The settings files: where they are looked for, and what they say."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpc_launch.errors import UsageError, reason
+from hpc_launch.settings.layer import Layer, layer_of
+from hpc_launch.settings.table import PREFIX
+from hpc_launch.settings.values import Origin
+
+# The directory of the site's file.
+SITE = Path("/etc/hpc-launch")
+
+# The profiles that come with hpc-launch.
+SHIPPED = Path(__file__).parents[1] / "profiles"
+
+_FILE = "config.toml"
+_PROJECT_FILE, _SHARED_FILE, _SHARED_TABLE = "hpc-launch.toml", "pyproject.toml", "tool.hpc-launch"
+_PROFILES = "profiles"
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A place where settings were looked for, and whether there were any."""
+
+    origin: Origin
+    path: Path
+    found: str
+
+
+@dataclass(frozen=True)
+class Files:
+    """What files say.
+
+    Attributes:
+        layers: their tables, the strongest first.
+        looked: where settings were looked for.
+    """
+
+    layers: tuple[Layer, ...] = ()
+    looked: tuple[Looked, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Document:
+    """The settings of one file: those for all runs, and those of its profiles."""
+
+    own: Layer
+    profiles: Mapping[str, Layer]
+
+
+def load(environ: Mapping[str, str], directory: Path, profile: str = "", site: Path | None = None) -> Files:
+    """Read the files that are there.
+
+    Args:
+        environ: the environment, which says where the user's file is, and may name a profile.
+        directory: the working directory.
+        profile: the profile that a flag names.
+        site: the directory of the site's file, if not the usual one.
+
+    Raises:
+        UsageError: for a file that cannot be read or has what it cannot have, and a profile that is not there.
+    """
+    search = _Search(environ.get("HOME", ""))
+    documents = [
+        found
+        for found in (
+            search.project(directory),
+            search.user(environ.get("XDG_CONFIG_HOME", "")),
+            search.file(Origin.SITE, (site or SITE) / _FILE),
+        )
+        if found is not None
+    ]
+    named = search.profile(profile or environ.get(f"{PREFIX}PROFILE", ""), directory, documents)
+    if isinstance(named, str):
+        voice = "--profile" if profile else f"{PREFIX}PROFILE"
+        raise UsageError(f"{voice}: {named}", option="--profile")
+    return Files((*named, *(document.own for document in documents)), tuple(search.looked))
+
+
+@dataclass
+class _Search:
+    """Looks for files, and remembers where it has looked."""
+
+    home: str
+    looked: list[Looked] = field(default_factory=list)
+
+    def project(self, directory: Path) -> _Document | None:
+        """The nearest settings of a project."""
+        for place in _upwards(directory, self.home):
+            own = self.file(Origin.PROJECT, place / _PROJECT_FILE)
+            shared = self._shared(place / _SHARED_FILE)
+            if own is not None and shared is not None:
+                raise UsageError(
+                    f"{place / _PROJECT_FILE} and [{_SHARED_TABLE}] of {place / _SHARED_FILE} both are the project's "
+                    "settings: keep one of them"
+                )
+            if own is not None or shared is not None:
+                return own or shared
+        return None
+
+    def user(self, config_home: str) -> _Document | None:
+        """The user's settings. As the XDG base directory specification has it, a relative directory does not count."""
+        folder = Path(config_home)
+        if not folder.is_absolute():
+            folder = Path(self.home, ".config")
+        return self.file(Origin.USER, folder / "hpc-launch" / _FILE) if folder.is_absolute() else None
+
+    def profile(self, name: str, directory: Path, documents: list[_Document]) -> list[Layer] | str:
+        """What the named profile says, the strongest first; or what is wrong with its name."""
+        if not name:
+            return []
+        if os.sep in name or name.endswith(".toml"):
+            found = self.file(Origin.PROFILE, directory / name, profiles=False)
+            return [found.own] if found else f"there is no file {directory / name}"
+        layers = [document.profiles[name] for document in documents if name in document.profiles]
+        shipped = self.file(Origin.PROFILE, SHIPPED / f"{name}.toml", profiles=False)
+        if shipped is not None:
+            layers.append(shipped.own)
+        if layers:
+            return layers
+        known = sorted({name for document in documents for name in document.profiles} | set(shipped_profiles()))
+        near = difflib.get_close_matches(name, known, n=1)
+        return f"there is no profile '{name}'" + (f"; did you mean '{near[0]}'?" if near else f", only {_and(known)}")
+
+    def file(self, origin: Origin, path: Path, *, profiles: bool = True) -> _Document | None:
+        """The settings that are a whole file."""
+        data = _read(path)
+        self.looked.append(Looked(origin, path, "not there" if data is None else "found"))
+        return None if data is None else _document(origin, path, "", _parse(path, data), profiles=profiles)
+
+    def _shared(self, path: Path) -> _Document | None:
+        """The settings in a file that has those of other programs as well."""
+        data = _read(path)
+        content = None
+        # Most of these files are not about hpc-launch, and then it does not matter whether they are right.
+        if data is not None and b"hpc-launch" in data:
+            tool = _parse(path, data).get("tool")
+            content = tool.get("hpc-launch") if isinstance(tool, dict) else None
+        there = "not there" if data is None else f"no [{_SHARED_TABLE}] in it" if content is None else "found"
+        self.looked.append(Looked(Origin.PROJECT, path, there))
+        return None if content is None else _document(Origin.PROJECT, path, _SHARED_TABLE, content)
+
+
+def shipped_profiles() -> tuple[str, ...]:
+    """The names of the profiles that come with hpc-launch."""
+    return tuple(sorted(path.stem for path in SHIPPED.glob("*.toml")))
+
+
+def _document(origin: Origin, path: Path, table: str, content: Any, *, profiles: bool = True) -> _Document:
+    """The settings in a table of a file, and below it."""
+    prefix = f"{table}." if table else ""
+    own = dict(_table(path, table, content))
+    named = _table(path, f"{prefix}{_PROFILES}", own.pop(_PROFILES, {})) if profiles else {}
+    return _Document(
+        layer_of(origin, str(path), prefix, own),
+        {
+            name: layer_of(Origin.PROFILE, str(path), f"{place}.", _table(path, place, inner))
+            for name, inner in named.items()
+            for place in (f"{prefix}{_PROFILES}.{name}",)
+        },
+    )
+
+
+def _table(path: Path, name: str, content: Any) -> Mapping[str, Any]:
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: {name} is not a table: write [{name}]")
+    return content
+
+
+def _upwards(directory: Path, home: str) -> Iterator[Path]:
+    """The directory and those above it in which a project may begin.
+
+    Not above the user's home, nor in another file system, where a look may be slow or mount something; nor where
+    everybody can put a file, as in /tmp.
+    """
+    here, top = _status(directory), _status(Path(home)) if home else None
+    yield directory
+    for parent in directory.parents:
+        above = _status(parent)
+        if here is None or above is None or (top is not None and os.path.samestat(here, top)):
+            return
+        if above.st_dev != here.st_dev or above.st_mode & stat.S_IWOTH:
+            return
+        yield parent
+        here = above
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _read(path: Path) -> bytes | None:
+    """The content of a file; None where there is none."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        # In a directory that is closed to this user nothing was put for them.
+        if isinstance(error, PermissionError) and _status(path) is None:
+            return None
+        raise UsageError(f"cannot read {path}: {reason(error)}") from error
+
+
+def _parse(path: Path, data: bytes) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib  # noqa: PLC0415 - needed where there is a file only
+    else:
+        import tomli as tomllib  # noqa: PLC0415 - as above
+
+    try:
+        content: dict[str, Any] = tomllib.loads(data.decode())
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UsageError(f"{path} is not TOML: what is at line {line} is not text in UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from None
+    return content
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

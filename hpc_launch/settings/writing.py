@@ -1,0 +1,31 @@
+"""From a value back to what a settings file has. The inverse of reading one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hpc_launch.settings.values import Console, NodeRange, StreamChoice
+
+
+def plain(value: Any) -> Any:
+    """A value of an option in the types that TOML and JSON have; None where there is none."""
+    if isinstance(value, NodeRange):
+        return value.minimum if value.minimum == value.maximum else str(value)
+    if isinstance(value, range):
+        return f"{value.start}-{value.stop - 1}"
+    if isinstance(value, StreamChoice):
+        return ",".join(f"{rank}:{int(some)}" for rank, some in value.per_rank) or int(value.everyone)
+    if isinstance(value, Console):
+        return list(value.ranks) if value.mode == "ranks" else value.mode
+    if isinstance(value, tuple):
+        return ["=".join(item) if isinstance(item, tuple) else item for item in value]
+    return value
+
+
+def line(key: str, value: Any) -> str:
+    """The line of a settings file that sets an option; a comment where there is nothing to set."""
+    if value is None:
+        return f"# {key} is not set"
+    # TOML's strings, lists and numbers are JSON's, but for this one character.
+    return f"{key} = {json.dumps(plain(value), ensure_ascii=False)}".replace("\x7f", "\\u007f")
