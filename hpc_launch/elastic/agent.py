@@ -60,6 +60,9 @@ _OTHERS_SECONDS = 0.1
 _FACTS = "slurm"
 _FACTS_SECONDS = 1.0
 
+# How long Slurm's answer is waited for before it is said how long the workers have.
+_ANSWER_SECONDS = 1.0
+
 # torch waits for workers of its own making in whole seconds, and not forever.
 _LONGEST_WAIT = 1 << 20
 
@@ -112,6 +115,7 @@ class Agent(LocalElasticAgent):
         self._first_attempt = 0
         self._attempt = -1
         self._failed: RankFiles | None = None
+        self._stop: RoundEnd | None = None
         self._factory = factory
         self._signals = signals
         self._outlook = outlook
@@ -220,7 +224,7 @@ class Agent(LocalElasticAgent):
             except FactoryLostError as error:
                 say(f"{error}: workers are started by exec")
                 self._factory.close()
-                self._factory = spawn()
+                self._factory = spawn(self._factory.mask)
                 return self._start_with(self._factory, common)
         except (OSError, FactoryLostError) as error:
             raise HpcLaunchError(f"{self._plan.world.host}: {error}") from error
@@ -314,12 +318,14 @@ class Agent(LocalElasticAgent):
                 helper.stop()
         self._worker_watchdog = self._health_check_server = None
         if isinstance(self._pcontext, CommandWorkers):
-            self._pcontext.stop(death_sig, told=self._window.stopped and self._heard_soon(death_sig))
+            told = self._window.stopped and self._heard_soon(death_sig)
+            self._pcontext.stop(death_sig, told=told, then=self._tell_stop)
             self._pcontext.close(death_sig)
             if self._factory.lost:
                 self._end_orphans()
         elif self._pcontext is not None:
             self._window.open()
+            self._tell_stop()
             self._pcontext.close(death_sig, timeout=max(1, int(min(self._window.left, _LONGEST_WAIT))))
         if self._logs is not None:
             self._logs.stop_console()
@@ -413,7 +419,9 @@ class Agent(LocalElasticAgent):
                 self._record("round ended", **_facts(end))
                 self._window.stopped = bool(end.signal)
                 if self._window.stopped:
-                    self._tell_stop(end)
+                    self._stop = end
+                    if self._outlook is not None:
+                        self._outlook.ask_again()
                 self._shutdown(signal.Signals[end.signal or "SIGTERM"])
                 if end.ending != Ending.DONE.value and not end.signal:
                     self._tell(end)
@@ -468,14 +476,14 @@ class Agent(LocalElasticAgent):
         where = f"; the end of {shown}:{lines}" if shown else ""
         say(f"attempt {self._first_attempt + self._attempt}: {end.cause}{again}{where}")
 
-    def _tell_stop(self, end: RoundEnd) -> None:
-        """Say what stops the run, and how long that may take, on the node that knows what Slurm gives."""
+    def _tell_stop(self) -> None:
+        """Say what stops the run, and how long that may take, when the workers have been told."""
+        if self._stop is None or not self._plan.world.leader:
+            return
         if self._outlook is not None:
-            self._outlook.ask_again()
-        if self._plan.world.leader:
-            self._window.open()
-            left = duration(self._window.left)
-            say(f"attempt {self._first_attempt + self._attempt}: {end.cause}; the workers have {left} to end")
+            self._outlook.answer(_ANSWER_SECONDS)
+        left = duration(self._window.left)
+        say(f"attempt {self._first_attempt + self._attempt}: {self._stop.cause}; the workers have {left} to end")
 
     def _record(self, event: str, **facts: Any) -> None:
         if self._events is not None:

@@ -61,11 +61,14 @@ class Outlook:
 
     def asked_now(self) -> JobRecord | None:
         """Ask, and wait for the answer; without one in time, what was said last."""
-        with self._changed:
-            self._wanted = True
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._wanted and not self._asking, controller.PATIENCE)
+        self.ask_again()
+        self.answer(controller.PATIENCE)
         return self.record
+
+    def answer(self, seconds: float) -> None:
+        """Wait for the answer to what was asked, if it comes within so many seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._wanted and not self._asking, seconds)
 
     def close(self) -> None:
         """Ask no more."""

@@ -37,7 +37,8 @@ class Signals:
         self.stop_time = 0.0
         self.hurry = False
         self._stops = frozenset(signal.Signals[name] for name in stop)
-        self._notices = frozenset(signal.Signals[name] for name in notice) - self._stops
+        self._held = frozenset(signal.Signals[name] for name in notice)
+        self._notices = self._held - self._stops
         self._raises = at_once
         self._came: Counter[signal.Signals] = Counter()
 
@@ -52,6 +53,7 @@ class Signals:
             signal.signal(signum, self._on_stop)
         for signum in self._notices:
             signal.signal(signum, self._on_notice)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._held)  # `launch.run` has held them back
 
     def ignore(self) -> None:
         """From here on nothing disturbs us."""

@@ -6,7 +6,7 @@ import contextlib
 import os
 import select
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,26 +157,28 @@ class CommandWorkers(PContext):
         """Signal one worker."""
         self._factory.signal([pid], signum, group=self._group)
 
-    def stop(self, signum: signal.Signals, *, told: bool) -> None:
+    def stop(self, signum: signal.Signals, *, told: bool, then: Callable[[], None] = lambda: None) -> None:
         """End them all: with a signal first, and for good when the window closes.
 
         Args:
             signum: the signal.
             told: they have got it already.
+            then: is called when they have.
         """
         if self._swept:
             return
         self._swept = True
         try:
-            self._stop(signum, told=told)
+            self._stop(signum, told=told, then=then)
         except FactoryLostError:
             self._look()
 
-    def _stop(self, signum: signal.Signals, *, told: bool) -> None:
+    def _stop(self, signum: signal.Signals, *, told: bool, then: Callable[[], None]) -> None:
         self._window.open()
         self._look()
         if self.running and not told:
             self._factory.signal([*self.running.values()], signum, group=self._group)
+        then()
         while self.running and self._window.left > 0:
             select.select([self._factory], [], [], min(self._window.left, _LOOK_SECONDS))
             self._look()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterable, Sequence
 
 from hpc_launch.errors import HpcLaunchError, UsageError
 from hpc_launch.plan import derive
@@ -23,10 +24,12 @@ def run(settings: Settings, script: Sequence[str], here: Here) -> None:
     Raises:
         HpcLaunchError: with the exit status that says how it failed.
     """
+    # A notice may come while torch is imported, which can take minutes: it waits until somebody listens.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.Signals[name] for name in settings.notice_signals])
     try:
         plan = _prepare(settings, script, here)
         directory.check_writable(plan.log_root)
-        factory = _factory(plan)
+        factory = _factory(plan, mask)
     except HpcLaunchError as error:
         _tell_others(settings, script, here, error)
         raise
@@ -35,20 +38,25 @@ def run(settings: Settings, script: Sequence[str], here: Here) -> None:
     run_agent(plan, here.environ, factory)
 
 
-def _factory(plan: Plan) -> Factory:
-    """Import torch, the only time on this node, and make what forks the workers; or make what starts them."""
+def _factory(plan: Plan, mask: Iterable[int]) -> Factory:
+    """Import torch, the only time on this node, and make what forks the workers; or make what starts them.
+
+    Args:
+        plan: what to do.
+        mask: the signals that are to be blocked for the workers.
+    """
     if not plan.start.warm:
         if plan.start.how != plan.settings.start:
             _explain(plan, plan.start.reason)
-        return spawn()
+        return spawn(mask)
     settings = {} if plan.omp_num_threads is None else {"OMP_NUM_THREADS": str(plan.omp_num_threads)}
     try:
-        return build(plan.start.modules, settings, home(plan.script[0], module=plan.settings.module))
+        return build(plan.start.modules, settings, home(plan.script[0], module=plan.settings.module), mask)
     except CannotBeWarmError as error:
         if plan.settings.start == WARM:
             raise UsageError(f"--start warm: {error}; leave --start out", option="--start") from error
         _explain(plan, str(error))
-        return spawn()
+        return spawn(mask)
 
 
 def _explain(plan: Plan, reason: str) -> None:

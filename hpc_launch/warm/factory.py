@@ -19,7 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,10 +62,12 @@ class Factory:
     Attributes:
         forks: whether workers can be forked from it.
         lost: whether it is known to be gone.
+        mask: the signals that are blocked for workers.
     """
 
-    def __init__(self, pid: int, connection: socket.socket, *, forks: bool) -> None:
+    def __init__(self, pid: int, connection: socket.socket, mask: frozenset[int], *, forks: bool) -> None:
         self.forks = forks
+        self.mask = mask
         self.lost = False
         self._pid = pid
         connection.settimeout(_PATIENCE)
@@ -168,13 +170,14 @@ class Factory:
             raise FactoryLostError(f"the worker factory (process {self._pid}) is gone ({error})") from error
 
 
-def build(modules: Sequence[str], settings: Mapping[str, str], home: str) -> Factory:
+def build(modules: Sequence[str], settings: Mapping[str, str], home: str, mask: Iterable[int]) -> Factory:
     """Import modules, once, and fork the factory. In a worker this raises `Become`.
 
     Args:
         modules: what to import.
         settings: environment variables of the workers that libraries read when they are loaded.
         home: the directory of the script's own modules.
+        mask: the signals that are to be blocked for workers.
 
     Raises:
         UsageError: when a module cannot be imported.
@@ -202,7 +205,8 @@ def build(modules: Sequence[str], settings: Mapping[str, str], home: str) -> Fac
             stream.flush()
     closed = _occupy_closed_streams()
     ours, theirs = socket.socketpair()
-    mask = frozenset(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())))
+    blocked = frozenset(map(int, mask))
+    before_fork = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     pid = os.fork()
     if pid == 0:
         ours.close()
@@ -210,16 +214,19 @@ def build(modules: Sequence[str], settings: Mapping[str, str], home: str) -> Fac
         if own_place in path:
             path.remove(own_place)  # where Python found the launcher's program
         keep = tuple(name.partition(".")[0] for name in modules)
-        server.serve(theirs, Surroundings(tuple(path), keep, mask, closed, blas.allow))
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        server.serve(theirs, Surroundings(tuple(path), keep, blocked, closed, blas.allow))
+    signal.pthread_sigmask(signal.SIG_SETMASK, before_fork)
     theirs.close()
     for descriptor in closed:
         os.close(descriptor)
-    return Factory(pid, ours, forks=True)
+    return Factory(pid, ours, blocked, forks=True)
 
 
-def spawn() -> Factory:
+def spawn(mask: Iterable[int]) -> Factory:
     """Start a factory that has imported nothing, for workers that are not forked. Threads here do not matter.
+
+    Args:
+        mask: the signals that are to be blocked for workers.
 
     Raises:
         OSError: when processes cannot be made.
@@ -227,18 +234,19 @@ def spawn() -> Factory:
     server.become_subreaper()
     closed = _occupy_closed_streams()
     ours, theirs = socket.socketpair()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # it would die of one while Python starts
+    blocked = frozenset(map(int, mask))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # it would die of one while Python starts
     try:
         with theirs:
-            blocked = ",".join(str(int(signum)) for signum in mask)
-            command = [sys.executable, "-c", _PLAIN, str(theirs.fileno()), blocked, *sys.path]
+            words = [str(theirs.fileno()), ",".join(map(str, blocked)), *sys.path]
+            command = [sys.executable, "-c", _PLAIN, *words]
             process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     for descriptor in closed:
         os.close(descriptor)
     process.returncode = 0  # it is waited for by `close`
-    return Factory(process.pid, ours, forks=False)
+    return Factory(process.pid, ours, blocked, forks=False)
 
 
 def _occupy_closed_streams() -> tuple[int, ...]:

@@ -6,6 +6,7 @@ Runs under every Python that is installed, without torch or anything else that i
 import json
 import os
 import select
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def main() -> Script | None:
     """
     requests, answers = map(int, sys.argv[1:3])
     try:
-        factory = build(sys.argv[3:], {}, str(Path.cwd()))
+        factory = build(sys.argv[3:], {}, str(Path.cwd()), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     except Become as worker:
         return worker.script
     with os.fdopen(requests) as lines:

@@ -28,7 +28,7 @@ def main() -> Script | None:
     if failing:
         fail_fork(int(failing[0]))
     try:
-        factory = build([], {}, str(Path.cwd())) if way == "build" else spawn()
+        factory = build([], {}, str(Path.cwd()), ()) if way == "build" else spawn(())
     except Become as worker:
         return worker.script
     with os.fdopen(int(calls)) as lines:

@@ -186,3 +186,31 @@ def test_the_console_script_is_the_same_program(tmp_path: Path) -> None:
     program = (str(Path(sys.executable).with_name("hpc-launch")),)
     done = launch(tmp_path, probe(tmp_path, "sys.exit(3)"), program=program)
     assert (done.status, done.seen("RANK", "WORLD_SIZE")) == (3, [("0", "1")]), done.err
+
+
+@pytest.mark.parametrize("start", ["warm", "exec"])
+def test_a_notice_that_comes_while_the_launcher_starts(tmp_path: Path, start: str) -> None:
+    """Importing torch takes long: the signal waits, and reaches the workers when there are some; it ends nobody."""
+    body = """
+        import signal, time
+        got = []
+        signal.signal(signal.SIGUSR1, lambda *_: got.append(1))
+        while not got:
+            time.sleep(0.01)
+        print("told", len(got), signal.pthread_sigmask(signal.SIG_BLOCK, []), flush=True)
+    """
+    with running(tmp_path, "--start", start, probe(tmp_path, body)) as launcher:
+        blocked = f"/proc/{launcher.process.pid}/status"
+        wait_for(lambda: signal.SIGUSR1 in blocked_signals(blocked), 60, "the launcher does not begin", pause=0.001)
+        launcher.process.send_signal(signal.SIGUSR1)
+        done = launcher.finish()
+    assert done.status == 0, done.err
+    assert done.out.partition("] ")[2] == "told 1 set()\n"
+    assert "SIGUSR1: the workers are told" in done.err
+
+
+def blocked_signals(status: str) -> set[int]:
+    """The signals that a process blocks, by its file in /proc."""
+    [line] = [line for line in Path(status).read_text().splitlines() if line.startswith("SigBlk:")]
+    mask = int(line.split()[1], 16)
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}

@@ -38,6 +38,12 @@ class Done:
 Command = Callable[..., Done]
 
 
+@pytest.fixture(autouse=True)
+def no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no settings come from outside, not even the start that the whole suite runs with."""
+    monkeypatch.delenv("HPC_LAUNCH_START", raising=False)
+
+
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
     """Return a function that runs `hpc-launch` in this process, in an empty directory."""
