@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from hpc_launch.errors import HpcLaunchError, UsageError
 from hpc_launch.plan import derive
@@ -24,18 +25,35 @@ def run(settings: Settings, script: Sequence[str], here: Here) -> None:
     Raises:
         HpcLaunchError: with the exit status that says how it failed.
     """
-    # A notice may come while torch is imported, which can take minutes: it waits until somebody listens.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.Signals[name] for name in settings.notice_signals])
-    try:
-        plan = _prepare(settings, script, here)
-        directory.check_writable(plan.log_root)
-        factory = _factory(plan, mask)
-    except HpcLaunchError as error:
-        _tell_others(settings, script, here, error)
-        raise
-    from hpc_launch.elastic.run import run as run_agent  # noqa: PLC0415 - torch is slow to import
+    with _held_back(settings.notice_signals) as mask:
+        try:
+            plan = _prepare(settings, script, here)
+            directory.check_writable(plan.log_root)
+            factory = _factory(plan, mask)
+        except HpcLaunchError as error:
+            _tell_others(settings, script, here, error)
+            raise
+        from hpc_launch.elastic.run import run as run_agent  # noqa: PLC0415 - torch is slow to import
 
-    run_agent(plan, here.environ, factory)
+        run_agent(plan, here.environ, factory)
+
+
+@contextlib.contextmanager
+def _held_back(names: Sequence[str]) -> Iterator[Iterable[int]]:
+    """Let signals wait until somebody listens: one may come while torch is imported, which can take minutes.
+
+    Gives the signals that were blocked before, and blocks no others in the end.
+    """
+    held = [signal.Signals[name] for name in names]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield mask
+    except HpcLaunchError:
+        while held and signal.sigtimedwait(held, 0) is not None:
+            pass  # the error is what this process ends with
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _factory(plan: Plan, mask: Iterable[int]) -> Factory:
