@@ -41,7 +41,7 @@ def env(context: click.Context, /, *, as_export: bool, as_json: bool, **given: A
     where this process is one rank (one Slurm task per rank).
     """
     settings = settings_of(context, given)
-    plan = derive.make(settings, gather(os.environ, alone=settings.standalone), ())
+    plan = derive.make(settings, gather(os.environ, settings), ())
     if as_json:
         click.echo(
             json.dumps({item.name: {"value": item.value, "origin": item.origin} for item in plan.derived}, indent=2)

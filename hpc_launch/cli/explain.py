@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
 from hpc_launch import hostlist
 from hpc_launch.cli.options import CONTEXT, Call, GroupedCommand, launch_options, settings_of
-from hpc_launch.plan import derive, foretell
-from hpc_launch.plan.here import Here, check_script, gather
+from hpc_launch.plan import advice, derive, foretell
+from hpc_launch.plan.here import Here, addresses, check_script, gather
+from hpc_launch.plan.model import Plan
 from hpc_launch.plan.requeue import policy
 from hpc_launch.settings import Settings
 from hpc_launch.slurm import controller
+from hpc_launch.slurm.controller import ClusterRules, JobRecord
 
 # Seconds for each question to Slurm: somebody is waiting for the answer.
 _PATIENCE = 2.0
@@ -31,7 +34,7 @@ def explain(context: click.Context, /, script: str, args: tuple[str, ...], **giv
     Nothing is started.
     """
     settings = settings_of(context, given)
-    here = gather(os.environ, context.ensure_object(Call).command, alone=settings.standalone)
+    here = gather(os.environ, settings, context.ensure_object(Call).command)
     if script:
         check_script(settings, script, here.directory)
     plan = derive.make(settings, here, (script, *args) if script else ())
@@ -46,17 +49,37 @@ def explain(context: click.Context, /, script: str, args: tuple[str, ...], **giv
         click.echo(f"  {'command':<{width}}  {shlex.join(plan.script)}")
     for warning in plan.warnings:
         click.echo(f"note: {warning}")
-    for line in _foretold(settings, here):
+    told = _ask(here)
+    for line in advice.lines(_surroundings(settings, here, plan, told)):
+        click.echo(f"note: {line}")
+    for line in _foretold(settings, here, told):
         click.echo(f"Slurm: {line}")
 
 
-def _foretold(settings: Settings, here: Here) -> tuple[str, ...]:
-    """What Slurm is going to do with this job. A controller that is silent once is not asked again."""
+@dataclass(frozen=True)
+class _Told:
+    """What the controller says of the cluster and of this job; None where it says nothing."""
+
+    rules: ClusterRules | None = None
+    job: JobRecord | None = None
+
+
+def _ask(here: Here) -> _Told:
+    """Ask the controller. One that is silent once is not asked again."""
     job_id = controller.requeue_id(here.environ) if here.slurm is not None else ""
     rules = controller.ask_rules(_PATIENCE) if job_id else None
+    return _Told(rules, controller.ask_job(job_id, _PATIENCE) if rules is not None else None)
+
+
+def _surroundings(settings: Settings, here: Here, plan: Plan, told: _Told) -> advice.Surroundings:
+    return advice.Surroundings(settings, here, plan.world, told.rules, told.job, addresses(plan.world))
+
+
+def _foretold(settings: Settings, here: Here, told: _Told) -> tuple[str, ...]:
+    """What Slurm is going to do with this job."""
+    rules, job = told.rules, told.job
     if rules is None:
         return ()
-    job = controller.ask_job(job_id, _PATIENCE)
     partition = controller.ask_partition(job.partition, _PATIENCE) if job is not None else None
     script = controller.ask_script(job.job_id, _PATIENCE) if job is not None and job.batch else None
     asked = policy(settings.requeue, settings.max_requeues, settings.requeue_patience)

@@ -47,6 +47,4 @@ def run(context: click.Context, /, script: str, args: tuple[str, ...], **given: 
     or the host list; `hpc-launch explain` shows them.
     """
     settings = settings_of(context, given)
-    run_plan(
-        settings, (script, *args), gather(os.environ, context.ensure_object(Call).command, alone=settings.standalone)
-    )
+    run_plan(settings, (script, *args), gather(os.environ, settings, context.ensure_object(Call).command))

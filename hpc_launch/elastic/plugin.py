@@ -39,5 +39,5 @@ def create(parameters: RendezvousParameters) -> RendezvousHandler:
     named = parameters.run_id not in ("", "none")
     said = files.load(os.environ, Path.cwd())
     settings = resolve({"rdzv_id": parameters.run_id} if named else {}, os.environ, said.layers)
-    plan = derive.make(settings, gather(os.environ), ())
+    plan = derive.make(settings, gather(os.environ, settings), ())
     return SlurmRendezvous(replace(party_of(plan), max_restarts=_NO_BUDGET, software={}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from hpc_launch.errors import HpcLaunchError, UsageError
 from hpc_launch.plan import derive
@@ -29,7 +29,7 @@ def run(settings: Settings, script: Sequence[str], here: Here) -> None:
         try:
             plan = _prepare(settings, script, here)
             directory.check_writable(plan.log_root)
-            factory = _factory(plan, mask)
+            factory = _factory(plan, here.environ, mask)
         except HpcLaunchError as error:
             _tell_others(settings, script, here, error)
             raise
@@ -56,18 +56,21 @@ def _held_back(names: Sequence[str]) -> Iterator[Iterable[int]]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _factory(plan: Plan, mask: Iterable[int]) -> Factory:
+def _factory(plan: Plan, environ: Mapping[str, str], mask: Iterable[int]) -> Factory:
     """Import torch, the only time on this node, and make what forks the workers; or make what starts them.
 
     Args:
         plan: what to do.
+        environ: the environment of the workers.
         mask: the signals that are to be blocked for the workers.
     """
     if not plan.start.warm:
         if plan.start.how != plan.settings.start:
             _explain(plan, plan.start.reason)
         return spawn(mask)
-    settings = {} if plan.omp_num_threads is None else {"OMP_NUM_THREADS": str(plan.omp_num_threads)}
+    settings = {name: environ[name] for name, _ in plan.settings.default_env}
+    if plan.omp_num_threads is not None:
+        settings["OMP_NUM_THREADS"] = str(plan.omp_num_threads)
     try:
         return build(plan.start.modules, settings, home(plan.script[0], module=plan.settings.module), mask)
     except CannotBeWarmError as error:

@@ -16,6 +16,7 @@ from hpc_launch.node import devices, network
 from hpc_launch.node.devices import Devices
 from hpc_launch.settings import Settings
 from hpc_launch.slurm.environment import Allocation, Step, locate
+from hpc_launch.world import World
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,22 @@ class Here:
     interpreter_options: tuple[str, ...] = ()
 
 
-def gather(environ: Mapping[str, str], command: Sequence[str] = (), *, alone: bool = False) -> Here:
+def gather(environ: Mapping[str, str], settings: Settings, command: Sequence[str] = ()) -> Here:
     """Look at this process and its node.
 
     Args:
         environ: the environment.
+        settings: whether to look at Slurm (--standalone), and what else the environment is to have (--default-env).
         command: the words by which hpc-launch was called.
-        alone: do not look at Slurm (--standalone).
 
     Raises:
         ContextError: when Slurm's variables contradict each other.
     """
     return Here(
-        environ=dict(environ),
+        environ={**dict(settings.default_env), **environ},
         directory=Path.cwd(),
         host=network.short_name(socket.gethostname()),
-        slurm=None if alone else locate(environ, _own_cgroup()),
+        slurm=None if settings.standalone else locate(environ, _own_cgroup()),
         devices=devices.find(environ),
         cpus=len(os.sched_getaffinity(0)),
         position=network.position,
@@ -82,6 +83,11 @@ def interpreter_options(words: Sequence[str]) -> tuple[str, ...]:
     """
     options = list(itertools.takewhile(lambda word: word.startswith("-") and word not in ("-m", "-c", "-"), words[1:]))
     return tuple(option for option in options if option != "-u")
+
+
+def addresses(world: World) -> tuple[str, ...]:
+    """What the name of the first node means on this one; nothing where it is alone."""
+    return network.resolve(world.hosts[0]) if len(world.hosts) > 1 else ()
 
 
 def _own_cgroup() -> str:

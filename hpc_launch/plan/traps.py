@@ -40,7 +40,9 @@ def warnings(case: Case) -> tuple[str, ...]:
 
 
 def _few_cpus(case: Case) -> str | None:
-    cpus, ranks = case.here.cpus, case.local_world_size
+    """What Slurm gave counts, also where it does not bind tasks to it and others may come to use the rest."""
+    given = case.step.cpus_on_node if case.step and not case.world.task_per_rank else None
+    cpus, ranks = min(case.here.cpus, given or case.here.cpus), case.local_world_size
     if cpus >= ranks:
         return None
     mend = ": ask for more with srun --cpus-per-task (Slurm 22.05 to 23.02 does not pass the job's on to srun)"
@@ -68,6 +70,16 @@ def _isolated_tasks(case: Case) -> str | None:
     )
 
 
+def _idle_devices(case: Case) -> str | None:
+    tasks, devices = case.world.local_agents, case.here.devices
+    if case.step is None or not case.world.task_per_rank or not 1 < tasks < len(devices):
+        return None
+    return (
+        f"{tasks} tasks on {case.world.host}, each one rank, but {len(devices)} GPUs ({devices.source}): use srun "
+        f"--ntasks-per-node={len(devices)}, or --ntasks-per-node=1, with which hpc-launch starts a worker per GPU"
+    )
+
+
 def _hidden_devices(case: Case) -> str | None:
     gpus, devices = case.step.gpus_on_node if case.step else None, case.here.devices
     if not gpus or case.world.task_per_rank or len(devices) in (0, gpus):
@@ -88,11 +100,21 @@ def _ranks_already_set(case: Case) -> str | None:
     return f"{', '.join(preset)} {'is' if len(preset) == 1 else 'are'} set already: the workers get their own"
 
 
+def _other_libraries_names(case: Case) -> str | None:
+    """What NCCL_SOCKET_IFNAME may have, Gloo takes for the name of an interface: "Unable to find address for: ^lo"."""
+    name, value = "GLOO_SOCKET_IFNAME", case.here.environ.get("GLOO_SOCKET_IFNAME", "")
+    if not value.startswith(("^", "=")):
+        return None
+    return f"{name}={value} is written as for NCCL: Gloo wants the name of an interface; unset it, or use --interface"
+
+
 TRAPS: tuple[Callable[[Case], str | None], ...] = (
     _few_cpus,
     _numbered_otherwise,
     _isolated_tasks,
+    _idle_devices,
     _hidden_devices,
     _single_device_processes,
     _ranks_already_set,
+    _other_libraries_names,
 )

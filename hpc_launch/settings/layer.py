@@ -118,6 +118,8 @@ def _listed(name: str, given: list[Any], kinds: frozenset[type]) -> Any:
         return ()
     if spec.read is readers.words:
         return tuple(given)  # which may have commas of their own
+    if spec.read is readers.variables:
+        return tuple(map(readers.variable, given))  # as before
     return spec.read(",".join(map(str, given)))
 
 

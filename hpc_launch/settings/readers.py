@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import signal as signals
 from collections.abc import Callable
 
@@ -155,6 +156,19 @@ def pairs(text: str) -> tuple[tuple[str, str], ...]:
 def words(text: str) -> tuple[str, ...]:
     """Split at commas, a double comma standing for one (torchrun's form of the filter options)."""
     return tuple(part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
+
+
+def variables(text: str) -> tuple[tuple[str, str], ...]:
+    """Read `NAME=value,NAME=value`, a double comma standing for one."""
+    return tuple(map(variable, words(text))) if text else ()
+
+
+def variable(text: str) -> tuple[str, str]:
+    """Read `NAME=value`, of which the value may be empty."""
+    name, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise Unreadable("NAME=VALUE of environment variables, separated by commas (a double comma stands for one)")
+    return name, value
 
 
 def modules(text: str) -> tuple[str, ...]:

@@ -331,6 +331,16 @@ class Settings:
         torchrun_variable=False,
         help="OMP_NUM_THREADS of the workers. Derived, where that variable is unset: allowed CPUs / local ranks.",
     )
+    default_env: tuple[tuple[str, str], ...] = _option(
+        "--default-env",
+        read=readers.variables,
+        default=(),
+        metavar="NAME=VALUE,...",
+        group=WORKERS,
+        torchrun_variable=False,
+        help="Environment variables of the workers, where they are not set already (a double comma stands for one in a "
+        "value). Meant for settings files and profiles.",
+    )
     slurm_env: str = _option(
         "--slurm-env",
         default="rank",

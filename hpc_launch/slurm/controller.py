@@ -51,6 +51,8 @@ class ClusterRules:
         max_batch_requeue: how often Slurm itself starts a job again, before it holds it.
         over_time_limit: seconds for which a job may exceed its time limit.
         proctrack: for instance `cgroup`: who gets the signals.
+        kill_on_bad_exit: a step ends when one of its tasks ends with an error, unless srun is told otherwise.
+        release: of Slurm, as (22, 5); None where unknown.
     """
 
     kill_wait: float = _DEFAULT_KILL_WAIT
@@ -61,6 +63,8 @@ class ClusterRules:
     max_batch_requeue: int = _DEFAULT_MAX_BATCH_REQUEUE
     over_time_limit: float = 0.0
     proctrack: str = ""
+    kill_on_bad_exit: bool = False
+    release: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,7 @@ def read_rules(text: str) -> ClusterRules:
     over = found.get("OverTimeLimit", "")
     # Where it is written depends on the release: SlurmctldParameters until 22.05, PreemptParameters since.
     options = f"{found.get('PreemptParameters')},{found.get('SlurmctldParameters')}"
+    release = re.match(r"(\d+)\.(\d+)", found.get("SLURM_VERSION", ""))
     return ClusterRules(
         kill_wait=max(wait, _SHORTEST_KILL_WAIT),
         preempt_type=_word(found.get("PreemptType", "")),
@@ -177,6 +182,8 @@ def read_rules(text: str) -> ClusterRules:
         max_batch_requeue=int(_number(found.get("MaxBatchRequeue", ""), _DEFAULT_MAX_BATCH_REQUEUE)),
         over_time_limit=math.inf if over == "UNLIMITED" else 60 * _number(over, 0),
         proctrack=found.get("ProctrackType", "").removeprefix("proctrack/"),
+        kill_on_bad_exit=_number(found.get("KillOnBadExit", ""), 0) != 0,
+        release=(int(release[1]), int(release[2])) if release else None,
     )
 
 

@@ -201,6 +201,19 @@ def test_what_is_set_for_the_import_stays_there(tmp_path: Path) -> None:
     assert " 2\n" in found["warm"]
 
 
+@pytest.mark.parametrize("start", STARTS)
+def test_variables_for_the_workers(tmp_path: Path, start: str) -> None:
+    """--default-env is there when torch is imported and when the script runs, unless the environment says otherwise."""
+    body = """
+        import torch
+        print(os.environ["A"], os.environ["B"], torch.get_num_threads(), flush=True)
+    """
+    given = ["--start", start, "--default-env", "A=1,B=x,,y z,OMP_NUM_THREADS=1"]
+    done = launch(tmp_path, *given, probe(tmp_path, body), env={"A": "mine"})
+
+    assert (done.status, done.out.splitlines()[-1].endswith("mine x,y z 1")) == (0, True), done.out + done.err
+
+
 def test_the_first_line_of_the_program_is_no_matter(tmp_path: Path) -> None:
     """The console script and `python -m hpc_launch` start the same workers."""
     script = Path(sys.executable).parent / "hpc-launch"

@@ -202,6 +202,7 @@ def test_the_rules() -> None:
         max_batch_requeue=5,
         over_time_limit=0.0,
         proctrack="cgroup",
+        release=(22, 5),
     )
 
     assert expected == controller.read_rules(CONFIG)
@@ -214,6 +215,9 @@ def test_the_rules() -> None:
     ("= 0 min", "= UNLIMITED", {"over_time_limit": math.inf}),
     ("JobRequeue              = 1", "JobRequeue = 0", {"job_requeue": False}),
     ("KillOnBadExit", "MaxBatchRequeue = 9\nKillOnBadExit", {"max_batch_requeue": 9}),
+    ("KillOnBadExit           = 0", "KillOnBadExit = 1", {"kill_on_bad_exit": True}),
+    ("= 22.05.8", "= 24.11.5", {"release": (24, 11)}),
+    ("= 22.05.8", "= unknown", {"release": None}),
     ("PreemptParameters       = (null)", "PreemptParameters = send_user_signal", {"preempt_user_signal": True}),
     ("SlurmctldParameters     = (null)", "SlurmctldParameters = preempt_send_user_signal",
      {"preempt_user_signal": True}),

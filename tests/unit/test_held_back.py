@@ -23,8 +23,9 @@ def blocked() -> set[int]:
 
 
 def run_missing_script() -> None:
+    settings = resolve({}, {})
     with pytest.raises(ScriptError):
-        launch.run(resolve({}, {}), ("there_is_none.py",), gather({}))
+        launch.run(settings, ("there_is_none.py",), gather({}, settings))
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +55,8 @@ def test_a_notice_does_not_hide_the_error(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     (tmp_path / "train.py").touch()
     monkeypatch.setattr(derive, "make", notified)
+    settings = resolve({}, {})
     with pytest.raises(HpcLaunchError, match="a reason"):
-        launch.run(resolve({}, {}), (str(tmp_path / "train.py"),), gather({}))
+        launch.run(settings, (str(tmp_path / "train.py"),), gather({}, settings))
 
     assert signal.SIGUSR1 not in signal.sigpending()

@@ -704,6 +704,30 @@ def test_workers_that_see_one_device_each(devices: Devices, options: Mapping[str
         ),
         (here(cpus=2), {"nproc_per_node": "3"}, "3 local ranks share 2 CPUs"),
         (
+            here({**ONE_TASK_PER_NODE, "SLURM_CPUS_ON_NODE": "1"}, devices=FOUR_GPUS),
+            {},
+            (
+                "4 local ranks share 1 CPU: ask for more with srun --cpus-per-task (Slurm 22.05 to 23.02 does not pass "
+                "the job's on to srun)"
+            ),
+        ),
+        (
+            here(CYCLIC, devices=FOUR_GPUS),
+            {},
+            (
+                "2 tasks on gpu02, each one rank, but 4 GPUs (CUDA_VISIBLE_DEVICES=0,1,2,3): use srun "
+                "--ntasks-per-node=4, or --ntasks-per-node=1, with which hpc-launch starts a worker per GPU"
+            ),
+        ),
+        (
+            here({"GLOO_SOCKET_IFNAME": "^lo,docker0"}),
+            {},
+            (
+                "GLOO_SOCKET_IFNAME=^lo,docker0 is written as for NCCL: Gloo wants the name of an interface; unset it, "
+                "or use --interface"
+            ),
+        ),
+        (
             here(HETEROGENEOUS),
             {},
             (
@@ -745,6 +769,8 @@ def test_warnings(place: Here, options: Mapping[str, str], expected: str) -> Non
         (here(ONE_TASK_PER_NODE), {}),
         (here(BLOCK), {}),
         (here({**BLOCK, "SLURM_GPUS_ON_NODE": "1"}, devices=ONE_GPU), {}),
+        (here(BLOCK, devices=FOUR_GPUS), {}),
+        (here({"GLOO_SOCKET_IFNAME": "eth0"}), {}),
         (here(devices=TWO_MIGS), {"virtual_local_rank": True}),
         (here(HETEROGENEOUS), {"standalone": True}),
     ],
@@ -817,11 +843,22 @@ def test_gathering_looks_at_this_node(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("socket.gethostname", lambda: "Node7.cluster.example")
     environ = {"CUDA_VISIBLE_DEVICES": "4,5"}
-    place = gather(environ)
+    place = gather(environ, asked())
     environ.clear()
 
     assert ("node7", tmp_path, {"CUDA_VISIBLE_DEVICES": "4,5"}) == (place.host, place.directory, place.environ)
     assert (("4", "5"), len(os.sched_getaffinity(0))) == (place.devices.tokens, place.cpus)
+
+
+def test_gathering_adds_what_is_not_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """--default-env does not win over the environment, and does not put this process into a job."""
+    monkeypatch.chdir(tmp_path)
+    settings = asked(default_env="A=1,B=2,SLURM_JOB_ID=7,OMP_NUM_THREADS=3")
+    place = gather({"A": "mine", "C": ""}, settings)
+
+    assert {"A": "mine", "B": "2", "C": ""}.items() <= place.environ.items()
+    assert place.slurm is None
+    assert derive.make(settings, place, ()).omp_num_threads is None
 
 
 def test_a_plan_becomes_json() -> None:

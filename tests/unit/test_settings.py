@@ -83,6 +83,12 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "virtual_local_rank": [("1", True)],
     "numa_binding": [("node", "node")],
     "omp_num_threads": [("4", 4)],
+    "default_env": [
+        ("A=1", (("A", "1"),)),
+        ("A=,_B2=x=y", (("A", ""), ("_B2", "x=y"))),
+        ("NCCL_SOCKET_IFNAME=hsn0,,hsn1,C=d e", (("NCCL_SOCKET_IFNAME", "hsn0,hsn1"), ("C", "d e"))),
+        ("", ()),
+    ],
     "slurm_env": [("rank", "rank"), ("keep", "keep"), ("hide", "hide")],
     "max_restarts": [("0", 0), ("3", 3)],
     "monitor_interval": [("0.1", 0.1), ("5", 5.0)],
@@ -130,6 +136,7 @@ STREAMS = "0, 1 (stdout), 2 (stderr) or 3 (both), or LOCAL_RANK:STREAMS pairs su
 RANKS = "ranks such as 0,3 or 0-3,17"
 PORTS = "LOW-HIGH with ports from 1 to 65535"
 PAIRS = "KEY=VALUE pairs, separated by commas"
+VARIABLES = "NAME=VALUE of environment variables, separated by commas (a double comma stands for one)"
 SIGNALS = "signal names such as SIGTERM,SIGUSR1"
 NOTICES = "signal names such as USR1,USR2 that a process can handle, or none"
 REASONS = "never, or some of on-notice, on-timeout, on-preempt, on-failure, separated by commas"
@@ -139,6 +146,10 @@ BAD = [
     *[("node_rank", text, "a whole number from 0 on") for text in ("-1", "x", "1.0")],
     *[("master_port", text, "a whole number from 1 to 65535") for text in ("0", "65536", "-1", "http")],
     *[("rdzv_conf", text, PAIRS) for text in ("a", "a=", "=1", "a=1,b")],
+    *[
+        ("default_env", text, VARIABLES)
+        for text in ("A", "=1", "A=1,", "1A=2", "A B=1", "A-B=1", "A=1, B=2", "\u00c9=1")
+    ],
     *[("standalone", text, "1 or 0") for text in ("2", "maybe")],
     *[("join_timeout", text, "a number of seconds") for text in ("x", "1m")],
     *[("join_timeout", text, "a positive number of seconds") for text in ("0", "-1", "nan", "inf")],

@@ -1,0 +1,175 @@
+"""What is worth saying where somebody asks (`explain`), and would only be noise in every run. Pure.
+
+A line each, with what to do. Some can be seen from a job script or a shell only, before there is a step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from hpc_launch import hostlist
+from hpc_launch.errors import HostlistError
+from hpc_launch.node import network
+from hpc_launch.plan.here import Here
+from hpc_launch.settings import Settings
+from hpc_launch.slurm.controller import ClusterRules, JobRecord
+from hpc_launch.slurm.environment import Allocation, Step
+from hpc_launch.world import World
+
+# From and to these releases (the second no more), srun does not read SLURM_CPUS_PER_TASK (their release notes).
+_CPUS_FORGOTTEN = ((22, 5), (23, 11))
+
+# From this release on a step may share the GPUs that its tasks are given (srun(1), --gres-flags).
+_TASK_SHARING = (23, 11)
+
+# A GPU count in SLURM_TRES_PER_TASK: `gres/gpu:1` or `gres/gpu:a100:1` before Slurm 24.05, `gres/gpu=1` since.
+_TRES_GPUS = re.compile(r"\bgres/gpu[:=]")
+
+_ENDED = frozenset({"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"})
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What advice is given about.
+
+    Attributes:
+        world: who would take part in a run here.
+        rules: those of the cluster; None where they were not learnt.
+        job: the job; None where it was not learnt.
+        addresses: what the first node's name resolves to on this node.
+    """
+
+    settings: Settings
+    here: Here
+    world: World
+    rules: ClusterRules | None = None
+    job: JobRecord | None = None
+    addresses: Sequence[str] = ()
+
+
+def lines(about: Surroundings) -> tuple[str, ...]:
+    """All that is worth saying."""
+    return (
+        *_left_over(about),
+        *_part_of_the_job(about),
+        *_exported(about),
+        *_forgotten_cpus(about),
+        *_tasks_of_the_job(about),
+        *_isolation(about),
+        *_bad_exit(about),
+        *_leader_name(about),
+    )
+
+
+def _left_over(about: Surroundings) -> Iterator[str]:
+    """A shell in tmux or a notebook outlives the job that it was opened in."""
+    slurm = about.here.slurm
+    if slurm is None or about.rules is None:
+        return
+    mend = "the SLURM_* variables are left over, unset them (or open a new shell)"
+    if about.job is None:
+        yield f"Slurm does not know a job {slurm.job_id}: {mend}"
+    elif about.job.state in _ENDED:
+        yield f"job {slurm.job_id} is over ({about.job.state}): {mend}"
+
+
+def _part_of_the_job(about: Surroundings) -> Iterator[str]:
+    step = about.here.slurm
+    if not isinstance(step, Step) or "SLURM_HET_SIZE" in about.here.environ:
+        return
+    if step.job_hosts is not None and len(step.hosts) < step.job_hosts:
+        yield f"this step has {len(step.hosts)} of the {step.job_hosts} nodes of the job: srun --nodes={step.job_hosts}"
+
+
+def _exported(about: Surroundings) -> Iterator[str]:
+    """What `sbatch --export` says goes on to srun (sbatch(1), SLURM_EXPORT_ENV)."""
+    said = about.here.environ.get("SLURM_EXPORT_ENV", "ALL")
+    if not isinstance(about.here.slurm, Allocation) or said == "ALL" or said.startswith("ALL,"):
+        return
+    if about.here.environ.get("SRUN_EXPORT_ENV", "").partition(",")[0] == "ALL":
+        return
+    few = "no variables but Slurm's own, PATH included" if said in ("NONE", "NIL") else f"only {said}"
+    yield f"--export={said} counts for srun too, its tasks get {few}: use srun --export=ALL"
+
+
+def _forgotten_cpus(about: Surroundings) -> Iterator[str]:
+    cpus = about.here.environ.get("SLURM_CPUS_PER_TASK")
+    release = about.rules.release if about.rules else None
+    if not isinstance(about.here.slurm, Allocation) or cpus is None or release is None:
+        return
+    first, last = _CPUS_FORGOTTEN
+    if first <= release < last and about.here.environ.get("SRUN_CPUS_PER_TASK") != cpus:
+        yield (
+            f"srun of Slurm {_written(release)} does not take --cpus-per-task={cpus} from the job, and a step may get "
+            f"one CPU: use srun --cpus-per-task={cpus}"
+        )
+
+
+def _tasks_of_the_job(about: Surroundings) -> Iterator[str]:
+    """A job's number of tasks counts for every srun in it (srun(1), SLURM_NTASKS)."""
+    job, tasks = about.here.slurm, about.here.environ.get("SLURM_NTASKS", "")
+    if not isinstance(job, Allocation) or not tasks.isdecimal() or int(tasks) == len(job.hosts):
+        return
+    nodes = len(job.hosts)
+    if int(tasks) < nodes:
+        yield f"the job has {tasks} task(s) on {nodes} nodes: srun uses {tasks} of them; use --ntasks-per-node=1"
+        return
+    counts = _tasks_per_node(about)
+    uneven = f", {about.here.environ['SLURM_TASKS_PER_NODE']} by node" if len(set(counts)) > 1 else ""
+    yield (
+        f"the job has {tasks} tasks on {nodes} node(s){uneven}: plain srun starts {tasks} agents with one worker each; "
+        f"srun --ntasks={nodes} --ntasks-per-node=1 starts one on each node, with a worker per GPU"
+    )
+
+
+def _isolation(about: Surroundings) -> Iterator[str]:
+    """`--gpus-per-task` implies --gpu-bind=per_task (sbatch(1)): tasks of a node do not see each other's GPUs."""
+    environ, release = about.here.environ, about.rules.release if about.rules else None
+    asked = "SLURM_GPUS_PER_TASK" in environ or _TRES_GPUS.search(environ.get("SLURM_TRES_PER_TASK", ""))
+    if not isinstance(about.here.slurm, Allocation) or not asked or max(_tasks_per_node(about), default=1) == 1:
+        return
+    sharing = " (or --gres-flags=allow-task-sharing)" if release and release >= _TASK_SHARING else ""
+    yield (
+        "--gpus-per-task shows each task its own GPU only, and NCCL cannot use peer access: ask for --gpus-per-node "
+        f"and --ntasks-per-node=1, or use srun --gpu-bind=none{sharing}"
+    )
+
+
+def _tasks_per_node(about: Surroundings) -> tuple[int, ...]:
+    """How many tasks the job has on its nodes; none where it did not ask for a number (then these are CPUs)."""
+    text = about.here.environ.get("SLURM_TASKS_PER_NODE", "") if "SLURM_NTASKS" in about.here.environ else ""
+    try:
+        return tuple(hostlist.parse_counts(text)) if text else ()
+    except HostlistError:
+        return ()
+
+
+def _bad_exit(about: Surroundings) -> Iterator[str]:
+    """The --kill-on-bad-exit of srun, and what it means where fewer nodes would do."""
+    asked = about.settings.nnodes
+    if asked is None or asked.minimum == asked.maximum or about.here.slurm is None:
+        return
+    said = about.here.environ.get("SLURM_KILL_BAD_EXIT")
+    if said == "1" or (said is None and about.rules is not None and about.rules.kill_on_bad_exit):
+        where = "SLURM_KILL_BAD_EXIT=1" if said else "KillOnBadExit=1 on this cluster"
+        yield f"{where}: Slurm ends the step when one agent fails, whatever --nnodes {asked} allows: use srun -K0"
+
+
+def _leader_name(about: Surroundings) -> Iterator[str]:
+    world = about.world
+    if len(world.hosts) == 1 or world.node_rank == 0 or network.is_address(world.hosts[0]):
+        return
+    leader = world.hosts[0]
+    if not about.addresses:
+        yield f"the name {leader} does not resolve on this node: its addresses are read from the job directory"
+    elif all(map(network.is_loopback, about.addresses)):
+        yield (
+            f"{leader}, the first node, resolves to {', '.join(about.addresses)} here, which is this node: mend "
+            "/etc/hosts, or say --master-addr"
+        )
+
+
+def _written(release: tuple[int, int]) -> str:
+    return f"{release[0]}.{release[1]:02d}"

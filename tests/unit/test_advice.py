@@ -1,0 +1,215 @@
+"""What `explain` says besides: each trap that can be seen from a shell, a job script or a task, with what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from hpc_launch import world
+from hpc_launch.node.devices import Devices
+from hpc_launch.plan import advice
+from hpc_launch.plan.here import Here
+from hpc_launch.settings import Origin, resolve
+from hpc_launch.slurm.controller import ClusterRules, JobRecord
+from hpc_launch.slurm.environment import locate
+from hpc_launch.world import World
+from tests.unit.slurm_variables import BATCH, HETEROGENEOUS, LOGIN_SHELL, ONE_TASK_PER_NODE, SUBSET
+
+RULES = ClusterRules(release=(24, 11))
+JOB = JobRecord("4711", "RUNNING")
+FOUR = world.of_nodes(["gpu01", "gpu02", "gpu03", "gpu04"], 2, Origin.STEP)
+
+EIGHT_TASKS = {**BATCH, "SLURM_NTASKS": "8", "SLURM_TASKS_PER_NODE": "2(x4)"}
+ISOLATED = (
+    "--gpus-per-task shows each task its own GPU only, and NCCL cannot use peer access: ask for --gpus-per-node and "
+    "--ntasks-per-node=1, or use srun --gpu-bind=none"
+)
+PLAIN_SRUN = (
+    "the job has 8 tasks on 4 node(s){}: plain srun starts 8 agents with one worker each; srun --ntasks=4 "
+    "--ntasks-per-node=1 starts one on each node, with a worker per GPU"
+)
+
+
+def told(
+    environ: Mapping[str, str],
+    *,
+    who: World = FOUR,
+    rules: ClusterRules | None = RULES,
+    job: JobRecord | None = JOB,
+    addresses: Sequence[str] = ("10.0.0.1",),
+    nnodes: str | None = None,
+) -> list[str]:
+    here = Here(
+        environ=environ,
+        directory=Path("/project"),
+        host="gpu03",
+        slurm=locate(environ),
+        devices=Devices(),
+        cpus=16,
+        position=lambda _: None,
+        read=Path.read_text,
+    )
+    settings = resolve({"nnodes": nnodes} if nnodes else {}, {})
+    return list(advice.lines(advice.Surroundings(settings, here, who, rules, job, addresses)))
+
+
+@pytest.mark.parametrize("environ", [{}, BATCH, LOGIN_SHELL, ONE_TASK_PER_NODE, HETEROGENEOUS])
+def test_nothing_is_said_where_all_is_well(environ: Mapping[str, str]) -> None:
+    assert told(environ) == []
+
+
+@pytest.mark.parametrize("environ", [BATCH, ONE_TASK_PER_NODE])
+def test_what_is_not_known_is_not_said(environ: Mapping[str, str]) -> None:
+    """Without an answer from the controller nothing is said about it."""
+    assert told(environ, rules=None, job=None) == []
+
+
+def test_no_such_job() -> None:
+    """Variables outlive their job in a terminal multiplexer."""
+    assert told(BATCH, job=None) == [
+        "Slurm does not know a job 4711: the SLURM_* variables are left over, unset them (or open a new shell)"
+    ]
+
+
+@pytest.mark.parametrize("state", ["COMPLETED", "CANCELLED", "TIMEOUT"])
+def test_a_job_that_is_over(state: str) -> None:
+    """As before, but the controller still knows it."""
+    assert told(BATCH, job=JobRecord("4711", state)) == [
+        f"job 4711 is over ({state}): the SLURM_* variables are left over, unset them (or open a new shell)"
+    ]
+
+
+def test_a_step_on_a_part_of_the_nodes() -> None:
+    """`srun -N2` in a job of four is often a leftover of a test."""
+    assert told(SUBSET) == ["this step has 2 of the 4 nodes of the job: srun --nodes=4"]
+
+
+@pytest.mark.parametrize(
+    ("said", "few"),
+    [
+        ("NONE", "no variables but Slurm's own, PATH included"),
+        ("NIL", "no variables but Slurm's own, PATH included"),
+        ("HOME,PATH", "only HOME,PATH"),
+    ],
+)
+def test_export(said: str, few: str) -> None:
+    """sbatch's --export counts twice."""
+    environ = {**BATCH, "SLURM_EXPORT_ENV": said}
+
+    assert told(environ) == [f"--export={said} counts for srun too, its tasks get {few}: use srun --export=ALL"]
+    assert told({**environ, "SRUN_EXPORT_ENV": "ALL"}) == []
+
+
+@pytest.mark.parametrize("said", ["ALL", "ALL,X=1"])
+def test_export_of_everything(said: str) -> None:
+    assert told({**BATCH, "SLURM_EXPORT_ENV": said}) == []
+
+
+@pytest.mark.parametrize(
+    ("release", "forgets"),
+    [((21, 8), False), ((22, 5), True), ((23, 2), True), ((23, 11), False), ((24, 11), False), (None, False)],
+)
+def test_cpus_that_srun_forgets(release: tuple[int, int] | None, *, forgets: bool) -> None:
+    """From 22.05 to 23.02, and not where the variable that these releases read says the same."""
+    rules = dataclasses.replace(RULES, release=release)
+    found = told(BATCH, rules=rules)
+
+    assert bool(found) is forgets
+    assert all("--cpus-per-task=16" in line for line in found)
+    assert told({**BATCH, "SRUN_CPUS_PER_TASK": "16"}, rules=rules) == []
+
+
+def test_the_release_is_named() -> None:
+    assert told(BATCH, rules=ClusterRules(release=(22, 5))) == [
+        (
+            "srun of Slurm 22.05 does not take --cpus-per-task=16 from the job, and a step may get one CPU: use srun "
+            "--cpus-per-task=16"
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"SLURM_NTASKS": "1"}, "the job has 1 task(s) on 4 nodes: srun uses 1 of them; use --ntasks-per-node=1"),
+        ({"SLURM_NTASKS": "8", "SLURM_TASKS_PER_NODE": "2(x4)"}, PLAIN_SRUN.format("")),
+        ({"SLURM_NTASKS": "8", "SLURM_TASKS_PER_NODE": "3,2(x2),1"}, PLAIN_SRUN.format(", 3,2(x2),1 by node")),
+        ({"SLURM_NTASKS": "8", "SLURM_TASKS_PER_NODE": "nonsense"}, PLAIN_SRUN.format("")),
+    ],
+)
+def test_tasks_of_the_job(changes: Mapping[str, str], expected: str) -> None:
+    """They count for every srun that is not told otherwise."""
+    assert told({**BATCH, **changes}) == [expected]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"SLURM_GPUS_PER_TASK": "1"},
+        {"SLURM_TRES_PER_TASK": "cpu:8,gres/gpu:1"},
+        {"SLURM_TRES_PER_TASK": "cpu=8,gres/gpu=a100:1"},
+    ],
+)
+def test_isolation(asked: Mapping[str, str]) -> None:
+    """Each release has its own variable for --gpus-per-task, and newer ones another way out."""
+    older = told({**EIGHT_TASKS, **asked}, rules=None)
+    newer = told({**EIGHT_TASKS, **asked})
+
+    assert older == [PLAIN_SRUN.format(""), ISOLATED]
+    assert newer == [PLAIN_SRUN.format(""), f"{ISOLATED} (or --gres-flags=allow-task-sharing)"]
+
+
+def test_one_task_has_all_its_gpus() -> None:
+    """With one task on a node --gpus-per-task hides nothing."""
+    assert told({**BATCH, "SLURM_GPUS_PER_TASK": "4"}) == []
+
+
+@pytest.mark.parametrize(
+    ("environ", "everywhere", "where"),
+    [
+        ({}, True, "KillOnBadExit=1 on this cluster"),
+        ({"SLURM_KILL_BAD_EXIT": "1"}, False, "SLURM_KILL_BAD_EXIT=1"),
+        ({"SLURM_KILL_BAD_EXIT": "0"}, True, ""),
+        ({}, False, ""),
+    ],
+)
+def test_bad_exit(environ: Mapping[str, str], where: str, *, everywhere: bool) -> None:
+    """It matters where fewer nodes are allowed, and nowhere else."""
+    rules = dataclasses.replace(RULES, kill_on_bad_exit=everywhere)
+    found = told({**ONE_TASK_PER_NODE, **environ}, rules=rules, nnodes="2:4")
+
+    assert found == (
+        [f"{where}: Slurm ends the step when one agent fails, whatever --nnodes 2:4 allows: use srun -K0"]
+        if where
+        else []
+    )
+    assert told({**ONE_TASK_PER_NODE, **environ}, rules=rules, nnodes="4") == []
+
+
+def test_a_name_that_means_this_node() -> None:
+    """Debian's installer puts a machine's own name to 127.0.1.1; a copied image has that of another."""
+    assert told(ONE_TASK_PER_NODE, addresses=["127.0.1.1"]) == [
+        "gpu01, the first node, resolves to 127.0.1.1 here, which is this node: mend /etc/hosts, or say --master-addr"
+    ]
+
+
+def test_a_name_that_does_not_resolve() -> None:
+    assert told(ONE_TASK_PER_NODE, addresses=[]) == [
+        "the name gpu01 does not resolve on this node: its addresses are read from the job directory"
+    ]
+
+
+@pytest.mark.parametrize(
+    "who",
+    [
+        world.of_nodes(["gpu01", "gpu02"], 0, Origin.STEP),
+        world.one_node("gpu01"),
+        world.of_nodes(["10.0.0.1", "10.0.0.2"], 1, Origin.HOSTS),
+    ],
+)
+def test_whose_name_does_not_matter(who: World) -> None:
+    """The first node need not find itself, and an address needs no resolver."""
+    assert told({}, who=who, addresses=[]) == []
