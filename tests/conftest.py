@@ -21,7 +21,7 @@ hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
 # The fixtures that return a cluster.
-CLUSTERS = ("cluster", "accounting_cluster")
+CLUSTERS = ("cluster", "modern_cluster", "any_cluster", "accounting_cluster")
 
 # Whether tests that need a cluster fail where none can run, instead of being skipped.
 REQUIRED = bool(os.environ.get("CI") or os.environ.get("HPC_LAUNCH_REQUIRE_CLUSTER"))
@@ -98,6 +98,19 @@ def _need(config: ClusterConfig) -> None:
 def cluster() -> Iterator[Cluster]:
     """Return the cluster: four nodes of four GPUs, started when the first test asks for it."""
     yield from _up(ClusterConfig())
+
+
+@pytest.fixture(scope="session")
+def modern_cluster() -> Iterator[Cluster]:
+    """Return a cluster like `cluster` of the newest release of Slurm that there is."""
+    yield from _up(ClusterConfig(release="24.11"))
+
+
+@pytest.fixture(scope="module", params=["22.05", "24.11"])
+def any_cluster(request: pytest.FixtureRequest) -> Cluster:
+    """Return `cluster` and then `modern_cluster`: a test that asks for this runs on both."""
+    cluster: Cluster = request.getfixturevalue({"22.05": "cluster", "24.11": "modern_cluster"}[request.param])
+    return cluster
 
 
 @pytest.fixture(scope="session")
