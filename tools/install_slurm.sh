@@ -69,7 +69,10 @@ fetch() {
     : >"$scratch/status"
     echo "deb [signed-by=$keyring] ${mirror:-http://deb.debian.org/debian} $suite main" >"$scratch/sources.list"
     cat >"$scratch/apt.conf" <<END
-Dir::Etc { SourceList "$scratch/sources.list"; SourceParts "-"; Preferences "-"; PreferencesParts "-"; };
+Dir::Etc::SourceList "$scratch/sources.list";
+Dir::Etc::SourceParts "/dev/null";
+Dir::Etc::Preferences "/dev/null";
+Dir::Etc::PreferencesParts "/dev/null";
 Dir::State "$scratch";
 Dir::State::Status "$scratch/status";
 Dir::Cache "$scratch";

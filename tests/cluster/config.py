@@ -35,7 +35,7 @@ class ClusterConfig:
     cpus: int = 16
     memory: int = 4000
     kill_wait: int = 10
-    release: releases.Release = "22.05"
+    release: releases.Release = releases.DEFAULT
     accounting: bool = False
     proctrack: Literal["cgroup", "linuxproc"] = "cgroup"
     prefix: str = "gpu"

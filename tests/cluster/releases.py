@@ -1,11 +1,19 @@
 """The releases of Slurm that clusters run, and where their programs are."""
 
+import os
 from pathlib import Path
 from typing import Literal, get_args
 
 Release = Literal["22.05", "24.11"]
 
 RELEASES: tuple[Release, ...] = get_args(Release)
+
+NEWEST = RELEASES[-1]
+
+# What clusters run where nothing else is said: the whole suite is to pass with each.
+DEFAULT: Release = next(
+    (release for release in RELEASES if release == os.environ.get("HPC_LAUNCH_TEST_SLURM")), RELEASES[0]
+)
 
 # Where tools/install_slurm.sh puts the releases that are not the machine's own.
 CACHE = Path("/var/cache/hpc-launch-tests")

@@ -219,14 +219,14 @@ def test_reset_repairs_what_a_test_left(any_cluster: Cluster, tmp_path: Path) ->
     assert [any_cluster.processes(node) for node in any_cluster.nodes] == [[]] * 4
 
 
-def test_sacct_knows_jobs_where_there_is_accounting(accounting_cluster: Cluster, tmp_path: Path) -> None:
-    job = accounting_cluster.sbatch("exit 7", "--gres=gpu:1", cwd=tmp_path)
+def test_sacct_knows_jobs_where_there_is_accounting(any_accounting_cluster: Cluster, tmp_path: Path) -> None:
+    job = any_accounting_cluster.sbatch("exit 7", "--gres=gpu:1", cwd=tmp_path)
     assert job.wait().exit_code == 7
     command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=State,ExitCode", f"--jobs={job.id}"]
     wait_for(
-        lambda: accounting_cluster.run(command).stdout == "FAILED|7:0\n",
+        lambda: any_accounting_cluster.run(command).stdout == "FAILED|7:0\n",
         30,
-        lambda: accounting_cluster.run(command).stdout + accounting_cluster.diagnose(),
+        lambda: any_accounting_cluster.run(command).stdout + any_accounting_cluster.diagnose(),
     )
 
 
