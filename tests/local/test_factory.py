@@ -17,7 +17,7 @@ import pytest
 
 from hpc_launch.node import processes
 from tests.local.launching import FOREVER, alive, write
-from tests.support import wait_for
+from tests.support import DAEMON, wait_for
 
 DRIVER = Path(__file__).with_name("factory_driver.py")
 
@@ -334,7 +334,8 @@ def test_workers_do_not_inherit_what_the_factory_has_heard(made: Agent) -> None:
 
 # Starts a child, as data loaders are, and one that was forked twice and has a session of its own; says their numbers.
 # All of them ignore SIGTERM, or note it in a file.
-LEAVES = """
+LEAVES = (
+    """
 import os, signal, sys, time
 from pathlib import Path
 
@@ -352,13 +353,9 @@ def forever():
 
 if os.fork() == 0:
     forever()
-middle = os.fork()
-if middle == 0:
-    os.setsid()
-    if os.fork() == 0:
-        forever()
-    os._exit(0)
-os.waitpid(middle, 0)
+"""
+    + DAEMON
+    + """
 lines = os.fdopen(read)
 print(*(int(lines.readline()) for _ in range(2)), flush=True)
 if ENDS:
@@ -366,6 +363,7 @@ if ENDS:
 while True:
     time.sleep(3600)
 """
+)
 
 
 def family(agent: Agent, *, stubborn: bool, ends: bool = False) -> list[int]:

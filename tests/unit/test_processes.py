@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hpc_launch.node import processes
-from tests.support import wait_for
+from tests.support import DAEMON, wait_for
 
 Starts = Callable[[Sequence[str]], "subprocess.Popen[str]"]
 
@@ -39,7 +39,8 @@ def started() -> Iterator[Starts]:
 
 # A child, its child, one that was forked twice and has a session of its own, and one that has ended and is not
 # waited for.
-FAMILY = """
+FAMILY = (
+    """
 import json, os, time
 from hpc_launch.warm.server import become_subreaper
 
@@ -57,13 +58,9 @@ if os.fork() == 0:
     if os.fork() == 0:
         forever()
     forever()
-middle = os.fork()
-if middle == 0:
-    os.setsid()
-    if os.fork() == 0:
-        forever()
-    os._exit(0)
-os.waitpid(middle, 0)
+"""
+    + DAEMON
+    + """
 zombie = os.fork()
 if zombie == 0:
     os._exit(0)
@@ -72,6 +69,7 @@ lines = os.fdopen(read)
 print(json.dumps([sorted(int(lines.readline()) for _ in range(3)), zombie]), flush=True)
 time.sleep(3600)
 """
+)
 
 
 def test_descendants(started: Starts, python: str) -> None:
