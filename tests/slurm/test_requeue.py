@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cluster import Cluster, Job
+from tests.cluster import Cluster, ClusterConfig, Job
 from tests.cluster.jobs import JobResult
+from tests.cluster.releases import Release
 from tests.slurm.jobs_support import DEADLINE, JobTree, clean_environment
 from tests.slurm.steps_support import tree
 from tests.support import wait_for
@@ -310,3 +311,64 @@ def test_a_job_that_gets_nowhere_is_not_run_for_ever(cluster: Cluster, tmp_path:
     assert turns.ours("requeued")[-1] == last, turns.describe()
     assert [entry["progressed"] for entry in turns.ledger()] == [True, False], turns.describe()
     assert (turns.requeues(), turns.attempts()) == ((2, 0), [0, 1, 2]), turns.describe()
+
+
+HETEROGENEOUS = """\
+#SBATCH --nodes=1
+#SBATCH hetjob
+#SBATCH --nodes=1
+trap : TERM
+srun --het-group=0,1 hpc-launch --nproc-per-node=2 --requeue on-notice turns.py --last 1
+"""
+
+
+def test_a_heterogeneous_job_comes_back_as_a_whole(any_cluster: Cluster, tmp_path: Path) -> None:
+    """One request, for the leader, has all components run again."""
+    (tmp_path / "turns.py").write_text(TURNS)
+    with clean_environment():
+        turns = Turns(any_cluster, any_cluster.sbatch(HETEROGENEOUS, "--open-mode=append", cwd=tmp_path), tmp_path)
+    await_up(turns, 0, 4)
+    turns.job.signal("USR1")
+    result = turns.wait()
+
+    assert (result.state, result.exit_code) == ("COMPLETED", 0), turns.describe()
+    assert turns.why() == [("notice", 0, 0, True)], turns.describe()
+    assert turns.attempts() == [0, 1], turns.describe()
+    assert len(turns.tree.files("attempt_1/*/rank_*.out")) == 4, turns.describe()
+
+
+def test_where_a_preemption_cancels(any_release: Release, tmp_path: Path) -> None:
+    """With PreemptMode=CANCEL Slurm would not run the job again, and hpc-launch has it do so."""
+    with Cluster(ClusterConfig(nodes=2, release=any_release, extra=("PreemptMode=CANCEL",))) as cluster:
+        turns = submit(cluster, tmp_path / "again", "--requeue on-preempt turns.py --last 1", "--nodes=2")
+        await_up(turns, 0, 4)
+        preempt(turns, ",".join(cluster.nodes))
+        result = turns.wait()
+        assert (result.state, result.exit_code) == ("COMPLETED", 0), turns.describe()
+        assert turns.why() == [("preempt", 0, 0, False)], turns.describe()
+        assert turns.requeues() == (1, 0), turns.describe()
+
+        turns = submit(cluster, tmp_path / "once", "turns.py", "--nodes=2")
+        await_up(turns, 0, 4)
+        preempt(turns, ",".join(cluster.nodes))
+        assert turns.wait().state == "PREEMPTED", turns.describe()
+        assert (turns.ledger(), turns.requeues()) == ([], (0, 0)), turns.describe()
+
+
+@pytest.mark.usefixtures("slurm_host")
+def test_where_slurm_signals_all_processes(tmp_path: Path) -> None:
+    """With proctrack/linuxproc the scontrol that asks for the requeue is signalled as well."""
+    with Cluster(ClusterConfig(nodes=2, proctrack="linuxproc")) as cluster:
+        turns = submit(cluster, tmp_path / "notice", "--requeue on-notice turns.py --last 1", "--nodes=2", "--time=30")
+        await_up(turns, 0, 4)
+        turns.job.signal("USR1")
+        assert turns.wait().state == "COMPLETED", turns.describe()
+        assert (turns.why(), turns.requeues()) == ([("notice", 0, 0, True)], (1, 0)), turns.describe()
+
+        turns = submit(cluster, tmp_path / "limit", "--requeue on-timeout turns.py --last 1", "--nodes=2", "--time=30")
+        await_up(turns, 0, 4)
+        update(turns, "endtime=now")
+        wait_for(turns.ledger, DEADLINE, turns.describe)
+        update(turns, "timelimit=30")
+        assert turns.wait().state == "COMPLETED", turns.describe()
+        assert (turns.why(), turns.requeues()) == ([("timeout", 0, 0, True)], (1, 0)), turns.describe()
