@@ -21,8 +21,9 @@ PACKAGE = Path(hpc_launch.__file__).parent
 FOUNDATIONS = {"hostlist", "settings", "errors", "world", "version"}
 MAY_IMPORT = {
     "entry": {"cli"},
-    "cli": {"launch", "plan", "slurm", "warm", *FOUNDATIONS},
+    "cli": {"launch", "submission", "plan", "slurm", "warm", *FOUNDATIONS},
     "launch": {"plan", "slurm", "records", "warm", *FOUNDATIONS},
+    "submission": {"plan", "slurm", "node", "records", *FOUNDATIONS},
     "elastic": {"plan", "slurm", "node", "records", "warm", *FOUNDATIONS},
     "plan": {"slurm", "node", *FOUNDATIONS},
     "slurm": {"hostlist", "errors"},
@@ -270,6 +271,7 @@ def test_toml_is_read_by_those_who_need_it(
         "hpc_launch.launch.run",
         "hpc_launch.records.events",
         "hpc_launch.runtime",
+        "hpc_launch.submission.snapshot",
         "hpc_launch.warm.factory",
     ],
 )
