@@ -101,13 +101,29 @@ def resolve(
     return Asked(_without_contradicted(said))
 
 
-def tables(layers: Sequence[Layer]) -> Iterator[tuple[Origin, str, str, Value]]:
-    """Everything that files say of submissions: origin, place, key below `submit`, value. The strongest first."""
-    for layer in layers:
-        for table, content in ((f"{layer.table}{SUBMIT}.", layer.submit), *_partitions(layer).values()):
-            prefix = table.removeprefix(layer.table)
-            for name, (place, value) in _table(layer, table, content, prefix.count(".") > 1).items():
-                yield layer.origin, place, f"{prefix}{name}", _read(name, value, place)
+def overview(environ: Mapping[str, str], layers: Sequence[Layer]) -> dict[str, Said]:
+    """What variables and files say of submissions, by the key below `submit`: `partition`, `partitions.gpu.max-time`.
+
+    Raises:
+        UsageError: as `resolve`.
+    """
+    found = dict(resolve({}, environ, layers).said)
+    for rank, layer in enumerate(layers):
+        for partition, (table, content) in _partitions(layer).items():
+            for name, (place, value) in _table(layer, table, content, of_a_partition=True).items():
+                said = Said(_read(name, value, place), layer.origin, place, rank)
+                found.setdefault(f"{_PARTITIONS}.{partition}.{name}", said)
+    return found
+
+
+def plain(name: str, value: Value) -> bool | int | str | list[str]:
+    """A value as a settings file has it."""
+    if name in LIMITS and name != MAX_TIME:
+        return int(str(value))
+    option = OPTIONS.get(name)
+    if option is not None and option.kind is Kind.SWITCH:
+        return value == ""
+    return list(value) if isinstance(value, tuple) else value or ""
 
 
 # --- who speaks
@@ -125,8 +141,8 @@ def _voices(
     for layer in layers:
         named = _partitions(layer)
         if partition in named:
-            yield layer.origin, _table(layer, *named[partition], True)
-        yield layer.origin, _table(layer, f"{layer.table}{SUBMIT}.", layer.submit, False)
+            yield layer.origin, _table(layer, *named[partition], of_a_partition=True)
+        yield layer.origin, _table(layer, f"{layer.table}{SUBMIT}.", layer.submit, of_a_partition=False)
 
 
 def _partitions(layer: Layer) -> dict[str, tuple[str, Mapping[str, Any]]]:
@@ -142,7 +158,7 @@ def _partitions(layer: Layer) -> dict[str, tuple[str, Mapping[str, Any]]]:
     return found
 
 
-def _table(layer: Layer, table: str, content: Mapping[str, Any], of_a_partition: bool) -> _Content:
+def _table(layer: Layer, table: str, content: Mapping[str, Any], *, of_a_partition: bool) -> _Content:
     """The options that a table has, by name, each with its place."""
     known = {*OPTIONS, *LIMITS} - _NOT_OF_A_PARTITION if of_a_partition else {*OPTIONS}
     found: dict[str, tuple[str, Any]] = {}

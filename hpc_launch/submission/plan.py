@@ -66,7 +66,8 @@ def make(request: JobRequest, draft: Draft, here: Here, nodes: Sequence[NodeGrou
         asked["nodes"] = "1"
     if draft.shipped:
         asked.setdefault("job-name", _name(request))
-    derived = shares.derive(asked, draft, nodes)
+    longest = request.limits.get(MAX_TIME)
+    derived = shares.derive(asked, draft, nodes, str(longest.value) if longest else "")
     if any(item.name == "cpus-per-task" for item in derived):
         asked.pop("cpus-per-gpu", None)
     options = {**asked, **{item.name: item.value for item in derived}}

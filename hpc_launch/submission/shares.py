@@ -72,20 +72,24 @@ def gpus_of_a_node(options: Mapping[str, str]) -> Gpus | None:
     return Gpus(1, words[0].partition(":")[2]) if not re.search(r"\d+$", words[0]) else _gpus(words[0])
 
 
-def derive(asked: Mapping[str, str | None], template: Draft, nodes: Sequence[NodeGroup]) -> list[Derived]:
+def derive(
+    asked: Mapping[str, str | None], template: Draft, nodes: Sequence[NodeGroup], longest: str = ""
+) -> list[Derived]:
     """Work out what is missing.
 
     Args:
         asked: what somebody asked for, by name; None for what is to be left out.
         template: the script that it goes into.
         nodes: what the nodes of the partition are like; nothing where that is not known.
+        longest: the time limit that a file has for the partition; empty where none has.
     """
+    limits = (longest, *(group.time_limit for group in nodes))
     there = template.options()
     found: list[Derived] = []
     for rule in (_gpus_that_are_there, _tasks, _cpus, _memory, _time):
         so_far = {**asked, **{item.name: item.value for item in found}}
         free = frozenset(name for name in _NAMES if _nobody_said(name, so_far, template, there))
-        item = rule(_Case(asked, so_far, merged(there, so_far), there, free, template.shipped, nodes))
+        item = rule(_Case(asked, so_far, merged(there, so_far), there, free, template.shipped, nodes, limits))
         found += [item] if item else []
     return found
 
@@ -111,6 +115,7 @@ class _Case:
     free: frozenset[str]
     shipped: bool
     nodes: Sequence[NodeGroup]
+    time_limits: Sequence[str]
 
     def tasks(self) -> int:
         """The tasks of a node."""
@@ -207,7 +212,7 @@ def _time(case: _Case) -> Derived | None:
     if "time" not in case.free or not case.shipped:
         return None
     wanted = read_time_limit(case.template.get("time", ""))
-    limits = [(limit, group.time_limit) for group in case.nodes if (limit := read_time_limit(group.time_limit))]
+    limits = [(limit, text) for text in case.time_limits if (limit := read_time_limit(text))]
     if wanted is None or not limits or min(limits)[0] >= wanted:
         return None
     return Derived("time", min(limits)[1], "the longest that the partition allows")
