@@ -25,6 +25,9 @@ _ASSIGNED = re.compile(rf"(?<![\w$-])({_OF_RANKS.pattern})=")
 _REFERRED = re.compile(r"\$\{?(SLURM_(?:PROCID|NODEID|LOCALID))\b")
 
 _OPTION = re.compile(r"--([a-z][a-z0-9-]*)(?:=(.*))?|-([A-Za-z])(.*)", re.DOTALL)
+# Options whose values may have a $ and mean it.
+_ANY_TEXT = ("--job-name", "-J", "--comment")
+
 _PARAMETERS = ('"$@"', '"${@}"', '"${@:-')
 _DEFAULT_SCRIPT = re.compile(r'"\$\{@:-[^"}]+\}"')
 
@@ -144,7 +147,7 @@ def _read(line: str) -> list[tuple[str, str]]:
 
 
 def _option(number: int, name: str, value: str) -> Iterator[Finding]:
-    if "$" in value:
+    if "$" in value and name not in _ANY_TEXT:
         yield Finding(number, f"{name}: Slurm does not replace variables here; %j is the job's number (sbatch(1))")
     if name == "--gpus-per-task":
         yield Finding(

@@ -199,6 +199,7 @@ def test_a_good_template_has_nothing_wrong() -> None:
         ("trap : TERM", "trap '' SIGTERM"),
         ('"$SLURM_CPUS_PER_TASK" \\\n', "4 \\\n    bash -c 'exec \"$@\" $SLURM_PROCID | cat' _ \\\n"),
         ("trap", "echo 'RANK=0 # '\\''$SLURM_PROCID' \"it's\" # MASTER_ADDR=x\ntrap"),
+        ("--requeue", '--job-name="it\'s \\"$HOME\\""'),
         ("trap", "export OMPI_RANK=1 my_RANK=2 NCCL_RANK=3\ntrap"),
     ):
         assert contract(GOOD.replace(old, new)) == (), new

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from hpc_launch.submission import plan
+from hpc_launch.submission.render import Draft
+from hpc_launch.submission.request import Here, JobRequest, Software
 from hpc_launch.submission.template_check import contract
 from hpc_launch.submission.templates import summary
 
@@ -56,6 +59,9 @@ STARTED = {
 # What it gets before the CPUs, and after the script.
 BEFORE = {"elastic.sbatch": ["--ntasks-per-node=1"]}
 AFTER = {"array.sbatch": ["--lr", "1e-4", "--seed", "1"]}
+
+# Words that are easily taken for something else.
+UGLY = ("--name", "two words", "", "$HOME", "*", "it's", '"', "\\", "-x", "%j", "ü", "`x`", "!", "# no", "~")
 
 # What Slurm sets in a job script, as far as a template uses it.
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": "/submit dir", "SLURM_ARRAY_TASK_ID": "2"}
@@ -142,7 +148,7 @@ def expected(template: Path, *words: str, cpus: str = "") -> list[str]:
 
 
 def test_arguments_reach_the_script_as_they_are(template: Path, tmp_path: Path) -> None:
-    words = ["train.py", "--name", "two words", "", "$HOME", "*", "it's", '"', "\\", "-x", "%j", "ü"]
+    words = ["train.py", *UGLY]
     done = run(template, tmp_path, *words, SLURM_CPUS_PER_TASK="7")
 
     assert done.stdout.removesuffix("\n").split("\n") == expected(template, *words, cpus="7")
@@ -150,6 +156,45 @@ def test_arguments_reach_the_script_as_they_are(template: Path, tmp_path: Path) 
 
 def test_without_arguments_it_runs_train_py(template: Path, tmp_path: Path) -> None:
     assert run(template, tmp_path).stdout.splitlines() == expected(template, "train.py")
+
+
+REQUESTS = {
+    "plain": JobRequest("train.py"),
+    "ugly": JobRequest("my 'train'.py", arguments=UGLY, options=("--max-restarts", "2")),
+    "sized": JobRequest(
+        "train.py",
+        arguments=UGLY,
+        slurm={"nodes": "2", "gpus-per-node": "1", "time": "10:00", "job-name": 'it\'s "$HOME" %j', "mem": None},
+        software=Software(("cuda/12", "py thon"), "/a venv", ("export A='b c'",)),
+        requeue=("on-notice", "on-timeout"),
+    ),
+}
+
+
+@pytest.mark.parametrize("wanted", REQUESTS)
+def test_what_submit_makes_of_it_is_as_good(template: Path, tmp_path: Path, wanted: str) -> None:
+    """The script keeps the contract, is good bash, and gives srun the words that were asked for, in all jobs."""
+    request = REQUESTS[wanted]
+    draft = Draft(template.stem, template.read_text(), shipped=True)
+    made = plan.make(request, draft, Here({"PATH": "/usr/bin"}), ()).script
+    script = tmp_path / "made.sbatch"
+    script.write_text(made)
+    assert contract(made) == (), made
+    subprocess.run(["bash", "-n", script], check=True)
+    if shutil.which("shellcheck"):
+        # Without its remarks on words such as '$HOME', which are meant as they are.
+        checked = ["shellcheck", "--severity=warning", script]
+        found = subprocess.run(checked, capture_output=True, text=True, check=False)
+        assert found.stdout == "", made
+
+    # What a site has: modules, and the virtual environment.
+    script.write_text(
+        made.replace("source '/a venv/bin/activate'", ":").replace("set -euo pipefail", "module() { :; }", 1)
+    )
+    done = run(script, tmp_path)
+    assert done.stdout.removesuffix("\n").split("\n") == expected(
+        template, *request.options, request.script, *request.arguments
+    ), made
 
 
 def test_its_exit_status_is_that_of_srun(template: Path, tmp_path: Path) -> None:
