@@ -9,6 +9,7 @@ The tree:
     +-- RendezvousError      69  the nodes did not come together
     |   +-- RendezvousTimeout 69  some of them never came
     |   +-- RoundRefused     69  one has a problem (then its status), or they run different programs
+    +-- SlurmError           71  Slurm refuses what is asked of it, or does not know any more
     +-- LogDirError          73  the job directory cannot be written
     +-- ContextError         78  what Slurm says and what was asked for contradict each other
     +-- WorkerError           *  a worker failed: its own status (128+N for signal N)
@@ -95,6 +96,12 @@ class RoundRefused(RendezvousError):
         super().__init__(message)
         self.exit_status = exit_status
         self.silent = silent
+
+
+class SlurmError(HpcLaunchError):
+    """Slurm refuses what is asked of it, cannot be asked, or does not know any more how a job ended."""
+
+    exit_status = 71
 
 
 class LogDirError(HpcLaunchError):

@@ -16,6 +16,8 @@ from hpc_launch.cli.explain import explain
 from hpc_launch.cli.hosts import hosts
 from hpc_launch.cli.options import Call
 from hpc_launch.cli.run import run
+from hpc_launch.cli.submit import submit
+from hpc_launch.cli.template import template
 from hpc_launch.errors import HpcLaunchError
 from hpc_launch.warm.script import Become, Script, run as run_script
 
@@ -61,7 +63,7 @@ def cli() -> None:
     """  # noqa: D301 - click wants a real backspace before text that it is to leave alone
 
 
-for _command in (run, env, explain, hosts, config):
+for _command in (run, env, explain, hosts, config, submit, template):
     cli.add_command(_command)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 
 from hpc_launch.cli.options import CONTEXT, GroupedCommand, launch_option, launch_options, settings_of
 from hpc_launch.settings import Origin, Settings, files, specs, writing
+from hpc_launch.submission import asked
 
 
 @click.group(invoke_without_command=True)
@@ -29,17 +31,24 @@ def config(context: click.Context) -> None:
 def show(context: click.Context, /, *, everything: bool, as_json: bool, **given: Any) -> None:
     """Print the settings that have been set: each value, and the flag, variable or file and key that sets it.
 
-    They are written as in a settings file. What Slurm says is not among them: see `hpc-launch explain`.
+    They are written as in a settings file, those of `hpc-launch submit` below [submit]. What Slurm says is not among
+    them: see `hpc-launch explain`.
     """
     settings = settings_of(context, given)
     names = [name for name in specs() if everything or settings.given(name)]
+    submit = asked.overview(os.environ, files.load(os.environ, Path.cwd(), settings.profile or "").layers)
     if as_json:
-        click.echo(json.dumps({name: _entry(settings, name) for name in names}, indent=2))
+        entries = {name: _entry(settings, name) for name in names}
+        click.echo(json.dumps(entries | ({"submit": _submit_entries(submit)} if submit else {}), indent=2))
         return
     for name in names:
         line = writing.line(specs()[name].keys[0], getattr(settings, name))
         click.echo(f"{line}  # {settings.places.get(name, 'default')}" if not line.startswith("#") else line)
-    if not names:
+    for number, (name, entry) in enumerate(_submit_entries(submit).items()):
+        if number == 0:
+            click.echo("\n[submit]")
+        click.echo(f"{writing.line(name, entry['value'])}  # {entry['place']}")
+    if not names and not submit:
         click.echo("# nothing is set: all values are defaults, or derived")
 
 
@@ -48,6 +57,17 @@ def _entry(settings: Settings, name: str) -> dict[str, Any]:
         "value": writing.plain(getattr(settings, name)),
         "origin": settings.origin(name).value,
         "place": settings.places.get(name, ""),
+    }
+
+
+def _submit_entries(submit: Mapping[str, asked.Said]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "value": asked.plain(name.rpartition(".")[2], said.value),
+            "origin": said.origin.value,
+            "place": said.place,
+        }
+        for name, said in submit.items()
     }
 
 

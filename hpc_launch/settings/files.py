@@ -95,7 +95,7 @@ class _Search:
 
     def project(self, directory: Path) -> _Document | None:
         """The nearest settings of a project."""
-        for place in _upwards(directory, self.home):
+        for place in upwards(directory, self.home):
             own = self.file(Origin.PROJECT, place / _PROJECT_FILE)
             shared = self._shared(place / _SHARED_FILE)
             if own is not None and shared is not None:
@@ -108,11 +108,9 @@ class _Search:
         return None
 
     def user(self, config_home: str) -> _Document | None:
-        """The user's settings. As the XDG base directory specification has it, a relative directory does not count."""
-        folder = Path(config_home)
-        if not folder.is_absolute():
-            folder = Path(self.home, ".config")
-        return self.file(Origin.USER, folder / "hpc-launch" / _FILE) if folder.is_absolute() else None
+        """The user's settings."""
+        folder = user_directory(self.home, config_home)
+        return self.file(Origin.USER, folder / _FILE) if folder else None
 
     def profile(self, name: str, directory: Path, documents: list[_Document]) -> list[Layer] | str:
         """What the named profile says, the strongest first; or what is wrong with its name."""
@@ -150,6 +148,17 @@ class _Search:
         return None if content is None else _document(Origin.PROJECT, path, _SHARED_TABLE, content)
 
 
+def user_directory(home: str, config_home: str) -> Path | None:
+    """Where the user's own files are; None where there is no home.
+
+    As the XDG base directory specification has it, a relative directory does not count.
+    """
+    folder = Path(config_home)
+    if not folder.is_absolute():
+        folder = Path(home, ".config")
+    return folder / "hpc-launch" if folder.is_absolute() else None
+
+
 def shipped_profiles() -> tuple[str, ...]:
     """The names of the profiles that come with hpc-launch."""
     return tuple(sorted(path.stem for path in SHIPPED.glob("*.toml")))
@@ -176,7 +185,7 @@ def _table(path: Path, name: str, content: Any) -> Mapping[str, Any]:
     return content
 
 
-def _upwards(directory: Path, home: str) -> Iterator[Path]:
+def upwards(directory: Path, home: str) -> Iterator[Path]:
     """The directory and those above it in which a project may begin.
 
     Not above the user's home, nor in another file system, where a look may be slow or mount something; nor where

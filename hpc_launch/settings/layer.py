@@ -7,7 +7,7 @@ import json
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hpc_launch.errors import UsageError
@@ -26,6 +26,9 @@ _NATURAL: dict[type, frozenset[type]] = {
     range: frozenset({int}),
     Console: frozenset({int, list}),
 }
+# The table that is not about runs: its keys are options of `hpc-launch submit`, which reads it (submission.options).
+SUBMIT = "submit"
+
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", list: "a list", str: "a string"}
 
 
@@ -46,12 +49,14 @@ class Layer:
         file: the file.
         table: the table in it, with a dot at the end; empty for the file's top level.
         said: the values by field name.
+        submit: the table below it that says how jobs are submitted, as it is written.
     """
 
     origin: Origin
     file: str
     table: str
     said: Mapping[str, Said]
+    submit: Mapping[str, Any] = field(default_factory=dict)
 
     def place(self, name: str) -> str:
         """Where field `name` is set, for messages."""
@@ -66,7 +71,12 @@ def layer_of(origin: Origin, file: str, table: str, content: Mapping[str, Any]) 
     """
     known = {key: name for name, spec in specs().items() for key in spec.keys}
     said: dict[str, Said] = {}
+    submit = content.get(SUBMIT, {})
+    if not isinstance(submit, dict):
+        raise UsageError(f"{file}: {table}{SUBMIT} is not a table: write [{table}{SUBMIT}]")
     for key, value in content.items():
+        if key == SUBMIT:
+            continue
         name = known.get(key.replace("_", "-"))
         if name is None:
             settable = [key for key, name in known.items() if not specs()[name].not_in_files]
@@ -84,7 +94,7 @@ def layer_of(origin: Origin, file: str, table: str, content: Mapping[str, Any]) 
         if name in said:
             raise UsageError(f"{file}: {table}{said[name].key} and {key} are the same option: keep one of them")
         said[name] = Said(key, value)
-    return Layer(origin, file, table, said)
+    return Layer(origin, file, table, said, submit)
 
 
 def value_of(name: str, given: Any) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from hpc_launch.slurm import inventory
+
 
 def run_step(command: Sequence[str], *, nodes: int, cpus_per_task: str = "") -> list[str]:
     """The srun line that starts one agent on each of `nodes` nodes.
@@ -30,8 +32,9 @@ def show_config() -> list[str]:
 
 
 def show_job(job: str) -> list[str]:
-    """The line that asks for a job, in one line per job."""
-    return ["scontrol", "--oneliner", "show", "job", job]
+    """The line that asks for a job, in one line per job: `1234`, or as sbatch prints it `1234;CLUSTER`."""
+    number, _, cluster = job.partition(";")
+    return ["scontrol", "--oneliner", *_of_cluster(cluster), "show", "job", number]
 
 
 def show_partition(name: str) -> list[str]:
@@ -47,3 +50,28 @@ def write_batch_script(job: str) -> list[str]:
 def requeue(job: str) -> list[str]:
     """The line that has a job run again."""
     return ["scontrol", "requeue", job]
+
+
+def submit_batch(options: Sequence[str] = ()) -> list[str]:
+    """The line that submits the script on its standard input, and prints `ID` or `ID;CLUSTER` (sbatch(1))."""
+    return ["sbatch", "--parsable", *options]
+
+
+def show_nodes(partition: str = "") -> list[str]:
+    """The line that asks what the nodes are like, of one partition or of all, in a line for each kind of node.
+
+    Without `--exact` a line can stand for nodes that differ, and has the least of each number (sinfo(1)).
+    """
+    line = ["sinfo", "--noheader", "--exact", f"--format={inventory.FORMAT}"]
+    return [*line, f"--partition={partition}"] if partition else line
+
+
+def show_accounting(job: str) -> list[str]:
+    """The line that asks accounting how a job ended; a line for each task of an array."""
+    number, _, cluster = job.partition(";")
+    line = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,ExitCode"]
+    return [*line, *_of_cluster(cluster), f"--jobs={number}"]
+
+
+def _of_cluster(name: str) -> list[str]:
+    return [f"--clusters={name}"] if name else []

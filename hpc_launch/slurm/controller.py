@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from hpc_launch.slurm import commands
+from hpc_launch.slurm.inventory import NodeGroup, read_nodes
 
 # How long scontrol may take, in seconds. It answers in some ten milliseconds; a controller at its limit takes longer.
 PATIENCE = 10.0
@@ -31,7 +32,14 @@ _DEFAULT_MAX_BATCH_REQUEUE = 5
 # What Slurm says to a second requeue (ESLURM_JOB_PENDING): what was wanted is under way.
 _ALREADY_REQUEUED = "Job is pending execution"
 
+# What it says of a job that it does not know (ESLURM_INVALID_JOB_ID).
+_NO_SUCH_JOB = "Invalid job id"
+
 _FIELD = re.compile(r"(?:^|\s)([\w/:]+)=(\S*)")
+# A job's name can have spaces, line breaks and what looks like fields.
+_NAME = re.compile(r" JobName=.*? UserId=", re.DOTALL)
+_JOB_LINE = re.compile(r"^JobId=.*$", re.MULTILINE)
+_OUTPUT = re.compile(r" StdOut=(.*?)(?= [A-Z]\w*=|\s*$)")
 _SETTING = re.compile(r"^(\w+)\s*=[ \t]*(.*?)\s*$", re.MULTILINE)
 _DURATION = re.compile(r"(?:(\d+)-)?(\d+):(\d+):(\d+)")
 _NOT_RUNNING_YET = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
@@ -82,6 +90,9 @@ class JobRecord:
         requeue: whether it may be requeued.
         restarts: how often it was; one more than SLURM_RESTART_COUNT as soon as Slurm has accepted a requeue.
         batch: whether it has a batch script.
+        exit_code: the status that it ended with, and `signal` the signal that ended it; 0 until then.
+        output: the file that it writes to; empty where it has none.
+        task: its numbers in the array that it is of, such as `3` or `4-7%2`; empty where it is of none.
     """
 
     job_id: str
@@ -95,6 +106,10 @@ class JobRecord:
     restarts: int = 0
     batch: bool = False
     partition: str = ""
+    exit_code: int = 0
+    signal: int = 0
+    output: str = ""
+    task: str = ""
 
 
 @dataclass(frozen=True)
@@ -192,9 +207,21 @@ def read_job(text: str) -> JobRecord | None:
 
     That of a heterogeneous job begins with its leader.
     """
-    found = _fields(text)
+    return next(iter(read_jobs(text)), None)
+
+
+def read_jobs(text: str) -> tuple[JobRecord, ...]:
+    """Read all jobs of `scontrol --oneliner show job`: several for an array, or a heterogeneous job. Pure."""
+    records = (_job(line) for line in _JOB_LINE.findall(_NAME.sub(" UserId=", text)))
+    return tuple(record for record in records if record is not None)
+
+
+def _job(line: str) -> JobRecord | None:
+    found = _fields(line)
     if "JobState" not in found:
         return None
+    code, _, signal = found.get("ExitCode", "").partition(":")
+    output = _OUTPUT.search(line)
     return JobRecord(
         job_id=found.get("JobId", ""),
         state=found["JobState"],
@@ -207,7 +234,27 @@ def read_job(text: str) -> JobRecord | None:
         restarts=int(_number(found.get("Restarts", ""), 0)),
         batch=found.get("BatchFlag", "0") != "0",
         partition=_word(found.get("Partition", "")),
+        exit_code=int(_number(code, 0)),
+        signal=int(_number(signal, 0)),
+        output=_word(output[1]) if output else "",
+        task=found.get("ArrayTaskId", ""),
     )
+
+
+def read_accounting(text: str) -> tuple[JobRecord, ...]:
+    """Read what `sacct` prints of a job: its state, without the reason. Pure.
+
+    A job that was cancelled is `CANCELLED by 1000` there, and accounting takes 128 off a status from 128 on.
+    """
+    found = []
+    for line in text.splitlines():
+        job, state, code = (*line.strip().split("|"), "", "")[:3]
+        if state:
+            status, _, signal = code.partition(":")
+            task = job.partition("_")[2].strip("[]")
+            numbers = int(_number(status, 0)), int(_number(signal, 0))
+            found.append(JobRecord(job, state.split()[0], exit_code=numbers[0], signal=numbers[1], task=task))
+    return tuple(found)
 
 
 def read_partition(text: str) -> Partition | None:
@@ -228,7 +275,7 @@ def _fields(text: str) -> dict[str, str]:
 
     A job's name comes early and a user's paths and arguments come late, and all of them may look like fields.
     """
-    line = re.sub(r" JobName=.*? UserId=", " UserId=", text.lstrip().partition("\n")[0], count=1)
+    line = _NAME.sub(" UserId=", text, count=1).lstrip().partition("\n")[0]
     return dict(reversed(_FIELD.findall(line)))
 
 
@@ -277,6 +324,34 @@ def ask_job(job: str, patience: float = PATIENCE) -> JobRecord | None:
     return read_job(text) if text else None
 
 
+def ask_jobs(job: str, patience: float = PATIENCE) -> tuple[JobRecord, ...] | None:
+    """Ask for a job, or for all tasks of an array.
+
+    Returns:
+        Nothing where the controller says that it knows no such job, as it does some minutes after a job's end
+        (MinJobAge); None where it cannot be learnt.
+    """
+    try:
+        done = _run(commands.show_job(job), patience)
+    except (subprocess.TimeoutExpired, OSError):
+        return None
+    if done.returncode == 0:
+        return read_jobs(done.stdout)
+    return () if _NO_SUCH_JOB in done.stderr else None
+
+
+def ask_accounting(job: str, patience: float = PATIENCE) -> tuple[JobRecord, ...]:
+    """Ask accounting for a job, or for all tasks of an array; nothing where there is no accounting."""
+    text = _ask(commands.show_accounting(job), patience)
+    return read_accounting(text) if text else ()
+
+
+def ask_nodes(partition: str = "", patience: float = PATIENCE) -> tuple[NodeGroup, ...]:
+    """Ask what the nodes of a partition are like, or those of all; nothing where it cannot be learnt."""
+    text = _ask(commands.show_nodes(partition), patience)
+    return read_nodes(text) if text else ()
+
+
 def ask_partition(name: str, patience: float = PATIENCE) -> Partition | None:
     """Ask for a partition; None where it cannot be learnt."""
     text = _ask(commands.show_partition(name), patience)
@@ -319,7 +394,7 @@ def _ask(command: Sequence[str], patience: float) -> str | None:
 
 
 def _run(command: Sequence[str], patience: float) -> subprocess.CompletedProcess[str]:
-    """Run scontrol, so that what it prints can be read: the one place that starts it.
+    """Run scontrol or another that asks, so that what it prints can be read: the one place that starts them.
 
     Where Slurm signals whole process trees (proctrack/linuxproc) it may be hit by the signal that it is asked about;
     then it is asked again.
@@ -329,9 +404,11 @@ def _run(command: Sequence[str], patience: float) -> subprocess.CompletedProcess
 
 
 def _once(command: Sequence[str], patience: float) -> subprocess.CompletedProcess[str]:
+    # sinfo and sacct take options from there, which somebody else has set for other questions.
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("SINFO_", "SACCT_"))}
     return subprocess.run(
         command,
-        env={**os.environ, "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"},
+        env={**environ, "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",

@@ -148,6 +148,7 @@ def test_a_job() -> None:
         restarts=0,
         batch=True,
         partition="main",
+        output="/home/ada/train.out",
     )
 
     assert expected == controller.read_job(RUNNING)

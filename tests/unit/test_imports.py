@@ -21,8 +21,9 @@ PACKAGE = Path(hpc_launch.__file__).parent
 FOUNDATIONS = {"hostlist", "settings", "errors", "world", "version"}
 MAY_IMPORT = {
     "entry": {"cli"},
-    "cli": {"launch", "plan", "slurm", "warm", *FOUNDATIONS},
+    "cli": {"launch", "submission", "plan", "slurm", "warm", *FOUNDATIONS},
     "launch": {"plan", "slurm", "records", "warm", *FOUNDATIONS},
+    "submission": {"plan", "slurm", "node", "records", *FOUNDATIONS},
     "elastic": {"plan", "slurm", "node", "records", "warm", *FOUNDATIONS},
     "plan": {"slurm", "node", *FOUNDATIONS},
     "slurm": {"hostlist", "errors"},
@@ -217,6 +218,8 @@ def test_changes_of_the_environment_would_be_found(code: str) -> None:
         ["explain"],
         ["explain", "--nproc-per-node=2", "--max-restarts=1"],
         ["hosts", "a[1-2]"],
+        ["template", "list"],
+        ["template", "check", "--no-slurm", "cpu"],
         ["--print-completion", "bash"],
     ],
     ids=" ".join,
@@ -270,6 +273,7 @@ def test_toml_is_read_by_those_who_need_it(
         "hpc_launch.launch.run",
         "hpc_launch.records.events",
         "hpc_launch.runtime",
+        "hpc_launch.submission.snapshot",
         "hpc_launch.warm.factory",
     ],
 )

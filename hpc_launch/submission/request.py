@@ -1,0 +1,103 @@
+"""A job as it is asked for, and as it is going to be submitted: values, without any effect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hpc_launch.slurm import commands
+from hpc_launch.submission.asked import Said
+from hpc_launch.submission.sweep import Parameter
+
+
+@dataclass(frozen=True)
+class Software:
+    """What a job script does before it starts anything.
+
+    Attributes:
+        modules: environment modules to load.
+        venv: a virtual environment to activate, by its absolute path; empty for none.
+        setup: lines of bash, after both.
+    """
+
+    modules: tuple[str, ...] = ()
+    venv: str = ""
+    setup: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """A job that somebody wants.
+
+    Attributes:
+        options: the words for hpc-launch before the training script.
+        script: the training script.
+        arguments: its arguments.
+        slurm: Slurm's options by name; None for one that the template is not to have, empty for one without a value.
+        sbatch_args: more words for sbatch.
+        limits: what files say about the partition, and where.
+        software: what to make available.
+        sweep: parameters with several values.
+        after: jobs to wait for, `1234` or `1234:any`.
+        requeue: the reasons for which hpc-launch is to ask for a requeue, such as `on-notice`.
+        check: look at the nodes before the training starts.
+        output_directory: where relative names of output files begin; empty where that is the job's working directory.
+        keep: variables, or patterns of them, that go along in any case.
+    """
+
+    script: str
+    arguments: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    slurm: Mapping[str, str | None] = field(default_factory=dict)
+    sbatch_args: tuple[str, ...] = ()
+    limits: Mapping[str, Said] = field(default_factory=dict)
+    software: Software = Software()
+    sweep: tuple[Parameter, ...] = ()
+    after: tuple[str, ...] = ()
+    requeue: tuple[str, ...] = ()
+    check: bool = False
+    output_directory: str = ""
+    keep: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Here:
+    """What is true of the place that a job is submitted from.
+
+    Attributes:
+        environ: the environment.
+        programs: the directories of the hpc-launch and the srun that are used here, for a job that gets no PATH.
+        version: of hpc-launch.
+    """
+
+    environ: Mapping[str, str]
+    programs: tuple[str, ...] = ()
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job as it is submitted.
+
+    Attributes:
+        script: the job script.
+        words: what sbatch is given besides.
+        environ: the environment that it is called with.
+        dropped: the variables that it is called without.
+        notes: what was decided for the user, in lines.
+        name: of the job.
+        points: how many tasks the sweep has; 0 where there is none.
+    """
+
+    script: str
+    words: tuple[str, ...]
+    environ: Mapping[str, str]
+    dropped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    name: str = ""
+    points: int = 0
+
+    @property
+    def command(self) -> list[str]:
+        """The line that submits the script, from its standard input."""
+        return commands.submit_batch(self.words)

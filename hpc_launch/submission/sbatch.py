@@ -1,0 +1,91 @@
+"""Call sbatch: the one place that does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+
+from hpc_launch.errors import SlurmError
+from hpc_launch.submission.request import Submission
+
+_PREFIX = re.compile(r"^sbatch: ((fatal|error|warning): )?(?P<said>.*)$")
+_START = re.compile(
+    r"Job \d+ to start at (?P<when>\S+) using (?P<cpus>\d+) processors on (nodes )?(?P<nodes>\S+)"
+    r"( in partition (?P<partition>\S+))?"
+)
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job that Slurm has accepted.
+
+    Attributes:
+        job_id: its number.
+        cluster: the cluster, where it is not the one of this place.
+        said: what Slurm, or a site's plugin, had to say about it.
+    """
+
+    job_id: str
+    cluster: str = ""
+    said: tuple[str, ...] = ()
+
+    @property
+    def parsable(self) -> str:
+        """What `sbatch --parsable` prints."""
+        return f"{self.job_id};{self.cluster}" if self.cluster else self.job_id
+
+
+def submit(submission: Submission) -> Submitted:
+    """Submit a job.
+
+    Raises:
+        SlurmError: Slurm refuses it; the message is Slurm's.
+    """
+    done = _run(submission)
+    job_id, _, cluster = done.stdout.strip().rpartition("\n")[2].partition(";")
+    if done.returncode or not job_id.isdigit():
+        raise SlurmError(f"Slurm refuses the job: {_told(done)}")
+    return Submitted(job_id, cluster, tuple(_lines(done.stderr)))
+
+
+def verdict(submission: Submission) -> str:
+    """Ask Slurm whether it would take the job, and when it would start. Nothing is submitted.
+
+    Raises:
+        SlurmError: it would not; the message is Slurm's.
+    """
+    done = _run(submission, "--test-only")
+    if done.returncode:
+        raise SlurmError(f"Slurm would refuse the job: {_told(done)}")
+    match = _START.search(done.stderr)
+    if match is None:
+        return "; ".join(_lines(done.stderr)) or "Slurm would take the job"
+    where = f" of partition {match['partition']}" if match["partition"] else ""
+    return f"would start at {match['when']} on {match['nodes']}{where}, with {match['cpus']} CPUs"
+
+
+def _run(submission: Submission, *words: str) -> subprocess.CompletedProcess[str]:
+    """Without a time limit: a controller that is busy makes sbatch wait, and a job may come of it."""
+    try:
+        return subprocess.run(
+            [*submission.command, *words],
+            env=submission.environ,
+            input=submission.script,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            check=False,
+        )
+    except OSError as error:
+        raise SlurmError(f"cannot run sbatch: {error.strerror or error}: is this a machine of the cluster?") from error
+
+
+def _told(done: subprocess.CompletedProcess[str]) -> str:
+    """What sbatch says, in one line."""
+    return "; ".join(dict.fromkeys(_lines(done.stderr))) or f"sbatch ended with status {done.returncode}"
+
+
+def _lines(text: str) -> list[str]:
+    said = (match["said"] if (match := _PREFIX.match(line)) else line for line in text.splitlines())
+    return [line.strip().removeprefix("Batch job submission failed: ") for line in said if line.strip()]

@@ -1,0 +1,224 @@
+"""Watch a job until it has ended: what its states mean, how long to wait between looks, and what its output gains."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from hpc_launch.errors import SlurmError
+from hpc_launch.slurm import controller
+from hpc_launch.slurm.controller import JobRecord
+
+# Seconds between two questions to the controller. They grow while nothing changes.
+_SHORTEST_PAUSE, _LONGEST_PAUSE, _GROWTH = 0.25, 15.0, 1.4
+
+# Seconds between two looks at a file that is followed: a look costs the controller nothing.
+_FILE_PAUSE = 0.5
+
+# So often a job may be unknown to all before nobody is asked any more: accounting hears of it a little later.
+_UNKNOWN = 8
+
+# What a script gets that Slurm ends: 128 + SIGTERM. Slurm's own number for it is 0 where there was no script yet.
+_ENDED_BY_SLURM = 143
+
+# An estimate of the start changes all the time; what is told changes with these seconds.
+_ESTIMATE = 600
+
+# A job in one of these does not change any more, by itself.
+_OVER = frozenset(
+    {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
+    | {"REVOKED"}
+)
+_STOPPED = frozenset({"CANCELLED", "DEADLINE", "PREEMPTED", "TIMEOUT"})
+_WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
+
+Records = tuple[JobRecord, ...]
+
+
+def over(records: Sequence[JobRecord]) -> bool:
+    """Whether the job, or each task of an array, has ended. Nobody who knows nothing knows that. Pure."""
+    return bool(records) and all(record.state in _OVER for record in records)
+
+
+def exit_status(records: Sequence[JobRecord]) -> int:
+    """The status of a job that has ended: that of its script, 128+N for signal N; the highest of an array. Pure.
+
+    Success is only what Slurm calls so. A job that it ended before a script could is 143, as one that it interrupted.
+    """
+    return max((_status(record) for record in records), default=1)
+
+
+def _status(record: JobRecord) -> int:
+    status = 128 + record.signal if record.signal else record.exit_code
+    if record.state == "COMPLETED":
+        return status
+    return status or (_ENDED_BY_SLURM if record.state in _STOPPED else 1)
+
+
+def describe(records: Sequence[JobRecord], now: float) -> str:
+    """Where a job stands, in a line. Pure."""
+    if len(records) == 1 and not _several(records[0]):
+        return _one(records[0], now)
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts[_word(record.state)] += count_tasks(record.task)
+    waiting = next((record for record in records if record.state in _WAITING and record.reason), None)
+    words = [f"{count} {word}" for word, count in counts.items()]
+    return ", ".join(words) + (f" ({waiting.reason})" if waiting else "")
+
+
+def count_tasks(task: str) -> int:
+    """How many tasks an array's record stands for: `3` one, `4-7,9%2` five. Pure."""
+    count = 0
+    for part in task.partition("%")[0].strip("[]").split(","):
+        span, _, step = part.partition(":")
+        low, dash, high = span.partition("-")
+        numbers = low.isdigit() and (high.isdigit() or not dash)
+        count += len(range(int(low), int(high or low) + 1, int(step) if step.isdigit() else 1)) if numbers else 1
+    return count
+
+
+def _several(record: JobRecord) -> bool:
+    return count_tasks(record.task) > 1
+
+
+def _one(record: JobRecord, now: float) -> str:
+    word = _word(record.state)
+    if record.state in _WAITING:
+        reason = f": {record.reason}" if record.reason else ""
+        start = record.start if record.start is not None and record.start > now else None
+        estimate = f", expected to start at {time.strftime('%Y-%m-%d %H:%M', time.localtime(start))}" if start else ""
+        return f"{word}{reason}{estimate}"
+    if record.state in _OVER and record.state != "COMPLETED":
+        return f"{word}, exit status {_status(record)}"
+    return word
+
+
+def _word(state: str) -> str:
+    words = {"PENDING": "waiting", "RUNNING": "running", "COMPLETING": "ending", "COMPLETED": "completed"}
+    return words.get(state, state.lower().replace("_", " "))
+
+
+def _told(records: Sequence[JobRecord]) -> object:
+    """What has to change before a line is said again."""
+    return [(record.state, record.reason, record.task, int((record.start or 0) // _ESTIMATE)) for record in records]
+
+
+# --- effects
+
+
+def look(job: str) -> Records | None:
+    """Ask how a job stands: the controller, and then accounting.
+
+    Returns:
+        Nothing where none of them knows it; None where it cannot be learnt now.
+    """
+    records = controller.ask_jobs(job)
+    if records:
+        return records
+    told = controller.ask_accounting(job)
+    return told if records is not None or over(told) else None
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Waits for the end of a job.
+
+    Attributes:
+        look: asks how the job stands (`look`).
+        say: tells a line.
+        pause: waits for some seconds.
+        now: the time, in seconds since the epoch.
+        tail: what to do between the looks, with what was seen; None for nothing.
+    """
+
+    look: Callable[[], Records | None]
+    say: Callable[[str], None]
+    pause: Callable[[float], None] = time.sleep
+    now: Callable[[], float] = time.time
+    tail: Callable[[Records], None] | None = None
+
+    def until_ended(self) -> Records:
+        """Wait, and tell what changes.
+
+        Raises:
+            SlurmError: nobody knows the job any more, and so nobody can say how it ended.
+        """
+        said: object = None
+        seconds = _SHORTEST_PAUSE
+        unknown = 0
+        seen: Records = ()
+        while True:
+            records = self.look()
+            if records:
+                seen = records
+            told = "blind" if records is None else _told(records)
+            if told != said:
+                said, seconds = told, _SHORTEST_PAUSE
+                if records is None:
+                    self.say("Slurm does not answer; the question is put again")
+                elif records:
+                    self.say(describe(records, self.now()))
+            if records and over(records):
+                return records
+            unknown = 0 if records or records is None else unknown + 1
+            if unknown == _UNKNOWN:
+                raise SlurmError(
+                    "how the job ended is unknown: Slurm has forgotten it, and there is no accounting that could tell "
+                    "(sacct)"
+                )
+            self._pause(seconds, seen)
+            seconds = min(seconds * _GROWTH, _LONGEST_PAUSE)
+
+    def _pause(self, seconds: float, seen: Records) -> None:
+        if self.tail is None:
+            self.pause(seconds)
+            return
+        while seconds > 0:
+            self.tail(seen)
+            self.pause(min(seconds, _FILE_PAUSE))
+            seconds -= _FILE_PAUSE
+
+
+class Tail:
+    """Passes on what a file gains.
+
+    Args:
+        stream: where to.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._position = 0
+
+    def __call__(self, records: Records) -> None:
+        """Pass on what the output of the first record has gained. A file that was emptied begins again."""
+        path = records[0].output if records else ""
+        if not path:
+            return
+        try:
+            with Path(path).open("rb") as file:
+                if file.seek(0, 2) < self._position:
+                    self._position = 0
+                file.seek(self._position)
+                while data := file.read(1 << 16):
+                    self._stream.write(data)
+                    self._position += len(data)
+        except OSError:
+            return  # not there yet, or not seen by this machine
+        self._stream.flush()
+
+
+def end_of(path: str, lines: int) -> str:
+    """The last lines of a file; empty where it cannot be read."""
+    most = 200 * lines
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(max(file.seek(0, 2) - most, 0))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ""
