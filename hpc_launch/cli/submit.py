@@ -136,6 +136,7 @@ def submit(context: click.Context, /, script: str, args: tuple[str, ...], **give
     here = Here(os.environ, _programs(), __version__)
     submission = plan.make(request, draft, here, nodes, chosen=why)
     _tell(submission, settings)
+    _tell_unknown(request.after)
     if given["dry_run"]:
         click.echo(submission.script, nl=False)
         _say(f"to be submitted with: {commands.quote(submission.command)}")
@@ -312,6 +313,13 @@ def _tell(submission: Submission, settings: Settings) -> None:
         _say(f"note: {note}")
     if settings.verbose and submission.dropped:
         _say(f"submitted without {', '.join(submission.dropped)}")
+
+
+def _tell_unknown(after: tuple[str, ...]) -> None:
+    """Slurm takes the number of any job, and a mistyped one has no effect, or no end."""
+    for job in (text.partition(":")[0] for text in after):
+        if controller.ask_jobs(job, _PATIENCE) == ():
+            _say(f"note: --after: Slurm knows no job {job}: it has ended some time ago, or another one is meant")
 
 
 def _say(line: str) -> None:
