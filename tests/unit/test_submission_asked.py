@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,15 @@ PROJECT, USER, SITE = "project/hpc-launch.toml", "home/.config/hpc-launch/config
 
 
 def heard(
-    place: Path, flags: dict[str, Any] | None = None, *, partition: str = "", profile: str = "", **environ: str
+    place: Path,
+    flags: dict[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    partition: str = "",
+    profile: str = "",
 ) -> asked.Asked:
     layers = files.load({"HOME": str(place / "home")}, place / "project", profile, place / "etc").layers
-    return asked.resolve(flags or {}, environ, layers, partition)
+    return asked.resolve(flags or {}, environ or {}, layers, partition)
 
 
 def write(place: Path, where: str, text: str) -> None:
@@ -34,8 +40,8 @@ def test_the_strongest_voice_wins(tmp_path: Path) -> None:
     write(tmp_path, SITE, '[submit]\nqos = "site"\naccount = "site"\ncomment = "site"\n')
     variable = {"HPC_LAUNCH_SUBMIT_QOS": "variable"}
 
-    assert heard(tmp_path, {"qos": "flag"}, profile="p", **variable).text("qos") == "flag"
-    assert heard(tmp_path, profile="p", **variable).text("qos") == "variable"
+    assert heard(tmp_path, {"qos": "flag"}, variable, profile="p").text("qos") == "flag"
+    assert heard(tmp_path, {}, variable, profile="p").text("qos") == "variable"
     assert heard(tmp_path, profile="p").text("qos") == "profile"
     assert heard(tmp_path).slurm() == {"account": "user", "qos": "project", "comment": "site"}
     assert heard(tmp_path).said["account"].place == f"{tmp_path}/{USER}: submit.account"
@@ -130,10 +136,13 @@ def test_a_stronger_voice_replaces_what_means_the_same(
     assert heard(tmp_path, dict(strong)).slurm() == left
 
 
-def test_a_venv_is_where_its_file_is(tmp_path: Path) -> None:
-    write(tmp_path, PROJECT, '[submit]\nvenv = ".venv"\n')
+def test_relative_files_are_where_their_file_is(tmp_path: Path) -> None:
+    write(tmp_path, PROJECT, '[submit]\nvenv = ".venv"\ntemplate = "./t.sbatch"\n')
+    found = heard(tmp_path)
 
-    assert heard(tmp_path).text("venv") == str(tmp_path / "project/.venv")
+    assert found.text("venv") == str(tmp_path / "project/.venv")
+    assert found.text("template") == str(tmp_path / "project/t.sbatch")
+    assert heard(tmp_path, {"template": "cpu"}).text("template") == "cpu"
 
 
 def test_an_overview_has_all_that_is_said(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def made(
     slurm = {name.replace("_", "-"): value for name, value in asked.items() if name not in fields}
     request = JobRequest("train.py", slurm=slurm, **{name: value for name, value in asked.items() if name in fields})
     draft = dataclasses.replace(DRAFTS[template], shipped=shipped)
-    return plan.make(request, draft, Here(environ or {}, ("/opt/venv/bin",), "1"), nodes, chosen=chosen)
+    return plan.make(request, draft, Here(environ or {}, "/opt/venv/bin", "/opt/slurm/bin", "1"), nodes, chosen=chosen)
 
 
 def options(submission: Submission) -> dict[str, str]:
@@ -129,6 +129,7 @@ def test_what_was_decided_is_told() -> None:
 
     assert [note.split(" ")[0] for note in notes] == [
         "template",
+        "4",
         "--cpus-per-task=64",
         "--mem=500000M",
         "SBATCH_ACCOUNT='a",
@@ -215,6 +216,20 @@ def test_relative_output_can_begin_elsewhere() -> None:
     assert picked(found, "output", "error") == ("/abs", "/home/50%%/e/%j")
 
 
+@pytest.mark.parametrize(
+    ("asked", "folders"),
+    [
+        ({}, ()),
+        ({"output": "logs/a/%j.out", "error": "logs/b/x"}, ("logs/a", "logs/b")),
+        ({"output": "/abs/50%%/x", "chdir": "/work"}, ("/abs/50%",)),
+        ({"output": "logs/x", "chdir": "/work"}, ("/work/logs",)),
+        ({"output": "%x/%j.out"}, ()),
+    ],
+)
+def test_directories_of_output_files_are_known(asked: Any, folders: tuple[str, ...]) -> None:
+    assert made(**asked).folders == folders
+
+
 def test_points_are_tasks_of_an_array() -> None:
     """The array has a task for each point, and each task a file of its own."""
     parameters = (sweep.read("lr=1,2"), sweep.read("--wd=a,,b,c"))
@@ -252,8 +267,9 @@ def test_a_job_without_the_environment_is_given_what_it_needs() -> None:
     with_venv = made(export="A,B", software=Software(venv="/my venv")).script
 
     assert "export SRUN_EXPORT_ENV=ALL" in alone
-    assert 'export PATH=/opt/venv/bin:"$PATH"' in alone
-    assert ("export SRUN_EXPORT_ENV=ALL" in with_venv, "export PATH" in with_venv) == (True, False)
+    assert 'export PATH=/opt/venv/bin:/opt/slurm/bin:"$PATH"' in alone
+    assert "export SRUN_EXPORT_ENV=ALL" in with_venv
+    assert 'export PATH=/opt/slurm/bin:"$PATH"' in with_venv
     assert "source '/my venv/bin/activate'" in with_venv
     assert "SRUN_EXPORT_ENV" not in made().script + made(export="ALL,A=1").script
 
