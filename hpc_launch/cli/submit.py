@@ -15,13 +15,13 @@ import click
 
 from hpc_launch import __version__
 from hpc_launch.cli.options import CONTEXT, launch_options, settings_of
-from hpc_launch.errors import Interrupted, ScriptError, UsageError
+from hpc_launch.errors import Interrupted, LogDirError, ScriptError, UsageError, reason
 from hpc_launch.plan.here import check_script
 from hpc_launch.settings import Settings, files, specs
-from hpc_launch.slurm import commands, controller
+from hpc_launch.slurm import controller
 from hpc_launch.slurm.inventory import NodeGroup
 from hpc_launch.slurm.times import read_time_limit
-from hpc_launch.submission import asked, plan, sbatch, snapshot, sweep, templates, watch
+from hpc_launch.submission import asked, plan, quoting, sbatch, snapshot, sweep, templates, watch
 from hpc_launch.submission.options import OPTIONS, Kind, SubmitOption
 from hpc_launch.submission.render import Draft
 from hpc_launch.submission.request import Here, JobRequest, Software, Submission
@@ -133,12 +133,12 @@ def submit(context: click.Context, /, script: str, args: tuple[str, ...], **give
     chosen, why = (name, "") if name else plan.choose_template(request, nodes)
     found = templates.get(chosen, os.environ, Path.cwd())
     draft = Draft(found.name, found.text(), shipped=found.origin == "hpc-launch")
-    here = Here(os.environ, _programs(), __version__)
-    submission = plan.make(request, draft, here, nodes, chosen=why)
+    submission = plan.make(request, draft, _here(), nodes, chosen=why)
     _tell(submission, settings)
+    _tell_unknown(request.after)
     if given["dry_run"]:
         click.echo(submission.script, nl=False)
-        _say(f"to be submitted with: {commands.quote(submission.command)}")
+        _say(f"to be submitted with: {quoting.words(submission.command)}")
         return 0
     if given["test_only"]:
         click.echo(sbatch.verdict(submission))
@@ -234,10 +234,10 @@ def _nodes(partition: str, clusters: str) -> tuple[NodeGroup, ...]:
     return groups if partition else tuple(group for group in groups if group.default)
 
 
-def _programs() -> tuple[str, ...]:
-    """The directories of hpc-launch and srun, but for those in which a shell looks anyway."""
-    found = [str(Path(sys.executable).parent), str(Path(shutil.which("srun") or "/usr/bin/srun").parent)]
-    return tuple(dict.fromkeys(place for place in found if place not in ("/usr/bin", "/bin")))
+def _here() -> Here:
+    srun = str(Path(shutil.which("srun") or "/usr/bin/srun").parent)
+    launcher = str(Path(sys.executable).parent)
+    return Here(os.environ, launcher, "" if srun in ("/usr/bin", "/bin") else srun, __version__)
 
 
 def _with_snapshot(request: JobRequest, settings: Settings, given: Mapping[str, Any]) -> JobRequest:
@@ -265,6 +265,7 @@ def _with_snapshot(request: JobRequest, settings: Settings, given: Mapping[str, 
 
 
 def _submit(submission: Submission, *, parsable: bool, wait: bool, follow: bool) -> int:
+    _make_folders(submission.folders)
     done = sbatch.submit(submission)
     for line in done.said:
         _say(f"Slurm: {line}")
@@ -278,7 +279,7 @@ def _submit(submission: Submission, *, parsable: bool, wait: bool, follow: bool)
     else:
         size = f", {submission.points} tasks" if submission.points else ""
         output = f"; output in {record.output}" if record and record.output and not record.task else ""
-        click.echo(f"job {done.job_id}: {commands.quote([submission.name])}{size}{output}")
+        click.echo(f"job {done.job_id}: {quoting.word(submission.name)}{size}{output}")
     if not (wait or follow):
         return 0
     tail = watch.Tail(sys.stdout.buffer) if follow else None
@@ -287,15 +288,27 @@ def _submit(submission: Submission, *, parsable: bool, wait: bool, follow: bool)
     )
     try:
         records = watcher.until_ended()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenPipeError) as error:
         _say(f"job {done.job_id} goes on; to end it: scancel {done.job_id}")
-        raise Interrupted(signal.SIGINT, "SIGINT", said=True) from None
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(signal.SIGINT, "SIGINT", said=True) from None
+        # What is left in the buffer has nowhere to go when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise Interrupted(signal.SIGPIPE, "SIGPIPE", said=True) from None
     status = watch.exit_status(records)
     if tail is not None:
         tail(records)
     elif status:
         _show_end(records)
     return status
+
+
+def _make_folders(folders: tuple[str, ...]) -> None:
+    for folder in folders:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LogDirError(f"--output: cannot make the directory {folder}: {reason(error)}") from error
 
 
 def _show_end(records: watch.Records) -> None:
@@ -312,6 +325,13 @@ def _tell(submission: Submission, settings: Settings) -> None:
         _say(f"note: {note}")
     if settings.verbose and submission.dropped:
         _say(f"submitted without {', '.join(submission.dropped)}")
+
+
+def _tell_unknown(after: tuple[str, ...]) -> None:
+    """Slurm takes the number of any job, and a mistyped one has no effect, or no end."""
+    for job in (text.partition(":")[0] for text in after):
+        if controller.ask_jobs(job, _PATIENCE) == ():
+            _say(f"note: --after: Slurm knows no job {job}: it has ended some time ago, or another one is meant")
 
 
 def _say(line: str) -> None:

@@ -216,6 +216,8 @@ def test_changes_of_the_environment_would_be_found(code: str) -> None:
         ["env", "--help"],
         ["env", "--json"],
         ["explain"],
+        ["submit", "--help"],
+        ["submit", "--dry-run", "-m", "some.module"],
         ["explain", "--nproc-per-node=2", "--max-restarts=1"],
         ["hosts", "a[1-2]"],
         ["template", "list"],
@@ -273,7 +275,9 @@ def test_toml_is_read_by_those_who_need_it(
         "hpc_launch.launch.run",
         "hpc_launch.records.events",
         "hpc_launch.runtime",
+        "hpc_launch.submission.plan",
         "hpc_launch.submission.snapshot",
+        "hpc_launch.submission.watch",
         "hpc_launch.warm.factory",
     ],
 )
