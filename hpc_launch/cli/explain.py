@@ -10,11 +10,14 @@ import click
 
 from hpc_launch import hostlist
 from hpc_launch.cli.options import CONTEXT, Call, GroupedCommand, launch_options, settings_of
+from hpc_launch.launch.step import prepare, why_not_here
 from hpc_launch.plan import derive, foretell
 from hpc_launch.plan.here import Here, check_script, gather
 from hpc_launch.plan.requeue import policy
+from hpc_launch.plan.step import derived, wanted
 from hpc_launch.settings import Settings
 from hpc_launch.slurm import controller
+from hpc_launch.slurm.environment import Allocation, Place
 
 # Seconds for each question to Slurm: somebody is waiting for the answer.
 _PATIENCE = 2.0
@@ -31,7 +34,12 @@ def explain(context: click.Context, /, script: str, args: tuple[str, ...], **giv
     Nothing is started.
     """
     settings = settings_of(context, given)
-    here = gather(os.environ, context.ensure_object(Call).command, alone=settings.standalone)
+    command = context.ensure_object(Call).command
+    here = gather(os.environ, command, alone=settings.standalone, job=settings.jobid or "")
+    job = wanted(settings, here)
+    if job is not None:
+        _explain_step(settings, here, job)
+        return
     if script:
         check_script(settings, script, here.directory)
     plan = derive.make(settings, here, (script, *args) if script else ())
@@ -44,9 +52,25 @@ def explain(context: click.Context, /, script: str, args: tuple[str, ...], **giv
         click.echo(f"  {item.name:<{width}}  {item.value}  ({item.origin})")
     if script:
         click.echo(f"  {'command':<{width}}  {shlex.join(plan.script)}")
-    for warning in plan.warnings:
+    for warning in (*plan.warnings, *filter(None, [why_not_here(settings, here)])):
         click.echo(f"note: {warning}")
     for line in _foretold(settings, here):
+        click.echo(f"Slurm: {line}")
+
+
+def _explain_step(settings: Settings, here: Here, job: Allocation) -> None:
+    """Say which step `run` would start; what runs in it is explained there. The second word is `explain`."""
+    prepared = prepare(settings, here, job, [word for at, word in enumerate(here.command) if at != 1])
+    items = derived(job, prepared.request, prepared.line)
+    click.echo(
+        f"a step is started on {hostlist.fold(prepared.request.hosts)} of job {job.job_label}, an agent per node"
+    )
+    width = max(len(item.name) for item in items)
+    for item in items:
+        click.echo(f"  {item.name:<{width}}  {item.value}  ({item.origin})")
+    for note in prepared.notes:
+        click.echo(f"note: {note}")
+    for line in _foretold(settings, here) if job.place is not Place.ELSEWHERE else ():
         click.echo(f"Slurm: {line}")
 
 

@@ -47,6 +47,6 @@ def run(context: click.Context, /, script: str, args: tuple[str, ...], **given: 
     or the host list; `hpc-launch explain` shows them.
     """
     settings = settings_of(context, given)
-    run_plan(
-        settings, (script, *args), gather(os.environ, context.ensure_object(Call).command, alone=settings.standalone)
-    )
+    command = context.ensure_object(Call).command
+    here = gather(os.environ, command, alone=settings.standalone, job=settings.jobid or "")
+    run_plan(settings, (script, *args), here)

@@ -1,4 +1,4 @@
-"""Ask Slurm's controller about the cluster and the job, and have the job run again. Nothing else here talks to it.
+"""Ask Slurm's controller about the cluster, the job and its steps, and have it act on them. Nothing else talks to it.
 
 What is asked may stay unanswered (no scontrol in a container, a controller that is busy): then there is None, and
 nobody waits for long. Times are seconds since the epoch, durations are seconds, and `math.inf` is what Slurm calls
@@ -16,7 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from hpc_launch import hostlist
+from hpc_launch.errors import ContextError
 from hpc_launch.slurm import commands
+from hpc_launch.slurm.environment import Allocation, Place
+from hpc_launch.slurm.steps import RunningStep, read_gpus, read_steps
 
 # How long scontrol may take, in seconds. It answers in some ten milliseconds; a controller at its limit takes longer.
 PATIENCE = 10.0
@@ -78,6 +82,9 @@ class JobRecord:
         requeue: whether it may be requeued.
         restarts: how often it was; one more than SLURM_RESTART_COUNT as soon as Slurm has accepted a requeue.
         batch: whether it has a batch script.
+        nodes: its nodes, as a host list; empty where it has none.
+        label: its id as users see it, `12_3` for a task of an array.
+        heterogeneous: whether it is a component of a heterogeneous job.
     """
 
     job_id: str
@@ -91,6 +98,9 @@ class JobRecord:
     restarts: int = 0
     batch: bool = False
     partition: str = ""
+    nodes: str = ""
+    label: str = ""
+    heterogeneous: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,6 +198,7 @@ def read_job(text: str) -> JobRecord | None:
     found = _fields(text)
     if "JobState" not in found:
         return None
+    array, task = found.get("ArrayJobId", ""), found.get("ArrayTaskId", "")
     return JobRecord(
         job_id=found.get("JobId", ""),
         state=found["JobState"],
@@ -200,6 +211,9 @@ def read_job(text: str) -> JobRecord | None:
         restarts=int(_number(found.get("Restarts", ""), 0)),
         batch=found.get("BatchFlag", "0") != "0",
         partition=_word(found.get("Partition", "")),
+        nodes=_word(found.get("NodeList", "")),
+        label=f"{array}_{task}" if array and task.isdigit() else found.get("JobId", ""),
+        heterogeneous="HetJobId" in found,
     )
 
 
@@ -276,6 +290,52 @@ def ask_partition(name: str, patience: float = PATIENCE) -> Partition | None:
     return read_partition(text) if text else None
 
 
+def ask_allocation(job: str, patience: float = PATIENCE) -> Allocation:
+    """Ask for a job in which something is to be started.
+
+    Raises:
+        ContextError: where there is none, or it does not run.
+    """
+    record = ask_job(job, patience)
+    if record is None:
+        raise ContextError(f"--jobid {job}: Slurm knows no such job, or does not answer: see 'squeue --me'")
+    if record.state != "RUNNING" or not record.nodes:
+        because = f" ({record.reason})" if record.reason else ""
+        raise ContextError(
+            f"--jobid {job}: the job is {record.state}{because}, and only in a running one can a step start"
+        )
+    return Allocation(
+        job_id=record.job_id,
+        job_label=record.label,
+        place=Place.ELSEWHERE,
+        hosts=hostlist.expand(record.nodes),
+        node_name="",
+        submit_directory="",
+        restart_count=record.restarts,
+        components=2 if record.heterogeneous else 1,
+    )
+
+
+def ask_steps(job: str, patience: float = PATIENCE) -> tuple[RunningStep, ...] | None:
+    """Ask for the steps of a job that have not ended; None where they cannot be learnt."""
+    text = _ask(commands.show_steps(job), patience)
+    return None if text is None else read_steps(text)
+
+
+def ask_gpus(job: str, patience: float = PATIENCE) -> dict[str, int]:
+    """Ask how many GPUs a job has on each of its nodes, where a step has to say it (`steps.read_gpus`)."""
+    return read_gpus(_ask(commands.show_job_details(job), patience) or "")
+
+
+def ask_whether_node(host: str, patience: float = PATIENCE) -> bool:
+    """Ask whether this host is a node of the cluster; so it is where there is no cluster, or nobody knows.
+
+    slurm.conf tells at once, and without the controller. Nodes that it does not name are asked for by name.
+    """
+    names = _ask(commands.show_node_names(), patience)
+    return names is None or bool(names.strip()) or _ask(commands.show_node(host), patience) is not None
+
+
 def ask_script(job: str, patience: float = PATIENCE) -> str | None:
     """Ask for a job's batch script; None where it cannot be learnt: there is none, or it is another user's."""
     return _ask(commands.write_batch_script(job), patience)
@@ -301,6 +361,11 @@ def requeue(job: str, patience: float = PATIENCE) -> str:
         return ""
     said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     return said[-1] if said else f"scontrol requeue {job} ended with status {done.returncode}"
+
+
+def signal_step(step: str, name: str, patience: float = PATIENCE) -> bool:
+    """Send a signal to the tasks of a step, `12.0` for instance; False where that did not succeed in time."""
+    return _ask(commands.signal_step(step, name), patience) is not None
 
 
 def _ask(command: Sequence[str], patience: float) -> str | None:

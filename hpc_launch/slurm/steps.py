@@ -176,6 +176,21 @@ def read_steps(text: str) -> tuple[RunningStep, ...]:
     return tuple(found)
 
 
+def read_gpus(text: str) -> dict[str, int]:
+    """Read from `scontrol --oneliner --details show job` how many GPUs the job has on each of its nodes.
+
+    Empty where srun need not be told. A step asks for GPUs as its job did: by node that is right for any step, but by
+    task it would be the share of one task, and in sum too many for some of the nodes.
+    """
+    if not re.search(r" TresPer(Job|Socket|Task)=\S*gpu", text):
+        return {}
+    return {
+        host: sum(int(count) for count in re.findall(r"gpu(?::[^:(),]+)?:(\d+)\(", given))
+        for nodes, given in re.findall(r" Nodes=(\S+) CPU_IDs=\S* Mem=\S* GRES=(\S*)", text)
+        for host in _hosts(nodes)
+    }
+
+
 def _hosts(text: str) -> tuple[str, ...]:
     try:
         return hostlist.expand(text) if text != "(null)" else ()
