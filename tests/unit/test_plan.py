@@ -340,8 +340,8 @@ def test_one_node_of_an_allocation_needs_no_srun(variables: Mapping[str, str], o
             {},
             (
                 "this is the batch script of job 4711 on one of its 4 nodes, and srun is not here: start one agent on "
-                "each node with 'srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch train.py', or "
-                "'hpc-launch --standalone' for this node alone"
+                "each node with 'srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch "
+                "train.py', or 'hpc-launch --standalone' for this node alone"
             ),
         ),
         (
@@ -349,8 +349,8 @@ def test_one_node_of_an_allocation_needs_no_srun(variables: Mapping[str, str], o
             {"nnodes": "2"},
             (
                 "this is the batch script of job 4711 on one of its 4 nodes, and srun is not here: start one agent on "
-                "each node with 'srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch train.py', or "
-                "'hpc-launch --standalone' for this node alone"
+                "each node with 'srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch "
+                "train.py', or 'hpc-launch --standalone' for this node alone"
             ),
         ),
         (
@@ -358,8 +358,8 @@ def test_one_node_of_an_allocation_needs_no_srun(variables: Mapping[str, str], o
             {},
             (
                 "this is the interactive step of job 4711 on one of its 4 nodes, and srun is not here: start one agent "
-                "on each node with 'srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch train.py', or "
-                "'hpc-launch --standalone' for this node alone"
+                "on each node with 'srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch "
+                "train.py', or 'hpc-launch --standalone' for this node alone"
             ),
         ),
         (

@@ -217,9 +217,9 @@ def test_outside_of_the_steps_of_a_job(variables: Mapping[str, str], place: Plac
 
 
 def test_the_shell_of_a_step_is_no_task() -> None:
-    """What is typed into the shell of `srun --pty bash` sees the job; the step that hpc-launch starts from there does not.
+    """What is typed into the shell of `srun --pty bash` sees the job.
 
-    Nor do others that inherit its variables, since nobody types into them.
+    The step that hpc-launch starts from there does not; nor do others that inherit the variables of the shell's step.
     """
     shell = {**SUBSET, "SLURM_PTY_PORT": "40000"}
     found = locate(shell, shell=True)
