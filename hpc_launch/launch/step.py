@@ -76,7 +76,7 @@ def prepare(settings: Settings, here: Here, job: Allocation, command: Sequence[s
         ContextError: when other nodes are asked for than the job has.
     """
     running = controller.ask_steps(job.job_id, _PATIENCE)
-    gpus = controller.ask_gpus(job.job_id, _PATIENCE) if running is not None else {}
+    gpus = {} if running is None else controller.ask_gpus(job.job_id, _PATIENCE)
     request = plan.choose(settings, here, job, running or (), gpus)
     masked = plan.devices_taken_away(here)
     note = f"{here.devices.variable} of this shell does not go to the nodes, whose GPUs are all used: --nproc-per-node"
