@@ -82,7 +82,10 @@ class Terminal:
 
     def wait_for(self, pattern: str) -> re.Match[str]:
         """Wait until something is shown."""
-        return wait_for(lambda: re.search(pattern, self.screen), DEADLINE, lambda: f"no {pattern!r} in:\n{self.screen}")
+        wait_for(lambda: re.search(pattern, self.screen), DEADLINE, lambda: f"no {pattern!r} in:\n{self.screen}")
+        found = re.search(pattern, self.screen)
+        assert found
+        return found
 
     def run(self, line: str) -> int:
         """Type a line, wait for the end of the command, and return its exit status."""
