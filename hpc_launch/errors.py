@@ -11,6 +11,7 @@ The tree:
     |   +-- RoundRefused     69  one has a problem (then its status), or they run different programs
     +-- SlurmError           71  Slurm refuses what is asked of it, or does not know any more
     +-- LogDirError          73  the job directory cannot be written
+    +-- StepError            75  Slurm did not start the step that is to do the work
     +-- ContextError         78  what Slurm says and what was asked for contradict each other
     +-- WorkerError           *  a worker failed: its own status (128+N for signal N)
     +-- Interrupted       128+N  the launcher was told to stop by signal N
@@ -108,6 +109,12 @@ class LogDirError(HpcLaunchError):
     """The job directory cannot be made or written."""
 
     exit_status = 73
+
+
+class StepError(HpcLaunchError):
+    """Slurm did not start a step: others have what it needs, for the most part."""
+
+    exit_status = 75
 
 
 class ContextError(HpcLaunchError):

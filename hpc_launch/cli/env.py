@@ -10,8 +10,12 @@ from typing import Any
 import click
 
 from hpc_launch.cli.options import CONTEXT, GroupedCommand, launch_options, settings_of
+from hpc_launch.launch.step import prepare
 from hpc_launch.plan import derive
-from hpc_launch.plan.here import gather
+from hpc_launch.plan.here import Here, gather
+from hpc_launch.plan.model import Derived
+from hpc_launch.plan.step import derived, wanted
+from hpc_launch.settings import Settings
 
 # What other programs look for, by the name of the derived value.
 _EXPORTED = {
@@ -29,6 +33,15 @@ _EXPORTED = {
 }
 
 
+def _derived(settings: Settings, here: Here) -> tuple[Derived, ...]:
+    """What is known here: of a step that has to be started first, less."""
+    job = wanted(settings, here)
+    if job is None:
+        return derive.make(settings, here, ()).derived
+    prepared = prepare(settings, here, job, ["hpc-launch"])
+    return derived(job, prepared.request, prepared.line)
+
+
 @click.command(cls=GroupedCommand, context_settings=CONTEXT)
 @launch_options
 @click.option("--export", "as_export", is_flag=True, help="Print 'export NAME=value' lines, for eval.")
@@ -41,13 +54,12 @@ def env(context: click.Context, /, *, as_export: bool, as_json: bool, **given: A
     where this process is one rank (one Slurm task per rank).
     """
     settings = settings_of(context, given)
-    plan = derive.make(settings, gather(os.environ, settings), ())
+    here = gather(os.environ, settings)
+    items = _derived(settings, here)
     if as_json:
-        click.echo(
-            json.dumps({item.name: {"value": item.value, "origin": item.origin} for item in plan.derived}, indent=2)
-        )
+        click.echo(json.dumps({item.name: {"value": item.value, "origin": item.origin} for item in items}, indent=2))
         return
-    for item in plan.derived:
+    for item in items:
         if not as_export:
             click.echo(f"{item.name}={shlex.quote(item.value)}  # {item.origin}")
         elif item.name in _EXPORTED and item.value:

@@ -11,13 +11,16 @@ import click
 
 from hpc_launch import hostlist
 from hpc_launch.cli.options import CONTEXT, Call, GroupedCommand, launch_options, settings_of
+from hpc_launch.launch.step import prepare, why_not_here
 from hpc_launch.plan import advice, derive, foretell
 from hpc_launch.plan.here import Here, addresses, check_script, gather
-from hpc_launch.plan.model import Plan
 from hpc_launch.plan.requeue import policy
-from hpc_launch.settings import Settings
+from hpc_launch.plan.step import derived, wanted
+from hpc_launch.settings import Origin, Settings
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.controller import ClusterRules, JobRecord
+from hpc_launch.slurm.environment import Allocation, Place
+from hpc_launch.world import World, of_nodes
 
 # Seconds for each question to Slurm: somebody is waiting for the answer.
 _PATIENCE = 2.0
@@ -35,6 +38,10 @@ def explain(context: click.Context, /, script: str, args: tuple[str, ...], **giv
     """
     settings = settings_of(context, given)
     here = gather(os.environ, settings, context.ensure_object(Call).command)
+    job = wanted(settings, here)
+    if job is not None:
+        _explain_step(settings, here, job)
+        return
     if script:
         check_script(settings, script, here.directory)
     plan = derive.make(settings, here, (script, *args) if script else ())
@@ -47,10 +54,31 @@ def explain(context: click.Context, /, script: str, args: tuple[str, ...], **giv
         click.echo(f"  {item.name:<{width}}  {item.value}  ({item.origin})")
     if script:
         click.echo(f"  {'command':<{width}}  {shlex.join(plan.script)}")
-    for warning in plan.warnings:
+    for warning in (*plan.warnings, *filter(None, [why_not_here(settings, here)])):
         click.echo(f"note: {warning}")
+    _advise(settings, here, plan.world)
+
+
+def _explain_step(settings: Settings, here: Here, job: Allocation) -> None:
+    """Say which step `run` would start; what runs in it is explained there. The second word is `explain`."""
+    prepared = prepare(settings, here, job, [word for at, word in enumerate(here.command) if at != 1])
+    items = derived(job, prepared.request, prepared.line)
+    click.echo(
+        f"a step is started on {hostlist.fold(prepared.request.hosts)} of job {job.job_label}, an agent per node"
+    )
+    width = max(len(item.name) for item in items)
+    for item in items:
+        click.echo(f"  {item.name:<{width}}  {item.value}  ({item.origin})")
+    for note in prepared.notes:
+        click.echo(f"note: {note}")
+    if job.place is not Place.ELSEWHERE:
+        _advise(settings, here, of_nodes(prepared.request.hosts, 0, Origin.JOB))
+
+
+def _advise(settings: Settings, here: Here, world: World) -> None:
+    """Say what is worth knowing beside the plan."""
     told = _ask(here)
-    for line in advice.lines(_surroundings(settings, here, plan, told)):
+    for line in advice.lines(advice.Surroundings(settings, here, world, told.rules, told.job, addresses(world))):
         click.echo(f"note: {line}")
     for line in _foretold(settings, here, told):
         click.echo(f"Slurm: {line}")
@@ -69,10 +97,6 @@ def _ask(here: Here) -> _Told:
     job_id = controller.requeue_id(here.environ) if here.slurm is not None else ""
     rules = controller.ask_rules(_PATIENCE) if job_id else None
     return _Told(rules, controller.ask_job(job_id, _PATIENCE) if rules is not None else None)
-
-
-def _surroundings(settings: Settings, here: Here, plan: Plan, told: _Told) -> advice.Surroundings:
-    return advice.Surroundings(settings, here, plan.world, told.rules, told.job, addresses(plan.world))
 
 
 def _foretold(settings: Settings, here: Here, told: _Told) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,10 +20,11 @@ def dashes(word: str) -> str:
     return word.replace("_", "-")
 
 
-def launch_options(function: _Function) -> _Function:
-    """Give a command all options of `Settings`."""
+def launch_options(function: _Function, but: Container[str] = ()) -> _Function:
+    """Give a command all options of `Settings`, but for some."""
     for name in reversed(specs()):
-        function = launch_option(name)(function)
+        if name not in but:
+            function = launch_option(name)(function)
     return function
 
 

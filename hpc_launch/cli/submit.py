@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -58,6 +59,10 @@ def _parameter(name: str) -> str:
     return _PARAMETER + name.replace("-", "_")
 
 
+# Options of `run` that say where in an allocation it is to run: a job that is submitted is one of its own.
+_OF_AN_ALLOCATION = frozenset({"nodes", "jobid", "overlap"})
+
+
 class SubmitCommand(click.Command):
     """A command whose own options are shown under headings, and those of `run` by a line."""
 
@@ -77,7 +82,7 @@ class SubmitCommand(click.Command):
 
 
 @click.command(cls=SubmitCommand, context_settings=CONTEXT)
-@launch_options
+@functools.partial(launch_options, but=_OF_AN_ALLOCATION)
 @submit_options
 @click.option(
     "--sweep",
@@ -115,7 +120,7 @@ def submit(context: click.Context, /, script: str, args: tuple[str, ...], **give
     stands before SCRIPT and is none of these is an option of `hpc-launch run`, and what follows it is the script's own.
     All but the last group can be kept in the [submit] table of a settings file, and as HPC_LAUNCH_SUBMIT_<NAME>.
     """
-    launch = {name: given[name] for name in specs()}
+    launch = {name: given.get(name) for name in specs()}
     _refuse_time(launch)
     settings = settings_of(context, launch)
     _refuse_contradictions(given)
@@ -162,7 +167,7 @@ def _words(given: Mapping[str, Any]) -> tuple[str, ...]:
     """The options of hpc-launch as they were given."""
     words: list[str] = []
     for name, spec in specs().items():
-        value = given[name]
+        value = given.get(name)
         if value is None:
             continue
         if isinstance(value, bool):

@@ -8,10 +8,12 @@ import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from hpc_launch.errors import HpcLaunchError, UsageError
+from hpc_launch.launch import step
 from hpc_launch.plan import derive
 from hpc_launch.plan.here import Here, check_script
 from hpc_launch.plan.model import Plan
 from hpc_launch.plan.start import WARM
+from hpc_launch.plan.step import wanted
 from hpc_launch.records import directory
 from hpc_launch.settings import PROCESS_WORDS, Settings
 from hpc_launch.slurm.environment import Step
@@ -22,9 +24,16 @@ from hpc_launch.warm.script import home
 def run(settings: Settings, script: Sequence[str], here: Here) -> None:
     """Start the script on this node's share of the ranks, and wait for the end of all.
 
+    In an allocation, but outside of a step, that is the work of a step: then start it and wait for its end.
+
     Raises:
         HpcLaunchError: with the exit status that says how it failed.
     """
+    job = wanted(settings, here)
+    if job is not None:
+        step.run(settings, script, here, job)
+        return
+    step.refuse_login_node(settings, here)
     with _held_back(settings.notice_signals) as mask:
         try:
             plan = _prepare(settings, script, here)

@@ -13,9 +13,9 @@ from hpc_launch.node import network, ports
 from hpc_launch.plan import start, traps
 from hpc_launch.plan.here import Here
 from hpc_launch.plan.model import Derived, Plan
+from hpc_launch.plan.step import refuse_without_step
 from hpc_launch.settings import PROCESS_WORDS, NodeRange, Origin, Settings
-from hpc_launch.slurm import commands
-from hpc_launch.slurm.environment import Allocation, Place, Step
+from hpc_launch.slurm.environment import Allocation, Step
 from hpc_launch.world import World
 
 # torchrun's default of --master-port with static rendezvous (torch/distributed/run.py).
@@ -39,7 +39,7 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         UsageError: for options that cannot be meant.
         ContextError: when what is asked for and what is there contradict each other.
     """
-    found = _world(settings, here, script)
+    found = _world(settings, here)
     if settings.node_rank and len(found.hosts) == 1 and not settings.standalone:
         raise UsageError(
             f"--node-rank: {settings.node_rank} is not a node of 1: say how many there are with --nnodes, or --hosts",
@@ -101,20 +101,37 @@ def _origin(settings: Settings, name: str, otherwise: Origin | str) -> str:
     return origin.value if isinstance(origin, Origin) else origin
 
 
-def _world(settings: Settings, here: Here, script: Sequence[str]) -> World:
+def _world(settings: Settings, here: Here) -> World:
     """Who takes part: asked-for lists first, then the step; alone otherwise."""
     if settings.standalone:
         return world.one_node(here.host, settings.origin("standalone"))
+    if isinstance(here.slurm, Step) and here.slurm.ours:
+        return _own_world(settings, here.slurm)
+    _refuse_nodes(settings, here)
     if settings.hosts is not None or settings.hostfile is not None:
         return _listed_world(settings, here)
     if isinstance(here.slurm, Step):
         return _step_world(settings, here.slurm)
+    return _world_without_step(settings, here)
+
+
+def _world_without_step(settings: Settings, here: Here) -> World:
     if isinstance(here.slurm, Allocation):
-        _refuse_allocation(settings, here, here.slurm, script)
+        refuse_without_step(settings, here)
         return world.one_node(here.slurm.node_name or here.host, Origin.JOB)
     if settings.nnodes and settings.nnodes.maximum > 1:
         return _manual_world(settings, here)
     return world.one_node(here.host)
+
+
+def _refuse_nodes(settings: Settings, here: Here) -> None:
+    """Nodes are picked for a step that is started; here there is one already, or nothing to pick from."""
+    if settings.nodes is not None and not isinstance(here.slurm, Allocation):
+        where = "srun has chosen the nodes of this step" if here.slurm else "there is no Slurm job here"
+        raise UsageError(
+            f"--nodes {settings.nodes}: {where}; leave it out, name the nodes with --hosts, or a job with --jobid",
+            option="--nodes",
+        )
 
 
 def _listed_world(settings: Settings, here: Here) -> World:
@@ -147,6 +164,14 @@ def _listed_world(settings: Settings, here: Here) -> World:
     return world.of_nodes(hosts, index, Origin.HOSTS, slots.get(hosts[index]))
 
 
+def _own_world(settings: Settings, step: Step) -> World:
+    """The step was started for this run, with the nodes that were asked for; those of --hosts in that order."""
+    hosts = step.hosts
+    if settings.hosts is not None:
+        hosts = tuple(dict.fromkeys(host for host in hostlist.expand(settings.hosts) if host in step.hosts))
+    return world.of_nodes(hosts, hosts.index(step.node_name), Origin.STEP)
+
+
 def _step_world(settings: Settings, step: Step) -> World:
     if settings.node_rank is not None and settings.node_rank != step.node_rank:
         raise ContextError(
@@ -166,25 +191,6 @@ def _step_world(settings: Settings, step: Step) -> World:
         task_per_rank=True,
         origin=Origin.STEP,
     )
-
-
-def _refuse_allocation(settings: Settings, here: Here, job: Allocation, script: Sequence[str]) -> None:
-    """Outside a step: on several nodes, or on a login node, training here is never what is meant."""
-    in_job = job.node_name or (here.position(job.hosts) is not None)
-    if in_job and (len(job.hosts) == 1 or (settings.nnodes and settings.nnodes.maximum == 1)):
-        return
-    line = commands.run_step(
-        here.command or ("hpc-launch", *script),
-        nodes=settings.nnodes.maximum if settings.nnodes else len(job.hosts),
-        cpus_per_task=here.environ.get("SLURM_CPUS_PER_TASK", ""),
-    )
-    where = (
-        f"this is the {job.place.value} of job {job.job_id} on one of its {len(job.hosts)} nodes"
-        if in_job
-        else f"{here.host} is not a node of job {job.job_id} ({hostlist.fold(job.hosts)})"
-    )
-    alone = ", or 'hpc-launch --standalone' for this node alone" if job.place is not Place.SHELL else ""
-    raise ContextError(f"{where}: start one agent on each node with '{commands.quote(line)}'{alone}")
 
 
 def _manual_world(settings: Settings, here: Here) -> World:

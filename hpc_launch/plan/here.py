@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_launch.errors import ScriptError, reason
+from hpc_launch.errors import ContextError, ScriptError, reason
 from hpc_launch.node import devices, network
 from hpc_launch.node.devices import Devices
 from hpc_launch.settings import Settings
+from hpc_launch.slurm import controller
 from hpc_launch.slurm.environment import Allocation, Step, locate
+from hpc_launch.slurm.steps import task_environment
 from hpc_launch.world import World
 
 
@@ -35,6 +37,8 @@ class Here:
         command: the words by which hpc-launch was called, for a line that can be typed.
         interpreter: the Python that runs this.
         interpreter_options: with which options it was started, before the name of the program.
+        again: the command line that starts the same once more, on another node as well.
+        has_srun: whether srun is there, to start steps with.
     """
 
     environ: Mapping[str, str]
@@ -48,6 +52,8 @@ class Here:
     command: tuple[str, ...] = ()
     interpreter: str = ""
     interpreter_options: tuple[str, ...] = ()
+    again: tuple[str, ...] = ()
+    has_srun: bool = False
 
 
 def gather(environ: Mapping[str, str], settings: Settings, command: Sequence[str] = ()) -> Here:
@@ -55,17 +61,19 @@ def gather(environ: Mapping[str, str], settings: Settings, command: Sequence[str
 
     Args:
         environ: the environment.
-        settings: whether to look at Slurm (--standalone), and what else the environment is to have (--default-env).
+        settings: whether to look at Slurm (--standalone), which job is meant (--jobid), and what else the environment
+            is to have (--default-env).
         command: the words by which hpc-launch was called.
 
     Raises:
-        ContextError: when Slurm's variables contradict each other.
+        ContextError: when Slurm's variables contradict each other, or the job is not one to start something in.
     """
+    environ = task_environment(environ)
     return Here(
         environ={**dict(settings.default_env), **environ},
         directory=Path.cwd(),
         host=network.short_name(socket.gethostname()),
-        slurm=None if settings.standalone else locate(environ, _own_cgroup()),
+        slurm=None if settings.standalone else _place(environ, settings.jobid or ""),
         devices=devices.find(environ),
         cpus=len(os.sched_getaffinity(0)),
         position=network.position,
@@ -73,7 +81,36 @@ def gather(environ: Mapping[str, str], settings: Settings, command: Sequence[str
         command=tuple(command),
         interpreter=sys.executable,
         interpreter_options=interpreter_options(sys.orig_argv),
+        again=(sys.executable, *sys.orig_argv[1:]),
+        has_srun=shutil.which("srun") is not None,
     )
+
+
+def _place(environ: Mapping[str, str], job: str) -> Step | Allocation | None:
+    """Where in Slurm this is, or the job that was asked for; in the step of that job it has been found already."""
+    found = locate(environ, _own_cgroup(), shell=has_job_control())
+    if not job or (isinstance(found, Step) and found.ours):
+        return found
+    if isinstance(found, Step):
+        raise ContextError(
+            f"--jobid {job} in a step of job {found.job_label}: each of its {found.tasks} task(s) would start a step: "
+            "leave out srun, or --jobid"
+        )
+    return found if found and job in (found.job_id, found.job_label) else controller.ask_allocation(job)
+
+
+def has_job_control() -> bool:
+    """Whether this process was started by a shell into which somebody types.
+
+    Such a shell has a terminal, and puts every command into a process group of its own; what srun or a script starts
+    stays in that of the first process of its session.
+    """
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    os.close(terminal)
+    return os.getpgrp() != os.getsid(0)
 
 
 def interpreter_options(words: Sequence[str]) -> tuple[str, ...]:

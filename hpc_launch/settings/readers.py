@@ -67,6 +67,23 @@ def node_range(text: str) -> NodeRange:
     return NodeRange(low, high)
 
 
+def nodes(text: str) -> int | str:
+    """Read a number of nodes, or their names."""
+    if text.isascii() and text.isdigit():
+        if int(text) < 1:
+            raise Unreadable("a number of nodes from 1 on, or a host list")
+        return int(text)
+    return text
+
+
+def job_id(text: str) -> str:
+    """Read the number of a job, or of a task of an array."""
+    number, _, task = text.partition("_")
+    if not all(part.isascii() and part.isdigit() for part in (number, task or "0")):
+        raise Unreadable("the number of a job (12), or of a task of an array (12_3)")
+    return text
+
+
 # The words torchrun knows; a device backend registered with torch under its own name is asked for by that name.
 PROCESS_WORDS = ("auto", "cpu", "gpu", "xpu")
 

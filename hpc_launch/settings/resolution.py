@@ -67,6 +67,9 @@ def _voices(
 def _refuse_contradictions(settings: Settings) -> None:
     if settings.hosts is not None and settings.hostfile is not None:
         raise UsageError("--hosts and --hostfile both name the nodes: give one of them", option="--hosts")
+    if settings.nodes is not None and (settings.hosts is not None or settings.hostfile is not None or settings.nnodes):
+        other = "--nnodes" if settings.nnodes else "--hosts" if settings.hosts is not None else "--hostfile"
+        raise UsageError(f"--nodes and {other} both say which nodes: give one of them", option="--nodes")
     if settings.no_python and settings.module:
         raise UsageError("--no-python and --module exclude each other: a module needs Python", option="--no-python")
     if settings.no_python and not settings.use_env and not settings.run_path:

@@ -141,7 +141,34 @@ class Settings:
         group=WORLD,
         not_in_files=_ONE_RUN,
         torchrun_variable=False,
-        help="The nodes, in rank order, as a Slurm host list ('gpu[01-04]'): for use without Slurm.",
+        help="The nodes, in rank order, as a Slurm host list ('gpu[01-04]'): those to run on without Slurm, or some of "
+        "those of the allocation.",
+    )
+    nodes: int | str | None = _option(
+        "--nodes",
+        read=readers.nodes,
+        metavar="N|HOSTLIST",
+        group=WORLD,
+        not_in_files=_ONE_RUN,
+        torchrun_variable=False,
+        help="How many nodes of the allocation to run on, or which, where hpc-launch starts the step itself (salloc, "
+        "srun --pty, batch scripts without srun, --jobid). Derived: all of them.",
+    )
+    jobid: str | None = _option(
+        "--jobid",
+        read=readers.job_id,
+        metavar="JOB",
+        group=WORLD,
+        not_in_files=_ONE_RUN,
+        torchrun_variable=False,
+        help="Start the step in this job, which runs, from wherever this is. Derived: the job that this is in.",
+    )
+    overlap: bool = _flag(
+        "--overlap",
+        group=WORLD,
+        not_in_files=_ONE_RUN,
+        torchrun_variable=False,
+        help="Share nodes and GPUs with other steps that run there, where hpc-launch starts the step itself.",
     )
     hostfile: str | None = _option(
         "--hostfile",

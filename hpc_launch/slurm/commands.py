@@ -37,6 +37,31 @@ def show_job(job: str) -> list[str]:
     return ["scontrol", "--oneliner", *_of_cluster(cluster), "show", "job", number]
 
 
+def show_job_details(job: str) -> list[str]:
+    """The line that asks for a job, with what it has on each of its nodes."""
+    return ["scontrol", "--oneliner", "--details", "show", "job", job]
+
+
+def show_steps(job: str) -> list[str]:
+    """The line that asks for the steps of a job which have not ended, one a line."""
+    return ["scontrol", "--oneliner", "show", "step", job]
+
+
+def signal_step(step: str, name: str) -> list[str]:
+    """The line that sends a signal to the tasks of a step, and to nothing else."""
+    return ["scancel", f"--signal={name}", step]
+
+
+def show_node_names() -> list[str]:
+    """The line that prints what Slurm calls this host, as slurm.conf has it: nothing where it is no node of it."""
+    return ["scontrol", "show", "aliases"]
+
+
+def show_node(name: str) -> list[str]:
+    """The line that asks the controller for a node: it knows those too that slurm.conf does not name."""
+    return ["scontrol", "--oneliner", "show", "node", name]
+
+
 def show_partition(name: str) -> list[str]:
     """The line that asks for a partition, in one line."""
     return ["scontrol", "--oneliner", "show", "partition", name]

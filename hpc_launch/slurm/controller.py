@@ -1,4 +1,4 @@
-"""Ask Slurm's controller about the cluster and the job, and have the job run again. Nothing else here talks to it.
+"""Ask Slurm's controller about the cluster, the job and its steps, and have it act on them. Nothing else talks to it.
 
 What is asked may stay unanswered (no scontrol in a container, a controller that is busy): then there is None, and
 nobody waits for long. Times are seconds since the epoch, durations are seconds, and `math.inf` is what Slurm calls
@@ -16,8 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from hpc_launch import hostlist
+from hpc_launch.errors import ContextError
 from hpc_launch.slurm import commands
+from hpc_launch.slurm.environment import Allocation, Place
 from hpc_launch.slurm.inventory import NodeGroup, read_nodes
+from hpc_launch.slurm.steps import RunningStep, read_gpus, read_steps
 
 # How long scontrol may take, in seconds. It answers in some ten milliseconds; a controller at its limit takes longer.
 PATIENCE = 10.0
@@ -34,6 +38,9 @@ _ALREADY_REQUEUED = "Job is pending execution"
 
 # What it says of a job that it does not know (ESLURM_INVALID_JOB_ID).
 _NO_SUCH_JOB = "Invalid job id"
+
+# What Slurm says of the steps of a job that has none.
+_NO_STEPS = " not found"
 
 _FIELD = re.compile(r"(?:^|\s)([\w/:]+)=(\S*)")
 # A job's name can have spaces, line breaks and what looks like fields.
@@ -93,6 +100,9 @@ class JobRecord:
         exit_code: the status that it ended with, and `signal` the signal that ended it; 0 until then.
         output: the file that it writes to; empty where it has none.
         task: its numbers in the array that it is of, such as `3` or `4-7%2`; empty where it is of none.
+        nodes: its nodes, as a host list; empty where it has none.
+        label: its id as users see it, `12_3` for a task of an array.
+        heterogeneous: whether it is a component of a heterogeneous job.
     """
 
     job_id: str
@@ -110,6 +120,9 @@ class JobRecord:
     signal: int = 0
     output: str = ""
     task: str = ""
+    nodes: str = ""
+    label: str = ""
+    heterogeneous: bool = False
 
 
 @dataclass(frozen=True)
@@ -222,6 +235,7 @@ def _job(line: str) -> JobRecord | None:
         return None
     code, _, signal = found.get("ExitCode", "").partition(":")
     output = _OUTPUT.search(line)
+    array, task = found.get("ArrayJobId", ""), found.get("ArrayTaskId", "")
     return JobRecord(
         job_id=found.get("JobId", ""),
         state=found["JobState"],
@@ -238,6 +252,9 @@ def _job(line: str) -> JobRecord | None:
         signal=int(_number(signal, 0)),
         output=_word(output[1]) if output else "",
         task=found.get("ArrayTaskId", ""),
+        nodes=_word(found.get("NodeList", "")),
+        label=f"{array}_{task}" if array and task.isdigit() else found.get("JobId", ""),
+        heterogeneous="HetJobId" in found,
     )
 
 
@@ -358,6 +375,57 @@ def ask_partition(name: str, patience: float = PATIENCE) -> Partition | None:
     return read_partition(text) if text else None
 
 
+def ask_allocation(job: str, patience: float = PATIENCE) -> Allocation:
+    """Ask for a job in which something is to be started.
+
+    Raises:
+        ContextError: where there is none, or it does not run.
+    """
+    record = ask_job(job, patience)
+    if record is None:
+        raise ContextError(f"--jobid {job}: Slurm knows no such job, or does not answer: see 'squeue --me'")
+    if record.state != "RUNNING" or not record.nodes:
+        because = f" ({record.reason})" if record.reason else ""
+        raise ContextError(
+            f"--jobid {job}: the job is {record.state}{because}, and only in a running one can a step start"
+        )
+    return Allocation(
+        job_id=record.job_id,
+        job_label=record.label,
+        place=Place.ELSEWHERE,
+        hosts=hostlist.expand(record.nodes),
+        node_name="",
+        submit_directory="",
+        restart_count=record.restarts,
+        components=2 if record.heterogeneous else 1,
+    )
+
+
+def ask_steps(job: str, patience: float = PATIENCE) -> tuple[RunningStep, ...] | None:
+    """Ask for the steps of a job that have not ended; None where they cannot be learnt."""
+    try:
+        done = _run(commands.show_steps(job), patience)
+    except (subprocess.TimeoutExpired, OSError):
+        return None
+    if done.returncode and _NO_STEPS not in done.stdout + done.stderr:
+        return None
+    return read_steps(done.stdout)
+
+
+def ask_gpus(job: str, patience: float = PATIENCE) -> dict[str, int]:
+    """Ask how many GPUs a job has on each of its nodes, where a step has to say it (`steps.read_gpus`)."""
+    return read_gpus(_ask(commands.show_job_details(job), patience) or "")
+
+
+def ask_whether_node(host: str, patience: float = PATIENCE) -> bool:
+    """Ask whether this host is a node of the cluster; so it is where there is no cluster, or nobody knows.
+
+    slurm.conf tells at once, and without the controller. Nodes that it does not name are asked for by name.
+    """
+    names = _ask(commands.show_node_names(), patience)
+    return names is None or bool(names.strip()) or _ask(commands.show_node(host), patience) is not None
+
+
 def ask_script(job: str, patience: float = PATIENCE) -> str | None:
     """Ask for a job's batch script; None where it cannot be learnt: there is none, or it is another user's."""
     return _ask(commands.write_batch_script(job), patience)
@@ -383,6 +451,11 @@ def requeue(job: str, patience: float = PATIENCE) -> str:
         return ""
     said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     return said[-1] if said else f"scontrol requeue {job} ended with status {done.returncode}"
+
+
+def signal_step(step: str, name: str, patience: float = PATIENCE) -> bool:
+    """Send a signal to the tasks of a step, `12.0` for instance; False where that did not succeed in time."""
+    return _ask(commands.signal_step(step, name), patience) is not None
 
 
 def _ask(command: Sequence[str], patience: float) -> str | None:

@@ -18,10 +18,13 @@ from enum import Enum
 
 from hpc_launch import hostlist
 from hpc_launch.errors import ContextError, HostlistError
+from hpc_launch.slurm.steps import MARK
 
 # Step ids from here on are not steps of srun: 0xfffffffb is the batch script, 0xfffffffa the interactive step
 # (slurm/slurm.h). Slurm 26.05 writes them as negative numbers.
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
+
+_INTERACTIVE_STEP = (str(0xFFFFFFFA), "-6")
 
 # /proc/self/cgroup of a process in a step, under cgroup v1 and v2: .../job_12/step_0/..., .../job_12/step_batch
 _STEP_CGROUP = re.compile(r"/job_(?P<job>\d+)/step_(?P<step>\w+)")
@@ -33,6 +36,10 @@ class Place(str, Enum):
     BATCH = "batch script"
     INTERACTIVE = "interactive step"
     SHELL = "shell of an allocation"
+    TERMINAL = "interactive shell of a step"
+    """`srun --pty bash`: a step, but not one that is there to train."""
+    ELSEWHERE = "another place"
+    """The job was named: by `--jobid`."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,10 @@ class Allocation:
     Attributes:
         place: where this process is.
         hosts: the nodes of the job.
-        node_name: Slurm's name of the node this process is on; empty on a login node.
+        node_name: Slurm's name of the node this process is on; empty where that is none of the job's.
+        step_id: number of the step that a shell belongs to.
+        gpus_on_node: GPUs that this process was given; None where unknown.
+        components: how many components a heterogeneous job has; 1 for any other.
     """
 
     job_id: str
@@ -52,6 +62,9 @@ class Allocation:
     node_name: str
     submit_directory: str
     restart_count: int
+    step_id: int | None = None
+    gpus_on_node: int | None = None
+    components: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,7 @@ class Step:
         job_hosts: number of nodes of the whole job; None where unknown.
         reserved_ports: ports that Slurm reserved for the step (srun --resv-ports).
         restart_count: how often the job was requeued.
+        ours: hpc-launch itself has started the step.
     """
 
     job_id: str
@@ -92,6 +106,7 @@ class Step:
     reserved_ports: tuple[int, ...]
     submit_directory: str
     restart_count: int
+    ours: bool = False
 
     @property
     def node_rank(self) -> int:
@@ -104,16 +119,19 @@ class Step:
         return self.tasks > len(self.hosts)
 
 
-def locate(environ: Mapping[str, str], cgroup: str = "") -> Step | Allocation | None:
+def locate(environ: Mapping[str, str], cgroup: str = "", *, shell: bool = False) -> Step | Allocation | None:
     """Say where this process is.
 
     Args:
         environ: the environment.
         cgroup: the text of /proc/self/cgroup. Where it names a step it is believed more than the variables, which a
             batch script may have inherited from another job.
+        shell: a shell that somebody types into has started this process (`plan.here.has_job_control`).
 
     Returns:
-        A Step within srun, an Allocation elsewhere in a job, None outside of Slurm.
+        A Step in a task of srun, an Allocation elsewhere in a job, None outside of Slurm. What is typed into the shell
+        of `srun --pty` is no task of it: that step has other things to do. Its variables are no sign of it, because
+        tasks that are started from there inherit them.
 
     Raises:
         ContextError: when the variables contradict each other.
@@ -122,11 +140,21 @@ def locate(environ: Mapping[str, str], cgroup: str = "") -> Step | Allocation | 
     if not job_id:
         return None
     step_id = _step_id(environ)
+    ours = environ.get(MARK) == job_id
     seen = _STEP_CGROUP.search(cgroup)
+    if seen is not None and seen["job"] not in _job_ids(environ, job_id):
+        return _allocation(environ, job_id, Place.SHELL)  # of an salloc that was typed into a shell of another job
     outside = not _is_number(seen["step"]) if seen is not None else _left_over(environ)
     if step_id is None or outside:
         return _allocation(environ, job_id)
-    return _step(environ, job_id, step_id)
+    if shell and not ours:
+        return _allocation(environ, job_id, Place.TERMINAL, step_id)
+    return _step(environ, job_id, step_id, ours=ours)
+
+
+def _job_ids(environ: Mapping[str, str], job_id: str) -> set[str]:
+    """The numbers of this job: the components of a heterogeneous one have a number each."""
+    return {job_id} | {value for name, value in environ.items() if name.startswith("SLURM_JOB_ID_")}
 
 
 def _step_id(environ: Mapping[str, str]) -> int | None:
@@ -147,27 +175,30 @@ def _left_over(environ: Mapping[str, str]) -> bool:
     return bool(step and job and here) and here not in step and here in job
 
 
-def _allocation(environ: Mapping[str, str], job_id: str) -> Allocation:
-    here = environ.get("SLURMD_NODENAME", "")
-    interactive = environ.get("SLURM_STEP_ID", "") in (str(0xFFFFFFFA), "-6")
-    if interactive:
+def _allocation(
+    environ: Mapping[str, str], job_id: str, place: Place | None = None, step_id: int | None = None
+) -> Allocation:
+    hosts = _hosts(environ, "SLURM_JOB_NODELIST")
+    here = "" if place is Place.SHELL else environ.get("SLURMD_NODENAME", "")
+    if place is None and environ.get("SLURM_STEP_ID", "") in _INTERACTIVE_STEP:
         place = Place.INTERACTIVE
-    elif here:
-        place = Place.BATCH
-    else:
-        place = Place.SHELL
+    elif place is None:
+        place = Place.BATCH if here else Place.SHELL
     return Allocation(
         job_id=job_id,
         job_label=_job_label(environ, job_id),
         place=place,
-        hosts=_hosts(environ, "SLURM_JOB_NODELIST"),
+        hosts=hosts,
         node_name=here,
         submit_directory=environ.get("SLURM_SUBMIT_DIR", ""),
         restart_count=_number(environ, "SLURM_RESTART_COUNT") or 0,
+        step_id=step_id,
+        gpus_on_node=_device_count(environ.get("SLURM_GPUS_ON_NODE", "")) if here else None,
+        components=_number(environ, "SLURM_HET_SIZE") or 1,
     )
 
 
-def _step(environ: Mapping[str, str], job_id: str, step_id: int) -> Step:
+def _step(environ: Mapping[str, str], job_id: str, step_id: int, *, ours: bool) -> Step:
     hosts = _hosts(environ, "SLURM_STEP_NODELIST")
     node_id = _number(environ, "SLURM_NODEID")
     here = environ.get("SLURMD_NODENAME", "")
@@ -212,6 +243,7 @@ def _step(environ: Mapping[str, str], job_id: str, step_id: int) -> Step:
         reserved_ports=_port_list(environ.get("SLURM_STEP_RESV_PORTS", "")),
         submit_directory=environ.get("SLURM_SUBMIT_DIR", ""),
         restart_count=_number(environ, "SLURM_RESTART_COUNT") or 0,
+        ours=ours,
     )
 
 

@@ -149,6 +149,8 @@ def test_a_job() -> None:
         batch=True,
         partition="main",
         output="/home/ada/train.out",
+        nodes="gpu001",
+        label="9",
     )
 
     assert expected == controller.read_job(RUNNING)

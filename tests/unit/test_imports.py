@@ -44,6 +44,7 @@ EXCEPTIONS = {
         "launch.run",
         "elastic",
     ): "running is what launch is for; inside of functions, so that errors and explanations come without torch",
+    ("launch.step", "elastic"): "the console, a part of it that knows no torch; inside of a function as above",
     ("launch.__main__", "cli"): "an entry point, as `python -m hpc_launch` is: it only calls cli",
 }
 

@@ -183,7 +183,7 @@ def test_what_submit_makes_of_it_is_as_good(template: Path, tmp_path: Path, want
     subprocess.run(["bash", "-n", script], check=True)
     if shutil.which("shellcheck"):
         # Without its remarks on words such as '$HOME', which are meant as they are.
-        checked = ["shellcheck", "--severity=warning", script]
+        checked = ["shellcheck", "--severity=warning", str(script)]
         found = subprocess.run(checked, capture_output=True, text=True, check=False)
         assert found.stdout == "", made
 
