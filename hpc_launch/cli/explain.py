@@ -10,7 +10,7 @@ import click
 
 from hpc_launch import hostlist
 from hpc_launch.cli.options import CONTEXT, Call, GroupedCommand, launch_options, settings_of
-from hpc_launch.plan import derive, foretell
+from hpc_launch.plan import binding, derive, foretell
 from hpc_launch.plan.here import Here, check_script, gather
 from hpc_launch.plan.requeue import policy
 from hpc_launch.settings import Settings
@@ -44,6 +44,8 @@ def explain(context: click.Context, /, script: str, args: tuple[str, ...], **giv
         click.echo(f"  {item.name:<{width}}  {item.value}  ({item.origin})")
     if script:
         click.echo(f"  {'command':<{width}}  {shlex.join(plan.script)}")
+    for line in binding.table(plan.binding, plan.omp_num_threads):
+        click.echo(f"  {line}")
     for warning in plan.warnings:
         click.echo(f"note: {warning}")
     for line in _foretold(settings, here):

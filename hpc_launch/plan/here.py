@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import shutil
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_launch.errors import ScriptError, reason
-from hpc_launch.node import devices, network
+from hpc_launch.node import devices, locations, network, topology
 from hpc_launch.node.devices import Devices
+from hpc_launch.node.locations import Location
+from hpc_launch.node.topology import Topology
 from hpc_launch.settings import Settings
 from hpc_launch.slurm.environment import Allocation, Step, locate
 
@@ -34,6 +37,9 @@ class Here:
         command: the words by which hpc-launch was called, for a line that can be typed.
         interpreter: the Python that runs this.
         interpreter_options: with which options it was started, before the name of the program.
+        allowed: the CPUs it may use.
+        topology: gives what shares a core or a NUMA node; a parameter because it reads many files.
+        locations: gives where the devices are, in their order, if that can be known; for the same reason.
     """
 
     environ: Mapping[str, str]
@@ -47,6 +53,9 @@ class Here:
     command: tuple[str, ...] = ()
     interpreter: str = ""
     interpreter_options: tuple[str, ...] = ()
+    allowed: frozenset[int] = frozenset()
+    topology: Callable[[], Topology] = Topology
+    locations: Callable[[], tuple[Location, ...]] = tuple
 
 
 def gather(environ: Mapping[str, str], command: Sequence[str] = (), *, alone: bool = False) -> Here:
@@ -60,18 +69,23 @@ def gather(environ: Mapping[str, str], command: Sequence[str] = (), *, alone: bo
     Raises:
         ContextError: when Slurm's variables contradict each other.
     """
+    allowed = frozenset(os.sched_getaffinity(0))
+    visible = devices.find(environ)
     return Here(
         environ=dict(environ),
         directory=Path.cwd(),
         host=network.short_name(socket.gethostname()),
         slurm=None if alone else locate(environ, _own_cgroup()),
-        devices=devices.find(environ),
-        cpus=len(os.sched_getaffinity(0)),
+        devices=visible,
+        cpus=len(allowed),
         position=network.position,
         read=Path.read_text,
         command=tuple(command),
         interpreter=sys.executable,
         interpreter_options=interpreter_options(sys.orig_argv),
+        allowed=allowed,
+        topology=functools.partial(topology.read, allowed),
+        locations=functools.partial(locations.find, visible, dict(environ)),
     )
 
 
