@@ -100,7 +100,7 @@ def _nvidia(root: Path) -> list[_Found]:
 
 
 def _amd(environ: Mapping[str, str], variable: str, root: Path) -> list[_Found]:
-    """The GPUs of the KFD topology, in its order, which is HIP's; the kernel hides those that the cgroup does not allow.
+    """The GPUs of the KFD topology, in its order, which is HIP's; the kernel hides what the cgroup does not allow.
 
     HIP reads its own mask, and CUDA's, as numbers among what the ROCR mask leaves.
     """

@@ -1,7 +1,7 @@
 """The CPUs of this node: which share a core, a cache and a NUMA node, as sysfs says.
 
 What is read is kept small, because every agent reads it: a list per NUMA node and per L3 cache, and the siblings of the
-first and the last CPU of each cache, from which those between follow. The files are described in the kernel's
+first and the last CPU of each node, from which those between follow. The files are described in the kernel's
 Documentation/ABI/stable/sysfs-devices-node and sysfs-devices-system-cpu.
 """
 
@@ -23,7 +23,7 @@ class Core:
     Attributes:
         cpus: their numbers, in order.
         node: the NUMA node; 0 where there are none.
-        cache: the first CPU that shares its L3 cache; the same for all cores where that is not known.
+        cache: the first of the CPUs that share its L3 cache and may be used; the node's first where that is not known.
     """
 
     cpus: tuple[int, ...]
@@ -69,31 +69,35 @@ def read(allowed: Iterable[int], root: Path = Path("/")) -> Topology:
         return Topology()
     numbers = sorted(cpu_list(text(f"{system}/node/has_cpu")))
     nodes = {number: cpu_list(text(f"{system}/node/node{number}/cpulist")) for number in numbers}
-    cores: list[Core] = []
+    nodes = nodes or {0: usable}  # a kernel without NUMA
     threads = text(f"{system}/cpu/smt/active") != "0"
-    left = set(usable)
-    while left:
-        first = min(left)
-        number = next((number for number, cpus in nodes.items() if first in cpus), 0)
-        members = cpu_list(text(f"{system}/cpu/cpu{first}/cache/index3/shared_cpu_list"))
-        if number in nodes:
-            members = members & nodes[number] or nodes[number]
-        members = members or usable
-        groups = _siblings(members, usable, f"{system}/cpu") if threads else {(cpu,) for cpu in members}
-        found = (tuple(sorted(usable.intersection(group))) for group in groups)
-        cores += [Core(cpus, number, min(members)) for cpus in found if cpus]
-        left -= members
-        left.discard(first)
+    cores: list[Core] = []
+    for number, members in nodes.items():
+        mine = members & usable
+        caches = _caches(mine, f"{system}/cpu")
+        groups = _siblings(members, mine, f"{system}/cpu") if threads and mine else {(cpu,) for cpu in mine}
+        found = (tuple(cpu for cpu in group if cpu in mine) for group in groups)
+        cores += [Core(cpus, number, caches[cpus[0]]) for cpus in found if cpus]
     cores.sort(key=lambda core: (core.node, core.cache, core.cpus))
     # Laptops and desktops: the kernel has a PMU for each kind of core (Intel's "hybrid" processors).
     mixed = os.access(f"{root}/sys/devices/cpu_atom", os.F_OK)
     return Topology(tuple(cores), _distances(numbers, f"{system}/node"), mixed)
 
 
-def _siblings(members: frozenset[int], usable: frozenset[int], folder: str) -> set[tuple[int, ...]]:
-    """Which of the CPUs that share a cache are threads of one core.
+def _caches(cpus: frozenset[int], folder: str) -> dict[int, int]:
+    """The first CPU of the L3 cache of each CPU; of all of them, where caches are not known."""
+    found: dict[int, int] = {}
+    for cpu in sorted(cpus):
+        if cpu not in found:
+            members = cpu_list(text(f"{folder}/cpu{cpu}/cache/index3/shared_cpu_list")) & cpus or cpus
+            found.update(dict.fromkeys({*members, cpu} - found.keys(), min(members)))
+    return found
 
-    Cores are numbered alike all through a cache, 0,64 and 1,65 and so on or 0,1 and 2,3: so the first and the last
+
+def _siblings(members: frozenset[int], usable: frozenset[int], folder: str) -> set[tuple[int, ...]]:
+    """Which of the CPUs of a NUMA node are threads of one core.
+
+    Cores are numbered alike all through a node, 0,64 and 1,65 and so on or 0,1 and 2,3: so the first and the last
     tell. Where they do not, each CPU is looked at.
     """
 
