@@ -94,7 +94,8 @@ def _nvidia(root: Path) -> list[_Found]:
         uuid = re.search(r"^GPU UUID:\s*(GPU-\S+)", facts, re.MULTILINE)
         if minor is None:
             return []
-        if _may_use(f"{root}/dev/nvidia{minor[1]}"):
+        excluded = re.search(r"^GPU Excluded:\s*Yes", facts, re.MULTILINE)  # by the administrator; CUDA skips it
+        if not excluded and _may_use(f"{root}/dev/nvidia{minor[1]}"):
             found.append(_Found(_location(address, root), (uuid[1],) if uuid else ()))
     return found
 

@@ -71,10 +71,12 @@ class Binding:
     Attributes:
         shares: one for each local rank of this node, those of other agents included; none where they are not bound.
         reason: why so.
+        warning: what is probably not meant; empty for nothing.
     """
 
     shares: tuple[Share, ...] = ()
     reason: str = ""
+    warning: str = ""
 
     @property
     def fewest(self) -> int | None:
@@ -116,7 +118,8 @@ def decide(settings: Settings, here: Here, found: World, step: Step | None, loca
     if topology.mixed:
         return Binding(reason="the cores are of different kinds")
     if len(topology.cores) < ranks:
-        return Binding(reason=f"{ranks} local ranks, but {_count(len(topology.cores), 'core')}")
+        cores = _count(len(topology.cores), "core")
+        return Binding(reason=f"{ranks} local ranks, but {cores}", warning=f"{ranks} local ranks share {cores}")
     places = here.locations() if _all_see_the_same(here, found, step, ranks) else ()
     return _divided(topology, places[:ranks], here.devices.tokens, ranks)
 

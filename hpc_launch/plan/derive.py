@@ -95,7 +95,10 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         job_name=job_name,
         script=tuple(script),
         derived=derived,
-        warnings=traps.warnings(traps.Case(settings, here, found, step, local_world_size)),
+        warnings=(
+            *traps.warnings(traps.Case(settings, here, found, step, local_world_size)),
+            *filter(None, (bound.warning,)),
+        ),
         binding=bound,
     )
 

@@ -218,6 +218,7 @@ def test_when_ranks_are_left_alone(
     assert (cpus(made), why(made), made.shares) == ([], reason, ())
     assert ("cpu_bind", "none", reason) in [(item.name, item.value, item.origin) for item in made.derived]
     assert binding.table(made.binding, 4) == []
+    assert ("4 local ranks share 3 cores" in made.warnings) == reason.endswith("cores")
 
 
 def test_cores_of_several_kinds_are_left_alone(machines: Path) -> None:

@@ -176,6 +176,14 @@ def test_device_files_may_be_numbered_in_another_order(tmp_path: Path) -> None:
     assert addresses(cuda("0,1,2"), tmp_path) == ["0000:41:00.0", "0000:82:00.0", "0000:c1:00.0"]
 
 
+def test_a_gpu_that_is_taken_out_is_not_counted(tmp_path: Path) -> None:
+    """CUDA does not count a GPU that the driver was told to exclude."""
+    unpack("perlmutter", tmp_path)
+    write(tmp_path / "proc/driver/nvidia/gpus/0000:03:00.0/information", "Device Minor: \t 0\nGPU Excluded:\t Yes")
+
+    assert addresses(cuda("0"), tmp_path) == ["0000:41:00.0"]
+
+
 def test_ids_are_found_wherever_they_are(machines: Path) -> None:
     """A UUID, its beginning, and an old MIG id, which has the GPU's, say where the device is."""
     names = f"{uuid(5)},{uuid(2)[:12]},MIG-{uuid(7)}/1/0"
