@@ -120,22 +120,25 @@ def decide(settings: Settings, here: Here, found: World, step: Step | None, loca
     if len(topology.cores) < ranks:
         cores = _count(len(topology.cores), "core")
         return Binding(reason=f"{ranks} local ranks, but {cores}", warning=f"{ranks} local ranks share {cores}")
-    places = here.locations() if _all_see_the_same(here, found, step, ranks) else ()
-    return _divided(topology, places[:ranks], here.devices.tokens, ranks)
+    return _divided(topology, here, ranks, same_devices=_all_see_the_same(here, found, step, ranks))
 
 
-def _divided(topology: Topology, places: Sequence[Location], tokens: Sequence[str], ranks: int) -> Binding:
-    homes = [_home(place, topology) for place in places]
+def _divided(topology: Topology, here: Here, ranks: int, *, same_devices: bool) -> Binding:
+    """Divide the cores, by the devices if it is known which rank has which, and where they are."""
+    places: Sequence[Location | None] = here.locations()[:ranks] if same_devices else ()
+    homes = [_home(place, topology) for place in places if place is not None]
     known = [home for home in homes if home is not None]
     if len(known) == ranks:
         cores, reason = shares.near(topology.cores, known, topology.distance), "near their devices"
     else:
         cores = shares.anywhere(topology.cores, ranks, topology.distance)
-        reason = "equal shares: where the devices are is not known" if tokens else "equal shares"
-    cpus = [tuple(sorted(cpu for core in share for cpu in core.cpus)) for share in cores]
-    if not places:
-        return Binding(tuple(Share(rank, own) for rank, own in enumerate(cpus)), reason)
-    return Binding(tuple(Share(rank, own, tokens[rank], places[rank]) for rank, own in enumerate(cpus)), reason)
+        reason = "equal shares: where the devices are is not known" if here.devices else "equal shares"
+    tokens = here.devices.tokens if same_devices else ("",) * ranks
+    made = (
+        Share(rank, tuple(sorted(cpu for core in own for cpu in core.cpus)), token, place)
+        for rank, own, token, place in zip(range(ranks), cores, tokens, places or [None] * ranks, strict=False)
+    )
+    return Binding(tuple(made), reason)
 
 
 def _home(place: Location, topology: Topology) -> int | None:
