@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from hpc_launch.cli import cli
-from hpc_launch.settings import PREFIX, TORCHRUN_PREFIX, Console, OptionSpec, Settings, specs
+from hpc_launch.settings import PREFIX, TORCHRUN_PREFIX, Console, CpuBind, OptionSpec, Settings, specs
 
 PAGE = Path(__file__).parents[1] / "docs/cli.md"
 WIDTH = 118
@@ -179,7 +179,7 @@ def written(value: Any) -> str:
         return ",".join(map(str, value))
     if isinstance(value, Console):
         return value.mode
-    if isinstance(value, (int, str)):
+    if isinstance(value, (int, str, CpuBind)):
         return str(value)
     if isinstance(value, float):
         return f"{value:g}"

@@ -12,7 +12,7 @@ import click
 from hpc_launch import hostlist
 from hpc_launch.cli.options import CONTEXT, Call, GroupedCommand, launch_options, settings_of
 from hpc_launch.launch.step import prepare, why_not_here
-from hpc_launch.plan import advice, derive, foretell
+from hpc_launch.plan import advice, binding, derive, foretell
 from hpc_launch.plan.here import Here, addresses, check_script, gather
 from hpc_launch.plan.requeue import policy
 from hpc_launch.plan.step import derived, wanted
@@ -54,6 +54,8 @@ def explain(context: click.Context, /, script: str, args: tuple[str, ...], **giv
         click.echo(f"  {item.name:<{width}}  {item.value}  ({item.origin})")
     if script:
         click.echo(f"  {'command':<{width}}  {shlex.join(plan.script)}")
+    for line in binding.table(plan.binding, plan.omp_num_threads):
+        click.echo(f"  {line}")
     for warning in (*plan.warnings, *filter(None, [why_not_here(settings, here)])):
         click.echo(f"note: {warning}")
     _advise(settings, here, plan.world)

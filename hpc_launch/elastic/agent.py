@@ -172,6 +172,9 @@ class Agent(LocalElasticAgent):
                 directory.write_json(plan, self._plan.as_dict())
                 directory.point_latest(self._job.last_plan, f"{plan.parent.name}/{plan.name}")
                 directory.point_latest(self._job.root / "latest", self._job.job)
+            if self._plan.shares:
+                threads, shares = self._plan.omp_num_threads, [share.as_dict() for share in self._plan.shares]
+                self._record("binding", why=self._plan.binding.reason, omp_num_threads=threads, shares=shares)
         label = self._first_attempt + self._attempt
         if self._plan.world.leader:
             directory.make(self._job.attempt(label))
@@ -195,7 +198,7 @@ class Agent(LocalElasticAgent):
         }
         if callable(spec.entrypoint):
             hidden = hidden_variables(self._environ, environs[0])
-            arguments = {local: (hidden, *words) for local, words in arguments.items()}
+            arguments = {local: (hidden, self._cpus(local), *words) for local, words in arguments.items()}
         common: dict[str, Any] = {
             "name": spec.role,
             "entrypoint": spec.entrypoint,
@@ -232,10 +235,20 @@ class Agent(LocalElasticAgent):
     def _start_with(self, factory: Factory, common: dict[str, Any]) -> CommandWorkers:
         settings = self._plan.settings
         workers = CommandWorkers(
-            **common, factory=factory, forked=factory.forks, group=settings.no_python, window=self._window
+            **common,
+            factory=factory,
+            forked=factory.forks,
+            group=settings.no_python,
+            window=self._window,
+            cpus=self._cpus,
         )
         workers.start()
         return workers
+
+    def _cpus(self, worker: int) -> tuple[int, ...]:
+        """The CPUs of one worker of this agent; none where it is not bound."""
+        shares = self._plan.shares
+        return shares[worker].cpus if shares else ()
 
     def _start_by_torch(self, common: dict[str, Any]) -> PContext:
         """Start workers as torch does: functions, and commands bound by --numa-binding."""
@@ -294,6 +307,7 @@ class Agent(LocalElasticAgent):
             slurm_env=plan.settings.slurm_env,
             job_directory=str(self._job.path),
             interface=handler.interface if isinstance(handler, SlurmRendezvous) else "",
+            gpu_bind=plan.settings.gpu_bind,
         )
         if not isinstance(handler, SlurmRendezvous):
             environ["GROUP_RANK"], environ["GROUP_WORLD_SIZE"] = str(group.group_rank), str(group.group_world_size)

@@ -71,6 +71,7 @@ def worker_environment(  # noqa: D417 - the types say it
     slurm_env: str,
     job_directory: str,
     interface: str = "",
+    gpu_bind: str = "visible",
 ) -> dict[str, str]:
     """The whole environment of one worker.
 
@@ -82,6 +83,7 @@ def worker_environment(  # noqa: D417 - the types say it
         isolated: show the worker its own device only, as device 0.
         slurm_env: `rank`, `keep` or `hide`, as --slurm-env.
         interface: the network to train over, where the user has not said; empty leaves the choice to the libraries.
+        gpu_bind: `none` leaves the device masks as they are.
     """
     environ = dict(base)
     environ.update(
@@ -115,7 +117,8 @@ def worker_environment(  # noqa: D417 - the types say it
         environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         # NCCL takes a name for a prefix, unless told otherwise (NCCL documentation, NCCL_SOCKET_IFNAME).
         environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
-    environ.update(_device_mask(base, place.local_rank, devices, isolated=isolated))
+    if gpu_bind != "none":
+        environ.update(_device_mask(base, place.local_rank, devices, isolated=isolated))
     if isolated:
         environ["LOCAL_RANK"] = "0"
     if "SLURM_PROCID" in base:

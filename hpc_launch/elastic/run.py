@@ -33,6 +33,7 @@ from hpc_launch.elastic.rounds import Ending, shape
 from hpc_launch.elastic.signals import Signals
 from hpc_launch.errors import HpcLaunchError, Interrupted, RendezvousError, UsageError, WorkerError
 from hpc_launch.node import network
+from hpc_launch.plan import binding
 from hpc_launch.plan.model import Plan
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.settings import Origin, Settings, StreamChoice, Streams
@@ -332,3 +333,5 @@ def _announce(plan: Plan) -> None:
             say(f"{item.name} = {item.value} ({item.origin})")
     if len(world.hosts) > 1 or plan.settings.verbose:
         say(f"{size}{omp}, logs in {plan.log_root / plan.job_name}")
+    for line in binding.table(plan.binding, plan.omp_num_threads):
+        say(line)

@@ -16,6 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from hpc_launch.elastic.console import say
 from hpc_launch.elastic.window import Window
+from hpc_launch.warm import child
 from hpc_launch.warm.factory import Factory, FactoryLostError
 from hpc_launch.warm.server import Order
 
@@ -73,7 +74,16 @@ class CommandWorkers(PContext):
     hear of it first, and leaves nothing behind: what workers have started ends with them.
     """
 
-    def __init__(self, *args: Any, factory: Factory, forked: bool, group: bool, window: Window, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        factory: Factory,
+        forked: bool,
+        group: bool,
+        window: Window,
+        cpus: Callable[[int], Sequence[int]] = lambda _: (),
+        **kwargs: Any,
+    ) -> None:
         """Prepare them.
 
         Args:
@@ -82,6 +92,7 @@ class CommandWorkers(PContext):
             forked: fork them, instead of starting programs.
             group: signals are for the process group of a worker, not only for itself.
             window: the time they have to end.
+            cpus: gives the CPUs that a worker may use, by local rank; none leaves it all.
             kwargs: as torch's PContext has them.
         """
         super().__init__(*args, **kwargs)
@@ -89,6 +100,7 @@ class CommandWorkers(PContext):
         self._forked = forked
         self._group = group
         self._window = window
+        self._cpus = cpus
         self._pids: dict[int, int] = {}
         self._statuses: dict[int, int] = {}
         self._swept = True
@@ -103,10 +115,15 @@ class CommandWorkers(PContext):
             for local_rank in range(self.nprocs):
                 files = (_destination(stack, path[local_rank]) for path in (self.stdouts, self.stderrs))
                 out, err = (file.fileno() if file is not None else None for file in files)
-                arguments = tuple(map(str, self.args[local_rank]))
-                orders.append(
-                    Order(str(self.entrypoint), arguments, self.envs[local_rank], (out, err), forked=self._forked)
+                order = Order(
+                    program=str(self.entrypoint),
+                    arguments=tuple(map(str, self.args[local_rank])),
+                    environ=self.envs[local_rank],
+                    outputs=(out, err),
+                    forked=self._forked,
+                    cpus=tuple(self._cpus(local_rank)),
                 )
+                orders.append(order)
             self._swept = False
             self._pids = dict(enumerate(self._factory.start(orders)))
 
@@ -219,17 +236,21 @@ def replace_local_rank(arguments: Sequence[str], local_rank: int) -> tuple[str, 
     return tuple(argument.replace("${local_rank}", str(local_rank)) for argument in arguments)
 
 
-def run_path(hidden: Sequence[str], script: str, *arguments: str) -> None:
+def run_path(hidden: Sequence[str], cpus: Sequence[int], script: str, *arguments: str) -> None:
     """Run a script in this process, as --run-path asks; the entry point of workers that are functions.
 
     Args:
         hidden: variables that the worker is not to see.
+        cpus: the CPUs that it may use; none leaves it all.
         script: path of the script.
         arguments: its arguments.
     """
     import runpy  # noqa: PLC0415 - only workers of this kind need it
     import sys  # noqa: PLC0415
 
+    # Libraries that were imported to get here may have started threads.
+    for thread in map(int, os.listdir("/proc/self/task")):  # noqa: PTH208 - names are all that is wanted
+        child.bind(cpus, thread)
     for name in hidden:
         os.environ.pop(name, None)
     sys.argv = [script, *arguments]

@@ -15,7 +15,7 @@ from hpc_launch.plan.model import Plan
 from hpc_launch.plan.start import WARM
 from hpc_launch.plan.step import wanted
 from hpc_launch.records import directory
-from hpc_launch.settings import PROCESS_WORDS, Settings
+from hpc_launch.settings import PROCESS_WORDS, CpuBind, Settings
 from hpc_launch.slurm.environment import Step
 from hpc_launch.warm.factory import CannotBeWarmError, Factory, build, spawn
 from hpc_launch.warm.script import home
@@ -115,7 +115,14 @@ def _tell_others(settings: Settings, script: Sequence[str], here: Here, problem:
     if not isinstance(here.slurm, Step) or here.slurm.tasks == 1:
         return
     # Enough to find the others; whatever else was asked for may be the problem.
-    bare = dataclasses.replace(settings, nnodes=None, node_rank=None, nproc_per_node=None)
+    bare = dataclasses.replace(
+        settings,
+        nnodes=None,
+        node_rank=None,
+        nproc_per_node=None,
+        cpu_bind=CpuBind("none"),
+        virtual_local_rank=False,
+    )
     try:
         plan = derive.make(bare, here, script)
     except HpcLaunchError:

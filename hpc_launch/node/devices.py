@@ -7,6 +7,7 @@ not in the mask belongs to somebody else.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Mapping
@@ -74,14 +75,15 @@ def _amd(environ: Mapping[str, str], root: Path) -> Devices:
     return outer
 
 
-def _masked(variable: str, mask: str) -> Devices:
-    tokens = tuple(token.strip() for token in mask.split(",") if token.strip())
+def tokens(mask: str) -> tuple[str, ...]:
+    """The tokens of a mask. Pure."""
+    found = (token.strip() for token in mask.split(",") if token.strip())
     # -1 ends the list (CUDA programming guide); NoDevFiles is what Slurm wrote before 19.05 for "none".
-    for position, token in enumerate(tokens):
-        if token in ("-1", "NoDevFiles"):
-            tokens = tokens[:position]
-            break
-    return Devices(tokens, variable, f"{variable}={mask}")
+    return tuple(itertools.takewhile(lambda token: token not in ("-1", "NoDevFiles"), found))
+
+
+def _masked(variable: str, mask: str) -> Devices:
+    return Devices(tokens(mask), variable, f"{variable}={mask}")
 
 
 def _counted(variable: str, count: int, source: str) -> Devices:
@@ -93,6 +95,20 @@ def _nvidia_count(root: Path) -> int:
 
 
 def _amd_count(root: Path) -> int:
-    """GPUs among the nodes of the KFD topology: those with SIMD units (CPUs have none)."""
-    properties = (root / "sys/class/kfd/kfd/topology/nodes").glob("*/properties")
-    return sum(1 for path in properties if re.search(r"^simd_count [1-9]", path.read_text(), re.MULTILINE))
+    return len(kfd_gpus(root))
+
+
+def kfd_gpus(root: Path = Path("/")) -> list[dict[str, int]]:
+    """The properties of the GPUs among the nodes of the KFD topology, in its order: CPUs have no SIMD units.
+
+    Those that the device cgroup does not allow cannot be read (`kfd_devcgroup_check_permission` in the kernel).
+    """
+    nodes = sorted(
+        (root / "sys/class/kfd/kfd/topology/nodes").glob("*/properties"), key=lambda path: int(path.parent.name)
+    )
+    found = []
+    for path in nodes:
+        with contextlib.suppress(OSError):
+            facts = (line.split() for line in path.read_text().splitlines())
+            found.append({words[0]: int(words[1]) for words in facts if len(words) > 1})
+    return [facts for facts in found if facts.get("simd_count", 0) > 0]

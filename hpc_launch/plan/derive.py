@@ -10,7 +10,8 @@ from pathlib import Path
 from hpc_launch import hostlist, world
 from hpc_launch.errors import ContextError, HostlistError, UsageError, reason
 from hpc_launch.node import network, ports
-from hpc_launch.plan import start, traps
+from hpc_launch.plan import binding, start, traps
+from hpc_launch.plan.binding import Binding
 from hpc_launch.plan.here import Here
 from hpc_launch.plan.model import Derived, Plan
 from hpc_launch.plan.step import refuse_without_step
@@ -52,10 +53,11 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
     run_id, run_origin = _run_id(settings, here, found, step)
     reserved = step.reserved_ports if step and not settings.given("port_range") else ()
     candidates = ports.candidates(run_id, reserved or settings.port_range)
-    omp, omp_origin = _omp_num_threads(settings, here, found, local_world_size)
+    bound = binding.decide(settings, here, found, step, local_world_size)
+    omp, omp_origin = _omp_num_threads(settings, here, found, local_world_size, bound)
     leaders, leader_origin = _leaders(settings, found)
     endpoint = _endpoint(settings, backend, leaders[0], candidates[0], step)
-    how = start.choose(settings, here, script)
+    how = start.choose(settings, here, script, bound=bool(bound.shares))
     log_root, log_origin = _log_root(settings, here)
     job_name = _job_name(settings, here, found)
     derived = (
@@ -69,6 +71,7 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         Derived("master_addr", leaders[0], leader_origin),
         _master_port(settings, backend, endpoint, candidates[0]),
         Derived("devices", ",".join(here.devices.tokens) or "none", here.devices.source),
+        Derived("cpu_bind", bound.summary, bound.reason),
         Derived("omp_num_threads", str(omp or here.environ.get("OMP_NUM_THREADS", "")), omp_origin),
         Derived("start", how.how, how.reason),
         Derived("log_dir", str(log_root), log_origin),
@@ -85,14 +88,18 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         ports=candidates,
         local_world_size=local_world_size,
         devices=here.devices,
-        isolated=settings.virtual_local_rank or here.devices.exclusive,
+        isolated=_isolated(settings, here),
         omp_num_threads=omp,
         start=how,
         log_root=log_root,
         job_name=job_name,
         script=tuple(script),
         derived=derived,
-        warnings=traps.warnings(traps.Case(settings, here, found, step, local_world_size)),
+        warnings=(
+            *traps.warnings(traps.Case(settings, here, found, step, local_world_size)),
+            *filter(None, (bound.warning,)),
+        ),
+        binding=bound,
     )
 
 
@@ -344,8 +351,22 @@ def _master_port(settings: Settings, backend: str, endpoint: str, candidate: int
     return Derived("master_port", str(settings.master_port or candidate), origin)
 
 
-def _omp_num_threads(settings: Settings, here: Here, found: World, local_world_size: int) -> tuple[int | None, str]:
-    """A share of the CPUs that this process may really use; a variable that is set stays as it is."""
+def _isolated(settings: Settings, here: Here) -> bool:
+    """Whether each worker is shown its own device only. CUDA knows no other way for MIG devices."""
+    if settings.virtual_local_rank and settings.given("gpu_bind") and settings.gpu_bind != "isolate":
+        raise UsageError(
+            f"--gpu-bind {settings.gpu_bind} and --virtual-local-rank, which is --gpu-bind isolate: leave one out",
+            option="--gpu-bind",
+        )
+    if settings.gpu_bind == "none":
+        return False
+    return settings.virtual_local_rank or settings.gpu_bind == "isolate" or here.devices.exclusive
+
+
+def _omp_num_threads(
+    settings: Settings, here: Here, found: World, local_world_size: int, bound: Binding
+) -> tuple[int | None, str]:
+    """As many as CPUs that each rank may really use; a variable that is set stays as it is."""
     if settings.omp_num_threads is not None:
         return settings.omp_num_threads, settings.origin("omp_num_threads").value
     if here.environ.get("OMP_NUM_THREADS"):
@@ -355,6 +376,9 @@ def _omp_num_threads(settings: Settings, here: Here, found: World, local_world_s
         # Tasks that Slurm has not bound all see the CPUs of the whole step.
         share = (here.slurm.cpus_on_node or cpus) // found.local_agents
         cpus = max(1, min(cpus, share))
+    if bound.fewest is not None:
+        # One number for all, because those that are forked share one OpenMP, which reads it when it is loaded.
+        return min(cpus, bound.fewest), "the fewest CPUs of a local rank"
     return max(1, cpus // ranks), f"{cpus} allowed CPUs / {ranks} local ranks"
 
 

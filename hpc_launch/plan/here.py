@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import shutil
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_launch.errors import ContextError, ScriptError, reason
-from hpc_launch.node import devices, network
+from hpc_launch.node import devices, locations, network, topology
 from hpc_launch.node.devices import Devices
+from hpc_launch.node.locations import Location
+from hpc_launch.node.topology import Topology
 from hpc_launch.settings import Settings
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.environment import Allocation, Step, locate
@@ -39,6 +42,9 @@ class Here:
         interpreter_options: with which options it was started, before the name of the program.
         again: the command line that starts the same once more, on another node as well.
         has_srun: whether srun is there, to start steps with.
+        allowed: the CPUs it may use.
+        topology: gives what shares a core or a NUMA node; a parameter because it reads many files.
+        locations: gives where the devices are, in their order, if that can be known; for the same reason.
     """
 
     environ: Mapping[str, str]
@@ -54,6 +60,9 @@ class Here:
     interpreter_options: tuple[str, ...] = ()
     again: tuple[str, ...] = ()
     has_srun: bool = False
+    allowed: frozenset[int] = frozenset()
+    topology: Callable[[], Topology] = Topology
+    locations: Callable[[], tuple[Location, ...]] = tuple
 
 
 def gather(environ: Mapping[str, str], settings: Settings, command: Sequence[str] = ()) -> Here:
@@ -69,13 +78,15 @@ def gather(environ: Mapping[str, str], settings: Settings, command: Sequence[str
         ContextError: when Slurm's variables contradict each other, or the job is not one to start something in.
     """
     environ = task_environment(environ)
+    allowed = frozenset(os.sched_getaffinity(0))
+    visible = devices.find(environ)
     return Here(
         environ={**dict(settings.default_env), **environ},
         directory=Path.cwd(),
         host=network.short_name(socket.gethostname()),
         slurm=None if settings.standalone else _place(environ, settings.jobid or ""),
-        devices=devices.find(environ),
-        cpus=len(os.sched_getaffinity(0)),
+        devices=visible,
+        cpus=len(allowed),
         position=network.position,
         read=Path.read_text,
         command=tuple(command),
@@ -83,6 +94,9 @@ def gather(environ: Mapping[str, str], settings: Settings, command: Sequence[str
         interpreter_options=interpreter_options(sys.orig_argv),
         again=(sys.executable, *sys.orig_argv[1:]),
         has_srun=shutil.which("srun") is not None,
+        allowed=allowed,
+        topology=functools.partial(topology.read, allowed),
+        locations=functools.partial(locations.find, visible, dict(environ)),
     )
 
 

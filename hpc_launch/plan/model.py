@@ -8,6 +8,7 @@ from typing import Any
 
 from hpc_launch import hostlist
 from hpc_launch.node.devices import Devices
+from hpc_launch.plan.binding import Binding, Share
 from hpc_launch.plan.start import Start
 from hpc_launch.settings import NodeRange, Settings
 from hpc_launch.world import World
@@ -45,6 +46,7 @@ class Plan:
         script: the training script, its arguments following.
         derived: every derived value with its origin, for `env` and `explain`.
         warnings: what is probably not meant, one line each.
+        binding: which CPUs the local ranks of this node run on.
     """
 
     settings: Settings
@@ -65,6 +67,14 @@ class Plan:
     script: tuple[str, ...]
     derived: tuple[Derived, ...]
     warnings: tuple[str, ...]
+    binding: Binding
+
+    @property
+    def shares(self) -> tuple[Share, ...]:
+        """What the workers of this agent get, one after another; none where they are not bound."""
+        if not self.world.task_per_rank:
+            return self.binding.shares
+        return self.binding.shares[self.world.local_agent : self.world.local_agent + 1]
 
     @property
     def own_rendezvous(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpc_launch.errors import UsageError
+from hpc_launch.plan.binding import openmp_places
 from hpc_launch.plan.here import Here
 from hpc_launch.plan.scan import scan
 from hpc_launch.settings import PROCESS_WORDS, Settings
@@ -36,8 +37,14 @@ class Start:
         return self.how == WARM
 
 
-def choose(settings: Settings, here: Here, script: Sequence[str]) -> Start:
+def choose(settings: Settings, here: Here, script: Sequence[str], *, bound: bool = False) -> Start:
     """Say how the workers of a script are to start.
+
+    Args:
+        settings: what was asked for.
+        here: this node.
+        script: the script and its arguments.
+        bound: each worker has CPUs of its own.
 
     Raises:
         UsageError: when `--start warm` asks for what cannot be.
@@ -45,7 +52,7 @@ def choose(settings: Settings, here: Here, script: Sequence[str]) -> Start:
     asked = settings.origin("start").value
     if settings.start == EXEC:
         return Start(EXEC, asked)
-    reason = impossible(settings, here)
+    reason = impossible(settings, here, bound=bound)
     if reason is not None and settings.start == WARM:
         raise UsageError(f"--start warm: {reason}; leave --start out", option="--start")
     if reason is None and settings.start != WARM and script:
@@ -55,8 +62,9 @@ def choose(settings: Settings, here: Here, script: Sequence[str]) -> Start:
     return Start(WARM, asked, (*ALWAYS, *settings.preload))
 
 
-def impossible(settings: Settings, here: Here) -> str | None:
+def impossible(settings: Settings, here: Here, *, bound: bool = False) -> str | None:
     """Why workers cannot be forked at all."""
+    places = openmp_places(here.environ) if bound else None
     python, options = here.environ.get("PYTHON_EXEC"), " ".join(here.interpreter_options)
     processes = settings.nproc_per_node
     obstacles = (
@@ -69,6 +77,7 @@ def impossible(settings: Settings, here: Here) -> str | None:
             f"torch had to be asked about --nproc-per-node {processes} before",
         ),
         (python and python != here.interpreter, f"PYTHON_EXEC is another Python ({python})"),
+        (places, f"OpenMP takes its CPUs ({places}) when torch is imported, before workers have theirs (--cpu-bind)"),
         (options, f"this Python was started with {options}, which the workers are not to have"),
     )
     return next((reason for true, reason in obstacles if true), None)

@@ -88,7 +88,7 @@ def _hidden_devices(case: Case) -> str | None:
 
 
 def _single_device_processes(case: Case) -> str | None:
-    if not case.here.devices.exclusive or case.settings.virtual_local_rank:
+    if not case.here.devices.exclusive or case.settings.virtual_local_rank or case.settings.gpu_bind != "visible":
         return None
     return "MIG devices: each worker sees its own as device 0 and has LOCAL_RANK=0"
 

@@ -7,7 +7,7 @@ The options are one table (`table`), whose texts become values (`readers`, `valu
 from hpc_launch.settings.readers import PROCESS_WORDS, REQUEUE_REASONS
 from hpc_launch.settings.resolution import resolve
 from hpc_launch.settings.table import PREFIX, TORCHRUN_PREFIX, OptionSpec, Settings, specs
-from hpc_launch.settings.values import CONSOLE_AUTO_RANKS, Console, NodeRange, Origin, StreamChoice, Streams
+from hpc_launch.settings.values import CONSOLE_AUTO_RANKS, Console, CpuBind, NodeRange, Origin, StreamChoice, Streams
 
 __all__ = [
     "CONSOLE_AUTO_RANKS",
@@ -16,6 +16,7 @@ __all__ = [
     "REQUEUE_REASONS",
     "TORCHRUN_PREFIX",
     "Console",
+    "CpuBind",
     "NodeRange",
     "OptionSpec",
     "Origin",

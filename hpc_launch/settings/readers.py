@@ -7,7 +7,7 @@ import re
 import signal as signals
 from collections.abc import Callable
 
-from hpc_launch.settings.values import Console, NodeRange, StreamChoice, Streams
+from hpc_launch.settings.values import Console, CpuBind, NodeRange, StreamChoice, Streams
 
 
 class Unreadable(ValueError):
@@ -144,6 +144,22 @@ def console(text: str) -> Console:
         return Console("ranks", ranks(text))
     except Unreadable as error:
         raise Unreadable(f"all, auto, or {error}") from None
+
+
+def cpu_bind(text: str) -> CpuBind:
+    """Read which CPUs local ranks run on; the lists are written as the kernel and taskset write them."""
+    if text in ("auto", "none"):
+        return CpuBind(text)
+    word, _, lists = text.partition(":")
+    near = difflib.get_close_matches(text, ("auto", "none"), n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    expected = Unreadable(f"auto, none, or map: and CPUs for each local rank such as map:0-7,16/8-15,17{hint}")
+    if word != "map":
+        raise expected
+    try:
+        return CpuBind(text, tuple(ranks(part) for part in lists.split("/")))
+    except Unreadable:
+        raise expected from None
 
 
 def port_range(text: str) -> range:

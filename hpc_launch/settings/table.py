@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from hpc_launch.settings import readers
-from hpc_launch.settings.values import CONSOLE_AUTO_RANKS, Console, NodeRange, Origin, StreamChoice
+from hpc_launch.settings.values import CONSOLE_AUTO_RANKS, Console, CpuBind, NodeRange, Origin, StreamChoice
 
 PREFIX = "HPC_LAUNCH_"
 TORCHRUN_PREFIX = "PET_"
@@ -343,12 +343,32 @@ class Settings:
         group=WORKERS,
         help="Give each worker LOCAL_RANK=0 and a device mask with its own device only.",
     )
+    cpu_bind: CpuBind = _option(
+        "--cpu-bind",
+        read=readers.cpu_bind,
+        default=CpuBind(),
+        metavar="auto|none|map:CPUS/CPUS/...",
+        group=WORKERS,
+        torchrun_variable=False,
+        help="Which of the CPUs that Slurm gave each local rank runs on. auto: a share of its own, near its device; "
+        "none: all of them; map: the listed ones, local rank by local rank (map:0-7/8-15).",
+    )
+    gpu_bind: str = _option(
+        "--gpu-bind",
+        default="visible",
+        group=WORKERS,
+        torchrun_variable=False,
+        choices=("visible", "isolate", "none"),
+        help="Which devices a worker sees. visible: all of the node's share, LOCAL_RANK choosing one; isolate: its own "
+        "only, as device 0 (--virtual-local-rank); none: the masks are left as they are.",
+    )
     numa_binding: str | None = _option(
         "--numa-binding",
         metavar="MODE",
         group=WORKERS,
         torchrun_variable=False,
-        help="Bind workers to the CPUs near their device: torch's modes (node, socket, exclusive, core-complex).",
+        help="Have torch bind workers, instead of --cpu-bind: its modes node, socket, exclusive, core-complex. Needs "
+        "torch 2.9 and numactl.",
     )
     omp_num_threads: int | None = _option(
         "--omp-num-threads",
@@ -356,7 +376,8 @@ class Settings:
         metavar="N",
         group=WORKERS,
         torchrun_variable=False,
-        help="OMP_NUM_THREADS of the workers. Derived, where that variable is unset: allowed CPUs / local ranks.",
+        help="OMP_NUM_THREADS of the workers. Derived, where that variable is unset: the CPUs of each (--cpu-bind), or "
+        "allowed CPUs / local ranks.",
     )
     default_env: tuple[tuple[str, str], ...] = _option(
         "--default-env",

@@ -70,3 +70,14 @@ class Console:
         if self.mode == "ranks":
             return rank in self.ranks
         return self.mode == "all" or world_size <= CONSOLE_AUTO_RANKS or rank == 0
+
+
+@dataclass(frozen=True)
+class CpuBind:
+    """Which CPUs the local ranks run on: `auto`, `none`, or `map:` and a list of CPUs for each, in `lists`."""
+
+    text: str = "auto"
+    lists: tuple[tuple[int, ...], ...] = ()
+
+    def __str__(self) -> str:
+        return self.text

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hpc_launch.settings.values import Console, NodeRange, StreamChoice
+from hpc_launch.settings.values import Console, CpuBind, NodeRange, StreamChoice
 
 
 def plain(value: Any) -> Any:
     """A value of an option in the types that TOML and JSON have; None where there is none."""
-    if isinstance(value, NodeRange):
-        return value.minimum if value.minimum == value.maximum else str(value)
+    if isinstance(value, NodeRange | CpuBind):
+        return int(str(value)) if str(value).isdecimal() else str(value)
     if isinstance(value, range):
         return f"{value.start}-{value.stop - 1}"
     if isinstance(value, StreamChoice):

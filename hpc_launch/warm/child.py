@@ -40,6 +40,26 @@ def detach(outputs: Sequence[int | None], closed: Sequence[int], keep: int) -> N
                 os.close(int(name))
 
 
+def bind(cpus: Sequence[int], thread: int = 0) -> None:
+    """Let a thread of this process, and whatever it starts from now on, run on some CPUs only.
+
+    Slurm may have taken them away in the meantime, or a CPU be gone: that is said, and is no reason not to train.
+
+    Args:
+        cpus: their numbers; none leaves it all.
+        thread: which one; 0 for the caller.
+    """
+    if not cpus:
+        return
+    try:
+        os.sched_setaffinity(thread, cpus)
+    except ProcessLookupError:
+        pass  # the thread has ended
+    except OSError as error:
+        words = f"hpc-launch: cannot run on CPU {','.join(map(str, cpus))} only: {error.strerror}\n"
+        os.write(2, words.encode())
+
+
 def execute(program: str, arguments: Sequence[str], environ: Mapping[str, str], mask: set[int]) -> NoReturn:
     """Run another program in this process; if there is none, end as a shell does, having said why.
 

@@ -93,6 +93,7 @@ class Factory:
                     "environ": order.environ,
                     "given": [descriptor is not None for descriptor in order.outputs],
                     "forked": order.forked,
+                    "cpus": order.cpus,
                 }
                 self._channel.send(facts, order.descriptors)
         answer = self._answer()

@@ -59,6 +59,7 @@ class Order:
         environ: its whole environment.
         outputs: descriptors for its stdout and stderr; None is the launcher's own.
         forked: become the script without starting Python anew.
+        cpus: the CPUs that it may use; none for all.
     """
 
     program: str
@@ -66,6 +67,7 @@ class Order:
     environ: dict[str, str]
     outputs: tuple[int | None, int | None]
     forked: bool
+    cpus: tuple[int, ...] = ()
 
     @property
     def descriptors(self) -> list[int]:
@@ -165,9 +167,15 @@ class _Server:
             order, descriptors = self._channel.receive()
             left = iter(descriptors)
             out, err = (next(left) if given else None for given in order["given"])
-            orders.append(
-                Order(order["program"], tuple(order["arguments"]), order["environ"], (out, err), order["forked"])
+            taken = Order(
+                program=order["program"],
+                arguments=tuple(order["arguments"]),
+                environ=order["environ"],
+                outputs=(out, err),
+                forked=order["forked"],
+                cpus=tuple(order["cpus"]),
             )
+            orders.append(taken)
         return orders
 
     def _start(self, orders: Sequence[Order]) -> dict[str, Any]:
@@ -204,6 +212,7 @@ class _Server:
             self._channel.forget()  # what is closed here must not be closed again when it is collected
             child.end_with(self._pid)
             child.detach(order.outputs, surroundings.closed, keep=begun)
+            child.bind(order.cpus)
             if not order.forked:
                 child.execute(order.program, order.arguments, order.environ, mask)
             child.begin_anew(order.environ, mask)

@@ -13,7 +13,7 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from hpc_launch.cli.run import run
 from hpc_launch.errors import UsageError
-from hpc_launch.settings import Console, NodeRange, Origin, Settings, StreamChoice, Streams, resolve, specs
+from hpc_launch.settings import Console, CpuBind, NodeRange, Origin, Settings, StreamChoice, Streams, resolve, specs
 
 # What torchrun and torch.distributed.launch offer, as their own parser says it.
 ASK_TORCHRUN = """
@@ -84,6 +84,12 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "exec_for": [("jax,tensorflow", ("jax", "tensorflow"))],
     "role": [("trainer", "trainer")],
     "virtual_local_rank": [("1", True)],
+    "cpu_bind": [
+        ("auto", CpuBind()),
+        ("none", CpuBind("none")),
+        ("map:0-2,8/4", CpuBind("map:0-2,8/4", ((0, 1, 2, 8), (4,)))),
+    ],
+    "gpu_bind": [("visible", "visible"), ("isolate", "isolate"), ("none", "none")],
     "numa_binding": [("node", "node")],
     "omp_num_threads": [("4", 4)],
     "default_env": [

@@ -21,6 +21,7 @@ from hpc_launch.settings import (
     PROCESS_WORDS,
     REQUEUE_REASONS,
     Console,
+    CpuBind,
     NodeRange,
     OptionSpec,
     Origin,
@@ -501,6 +502,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "tee": STREAMS.map(StreamChoice) | BY_RANK.map(lambda pairs: StreamChoice(per_rank=pairs)),
     "console": st.sampled_from([Console("all"), Console("auto")])
     | RANKS.filter(bool).map(lambda ranks: Console("ranks", ranks)),
+    "cpu_bind": st.sampled_from([CpuBind(), CpuBind("none"), CpuBind("map:0-1/7", ((0, 1), (7,)))]),
     "local_ranks_filter": RANKS,
     "duplicate_stdout_filters": st.lists(NAMES, max_size=3).map(tuple),
     "duplicate_stderr_filters": st.lists(NAMES, max_size=3).map(tuple),

@@ -87,6 +87,16 @@ def test_the_variables_of_torch() -> None:
     assert base == {"PATH": "/usr/bin", "RANK": "0", "MASTER_ADDR": "localhost"}
 
 
+def test_masks_can_be_left_alone() -> None:
+    """With --gpu-bind none neither a mask nor the order of devices is touched."""
+    devices = Devices(("0", "1"), CUDA, "CUDA_VISIBLE_DEVICES=0,1")
+
+    environ = environment({CUDA: "0,1"}, devices=devices, gpu_bind="none")
+
+    assert (environ[CUDA], "CUDA_DEVICE_ORDER" in environ) == ("0,1", False)
+    assert environment({CUDA: "0,1"}, devices=devices)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
 @pytest.mark.parametrize(
     ("base", "changes", "expected"),
     [
