@@ -21,8 +21,9 @@ PACKAGE = Path(hpc_launch.__file__).parent
 FOUNDATIONS = {"hostlist", "settings", "errors", "world", "version"}
 MAY_IMPORT = {
     "entry": {"cli"},
-    "cli": {"launch", "plan", "slurm", "warm", *FOUNDATIONS},
+    "cli": {"launch", "check", "plan", "slurm", "warm", *FOUNDATIONS},
     "launch": {"plan", "slurm", "records", "warm", *FOUNDATIONS},
+    "check": {"plan", "slurm", "node", *FOUNDATIONS},
     "elastic": {"plan", "slurm", "node", "records", "warm", *FOUNDATIONS},
     "plan": {"slurm", "node", *FOUNDATIONS},
     "slurm": {"hostlist", "errors"},
@@ -159,7 +160,7 @@ def test_what_needs_torch_is_imported_late() -> None:
 def test_who_imports_torch() -> None:
     """torch is used in one part of the launcher, and in what its workers import."""
     parts = {part_of(found.module) for found in imports() if found.target.split(".")[0] == "torch"}
-    assert {"elastic", "runtime"} == parts
+    assert {"elastic", "runtime", "check"} == parts
 
 
 def test_only_cli_knows_click() -> None:
