@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.cluster import Cluster, host
+from tests.support import wait_for
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -42,30 +44,24 @@ class Loader(importlib.abc.Loader):
         self.real.exec_module(module)
         if "version" in pretended:
             module.__version__ = pretended["version"]
-        if "broken device" in pretended:
-            fake_devices(module, pretended["broken device"])
-        if "no gloo" in pretended:
-            fake_reductions(module, pretended["no gloo"])
+        if "devices" in pretended:
+            fake_devices(module, pretended["devices"], pretended.get("broken"))
 
-def fake_devices(torch, broken):
-    ones = torch.ones
-    def fake(*shape, device):
+def fake_devices(torch, count, broken):
+    import torch.distributed as dist
+    ones, full, begin = torch.ones, torch.full, dist.init_process_group
+    def fake_ones(*shape, device):
         if device == f"cuda:{broken}":
             raise RuntimeError("CUDA error: uncorrectable ECC error encountered\\nCompile with TORCH_USE_CUDA_DSA")
         return ones(*shape)
-    torch.ones = fake
+    torch.ones = fake_ones
+    torch.full = lambda shape, value, device: full(shape, value)
     torch.cuda.is_available = lambda: True
-    torch.cuda.device_count = lambda: 4
+    torch.cuda.device_count = lambda: count
     torch.cuda.get_device_name = lambda where: "Fake GPU"
     torch.cuda.mem_get_info = lambda where: (80 << 30, 80 << 30)
-
-def fake_reductions(torch, ranks):
-    import torch.distributed as dist
-    whole = dist.all_reduce
-    def fake(*arguments):
-        names = set(dist.distributed_c10d._get_default_store().get("names").decode().split())
-        raise RuntimeError("Connection closed by peer") if set(ranks) & names else whole(*arguments)
-    dist.all_reduce = fake
+    torch.cuda.set_device = lambda where: None
+    dist.init_process_group = lambda backend, **more: begin("gloo", **more)
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
@@ -75,7 +71,7 @@ class Finder(importlib.abc.MetaPathFinder):
         spec.loader = Loader(spec.loader)
         return spec
 
-if set(pretended) & {"version", "no torch", "hang", "broken device", "no gloo"}:
+if set(pretended) - {"clock"}:
     sys.meta_path.insert(0, Finder())
 if "clock" in pretended:
     real_time = time.time
@@ -115,10 +111,11 @@ def check(
     cluster: Cluster,
     folder: Path,
     *options: str,
-    job: tuple[str, ...] = (),
+    job: Sequence[str] = (),
     pretend: Mapping[str, Mapping[str, Any]] | None = None,
+    harm: Callable[[], object] = lambda: None,
 ) -> Checked:
-    """Check the nodes of a fresh allocation, from its shell on the head.
+    """Check the nodes of a fresh allocation of all nodes, from its shell on the head.
 
     Args:
         cluster: Where.
@@ -126,11 +123,21 @@ def check(
         options: Of the check, beside --json.
         job: Options of the job.
         pretend: What nodes are to pretend, by their names.
+        harm: What is done to the nodes once the job has them.
     """
-    command = ["salloc", "--quiet", "--no-kill", "--nodes=4", *job, "hpc-launch", "check", "--json", *options]
-    done = cluster.run(command, cwd=folder, env=pretending(folder, pretend or {}), check=False, timeout=DEADLINE)
-    assert done.stdout, done.stderr
-    return Checked(done.returncode, done.stdout)
+    ready, harmed = folder / "ready", folder / "harmed"
+    script = (
+        f"touch {ready}; until [ -e {harmed} ]; do sleep 0.05; done; exec hpc-launch check --json {shlex.join(options)}"
+    )
+    salloc = ["salloc", "--quiet", "--no-kill", f"--nodes={cluster.config.nodes}", *job, "sh", "-c", script]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with cluster.popen(salloc, cwd=folder, env=pretending(folder, pretend or {}), **pipes) as process:
+        wait_for(lambda: ready.exists() or process.poll() is not None, DEADLINE, "no allocation")
+        harm()
+        harmed.touch()
+        out, err = process.communicate(timeout=DEADLINE)
+    assert out, err
+    return Checked(process.returncode, out)
 
 
 def pretending(folder: Path, pretend: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -143,14 +150,24 @@ def pretending(folder: Path, pretend: Mapping[str, Mapping[str, Any]]) -> dict[s
 
 
 @contextlib.contextmanager
-def mounted(cluster: Cluster, node: str, path: Path, *options: str) -> Iterator[None]:
+def mounted(cluster: Cluster, node: str, path: Path, *options: str, undo: bool = True) -> Iterator[None]:
     """Mount something on one node only, where its slurmd and so its tasks see it."""
-    slurmd = next(
-        pid for pid in host.members(host.netns(cluster.name, node)) if host.command_name(pid) == "slurmd"
-    )
+    slurmd = next(pid for pid in host.members(host.netns(cluster.name, node)) if host.command_name(pid) == "slurmd")
     there = ["nsenter", f"--mount=/proc/{slurmd}/ns/mnt", "--"]
     subprocess.run([*there, "mount", *options, str(path)], check=True)
     try:
         yield
     finally:
-        subprocess.run([*there, "umount", str(path)], check=True)
+        if undo:
+            subprocess.run([*there, "umount", str(path)], check=True)
+
+
+@contextlib.contextmanager
+def unreachable(cluster: Cluster, node: str, *addresses: str) -> Iterator[None]:
+    """Let a node have no way to some addresses."""
+    namespace = host.netns(cluster.name, node)
+    host.configure(namespace, [f"route add unreachable {address}" for address in addresses])
+    try:
+        yield
+    finally:
+        host.configure(namespace, [f"route del unreachable {address}" for address in addresses])
