@@ -12,6 +12,7 @@ import pytest
 
 from hpc_launch.settings import files
 from tests.cluster import Cluster, ClusterConfig, why_unavailable
+from tests.cluster.releases import DEFAULT, NEWEST, Release
 
 # How workers start in all tests that do not say it themselves: the suite is to pass with either start.
 START = os.environ.get("HPC_LAUNCH_TEST_START")
@@ -21,7 +22,14 @@ hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
 # The fixtures that return a cluster.
-CLUSTERS = ("cluster", "accounting_cluster")
+CLUSTERS = (
+    "cluster",
+    "modern_cluster",
+    "any_cluster",
+    "accounting_cluster",
+    "modern_accounting_cluster",
+    "any_accounting_cluster",
+)
 
 # Whether tests that need a cluster fail where none can run, instead of being skipped.
 REQUIRED = bool(os.environ.get("CI") or os.environ.get("HPC_LAUNCH_REQUIRE_CLUSTER"))
@@ -33,11 +41,23 @@ FOREIGN = re.compile(
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need a cluster."""
+# What takes longest goes first where several processes share the tests, so that none is left with it in the end.
+ORDER = ("slurm", "local", "conformance", "unit")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that need a cluster, and have the long ones first if this process does a share of the tests."""
     for item in items:
-        if {"slurm_host", *CLUSTERS} & set(getattr(item, "fixturenames", ())):
+        if {"slurm_host", "any_release", *CLUSTERS} & set(getattr(item, "fixturenames", ())):
             item.add_marker("slurm")
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: (*ORDER, item.path.parent.name).index(item.path.parent.name))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Say how many processes share the tests: one more than there are CPUs, as many tests wait rather than compute."""
+    return min(len(os.sched_getaffinity(0)) + 1, 6)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -101,9 +121,44 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
+def modern_cluster() -> Iterator[Cluster]:
+    """Return a cluster like `cluster` of the newest release of Slurm that there is."""
+    yield from _up(ClusterConfig(release=NEWEST))
+
+
+@pytest.fixture(scope="module", params=sorted({DEFAULT, NEWEST}))
+def any_release(request: pytest.FixtureRequest) -> Release:
+    """Return a release of Slurm and then another: for tests that start a cluster of their own."""
+    release: Release = request.param
+    _need(ClusterConfig(release=release))
+    return release
+
+
+@pytest.fixture(scope="module")
+def any_cluster(any_release: Release, request: pytest.FixtureRequest) -> Cluster:
+    """Return `cluster` and then `modern_cluster`: a test that asks for this runs on both."""
+    cluster: Cluster = request.getfixturevalue("cluster" if any_release == DEFAULT else "modern_cluster")
+    return cluster
+
+
+@pytest.fixture(scope="session")
 def accounting_cluster() -> Iterator[Cluster]:
     """Return a cluster with accounting: sacct works there."""
     yield from _up(ClusterConfig(nodes=2, accounting=True))
+
+
+@pytest.fixture(scope="session")
+def modern_accounting_cluster() -> Iterator[Cluster]:
+    """Return a cluster like `accounting_cluster` of the newest release of Slurm that there is."""
+    yield from _up(ClusterConfig(nodes=2, accounting=True, release=NEWEST))
+
+
+@pytest.fixture(scope="module")
+def any_accounting_cluster(any_release: Release, request: pytest.FixtureRequest) -> Cluster:
+    """Return `accounting_cluster` and then `modern_accounting_cluster`."""
+    name = "accounting_cluster" if any_release == DEFAULT else "modern_accounting_cluster"
+    cluster: Cluster = request.getfixturevalue(name)
+    return cluster
 
 
 def _up(config: ClusterConfig) -> Iterator[Cluster]:

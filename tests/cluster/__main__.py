@@ -6,6 +6,7 @@ import sys
 from tests.cluster import host
 from tests.cluster.cluster import Cluster, ClusterError
 from tests.cluster.config import HEAD, ClusterConfig
+from tests.cluster.releases import DEFAULT, RELEASES
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,6 +19,7 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--gpus", type=int, default=4)
     up.add_argument("--cpus", type=int, default=16)
     up.add_argument("--kill-wait", type=int, default=10)
+    up.add_argument("--release", choices=RELEASES, default=DEFAULT, help="of Slurm (default: %(default)s)")
     up.add_argument("--accounting", action="store_true", help="with slurmdbd, so that sacct works")
     up.add_argument("--second-network", action="store_true", help="with a second interface per node")
     up.add_argument("--proctrack", choices=["cgroup", "linuxproc"], default="cgroup")
@@ -46,7 +48,7 @@ def main() -> int:
     if options.command == "guard":
         host.guard(options.cluster, options.owner)
     elif options.command == "up":
-        fields = {"nodes", "gpus", "cpus", "kill_wait", "accounting", "second_network", "proctrack"}
+        fields = {"nodes", "gpus", "cpus", "kill_wait", "release", "accounting", "second_network", "proctrack"}
         config = ClusterConfig(**{field: getattr(options, field) for field in fields})
         cluster = Cluster(config, name=options.name, keep=True)
         cluster.up()

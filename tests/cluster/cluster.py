@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.cluster import host
+from tests.cluster import host, releases
 from tests.cluster.config import HEAD, ClusterConfig, cabling, files, link
 from tests.cluster.jobs import Job
 from tests.support import wait_for
@@ -85,10 +85,11 @@ class Cluster:
     @property
     def env(self) -> dict[str, str]:
         """What a client needs in its environment."""
-        path = os.environ.get("PATH", "")
+        release = self.config.release
+        path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
         return {
             "SLURM_CONF": str(self.run_dir / "slurm.conf"),
-            "PATH": f"{Path(sys.executable).parent}:{path}:{host.SYSTEM_PATH}",
+            "PATH": f"{releases.programs(release)}{path}:{releases.SYSTEM_PATH}",
         }
 
     # --- up and down
@@ -197,7 +198,7 @@ class Cluster:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 cwd=cwd or self.run_dir,
-                env=host.system_environment() | {"SLURM_CONF": str(self.run_dir / "slurm.conf")},
+                env=host.system_environment(self.config.release) | {"SLURM_CONF": str(self.run_dir / "slurm.conf")},
             )
 
     def _wait_for_daemon(self, name: str, ready: Callable[[], bool]) -> None:
@@ -334,6 +335,7 @@ class Cluster:
             raise ClusterError(f"{node} is running")
         (self.run_dir / "spool" / node).mkdir(exist_ok=True)
         argv = ["slurmd", "-D", "-N", node, "-f", str(self.run_dir / "slurm.conf")]
+        argv += releases.slurmd_options(self.config.release)
         self._spawn(f"slurmd-{node}", self._entering(node, argv))
         self._wait_for_daemon(f"slurmd-{node}", lambda: self._runs_slurmd(node))
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tests.cluster import releases
+
 HEAD = "head"
 HEAD_ADDRESS = "10.77.0.1"
 BRIDGE = "fabric"
@@ -19,6 +21,7 @@ class ClusterConfig:
         cpus: CPUs per node, as far as Slurm knows.
         memory: Memory per node in MB, as far as Slurm knows.
         kill_wait: Seconds between SIGTERM and SIGKILL at a time limit, a cancellation or a preemption.
+        release: Which Slurm it runs.
         accounting: Whether slurmdbd runs, so that sacct works.
         proctrack: ``cgroup`` is what production uses: a signal reaches only the first process of a task, and
             devices are constrained. ``linuxproc`` does without cgroups altogether, as some sites do.
@@ -32,6 +35,7 @@ class ClusterConfig:
     cpus: int = 16
     memory: int = 4000
     kill_wait: int = 10
+    release: releases.Release = releases.DEFAULT
     accounting: bool = False
     proctrack: Literal["cgroup", "linuxproc"] = "cgroup"
     prefix: str = "gpu"
@@ -90,7 +94,7 @@ def files(config: ClusterConfig, run_dir: Path, cgroup: str) -> dict[str, str]:
         "cgroup.conf": cgroup_conf(cgroup),
         "hosts": hosts(config),
     }
-    return texts | ({"slurmdbd.conf": slurmdbd_conf(run_dir)} if config.accounting else {})
+    return texts | ({"slurmdbd.conf": slurmdbd_conf(config, run_dir)} if config.accounting else {})
 
 
 def hosts(config: ClusterConfig) -> str:
@@ -107,6 +111,7 @@ def slurm_conf(config: ClusterConfig, run_dir: Path) -> str:
     settings = {
         "ClusterName": "test",
         "SlurmctldHost": f"{HEAD}({HEAD_ADDRESS})",
+        **releases.plugins(config.release),
         "SlurmUser": "root",
         "SlurmdUser": "root",
         "AuthType": "auth/munge",
@@ -179,9 +184,10 @@ def cgroup_conf(cgroup: str) -> str:
     return "\n".join(lines + (["IgnoreSystemd=yes"] if cgroup == "v2" else [])) + "\n"
 
 
-def slurmdbd_conf(run_dir: Path) -> str:
+def slurmdbd_conf(config: ClusterConfig, run_dir: Path) -> str:
     """Write slurmdbd.conf. The head's loopback is its own, so the database has the usual port there."""
     settings = {
+        **releases.plugins(config.release),
         "AuthType": "auth/munge",
         "AuthInfo": f"socket={run_dir}/munge/socket",
         "DbdHost": HEAD,

@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tests.cluster import releases
 from tests.cluster.config import ClusterConfig
 from tests.support import wait_for
 
@@ -22,7 +23,6 @@ NETNS = Path("/run/netns")
 CGROUPS = Path("/sys/fs/cgroup")
 # The cgroup trees that Slurm uses with cgroup v1.
 HIERARCHIES = ("freezer", "devices")
-SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # The file in a run directory that says whose cluster it is, and what it is like.
 RECORD = "cluster.json"
@@ -58,9 +58,13 @@ def why_unavailable(config: ClusterConfig | None = None) -> str | None:
     if config.accounting:
         programs += ["slurmdbd", "mariadbd", "mariadb-install-db"]
         packages += " slurmdbd mariadb-server"
-    missing = [program for program in programs if not shutil.which(program, path=SYSTEM_PATH)]
+    path = releases.path(config.release)
+    missing = [program for program in programs if not shutil.which(program, path=path)]
     if missing:
         return f"the Slurm cluster of the tests needs {', '.join(missing)}: apt-get install {packages}"
+    place = releases.root(config.release)
+    if place and not place.is_dir():
+        return f"the Slurm {config.release} of the tests is not in {place}: tools/install_slurm.sh puts it there"
     status = Path("/proc/self/status").read_text()
     effective = int(status.split("CapEff:")[1].split()[0], 16)
     for capability, bit in {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_MKNOD": 27}.items():
@@ -137,9 +141,9 @@ def entering(name: str, host: str, argv: Iterable[str], *, own_cgroup: bool) -> 
     return [*into, "enter", host, str(run_dir(name)), *groups, *argv]
 
 
-def system_environment() -> dict[str, str]:
-    """Return an environment for daemons that owes nothing to the caller's."""
-    return {"PATH": SYSTEM_PATH, "HOME": "/", "LANG": "C.UTF-8"}
+def system_environment(release: releases.Release) -> dict[str, str]:
+    """Return an environment for the daemons of a release that owes nothing to the caller's."""
+    return {"PATH": releases.path(release), "HOME": "/", "LANG": "C.UTF-8"}
 
 
 def make_namespace(namespace: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import Cluster, ClusterConfig, ClusterError, config as rendering, host
+from tests.cluster import Cluster, ClusterConfig, ClusterError, config as rendering, host, releases
 from tests.support import wait_for
 
 CHECKOUT = Path(__file__).parents[2]
@@ -41,12 +41,31 @@ def connects(cluster: Cluster, node: str, address: str, port: int, python: str) 
     return cluster.on(node, [python, "-c", script], check=False).returncode == 0
 
 
-def test_it_has_four_idle_nodes(cluster: Cluster) -> None:
-    lines = cluster.run(["sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T %c %G"]).stdout
+def test_it_has_four_idle_nodes(any_cluster: Cluster) -> None:
+    lines = any_cluster.run(["sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T %c %G"]).stdout
     assert lines.splitlines() == [f"gpu{number:03d} idle 16 gpu:4" for number in range(1, 5)]
 
 
-def test_hosts_know_and_reach_one_another(cluster: Cluster, python: str, tmp_path: Path) -> None:
+def test_it_runs_the_release_it_is_asked_for(any_cluster: Cluster, request: pytest.FixtureRequest) -> None:
+    release = any_cluster.config.release
+    assert f"[{release}" in request.node.name
+    programs = [["scontrol", "--version"], ["slurmctld", "-V"], ["srun", "srun", "--version"], ["srun", "slurmd", "-V"]]
+    said = [any_cluster.run(program).stdout for program in programs]
+    assert [line.split()[1].rpartition(".")[0] for line in said] == [release] * 4, said
+    daemons = [path.read_text() for path in (any_cluster.run_dir / "log").glob("slurm*.log")]
+    assert all(f" version {release}." in log for log in daemons), any_cluster.diagnose()
+
+
+def test_jobs_do_not_see_the_release_that_was_unpacked(modern_cluster: Cluster, python: str) -> None:
+    # A job's libraries are the machine's, though those of its slurmstepd are not.
+    script = "import os; print(open('/proc/self/maps').read(), open(f'/proc/{os.getppid()}/maps').read(), sep='---')"
+    jobs, _, stepds = modern_cluster.run(["srun", python, "-c", script]).stdout.partition("---")
+    place = str(releases.root("24.11"))
+    assert place not in jobs
+    assert f"{place}/usr/lib" in stepds
+
+
+def test_hosts_know_and_reach_one_another(any_cluster: Cluster, python: str, tmp_path: Path) -> None:
     script = tmp_path / "meet.py"
     script.write_text(
         textwrap.dedent("""
@@ -67,30 +86,30 @@ def test_hosts_know_and_reach_one_another(cluster: Cluster, python: str, tmp_pat
             print(socket.gethostname(), len(peers))
         """)
     )
-    said = cluster.run(["srun", "-N4", python, str(script), *cluster.nodes]).stdout
-    assert sorted(said.splitlines()) == [f"{node} 4" for node in cluster.nodes]
+    said = any_cluster.run(["srun", "-N4", python, str(script), *any_cluster.nodes]).stdout
+    assert sorted(said.splitlines()) == [f"{node} 4" for node in any_cluster.nodes]
 
 
 def test_nodes_show_their_own_interfaces(cluster: Cluster) -> None:
     assert cluster.on("gpu001", ["ls", "/sys/class/net"]).stdout.split() == ["eth0", "lo"]
 
 
-def test_a_step_gets_the_gpus_it_asked_for_and_no_others(cluster: Cluster, python: str) -> None:
+def test_a_step_gets_the_gpus_it_asked_for_and_no_others(any_cluster: Cluster, python: str) -> None:
     # Of a device that the cgroup denies the kernel says EPERM; of one without a driver, ENXIO.
     script = textwrap.dedent(f"""
         import errno, os
         for gpu in range(4):
             try:
-                os.open(f"{cluster.run_dir}/dev/gpu{{gpu}}", os.O_RDWR)
+                os.open(f"{any_cluster.run_dir}/dev/gpu{{gpu}}", os.O_RDWR)
             except OSError as error:
                 print(errno.errorcode[error.errno])
         print(os.environ["CUDA_VISIBLE_DEVICES"])
     """)
-    said = cluster.run(["srun", "--gres=gpu:2", python, "-c", script]).stdout.split()
+    said = any_cluster.run(["srun", "--gres=gpu:2", python, "-c", script]).stdout.split()
     assert said == ["ENXIO", "ENXIO", "EPERM", "EPERM", "0,1"]
 
 
-def test_a_signal_reaches_only_the_first_process_of_a_task(cluster: Cluster, python: str, tmp_path: Path) -> None:
+def test_a_signal_reaches_only_the_first_process_of_a_task(any_cluster: Cluster, python: str, tmp_path: Path) -> None:
     script = tmp_path / "family.py"
     script.write_text(
         textwrap.dedent("""
@@ -113,7 +132,7 @@ def test_a_signal_reaches_only_the_first_process_of_a_task(cluster: Cluster, pyt
                 print("child", *caught, flush=True)
         """)
     )
-    job = cluster.sbatch(f"exec srun {python} {script}", cwd=tmp_path)
+    job = any_cluster.sbatch(f"exec srun {python} {script}", cwd=tmp_path)
     wait_for(lambda: "ready" in job.output(), 30, job.describe)
     job.signal("USR1")
     assert job.wait().output.split("\n")[:3] == ["ready", "parent USR1", "child TERM"]
@@ -126,24 +145,24 @@ def test_a_signal_reaches_only_the_first_process_of_a_task(cluster: Cluster, pyt
     ("srun sh -c 'exit 43'; exit 0", ("COMPLETED", 0, 0, 43)),
 ])  # fmt: skip
 def test_a_job_tells_how_it_ended(
-    cluster: Cluster, tmp_path: Path, script: str, ending: tuple[str, int, int, int]
+    any_cluster: Cluster, tmp_path: Path, script: str, ending: tuple[str, int, int, int]
 ) -> None:
-    result = cluster.sbatch(script, cwd=tmp_path).wait()
+    result = any_cluster.sbatch(script, cwd=tmp_path).wait()
     assert (result.state, result.exit_code, result.signal, result.derived) == ending
 
 
-def test_a_job_can_be_cancelled(cluster: Cluster, tmp_path: Path) -> None:
-    job = cluster.sbatch("sleep 1000", cwd=tmp_path)
+def test_a_job_can_be_cancelled(any_cluster: Cluster, tmp_path: Path) -> None:
+    job = any_cluster.sbatch("sleep 1000", cwd=tmp_path)
     job.wait_for_state("RUNNING")
     job.cancel()
     assert job.wait().state == "CANCELLED"
 
 
-def test_an_urgent_job_preempts_and_the_other_is_requeued(cluster: Cluster, tmp_path: Path) -> None:
+def test_an_urgent_job_preempts_and_the_other_is_requeued(any_cluster: Cluster, tmp_path: Path) -> None:
     script = 'echo "run $SLURM_RESTART_COUNT"; [ "$SLURM_RESTART_COUNT" ] || sleep 1000'
-    job = cluster.sbatch(script, "--nodes=4", "--exclusive", cwd=tmp_path)
+    job = any_cluster.sbatch(script, "--nodes=4", "--exclusive", cwd=tmp_path)
     job.wait_for_state("RUNNING")
-    assert cluster.sbatch("true", "--partition=urgent", "--nodes=4", cwd=tmp_path).wait().state == "COMPLETED"
+    assert any_cluster.sbatch("true", "--partition=urgent", "--nodes=4", cwd=tmp_path).wait().state == "COMPLETED"
     result = job.wait()
     assert (result.state, result.output.split()[-1]) == ("COMPLETED", "1"), job.describe()
 
@@ -174,40 +193,40 @@ def test_a_node_can_be_cut_off_and_healed(cluster: Cluster, python: str) -> None
     wait_for(reaches, 20, "gpu001 does not come back")
 
 
-def test_a_node_can_be_killed_and_started(cluster: Cluster, tmp_path: Path) -> None:
-    job = cluster.sbatch("sleep 1000", "--nodelist=gpu002", "--no-requeue", cwd=tmp_path)
-    wait_for(lambda: cluster.processes("gpu002"), 30, job.describe)
-    cluster.kill("gpu002")
-    assert host.members(host.netns(cluster.name, "gpu002")) == []
-    cluster.start("gpu002")
+def test_a_node_can_be_killed_and_started(any_cluster: Cluster, tmp_path: Path) -> None:
+    job = any_cluster.sbatch("sleep 1000", "--nodelist=gpu002", "--no-requeue", cwd=tmp_path)
+    wait_for(lambda: any_cluster.processes("gpu002"), 30, job.describe)
+    any_cluster.kill("gpu002")
+    assert host.members(host.netns(any_cluster.name, "gpu002")) == []
+    any_cluster.start("gpu002")
     with pytest.raises(ClusterError, match="gpu002 is running"):
-        cluster.start("gpu002")
+        any_cluster.start("gpu002")
     job.cancel()
-    cluster.wait_idle(60)
+    any_cluster.wait_idle(60)
 
 
-def test_reset_repairs_what_a_test_left(cluster: Cluster, tmp_path: Path) -> None:
-    job = cluster.sbatch("sleep 1000", "-N4", cwd=tmp_path)
+def test_reset_repairs_what_a_test_left(any_cluster: Cluster, tmp_path: Path) -> None:
+    job = any_cluster.sbatch("sleep 1000", "-N4", cwd=tmp_path)
     job.wait_for_state("RUNNING")
-    with cluster.popen(["sleep", "1000"]) as stray:
-        wait_for(lambda: cluster.processes("head"), 20, "there is no client")
-        cluster.run(["scontrol", "update", "nodename=gpu003", "state=drain", "reason=test"])
-        cluster.cut("gpu001")
-        cluster.kill("gpu002")
-        cluster.reset()
+    with any_cluster.popen(["sleep", "1000"]) as stray:
+        wait_for(lambda: any_cluster.processes("head"), 20, "there is no client")
+        any_cluster.run(["scontrol", "update", "nodename=gpu003", "state=drain", "reason=test"])
+        any_cluster.cut("gpu001")
+        any_cluster.kill("gpu002")
+        any_cluster.reset()
         assert stray.wait(10) == -signal.SIGKILL
     assert job.state() == "CANCELLED"
-    assert [cluster.processes(node) for node in cluster.nodes] == [[]] * 4
+    assert [any_cluster.processes(node) for node in any_cluster.nodes] == [[]] * 4
 
 
-def test_sacct_knows_jobs_where_there_is_accounting(accounting_cluster: Cluster, tmp_path: Path) -> None:
-    job = accounting_cluster.sbatch("exit 7", "--gres=gpu:1", cwd=tmp_path)
+def test_sacct_knows_jobs_where_there_is_accounting(any_accounting_cluster: Cluster, tmp_path: Path) -> None:
+    job = any_accounting_cluster.sbatch("exit 7", "--gres=gpu:1", cwd=tmp_path)
     assert job.wait().exit_code == 7
     command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=State,ExitCode", f"--jobs={job.id}"]
     wait_for(
-        lambda: accounting_cluster.run(command).stdout == "FAILED|7:0\n",
+        lambda: any_accounting_cluster.run(command).stdout == "FAILED|7:0\n",
         30,
-        lambda: accounting_cluster.run(command).stdout + accounting_cluster.diagnose(),
+        lambda: any_accounting_cluster.run(command).stdout + any_accounting_cluster.diagnose(),
     )
 
 
@@ -351,7 +370,17 @@ def test_a_machine_without_root_says_so(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_machine_without_slurm_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(host, "SYSTEM_PATH", "/nowhere")
+    monkeypatch.setattr(releases, "SYSTEM_PATH", "/nowhere")
     reason = host.why_unavailable(dataclasses.replace(ClusterConfig(), accounting=True)) or ""
     assert "slurmctld" in reason
     assert "apt-get install slurm-wlm munge iproute2 util-linux slurmdbd mariadb-server" in reason
+
+
+def test_a_machine_without_the_other_release_is_told_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(releases, "CACHE", tmp_path)
+    reason = host.why_unavailable(ClusterConfig(release="24.11")) or ""
+    assert f"not in {tmp_path}/slurm-24.11" in reason
+    assert "tools/install_slurm.sh" in reason

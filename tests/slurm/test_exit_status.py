@@ -251,15 +251,15 @@ def ending(running: Running) -> Ending:
 
 
 @pytest.fixture(scope="module")
-def endings(accounting_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Ending]:
+def endings(any_accounting_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Ending]:
     """Let a job end in each way, all at the same time: the longest is the time limit, which Slurm counts in minutes."""
     top = tmp_path_factory.mktemp("endings")
     # That one is to have its ranks up in good time, and gets the machine for itself until then.
-    jobs = {TIME_LIMIT: submit(accounting_cluster, top / "limit", TIME_LIMIT)}
+    jobs = {TIME_LIMIT: submit(any_accounting_cluster, top / "limit", TIME_LIMIT)}
     is_up(jobs[TIME_LIMIT])
     for number, way in enumerate(WAYS):
         if way is not TIME_LIMIT:
-            jobs[way] = submit(accounting_cluster, top / str(number), way)
+            jobs[way] = submit(any_accounting_cluster, top / str(number), way)
     for way, running in jobs.items():
         if way.cause is not None and is_up(running):
             way.cause(running)

@@ -30,11 +30,11 @@ def agents(folder: Path) -> dict[int, int]:
 
 
 @pytest.fixture(scope="module")
-def plain(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+def plain(any_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """The job that this is all about: one line, one agent on each of four nodes."""
     folder = tmp_path_factory.mktemp("plain")
     script = "srun hpc-launch probe.py --reduce --lr 1e-3 'two words'"
-    return run_job(cluster, folder, script, "--nodes=4", "--gpus-per-node=4")
+    return run_job(any_cluster, folder, script, "--nodes=4", "--gpus-per-node=4")
 
 
 def test_a_job_of_one_line_completes(plain: Ended) -> None:
@@ -42,13 +42,13 @@ def test_a_job_of_one_line_completes(plain: Ended) -> None:
     assert (plain.state, plain.status) == ("COMPLETED", 0), plain.job.describe()
 
 
-def test_every_gpu_has_a_rank_and_every_rank_its_place(plain: Ended, cluster: Cluster) -> None:
+def test_every_gpu_has_a_rank_and_every_rank_its_place(plain: Ended, any_cluster: Cluster) -> None:
     """Four nodes of four GPUs have 16 ranks, numbered node by node from the first host on."""
     sizes = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE")
     names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", *sizes)
     places = {rank: (report.host, *report.numbers(*names)) for rank, report in plain.reports().items()}
     assert places == {
-        rank: (cluster.nodes[rank // 4], rank, rank % 4, rank // 4, rank, 16, 4, 4, 16) for rank in range(16)
+        rank: (any_cluster.nodes[rank // 4], rank, rank % 4, rank // 4, rank, 16, 4, 4, 16) for rank in range(16)
     }
 
 
@@ -73,21 +73,23 @@ def test_workers_keep_the_devices_that_slurm_gave(plain: Ended) -> None:
     assert {report.env["CUDA_VISIBLE_DEVICES"] for report in plain.reports().values()} == {"0,1,2,3"}
 
 
-def test_there_is_a_log_pair_for_each_rank(plain: Ended, cluster: Cluster) -> None:
+def test_there_is_a_log_pair_for_each_rank(plain: Ended, any_cluster: Cluster) -> None:
     """By default logs/JOB.STEP/attempt_0/HOST has stdout and stderr of each rank."""
     assert plain.tree.path.name == f"{plain.job.id}.0"
     expected = [
-        f"attempt_0/{cluster.nodes[rank // 4]}/rank_{rank}.{stream}" for rank in range(16) for stream in ("out", "err")
+        f"attempt_0/{any_cluster.nodes[rank // 4]}/rank_{rank}.{stream}"
+        for rank in range(16)
+        for stream in ("out", "err")
     ]
     assert plain.tree.files("rank_*") == sorted(expected)
 
 
 @pytest.fixture(scope="module")
-def tasks(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+def tasks(any_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """The same on one task per GPU; the script is told what Slurm said to the task."""
     folder = tmp_path_factory.mktemp("tasks")
     script = "srun sh -c 'exec hpc-launch probe.py $SLURM_PROCID $SLURM_LOCALID $SLURM_NODEID'"
-    return run_job(cluster, folder, script, "--nodes=4", "--gpus-per-node=4", "--ntasks-per-node=4")
+    return run_job(any_cluster, folder, script, "--nodes=4", "--gpus-per-node=4", "--ntasks-per-node=4")
 
 
 def test_with_a_task_per_gpu_each_task_is_the_rank_that_slurm_says(tasks: Ended) -> None:
@@ -122,13 +124,13 @@ def test_both_ways_give_the_script_the_same_variables(plain: Ended, tasks: Ended
     ],
 )
 def test_the_job_ends_with_the_status_of_the_worker_that_failed(
-    cluster: Cluster, tmp_path: Path, nodes: int, ending: str, said: tuple[int, str]
+    any_cluster: Cluster, tmp_path: Path, nodes: int, ending: str, said: tuple[int, str]
 ) -> None:
     """One worker fails while the others would go on for long: every agent ends with its status, and so the job."""
     status, words = said
     rank = ending.split(maxsplit=1)[0]
     command = f"srun sh -c {WITNESSED} --nproc-per-node 2 probe.py --exit {ending} --sleep {rank}"
-    job = run_job(cluster, tmp_path, command, f"--nodes={nodes}")
+    job = run_job(any_cluster, tmp_path, command, f"--nodes={nodes}")
     assert (job.state, job.job.record()["ExitCode"]) == ("FAILED", f"{status}:0"), job.job.describe()
     assert agents(tmp_path) == dict.fromkeys(range(nodes), status), job.output
     assert len([line for line in job.ours if words in line]) == 1, job.output
@@ -160,26 +162,28 @@ def assert_typed_line_worked(folder: Path, nodes: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("options", ["--nodes=4 --cpus-per-task=2", "--nodes=2 --ntasks-per-node=4"])
-def test_without_srun_on_several_nodes_the_line_to_type_is_said(cluster: Cluster, tmp_path: Path, options: str) -> None:
+def test_without_srun_on_several_nodes_the_line_to_type_is_said(
+    any_cluster: Cluster, tmp_path: Path, options: str
+) -> None:
     """In the batch script of a job of several nodes nothing runs without srun; the line that is said works."""
-    job = run_job(cluster, tmp_path, REFUSED, *options.split())
+    job = run_job(any_cluster, tmp_path, REFUSED, *options.split())
     assert "batch script" in refusal(tmp_path)
     assert job.state == "COMPLETED", job.job.describe()
-    assert_typed_line_worked(tmp_path, cluster.nodes[: int(job.job.record()["NumNodes"])])
+    assert_typed_line_worked(tmp_path, any_cluster.nodes[: int(job.job.record()["NumNodes"])])
 
 
-def test_nothing_trains_on_the_login_node(cluster: Cluster, tmp_path: Path) -> None:
+def test_nothing_trains_on_the_login_node(any_cluster: Cluster, tmp_path: Path) -> None:
     """In salloc's shell on a login node nothing runs; the line that is printed instead works."""
     write_probe(tmp_path)
-    done = cluster.run(["salloc", "--nodes=2", "bash", "-c", REFUSED], cwd=tmp_path, check=False, timeout=DEADLINE)
+    done = any_cluster.run(["salloc", "--nodes=2", "bash", "-c", REFUSED], cwd=tmp_path, check=False, timeout=DEADLINE)
     assert "head is not a node of job" in refusal(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert_typed_line_worked(tmp_path, cluster.nodes[:2])
+    assert_typed_line_worked(tmp_path, any_cluster.nodes[:2])
 
 
-def test_a_job_of_one_node_needs_no_srun(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_job_of_one_node_needs_no_srun(any_cluster: Cluster, tmp_path: Path) -> None:
     """In the batch script of a job of one node `hpc-launch train.py` just runs, in the job's directory."""
-    job = run_job(cluster, tmp_path, "hpc-launch probe.py", "--nodes=1", "--gpus-per-node=2")
+    job = run_job(any_cluster, tmp_path, "hpc-launch probe.py", "--nodes=1", "--gpus-per-node=2")
     assert job.state == "COMPLETED", job.job.describe()
     assert job.tree.path.name == job.job.id
     places = [report.numbers("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK") for report in job.reports().values()]
@@ -197,16 +201,16 @@ time.sleep(1000)
 """
 
 
-def test_a_cancelled_job_leaves_nothing_behind(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_cancelled_job_leaves_nothing_behind(any_cluster: Cluster, tmp_path: Path) -> None:
     """After scancel no process of the job is left, even of workers that ignore SIGTERM, and the nodes stay good."""
     (tmp_path / "stubborn.py").write_text(STUBBORN)
-    job = submit(cluster, tmp_path, "srun hpc-launch --nproc-per-node 2 stubborn.py", "--nodes=2")
+    job = submit(any_cluster, tmp_path, "srun hpc-launch --nproc-per-node 2 stubborn.py", "--nodes=2")
     wait_for(lambda: len(list(tmp_path.glob("ready.*"))) == 8, DEADLINE, job.describe)
     job.cancel()
     assert job.wait(DEADLINE).state == "CANCELLED", job.describe()
-    cluster.wait_idle(DEADLINE)
-    assert [cluster.processes(node) for node in cluster.nodes] == [[]] * 4
-    assert cluster.run(["sinfo", "--noheader", "--list-reasons"]).stdout == ""
+    any_cluster.wait_idle(DEADLINE)
+    assert [any_cluster.processes(node) for node in any_cluster.nodes] == [[]] * 4
+    assert any_cluster.run(["sinfo", "--noheader", "--list-reasons"]).stdout == ""
 
 
 def test_the_example_learns_digits(cluster: Cluster, tmp_path: Path) -> None:

@@ -217,15 +217,15 @@ def check_no_step_is_lost(parts: Turns) -> None:
 
 
 @pytest.mark.parametrize("repetition", REPETITIONS)
-def test_interruptions_change_nothing(cluster: Cluster, tmp_path: Path, repetition: int) -> None:
+def test_interruptions_change_nothing(any_cluster: Cluster, tmp_path: Path, repetition: int) -> None:
     """Preempted twice, and at its time limit once: the same network after as many steps, none of them done twice."""
-    one, two, *others = cluster.nodes
+    one, two, *others = any_cluster.nodes
     nodes, noticed = f"{one},{two}", repetition % 2 == 1
     template = TEMPLATE.read_text()
     if not noticed:
         template = re.sub(r"(?m)^#SBATCH --signal=.*\n", "", template)
-    whole = train(cluster, tmp_path / "whole", template, ",".join(others), 0)
-    parts = train(cluster, tmp_path / "parts", template, nodes, 0.2)
+    whole = train(any_cluster, tmp_path / "whole", template, ",".join(others), 0)
+    parts = train(any_cluster, tmp_path / "parts", template, nodes, 0.2)
     for attempt in (0, 1):
         await_steps(parts, attempt, 5 + 3 * repetition)
         preempt(parts, nodes)
@@ -253,11 +253,11 @@ def test_interruptions_change_nothing(cluster: Cluster, tmp_path: Path, repetiti
 # --- who runs again, and who does not
 
 
-def test_the_tasks_of_an_array_come_back_one_by_one(cluster: Cluster, tmp_path: Path) -> None:
+def test_the_tasks_of_an_array_come_back_one_by_one(any_cluster: Cluster, tmp_path: Path) -> None:
     """After a notice to one task that task is requeued, the other works on, until it is its turn."""
     launcher = "--requeue on-notice turns.py --last 1"
-    array = submit(cluster, tmp_path, launcher, "--array=3-4", "--nodes=1", "--time=30")
-    first, second = (Turns(cluster, Job(cluster, f"{array.job.id}_{task}"), tmp_path) for task in (3, 4))
+    array = submit(any_cluster, tmp_path, launcher, "--array=3-4", "--nodes=1", "--time=30")
+    first, second = (Turns(any_cluster, Job(any_cluster, f"{array.job.id}_{task}"), tmp_path) for task in (3, 4))
     for turns in (first, second):
         await_up(turns, 0, 2)
     first.job.signal("USR1")
@@ -273,9 +273,9 @@ def test_the_tasks_of_an_array_come_back_one_by_one(cluster: Cluster, tmp_path: 
         assert len(turns.ours("requeued (1 of 10): the workers left after a notice signal")) == 1, turns.describe()
 
 
-def test_a_job_that_must_not_run_again(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_job_that_must_not_run_again(any_cluster: Cluster, tmp_path: Path) -> None:
     """With --no-requeue the job says that Slurm forbids it, and ends as it would have."""
-    turns = submit(cluster, tmp_path, "--requeue on-notice turns.py", "--nodes=2", "--no-requeue")
+    turns = submit(any_cluster, tmp_path, "--requeue on-notice turns.py", "--nodes=2", "--no-requeue")
     await_up(turns, 0, 4)
     turns.job.signal("USR1")
     result = turns.wait()
