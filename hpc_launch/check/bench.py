@@ -93,7 +93,7 @@ def look(ranks: Ranks, patience: float, doing: Callable[[str], None]) -> Torch:
         version=str(torch.__version__),
         built_for=built_for,
         kind=known[0]["kind"] if known else "cpu",
-        count=max((answer["count"] for answer in known), default=0),
+        count=(sum if ranks.isolated else max)([0, *(answer["count"] for answer in known)]),
         devices=tuple(devices),
     )
 
@@ -156,7 +156,7 @@ def _reduce(ranks: Ranks, group: Group, rank: int, patience: float) -> dict[str,
         listening is not None,
         limit,
         wait_for_workers=False,
-        **({} if listening is None else {"master_listen_fd": listening.detach()}),
+        master_listen_fd=None if listening is None else listening.detach(),
     )
     where = _device(ranks, rank, _kind()[0]) if group.backend != "gloo" else "cpu"
     if where.startswith("cuda"):

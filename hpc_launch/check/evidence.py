@@ -144,7 +144,7 @@ class Torch:
         built_for: `CUDA 12.4`, `ROCm 6.1`, `CPUs`.
         error: why it cannot be imported; empty if it can.
         kind: `cuda`, `xpu` or `cpu`: where the ranks of this node would compute.
-        count: how many devices torch sees.
+        count: how many devices torch sees, in all processes together where each is shown its own only.
         devices: one per rank.
     """
 

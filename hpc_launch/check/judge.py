@@ -251,16 +251,16 @@ def _device_names(torch: Torch) -> str:
 
 
 def _devices(node: str, torch: Torch) -> Iterator[Finding]:
+    said: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for rank, device in enumerate(torch.devices):
-        name = f"device {rank}" if torch.kind != "cpu" else f"rank {rank} on the CPU"
         if device.error:
-            message = f"{name} cannot compute: {device.error}"
-            yield Finding("devices", (node,), message, "tell the administrators (dmesg, nvidia-smi -q)")
+            said[f"cannot compute: {device.error}", "tell the administrators (dmesg, nvidia-smi -q)"].append(str(rank))
         elif device.free is not None and device.total and device.free < (1 - _TAKEN) * device.total:
-            message = f"{name}: {size(device.total - device.free)} of {size(device.total)} are taken already"
-            yield Finding(
-                "devices", (node,), message, "a process is left over there, or the device is shared: nvidia-smi"
-            )
+            taken = f"{size(device.total - device.free)} of {size(device.total)} are taken already"
+            said[taken, "a process is left over there, or the device is shared: nvidia-smi"].append(str(rank))
+    for (what, remedy), ranks in said.items():
+        name = "device" if torch.kind != "cpu" else "CPU, rank"
+        yield Finding("devices", (node,), f"{name} {', '.join(ranks)}: {what}", remedy)
 
 
 def _addresses(evidence: Evidence, _: Limits) -> Iterator[Finding]:

@@ -35,7 +35,8 @@ def blame(pairs: Mapping[Pair, str]) -> tuple[tuple[str, ...], tuple[Pair, ...]]
         pairs: what became of each pair that was tried: an error, or nothing.
     """
     failing = {pair for pair, error in pairs.items() if error}
-    left, nodes = set(failing), []
+    left = set(failing)
+    nodes: list[str] = []
     while left:
         node, count = max(sorted(_counts(left).items()), key=lambda entry: entry[1])
         tried = sum(node in pair and not set(pair) & set(nodes) for pair in pairs)

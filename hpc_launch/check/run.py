@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import signal
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hpc_launch import hostlist
@@ -14,7 +16,7 @@ from hpc_launch.check.evidence import Clock, Evidence, Facts, Reach, Reduction, 
 from hpc_launch.check.pairs import Pair
 from hpc_launch.check.request import Request
 from hpc_launch.check.session import Session, python_line
-from hpc_launch.errors import StepError
+from hpc_launch.errors import Interrupted, StepError
 from hpc_launch.slurm import steps
 
 # How often a step is started anew without the nodes on which Slurm could not start it.
@@ -38,14 +40,31 @@ def preflight(request: Request) -> Evidence:
     Raises:
         ContextError: where there is no srun.
         StepError: when Slurm starts nothing at all.
+        Interrupted: when a signal ends it.
     """
     begin = time.monotonic()
     course = _Course(request)
-    try:
-        course.run()
-    finally:
-        course.end()
+    with _stopping():
+        try:
+            course.run()
+        finally:
+            course.end()
     return dataclasses.replace(course.evidence, seconds=time.monotonic() - begin)
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """Let signals end what was started, and not only this process."""
+
+    def stop(number: int, _: object) -> None:
+        raise Interrupted(number, signal.Signals(number).name)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Course:
@@ -99,6 +118,7 @@ class _Course:
             self._sessions.append(session)
             if session.begin():
                 return
+            session.end()  # all that srun still has to say is known then
             self._note_losses()
             left = tuple(node for node in nodes if node not in session.lost and node not in session.silent)
             if not left and session.lost:
@@ -141,7 +161,7 @@ class _Course:
         self._add(facts=facts)
 
     def _reach(self) -> None:
-        """Let all nodes call the first one; where most do not reach it, the next one as well, to see whose fault it is."""
+        """Let all nodes call the first one; where most do not reach it the next one too, to see whose fault it is."""
         able = [node for node in self._alive if judge.healthy_network(self.evidence.facts[node])]
         for leader in able[:2] if len(able) > 1 else ():
             reach = self._call(leader)

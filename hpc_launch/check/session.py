@@ -29,7 +29,7 @@ _FACTOR = 4.0
 _LABEL = re.compile(r"^\s*(\d+): ?(.*)$", re.DOTALL)
 _NOT_LAUNCHED = re.compile(r"[Tt]ask launch for \S+ failed on node (\S+): (.*)")
 _ENDED = re.compile(r"srun: error: (\S+): tasks? \S+: (.*)")
-_ABORTED = "Application launch failed"
+_ABORTED = re.compile(r"Application launch failed|[Tt]ask launch for \S+ failed")
 
 # How slurmstepd begins its lines.
 _OF_SLURM = re.compile(r"^(slurmstepd\S*: )?(error: )?")
@@ -92,6 +92,7 @@ class Session:
         self._srun: subprocess.Popen[str] | None = None
         self._number = 0
         self._answers: Answers | None = None
+        self._pumps: list[threading.Thread] = []
         self._open_streams = 0
         self._complaints: list[str] = []
         self.silent: dict[str, str] = {}
@@ -120,8 +121,8 @@ class Session:
         """Start the probes, and wait until they have begun.
 
         Returns:
-            Whether they can be asked. Where one node cannot be reached srun ends the probes of all; what it said is in
-            `lost` and `silent` then, and the others are to be started again.
+            Whether they can be asked. Where one node cannot be reached srun ends the probes of all; `lost` and
+            `silent` have what is known then, and the others are to be started again.
 
         Raises:
             ContextError: where there is no srun.
@@ -139,12 +140,14 @@ class Session:
             )
         except OSError as error:
             raise ContextError(
-                f"cannot run srun ({error.strerror or error}), which starts a probe on each node: call hpc-launch check "
-                "where Slurm's commands are, outside of the container for instance"
+                f"cannot run srun ({error.strerror or error}), which starts a probe on each node: call hpc-launch "
+                "check where Slurm's commands are, outside of the container for instance"
             ) from error
         self._open_streams = 2
         for name, stream in (("out", self._srun.stdout), ("err", self._srun.stderr)):
-            threading.Thread(target=self._pump, args=(name, stream), name=f"srun {name}", daemon=True).start()
+            pump = threading.Thread(target=self._pump, args=(name, stream), name=f"srun {name}", daemon=True)
+            pump.start()
+            self._pumps.append(pump)
         missing = self._wait(lambda: set(self._order) - self._begun - set(self.lost))
         for node in missing:
             self.silent[node] = "being started"
@@ -153,7 +156,7 @@ class Session:
     @property
     def aborted(self) -> bool:
         """Whether srun has given up, and ends all probes."""
-        return not self._open_streams or any(_ABORTED in line for line in self._complaints)
+        return not self._open_streams or any(map(_ABORTED.search, self._complaints))
 
     def ask(self, do: str, **more: Any) -> Answers:
         """Ask all probes that are alive to do something, and wait until they have.
@@ -177,15 +180,17 @@ class Session:
             return
         with contextlib.suppress(OSError):
             self._srun.stdin.close()
-        while not self._heard.empty():
-            self._hear(*self._heard.get())
         clean = not self.silent and not self.aborted
         for stop, seconds in ((None, 3.0 if clean else 0.3), (self._srun.terminate, 1.0), (self._srun.kill, 5.0)):
             if stop is not None:
                 stop()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._srun.wait(seconds)
-                return
+                break
+        for pump in self._pumps:
+            pump.join(1.0)
+        while not self._heard.empty():
+            self._hear(*self._heard.get())
 
     def _write(self, order: Mapping[str, Any]) -> None:
         with contextlib.suppress(OSError):  # srun is gone: nobody answers, which is seen
@@ -194,8 +199,10 @@ class Session:
                 self._srun.stdin.flush()
 
     def _pump(self, name: str, stream: IO[str] | None) -> None:
-        for line in stream or ():
-            self._heard.put((name, line))
+        if stream is not None:
+            with stream:
+                for line in stream:
+                    self._heard.put((name, line))
         self._heard.put(("end", ""))
 
     def _wait(self, missing: Callable[[], set[str]], count: int = 0) -> Collection[str]:

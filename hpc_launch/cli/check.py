@@ -44,25 +44,22 @@ def _size(_context: click.Context, _parameter: click.Parameter, text: str) -> in
     type=click.FloatRange(min=0),
     default=5.0,
     metavar="SECONDS",
-    show_default=True,
-    help="How far a node's clock may be from the others'.",
+    help="How far a node's clock may be from the others'. Default: 5.",
 )
 @click.option(
     "--min-free",
     callback=_size,
     default="100M",
     metavar="SIZE",
-    show_default=True,
-    help="What must be free in the log directory, in TMPDIR and in /dev/shm.",
+    help="What must be free in the log directory, in TMPDIR and in /dev/shm. Default: 100M.",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(min=1),
     default=60.0,
     metavar="SECONDS",
-    show_default=True,
     help="How long the nodes may take for each question. When half of them have answered, the others have four times "
-    "as long as these had, and ten seconds at least.",
+    "as long as these had, and ten seconds at least. Default: 60.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context

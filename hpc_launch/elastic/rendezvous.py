@@ -396,7 +396,7 @@ class SlurmRendezvous(RendezvousHandler):
             return []
 
     def _leader_own_address(self) -> str:
-        """The leader's address: the one that the user chose, else that which its name or the way to the others gives."""
+        """The leader's address: the one that the user chose, else what its name or the way to the others gives."""
         party = self._party
         found = network.asked_address(party.local_addr, party.interface)
         found = found or network.own_address(party.host, party.hosts, party.leaders)

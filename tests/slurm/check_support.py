@@ -1,8 +1,8 @@
 """What the tests of `hpc-launch check` share: nodes that are sick in one way, and checks of them.
 
-What can be done to a node for real is done: its cables, its slurmd, its mounts. The rest is a fake that every Python of a
-node imports (sitecustomize), which looks up by the host's name what to pretend: a clock (there is no namespace for
-CLOCK_REALTIME), another version of torch, a GPU that cannot be used, an import that hangs.
+What can be done to a node for real is done: to its cables, its routes, its slurmd, its mounts. The rest is a fake that
+every Python of a node imports (sitecustomize), which looks up by the host's name what to pretend: a clock (there is no
+namespace for CLOCK_REALTIME), another version of torch, a GPU that cannot be used, an import that hangs.
 """
 
 from __future__ import annotations

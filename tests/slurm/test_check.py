@@ -38,7 +38,7 @@ def test_a_good_allocation(any_cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_a_node_whose_slurmd_is_gone(any_cluster: Cluster, tmp_path: Path) -> None:
-    """A node on which Slurm cannot start anything is named, with Slurm's word; the others are looked at all the same."""
+    """A node on which Slurm cannot start anything is named; the others are looked at all the same."""
     checked = check(any_cluster, tmp_path, harm=lambda: any_cluster.kill(BAD))
 
     only(checked, "Slurm cannot start a process there")
@@ -124,7 +124,7 @@ def test_a_device_that_cannot_be_used(cluster: Cluster, tmp_path: Path) -> None:
     pretend[BAD]["broken"] = 2
     checked = check(cluster, tmp_path, job=["--gpus-per-node=4"], pretend=pretend)
 
-    only(checked, "device 2 cannot compute: CUDA error: uncorrectable ECC error encountered")
+    only(checked, "device 2: cannot compute: CUDA error: uncorrectable ECC error encountered")
     assert [(entry["ranks"], entry["errors"]) for entry in checked.report["reductions"]] == [(12, {})]
 
 
@@ -227,18 +227,20 @@ def two_networks(slurm_host: None) -> Iterator[Cluster]:
 
 @pytest.mark.parametrize("bad", ["gpu001", "gpu003"])
 @pytest.mark.parametrize(
-    ("harm", "heal", "words"),
+    "harm",
     [
         ("link set {0}i down", "link set {0}i up", "down: no carrier"),
         ("link set {0}i nomaster", "link set {0}i master fabric1", "reach"),
     ],
+    ids=["cable", "switch"],
 )
 def test_a_training_network_that_is_cut(
-    two_networks: Cluster, tmp_path: Path, bad: str, harm: str, heal: str, words: str
+    two_networks: Cluster, tmp_path: Path, bad: str, harm: tuple[str, str, str]
 ) -> None:
-    """A node that is cut off from the training's network, while Slurm's is well, is named, be it the first one or not."""
+    """A node that only the training's network does not reach is named, be it the first one or not."""
+    cut, heal, words = harm
     head = host.netns(two_networks.name, HEAD)
-    host.configure(head, [harm.format(bad)])
+    host.configure(head, [cut.format(bad)])
     try:
         checked = check(two_networks, tmp_path, "--interface=eth1")
     finally:

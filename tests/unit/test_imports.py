@@ -56,6 +56,8 @@ ENVIRONMENT_CHANGES = {
     ("elastic.workers", "run_path", "pop"): "in a worker of torch's making, whose environment torch has filled",
     ("warm.factory", "_changed", "update"): "while modules are imported, and put back then",
     ("warm.factory", "_changed", "[]"): "as above",
+    ("check.bench", "_dress", "setdefault"): "in a process that has just been forked to be one rank",
+    ("check.bench", "_dress", "[]"): "as above",
     ("warm.child", "_replace_environment", "[]"): "a worker gets the environment that it was given",
 }
 
@@ -219,6 +221,7 @@ def test_changes_of_the_environment_would_be_found(code: str) -> None:
         ["explain"],
         ["explain", "--nproc-per-node=2", "--max-restarts=1"],
         ["hosts", "a[1-2]"],
+        ["check", "--help"],
         ["--print-completion", "bash"],
     ],
     ids=" ".join,
@@ -264,6 +267,9 @@ def test_toml_is_read_by_those_who_need_it(
     "module",
     [
         "hpc_launch",
+        "hpc_launch.check.bench",
+        "hpc_launch.check.probe",
+        "hpc_launch.check.run",
         "hpc_launch.elastic",
         "hpc_launch.elastic.console",
         "hpc_launch.elastic.environment",
