@@ -81,9 +81,10 @@ def judge(evidence: Evidence, limits: Limits) -> tuple[Finding, ...]:
     return tuple(findings)
 
 
-def excluded(findings: Sequence[Finding]) -> tuple[str, ...]:
-    """The nodes to leave out."""
-    return tuple(dict.fromkeys(node for finding in findings if finding.exclude for node in finding.nodes))
+def excluded(findings: Sequence[Finding], nodes: Sequence[str]) -> tuple[str, ...]:
+    """Which of the nodes to leave out; none where that would be all."""
+    leave = {node for finding in findings if finding.exclude for node in finding.nodes}
+    return tuple(node for node in nodes if node in leave) if len(leave) < len(nodes) else ()
 
 
 def odd(values: Mapping[str, str], own: str | None = None) -> tuple[str | None, tuple[str, ...]]:
@@ -200,11 +201,13 @@ def _places(evidence: Evidence, limits: Limits) -> Iterator[Finding]:
 
 
 def _cpus(evidence: Evidence, _: Limits) -> Iterator[Finding]:
-    for node, facts in evidence.facts.items():
-        if 0 < facts.cpus < facts.ranks:
-            few = "1 CPU" if facts.cpus == 1 else f"{facts.cpus} CPUs"
-            message = f"{facts.ranks} local ranks share {few}"
-            yield Finding("cpus", (node,), message, "ask for more with --cpus-per-task or --cpus-per-gpu")
+    """Fewer CPUs than ranks make a run slow; where all nodes have so few it may be meant."""
+    few = [node for node, facts in evidence.facts.items() if 0 < facts.cpus < facts.ranks]
+    for node in few:
+        facts = evidence.facts[node]
+        message = f"{facts.ranks} local ranks share {facts.cpus} CPU{'s' * (facts.cpus != 1)}"
+        remedy = "ask for more with --cpus-per-task or --cpus-per-gpu"
+        yield Finding("cpus", (node,), message, remedy, note=len(few) == len(evidence.facts) > 1)
 
 
 def _numbers(evidence: Evidence, _: Limits) -> Iterator[Finding]:

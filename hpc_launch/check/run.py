@@ -25,8 +25,12 @@ _STARTS = 3
 # How often each clock is read: the quickest answer says most.
 _TICKS = 3
 
-# What an all-reduce may take: NCCL needs some seconds to find its way on many nodes.
+# What may be taken, in seconds, by the devices of a node (a driver without persistence mode is slow at first), by an
+# all-reduce (NCCL looks for its way on many nodes), and by one of two nodes. The answer to that may take a bit more.
+_DEVICE_SECONDS = 20.0
 _REDUCE_SECONDS = 15.0
+_PAIR_SECONDS = 10.0
+_MORE = 5.0
 
 _BACKENDS = {"cuda": "nccl", "xpu": "xccl", "cpu": "gloo"}
 
@@ -179,7 +183,7 @@ class _Course:
         return Reach(leader, facts.address, port, {node: attempts_of(said) for node, said in answers.given.items()})
 
     def _torch(self) -> None:
-        answers = self._session.ask("torch", patience=self._request.timeout / 2)
+        answers = self._session.ask("torch", patience=_DEVICE_SECONDS, least=_DEVICE_SECONDS + _MORE)
         found = {node: torch_of(said) for node, said in answers.given.items()}
         found |= {node: Torch(error=error) for node, error in answers.failed.items()}
         self._add(torch=found)
@@ -211,7 +215,7 @@ class _Course:
         found: dict[Pair, str] = {}
         for meetings in pairs.rounds(nodes)[: pairs.MOST_ROUNDS]:
             usable = [pair for pair in meetings if set(pair) <= set(self._alive)]
-            errors = self._reduce_groups(usable, backend)
+            errors = self._reduce_groups(usable, backend, _PAIR_SECONDS)
             for pair in usable:
                 found[pair] = next((errors[node] for node in pair if errors.get(node)), "")
             self._add(pairs=found)
@@ -220,13 +224,13 @@ class _Course:
 
     def _reduce_all(self, nodes: tuple[str, ...], backend: str) -> bool:
         begin = time.monotonic()
-        errors = self._reduce_groups([nodes], backend)
+        errors = self._reduce_groups([nodes], backend, _REDUCE_SECONDS)
         ranks = sum(self.evidence.facts[node].ranks for node in nodes)
         reduction = Reduction(backend, nodes, ranks, time.monotonic() - begin, errors)
         self._add(reductions=(*self.evidence.reductions, reduction))
         return reduction.ok
 
-    def _reduce_groups(self, groups: Sequence[tuple[str, ...]], backend: str) -> dict[str, str]:
+    def _reduce_groups(self, groups: Sequence[tuple[str, ...]], backend: str, patience: float) -> dict[str, str]:
         """Let groups of nodes reduce at the same time; returns the errors by node."""
         ports = self._session.ask("open", leaders=[group[0] for group in groups]).given
         facts = self.evidence.facts
@@ -241,7 +245,7 @@ class _Course:
             for group in groups
             if ports.get(group[0])
         ]
-        answers = self._session.ask("reduce", groups=orders, patience=_REDUCE_SECONDS)
+        answers = self._session.ask("reduce", groups=orders, patience=patience, least=patience + _MORE)
         errors = {group[0]: "no port is free there" for group in groups if not ports.get(group[0])}
         for group in groups:
             for node in group:

@@ -31,6 +31,9 @@ _NOT_LAUNCHED = re.compile(r"[Tt]ask launch for \S+ failed on node (\S+): (.*)")
 _ENDED = re.compile(r"srun: error: (\S+): tasks? \S+: (.*)")
 _ABORTED = re.compile(r"Application launch failed|[Tt]ask launch for \S+ failed")
 
+# Lines of a C++ stack, which are no reason.
+_STACK = "frame #"
+
 # How slurmstepd begins its lines.
 _OF_SLURM = re.compile(r"^(slurmstepd\S*: )?(error: )?")
 
@@ -94,6 +97,7 @@ class Session:
         self._answers: Answers | None = None
         self._pumps: list[threading.Thread] = []
         self._open_streams = 0
+        self._ending = False
         self._complaints: list[str] = []
         self.silent: dict[str, str] = {}
 
@@ -158,10 +162,15 @@ class Session:
         """Whether srun has given up, and ends all probes."""
         return not self._open_streams or any(map(_ABORTED.search, self._complaints))
 
-    def ask(self, do: str, **more: Any) -> Answers:
+    def ask(self, do: str, *, least: float = 0.0, **more: Any) -> Answers:
         """Ask all probes that are alive to do something, and wait until they have.
 
         Those that do not answer in time are not asked again.
+
+        Args:
+            do: what.
+            least: seconds for which even the last one is waited for, where they give up something by themselves.
+            more: what belongs to it.
         """
         self._number += 1
         asked = set(self.alive)
@@ -169,7 +178,7 @@ class Session:
         for node in asked:
             self._nodes[node].doing = ""
         self._write({"order": self._number, "do": do, **more})
-        missing = self._wait(lambda: asked - set(answers.given) - set(answers.failed) - set(self.lost), len(asked))
+        missing = self._wait(lambda: asked - set(answers.given) - set(answers.failed) - set(self.lost), least)
         for node in missing:
             self.silent[node] = self._nodes[node].doing or f"being asked for {do}"
         return answers
@@ -183,6 +192,7 @@ class Session:
         clean = not self.silent and not self.aborted
         for stop, seconds in ((None, 3.0 if clean else 0.3), (self._srun.terminate, 1.0), (self._srun.kill, 5.0)):
             if stop is not None:
+                self._ending = True  # from here on probes end because of this
                 stop()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._srun.wait(seconds)
@@ -205,16 +215,16 @@ class Session:
                     self._heard.put((name, line))
         self._heard.put(("end", ""))
 
-    def _wait(self, missing: Callable[[], set[str]], count: int = 0) -> Collection[str]:
+    def _wait(self, missing: Callable[[], set[str]], least: float = 0.0) -> Collection[str]:
         """Hear what is said until nothing is missing, or the time is over; returns what still is."""
-        count = count or len(self._order)
+        count = len(missing())
         begin = time.monotonic()
-        deadline = begin + self._patience
+        deadline = begin + max(self._patience, least)
         relaxed = True
         while left := missing():
             if relaxed and 2 * len(left) <= count:
                 relaxed = False
-                deadline = min(deadline, begin + max(_FACTOR * (time.monotonic() - begin), _GRACE))
+                deadline = min(deadline, begin + max(_FACTOR * (time.monotonic() - begin), _GRACE, least))
             remaining = deadline - time.monotonic()
             if remaining <= 0 or self.aborted:
                 return left
@@ -253,7 +263,8 @@ class Session:
         if not text:
             return
         if node:
-            self._nodes[node].said = text
+            if not text.startswith(_STACK):
+                self._nodes[node].said = text
             return
         self._complaints.append(text)
         if match := _NOT_LAUNCHED.search(text):
@@ -261,7 +272,7 @@ class Session:
         elif match := _ENDED.search(text):
             with contextlib.suppress(HostlistError):
                 for name in hostlist.expand(match[1]):
-                    if not self.aborted:
+                    if not self.aborted and not self._ending:
                         self._lose(name, f"its probe ended ({match[2]})")
 
     def _lose(self, node: str, why: str) -> None:

@@ -27,7 +27,7 @@ def text(evidence: Evidence, findings: Sequence[Finding], limits: Limits) -> str
     else:
         bad = dict.fromkeys(node for finding in problems for node in finding.nodes)
         lines.append(f"something is wrong on {len(bad)} of {_nodes(count)}, seen in {evidence.seconds:.1f} s")
-    if leave := excluded(findings):
+    if leave := excluded(findings, evidence.nodes):
         lines.append(f"to leave them out: --exclude={hostlist.fold(leave)}")
     return "\n".join(lines)
 
@@ -38,7 +38,7 @@ def _nodes(count: int) -> str:
 
 def as_dict(evidence: Evidence, findings: Sequence[Finding]) -> dict[str, Any]:
     """The whole for programs."""
-    leave = excluded(findings)
+    leave = excluded(findings, evidence.nodes)
     return {
         "ok": all(finding.note for finding in findings),
         "job_id": evidence.job_id,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from tests.cluster import Cluster, ClusterConfig, host
 from tests.cluster.config import HEAD
 from tests.slurm.check_support import DEADLINE, Checked, check, mounted, pretending, unreachable
 from tests.slurm.jobs_support import clean_environment
+from tests.support import wait_for
 
 BAD = "gpu003"
 
@@ -120,20 +124,20 @@ def test_a_name_that_does_not_resolve(cluster: Cluster, tmp_path: Path) -> None:
 
 def test_a_device_that_cannot_be_used(cluster: Cluster, tmp_path: Path) -> None:
     """A node with a device that is there and does not compute is named with the device. (torch.cuda is a fake.)"""
-    pretend: dict[str, dict[str, Any]] = {node: {"devices": 4} for node in cluster.nodes}
-    pretend[BAD]["broken"] = 2
-    checked = check(cluster, tmp_path, job=["--gpus-per-node=4"], pretend=pretend)
+    pretend: dict[str, dict[str, Any]] = {node: {"devices": 2} for node in cluster.nodes}
+    pretend[BAD]["broken"] = 1
+    checked = check(cluster, tmp_path, job=["--gpus-per-node=2"], pretend=pretend)
 
-    only(checked, "device 2: cannot compute: CUDA error: uncorrectable ECC error encountered")
-    assert [(entry["ranks"], entry["errors"]) for entry in checked.report["reductions"]] == [(12, {})]
+    only(checked, "device 1: cannot compute: CUDA error: uncorrectable ECC error encountered")
+    assert [(entry["ranks"], entry["errors"]) for entry in checked.report["reductions"]] == [(6, {})]
 
 
 def test_a_torch_that_does_not_know_the_devices(cluster: Cluster, tmp_path: Path) -> None:
     """Where Slurm gives GPUs and torch is built for CPUs that is said of all nodes, none of which is to be left out."""
-    checked = check(cluster, tmp_path, job=["--gpus-per-node=4"])
+    checked = check(cluster, tmp_path, job=["--gpus-per-node=2"])
 
     assert (checked.status, set(checked.findings)) == (1, set(cluster.nodes))
-    assert "4 devices by CUDA_VISIBLE_DEVICES=0,1,2,3, but torch" in checked.findings[BAD][0]
+    assert "2 devices by CUDA_VISIBLE_DEVICES=0,1, but torch" in checked.findings[BAD][0]
     assert checked.report["exclude"] == ""
 
 
@@ -172,6 +176,21 @@ def test_a_node_that_reaches_none_but_the_first(cluster: Cluster, tmp_path: Path
         checked = check(cluster, tmp_path)
 
     only(checked, "all-reduce over gloo fails with each of the others")
+
+
+def test_a_check_that_is_stopped(cluster: Cluster, tmp_path: Path) -> None:
+    """SIGTERM ends it with 143, and its probes as well, even one that hangs."""
+    command = ["salloc", "--quiet", "--nodes=4", "sh", "-c", "echo $$; exec hpc-launch check --timeout=500"]
+    environ = pretending(tmp_path, {node: {"hang": True} for node in cluster.nodes})
+    with cluster.popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as salloc:
+        assert salloc.stdout is not None
+        pid = int(salloc.stdout.readline())
+        wait_for(lambda: all(map(cluster.processes, cluster.nodes)), DEADLINE, "no probe has begun")
+        os.kill(pid, signal.SIGTERM)
+        _, err = salloc.communicate(timeout=DEADLINE)
+
+    assert (salloc.returncode, err) == (143, "hpc-launch: stopped by SIGTERM\n")
+    wait_for(lambda: not any(map(cluster.processes, cluster.nodes)), DEADLINE, "probes are left")
 
 
 def test_in_a_batch_script(any_cluster: Cluster, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_a_bad_node_is_named_alone(case: str) -> None:
     assert (finding.nodes, finding.exclude, finding.note) == (("gpu003",), True, False)
     assert words in finding.message
     assert finding.remedy
-    assert excluded((finding,)) == ("gpu003",)
+    assert excluded((finding,), NODES) == ("gpu003",)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -198,11 +198,19 @@ def test_the_same_of_several_nodes_is_said_once() -> None:
     assert finding.nodes == ("gpu002", "gpu004")
 
 
+def test_few_cpus_everywhere_are_a_note() -> None:
+    """What all nodes lack was perhaps not asked for; it is said, and the run may start."""
+    (finding,) = findings(facts(dict.fromkeys(NODES, dataclasses.replace(FACTS, cpus=1))))
+
+    assert (finding.nodes, finding.note, finding.exclude) == (NODES, True, False)
+
+
 def test_what_is_wrong_everywhere_leaves_nobody_out() -> None:
     """To exclude all nodes would be no help."""
-    (finding,) = findings(facts(dict.fromkeys(NODES, dataclasses.replace(FACTS, cpus=2))))
+    (finding,) = findings(torches(dict.fromkeys(NODES, Torch(error="ImportError: libfoo"))))
 
-    assert (finding.nodes, finding.exclude) == (NODES, False)
+    assert (finding.nodes, finding.exclude, finding.note) == (NODES, False, False)
+    assert excluded((finding,), NODES) == ()
 
 
 @pytest.mark.parametrize(("own", "named"), [("2.6", ("gpu001",)), ("2.5", ("gpu002",)), ("2.4", ("gpu001", "gpu002"))])
