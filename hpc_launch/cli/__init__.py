@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 from hpc_launch import __version__
+from hpc_launch.cli.check import check
 from hpc_launch.cli.config import config
 from hpc_launch.cli.env import env
 from hpc_launch.cli.explain import explain
@@ -63,7 +64,7 @@ def cli() -> None:
     """  # noqa: D301 - click wants a real backspace before text that it is to leave alone
 
 
-for _command in (run, env, explain, hosts, config, submit, template):
+for _command in (run, submit, template, check, env, explain, hosts, config):
     cli.add_command(_command)
 
 

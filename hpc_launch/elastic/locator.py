@@ -43,17 +43,6 @@ _NONSENSE = (ValueError, KeyError, TypeError, RecursionError, OverflowError)
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))
 
 
-def listen(port: int) -> socket.socket:
-    """A listening socket on all addresses, IPv4 and IPv6 where there is both.
-
-    Raises:
-        OSError: when the port is taken.
-    """
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
-    return socket.create_server(("", port), backlog=1024)
-
-
 def _keep_alive(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _KEEPALIVE:

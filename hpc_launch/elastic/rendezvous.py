@@ -364,7 +364,7 @@ class SlurmRendezvous(RendezvousHandler):
     def _serve(self) -> TCPStore:
         """Start the agents' store and answer those who look for it."""
         party = self._party
-        self._own_address = self._asked_address() or self._leader_own_address()
+        self._own_address = self._leader_own_address()
         listener, rest = _first_free(party.ports)
         store, port = _first_store(rest, _STORE_TIMEOUT)
         self._locator = locator.Locator(party.run_id, listener, port)
@@ -395,30 +395,16 @@ class SlurmRendezvous(RendezvousHandler):
         except (OSError, ValueError, KeyError, TypeError):
             return []
 
-    def _asked_address(self) -> str | None:
-        """The address of this node that the user chose, if any."""
-        if self._party.local_addr:
-            return self._party.local_addr
-        if self._party.interface != "auto":
-            return network.choose(self._party.interface, network.interfaces())
-        return None
-
     def _leader_own_address(self) -> str:
-        """The leader's address: the one that its name means to the others, else the one on the way to them."""
+        """The leader's address: the one that the user chose, else what its name or the way to the others gives."""
         party = self._party
-        if len(party.hosts) == 1:
-            return "127.0.0.1"
-        named = [address for name in party.leaders for address in network.resolve(name)]
-        usable = [address for address in named if network.is_local(address) and not network.is_loopback(address)]
-        found = next(iter(usable), None) or network.advertised([host for host in party.hosts if host != party.host])
-        if found is not None:
-            return found
-        there = network.interfaces()
-        if not there:
+        found = network.asked_address(party.local_addr, party.interface)
+        found = found or network.own_address(party.host, party.hosts, party.leaders)
+        if found is None:
             raise RendezvousError(
                 f"{party.host} has no address by which other nodes could reach it: name one with --local-addr"
             )
-        return there[0].addresses[0]
+        return found
 
     def _find(self) -> TCPStore:
         """Find the leader's store, saying from time to time that it is not there yet."""
@@ -439,7 +425,7 @@ class SlurmRendezvous(RendezvousHandler):
             )
         self._lifeline = found.lifeline
         self._leader_address = found.leader_address
-        self._own_address = self._asked_address() or found.own_address
+        self._own_address = network.asked_address(self._party.local_addr, self._party.interface) or found.own_address
         with self._translated():
             return TCPStore(found.leader_address, found.port, is_master=False, timeout=_STORE_TIMEOUT)
 
@@ -547,7 +533,7 @@ def _first_free(ports: Sequence[int]) -> tuple[socket.socket, Sequence[int]]:
     """Listen on the first port that is free; also gives the ports after it."""
     for position, port in enumerate(ports):
         try:
-            return locator.listen(port), ports[position + 1 :]
+            return network.listen(port), ports[position + 1 :]
         except OSError:
             continue
     listing = str(ports[0]) if len(ports) == 1 else f"{len(ports)} ports from {ports[0]} on"

@@ -162,6 +162,50 @@ def choose(wanted: str, among: Sequence[Interface]) -> str:
     return fitting[0]
 
 
+def asked_address(local_addr: str | None, interface: str) -> str | None:
+    """The address of this node that the user chose with --local-addr or --interface; None where it is left open.
+
+    Raises:
+        UsageError: when there is no such interface here.
+    """
+    if local_addr:
+        return local_addr
+    return None if interface == "auto" else choose(interface, interfaces())
+
+
+def own_address(host: str, hosts: Sequence[str], names: Sequence[str]) -> str | None:
+    """The address of this node for the others: the one that its names mean to them, else the one on the way to them.
+
+    Args:
+        host: this node's name in `hosts`.
+        hosts: all nodes.
+        names: under which the others may look for this node.
+
+    Returns:
+        The address; loopback where this node is alone, None where it has no address at all.
+    """
+    if len(hosts) == 1:
+        return "127.0.0.1"
+    named = [address for name in names for address in resolve(name)]
+    usable = [address for address in named if is_local(address) and not is_loopback(address)]
+    found = next(iter(usable), None) or advertised([other for other in hosts if other != host])
+    if found is not None:
+        return found
+    there = interfaces()
+    return there[0].addresses[0] if there else None
+
+
+def listen(port: int) -> socket.socket:
+    """A listening socket on all addresses, IPv4 and IPv6 where there is both.
+
+    Raises:
+        OSError: when the port is taken.
+    """
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
+    return socket.create_server(("", port), backlog=1024)
+
+
 def interface_of(address: str, among: Sequence[Interface]) -> str:
     """The name of the interface that has an address; empty where none has. Pure."""
     return next((interface.name for interface in among if address in interface.addresses), "")

@@ -21,9 +21,10 @@ PACKAGE = Path(hpc_launch.__file__).parent
 FOUNDATIONS = {"hostlist", "settings", "errors", "world", "version"}
 MAY_IMPORT = {
     "entry": {"cli"},
-    "cli": {"launch", "submission", "plan", "slurm", "warm", *FOUNDATIONS},
+    "cli": {"launch", "submission", "check", "plan", "slurm", "warm", *FOUNDATIONS},
     "launch": {"plan", "slurm", "records", "warm", *FOUNDATIONS},
     "submission": {"plan", "slurm", "node", "records", *FOUNDATIONS},
+    "check": {"plan", "slurm", "node", *FOUNDATIONS},
     "elastic": {"plan", "slurm", "node", "records", "warm", *FOUNDATIONS},
     "plan": {"slurm", "node", *FOUNDATIONS},
     "slurm": {"hostlist", "errors"},
@@ -56,6 +57,8 @@ ENVIRONMENT_CHANGES = {
     ("elastic.workers", "run_path", "pop"): "in a worker of torch's making, whose environment torch has filled",
     ("warm.factory", "_changed", "update"): "while modules are imported, and put back then",
     ("warm.factory", "_changed", "[]"): "as above",
+    ("check.bench", "_dress", "setdefault"): "in a process that has just been forked to be one rank",
+    ("check.bench", "_dress", "[]"): "as above",
     ("warm.child", "_replace_environment", "[]"): "a worker gets the environment that it was given",
 }
 
@@ -160,7 +163,7 @@ def test_what_needs_torch_is_imported_late() -> None:
 def test_who_imports_torch() -> None:
     """torch is used in one part of the launcher, and in what its workers import."""
     parts = {part_of(found.module) for found in imports() if found.target.split(".")[0] == "torch"}
-    assert {"elastic", "runtime"} == parts
+    assert {"elastic", "runtime", "check"} == parts
 
 
 def test_only_cli_knows_click() -> None:
@@ -223,6 +226,7 @@ def test_changes_of_the_environment_would_be_found(code: str) -> None:
         ["hosts", "a[1-2]"],
         ["template", "list"],
         ["template", "check", "--no-slurm", "cpu"],
+        ["check", "--help"],
         ["--print-completion", "bash"],
     ],
     ids=" ".join,
@@ -268,6 +272,9 @@ def test_toml_is_read_by_those_who_need_it(
     "module",
     [
         "hpc_launch",
+        "hpc_launch.check.bench",
+        "hpc_launch.check.probe",
+        "hpc_launch.check.run",
         "hpc_launch.elastic",
         "hpc_launch.elastic.console",
         "hpc_launch.elastic.environment",

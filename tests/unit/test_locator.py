@@ -15,6 +15,7 @@ import pytest
 
 from hpc_launch.elastic import locator
 from hpc_launch.elastic.locator import Found, Locator
+from hpc_launch.node import network
 from tests.support import wait_for
 
 RUN = "4711.0.0"
@@ -36,7 +37,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def leader(run_id: str = RUN, port: int = 0, store_port: int = 5555) -> Iterator[Locator]:
-    served = Locator(run_id, locator.listen(port), store_port)
+    served = Locator(run_id, network.listen(port), store_port)
     try:
         yield served
     finally:
@@ -260,9 +261,9 @@ def test_a_leader_that_comes_later_is_found() -> None:
 def test_a_taken_port_is_refused_so_that_the_next_is_tried(served: Locator) -> None:
     """A leader cannot share a port with anybody, on whichever of its addresses that one listens."""
     with stranger(silent) as port, pytest.raises(OSError, match="in use"):
-        locator.listen(port)
+        network.listen(port)
     with pytest.raises(OSError, match="in use"):
-        locator.listen(served.port)
+        network.listen(served.port)
 
 
 def test_a_port_is_free_again_when_the_leader_has_closed() -> None:

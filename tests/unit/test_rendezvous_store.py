@@ -23,6 +23,7 @@ from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.elastic.rounds import Message, RoundEnd
 from hpc_launch.errors import LogDirError, RendezvousError, RendezvousTimeout, RoundRefused
+from hpc_launch.node import network
 from hpc_launch.records.directory import JobDirectory
 from tests.support import wait_for
 from tests.unit.agents_support import DEADLINE, begin, end_of, errors, finish, parties, party, together
@@ -650,7 +651,7 @@ def test_the_loss_of_an_agent_ends_the_run(tmp_path: Path, python: str) -> None:
 def test_an_agent_that_asks_again_is_not_lost(tmp_path: Path) -> None:
     """An answer that comes too late is asked for again: the agent has not gone because its first connection has."""
     run = party(tmp_path, 2)
-    server = locator.Locator(run.run_id, locator.listen(run.ports[0]), 1)
+    server = locator.Locator(run.run_id, network.listen(run.ports[0]), 1)
     question = json.dumps({"run": run.run_id, "agent": 1, "key": "its own"}).encode() + b"\n"
     with socket.create_connection(("127.0.0.1", run.ports[0])) as connection:
         connection.sendall(question)

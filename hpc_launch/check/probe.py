@@ -1,0 +1,50 @@
+"""The program on each node: it does what it is told, one line of its standard input after another.
+
+It says so before it does what might never end (a file system, an import, a driver), so that whoever waits for it knows
+where it hangs. When its input ends, it ends: nothing is left of a check whose command is gone.
+
+    python -m hpc_launch.check.probe
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from hpc_launch.check import wire
+
+# After so many seconds a probe ends, whatever it does and whether or not anybody is left to tell it.
+_LONGEST_LIFE = 600
+
+
+def main() -> None:
+    """Serve until the input ends."""
+    signal.alarm(_LONGEST_LIFE)
+    say(hello=os.environ.get("SLURMD_NODENAME", ""), nodes=os.environ.get("SLURM_STEP_NODELIST", ""))
+    from hpc_launch.check.tasks import Tasks  # noqa: PLC0415 - that it has begun is to be known before this is read
+
+    tasks = Tasks(os.environ, Path.cwd(), lambda what: say(doing=what))
+    for line in sys.stdin:
+        order = json.loads(line)
+        try:
+            answer = tasks.do(order)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a node is what is asked for
+            say(order=order["order"], error=f"{type(error).__name__}: {error}")
+        else:
+            say(order=order["order"], answer=answer)
+    # Without whatever libraries do at the end, which can hang as well.
+    os._exit(0)
+
+
+def say(**record: Any) -> None:
+    """Say something to whoever has started this."""
+    sys.stdout.write(wire.encode(record))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

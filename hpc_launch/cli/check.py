@@ -1,0 +1,96 @@
+"""`hpc-launch check`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from hpc_launch.check import request, show
+from hpc_launch.check.judge import Limits, judge
+from hpc_launch.check.run import preflight
+from hpc_launch.cli.options import CONTEXT, Call, GroupedCommand, launch_option, settings_of
+from hpc_launch.plan.here import gather
+
+# Options of a run that say what it would need, which every probe is told, and those that say where.
+_WHAT = ("nproc_per_node", "local_addr", "master_addr", "interface", "port_range", "log_dir", "profile")
+_WHERE = ("nodes", "jobid")
+
+_SIZE = re.compile(r"(\d+)([KMGT]?)(i?B)?", re.IGNORECASE)
+
+
+def _launch_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for name in reversed((*_WHERE, *_WHAT, "verbose")):
+        function = launch_option(name)(function)
+    return function
+
+
+def _size(_context: click.Context, _parameter: click.Parameter, text: str) -> int:
+    """Read a number of bytes, as df and dd write it."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise click.BadParameter(f"'{text}' is not a size, such as 500M or 2G")
+    return int(match[1]) << (10 * " KMGT".index(match[2].upper() or " "))
+
+
+@click.command(cls=GroupedCommand, context_settings=CONTEXT)
+@_launch_options
+@click.option(
+    "--max-skew",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    metavar="SECONDS",
+    help="How far a node's clock may be from the others'. Default: 5.",
+)
+@click.option(
+    "--min-free",
+    callback=_size,
+    default="100M",
+    metavar="SIZE",
+    help="What must be free in the log directory, in TMPDIR and in /dev/shm. Default: 100M.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=60.0,
+    metavar="SECONDS",
+    help="How long the nodes may take for each question. When half of them have answered, the others have four times "
+    "as long as these had, and ten seconds at least. Default: 60.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def check(
+    context: click.Context,
+    /,
+    *,
+    max_skew: float,
+    min_free: int,
+    timeout: float,
+    as_json: bool,
+    **given: Any,
+) -> int:
+    """Look at every node of a job before training does, and name the bad ones.
+
+    Versions, clocks, directories, the way to the first node, every device, and an all-reduce over all ranks. In a job
+    script it is a line before srun: `hpc-launch check || exit`. The exit status is 0 where all is well, and 1 where
+    something was found.
+    """
+    settings = settings_of(context, given)
+    command = context.ensure_object(Call).command
+    here = gather(os.environ, command, job=settings.jobid or "")
+    told = {name: given[name] for name in _WHAT if given[name] is not None}
+    asked = request.make(settings, here, told, timeout)
+    if asked is None:
+        return 0  # the first task of the step does it for all
+    limits = Limits(max_skew, min_free)
+    evidence = preflight(asked)
+    findings = judge(evidence, limits)
+    if as_json:
+        click.echo(json.dumps(show.as_dict(evidence, findings), indent=2))
+    else:
+        click.echo(show.text(evidence, findings, limits))
+    return int(not all(finding.note for finding in findings))

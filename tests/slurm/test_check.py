@@ -1,0 +1,269 @@
+"""`hpc-launch check` names the bad node, and only that one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster import Cluster, ClusterConfig, host
+from tests.cluster.config import HEAD
+from tests.slurm.check_support import DEADLINE, Checked, check, mounted, pretending, unreachable
+from tests.slurm.jobs_support import clean_environment
+from tests.support import wait_for
+
+BAD = "gpu003"
+
+
+def only(checked: Checked, *words: str, node: str = BAD) -> None:
+    """See that one node is named, with one finding that has these words, and is the one to leave out."""
+    assert (checked.status, set(checked.findings)) == (1, {node}), checked.output
+    assert len(checked.findings[node]) == 1, checked.output
+    assert all(word in checked.findings[node][0] for word in words), checked.output
+    assert checked.report["exclude"] == node
+
+
+def test_a_good_allocation(any_cluster: Cluster, tmp_path: Path) -> None:
+    """Where all is well nothing is found, all ranks have reduced, and nothing is left behind."""
+    checked = check(any_cluster, tmp_path, "--nproc-per-node=2")
+    report = checked.report
+
+    assert (checked.status, report["ok"], report["findings"], report["exclude"]) == (0, True, [], ""), checked.output
+    assert [(entry["ranks"], entry["errors"]) for entry in report["reductions"]] == [(8, {})]
+    assert list(report["nodes"]) == list(any_cluster.nodes)
+    assert {path.name for path in tmp_path.iterdir()} == {"pretend", "ready", "harmed"}
+    assert not any(map(any_cluster.processes, any_cluster.nodes))
+
+
+def test_a_node_whose_slurmd_is_gone(any_cluster: Cluster, tmp_path: Path) -> None:
+    """A node on which Slurm cannot start anything is named; the others are looked at all the same."""
+    checked = check(any_cluster, tmp_path, harm=lambda: any_cluster.kill(BAD))
+
+    only(checked, "Slurm cannot start a process there")
+    assert checked.report["reductions"][0]["ranks"] == 3
+
+
+def test_a_node_that_is_cut_off_altogether(any_cluster: Cluster, tmp_path: Path) -> None:
+    """So is a node whose cables are cut."""
+    checked = check(any_cluster, tmp_path, harm=lambda: any_cluster.cut(BAD))
+
+    only(checked, "Slurm cannot start a process there")
+
+
+def test_another_version_of_torch(any_cluster: Cluster, tmp_path: Path) -> None:
+    """A node with another torch is named with both versions. (A fake sets torch.__version__ there.)"""
+    checked = check(any_cluster, tmp_path, pretend={BAD: {"version": "2.1.0"}})
+
+    only(checked, "torch 2.1.0, the others have 2.")
+
+
+def test_a_log_directory_that_cannot_be_written(any_cluster: Cluster, tmp_path: Path) -> None:
+    """A node on which the log directory is mounted read-only is named."""
+    logs = tmp_path / "logs of mine"
+    logs.mkdir()
+    with (
+        mounted(any_cluster, BAD, logs, "--bind", str(logs)),
+        mounted(any_cluster, BAD, logs, "-o", "bind,remount,ro", undo=False),
+    ):
+        checked = check(any_cluster, tmp_path, f"--log-dir={logs}")
+
+    only(checked, f"cannot write in {logs} (log_dir): Read-only file system")
+    assert not list(logs.iterdir())
+
+
+def test_a_full_disk(cluster: Cluster, tmp_path: Path) -> None:
+    """A node without space is named with what is left."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with mounted(cluster, BAD, scratch, "-t", "tmpfs", "-o", "size=2M", "tmpfs"):
+        checked = check(cluster, tmp_path, f"--log-dir={scratch}", "--min-free=50M")
+
+    only(checked, "only 2 MiB are free in", "--min-free 50 MiB")
+
+
+@pytest.mark.parametrize(("shift", "words"), [(60, "60.0 s ahead of"), (-60, "60.0 s behind")])
+def test_a_clock_that_is_off(any_cluster: Cluster, tmp_path: Path, shift: int, words: str) -> None:
+    """A node whose clock is a minute off is named with how far. (A fake shifts time.time there.)"""
+    checked = check(any_cluster, tmp_path, pretend={BAD: {"clock": shift}})
+
+    only(checked, f"its clock is {words} the others'")
+
+
+def test_skew_may_be_allowed(cluster: Cluster, tmp_path: Path) -> None:
+    """How far a clock may be off is an option."""
+    checked = check(cluster, tmp_path, "--max-skew=90", pretend={BAD: {"clock": 60}})
+
+    assert (checked.status, checked.findings) == (0, {})
+
+
+def test_a_name_that_means_loopback(cluster: Cluster, tmp_path: Path) -> None:
+    """A node that takes the first one's name for its own loopback is named."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n127.0.1.1 gpu001\n10.77.0.13 gpu003\n")
+    with mounted(cluster, BAD, Path("/etc/hosts"), "--bind", str(hosts)):
+        checked = check(cluster, tmp_path)
+
+    only(checked, "resolves gpu001 to 127.0.1.1", "loopback")
+
+
+def test_a_name_that_does_not_resolve(cluster: Cluster, tmp_path: Path) -> None:
+    """A node that does not know the first one's name is named."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n10.77.0.13 gpu003\n10.77.0.12 gpu002\n")
+    with mounted(cluster, BAD, Path("/etc/hosts"), "--bind", str(hosts)):
+        checked = check(cluster, tmp_path)
+
+    only(checked, "gpu001", "does not resolve")
+
+
+def test_a_device_that_cannot_be_used(cluster: Cluster, tmp_path: Path) -> None:
+    """A node with a device that is there and does not compute is named with the device. (torch.cuda is a fake.)"""
+    pretend: dict[str, dict[str, Any]] = {node: {"devices": 2} for node in cluster.nodes}
+    pretend[BAD]["broken"] = 1
+    checked = check(cluster, tmp_path, job=["--gpus-per-node=2"], pretend=pretend)
+
+    only(checked, "device 1: cannot compute: CUDA error: uncorrectable ECC error encountered")
+    assert [(entry["ranks"], entry["errors"]) for entry in checked.report["reductions"]] == [(6, {})]
+
+
+def test_a_torch_that_does_not_know_the_devices(cluster: Cluster, tmp_path: Path) -> None:
+    """Where Slurm gives GPUs and torch is built for CPUs that is said of all nodes, none of which is to be left out."""
+    checked = check(cluster, tmp_path, job=["--gpus-per-node=2"])
+
+    assert (checked.status, set(checked.findings)) == (1, set(cluster.nodes))
+    assert "2 devices by CUDA_VISIBLE_DEVICES=0,1, but torch" in checked.findings[BAD][0]
+    assert checked.report["exclude"] == ""
+
+
+@pytest.mark.parametrize(
+    ("pretend", "words"),
+    [
+        ({"hang": True}, "no answer while importing torch"),
+        (
+            {"no torch": "libcudart.so.12: cannot open shared object file"},
+            "cannot import torch: ImportError: libcudart",
+        ),
+    ],
+)
+def test_a_torch_that_cannot_be_imported(cluster: Cluster, tmp_path: Path, pretend: dict[str, Any], words: str) -> None:
+    """A node where torch hangs, or cannot be imported, is named; the others go on without it."""
+    checked = check(cluster, tmp_path, pretend={BAD: pretend})
+
+    only(checked, words)
+    assert checked.report["reductions"][0]["ranks"] == 3
+
+
+def test_two_nodes_that_do_not_reach_each_other(cluster: Cluster, tmp_path: Path) -> None:
+    """Where only the way between two nodes is broken, both are named as a pair and neither is to be left out."""
+    with unreachable(cluster, "gpu002", "10.77.0.14"):
+        checked = check(cluster, tmp_path)
+
+    (finding,) = checked.report["findings"]
+    assert (checked.status, finding["kind"], finding["nodes"]) == (1, "all-reduce", ["gpu002", "gpu004"])
+    assert "between these two" in finding["message"]
+    assert checked.report["exclude"] == ""
+
+
+def test_a_node_that_reaches_none_but_the_first(cluster: Cluster, tmp_path: Path) -> None:
+    """A node with which most others cannot reduce is named alone."""
+    with unreachable(cluster, BAD, "10.77.0.12", "10.77.0.14"):
+        checked = check(cluster, tmp_path)
+
+    only(checked, "all-reduce over gloo fails with each of the others")
+
+
+def test_a_check_that_is_stopped(cluster: Cluster, tmp_path: Path) -> None:
+    """SIGTERM ends it with 143, and its probes as well, even one that hangs."""
+    command = ["salloc", "--quiet", "--nodes=4", "sh", "-c", "echo $$; exec hpc-launch check --timeout=500"]
+    environ = pretending(tmp_path, {node: {"hang": True} for node in cluster.nodes})
+    with cluster.popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as salloc:
+        assert salloc.stdout is not None
+        pid = int(salloc.stdout.readline())
+        wait_for(lambda: all(map(cluster.processes, cluster.nodes)), DEADLINE, "no probe has begun")
+        os.kill(pid, signal.SIGTERM)
+        _, err = salloc.communicate(timeout=DEADLINE)
+
+    assert (salloc.returncode, err) == (143, "hpc-launch: stopped by SIGTERM\n")
+    wait_for(lambda: not any(map(cluster.processes, cluster.nodes)), DEADLINE, "probes are left")
+
+
+def test_in_a_batch_script(any_cluster: Cluster, tmp_path: Path) -> None:
+    """`hpc-launch check || exit` ends the job with 1 before it trains, and says in its output what is wrong."""
+    with clean_environment():
+        job = any_cluster.sbatch(
+            "hpc-launch check || exit\necho trains",
+            "--nodes=4",
+            cwd=tmp_path,
+            env=pretending(tmp_path, {BAD: {"clock": 60}}),
+        )
+    result = job.wait(DEADLINE)
+
+    assert (result.state, result.exit_code) == ("FAILED", 1), job.describe()
+    assert "trains" not in result.output
+    lines = result.output.splitlines()
+    assert f"{BAD}: its clock is 60.0 s ahead of the others'" in lines
+    assert lines[-1] == f"to leave them out: --exclude={BAD}"
+
+
+def test_in_a_step(any_cluster: Cluster, tmp_path: Path) -> None:
+    """`srun hpc-launch check` checks once, though every node calls it."""
+    with clean_environment():
+        command = ["srun", "--nodes=4", "--ntasks-per-node=2", "hpc-launch", "check", "--json"]
+        done = any_cluster.run(command, cwd=tmp_path, env=pretending(tmp_path, {}), check=False, timeout=DEADLINE)
+
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["ok"], list(report["nodes"])) == (0, True, list(any_cluster.nodes)), done.stderr
+
+
+def test_some_nodes_of_a_job(cluster: Cluster, tmp_path: Path) -> None:
+    """--nodes names those that are to be looked at."""
+    checked = check(cluster, tmp_path, "--nodes=gpu[002,004]", pretend={BAD: {"clock": 60}})
+
+    assert (checked.status, list(checked.report["nodes"])) == (0, ["gpu002", "gpu004"])
+
+
+def test_nowhere(cluster: Cluster, tmp_path: Path) -> None:
+    """Outside of a job it says where to go, in one line."""
+    done = cluster.run(["hpc-launch", "check"], cwd=tmp_path, env=pretending(tmp_path, {}), check=False)
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (78, "", 1)
+    assert "salloc" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def two_networks(slurm_host: None) -> Iterator[Cluster]:
+    """A cluster that trains over a network of its own, eth1."""
+    del slurm_host
+    with clean_environment(), Cluster(ClusterConfig(nodes=4, second_network=True)) as cluster:
+        yield cluster
+
+
+@pytest.mark.parametrize("bad", ["gpu001", "gpu003"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        ("link set {0}i down", "link set {0}i up", "down: no carrier"),
+        ("link set {0}i nomaster", "link set {0}i master fabric1", "reach"),
+    ],
+    ids=["cable", "switch"],
+)
+def test_a_training_network_that_is_cut(
+    two_networks: Cluster, tmp_path: Path, bad: str, harm: tuple[str, str, str]
+) -> None:
+    """A node that only the training's network does not reach is named, be it the first one or not."""
+    cut, heal, words = harm
+    head = host.netns(two_networks.name, HEAD)
+    host.configure(head, [cut.format(bad)])
+    try:
+        checked = check(two_networks, tmp_path, "--interface=eth1")
+    finally:
+        host.configure(head, [heal.format(bad)])
+
+    only(checked, words, "eth1", node=bad)
+    assert checked.report["reductions"][0]["ranks"] == 3
