@@ -34,7 +34,8 @@ def plan_of(given: Mapping[str, Any], environ: Mapping[str, str], directory: Pat
     """
     profile = given.get("profile", "")
     settings = resolve(given, environ, files.load(environ, directory, profile).layers)
-    return derive.make(bare(settings), gather(environ), ())
+    wanted = bare(settings)
+    return derive.make(wanted, gather(environ, wanted), ())
 
 
 def bare(settings: Settings) -> Settings:

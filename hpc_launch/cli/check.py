@@ -80,8 +80,7 @@ def check(
     something was found.
     """
     settings = settings_of(context, given)
-    command = context.ensure_object(Call).command
-    here = gather(os.environ, command, job=settings.jobid or "")
+    here = gather(os.environ, settings, context.ensure_object(Call).command)
     told = {name: given[name] for name in _WHAT if given[name] is not None}
     asked = request.make(settings, here, told, timeout)
     if asked is None:
