@@ -10,15 +10,22 @@ RELEASES: tuple[Release, ...] = get_args(Release)
 
 NEWEST = RELEASES[-1]
 
-# What clusters run where nothing else is said: the whole suite is to pass with each.
-DEFAULT: Release = next(
-    (release for release in RELEASES if release == os.environ.get("HPC_LAUNCH_TEST_SLURM")), RELEASES[0]
-)
-
 # Where tools/install_slurm.sh puts the releases that are not the machine's own.
 CACHE = Path("/var/cache/hpc-launch-tests")
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def named(name: str) -> Release:
+    """Return the release that is called so; raises ValueError if there is none."""
+    for release in RELEASES:
+        if release == name:
+            return release
+    raise ValueError(f"HPC_LAUNCH_TEST_SLURM is one of {', '.join(RELEASES)}, unlike {name!r}")
+
+
+# What clusters run where nothing else is said: the whole suite is to pass with each.
+DEFAULT = named(os.environ.get("HPC_LAUNCH_TEST_SLURM", RELEASES[0]))
 
 
 def root(release: Release) -> Path | None:
