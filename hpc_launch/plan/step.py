@@ -129,7 +129,7 @@ def choose(
         hosts=hosts,
         # The step of the shell has all that the job has; it is the shell's, so it is ours to share.
         overlap=settings.overlap or job.place is Place.TERMINAL,
-        gpus=sum(gpus.get(host, 0) for host in hosts) or None,
+        gpus=tuple(gpus.get(host, 0) for host in hosts) if gpus else (),
     )
 
 
