@@ -113,7 +113,7 @@ def line(request: StepRequest, command: Sequence[str]) -> list[str]:
         "--ntasks-per-node=1",
     ]
     if any(request.gpus):
-        # In sum only where there is no other way: an overlapping step then gets too few on its first node (22.05, 24.11).
+        # In sum only where it has to be: an overlapping step then gets too few on its first node (22.05 and 24.11).
         even = len(set(request.gpus)) == 1
         words.append(f"--gpus-per-node={request.gpus[0]}" if even else f"--gpus={sum(request.gpus)}")
     if request.overlap:
