@@ -84,6 +84,16 @@ def devices_taken_away(here: Here) -> bool:
     return bool(given) and here.devices.variable in here.environ and len(here.devices) < (given or 0)
 
 
+def notes(here: Here) -> tuple[str, ...]:
+    """What is probably not meant."""
+    if not devices_taken_away(here):
+        return ()
+    return (
+        f"{here.devices.variable} of this shell is not that of the step, which has all GPUs of the job on its nodes: "
+        "choose with --nproc-per-node, or in the script",
+    )
+
+
 def _where(job: Allocation, here: Here) -> str:
     if job.place is Place.ELSEWHERE:
         return f"job {job.job_label} runs on {hostlist.fold(job.hosts)}"
