@@ -88,10 +88,8 @@ def notes(here: Here) -> tuple[str, ...]:
     """What is probably not meant."""
     if not devices_taken_away(here):
         return ()
-    return (
-        f"{here.devices.variable} of this shell is not that of the step, which has all GPUs of the job on its nodes: "
-        "choose with --nproc-per-node, or in the script",
-    )
+    what = f"{here.devices.variable} of this shell is not that of the step, which has all GPUs of the job on its nodes"
+    return (f"{what}: choose with --nproc-per-node, or in the script",)
 
 
 def _where(job: Allocation, here: Here) -> str:

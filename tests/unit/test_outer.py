@@ -27,6 +27,7 @@ def programs(tmp_path: Path) -> Path:
     """Return a directory with programs, to be put before all others."""
     folder = tmp_path / "bin"
     folder.mkdir()
+    (tmp_path / "train.py").touch()
     write(folder / "scontrol", SCONTROL.format(aliases="echo box"))
     write(folder / "srun", '#!/bin/sh\nprintf "%s\\n" "$@" >said\nenv >environment\nexit ${STATUS:-7}\n')
     return folder
