@@ -236,6 +236,7 @@ def _tied_to_this_process(mask: Iterable[int]) -> Callable[[], None]:
     libc, parent = ctypes.CDLL(None), os.getpid()
 
     def tie() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in the background of a script, and srun is to hear it
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if os.getppid() != parent:
