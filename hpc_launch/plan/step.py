@@ -84,6 +84,14 @@ def devices_taken_away(here: Here) -> bool:
     return bool(given) and here.devices.variable in here.environ and len(here.devices) < (given or 0)
 
 
+def notes(here: Here) -> tuple[str, ...]:
+    """What is probably not meant."""
+    if not devices_taken_away(here):
+        return ()
+    what = f"{here.devices.variable} of this shell is not that of the step, which has all GPUs of the job on its nodes"
+    return (f"{what}: choose with --nproc-per-node, or in the script",)
+
+
 def _where(job: Allocation, here: Here) -> str:
     if job.place is Place.ELSEWHERE:
         return f"job {job.job_label} runs on {hostlist.fold(job.hosts)}"
@@ -129,7 +137,7 @@ def choose(
         hosts=hosts,
         # The step of the shell has all that the job has; it is the shell's, so it is ours to share.
         overlap=settings.overlap or job.place is Place.TERMINAL,
-        gpus=sum(gpus.get(host, 0) for host in hosts) or None,
+        gpus=tuple(gpus.get(host, 0) for host in hosts) if gpus else (),
     )
 
 

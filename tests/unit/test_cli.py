@@ -254,7 +254,7 @@ def test_errors_are_one_line(command: Command, args: list[str], status: int, wor
     [
         ({"PET_NNODES": "x"}, 2, ["PET_NNODES: 'x' is not"]),
         ({"HPC_LAUNCH_MAX_RESTARTS": "-1"}, 2, ["HPC_LAUNCH_MAX_RESTARTS: '-1' is not"]),
-        (BATCH, 78, ["batch script of job 4711", "'srun --nodes=4 "]),
+        ({**BATCH, "PATH": "/nowhere"}, 78, ["batch script of job 4711", "'srun --nodes=4 "]),
         ({**ONE_TASK_PER_NODE, "SLURM_PROCID": "9"}, 78, ["SLURM_PROCID=9"]),
         ({"SLURM_JOB_ID": "1"}, 78, ["SLURM_JOB_NODELIST"]),
     ],
@@ -271,9 +271,9 @@ def test_errors_of_the_place_are_one_line(
 
 
 def test_the_line_to_start_a_step_with_keeps_the_options(command: Command) -> None:
-    """Who forgot srun is told the very line to type, with what was asked for."""
+    """Where srun is not, the very line to type elsewhere is said, with what was asked for."""
     Path("train.py").touch()
-    done = command("--max-restarts", "3", "train.py", "--lr", "1e-3", environ=BATCH)
+    done = command("--max-restarts", "3", "train.py", "--lr", "1e-3", environ={**BATCH, "PATH": "/nowhere"})
 
     assert "hpc-launch --max-restarts 3 train.py --lr 1e-3'" in done.err
 
