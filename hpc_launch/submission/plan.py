@@ -213,21 +213,25 @@ def _without_overruled(environ: dict[str, str], options: Mapping[str, str | None
 
 
 def _exports(whole: Mapping[str, str], request: JobRequest, here: Here) -> tuple[list[str], list[str]]:
-    """What a script needs that does not get the environment: a note, and lines.
+    """What a script needs that does not get the environment, or whose environment does not lead to us: notes and lines.
 
     srun takes the job's --export for its own (SLURM_EXPORT_ENV), and SRUN_EXPORT_ENV before that (srun(1)).
     """
-    if "ALL" in whole.get("export", "ALL").split(","):
-        return [], []
-    lines = ["# The tasks get all that this script has. Otherwise srun would leave out what --export has left out."]
-    lines += ["export SRUN_EXPORT_ENV=ALL"]
+    everything = "ALL" in whole.get("export", "ALL").split(",")
     alone = request.software == Software()
-    folders = [folder for folder in (here.launcher if alone else "", here.slurm) if folder]
+    launcher = here.launcher if alone and not (everything and here.on_path) else ""
+    folders = [folder for folder in (launcher, "" if everything else here.slurm) if folder]
+    lines = []
+    if not everything:
+        lines += [
+            "# The tasks get all that this script has. Otherwise srun would leave out what --export has left out."
+        ]
+        lines += ["export SRUN_EXPORT_ENV=ALL"]
     if folders:
         # Where no PATH comes along, bash has one of its own, which it does not export.
         lines += ["# Where the programs are, at submission.", f'export PATH={quoting.word(":".join(folders))}:"$PATH"']
     note = "the job does not get this environment (--export): its script adds only the PATH to hpc-launch"
-    return ([f"{note}; modules, venv and setup are for more"] if alone else []), lines
+    return ([f"{note}; modules, venv and setup are for more"] if alone and not everything else []), lines
 
 
 def _about_gpus(whole: Mapping[str, str], there: Mapping[str, str], request: JobRequest, draft: Draft) -> list[str]:

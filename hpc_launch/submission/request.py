@@ -66,13 +66,15 @@ class Here:
 
     Attributes:
         environ: the environment.
-        launcher: the directory of the hpc-launch that is used here, for a job that does not get this PATH.
+        launcher: the directory of the hpc-launch that is used here.
+        on_path: whether a hpc-launch is found by its name alone.
         slurm: the directory of srun; empty where every shell looks anyway.
         version: of hpc-launch.
     """
 
     environ: Mapping[str, str]
     launcher: str = ""
+    on_path: bool = True
     slurm: str = ""
     version: str = ""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import Cluster, Job
-from tests.slurm.jobs_support import ended, write_probe
+from tests.slurm.jobs_support import JobTree, ended, write_probe
 from tests.slurm.submit_support import call, command, completed, fast, finished, one_line, poison, prepare, said, stable
 from tests.support import wait_for
 
@@ -96,6 +96,44 @@ def test_a_submission_from_inside_a_job_is_one_from_a_clean_shell(any_cluster: C
     for field in ("JobName", "Partition", "NumCPUs", "NumTasks", "CPUs/Task", "TimeLimit", "Account", "TresPerNode"):
         assert records[0].get(field) == records[1].get(field), field
     assert "SBATCH_ACCOUNT=nobody" in errors, "what a user has set is not dropped in silence"
+
+
+# What workers see that says how a job was laid out: the rest is a port, a path, or a number of this job.
+LAYOUT = re.compile(
+    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|OMP_NUM_THREADS|CUDA_VISIBLE_DEVICES|TORCHELASTIC_(MAX|USE)_\w+|S(RUN|BATCH)_.*"
+    r"|SLURM_(N?TASKS?_?.*|NPROCS|CPU.*|GPUS.*|TRES.*|MEM.*|DISTRIBUTION|EXPORT_ENV|PROCID|LOCALID|NODEID|NNODES|JOB_NAME)"
+)
+
+
+def test_workers_of_a_submission_from_inside_a_job_are_those_of_a_clean_shell(
+    any_cluster: Cluster, folder: Path
+) -> None:
+    """The same with the launcher itself, on two nodes, submitted from a worker's environment: --wait included."""
+    write_probe(folder)
+    words = ["--wait", NODES, "--gpus-per-node=2", "--log-dir=logs", "probe.py", "--reduce"]
+    poisoned = [f"{name}={value}" for name, value in {**poison(), "HPC_LAUNCH_ATTEMPT": "7"}.items()]
+    inner = ["srun", "--ntasks=1", "env", *poisoned, *command(*words)]
+    outer = any_cluster.sbatch(
+        shlex.join(inner), "--nodes=1", "--cpus-per-task=2", "--mem=500M", "-wgpu004", cwd=folder
+    )
+    assert outer.wait(240).exit_code == 0, outer.describe()
+    clean = call(any_cluster, folder, *words)
+    assert clean.returncode == 0, clean.stderr
+    trees = [JobTree(path) for path in folder.glob("logs/*.0") if not path.is_symlink()]
+    reports = [tree.reports() for tree in trees]
+    seen = [
+        {
+            rank: {
+                name: value for name, value in report.env.items() if LAYOUT.fullmatch(name) and name != "SLURM_TASK_PID"
+            }
+            for rank, report in found.items()
+        }
+        for found in reports
+    ]
+
+    assert [len(found) for found in seen] == [4, 4]
+    assert {report.total for found in reports for report in found.values()} == {10}
+    assert seen[0] == seen[1]
 
 
 def test_kept_variables_go_along(cluster: Cluster, folder: Path) -> None:

@@ -284,6 +284,7 @@ def test_toml_is_read_by_those_who_need_it(
         "hpc_launch.records.events",
         "hpc_launch.runtime",
         "hpc_launch.submission.plan",
+        "hpc_launch.submission.run",
         "hpc_launch.submission.snapshot",
         "hpc_launch.submission.watch",
         "hpc_launch.warm.factory",

@@ -21,6 +21,7 @@ from tests.unit.test_templates import TEMPLATES
 DGX = NodeGroup("gpu", default=True, nodes=4, cpus=128, memory=1_000_000, gpus={"a100": 8}, time_limit="2-00:00:00")
 SMALL = NodeGroup("gpu", default=True, nodes=2, cpus=24, memory=100_000, gpus={"t4": 2}, time_limit="2-00:00:00")
 PLAIN = NodeGroup("cpu", default=False, nodes=9, cpus=4, memory=16_000, gpus={})
+HERE = Here({}, launcher="/opt/venv/bin", slurm="/opt/slurm/bin", version="1")
 DRAFTS = {path.stem: Draft(path.stem, path.read_text(), shipped=True) for path in TEMPLATES}
 
 
@@ -37,7 +38,9 @@ def made(
     slurm = {name.replace("_", "-"): value for name, value in asked.items() if name not in fields}
     request = JobRequest("train.py", slurm=slurm, **{name: value for name, value in asked.items() if name in fields})
     draft = dataclasses.replace(DRAFTS[template], shipped=shipped)
-    return plan.make(request, draft, Here(environ or {}, "/opt/venv/bin", "/opt/slurm/bin", "1"), nodes, chosen=chosen)
+    return plan.make(
+        request, draft, HERE if environ is None else dataclasses.replace(HERE, environ=environ), nodes, chosen=chosen
+    )
 
 
 def options(submission: Submission) -> dict[str, str]:
@@ -272,6 +275,17 @@ def test_a_job_without_the_environment_is_given_what_it_needs() -> None:
     assert 'export PATH=/opt/slurm/bin:"$PATH"' in with_venv
     assert "source '/my venv/bin/activate'" in with_venv
     assert "SRUN_EXPORT_ENV" not in made().script + made(export="ALL,A=1").script
+
+
+def test_a_launcher_that_is_not_on_the_path_is_found() -> None:
+    """Called by its whole path, hpc-launch is found by the job all the same, unless somebody sees to that."""
+    here = dataclasses.replace(HERE, on_path=False)
+    plain, with_setup = (
+        plan.make(JobRequest("train.py", software=Software(setup=setup)), DRAFTS["cpu"], here, ()).script
+        for setup in ((), ("export PATH=/mine:$PATH",))
+    )
+
+    assert ('export PATH=/opt/venv/bin:"$PATH"' in plain, "/opt/venv/bin" in with_setup) == (True, False)
 
 
 def test_software_comes_first_and_is_forgiven() -> None:

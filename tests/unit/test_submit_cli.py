@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,9 +50,9 @@ class Shell:
             check=False,
         )
 
-    def recorded(self) -> dict[str, str]:
+    def recorded(self) -> dict[str, Any]:
         """What sbatch was called with."""
-        found: dict[str, str] = json.loads((self.folder / "call").read_text())
+        found: dict[str, Any] = json.loads((self.folder / "call").read_text())
         return found
 
     def program(self, name: str, text: str) -> None:
@@ -220,3 +222,19 @@ def test_config_show_has_what_is_set_for_submissions(shell: Shell) -> None:
         f'nodes = "3"  # {file}: submit.nodes',
         f"partitions.gpu.max-nodes = 4  # {file}: submit.partitions.gpu.max-nodes",
     ]
+
+
+def test_a_copy_without_a_job_is_removed(shell: Shell) -> None:
+    """--snapshot leaves its copy where a job runs it, and nothing where Slurm has refused."""
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "train.py"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], cwd=shell.folder, check=True)
+    (shell.folder / "bin/git").symlink_to(shutil.which("git") or "/usr/bin/git")
+    refused = shell.call("--snapshot", "train.py", REFUSES="1")
+    assert (refused.returncode, list((shell.folder / "logs/snapshots").iterdir())) == (71, [])
+
+    done = shell.call("--snapshot", "train.py")
+    (copy,) = (shell.folder / "logs/snapshots").iterdir()
+    assert (done.returncode, (copy / "code/train.py").is_file()) == (0, True)
+    assert f"#SBATCH --chdir={copy}/code" in shell.recorded()["script"].splitlines()
+    assert f"#SBATCH --output={shell.folder}/%x-%j.out" in shell.recorded()["script"].splitlines()
