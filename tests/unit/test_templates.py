@@ -53,7 +53,6 @@ STARTED = {
         *("--container-workdir=/", "--no-container-entrypoint", "hpc-launch"),
     ],
     "requeue.sbatch": ["hpc-launch", "--requeue", "on-notice,on-timeout,on-preempt"],
-    "task_per_gpu.sbatch": ["--gpu-bind=none", "hpc-launch"],
 }
 
 # What it gets before the CPUs, and after the script.
@@ -183,7 +182,7 @@ def test_what_submit_makes_of_it_is_as_good(template: Path, tmp_path: Path, want
     subprocess.run(["bash", "-n", script], check=True)
     if shutil.which("shellcheck"):
         # Without its remarks on words such as '$HOME', which are meant as they are.
-        checked = ["shellcheck", "--severity=warning", script]
+        checked = ["shellcheck", "--severity=warning", str(script)]
         found = subprocess.run(checked, capture_output=True, text=True, check=False)
         assert found.stdout == "", made
 
