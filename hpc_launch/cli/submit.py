@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
-import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,27 +14,17 @@ import click
 
 from hpc_launch import __version__
 from hpc_launch.cli.options import CONTEXT, launch_options, settings_of
-from hpc_launch.errors import Interrupted, ScriptError, UsageError
-from hpc_launch.plan.here import check_script
+from hpc_launch.errors import UsageError
 from hpc_launch.settings import Settings, files, specs
-from hpc_launch.slurm import commands, controller
-from hpc_launch.slurm.inventory import NodeGroup
 from hpc_launch.slurm.times import read_time_limit
-from hpc_launch.submission import asked, plan, sbatch, snapshot, sweep, templates, watch
+from hpc_launch.submission import asked, plan, quoting, run, sbatch, sweep
 from hpc_launch.submission.options import OPTIONS, Kind, SubmitOption
-from hpc_launch.submission.render import Draft
-from hpc_launch.submission.request import Here, JobRequest, Software, Submission
+from hpc_launch.submission.request import JobRequest, Software, Submission
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # Slurm's options are parameters with this before their names, which hpc-launch's own may have too.
 _PARAMETER = "slurm_"
-
-# Seconds for a question to Slurm whose answer would be good to have.
-_PATIENCE = 5.0
-
-# Lines of the output of a job that has failed.
-_LAST_LINES = 20
 
 _SUBMISSION = "Submission"
 
@@ -122,28 +111,28 @@ def submit(context: click.Context, /, script: str, args: tuple[str, ...], **give
     flags = {name: value for name in OPTIONS if (value := _flag(OPTIONS[name], given[_parameter(name)])) is not None}
     layers = files.load(os.environ, Path.cwd(), settings.profile or "").layers
     first = asked.resolve(flags, os.environ, layers)
-    nodes = _nodes(first.text("partition"), first.text("clusters"))
+    nodes = run.ask_nodes(first.text("partition"), first.text("clusters"))
     wanted = asked.resolve(flags, os.environ, layers, nodes[0].partition if nodes else first.text("partition"))
     request = _request(settings, wanted, (script, *args), given)
-    if given["take_snapshot"]:
-        request = _with_snapshot(request, settings, given)
-    else:
-        _see_script(settings, request)
-    name = wanted.text("template")
-    chosen, why = (name, "") if name else plan.choose_template(request, nodes)
-    found = templates.get(chosen, os.environ, Path.cwd())
-    draft = Draft(found.name, found.text(), shipped=found.origin == "hpc-launch")
-    here = Here(os.environ, _programs(), __version__)
-    submission = plan.make(request, draft, here, nodes, chosen=why)
-    _tell(submission, settings)
-    if given["dry_run"]:
-        click.echo(submission.script, nl=False)
-        _say(f"to be submitted with: {commands.quote(submission.command)}")
+    run.see_script(settings, request, Path.cwd(), _note)
+    with _code(settings, request, given) as placed:
+        found = run.draft(placed, wanted.text("template"), nodes, os.environ, Path.cwd())
+        submission = plan.make(placed, found.draft, run.here(os.environ, __version__), nodes, chosen=found.why)
+        _tell(submission, settings, run.unknown_jobs(request.after))
+        if given["dry_run"]:
+            click.echo(submission.script, nl=False)
+            _say(f"to be submitted with: {quoting.words(submission.command)}")
+            return 0
+        if given["test_only"]:
+            click.echo(sbatch.verdict(submission))
+            return 0
+        job = run.submit(submission)
+    for line in job.said:
+        _say(f"Slurm: {line}")
+    click.echo(job.parsable if given["parsable"] else run.announce(job, submission))
+    if not (given["wait"] or given["follow"]):
         return 0
-    if given["test_only"]:
-        click.echo(sbatch.verdict(submission))
-        return 0
-    return _submit(submission, parsable=given["parsable"], wait=given["wait"], follow=given["follow"])
+    return run.wait(job, _say, sys.stdout.buffer if given["follow"] else None)
 
 
 # --- what is asked
@@ -213,105 +202,35 @@ def _refuse_contradictions(given: Mapping[str, Any]) -> None:
                 raise UsageError(f"{flags[0]} submits nothing: leave out it or {flags[1]}", option=flags[0])
 
 
-def _see_script(settings: Settings, request: JobRequest) -> None:
-    """Refuse a training script that is not there; a whole path may be one that only the nodes have, or an image."""
-    try:
-        check_script(settings, request.script, Path.cwd() / (request.slurm.get("chdir") or ""))
-    except ScriptError as error:
-        if not request.script.startswith("/"):
-            raise
-        _say(f"note: {error}")
-
-
-# --- what is there
-
-
-def _nodes(partition: str, clusters: str) -> tuple[NodeGroup, ...]:
-    """What the nodes of the partition are like, or those of the default partition."""
-    if clusters or "," in partition:
-        return ()
-    groups = controller.ask_nodes(partition, _PATIENCE)
-    return groups if partition else tuple(group for group in groups if group.default)
-
-
-def _programs() -> tuple[str, ...]:
-    """The directories of hpc-launch and srun, but for those in which a shell looks anyway."""
-    found = [str(Path(sys.executable).parent), str(Path(shutil.which("srun") or "/usr/bin/srun").parent)]
-    return tuple(dict.fromkeys(place for place in found if place not in ("/usr/bin", "/bin")))
-
-
-def _with_snapshot(request: JobRequest, settings: Settings, given: Mapping[str, Any]) -> JobRequest:
-    """The request, for the code as it is now: copied where job directories are, unless nothing is to be touched."""
-    start = Path.cwd() / (request.slurm.get("chdir") or "")
-    destination = (
-        Path.cwd() / (settings.log_dir or "logs") / "snapshots" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    )
-    script = request.script
+def _code(
+    settings: Settings, request: JobRequest, given: Mapping[str, Any]
+) -> contextlib.AbstractContextManager[JobRequest]:
+    """The request, for the code as it is now where that is asked for: copied to where job directories are."""
+    if not given["take_snapshot"]:
+        return contextlib.nullcontext(request)
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    destination = Path.cwd() / (settings.log_dir or "logs") / "snapshots" / name
     if given["dry_run"] or given["test_only"]:
-        _say(f"note: --snapshot would copy the code to {destination}")
-        return request
-    needed = [] if settings.module or settings.no_python else [Path(script)]
-    taken = snapshot.take(start, destination, changes=given["snapshot_changes"], needed=needed)
-    if script.startswith("/"):
-        script = str(taken.code / Path(script).resolve().relative_to(taken.repository))
-    _say(f"note: the job runs commit {taken.commit[:12]}{' with changes' if taken.dirty else ''} in {taken.directory}")
-    if taken.untracked:
-        _say(f"note: not copied, as git does not track them: {', '.join(taken.untracked[:5])}")
-    slurm = {**request.slurm, "chdir": str(taken.directory)}
-    return JobRequest(**{**vars(request), "script": script, "slurm": slurm, "output_directory": str(start)})
+        _note(f"--snapshot would copy the code to {destination}")
+        return contextlib.nullcontext(request)
+    is_file = not (settings.module or settings.no_python)
+    return run.copied_code(request, Path.cwd(), destination, _note, changes=given["snapshot_changes"], is_file=is_file)
 
 
-# --- what is done
+# --- what is said
 
 
-def _submit(submission: Submission, *, parsable: bool, wait: bool, follow: bool) -> int:
-    done = sbatch.submit(submission)
-    for line in done.said:
-        _say(f"Slurm: {line}")
-    record = (
-        None
-        if parsable and not (wait or follow)
-        else next(iter(controller.ask_jobs(done.parsable, _PATIENCE) or ()), None)
-    )
-    if parsable:
-        click.echo(done.parsable)
-    else:
-        size = f", {submission.points} tasks" if submission.points else ""
-        output = f"; output in {record.output}" if record and record.output and not record.task else ""
-        click.echo(f"job {done.job_id}: {commands.quote([submission.name])}{size}{output}")
-    if not (wait or follow):
-        return 0
-    tail = watch.Tail(sys.stdout.buffer) if follow else None
-    watcher = watch.Watcher(
-        look=lambda: watch.look(done.parsable), say=lambda line: _say(f"job {done.job_id}: {line}"), tail=tail
-    )
-    try:
-        records = watcher.until_ended()
-    except KeyboardInterrupt:
-        _say(f"job {done.job_id} goes on; to end it: scancel {done.job_id}")
-        raise Interrupted(signal.SIGINT, "SIGINT", said=True) from None
-    status = watch.exit_status(records)
-    if tail is not None:
-        tail(records)
-    elif status:
-        _show_end(records)
-    return status
-
-
-def _show_end(records: watch.Records) -> None:
-    """The end of the output of what has failed first."""
-    failed = next((record for record in records if record.state != "COMPLETED"), records[0])
-    text = watch.end_of(failed.output, _LAST_LINES) if failed.output else ""
-    if text:
-        _say(f"the end of {failed.output}:")
-        click.echo(text, err=True)
-
-
-def _tell(submission: Submission, settings: Settings) -> None:
+def _tell(submission: Submission, settings: Settings, unknown: Sequence[str]) -> None:
     for note in submission.notes:
-        _say(f"note: {note}")
+        _note(note)
+    for job in unknown:
+        _note(f"--after: Slurm knows no job {job}: it has ended some time ago, or another one is meant")
     if settings.verbose and submission.dropped:
         _say(f"submitted without {', '.join(submission.dropped)}")
+
+
+def _note(line: str) -> None:
+    _say(f"note: {line}")
 
 
 def _say(line: str) -> None:

@@ -172,7 +172,7 @@ def _table(layer: Layer, table: str, content: Mapping[str, Any], *, of_a_partiti
             raise UsageError(f"{layer.file}: there is no option '{table}{key}'{hint}")
         if name in found:
             raise UsageError(f"{layer.file}: {table}{key} is there twice: keep one of them")
-        if name == "venv" and isinstance(value, str) and value:
+        if isinstance(value, str) and ((name == "venv" and value) or (name == "template" and "/" in value)):
             value = str(Path(layer.file).parent / Path(value).expanduser())  # noqa: PLW2901 - as it is meant there
         found[name] = (f"{layer.file}: {table}{key}", value)
     return found

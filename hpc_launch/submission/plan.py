@@ -92,6 +92,7 @@ def make(request: JobRequest, draft: Draft, here: Here, nodes: Sequence[NodeGrou
     )
     notes = [
         *([f"template {draft.name}, for {chosen}: --template names another"] if chosen else []),
+        *_about_gpus(whole, there, request, draft),
         *(f"--{item.name}={item.value} is derived: {item.reason}" for item in derived),
         *(f"{quoting.word(word)} is given to sbatch itself: no #SBATCH line can have it" for word in rest),
         *export,
@@ -103,6 +104,7 @@ def make(request: JobRequest, draft: Draft, here: Here, nodes: Sequence[NodeGrou
         environ=environ,
         dropped=tuple(sorted({*dropped, *overruled})),
         notes=tuple(notes),
+        folders=_folders(shares.merged(there, options)),
         name=whole.get("job-name", ""),
         points=len(points),
     )
@@ -167,6 +169,14 @@ def _output(whole: Mapping[str, str], there: Mapping[str, str], request: JobRequ
     return found
 
 
+def _folders(whole: Mapping[str, str]) -> tuple[str, ...]:
+    """The directories of the output files, as far as their names are known before the job is."""
+    patterns = (whole[option].rpartition("/")[0] for option in ("output", "error") if option in whole)
+    known = (folder.replace("%%", "\0") for folder in patterns if folder)
+    names = (folder.replace("\0", "%") for folder in known if "%" not in folder and "\\" not in folder)
+    return tuple(dict.fromkeys(str(Path(whole.get("chdir", ""), folder)) for folder in names))
+
+
 def _placed(pattern: str, directory: str) -> str:
     """A file name pattern that does not begin at the job's working directory."""
     if not directory or pattern.startswith("/"):
@@ -203,21 +213,33 @@ def _without_overruled(environ: dict[str, str], options: Mapping[str, str | None
 
 
 def _exports(whole: Mapping[str, str], request: JobRequest, here: Here) -> tuple[list[str], list[str]]:
-    """What a script needs that does not get the environment: a note, and lines.
+    """What a script needs that does not get the environment, or whose environment does not lead to us: notes and lines.
 
     srun takes the job's --export for its own (SLURM_EXPORT_ENV), and SRUN_EXPORT_ENV before that (srun(1)).
     """
-    if "ALL" in whole.get("export", "ALL").split(","):
-        return [], []
-    lines = ["# The tasks get all that this script has. Otherwise srun would leave out what --export has left out."]
-    lines += ["export SRUN_EXPORT_ENV=ALL"]
-    if here.programs and request.software == Software():
-        folders = ":".join(here.programs)
+    everything = "ALL" in whole.get("export", "ALL").split(",")
+    alone = request.software == Software()
+    launcher = here.launcher if alone and not (everything and here.on_path) else ""
+    folders = [folder for folder in (launcher, "" if everything else here.slurm) if folder]
+    lines = []
+    if not everything:
+        lines += [
+            "# The tasks get all that this script has. Otherwise srun would leave out what --export has left out."
+        ]
+        lines += ["export SRUN_EXPORT_ENV=ALL"]
+    if folders:
         # Where no PATH comes along, bash has one of its own, which it does not export.
-        lines += ["# Where hpc-launch is, at submission.", f'export PATH={quoting.word(folders)}:"$PATH"']
-        note = "the job does not get this environment (--export): its script adds only the PATH to hpc-launch"
-        return [f"{note}; modules, venv and setup are for more"], lines
-    return [], lines
+        lines += ["# Where the programs are, at submission.", f'export PATH={quoting.word(":".join(folders))}:"$PATH"']
+    note = "the job does not get this environment (--export): its script adds only the PATH to hpc-launch"
+    return ([f"{note}; modules, venv and setup are for more"] if alone and not everything else []), lines
+
+
+def _about_gpus(whole: Mapping[str, str], there: Mapping[str, str], request: JobRequest, draft: Draft) -> list[str]:
+    """GPUs are not asked for by saying nothing, but by a template of ours, which somebody should know."""
+    count = whole.get("gpus-per-node", "")
+    if not draft.shipped or GPU_OPTIONS & request.slurm.keys() or count != there.get("gpus-per-node"):
+        return []
+    return [f"{count} GPUs of each node, as the template has it: --gpus-per-node for another number"]
 
 
 def _about_dropped(dropped: Sequence[str], environ: Mapping[str, str]) -> list[str]:

@@ -7,7 +7,7 @@ A template has these places, in this order: one block of `#SBATCH` lines before 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hpc_launch.errors import UsageError
@@ -233,12 +233,19 @@ def _software(changes: Changes) -> list[str]:
 
 def _arguments(changes: Changes) -> list[str]:
     lines = ["# What hpc-launch gets: its own options, the training script, and what is the script's."]
-    lines += [f"set -- {quoting.words(changes.arguments)}", ""]
+    lines += [*_unexpanded(changes.arguments), f"set -- {quoting.words(changes.arguments)}", ""]
     if changes.points:
-        lines += ["# The points of the sweep: each is one task of the job array.", 'case "$SLURM_ARRAY_TASK_ID" in']
+        lines += ["# The points of the sweep: each is one task of the job array."]
+        lines += _unexpanded(word for point in changes.points for word in point)
+        lines += ['case "$SLURM_ARRAY_TASK_ID" in']
         lines += [f'    {number}) set -- "$@" {quoting.words(point)} ;;' for number, point in enumerate(changes.points)]
         lines += ['    *) echo "the sweep has no point $SLURM_ARRAY_TASK_ID" >&2; exit 2 ;;', "esac", ""]
     return lines
+
+
+def _unexpanded(words: Iterable[str]) -> list[str]:
+    """What tells shellcheck that a `$` in quotes is meant as it is."""
+    return ["# shellcheck disable=SC2016"] if any("$" in word or "`" in word for word in words) else []
 
 
 def _end_of_head(lines: Sequence[str]) -> int:

@@ -66,12 +66,16 @@ class Here:
 
     Attributes:
         environ: the environment.
-        programs: the directories of the hpc-launch and the srun that are used here, for a job that gets no PATH.
+        launcher: the directory of the hpc-launch that is used here.
+        on_path: whether a hpc-launch is found by its name alone.
+        slurm: the directory of srun; empty where every shell looks anyway.
         version: of hpc-launch.
     """
 
     environ: Mapping[str, str]
-    programs: tuple[str, ...] = ()
+    launcher: str = ""
+    on_path: bool = True
+    slurm: str = ""
     version: str = ""
 
 
@@ -85,6 +89,7 @@ class Submission:
         environ: the environment that it is called with.
         dropped: the variables that it is called without.
         notes: what was decided for the user, in lines.
+        folders: the directories of its output files. Slurm before 23.02 does not make them, and the job fails mutely.
         name: of the job.
         points: how many tasks the sweep has; 0 where there is none.
     """
@@ -94,6 +99,7 @@ class Submission:
     environ: Mapping[str, str]
     dropped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
     name: str = ""
     points: int = 0
 

@@ -69,7 +69,8 @@ def gpus_of_a_node(options: Mapping[str, str]) -> Gpus | None:
     words = [word.strip() for word in options.get("gres", "").split(",") if asks_for_gpus(word)]
     if len(words) != 1:
         return None
-    return Gpus(1, words[0].partition(":")[2]) if not re.search(r"\d+$", words[0]) else _gpus(words[0])
+    _, *kind = words[0].split(":")
+    return Gpus(1, ":".join(kind)) if not kind or not kind[-1].isdigit() else _gpus(words[0])
 
 
 def derive(

@@ -200,17 +200,21 @@ class Tail:
         path = records[0].output if records else ""
         if not path:
             return
+        while data := self._read(path):
+            self._stream.write(data)
+            self._stream.flush()
+
+    def _read(self, path: str) -> bytes:
         try:
             with Path(path).open("rb") as file:
                 if file.seek(0, 2) < self._position:
                     self._position = 0
                 file.seek(self._position)
-                while data := file.read(1 << 16):
-                    self._stream.write(data)
-                    self._position += len(data)
+                data = file.read(1 << 20)
         except OSError:
-            return  # not there yet, or not seen by this machine
-        self._stream.flush()
+            return b""  # not there yet, or not seen by this machine
+        self._position += len(data)
+        return data
 
 
 def end_of(path: str, lines: int) -> str:

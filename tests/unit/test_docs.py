@@ -10,6 +10,7 @@ import pytest
 
 from hpc_launch.settings import resolve
 from hpc_launch.settings.files import load
+from hpc_launch.submission import asked
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -78,8 +79,10 @@ def test_toml_examples_are_settings_files(tmp_path: Path) -> None:
 
     for example in examples:
         (tmp_path / "hpc-launch.toml").write_text(example)
-        for name in ("", *re.findall(r"^\[profiles\.(.*)\]$", example, re.MULTILINE)):
-            assert resolve({}, {}, load({}, tmp_path, name).layers).origins
+        for name in ("", *re.findall(r"^\[profiles\.([^.]*)\]$", example, re.MULTILINE)):
+            layers = load({}, tmp_path, name).layers
+            assert resolve({}, {}, layers).origins
+            assert ("[submit]" in example) <= bool(asked.overview({}, layers))
 
 
 def test_shell_examples_are_shell() -> None:
