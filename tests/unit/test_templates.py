@@ -53,7 +53,6 @@ STARTED = {
         *("--container-workdir=/", "--no-container-entrypoint", "hpc-launch"),
     ],
     "requeue.sbatch": ["hpc-launch", "--requeue", "on-notice,on-timeout,on-preempt"],
-    "task_per_gpu.sbatch": ["--gpu-bind=none", "hpc-launch"],
 }
 
 # What it gets before the CPUs, and after the script.
