@@ -91,7 +91,9 @@ def _request(settings: Settings, wanted: asked.Asked, command: tuple[str, ...], 
         slurm=wanted.slurm(),
         sbatch_args=wanted.many("sbatch-arg"),
         limits=wanted.limits(),
-        software=Software(wanted.many("modules"), _venv(venv) if venv else "", wanted.many("setup")),
+        software=Software(
+            wanted.many("modules"), _venv(venv) if venv else "", wanted.many("setup"), wanted.text("image")
+        ),
         sweep=tuple(sweep.read(text) for text in given["sweep"]),
         after=given["after"],
         requeue=settings.requeue,

@@ -18,11 +18,13 @@ class Software:
         modules: environment modules to load.
         venv: a virtual environment to activate, by its absolute path; empty for none.
         setup: lines of bash, after both.
+        image: a container image, for templates that take one as IMAGE; empty for none.
     """
 
     modules: tuple[str, ...] = ()
     venv: str = ""
     setup: tuple[str, ...] = ()
+    image: str = ""
 
 
 @dataclass(frozen=True)
