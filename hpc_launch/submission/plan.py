@@ -59,7 +59,7 @@ def make(request: JobRequest, draft: Draft, here: Here, nodes: Sequence[NodeGrou
     points = sweep.points(request.sweep)
     if points and "SLURM_ARRAY_TASK_ID" in draft.text:
         raise UsageError(f"--sweep: the template {draft.name} has points of its own: take another", option="--sweep")
-    if request.software.image and "IMAGE" not in draft.text:
+    if request.software.image and "CONTAINER_IMAGE" not in draft.text:
         raise UsageError(f"--image: the template {draft.name} takes none: apptainer and pyxis do", option="--image")
     asked = {**_standing(request, there), **_dependency(request), **_turns(request, there)}
     if points:
@@ -258,5 +258,5 @@ def _software(request: JobRequest) -> list[str]:
     lines = [f"module load {quoting.words(software.modules)}"] if software.modules else []
     if software.venv:
         lines.append(f"source {quoting.word(str(Path(software.venv) / 'bin/activate'))}")
-    lines += [f"export IMAGE={quoting.word(software.image)}"] if software.image else []
+    lines += [f"export CONTAINER_IMAGE={quoting.word(software.image)}"] if software.image else []
     return [*lines, *software.setup]

@@ -18,7 +18,7 @@ class Software:
         modules: environment modules to load.
         venv: a virtual environment to activate, by its absolute path; empty for none.
         setup: lines of bash, after both.
-        image: a container image, for templates that take one as IMAGE; empty for none.
+        image: a container image, for templates that take one as CONTAINER_IMAGE; empty for none.
     """
 
     modules: tuple[str, ...] = ()
