@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# The files of tests are shared between processes, each with clusters of its own. `make test SHARED=` does one at a time.
+SHARED ?= --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: help venv demo test lint unit soak clean
 
@@ -30,7 +32,7 @@ demo: .venv/.demo
 
 test: lint
 	@tools/install_slurm.sh
-	$(BIN)/pytest -m "not soak"
+	$(BIN)/pytest -m "not soak" $(SHARED)
 
 lint: venv
 	$(BIN)/ruff check

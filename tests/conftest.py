@@ -41,11 +41,23 @@ FOREIGN = re.compile(
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need a cluster."""
+# What takes longest goes first where several processes share the tests, so that none is left with it in the end.
+ORDER = ("slurm", "local", "conformance", "unit")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that need a cluster, and have the long ones first if this process does a share of the tests."""
     for item in items:
         if {"slurm_host", "any_release", *CLUSTERS} & set(getattr(item, "fixturenames", ())):
             item.add_marker("slurm")
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: (*ORDER, item.path.parent.name).index(item.path.parent.name))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Say how many processes share the tests: one more than there are CPUs, as many tests wait rather than compute."""
+    return min(len(os.sched_getaffinity(0)) + 1, 6)
 
 
 @pytest.fixture(autouse=True, scope="session")

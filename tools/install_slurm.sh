@@ -64,10 +64,11 @@ fetch() {
     local mirror code keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     code=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
     # shellcheck disable=SC2016 # apt's variable
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $code" "Component: main" | head -n 1)
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $code" "Component: main" | sed -n 1p)
+    mirror=${mirror:-http://deb.debian.org/debian}
     mkdir -p "$scratch"/{lists,archives}/partial "$scratch/packages"
     : >"$scratch/status"
-    echo "deb [signed-by=$keyring] ${mirror:-http://deb.debian.org/debian} $suite main" >"$scratch/sources.list"
+    echo "deb [signed-by=$keyring] $mirror $suite main" >"$scratch/sources.list"
     cat >"$scratch/apt.conf" <<END
 Dir::Etc::SourceList "$scratch/sources.list";
 Dir::Etc::SourceParts "/dev/null";
@@ -80,12 +81,13 @@ APT::Sandbox::User "root";
 #clear APT::Update::Post-Invoke;
 #clear APT::Update::Post-Invoke-Success;
 END
-    (
+    if ! (
         export APT_CONFIG="$scratch/apt.conf"
-        cd "$scratch/packages"
-        apt-get -qq update
-        apt-get -qq download "${modern[@]}"
-    )
+        cd "$scratch/packages" && apt-get -qq update && apt-get -qq download "${modern[@]}"
+    ); then
+        echo "Slurm 24.11 cannot be fetched: the tests need the packages of Debian $suite, from $mirror." >&2
+        exit 1
+    fi
 }
 
 unpack() {
@@ -107,10 +109,14 @@ unpack() {
     done
     rm "$new/$library"/slurm-wlm/mpi_pmix* # needs a library that no test does, and every daemon would complain
     ln -s "$library/slurm-wlm" "$new/plugins"
-    echo "$contents" >"$new/contents"
     chmod 755 "$new"
     rm -rf "$root"
     mv "$new" "$root"
+    if [[ $("$root/usr/sbin/slurmd" -V) != "slurm-wlm 24.11."* ]]; then
+        echo "Slurm 24.11 does not start from $root: $("$root/usr/sbin/slurmd" -V 2>&1)" >&2
+        exit 1
+    fi
+    echo "$contents" >"$root/contents"
 }
 
 if (( ${#missing[@]} )); then

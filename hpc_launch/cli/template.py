@@ -69,7 +69,7 @@ def check(context: click.Context, names: tuple[str, ...], *, no_slurm: bool) -> 
     chosen = [templates.get(name, os.environ, here) for name in names] or templates.find(os.environ, here).values()
     wrong = False
     for entry in chosen:
-        verdict = template_check.check(entry, ask_slurm=not no_slurm)
+        verdict = template_check.check(entry, os.environ, ask_slurm=not no_slurm)
         for finding in verdict.findings:
             place = entry.path if finding.line is None else f"{entry.path}:{finding.line}"
             click.echo(f"{place}: {finding.text}")

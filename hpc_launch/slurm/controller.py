@@ -142,7 +142,7 @@ def ending(record: JobRecord | None, restart_count: int) -> Ending:
     """Say what the controller means by a SIGTERM that has just come. Pure.
 
     All that Slurm changes stands in the record before the first SIGTERM is sent, so that asking once is enough (tried
-    with 22.05). A preempted job with a grace time is still RUNNING.
+    with 22.05 and 24.11). A preempted job with a grace time is still RUNNING.
 
     Args:
         record: the job, asked after the signal.

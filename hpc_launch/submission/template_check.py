@@ -6,16 +6,17 @@ job that it starts ends with the right status, in time, and on every node.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from hpc_launch.errors import HpcLaunchError, UsageError, reason
+from hpc_launch.errors import SlurmError, UsageError, reason
+from hpc_launch.slurm import leaks
+from hpc_launch.submission import sbatch
+from hpc_launch.submission.request import Submission
 from hpc_launch.submission.templates import Template, summary
 
 # What only the process that is a rank may say.
@@ -24,25 +25,20 @@ _ASSIGNED = re.compile(rf"(?<![\w$-])({_OF_RANKS.pattern})=")
 _REFERRED = re.compile(r"\$\{?(SLURM_(?:PROCID|NODEID|LOCALID))\b")
 
 _OPTION = re.compile(r"--([a-z][a-z0-9-]*)(?:=(.*))?|-([A-Za-z])(.*)", re.DOTALL)
+# Options whose values may have a $ and mean it.
+_ANY_TEXT = ("--job-name", "-J", "--comment")
+
 _PARAMETERS = ('"$@"', '"${@}"', '"${@:-')
 _DEFAULT_SCRIPT = re.compile(r'"\$\{@:-[^"}]+\}"')
 
 # shellcheck: what a template sources (a virtual environment) is not there to be read.
 _NOT_FOLLOWED = "SC1090,SC1091"
+_SHELLCHECK = ("shellcheck", "--shell=bash", "--format=gcc", f"--exclude={_NOT_FOLLOWED}")
 _SHELLCHECK_LINE = re.compile(r".*?:(\d+):\d+: \w+: (.*)")
 _BASH_LINE = re.compile(r".*?: line (\d+): (.*)")
 
-# Slurm: what it says where nobody can say more, and what it says of a script that it would take.
-_SILENT = (
-    "Unable to contact slurm controller",
-    "Could not establish a configuration source",
-    "Zero Bytes were transmitted",
-)
-_ESTIMATE = re.compile(r"^Job \S+ to (start)", re.MULTILINE)
-_OF_OTHERS = re.compile(r"SBATCH_.*|SLURM_(?!CONF$|CONF_SERVER$|CLUSTERS$|JWT$).*")
-
-# Seconds that a program may take.
-_PATIENCE = 30.0
+# What sbatch says where it reaches no Slurm.
+_SILENT = ("Unable to contact slurm controller", "Could not establish a configuration source")
 
 
 @dataclass(frozen=True)
@@ -129,7 +125,7 @@ def _options(lines: Sequence[str], _: Sequence[_Command]) -> Iterator[Finding]:
         for name, value in options:
             yield from _option(number, name, value)
             if name in seen:
-                yield Finding(number, f"--{name} is given twice, first in line {seen[name]}: keep one")
+                yield Finding(number, f"{name} is given twice, first in line {seen[name]}: keep one")
             seen.setdefault(name, number)
 
 
@@ -142,7 +138,7 @@ def _read(line: str) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for word in words:
         if match := _OPTION.fullmatch(word):
-            found.append((match[1] or match[3], match[2] or match[4] or ""))
+            found.append((f"--{match[1]}" if match[1] else f"-{match[3]}", match[2] or match[4] or ""))
         elif found and not found[-1][1]:
             found[-1] = (found[-1][0], word)
         else:
@@ -151,14 +147,14 @@ def _read(line: str) -> list[tuple[str, str]]:
 
 
 def _option(number: int, name: str, value: str) -> Iterator[Finding]:
-    if "$" in value:
-        yield Finding(number, f"--{name}: Slurm does not replace variables here; %j is the job's number (sbatch(1))")
-    if name == "gpus-per-task":
+    if "$" in value and name not in _ANY_TEXT:
+        yield Finding(number, f"{name}: Slurm does not replace variables here; %j is the job's number (sbatch(1))")
+    if name == "--gpus-per-task":
         yield Finding(
             number,
             "--gpus-per-task shows each task its own GPUs alone, which NCCL may not survive: use --gpus-per-node",
         )
-    if name == "signal" and re.match(r"R?B", value):
+    if name == "--signal" and re.match(r"R?B", value):
         yield Finding(number, f"--signal={value} tells this shell only: leave B out, and the workers are told")
 
 
@@ -207,7 +203,7 @@ def _ends_with_srun(lines: Sequence[str], commands: Sequence[_Command]) -> Itera
     elif not _DEFAULT_SCRIPT.search(last.text):
         yield Finding(last.line, 'without arguments nothing would be run: write "${@:-train.py}"')
     given = any(
-        name in {"cpus-per-task", "c"} for line in lines if line.startswith("#SBATCH") for name, _ in _read(line)
+        name in {"--cpus-per-task", "-c"} for line in lines if line.startswith("#SBATCH") for name, _ in _read(line)
     )
     if given and not any(word.startswith(("--cpus-per-task", "-c", "${SLURM_CPUS_PER_TASK:+--cpus")) for word in words):
         yield Finding(last.line, "srun of Slurm 22.05 to 23.02 does not take --cpus-per-task over: repeat it, as "
@@ -272,49 +268,50 @@ def _without_double_quotes(text: str) -> str:
 # --- those who know better
 
 
-def check(template: Template, *, ask_slurm: bool = True) -> Verdict:
+def check(template: Template, environ: Mapping[str, str], *, ask_slurm: bool = True) -> Verdict:
     """Check a template in every way that is possible here.
 
     Args:
         template: which.
-        ask_slurm: whether Slurm is asked too.
+        environ: the environment.
+        ask_slurm: whether Slurm is asked too, where there is one.
 
     Raises:
         UsageError: the template cannot be read, or a program that is there not run.
     """
+    text = template.text()
     findings: list[Finding] = []
     said: list[str] = []
     for name, answer in (
-        ("bash", _by_bash(template.path)),
-        ("the contract", contract(template.text())),
-        ("shellcheck", _by_shellcheck(template.path)),
+        ("bash", _ask(["bash", "-n", str(template.path)], _BASH_LINE, environ)),
+        ("the contract", contract(text)),
+        ("shellcheck", _ask([*_SHELLCHECK, str(template.path)], _SHELLCHECK_LINE, environ)),
     ):
         findings += answer or ()
         said += [] if answer else [f"{name} is not here" if answer is None else name]
     if ask_slurm:
-        taken, words = _by_slurm(template.path)
-        if taken is False:
-            findings.append(Finding(None, f"Slurm would not take it: {words}"))
-        else:
-            said.append(words)
+        taken, words = _by_slurm(text, environ)
+        findings += [] if taken is not False else [Finding(None, words)]
+        said.append(words)
     return Verdict(tuple(sorted(findings, key=lambda finding: finding.line or 0)), tuple(said))
 
 
-def _by_bash(path: Path) -> list[Finding] | None:
-    return _ask(["bash", "-n", str(path)], _BASH_LINE)
-
-
-def _by_shellcheck(path: Path) -> list[Finding] | None:
-    return _ask(
-        ["shellcheck", "--shell=bash", "--format=gcc", f"--exclude={_NOT_FOLLOWED}", str(path)], _SHELLCHECK_LINE
-    )
-
-
-def _ask(command: Sequence[str], form: re.Pattern[str]) -> list[Finding] | None:
+def _ask(command: Sequence[str], form: re.Pattern[str], environ: Mapping[str, str]) -> list[Finding] | None:
     """What a program says about a file; None where there is no such program."""
-    done = _run(command)
-    if done is None:
+    if shutil.which(command[0], path=environ.get("PATH")) is None:
         return None
+    try:
+        done = subprocess.run(
+            command,
+            env={**environ, "LC_ALL": "C.UTF-8"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
+    except OSError as error:
+        raise UsageError(f"cannot run {command[0]}: {reason(error)}") from error
     said = [*done.stdout.splitlines(), *done.stderr.splitlines()]
     found = [Finding(int(match[1]), f"{command[0]}: {match[2]}") for match in map(form.fullmatch, said) if match]
     if done.returncode and not found:
@@ -322,37 +319,13 @@ def _ask(command: Sequence[str], form: re.Pattern[str]) -> list[Finding] | None:
     return found
 
 
-def _by_slurm(path: Path) -> tuple[bool | None, str]:
+def _by_slurm(text: str, environ: Mapping[str, str]) -> tuple[bool | None, str]:
     """Whether Slurm would take the script, and its words; None where it cannot be asked."""
-    done = _run(["sbatch", "--test-only", str(path)])
-    if done is None:
+    if shutil.which("sbatch", path=environ.get("PATH")) is None:
         return None, "Slurm is not here"
-    words = "; ".join(
-        line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.splitlines() if line
-    )
-    if any(silent in words for silent in _SILENT):
-        return None, "Slurm does not answer"
-    return done.returncode == 0, words if done.returncode else _ESTIMATE.sub(r"Slurm: would \1", words)
-
-
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
-    """Run a program, so that what it prints can be read; None where there is none."""
-    if shutil.which(command[0]) is None:
-        return None
-    # sbatch takes options from there, which are about another job.
-    environ = {name: value for name, value in os.environ.items() if not _OF_OTHERS.fullmatch(name)}
     try:
-        return subprocess.run(
-            command,
-            env={**environ, "LC_ALL": "C.UTF-8"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_PATIENCE,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise HpcLaunchError(f"{command[0]} took longer than {_PATIENCE:g} s") from None
-    except OSError as error:
-        raise UsageError(f"cannot run {command[0]}: {reason(error)}") from error
+        return True, f"Slurm: {sbatch.verdict(Submission(text, (), leaks.for_submission(environ)[0]))}"
+    except SlurmError as error:
+        if any(words in str(error) for words in _SILENT):
+            return None, "Slurm does not answer"
+        return False, str(error)

@@ -187,9 +187,9 @@ def submit(cluster: Cluster, folder: Path, script: str, *options: str) -> Job:
         return cluster.sbatch(script, *options, cwd=folder)
 
 
-def ended(job: Job, folder: Path) -> Ended:
+def ended(job: Job, folder: Path, deadline: float = DEADLINE) -> Ended:
     """Wait for the end of a job that was submitted in a folder."""
-    result = job.wait(DEADLINE)
+    result = job.wait(deadline)
     status = 128 + result.signal if result.signal else result.exit_code
     return Ended(status, result.output, folder / "logs", result.state, job)
 
@@ -212,7 +212,8 @@ def run_commands(cluster: Cluster, folder: Path, commands: Mapping[str, str], *o
         f"( export HPC_LAUNCH_LOG_DIR=$PWD/{name}; {command} ) >{name}.console 2>&1; echo $? >{name}.status"
         for name, command in commands.items()
     ]
-    whole = run_job(cluster, folder, "\n".join(lines), *options)
+    # Each of them may take its time.
+    whole = ended(submit(cluster, folder, "\n".join(lines), *options), folder, 2 * DEADLINE)
     assert (whole.state, whole.status) == ("COMPLETED", 0), whole.job.describe()
 
     def text(name: str) -> str:

@@ -209,11 +209,11 @@ def test_ranks_that_are_set_already_are_replaced_and_mentioned(steps: dict[str, 
     assert {report.env["MASTER_ADDR"] for report in step.reports().values()} == {"10.77.0.11"}
 
 
-# A command, its status, and what is said.
+# A command, its status, and what is said. (It depends on the release whether srun has the job's CPUs per task.)
 REFUSED = {
-    "two_kinds": ("srun -N2 -n4 hpc-launch --nproc-per-node 4 probe.py", 78, "use srun --ntasks-per-node=1"),
+    "two_kinds": ("srun -N2 -n4 -c1 hpc-launch --nproc-per-node 4 probe.py", 78, "use srun --ntasks-per-node=1"),
     "two_kinds_on_one_node": (
-        "srun -N1 -n4 hpc-launch --nproc-per-node 4 probe.py",
+        "srun -N1 -n4 -c1 hpc-launch --nproc-per-node 4 probe.py",
         78,
         "use srun --ntasks-per-node=1",
     ),

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import Cluster, Job
-from tests.slurm.jobs_support import DEADLINE, Ended, clean_environment, ended, run_job, submit, write_probe
+from tests.cluster import Cluster
+from tests.slurm.jobs_support import DEADLINE, Ended, run_job, submit, write_probe
 from tests.support import wait_for
 
 CHECKOUT = Path(__file__).parents[2]
@@ -223,33 +223,3 @@ def test_the_example_learns_digits(cluster: Cluster, tmp_path: Path) -> None:
     assert score, job.output
     assert float(score[1]) > 0.95
     assert (tmp_path / "checkpoints/digits.pt").exists()
-
-
-@pytest.mark.parametrize(
-    ("template", "options", "rest"),
-    [
-        ("multi_node", "--nodes=2 --gpus-per-node=2 --cpus-per-task=4", ("", 4)),
-        ("single_node", "--gpus-per-node=2 --cpus-per-task=4 --mem=1000", ("", 2)),
-        ("cpu", "--cpus-per-task=4", ("--nproc-per-node 2", 4)),
-        ("requeue", "--nodes=2 --gpus-per-node=2 --cpus-per-task=4", ("", 4)),
-    ],
-)
-def test_a_template_runs_as_it_is(
-    cluster: Cluster, tmp_path: Path, template: str, options: str, rest: tuple[str, int]
-) -> None:
-    """Each template completes with a script of the user's, in the project's directory, with all CPUs it asked for."""
-    project = tmp_path / "project"
-    project.mkdir()
-    write_probe(project)
-    path = str(CHECKOUT / f"sbatch_templates/{template}.sbatch")
-    arguments, ranks = rest
-    script = [*arguments.split(), "probe.py", "--lr", "1e-3"]
-    command = ["sbatch", "--parsable", f"--chdir={project}", *options.split(), path, *script]
-    with clean_environment():
-        said = cluster.run(command, cwd=tmp_path).stdout
-    job = ended(Job(cluster, said.strip()), tmp_path)
-    assert job.state == "COMPLETED", job.job.describe()
-    reports = job.reports()
-    assert list(reports) == list(range(ranks))
-    assert {tuple(report.argv) for report in reports.values()} == {("--lr", "1e-3")}
-    assert {report.env["SLURM_CPUS_ON_NODE"] for report in reports.values()} == {"4"}

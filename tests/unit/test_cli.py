@@ -181,6 +181,8 @@ def test_the_drop_in_has_no_commands(command: Command, runs: Runs) -> None:
         (["config", "-h"], "Usage: hpc-launch config "),
         (["config", "show", "-h"], "Usage: hpc-launch config show "),
         (["config", "files", "-h"], "Usage: hpc-launch config files "),
+        (["template"], "Usage: hpc-launch template "),
+        (["template", "check", "-h"], "Usage: hpc-launch template check "),
     ],
 )
 def test_help(command: Command, args: list[str], expected: str) -> None:

@@ -220,6 +220,8 @@ def test_changes_of_the_environment_would_be_found(code: str) -> None:
         ["submit", "--dry-run", "-m", "some.module"],
         ["explain", "--nproc-per-node=2", "--max-restarts=1"],
         ["hosts", "a[1-2]"],
+        ["template", "list"],
+        ["template", "check", "--no-slurm", "cpu"],
         ["--print-completion", "bash"],
     ],
     ids=" ".join,

@@ -1,7 +1,10 @@
 """What is shipped: the wheel has everything that an installation needs."""
 
+import json
+import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from configparser import ConfigParser
 from pathlib import Path
@@ -33,6 +36,64 @@ def test_the_wheel_has_the_templates(wheel: zipfile.ZipFile) -> None:
 
     assert expected
     assert expected - set(wheel.namelist()) == set()
+
+
+# Builds one of the distributions in the working directory, into the directory that is named.
+BUILD = "import sys, hatchling.build as build; print(getattr(build, sys.argv[1])(sys.argv[2]))"
+
+# Says which templates are found, by an installation in the directory that is named: before any other.
+FIND = """
+import json, os, site, sys
+from pathlib import Path
+known = [*sys.path]
+site.addsitedir(sys.argv[1])
+sys.path[:] = [path for path in sys.path if path not in known] + known
+from hpc_launch.submission import templates
+print(json.dumps([templates.__file__, *(str(entry.path) for entry in templates.find({}, Path("/")).values())]))
+"""
+
+
+def build(what: str, source: Path, folder: Path) -> Path:
+    """Build an sdist, a wheel or an editable one, as pip has it built."""
+    command = [sys.executable, "-c", BUILD, f"build_{what}", str(folder)]
+    done = subprocess.run(command, cwd=source, check=True, capture_output=True, text=True)
+    return folder / done.stdout.splitlines()[-1]
+
+
+def found_by(archive: zipfile.ZipFile, folder: Path) -> list[Path]:
+    """Install a wheel into a directory; return the module that looks for templates, and those that it finds."""
+    archive.extractall(folder)
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", FIND, str(folder)]
+    done = subprocess.run(command, cwd="/", env=environ, check=True, capture_output=True, text=True)
+    return [Path(path) for path in json.loads(done.stdout)]
+
+
+def test_an_installation_finds_its_templates(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """Of an installed wheel, they are those in the package."""
+    module, *paths = found_by(wheel, tmp_path)
+
+    assert module.is_relative_to(tmp_path)
+    assert {path.parent for path in paths} == {tmp_path / "hpc_launch/sbatch_templates"}
+    assert [path.name for path in paths] == sorted(path.name for path in ROOT.glob("sbatch_templates/*.sbatch"))
+
+
+def test_an_editable_installation_finds_those_of_the_checkout(tmp_path: Path) -> None:
+    """There a change of a template counts at once."""
+    with zipfile.ZipFile(build("editable", ROOT, tmp_path)) as archive:
+        module, *paths = found_by(archive, tmp_path / "site")
+
+    assert module == ROOT / "hpc_launch/submission/templates.py"
+    assert paths == sorted(ROOT.glob("sbatch_templates/*.sbatch"))
+
+
+def test_the_sdist_makes_the_same_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """The sources that are published have the templates too, and a wheel made of them has the same files."""
+    with tarfile.open(build("sdist", ROOT, tmp_path)) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    with zipfile.ZipFile(build("wheel", source, tmp_path)) as remade:
+        assert sorted(remade.namelist()) == sorted(wheel.namelist())
 
 
 def test_the_wheel_has_the_profiles(wheel: zipfile.ZipFile) -> None:

@@ -10,6 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from hpc_launch.submission import plan
+from hpc_launch.submission.render import Draft
+from hpc_launch.submission.request import Here, JobRequest, Software
+from hpc_launch.submission.template_check import contract
+from hpc_launch.submission.templates import summary
+
 ROOT = Path(__file__).parents[2]
 TEMPLATES = sorted((ROOT / "sbatch_templates").glob("*.sbatch"))
 
@@ -31,8 +37,33 @@ echo last words
 exit 42
 """
 
-# What a template has hpc-launch do besides.
-OPTIONS = {"requeue.sbatch": ["--requeue", "on-notice,on-timeout,on-preempt"]}
+# What srun gets before the training script, in templates that start hpc-launch otherwise than by its name alone.
+STARTED = {
+    "amd.sbatch": ["env", "--unset=CUDA_VISIBLE_DEVICES", "--unset=GPU_DEVICE_ORDINAL", "hpc-launch"],
+    "apptainer.sbatch": [
+        *("apptainer", "exec", "--nv", "--bind", "/submit dir", "--pwd", "/"),
+        *("--env", "PYTHONNOUSERSITE=1", "/path/to/image.sif", "hpc-launch"),
+    ],
+    "elastic.sbatch": ["hpc-launch", "--max-restarts", "3", "--requeue", "on-failure", "--max-requeues", "3"],
+    "pyxis.sbatch": [
+        *(
+            "--container-image=/path/to/image.sqsh",
+            "--container-mounts=/:/,/submit dir:/submit dir",
+        ),
+        *("--container-workdir=/", "--no-container-entrypoint", "hpc-launch"),
+    ],
+    "requeue.sbatch": ["hpc-launch", "--requeue", "on-notice,on-timeout,on-preempt"],
+}
+
+# What it gets before the CPUs, and after the script.
+BEFORE = {"elastic.sbatch": ["--ntasks-per-node=1"]}
+AFTER = {"array.sbatch": ["--lr", "1e-4", "--seed", "1"]}
+
+# Words that are easily taken for something else.
+UGLY = ("--name", "two words", "", "$HOME", "*", "it's", '"', "\\", "-x", "%j", "ü", "`x`", "!", "# no", "~")
+
+# What Slurm sets in a job script, as far as a template uses it.
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": "/submit dir", "SLURM_ARRAY_TASK_ID": "2"}
 
 pytestmark = pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
 
@@ -50,7 +81,9 @@ def run(
     srun.chmod(0o755)
     path = f"{folder}:{os.environ['PATH']}"
     command = ["bash", str(template), *arguments]
-    return subprocess.run(command, env={"PATH": path, **env}, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd="/", env={"PATH": path, **SLURM, **env}, capture_output=True, text=True, check=False
+    )
 
 
 def test_it_is_bash(template: Path) -> None:
@@ -67,46 +100,100 @@ def test_shellcheck_finds_nothing(template: Path) -> None:
     assert found.stdout == ""
 
 
-def test_slurm_reads_all_its_options(template: Path) -> None:
-    """Slurm stops reading at the first command."""
-    lines = template.read_text().splitlines()
-    first_command = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
+def test_it_keeps_the_contract(template: Path) -> None:
+    """Nothing in it would be found by `hpc-launch template check`."""
+    assert contract(template.read_text()) == ()
 
-    assert not [line for line in lines[first_command:] if line.startswith("#SBATCH")]
+
+def test_it_says_what_it_is_for(template: Path) -> None:
+    """The first line of the comment is one sentence."""
+    assert re.fullmatch(r"[A-Z][^.]*\.", summary(template.read_text()))
 
 
 def test_it_starts_one_task_per_node(template: Path) -> None:
-    assert "#SBATCH --ntasks-per-node=1\n" in template.read_text()
+    """An agent on each node; or one for each GPU, where that is the template's point."""
+    expected = {"task_per_gpu.sbatch": "#SBATCH --ntasks-per-node=4\n", "elastic.sbatch": "\nsrun --ntasks-per-node=1 "}
+
+    assert expected.get(template.name, "#SBATCH --ntasks-per-node=1\n") in template.read_text()
 
 
 def test_a_requeue_keeps_the_output(template: Path) -> None:
     assert "#SBATCH --open-mode=append\n" in template.read_text()
 
 
-def test_a_template_that_requeues_may_and_is_told(template: Path) -> None:
-    """hpc-launch's --requeue goes with Slurm's, and with a signal that reaches the steps."""
-    lines = template.read_text().splitlines()
-    requeues = any("hpc-launch --requeue" in line for line in lines)
-    asked = {"#SBATCH --requeue", "#SBATCH --signal=USR1@120"} & {*lines}
+def test_a_template_that_requeues_may(template: Path) -> None:
+    """hpc-launch's --requeue goes with Slurm's."""
+    text = template.read_text()
 
-    assert len(asked) == 2 * requeues
+    assert ("\n#SBATCH --requeue\n" in text) == ("--requeue on-" in text)
+
+
+def test_a_template_that_takes_turns_is_told(template: Path) -> None:
+    """A requeue after a notice needs one, which reaches the steps."""
+    text = template.read_text()
+
+    assert ("\n#SBATCH --signal=USR1@120\n" in text) == ("on-notice" in text)
 
 
 def test_it_says_nothing_about_ranks(template: Path) -> None:
     assert not RANK_VARIABLES.search(template.read_text())
 
 
-def test_arguments_reach_the_script_as_they_are(template: Path, tmp_path: Path) -> None:
-    done = run(template, tmp_path, "train.py", "--name", "two words", "", "$HOME", "*", SLURM_CPUS_PER_TASK="7")
+def expected(template: Path, *words: str, cpus: str = "") -> list[str]:
+    """Return what srun is to be given."""
+    name = template.name
+    given = [f"--cpus-per-task={cpus}"] if cpus else []
+    return [*BEFORE.get(name, []), *given, *STARTED.get(name, ["hpc-launch"]), *words, *AFTER.get(name, [])]
 
-    assert done.stdout.split("\n") == [
-        "--cpus-per-task=7",
-        *("hpc-launch", *OPTIONS.get(template.name, []), "train.py", "--name", "two words", "", "$HOME", "*", ""),
-    ]
+
+def test_arguments_reach_the_script_as_they_are(template: Path, tmp_path: Path) -> None:
+    words = ["train.py", *UGLY]
+    done = run(template, tmp_path, *words, SLURM_CPUS_PER_TASK="7")
+
+    assert done.stdout.removesuffix("\n").split("\n") == expected(template, *words, cpus="7")
 
 
 def test_without_arguments_it_runs_train_py(template: Path, tmp_path: Path) -> None:
-    assert run(template, tmp_path).stdout.splitlines() == ["hpc-launch", *OPTIONS.get(template.name, []), "train.py"]
+    assert run(template, tmp_path).stdout.splitlines() == expected(template, "train.py")
+
+
+REQUESTS = {
+    "plain": JobRequest("train.py"),
+    "ugly": JobRequest("my 'train'.py", arguments=UGLY, options=("--max-restarts", "2")),
+    "sized": JobRequest(
+        "train.py",
+        arguments=UGLY,
+        slurm={"nodes": "2", "gpus-per-node": "1", "time": "10:00", "job-name": 'it\'s "$HOME" %j', "mem": None},
+        software=Software(("cuda/12", "py thon"), "/a venv", ("export A='b c'",)),
+        requeue=("on-notice", "on-timeout"),
+    ),
+}
+
+
+@pytest.mark.parametrize("wanted", REQUESTS)
+def test_what_submit_makes_of_it_is_as_good(template: Path, tmp_path: Path, wanted: str) -> None:
+    """The script keeps the contract, is good bash, and gives srun the words that were asked for, in all jobs."""
+    request = REQUESTS[wanted]
+    draft = Draft(template.stem, template.read_text(), shipped=True)
+    made = plan.make(request, draft, Here({"PATH": "/usr/bin"}), ()).script
+    script = tmp_path / "made.sbatch"
+    script.write_text(made)
+    assert contract(made) == (), made
+    subprocess.run(["bash", "-n", script], check=True)
+    if shutil.which("shellcheck"):
+        # Without its remarks on words such as '$HOME', which are meant as they are.
+        checked = ["shellcheck", "--severity=warning", str(script)]
+        found = subprocess.run(checked, capture_output=True, text=True, check=False)
+        assert found.stdout == "", made
+
+    # What a site has: modules, and the virtual environment.
+    script.write_text(
+        made.replace("source '/a venv/bin/activate'", ":").replace("set -euo pipefail", "module() { :; }", 1)
+    )
+    done = run(script, tmp_path)
+    assert done.stdout.removesuffix("\n").split("\n") == expected(
+        template, *request.options, request.script, *request.arguments
+    ), made
 
 
 def test_its_exit_status_is_that_of_srun(template: Path, tmp_path: Path) -> None:
