@@ -45,7 +45,7 @@ class SubmitCommand(click.Command):
         headings = {_parameter(name): option.group for name, option in OPTIONS.items()}
         groups: dict[str, list[tuple[str, str]]] = {_SUBMISSION: []}
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
             if record is not None and parameter.name not in specs():
                 groups.setdefault(headings.get(parameter.name or "", _SUBMISSION), []).append(record)
         for heading, records in groups.items():

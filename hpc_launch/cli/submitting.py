@@ -38,7 +38,7 @@ def submitting(
     launch = {name: given[name] for name in specs()}
     _refuse_time(launch)
     settings = settings_of(context, launch)
-    _refuse_contradictions(flags, given)
+    _refuse_contradictions(given)
     layers = files.load(os.environ, Path.cwd(), settings.profile or "").layers
     first = asked.resolve(flags, os.environ, layers)
     nodes = run.ask_nodes(first.text("partition"), first.text("clusters"))
@@ -48,6 +48,8 @@ def submitting(
     with _code(settings, request, given) as placed:
         found = run.draft(placed, wanted.text("template"), nodes, os.environ, Path.cwd())
         submission = plan.make(placed, found.draft, run.here(os.environ, __version__), nodes, chosen=found.why)
+        if given["follow"] and submission.array:
+            raise UsageError("--follow shows the output of one job, not of an array: give --wait", option="--follow")
         _tell(submission, settings, run.unknown_jobs(request.after))
         if given["dry_run"]:
             click.echo(submission.script, nl=False)
@@ -110,14 +112,18 @@ def _venv(text: str) -> str:
 
 
 def _refuse_time(launch: Mapping[str, Any]) -> None:
+    """Say what is meant by a -t that is no --tee, but would be sbatch's."""
     text = launch["tee"] or ""
-    if len(text) > 1 and (text.isdigit() or "-" in text or ":" in text) and read_time_limit(text) is not None:
-        raise UsageError(f"-t is --tee, of hpc-launch: for the time limit, write --time={text}", option="--time")
+    try:
+        specs()["tee"].read(text)
+    except ValueError:
+        if read_time_limit(text) is not None:
+            raise UsageError(
+                f"-t is --tee, of hpc-launch: for the time limit, write --time={text}", option="--time"
+            ) from None
 
 
-def _refuse_contradictions(flags: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    if given["follow"] and (given["sweep"] or "array" in flags):
-        raise UsageError("--follow shows the output of one job, not of an array: give --wait", option="--follow")
+def _refuse_contradictions(given: Mapping[str, Any]) -> None:
     for one in ("dry_run", "test_only"):
         for other in ("wait", "follow", "parsable"):
             if given[one] and given[other]:

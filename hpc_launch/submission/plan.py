@@ -109,6 +109,7 @@ def make(request: JobRequest, draft: Draft, here: Here, nodes: Sequence[NodeGrou
         folders=_folders(shares.merged(there, options)),
         name=whole.get("job-name", ""),
         points=len(points),
+        array="array" in whole,
     )
 
 

@@ -94,6 +94,7 @@ class Submission:
         folders: the directories of its output files. Slurm before 23.02 does not make them, and the job fails mutely.
         name: of the job.
         points: how many tasks the sweep has; 0 where there is none.
+        array: whether it is a job array.
     """
 
     script: str
@@ -104,6 +105,7 @@ class Submission:
     folders: tuple[str, ...] = ()
     name: str = ""
     points: int = 0
+    array: bool = False
 
     @property
     def command(self) -> list[str]:
