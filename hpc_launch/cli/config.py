@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import click
 
 from hpc_launch.cli.options import CONTEXT, GroupedCommand, launch_option, launch_options, settings_of
 from hpc_launch.settings import Origin, Settings, files, specs, writing
-from hpc_launch.submission import asked
 
 
 @click.group(invoke_without_command=True)
@@ -36,15 +34,15 @@ def show(context: click.Context, /, *, everything: bool, as_json: bool, **given:
     """
     settings = settings_of(context, given)
     names = [name for name in specs() if everything or settings.given(name)]
-    submit = asked.overview(os.environ, files.load(os.environ, Path.cwd(), settings.profile or "").layers)
+    submit = _submit_entries(settings)
     if as_json:
         entries = {name: _entry(settings, name) for name in names}
-        click.echo(json.dumps(entries | ({"submit": _submit_entries(submit)} if submit else {}), indent=2))
+        click.echo(json.dumps(entries | ({"submit": submit} if submit else {}), indent=2))
         return
     for name in names:
         line = writing.line(specs()[name].keys[0], getattr(settings, name))
         click.echo(f"{line}  # {settings.places.get(name, 'default')}" if not line.startswith("#") else line)
-    for number, (name, entry) in enumerate(_submit_entries(submit).items()):
+    for number, (name, entry) in enumerate(submit.items()):
         if number == 0:
             click.echo("\n[submit]")
         click.echo(f"{writing.line(name, entry['value'])}  # {entry['place']}")
@@ -60,14 +58,17 @@ def _entry(settings: Settings, name: str) -> dict[str, Any]:
     }
 
 
-def _submit_entries(submit: Mapping[str, asked.Said]) -> dict[str, dict[str, Any]]:
+def _submit_entries(settings: Settings) -> dict[str, dict[str, Any]]:
+    from hpc_launch.submission import asked  # noqa: PLC0415 - every node of every run imports the commands
+
+    layers = files.load(os.environ, Path.cwd(), settings.profile or "").layers
     return {
         name: {
             "value": asked.plain(name.rpartition(".")[2], said.value),
             "origin": said.origin.value,
             "place": said.place,
         }
-        for name, said in submit.items()
+        for name, said in asked.overview(os.environ, layers).items()
     }
 
 

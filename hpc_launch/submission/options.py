@@ -130,6 +130,7 @@ _TABLE = (
     SubmitOption(
         "setup", "LINE", "Line of bash for the job script; can be repeated.", SOFTWARE, Kind.LINES, slurm=False
     ),
+    SubmitOption("image", "FILE", "Container image, for a template that takes one.", SOFTWARE, slurm=False),
     SubmitOption(
         "keep-environment",
         "NAMES",

@@ -59,6 +59,8 @@ def make(request: JobRequest, draft: Draft, here: Here, nodes: Sequence[NodeGrou
     points = sweep.points(request.sweep)
     if points and "SLURM_ARRAY_TASK_ID" in draft.text:
         raise UsageError(f"--sweep: the template {draft.name} has points of its own: take another", option="--sweep")
+    if request.software.image and "CONTAINER_IMAGE" not in draft.text:
+        raise UsageError(f"--image: the template {draft.name} takes none: apptainer and pyxis do", option="--image")
     asked = {**_standing(request, there), **_dependency(request), **_turns(request, there)}
     if points:
         asked["array"] = sweep.array(request.slurm.get("array"), len(points))
@@ -107,6 +109,7 @@ def make(request: JobRequest, draft: Draft, here: Here, nodes: Sequence[NodeGrou
         folders=_folders(shares.merged(there, options)),
         name=whole.get("job-name", ""),
         points=len(points),
+        array="array" in whole,
     )
 
 
@@ -256,4 +259,5 @@ def _software(request: JobRequest) -> list[str]:
     lines = [f"module load {quoting.words(software.modules)}"] if software.modules else []
     if software.venv:
         lines.append(f"source {quoting.word(str(Path(software.venv) / 'bin/activate'))}")
+    lines += [f"export CONTAINER_IMAGE={quoting.word(software.image)}"] if software.image else []
     return [*lines, *software.setup]

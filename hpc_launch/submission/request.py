@@ -18,11 +18,13 @@ class Software:
         modules: environment modules to load.
         venv: a virtual environment to activate, by its absolute path; empty for none.
         setup: lines of bash, after both.
+        image: a container image, for templates that take one as CONTAINER_IMAGE; empty for none.
     """
 
     modules: tuple[str, ...] = ()
     venv: str = ""
     setup: tuple[str, ...] = ()
+    image: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Submission:
         folders: the directories of its output files. Slurm before 23.02 does not make them, and the job fails mutely.
         name: of the job.
         points: how many tasks the sweep has; 0 where there is none.
+        array: whether it is a job array.
     """
 
     script: str
@@ -102,6 +105,7 @@ class Submission:
     folders: tuple[str, ...] = ()
     name: str = ""
     points: int = 0
+    array: bool = False
 
     @property
     def command(self) -> list[str]:

@@ -305,6 +305,15 @@ def test_wait_ends_with_the_status_of_the_job(
     assert ("the end of " in err, f"begins {number}.0" in err) == (status != 0, status != 0), err
 
 
+def test_a_requeue_is_not_the_end(any_cluster: Cluster, folder: Path) -> None:
+    """--wait and --follow stay until the job has ended for good, and show the output of all its runs."""
+    again = '--setup=[ -n "${SLURM_RESTART_COUNT:-}" ] || { scontrol requeue $SLURM_JOB_ID; sleep 100; }'
+    done = call(any_cluster, folder, "--template=./fast.sbatch", again, "--follow", "train.py")
+
+    assert (done.returncode, done.stdout.count("begins")) == (0, 1), done.stderr
+    assert re.search(r"waiting: BeginTime.*\n(.*\n)*.*completed\n", done.stderr), done.stderr
+
+
 def running(cluster: Cluster, folder: Path) -> str:
     """Wait until the only job's script has begun, and return the job's number."""
     path = wait_for(lambda: next(folder.glob("said/[!.]*"), None), 120, cluster.diagnose)

@@ -297,6 +297,17 @@ def test_software_comes_first_and_is_forgiven() -> None:
     assert "# module load" not in script
 
 
+@pytest.mark.parametrize("template", ["apptainer", "pyxis"])
+def test_an_image_is_for_a_template_that_takes_one(template: str) -> None:
+    found = made(template=template, software=Software(image="/my image.sif"))
+
+    assert found.script.index("export CONTAINER_IMAGE='/my image.sif'\n") < found.script.index(
+        'CONTAINER_IMAGE="${CONTAINER_IMAGE:-'
+    )
+    with pytest.raises(UsageError, match="--image: the template cpu takes none"):
+        made(template="cpu", software=Software(image="x"))
+
+
 def test_a_check_comes_before_the_training() -> None:
     lines = made(check=True).script.splitlines()
 

@@ -193,6 +193,10 @@ def test_a_script_of_an_image_may_be_missing_here(shell: Shell) -> None:
             ["--follow", "--sweep=a=1,2", "train.py"],
             "--follow shows the output of one job, not of an array: give --wait",
         ),
+        (
+            ["--follow", "--template=array", "train.py"],
+            "--follow shows the output of one job, not of an array: give --wait",
+        ),
         (["--dry-run", "--wait", "train.py"], "--dry-run submits nothing: leave out it or --wait"),
         (["--venv=nowhere", "train.py"], "--venv: {folder}/nowhere is no virtual environment: it has no bin/activate"),
         (["--template=multi-nod", "train.py"], "there is no template 'multi-nod'; did you mean 'multi_node'?"),
@@ -207,6 +211,13 @@ def test_mistakes_are_one_line(shell: Shell, words: list[str], line: str | None)
     if line:
         assert done.stderr == f"hpc-launch: {line.format(folder=shell.folder)}\n"
     assert not (shell.folder / "call").exists()
+
+
+def test_tee_is_still_tee(shell: Shell) -> None:
+    """Streams by local rank look like a time, and are none."""
+    shell.call("-t", "0:3", "train.py")
+
+    assert "set -- --tee 0:3 train.py" in shell.recorded()["script"]
 
 
 def test_config_show_has_what_is_set_for_submissions(shell: Shell) -> None:
