@@ -331,7 +331,9 @@ def _announce(plan: Plan) -> None:
     if plan.settings.verbose:
         for item in plan.derived:
             say(f"{item.name} = {item.value} ({item.origin})")
-    if len(world.hosts) > 1 or plan.settings.verbose:
+    in_full = len(world.hosts) > 1 or plan.settings.verbose
+    if in_full:
         say(f"{size}{omp}, logs in {plan.log_root / plan.job_name}")
-    for line in binding.table(plan.binding, plan.omp_num_threads):
-        say(line)
+    if in_full or plan.binding.located:
+        for line in binding.table(plan.binding, plan.omp_num_threads):
+            say(line)

@@ -79,6 +79,11 @@ class Binding:
     warning: str = ""
 
     @property
+    def located(self) -> bool:
+        """Whether there are devices, and it is known where."""
+        return any(share.location for share in self.shares)
+
+    @property
     def fewest(self) -> int | None:
         """The CPUs of the local rank that has the fewest; None where they are not bound."""
         return min((len(share.cpus) for share in self.shares), default=None)
@@ -209,7 +214,7 @@ def table(binding: Binding, threads: int | None) -> list[str]:
     """
     if not binding.shares:
         return []
-    if not any(share.location for share in binding.shares):
+    if not binding.located:
         each = "/".join(fold(share.cpus) for share in binding.shares)
         return [f"CPUs of the local ranks (--cpu-bind): {each}"]
     head = ("local rank", "device", "at", "NUMA node", "CPUs", "threads")

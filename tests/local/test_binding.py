@@ -72,7 +72,7 @@ def events(folder: Path, name: str) -> list[dict[str, object]]:
 @pytest.mark.parametrize("start", ["warm", "exec"])
 def test_two_ranks_get_cpus_of_their_own(tmp_path: Path, start: str) -> None:
     """Each rank has CPUs of its own, and so has what it starts; it is said, and written down."""
-    done = run(tmp_path, "--nproc-per-node", "2", "--start", start)
+    done = run(tmp_path, "-v", "--nproc-per-node", "2", "--start", start)
 
     one, other = seen(tmp_path)
     assert sorted([*one, *other]) == CPUS

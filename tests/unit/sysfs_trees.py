@@ -16,8 +16,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from hpc_launch.node.topology import cpu_list, fold
+
+T = TypeVar("T")
 
 FOLDER = Path(__file__).parent / "sysfs"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.txt")))
@@ -81,8 +84,8 @@ def machine(name: str) -> Machine:
             facts = dict(part.split() for part in rest.split(", "))
             made.gpus.append(Gpu(words[0], words[1], int(facts["node"]), int(facts.get("minor", len(made.gpus)))))
     made.cores.extend(_cores(made, threads))
-    for cpus in made.nodes.values():
-        own = [core for core in made.cores if core <= cpus]
+    for members in made.nodes.values():
+        own = [core for core in made.cores if core <= members]
         made.caches.extend(frozenset().union(*cores) for cores in _chunks(own, per_cache))
     return made
 
@@ -99,7 +102,7 @@ def _cores(made: Machine, threads: str) -> Iterator[frozenset[int]]:
         yield from (frozenset({cpu, cpu + int(how)}) for cpu in first)
 
 
-def _chunks(items: Sequence, size: int) -> Iterator[Sequence]:
+def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[begin : begin + size] for begin in range(0, len(items), size))
 
 

@@ -465,7 +465,7 @@ def test_nobody_is_away_from_home_who_need_not_be(case: tuple[list[Core], int, l
     """Two ranks do not sit on each other's homes."""
     cores, ranks, homes = case
     there = {core.node for core in cores}
-    settled = [min(there, key=lambda node, home=home: (far(node, home) if node != home else 0, node)) for home in homes]
+    settled = [min((0 if node == home else far(node, home), node) for node in there)[1] for home in homes]
 
     found = shares.near(cores, homes, lambda node, other: 0 if node == other else far(node, other))
 

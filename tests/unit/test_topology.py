@@ -76,10 +76,19 @@ def test_what_may_not_be_used_is_left_out(name: str, machines: Path, data: st.Da
 def test_few_files_are_read(name: str, machines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking at a machine and its devices takes tens of files, whatever the number of CPUs."""
     made = sysfs_trees.machine(name)
-    asked = []
+    asked: list[str] = []
     real_open, real_access = os.open, os.access
-    monkeypatch.setattr(os, "open", lambda path, *rest, **more: asked.append(path) or real_open(path, *rest, **more))
-    monkeypatch.setattr(os, "access", lambda path, mode: asked.append(path) or real_access(path, mode))
+
+    def count_open(path: str, flags: int) -> int:
+        asked.append(path)
+        return real_open(path, flags)
+
+    def count_access(path: str, mode: int) -> bool:
+        asked.append(path)
+        return real_access(path, mode)
+
+    monkeypatch.setattr(os, "open", count_open)
+    monkeypatch.setattr(os, "access", count_access)
 
     topology.read(made.cpus, machines / name)
     cpu_files = len(asked)
