@@ -12,7 +12,19 @@ from typing import Any
 
 from hpc_launch import hostlist
 from hpc_launch.check import judge, pairs
-from hpc_launch.check.evidence import Clock, Evidence, Facts, Reach, Reduction, Torch, attempts_of, facts_of, torch_of
+from hpc_launch.check.evidence import (
+    Attempt,
+    Clock,
+    Evidence,
+    Facts,
+    Reach,
+    Reduction,
+    Torch,
+    Way,
+    attempts_of,
+    facts_of,
+    torch_of,
+)
 from hpc_launch.check.pairs import Pair
 from hpc_launch.check.request import Request
 from hpc_launch.check.session import Session, python_line
@@ -180,7 +192,9 @@ class _Course:
         answers = self._session.ask(
             "reach", check=self._check, leader=leader, names=names, address=facts.address, port=port
         )
-        return Reach(leader, facts.address, port, {node: attempts_of(said) for node, said in answers.given.items()})
+        attempts = {node: attempts_of(said) for node, said in answers.given.items()}
+        attempts |= {node: (Attempt("", facts.address, Way.FAILED, why),) for node, why in answers.failed.items()}
+        return Reach(leader, facts.address, port, attempts)
 
     def _torch(self) -> None:
         answers = self._session.ask("torch", patience=_DEVICE_SECONDS, least=_DEVICE_SECONDS + _MORE)
