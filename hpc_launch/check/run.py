@@ -105,6 +105,7 @@ class _Course:
             if self._alive:
                 step()
                 self._note_losses()
+                self._see_that_it_goes_on()
 
     def end(self) -> None:
         """End all probes."""
@@ -146,6 +147,14 @@ class _Course:
             f"Slurm starts no probes on {hostlist.fold(nodes)}: {session.complaint or 'srun says nothing'}; see "
             f"'squeue --steps --jobs={request.step.job_id}'"
         )
+
+    def _see_that_it_goes_on(self) -> None:
+        """No node is to blame when the step has ended: it was cancelled, or the whole job was."""
+        if self._session.aborted and self._alive:
+            raise StepError(
+                f"the step with the probes has ended early: {self._session.complaint or 'srun says nothing'}; see "
+                f"'squeue --jobs={self._request.step.job_id}', and check again"
+            )
 
     def _note_losses(self) -> None:
         lost, silent = dict(self.evidence.lost), dict(self.evidence.silent)

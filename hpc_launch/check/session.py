@@ -26,6 +26,9 @@ from hpc_launch.errors import ContextError, HostlistError
 _GRACE = 10.0
 _FACTOR = 4.0
 
+# srun gives up a node after MessageTimeout (10 s by default) and a bit, and says why: that is worth waiting for.
+_LAUNCH = 15.0
+
 _LABEL = re.compile(r"^\s*(\d+): ?(.*)$", re.DOTALL)
 _NOT_LAUNCHED = re.compile(r"[Tt]ask launch for \S+ failed on node (\S+): (.*)")
 _ENDED = re.compile(r"srun: error: (\S+): tasks? \S+: (.*)")
@@ -152,7 +155,7 @@ class Session:
             pump = threading.Thread(target=self._pump, args=(name, stream), name=f"srun {name}", daemon=True)
             pump.start()
             self._pumps.append(pump)
-        missing = self._wait(lambda: set(self._order) - self._begun - set(self.lost))
+        missing = self._wait(lambda: set(self._order) - self._begun - set(self.lost), _LAUNCH)
         for node in missing:
             self.silent[node] = "being started"
         return not missing and not self.aborted
@@ -179,7 +182,7 @@ class Session:
             self._nodes[node].doing = ""
         self._write({"order": self._number, "do": do, **more})
         missing = self._wait(lambda: asked - set(answers.given) - set(answers.failed) - set(self.lost), least)
-        for node in missing:
+        for node in () if self.aborted else missing:
             self.silent[node] = self._nodes[node].doing or f"being asked for {do}"
         return answers
 

@@ -160,10 +160,10 @@ def test_a_torch_that_cannot_be_imported(cluster: Cluster, tmp_path: Path, prete
     assert checked.report["reductions"][0]["ranks"] == 3
 
 
-def test_a_python_that_is_not_there(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_python_that_is_not_there(any_cluster: Cluster, tmp_path: Path) -> None:
     """A node without the file system that Python is on is named, with the reason."""
-    with mounted(cluster, BAD, Path(sys.prefix), "-t", "tmpfs", "tmpfs"):
-        checked = check(cluster, tmp_path)
+    with mounted(any_cluster, BAD, Path(sys.prefix), "-t", "tmpfs", "tmpfs"):
+        checked = check(any_cluster, tmp_path)
 
     only(checked, "its probe ended", sys.executable, "No such file or directory")
 

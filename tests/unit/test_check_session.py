@@ -42,6 +42,12 @@ def error(text):
 """
 
 
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for what never comes as long as for a real cluster."""
+    monkeypatch.setattr("hpc_launch.check.session._LAUNCH", 0.0)
+
+
 def session(play: str, patience: float = 60.0) -> Session:
     """Return a session with a step that is a play."""
     return Session([sys.executable, "-c", STAGE + play], {"PYTHONPATH": ":".join(sys.path)}, NODES, patience)
@@ -151,6 +157,17 @@ def test_a_node_that_never_begins() -> None:
     channel.end()
 
     assert (begun, channel.silent, channel.begun) == (False, {"n2": "being started"}, ("n1", "n3"))
+
+
+def test_a_step_that_is_cancelled() -> None:
+    """When srun ends while all are asked, no node is said to hang."""
+    channel = session(ALL_BEGIN + "order()\nerror('srun: error: it was cancelled')")
+    channel.begin()
+    channel.ask("facts")
+    channel.end()
+
+    assert (channel.aborted, channel.silent, channel.lost) == (True, {}, {})
+    assert channel.complaint == "srun: error: it was cancelled"
 
 
 def test_without_srun(tmp_path: Path) -> None:
