@@ -65,6 +65,7 @@ def preflight(request: Request) -> Evidence:
             course.run()
         finally:
             course.end()
+    course.see_that_nobody_ended_it()
     return dataclasses.replace(course.evidence, seconds=time.monotonic() - begin)
 
 
@@ -90,6 +91,7 @@ class _Course:
         self._request = request
         self._check = uuid.uuid4().hex
         self._sessions: list[Session] = []
+        self._ended = False
         self.evidence = Evidence(
             job_id=request.step.job_id,
             nodes=(*request.step.hosts, *request.gone),
@@ -105,10 +107,11 @@ class _Course:
             if self._alive:
                 step()
                 self._note_losses()
-                self._see_that_it_goes_on()
+                self.see_that_nobody_ended_it()
 
     def end(self) -> None:
         """End all probes."""
+        self._ended = True
         for session in self._sessions:
             session.end()
         self._note_losses()
@@ -148,12 +151,17 @@ class _Course:
             f"'squeue --steps --jobs={request.step.job_id}'"
         )
 
-    def _see_that_it_goes_on(self) -> None:
-        """No node is to blame when the step has ended: it was cancelled, or the whole job was."""
-        if self._session.aborted and self._alive:
+    def see_that_nobody_ended_it(self) -> None:
+        """Accuse no node when the step was ended from outside: it was cancelled, or the whole job was.
+
+        Raises:
+            StepError: with Slurm's words.
+        """
+        if self._session.cancelled or (self._session.aborted and self._alive and not self._ended):
+            why = self._session.cancelled or self._session.complaint or "srun says nothing"
             raise StepError(
-                f"the step with the probes has ended early: {self._session.complaint or 'srun says nothing'}; see "
-                f"'squeue --jobs={self._request.step.job_id}', and check again"
+                f"the step with the probes has ended early: {why}; see 'squeue --jobs={self._request.step.job_id}', "
+                "and check again"
             )
 
     def _note_losses(self) -> None:

@@ -34,6 +34,9 @@ _NOT_LAUNCHED = re.compile(r"[Tt]ask launch for \S+ failed on node (\S+): (.*)")
 _ENDED = re.compile(r"srun: error: (\S+): tasks? \S+: (.*)")
 _ABORTED = re.compile(r"Application launch failed|[Tt]ask launch for \S+ failed")
 
+# What slurmstepd says on one of the nodes when a step, or its job, is ended from outside.
+_CANCELLED = " CANCELLED AT "
+
 # Lines of a C++ stack, which are no reason.
 _STACK = "frame #"
 
@@ -81,6 +84,7 @@ class Session:
         alive: nodes whose probes have begun and answered everything so far, in order.
         lost: nodes whose probes could not be started or have ended, with the reason.
         silent: nodes whose probes did not answer in time, with what they were doing.
+        cancelled: what Slurm said when the step was ended from outside; empty if it was not.
 
     Args:
         line: the srun line.
@@ -103,6 +107,7 @@ class Session:
         self._ending = False
         self._complaints: list[str] = []
         self.silent: dict[str, str] = {}
+        self.cancelled = ""
 
     @property
     def lost(self) -> dict[str, str]:
@@ -265,6 +270,8 @@ class Session:
     def _complaint(self, node: str, text: str) -> None:
         if not text:
             return
+        if _CANCELLED in text and not self._ending:
+            self.cancelled = _OF_SLURM.sub("", text).strip("* ")
         if node:
             if not text.startswith(_STACK):
                 self._nodes[node].said = text

@@ -170,6 +170,17 @@ def test_a_step_that_is_cancelled() -> None:
     assert channel.complaint == "srun: error: it was cancelled"
 
 
+def test_what_slurm_says_of_a_cancelled_step_is_kept() -> None:
+    """Slurm kills the probes and says on one node why."""
+    said = "0: slurmstepd-n1: error: *** STEP 4.0 ON n1 CANCELLED AT 2026-11-23T01:11:30 DUE TO TIME LIMIT ***"
+    channel = session(ALL_BEGIN + f"error('srun: error: n2: task 1: Killed')\nerror({said!r})\norder()")
+    channel.begin()
+    channel.ask("facts")
+    channel.end()
+
+    assert channel.cancelled == "STEP 4.0 ON n1 CANCELLED AT 2026-11-23T01:11:30 DUE TO TIME LIMIT"
+
+
 def test_without_srun(tmp_path: Path) -> None:
     """In a container without Slurm's commands it is said where to go."""
     with pytest.raises(ContextError, match="where Slurm's commands are"):
