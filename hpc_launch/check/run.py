@@ -221,16 +221,16 @@ class _Course:
 
     def _reduce(self) -> None:
         """Reduce over all ranks of the nodes with which nothing is wrong so far, and pairwise if that fails."""
-        cut = {
+        bad = {
             node
             for finding in judge.judge(self.evidence, judge.Limits())
             for node in finding.nodes
-            if finding.kind == "network"
+            if finding.kind == "network" or (finding.kind == "devices" and finding.exclude)
         }
         nodes = tuple(
             node
             for node in self._alive
-            if node not in cut
+            if node not in bad
             and node in self.evidence.torch
             and self.evidence.torch[node].usable
             and judge.healthy_network(self.evidence.facts[node])
