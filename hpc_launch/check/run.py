@@ -26,7 +26,7 @@ from hpc_launch.check.evidence import (
     torch_of,
 )
 from hpc_launch.check.pairs import Pair
-from hpc_launch.check.request import Request
+from hpc_launch.check.request import Request, some_of
 from hpc_launch.check.session import Session, python_line
 from hpc_launch.errors import Interrupted, StepError
 from hpc_launch.slurm import steps
@@ -131,7 +131,7 @@ class _Course:
         request, nodes = self._request, self._request.step.hosts
         environ = {**steps.environment(request.environ, request.step.job_id), **_ONE_THREAD}
         for _ in range(_STARTS):
-            step = dataclasses.replace(request.step, hosts=nodes)
+            step = some_of(request.step, nodes)
             # The last of two options that contradict each other counts: srun is to hand on what it reads.
             more = ["--input=all", "--label", "--no-kill"]
             session = Session(steps.line(step, [*more, *python_line()]), environ, nodes, request.timeout)

@@ -76,11 +76,9 @@ def prepare(settings: Settings, here: Here, job: Allocation, command: Sequence[s
         ContextError: when other nodes are asked for than the job has.
     """
     running = controller.ask_steps(job.job_id, _PATIENCE)
-    gpus = controller.ask_gpus(job.job_id, _PATIENCE) if running is not None else {}
+    gpus = {} if running is None else controller.ask_gpus(job.job_id, _PATIENCE)
     request = plan.choose(settings, here, job, running or (), gpus)
-    masked = plan.devices_taken_away(here)
-    note = f"{here.devices.variable} of this shell does not go to the nodes, whose GPUs are all used: --nproc-per-node"
-    return Prepared(job, request, tuple(steps.line(request, command)), (note,) if masked else ())
+    return Prepared(job, request, tuple(steps.line(request, command)), plan.notes(here))
 
 
 def _again(here: Here) -> tuple[str, ...]:
@@ -99,7 +97,7 @@ def run(settings: Settings, script: Sequence[str], here: Here, job: Allocation) 
         Interrupted: when a signal ended it before it had begun.
     """
     prepared = prepare(settings, here, job, _again(here))
-    if here.position(prepared.request.hosts) is not None:
+    if job.node_name in prepared.request.hosts:
         check_script(settings, script[0], here.directory)
     if prepared.request.overlap and not settings.overlap:
         _refuse_a_second(prepared)
@@ -173,13 +171,13 @@ class _Step:
         self._last_interrupt = -_APART
         self._id = ""
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals | {signal.SIGCHLD})
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals | {signal.SIGCHLD})
         self._srun = subprocess.Popen(
             prepared.line,
             env=steps.environment(here.environ, self._job_id),
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=_tied_to_this_process(mask),  # noqa: PLW1509 - there are no threads here
+            preexec_fn=_tied_to_this_process(self._mask),  # noqa: PLW1509 - there are no threads here
         )
 
     def wait(self) -> int:
@@ -188,6 +186,9 @@ class _Step:
             number = signal.sigwaitinfo(self._signals | {signal.SIGCHLD}).si_signo
             if number != signal.SIGCHLD:
                 self._pass_on(signal.Signals(number))
+        while signal.sigtimedwait(self._signals, 0) is not None:
+            pass  # what has come since is too late
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         return status if status >= 0 else 128 - status
 
     def _pass_on(self, signum: signal.Signals) -> None:
@@ -235,6 +236,7 @@ def _tied_to_this_process(mask: Iterable[int]) -> Callable[[], None]:
     libc, parent = ctypes.CDLL(None), os.getpid()
 
     def tie() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in the background of a script, and srun is to hear it
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if os.getppid() != parent:

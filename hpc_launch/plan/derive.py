@@ -13,6 +13,7 @@ from hpc_launch.node import network, ports
 from hpc_launch.plan import start, traps
 from hpc_launch.plan.here import Here
 from hpc_launch.plan.model import Derived, Plan
+from hpc_launch.plan.step import refuse_without_step
 from hpc_launch.settings import PROCESS_WORDS, NodeRange, Origin, Settings
 from hpc_launch.slurm.environment import Allocation, Step
 from hpc_launch.world import World
@@ -116,6 +117,7 @@ def _world(settings: Settings, here: Here) -> World:
 
 def _world_without_step(settings: Settings, here: Here) -> World:
     if isinstance(here.slurm, Allocation):
+        refuse_without_step(settings, here)
         return world.one_node(here.slurm.node_name or here.host, Origin.JOB)
     if settings.nnodes and settings.nnodes.maximum > 1:
         return _manual_world(settings, here)

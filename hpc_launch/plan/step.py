@@ -30,6 +30,14 @@ def wanted(settings: Settings, here: Here) -> Allocation | None:
     job = here.slurm
     if not isinstance(job, Allocation) or settings.standalone or listed_by_hand(settings):
         return None
+    on_a_node = _is_on_a_node(job, here)
+    only = on_a_node and len(job.hosts) == 1
+    if only and (not here.has_srun or devices_taken_away(here)):
+        return None
+    if not here.has_srun and on_a_node and settings.nnodes and settings.nnodes.maximum == 1:
+        return None
+    if not here.has_srun:
+        raise ContextError(f"{_where(job, here)}, and srun is not here: {_by_hand(settings, here, job)}")
     if settings.node_rank is not None:
         raise ContextError(
             f"--node-rank {settings.node_rank} in the {job.place.value} of job {job.job_label}: one step runs on all "
@@ -41,12 +49,18 @@ def wanted(settings: Settings, here: Here) -> Allocation | None:
             f"job {job.job_label} is heterogeneous, and which of its components are meant is not known: start one "
             "agent on each of their nodes, with 'srun --het-group=0,1 --ntasks-per-node=1 hpc-launch ...' for instance"
         )
-    alone = _has_only_this_node(job, here)
-    if here.has_srun:
-        return None if alone and devices_taken_away(here) else job
-    if alone:
-        return None
-    raise ContextError(f"{_where(job, here)}, and there is no srun here: {_by_hand(settings, here, job)}")
+    return job
+
+
+def refuse_without_step(settings: Settings, here: Here) -> None:
+    """See that this process may train by itself.
+
+    Raises:
+        ContextError: where that is the work of a step.
+    """
+    job = wanted(settings, here)
+    if job is not None:
+        raise ContextError(f"{_where(job, here)}: {_by_hand(settings, here, job)}")
 
 
 def listed_by_hand(settings: Settings) -> bool:
@@ -60,9 +74,8 @@ def only_place(settings: Settings) -> bool:
     return not settings.standalone and not any(value is not None for value in by_hand)
 
 
-def _has_only_this_node(job: Allocation, here: Here) -> bool:
-    on_a_node = bool(job.node_name) or here.position(job.hosts) is not None
-    return on_a_node and len(job.hosts) == 1 and job.place is not Place.ELSEWHERE
+def _is_on_a_node(job: Allocation, here: Here) -> bool:
+    return job.place is not Place.ELSEWHERE and (bool(job.node_name) or here.position(job.hosts) is not None)
 
 
 def devices_taken_away(here: Here) -> bool:
@@ -71,10 +84,18 @@ def devices_taken_away(here: Here) -> bool:
     return bool(given) and here.devices.variable in here.environ and len(here.devices) < (given or 0)
 
 
+def notes(here: Here) -> tuple[str, ...]:
+    """What is probably not meant."""
+    if not devices_taken_away(here):
+        return ()
+    what = f"{here.devices.variable} of this shell is not that of the step, which has all GPUs of the job on its nodes"
+    return (f"{what}: choose with --nproc-per-node, or in the script",)
+
+
 def _where(job: Allocation, here: Here) -> str:
     if job.place is Place.ELSEWHERE:
         return f"job {job.job_label} runs on {hostlist.fold(job.hosts)}"
-    if job.node_name or here.position(job.hosts) is not None:
+    if _is_on_a_node(job, here):
         return f"this is the {job.place.value} of job {job.job_id} on one of its {len(job.hosts)} nodes"
     return f"{here.host} is not a node of job {job.job_id} ({hostlist.fold(job.hosts)})"
 
@@ -86,7 +107,7 @@ def _by_hand(settings: Settings, here: Here, job: Allocation) -> str:
         cpus_per_task=here.environ.get("SLURM_CPUS_PER_TASK", ""),
     )
     alone = ", or 'hpc-launch --standalone' for this node alone" if job.node_name else ""
-    return f"start one agent on each node with '{commands.quote(line)}', from where srun is{alone}"
+    return f"start one agent on each node with '{commands.quote(line)}'{alone}"
 
 
 # --- which one
@@ -116,7 +137,7 @@ def choose(
         hosts=hosts,
         # The step of the shell has all that the job has; it is the shell's, so it is ours to share.
         overlap=settings.overlap or job.place is Place.TERMINAL,
-        gpus=sum(gpus.get(host, 0) for host in hosts) or None,
+        gpus=tuple(gpus.get(host, 0) for host in hosts) if gpus else (),
     )
 
 

@@ -35,6 +35,9 @@ _DEFAULT_MAX_BATCH_REQUEUE = 5
 # What Slurm says to a second requeue (ESLURM_JOB_PENDING): what was wanted is under way.
 _ALREADY_REQUEUED = "Job is pending execution"
 
+# What Slurm says of the steps of a job that has none.
+_NO_STEPS = " not found"
+
 _FIELD = re.compile(r"(?:^|\s)([\w/:]+)=(\S*)")
 _SETTING = re.compile(r"^(\w+)\s*=[ \t]*(.*?)\s*$", re.MULTILINE)
 _DURATION = re.compile(r"(?:(\d+)-)?(\d+):(\d+):(\d+)")
@@ -318,8 +321,13 @@ def ask_allocation(job: str, patience: float = PATIENCE) -> Allocation:
 
 def ask_steps(job: str, patience: float = PATIENCE) -> tuple[RunningStep, ...] | None:
     """Ask for the steps of a job that have not ended; None where they cannot be learnt."""
-    text = _ask(commands.show_steps(job), patience)
-    return None if text is None else read_steps(text)
+    try:
+        done = _run(commands.show_steps(job), patience)
+    except (subprocess.TimeoutExpired, OSError):
+        return None
+    if done.returncode and _NO_STEPS not in done.stdout + done.stderr:
+        return None
+    return read_steps(done.stdout)
 
 
 def ask_gpus(job: str, patience: float = PATIENCE) -> dict[str, int]:

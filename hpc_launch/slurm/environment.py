@@ -193,9 +193,16 @@ def _allocation(
         submit_directory=environ.get("SLURM_SUBMIT_DIR", ""),
         restart_count=_number(environ, "SLURM_RESTART_COUNT") or 0,
         step_id=step_id,
-        gpus_on_node=_device_count(environ.get("SLURM_GPUS_ON_NODE", "")) if here else None,
+        gpus_on_node=_gpus_of_shell(environ, place) if here else None,
         components=_number(environ, "SLURM_HET_SIZE") or 1,
     )
+
+
+def _gpus_of_shell(environ: Mapping[str, str], place: Place) -> int | None:
+    """How many GPUs a shell was given: in a step each task may have its own share of those that are on the node."""
+    if place is Place.TERMINAL:
+        return len([number for number in environ.get("SLURM_STEP_GPUS", "").split(",") if number])
+    return _device_count(environ.get("SLURM_GPUS_ON_NODE", ""))
 
 
 def _step(environ: Mapping[str, str], job_id: str, step_id: int, *, ours: bool) -> Step:

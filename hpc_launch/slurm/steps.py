@@ -60,8 +60,8 @@ class StepRequest:
         hosts: which of its nodes.
         overlap: share the nodes with steps that are there already; without it they are waited for (`patience`).
             From Slurm 22.05 on that goes for CPUs, memory and GPUs alike, before for CPUs only.
-        gpus: how many GPUs the job has on these nodes together; None has srun ask for what the job asked for, which is
-            the same unless the job counted them by task or in sum.
+        gpus: how many GPUs the job has on each of these nodes; nothing has srun ask for what the job asked for, which
+            is the same unless the job counted them by task or in sum.
         patience: seconds after which srun gives up where other steps hold what is needed.
         name: the step's name.
     """
@@ -69,7 +69,7 @@ class StepRequest:
     job_id: str
     hosts: tuple[str, ...]
     overlap: bool = False
-    gpus: int | None = None
+    gpus: tuple[int, ...] = ()
     patience: int = PATIENCE
     name: str = NAME
 
@@ -112,8 +112,10 @@ def line(request: StepRequest, command: Sequence[str]) -> list[str]:
         f"--ntasks={count}",
         "--ntasks-per-node=1",
     ]
-    if request.gpus:
-        words.append(f"--gpus={request.gpus}")
+    if any(request.gpus):
+        # In sum only where it has to be: an overlapping step then gets too few on its first node (22.05 and 24.11).
+        even = len(set(request.gpus)) == 1
+        words.append(f"--gpus-per-node={request.gpus[0]}" if even else f"--gpus={sum(request.gpus)}")
     if request.overlap:
         words.append("--overlap")
     return [

@@ -136,8 +136,10 @@ def test_the_job_ends_with_the_status_of_the_worker_that_failed(
     assert len([line for line in job.ours if words in line]) == 1, job.output
 
 
+# As in a container that has no srun.
 REFUSED = """
-hpc-launch --nproc-per-node 2 --log-dir typed probe.py 'two words' >refused 2>&1
+bin=$(dirname "$(command -v hpc-launch)")
+PATH=$bin:/nowhere hpc-launch --nproc-per-node 2 --log-dir typed probe.py 'two words' >refused 2>&1
 echo $? >status
 sed -n "s/.* with '\\(srun .*[^,]\\)'\\(, or .*\\)\\?$/\\1/p" refused >line
 sh ./line
@@ -165,7 +167,7 @@ def assert_typed_line_worked(folder: Path, nodes: tuple[str, ...]) -> None:
 def test_without_srun_on_several_nodes_the_line_to_type_is_said(
     any_cluster: Cluster, tmp_path: Path, options: str
 ) -> None:
-    """In the batch script of a job of several nodes nothing runs without srun; the line that is said works."""
+    """In the batch script of a job of several nodes nothing runs where srun is not; the line that is said works."""
     job = run_job(any_cluster, tmp_path, REFUSED, *options.split())
     assert "batch script" in refusal(tmp_path)
     assert job.state == "COMPLETED", job.job.describe()
@@ -173,7 +175,7 @@ def test_without_srun_on_several_nodes_the_line_to_type_is_said(
 
 
 def test_nothing_trains_on_the_login_node(any_cluster: Cluster, tmp_path: Path) -> None:
-    """In salloc's shell on a login node nothing runs; the line that is printed instead works."""
+    """In salloc's shell on a login node nothing runs where srun is not; the line that is printed instead works."""
     write_probe(tmp_path)
     done = any_cluster.run(["salloc", "--nodes=2", "bash", "-c", REFUSED], cwd=tmp_path, check=False, timeout=DEADLINE)
     assert "head is not a node of job" in refusal(tmp_path)
@@ -182,10 +184,10 @@ def test_nothing_trains_on_the_login_node(any_cluster: Cluster, tmp_path: Path) 
 
 
 def test_a_job_of_one_node_needs_no_srun(any_cluster: Cluster, tmp_path: Path) -> None:
-    """In the batch script of a job of one node `hpc-launch train.py` just runs, in the job's directory."""
+    """In the batch script of a job of one node `hpc-launch train.py` just runs, in a step of its own."""
     job = run_job(any_cluster, tmp_path, "hpc-launch probe.py", "--nodes=1", "--gpus-per-node=2")
     assert job.state == "COMPLETED", job.job.describe()
-    assert job.tree.path.name == job.job.id
+    assert job.tree.path.name == f"{job.job.id}.0"
     places = [report.numbers("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK") for report in job.reports().values()]
     assert places == [(0, 0, 2, 0), (1, 1, 2, 0)]
 

@@ -148,6 +148,8 @@ def test_a_job() -> None:
         restarts=0,
         batch=True,
         partition="main",
+        nodes="gpu001",
+        label="9",
     )
 
     assert expected == controller.read_job(RUNNING)

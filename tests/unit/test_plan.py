@@ -63,6 +63,7 @@ def here(environ: Mapping[str, str] | None = None, /, **changes: Any) -> Here:
         cpus=16,
         position=lambda hosts: list(hosts).index("box") if "box" in hosts else None,
         read=read,
+        command=("hpc-launch", "train.py"),
         interpreter="/usr/bin/python3",
     )
     return dataclasses.replace(place, **changes)
@@ -321,7 +322,7 @@ def test_standalone_looks_at_nothing_else(variables: Mapping[str, str], options:
     ],
 )
 def test_one_node_of_an_allocation_needs_no_srun(variables: Mapping[str, str], options: Mapping[str, str]) -> None:
-    """A job of one node, or --nnodes 1, runs in the batch script itself, under the job's name."""
+    """Without srun, in a container say, a job of one node or --nnodes 1 runs in the batch script itself."""
     made = plan(here(variables), **options)
 
     assert ((variables.get("SLURMD_NODENAME", "box"),), Origin.JOB) == (made.world.hosts, made.world.origin)
@@ -338,35 +339,35 @@ def test_one_node_of_an_allocation_needs_no_srun(variables: Mapping[str, str], o
             BATCH,
             {},
             (
-                "this is the batch script of job 4711 on one of its 4 nodes: start one agent on each node with 'srun "
-                "--nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch train.py', or "
-                "'hpc-launch --standalone' for this node alone"
+                "this is the batch script of job 4711 on one of its 4 nodes, and srun is not here: start one agent on "
+                "each node with 'srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch "
+                "train.py', or 'hpc-launch --standalone' for this node alone"
             ),
         ),
         (
             STALE_BATCH,
             {"nnodes": "2"},
             (
-                "this is the batch script of job 4711 on one of its 4 nodes: start one agent on each node with 'srun "
-                "--nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch train.py', or "
-                "'hpc-launch --standalone' for this node alone"
+                "this is the batch script of job 4711 on one of its 4 nodes, and srun is not here: start one agent on "
+                "each node with 'srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch "
+                "train.py', or 'hpc-launch --standalone' for this node alone"
             ),
         ),
         (
             INTERACTIVE,
             {},
             (
-                "this is the interactive step of job 4711 on one of its 4 nodes: start one agent on each node with "
-                "'srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch train.py', or "
-                "'hpc-launch --standalone' for this node alone"
+                "this is the interactive step of job 4711 on one of its 4 nodes, and srun is not here: start one agent "
+                "on each node with 'srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch "
+                "train.py', or 'hpc-launch --standalone' for this node alone"
             ),
         ),
         (
             LOGIN_SHELL,
             {"nnodes": "1"},
             (
-                "box is not a node of job 4711 (gpu[01-04]): start one agent on each node with 'srun --nodes=1 "
-                "--ntasks=1 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch train.py'"
+                "box is not a node of job 4711 (gpu[01-04]), and srun is not here: start one agent on each node with "
+                "'srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch train.py'"
             ),
         ),
         (

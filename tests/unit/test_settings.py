@@ -55,6 +55,9 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "nnodes": [("1", NodeRange(1, 1)), ("16", NodeRange(16, 16)), ("2:4", NodeRange(2, 4)), ("3:3", NodeRange(3, 3))],
     "nproc_per_node": [("8", 8), ("auto", "auto"), ("cpu", "cpu"), ("gpu", "gpu"), ("xpu", "xpu"), ("hpu", "hpu")],
     "hosts": [("gpu[01-04]", "gpu[01-04]")],
+    "nodes": [("2", 2), ("gpu[01-04]", "gpu[01-04]"), ("12a", "12a")],
+    "jobid": [("12", "12"), ("12_3", "12_3")],
+    "overlap": [("1", True), ("no", False)],
     "hostfile": [("hosts.txt", "hosts.txt")],
     "node_rank": [("0", 0), ("12", 12)],
     "master_addr": [("10.0.0.1", "10.0.0.1"), ("[fe80::1]", "[fe80::1]")],
@@ -137,6 +140,11 @@ BAD = [
     *[("nnodes", text, NODES) for text in ("0", "3:2", "abc", "-1", "1:2:3", "1:", ":", "0:2", "1.5", "\u0661")],
     *[("nproc_per_node", text, PROCESSES) for text in ("0", "-1", "1.5", "two words", "\u00b2")],
     *[("node_rank", text, "a whole number from 0 on") for text in ("-1", "x", "1.0")],
+    ("nodes", "0", "a number of nodes from 1 on, or a host list"),
+    *[
+        ("jobid", text, "the number of a job (12), or of a task of an array (12_3)")
+        for text in ("x", "12_x", "12.0", "-1")
+    ],
     *[("master_port", text, "a whole number from 1 to 65535") for text in ("0", "65536", "-1", "http")],
     *[("rdzv_conf", text, PAIRS) for text in ("a", "a=", "=1", "a=1,b")],
     *[("standalone", text, "1 or 0") for text in ("2", "maybe")],

@@ -421,7 +421,18 @@ def test_the_table_of_pyproject_is_a_table(place: Place) -> None:
 def test_options_that_files_cannot_set() -> None:
     """They are those of one run, one node or one command."""
     assert {name for name, spec in specs().items() if spec.not_in_files} == {
-        *("nnodes", "hosts", "hostfile", "node_rank", "master_addr", "master_port", "local_addr"),
+        *(
+            "nnodes",
+            "hosts",
+            "nodes",
+            "jobid",
+            "overlap",
+            "hostfile",
+            "node_rank",
+            "master_addr",
+            "master_port",
+            "local_addr",
+        ),
         *("rdzv_endpoint", "rdzv_id", "standalone", "module", "no_python", "profile"),
     }
 

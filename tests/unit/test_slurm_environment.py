@@ -211,8 +211,43 @@ def test_outside_of_the_steps_of_a_job(variables: Mapping[str, str], place: Plac
         node_name=node,
         submit_directory="/home/ada/project",
         restart_count=0,
+        gpus_on_node=4 if node else None,
     )
     assert expected == locate(variables)
+
+
+def test_the_shell_of_a_step_is_no_task() -> None:
+    """What is typed into the shell of `srun --pty bash` sees the job.
+
+    The step that hpc-launch starts from there does not; nor do others that inherit the variables of the shell's step.
+    """
+    shell = {**SUBSET, "SLURM_PTY_PORT": "40000"}
+    found = locate(shell, shell=True)
+
+    assert isinstance(found, Allocation)
+    assert (found.place, found.hosts, found.node_name, found.step_id) == (Place.TERMINAL, FOUR, "gpu04", 1)
+    assert isinstance(locate(shell), Step)
+    assert isinstance(locate({**shell, "HPC_LAUNCH_STEP": "4710"}, shell=True), Allocation)
+    ours = locate({**shell, "HPC_LAUNCH_STEP": "4711"}, shell=True)
+    assert isinstance(ours, Step)
+    assert ours.ours
+
+
+@pytest.mark.parametrize("cgroup", [CGROUP_V1, CGROUP_V2], ids=["v1", "v2"])
+@pytest.mark.parametrize("step", ["step_interactive", "step_0"])
+def test_an_allocation_that_was_got_in_a_shell_of_another_job(cgroup: str, step: str) -> None:
+    """salloc within salloc: the node and the step that the variables name are the outer job's, as the kernel says."""
+    inner = {**ONE_TASK_PER_NODE, "SLURM_JOB_ID": "4712", "SLURM_JOB_NODELIST": "gpu[05-06]"}
+    found = allocation_of(inner, cgroup.format(step=step))
+
+    assert (found.place, found.hosts, found.node_name) == (Place.SHELL, ("gpu05", "gpu06"), "")
+
+
+def test_a_component_of_a_heterogeneous_job_has_a_number_of_its_own() -> None:
+    """The kernel names the component, the variables the leader: that is one job."""
+    both = {**ONE_TASK_PER_NODE, "SLURM_JOB_ID": "4710", "SLURM_JOB_ID_HET_GROUP_1": "4711", "SLURM_HET_SIZE": "2"}
+
+    assert isinstance(locate(both, CGROUP_V1.format(step="step_0")), Step)
 
 
 @pytest.mark.parametrize("cgroup", [CGROUP_V1, CGROUP_V2], ids=["v1", "v2"])
