@@ -54,7 +54,8 @@ class Facts:
         ranks: how many a run would start on it.
         devices: how many are visible by the masks or the driver.
         source: where that is known from.
-        places: directories.
+        directory: in which Slurm has started the probe.
+        places: other directories.
         problem: why a run could not start there: the message of its error; empty if it could.
     """
 
@@ -69,6 +70,7 @@ class Facts:
     ranks: int = 1
     devices: int = 0
     source: str = ""
+    directory: str = ""
     places: tuple[Place, ...] = ()
     problem: str = ""
 

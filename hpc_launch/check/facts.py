@@ -82,6 +82,7 @@ def collect(
         ranks=plan.local_world_size,
         devices=len(plan.devices),
         source=plan.devices.source,
+        directory=str(Path.cwd()),
         places=tuple(_places(plan, environ, doing)),
     )
 

@@ -6,6 +6,7 @@ are named, and nobody is to be left out for it.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,17 +68,16 @@ class Finding:
 
 def judge(evidence: Evidence, limits: Limits) -> tuple[Finding, ...]:
     """Say what is wrong, the nodes of each finding in order, the same finding of several nodes once."""
-    found: dict[tuple[str, str, str, bool, bool], list[str]] = defaultdict(list)
-    for rule in RULES:
-        for finding in rule(evidence, limits):
-            key = (finding.kind, finding.message, finding.remedy, finding.exclude, finding.note)
-            found[key] += [node for node in finding.nodes if node not in found[key]]
     place = {node: index for index, node in enumerate(evidence.nodes)}
-    findings = []
-    for (kind, message, remedy, exclude, note), nodes in found.items():
-        ordered = tuple(sorted(nodes, key=lambda node: place.get(node, len(place))))
-        everywhere = len(ordered) >= len(evidence.nodes)
-        findings.append(Finding(kind, ordered, message, remedy, exclude and not everywhere and not note, note))
+    findings: list[Finding] = []
+    for rule in RULES:
+        said: dict[Finding, set[str]] = defaultdict(set)
+        for finding in rule(evidence, limits):
+            said[dataclasses.replace(finding, nodes=())] |= set(finding.nodes)
+        for finding, nodes in sorted(said.items(), key=lambda entry: min(map(place.__getitem__, entry[1]))):
+            leave = finding.exclude and not finding.note and len(nodes) < len(evidence.nodes)
+            ordered = tuple(sorted(nodes, key=place.__getitem__))
+            findings.append(dataclasses.replace(finding, nodes=ordered, exclude=leave))
     return tuple(findings)
 
 
@@ -152,6 +152,13 @@ def _differing(kind: str, name: str, values: Mapping[str, str], own: str | None,
 def _some(values: Mapping[str, str], value: str) -> str:
     names = [node for node, other in values.items() if other == value]
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _directory(evidence: Evidence, _: Limits) -> Iterator[Finding]:
+    """Where Slurm cannot go to the working directory it takes another one, and the script is not found there."""
+    values = {node: facts.directory for node, facts in evidence.facts.items() if facts.directory}
+    remedy = "the working directory is not there: a file system that is not mounted?"
+    yield from _differing("directory", "works in", values, None, remedy)
 
 
 def _clocks(evidence: Evidence, limits: Limits) -> Iterator[Finding]:
@@ -391,6 +398,7 @@ RULES: tuple[Callable[[Evidence, Limits], Iterator[Finding]], ...] = (
     _reaches,
     _names,
     _clocks,
+    _directory,
     _places,
     _cpus,
     _numbers,

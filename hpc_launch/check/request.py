@@ -76,7 +76,7 @@ def make(settings: Settings, here: Here, given: Mapping[str, Any], timeout: floa
             f"Slurm has taken {hostlist.fold(asked.hosts)} out of job {job.job_label}: no node is left to look at"
         )
     return Request(
-        step=dataclasses.replace(asked, hosts=hosts, overlap=True, name="hpc-launch-check"),
+        step=dataclasses.replace(some_of(asked, hosts), overlap=True, name="hpc-launch-check"),
         given=given,
         environ=here.environ,
         gone=tuple(host for host in asked.hosts if host not in there),
@@ -84,6 +84,12 @@ def make(settings: Settings, here: Here, given: Mapping[str, Any], timeout: floa
         own_software=software(),
         timeout=timeout,
     )
+
+
+def some_of(whole: StepRequest, hosts: tuple[str, ...]) -> StepRequest:
+    """The same step on some of its nodes. Pure."""
+    gpus = dict(zip(whole.hosts, whole.gpus, strict=False))
+    return dataclasses.replace(whole, hosts=hosts, gpus=tuple(gpus[host] for host in hosts if host in gpus))
 
 
 def _allocation(place: Step) -> Allocation:

@@ -12,9 +12,21 @@ from typing import Any
 
 from hpc_launch import hostlist
 from hpc_launch.check import judge, pairs
-from hpc_launch.check.evidence import Clock, Evidence, Facts, Reach, Reduction, Torch, attempts_of, facts_of, torch_of
+from hpc_launch.check.evidence import (
+    Attempt,
+    Clock,
+    Evidence,
+    Facts,
+    Reach,
+    Reduction,
+    Torch,
+    Way,
+    attempts_of,
+    facts_of,
+    torch_of,
+)
 from hpc_launch.check.pairs import Pair
-from hpc_launch.check.request import Request
+from hpc_launch.check.request import Request, some_of
 from hpc_launch.check.session import Session, python_line
 from hpc_launch.errors import Interrupted, StepError
 from hpc_launch.slurm import steps
@@ -53,6 +65,7 @@ def preflight(request: Request) -> Evidence:
             course.run()
         finally:
             course.end()
+    course.see_that_nobody_ended_it()
     return dataclasses.replace(course.evidence, seconds=time.monotonic() - begin)
 
 
@@ -78,6 +91,7 @@ class _Course:
         self._request = request
         self._check = uuid.uuid4().hex
         self._sessions: list[Session] = []
+        self._ended = False
         self.evidence = Evidence(
             job_id=request.step.job_id,
             nodes=(*request.step.hosts, *request.gone),
@@ -93,9 +107,11 @@ class _Course:
             if self._alive:
                 step()
                 self._note_losses()
+                self.see_that_nobody_ended_it()
 
     def end(self) -> None:
         """End all probes."""
+        self._ended = True
         for session in self._sessions:
             session.end()
         self._note_losses()
@@ -115,7 +131,7 @@ class _Course:
         request, nodes = self._request, self._request.step.hosts
         environ = {**steps.environment(request.environ, request.step.job_id), **_ONE_THREAD}
         for _ in range(_STARTS):
-            step = dataclasses.replace(request.step, hosts=nodes)
+            step = some_of(request.step, nodes)
             # The last of two options that contradict each other counts: srun is to hand on what it reads.
             more = ["--input=all", "--label", "--no-kill"]
             session = Session(steps.line(step, [*more, *python_line()]), environ, nodes, request.timeout)
@@ -134,6 +150,19 @@ class _Course:
             f"Slurm starts no probes on {hostlist.fold(nodes)}: {session.complaint or 'srun says nothing'}; see "
             f"'squeue --steps --jobs={request.step.job_id}'"
         )
+
+    def see_that_nobody_ended_it(self) -> None:
+        """Accuse no node when the step was ended from outside: it was cancelled, or the whole job was.
+
+        Raises:
+            StepError: with Slurm's words.
+        """
+        if self._session.cancelled or (self._session.aborted and self._alive and not self._ended):
+            why = self._session.cancelled or self._session.complaint or "srun says nothing"
+            raise StepError(
+                f"the step with the probes has ended early: {why}; see 'squeue --jobs={self._request.step.job_id}', "
+                "and check again"
+            )
 
     def _note_losses(self) -> None:
         lost, silent = dict(self.evidence.lost), dict(self.evidence.silent)
@@ -180,7 +209,9 @@ class _Course:
         answers = self._session.ask(
             "reach", check=self._check, leader=leader, names=names, address=facts.address, port=port
         )
-        return Reach(leader, facts.address, port, {node: attempts_of(said) for node, said in answers.given.items()})
+        attempts = {node: attempts_of(said) for node, said in answers.given.items()}
+        attempts |= {node: (Attempt("", facts.address, Way.FAILED, why),) for node, why in answers.failed.items()}
+        return Reach(leader, facts.address, port, attempts)
 
     def _torch(self) -> None:
         answers = self._session.ask("torch", patience=_DEVICE_SECONDS, least=_DEVICE_SECONDS + _MORE)
@@ -190,16 +221,16 @@ class _Course:
 
     def _reduce(self) -> None:
         """Reduce over all ranks of the nodes with which nothing is wrong so far, and pairwise if that fails."""
-        cut = {
+        bad = {
             node
             for finding in judge.judge(self.evidence, judge.Limits())
             for node in finding.nodes
-            if finding.kind == "network"
+            if finding.kind == "network" or (finding.kind == "devices" and finding.exclude)
         }
         nodes = tuple(
             node
             for node in self._alive
-            if node not in cut
+            if node not in bad
             and node in self.evidence.torch
             and self.evidence.torch[node].usable
             and judge.healthy_network(self.evidence.facts[node])

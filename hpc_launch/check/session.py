@@ -26,10 +26,16 @@ from hpc_launch.errors import ContextError, HostlistError
 _GRACE = 10.0
 _FACTOR = 4.0
 
+# srun gives up a node after MessageTimeout (10 s by default) and a bit, and says why: that is worth waiting for.
+_LAUNCH = 15.0
+
 _LABEL = re.compile(r"^\s*(\d+): ?(.*)$", re.DOTALL)
 _NOT_LAUNCHED = re.compile(r"[Tt]ask launch for \S+ failed on node (\S+): (.*)")
 _ENDED = re.compile(r"srun: error: (\S+): tasks? \S+: (.*)")
 _ABORTED = re.compile(r"Application launch failed|[Tt]ask launch for \S+ failed")
+
+# What slurmstepd says on one of the nodes when a step, or its job, is ended from outside.
+_CANCELLED = " CANCELLED AT "
 
 # Lines of a C++ stack, which are no reason.
 _STACK = "frame #"
@@ -78,6 +84,7 @@ class Session:
         alive: nodes whose probes have begun and answered everything so far, in order.
         lost: nodes whose probes could not be started or have ended, with the reason.
         silent: nodes whose probes did not answer in time, with what they were doing.
+        cancelled: what Slurm said when the step was ended from outside; empty if it was not.
 
     Args:
         line: the srun line.
@@ -100,6 +107,7 @@ class Session:
         self._ending = False
         self._complaints: list[str] = []
         self.silent: dict[str, str] = {}
+        self.cancelled = ""
 
     @property
     def lost(self) -> dict[str, str]:
@@ -152,7 +160,7 @@ class Session:
             pump = threading.Thread(target=self._pump, args=(name, stream), name=f"srun {name}", daemon=True)
             pump.start()
             self._pumps.append(pump)
-        missing = self._wait(lambda: set(self._order) - self._begun - set(self.lost))
+        missing = self._wait(lambda: set(self._order) - self._begun - set(self.lost), _LAUNCH)
         for node in missing:
             self.silent[node] = "being started"
         return not missing and not self.aborted
@@ -179,7 +187,7 @@ class Session:
             self._nodes[node].doing = ""
         self._write({"order": self._number, "do": do, **more})
         missing = self._wait(lambda: asked - set(answers.given) - set(answers.failed) - set(self.lost), least)
-        for node in missing:
+        for node in () if self.aborted else missing:
             self.silent[node] = self._nodes[node].doing or f"being asked for {do}"
         return answers
 
@@ -262,6 +270,8 @@ class Session:
     def _complaint(self, node: str, text: str) -> None:
         if not text:
             return
+        if _CANCELLED in text and not self._ending:
+            self.cancelled = _OF_SLURM.sub("", text).strip("* ")
         if node:
             if not text.startswith(_STACK):
                 self._nodes[node].said = text

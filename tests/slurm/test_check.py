@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,32 @@ def test_a_torch_that_cannot_be_imported(cluster: Cluster, tmp_path: Path, prete
 
     only(checked, words)
     assert checked.report["reductions"][0]["ranks"] == 3
+
+
+def test_a_python_that_is_not_there(any_cluster: Cluster, tmp_path: Path) -> None:
+    """A node without the file system that Python is on is named, with the reason."""
+    with mounted(any_cluster, BAD, Path(sys.prefix), "-t", "tmpfs", "tmpfs"):
+        checked = check(any_cluster, tmp_path)
+
+    only(checked, "its probe ended", sys.executable, "No such file or directory")
+
+
+def test_a_working_directory_that_is_not_there(cluster: Cluster, tmp_path: Path) -> None:
+    """A node on which Slurm does not find the working directory, and takes another one, is named."""
+    folder = tmp_path / "mounted" / "folder"
+    folder.mkdir(parents=True)
+    with mounted(cluster, BAD, folder.parent, "-t", "tmpfs", "tmpfs"):
+        checked = check(cluster, folder, "--log-dir=/tmp")
+
+    only(checked, "works in /tmp, the others have", str(folder))
+
+
+def test_a_job_of_one_node(cluster: Cluster, tmp_path: Path) -> None:
+    """One node is looked at as well, and its ranks reduce among themselves."""
+    checked = check(cluster, tmp_path, "--nodes=1", "--nproc-per-node=2")
+
+    assert (checked.status, checked.findings) == (0, {})
+    assert [(entry["ranks"], entry["errors"]) for entry in checked.report["reductions"]] == [(2, {})]
 
 
 def test_two_nodes_that_do_not_reach_each_other(cluster: Cluster, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ FACTS = Facts(
     ranks=4,
     devices=4,
     source="CUDA_VISIBLE_DEVICES=0,1,2,3",
+    directory="/home/ada",
     places=(Place("log_dir", "/scratch/logs", 1 << 40), Place("/dev/shm", "/dev/shm", 1 << 36)),
 )
 DEVICE = Device("H100", "", 79 << 30, 80 << 30)
@@ -130,6 +131,10 @@ CASES = {
     "full": (
         facts({"gpu003": dataclasses.replace(FACTS, places=(Place("/dev/shm", "/dev/shm", 1 << 20),))}),
         "only 1 MiB are free in /dev/shm (--min-free 100 MiB)",
+    ),
+    "working directory": (
+        facts({"gpu003": dataclasses.replace(FACTS, directory="/tmp")}),
+        "works in /tmp, the others have /home/ada",
     ),
     "few CPUs": (facts({"gpu003": dataclasses.replace(FACTS, cpus=1)}), "4 local ranks share 1 CPU"),
     "no interface": (

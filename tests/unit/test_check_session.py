@@ -42,6 +42,12 @@ def error(text):
 """
 
 
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for what never comes as long as for a real cluster."""
+    monkeypatch.setattr("hpc_launch.check.session._LAUNCH", 0.0)
+
+
 def session(play: str, patience: float = 60.0) -> Session:
     """Return a session with a step that is a play."""
     return Session([sys.executable, "-c", STAGE + play], {"PYTHONPATH": ":".join(sys.path)}, NODES, patience)
@@ -151,6 +157,28 @@ def test_a_node_that_never_begins() -> None:
     channel.end()
 
     assert (begun, channel.silent, channel.begun) == (False, {"n2": "being started"}, ("n1", "n3"))
+
+
+def test_a_step_that_is_cancelled() -> None:
+    """When srun ends while all are asked, no node is said to hang."""
+    channel = session(ALL_BEGIN + "order()\nerror('srun: error: it was cancelled')")
+    channel.begin()
+    channel.ask("facts")
+    channel.end()
+
+    assert (channel.aborted, channel.silent, channel.lost) == (True, {}, {})
+    assert channel.complaint == "srun: error: it was cancelled"
+
+
+def test_what_slurm_says_of_a_cancelled_step_is_kept() -> None:
+    """Slurm kills the probes and says on one node why."""
+    said = "0: slurmstepd-n1: error: *** STEP 4.0 ON n1 CANCELLED AT 2026-11-23T01:11:30 DUE TO TIME LIMIT ***"
+    channel = session(ALL_BEGIN + f"error('srun: error: n2: task 1: Killed')\nerror({said!r})\norder()")
+    channel.begin()
+    channel.ask("facts")
+    channel.end()
+
+    assert channel.cancelled == "STEP 4.0 ON n1 CANCELLED AT 2026-11-23T01:11:30 DUE TO TIME LIMIT"
 
 
 def test_without_srun(tmp_path: Path) -> None:
