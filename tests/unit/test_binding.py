@@ -20,7 +20,7 @@ from hpc_launch.node.topology import Core, Topology, fold
 from hpc_launch.plan import binding, derive, shares
 from hpc_launch.plan.here import Here
 from hpc_launch.plan.model import Plan
-from hpc_launch.settings import CpuBind, resolve
+from hpc_launch.settings import CpuBind, files, resolve
 from hpc_launch.slurm.environment import locate
 from tests.unit import sysfs_trees
 from tests.unit.sysfs_trees import unpack
@@ -123,6 +123,14 @@ def test_the_first_core_of_each_cache_can_be_the_systems(machines: Path) -> None
     made = plan(node(machines / "mi250x", allowed))
 
     assert cpus(made)[:4] == ["49-55,113-119", "57-63,121-127", "17-23,81-87", "25-31,89-95"]
+
+
+def test_the_profile_of_such_machines_says_the_same(machines: Path) -> None:
+    """`mi250x` is for where /sys cannot be seen, and comes to the CPUs that are found where it can."""
+    profile = files.load({"HOME": ""}, machines, "mi250x", machines).layers[0].said["cpu_bind"].value
+    found = node(machines / "mi250x", set(range(64)) - set(range(0, 64, 8)))
+
+    assert cpus(plan(found, cpu_bind=profile)) == cpus(plan(found))
 
 
 def test_one_core_of_the_machine_can_be_the_systems(machines: Path) -> None:

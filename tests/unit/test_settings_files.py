@@ -288,8 +288,8 @@ def test_the_profiles_that_come_with_hpc_launch(place: Place, name: str) -> None
     [
         ("fats", "there is no profile 'fats'; did you mean 'fast'?"),
         ("slingshto", "there is no profile 'slingshto'; did you mean 'slingshot'?"),
-        ("x", "there is no profile 'x', only efa, fast, infiniband and slingshot"),
-        ("..", "there is no profile '..', only efa, fast, infiniband and slingshot"),
+        ("x", "there is no profile 'x', only efa, fast, infiniband, mi250x and slingshot"),
+        ("..", "there is no profile '..', only efa, fast, infiniband, mi250x and slingshot"),
         ("./fast", "there is no file {inside}/fast"),
         ("fast.toml", "there is no file {inside}/fast.toml"),
     ],
