@@ -288,12 +288,12 @@ def test_what_is_wrong_on_one_node_ends_all(on_one_node: dict[str, Ended], name:
     assert len([line for line in step.ours if "gpu002" in line]) == 1, step.output
 
 
-def test_the_tasks_of_an_array_do_not_meet(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_the_tasks_of_an_array_do_not_meet(cluster: Cluster, tmp_path: Path) -> None:
     """Each task of an array is a run of its own, with a directory of its own, although all are on the same nodes."""
     # None goes on before all are there.
     script = "srun hpc-launch --nproc-per-node 1 probe.py --meet met met 6 $SLURM_ARRAY_TASK_ID"
-    array = submit(any_cluster, tmp_path, script, "--array=0-2", "--nodelist=gpu[001-002]", "--ntasks=2")
-    jobs = [ended(Job(any_cluster, f"{array.id}_{number}"), tmp_path) for number in range(3)]
+    array = submit(cluster, tmp_path, script, "--array=0-2", "--nodelist=gpu[001-002]", "--ntasks=2")
+    jobs = [ended(Job(cluster, f"{array.id}_{number}"), tmp_path) for number in range(3)]
     assert [job.state for job in jobs] == ["COMPLETED"] * 3, [job.output for job in jobs]
     for number in range(3):
         reports = JobTree(tmp_path / f"logs/{array.id}_{number}.0").reports()
@@ -338,9 +338,9 @@ def test_a_heterogeneous_step_is_numbered_by_its_list(any_cluster: Cluster, tmp_
     assert any("SLURM_NODEID=1, but gpu001 is number 0" in line for line in job.ours), job.output
 
 
-def test_tasks_of_a_heterogeneous_step_keep_their_numbers(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_tasks_of_a_heterogeneous_step_keep_their_numbers(cluster: Cluster, tmp_path: Path) -> None:
     """With several tasks per node each is the rank that Slurm says, of both components together."""
-    job = run_job(any_cluster, tmp_path, HET_JOB.format(1, 3, AS_TASK))
+    job = run_job(cluster, tmp_path, HET_JOB.format(1, 3, AS_TASK))
     assert job.state == "COMPLETED", job.job.describe()
     reports = job.reports()
     hosts = [report.env["HPC_LAUNCH_HOST"] for report in reports.values()]

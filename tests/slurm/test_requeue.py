@@ -274,9 +274,9 @@ def test_the_tasks_of_an_array_come_back_one_by_one(any_cluster: Cluster, tmp_pa
         assert len(turns.ours("requeued (1 of 10): the workers left after a notice signal")) == 1, turns.describe()
 
 
-def test_a_job_that_must_not_run_again(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_a_job_that_must_not_run_again(cluster: Cluster, tmp_path: Path) -> None:
     """With --no-requeue the job says that Slurm forbids it, and ends as it would have."""
-    turns = submit(any_cluster, tmp_path, "--requeue on-notice turns.py", "--nodes=2", "--no-requeue")
+    turns = submit(cluster, tmp_path, "--requeue on-notice turns.py", "--nodes=2", "--no-requeue")
     await_up(turns, 0, 4)
     turns.job.signal("USR1")
     result = turns.wait()

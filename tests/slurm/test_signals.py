@@ -169,10 +169,10 @@ WAYS: dict[str, Callable[[Running], object]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("repetition", REPETITIONS)
-def test_nothing_is_left(any_cluster: Cluster, tmp_path: Path, way: str, repetition: int) -> None:
+def test_nothing_is_left(cluster: Cluster, tmp_path: Path, way: str, repetition: int) -> None:
     """However the job ends, no process of it is left, and no node is drained."""
     options = "--no-requeue" if way == "preemption" else "--requeue"
-    running = submit(any_cluster, tmp_path, "--stubborn --family", options, launcher="--grace=2")
+    running = submit(cluster, tmp_path, "--stubborn --family", options, launcher="--grace=2")
     await_up(running)
     time.sleep(0.05 * repetition)  # another moment in each repetition
     WAYS[way](running)
