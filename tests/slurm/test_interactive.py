@@ -559,7 +559,7 @@ def test_a_job_in_which_nothing_can_be_started(cluster: Cluster, tmp_path: Path,
 @pytest.mark.usefixtures("slurm_host")
 def test_memory_and_a_terminal_without_interactive_step(tmp_path: Path) -> None:
     """Where memory is given out too, the step has all of the job's; and salloc's shell may be on the login node."""
-    settings = ("SelectTypeParameters=CR_Core_Memory", "LaunchParameters=")
+    settings = ("SelectTypeParameters=CR_Core_Memory", "LaunchParameters=send_gids")
     write_probe(tmp_path)
     with Cluster(ClusterConfig(nodes=2, extra=settings)) as cluster:
         show = "scontrol --oneliner show step $SLURM_JOB_ID >steps; exec python probe.py"
