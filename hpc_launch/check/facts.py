@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import importlib.util
 import os
 import platform
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +45,22 @@ def bare(settings: Settings) -> Settings:
 
 
 def software() -> dict[str, str]:
-    """Versions of what has to be the same on all nodes, torch's without importing it."""
-    found = {"Python": platform.python_version(), "hpc-launch": __version__}
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        found["torch"] = metadata.version("torch")
-    return found
+    """Versions of what has to be the same on all nodes; torch says its own once it is imported."""
+    return {"Python": platform.python_version(), "hpc-launch": __version__}
+
+
+def torch_version() -> dict[str, str]:
+    """The version of torch without importing it, by the name `torch`; nothing where it is not known.
+
+    That of the package is another one: it lacks what the build is for (`+cu124`) where it comes from PyPI.
+    """
+    found = importlib.util.find_spec("torch")
+    try:
+        text = Path(found.origin).with_name("version.py").read_text() if found and found.origin else ""
+    except OSError:
+        return {}
+    match = re.search(r"^__version__ = '(.+)'$", text, re.MULTILINE)
+    return {"torch": match[1]} if match else {}
 
 
 def collect(
@@ -65,7 +75,6 @@ def collect(
         doing: is told what is about to be done that might never end.
     """
     versions = software() | _driver()
-    versions.pop("torch", None)  # which says it itself, once it is imported
     if isinstance(plan, HpcLaunchError):
         return Facts(software=versions, problem=str(plan), cpus=len(os.sched_getaffinity(0)))
     address, error = _address(plan)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpc_launch import hostlist
-from hpc_launch.check.facts import software
+from hpc_launch.check.facts import software, torch_version
 from hpc_launch.errors import ContextError
 from hpc_launch.plan import step
 from hpc_launch.plan.here import Here
@@ -81,7 +81,7 @@ def make(settings: Settings, here: Here, given: Mapping[str, Any], timeout: floa
         environ=here.environ,
         gone=tuple(host for host in asked.hosts if host not in there),
         asker=place.node_name,
-        own_software=software(),
+        own_software=software() | torch_version(),
         timeout=timeout,
     )
 
