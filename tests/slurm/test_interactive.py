@@ -319,7 +319,7 @@ def test_one_node(any_cluster: Cluster, tmp_path: Path) -> None:
         "masked": "CUDA_VISIBLE_DEVICES=1,2 hpc-launch probe.py",
         "sides": "CUDA_VISIBLE_DEVICES=0 hpc-launch --log-dir $PWD/one probe.py --meet a b 1 & "
         "CUDA_VISIBLE_DEVICES=1 hpc-launch probe.py --meet b a 1; one=$?; wait $! && (exit $one)",
-        "no srun": "bin=$(dirname $(command -v hpc-launch)); PATH=$bin:/nowhere $bin/hpc-launch probe.py",
+        "bare": "bin=$(dirname $(command -v hpc-launch)); PATH=$bin:/nowhere $bin/hpc-launch probe.py",
         "standalone": "hpc-launch --standalone probe.py",
     }
     done = run_commands(any_cluster, tmp_path, commands, "--nodes=1", "--gpus-per-node=4")
@@ -332,7 +332,7 @@ def test_one_node(any_cluster: Cluster, tmp_path: Path) -> None:
         "step": ["0,1,2,3"] * 4,
         "masked": ["1,2"] * 2,
         "sides": ["1"],
-        "no srun": ["0,1,2,3"] * 4,
+        "bare": ["0,1,2,3"] * 4,
         "standalone": ["0,1,2,3"] * 4,
     }
     assert [name for name, ended in done.items() if "hpc-launch: starting on gpu" in ended.output] == ["step"]
