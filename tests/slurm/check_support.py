@@ -130,8 +130,8 @@ def check(
         f"touch {ready}; until [ -e {harmed} ]; do sleep 0.05; done; exec hpc-launch check --json {shlex.join(options)}"
     )
     salloc = ["salloc", "--quiet", "--no-kill", f"--nodes={cluster.config.nodes}", *job, "sh", "-c", script]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with cluster.popen(salloc, cwd=folder, env=pretending(folder, pretend or {}), **pipes) as process:
+    environ = pretending(folder, pretend or {})
+    with cluster.popen(salloc, cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         wait_for(lambda: ready.exists() or process.poll() is not None, DEADLINE, "no allocation")
         harm()
         harmed.touch()
