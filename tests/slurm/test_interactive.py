@@ -492,11 +492,16 @@ def test_ctrl_c(shell: Terminal, tmp_path: Path, repetition: int) -> None:
     assert shell.run(f"while {left}; do sleep 0.1; done") == 0, shell.screen
 
 
-def test_ctrl_c_before_the_step_has_begun(shell: Terminal) -> None:
+def test_ctrl_c_before_the_step_has_begun(shell: Terminal, tmp_path: Path) -> None:
     """While another step has the nodes, Ctrl-C ends the wait."""
     shell.run("srun --nodes=2 sleep 1000 & until squeue -s -j $SLURM_JOB_ID -o %j | grep -q sleep; do sleep 0.1; done")
     shell.start(f"hpc-launch {signals_support.SCRIPT}")
-    shell.wait_for("step creation temporarily disabled")
+
+    def waiting() -> bool:
+        found = [one for one in psutil.process_iter(["cmdline", "cwd"]) if one.info["cwd"] == str(tmp_path)]
+        return any("--job-name=hpc-launch" in (one.info["cmdline"] or ()) for one in found)
+
+    wait_for(waiting, DEADLINE, lambda: shell.screen)
     shell.press_ctrl_c()
     assert shell.status() == 130, shell.screen
     shell.wait_for("hpc-launch: stopped by SIGINT")
