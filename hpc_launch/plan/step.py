@@ -138,6 +138,7 @@ def choose(
         # The step of the shell has all that the job has; it is the shell's, so it is ours to share.
         overlap=settings.overlap or job.place is Place.TERMINAL,
         gpus=tuple(gpus.get(host, 0) for host in hosts) if gpus else (),
+        even=bool(gpus) and len({gpus.get(host, 0) for host in job.hosts}) == 1,
     )
 
 

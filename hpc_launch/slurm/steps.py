@@ -62,6 +62,7 @@ class StepRequest:
             From Slurm 22.05 on that goes for CPUs, memory and GPUs alike, before for CPUs only.
         gpus: how many GPUs the job has on each of these nodes; nothing has srun ask for what the job asked for, which
             is the same unless the job counted them by task or in sum.
+        even: each node of the job, these and others, has as many.
         patience: seconds after which srun gives up where other steps hold what is needed.
         name: the step's name.
     """
@@ -70,6 +71,7 @@ class StepRequest:
     hosts: tuple[str, ...]
     overlap: bool = False
     gpus: tuple[int, ...] = ()
+    even: bool = False
     patience: int = PATIENCE
     name: str = NAME
 
@@ -113,9 +115,9 @@ def line(request: StepRequest, command: Sequence[str]) -> list[str]:
         "--ntasks-per-node=1",
     ]
     if any(request.gpus):
-        # In sum only where it has to be: an overlapping step then gets too few on its first node (22.05 and 24.11).
-        even = len(set(request.gpus)) == 1
-        words.append(f"--gpus-per-node={request.gpus[0]}" if even else f"--gpus={sum(request.gpus)}")
+        # By node 22.05 grants no more than the poorest node of the job has. In sum an overlapping step on several nodes
+        # gets too few on the first (22.05 and 24.11).
+        words.append(f"--gpus-per-node={request.gpus[0]}" if request.even else f"--gpus={sum(request.gpus)}")
     if request.overlap:
         words.append("--overlap")
     return [

@@ -38,7 +38,8 @@ class Terminal:
             self.process = cluster.popen(
                 command,
                 cwd=folder,
-                env={"PS1": "$ ", "TERM": "dumb", "BASH_SILENCE_DEPRECATION_WARNING": "1"},
+                # salloc starts $SHELL, which a service that runs tests need not have.
+                env={"SHELL": "/bin/bash", "PS1": "$ ", "TERM": "dumb", "BASH_SILENCE_DEPRECATION_WARNING": "1"},
                 stdin=slave,
                 stdout=slave,
                 stderr=slave,

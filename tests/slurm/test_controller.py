@@ -86,6 +86,8 @@ def test_rules_and_partitions(any_cluster: Cluster, folder: Path, python: str) -
         "max_batch_requeue": 5,
         "over_time_limit": 0.0,
         "proctrack": any_cluster.config.proctrack,
+        "kill_on_bad_exit": False,
+        "release": [int(number) for number in any_cluster.config.release.split(".")],
     }
     assert urgent == {"name": "urgent", "grace_time": 0.0, "preempt_mode": "OFF", "max_time": float("inf")}
     assert (nowhere, nobody) == (None, None)

@@ -157,7 +157,12 @@ def test_gpus_are_counted_where_srun_has_to_be_told() -> None:
     """Those of each of the chosen nodes."""
     gpus, place = {"gpu01": 4, "gpu02": 1, "gpu03": 4, "gpu04": 4}, here(BATCH)
 
-    assert step.choose(asked(nodes="gpu[01-02]"), place, job_of(place), (), gpus).gpus == (4, 1)
+    found = step.choose(asked(nodes="gpu[01-02]"), place, job_of(place), (), gpus)
+    assert (found.gpus, found.even) == ((4, 1), False)
+    found = step.choose(asked(nodes="gpu[03-04]"), place, job_of(place), (), gpus)
+    assert (found.gpus, found.even) == ((4, 4), False)
+    found = step.choose(asked(nodes="gpu01"), place, job_of(place), (), dict.fromkeys(gpus, 2))
+    assert (found.gpus, found.even) == ((2,), True)
     assert chosen(place, nodes="gpu[01-02]").gpus == ()
 
 
@@ -240,7 +245,8 @@ def test_the_line() -> None:
         "--ntasks-per-node=1",
         "--gpus=5",
     ]
-    assert "--gpus-per-node=4" in steps.line(StepRequest("12", ("a1", "a2"), gpus=(4, 4)), ["x"])
+    assert "--gpus-per-node=4" in steps.line(StepRequest("12", ("a1", "a2"), gpus=(4, 4), even=True), ["x"])
+    assert "--gpus=4" in steps.line(StepRequest("12", ("a1",), gpus=(4,)), ["x"])
     assert {"--overlap", "--immediate=10", "--export=ALL", "--cpu-bind=none", "--input=none"} < set(line)
     assert line[-2:] == ["hpc-launch", "a b.py"]
     assert not [
