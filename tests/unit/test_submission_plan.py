@@ -225,7 +225,7 @@ def test_relative_output_can_begin_elsewhere() -> None:
         ({}, ()),
         ({"output": "logs/a/%j.out", "error": "logs/b/x"}, ("logs/a", "logs/b")),
         ({"output": "/abs/50%%/x", "chdir": "/work"}, ("/abs/50%",)),
-        ({"output": "logs/x", "chdir": "/work"}, ("/work/logs",)),
+        ({"output": "logs/x", "chdir": "/project"}, ("/project/logs",)),
         ({"output": "%x/%j.out"}, ()),
     ],
 )
