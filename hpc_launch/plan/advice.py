@@ -15,7 +15,7 @@ from hpc_launch.node import network
 from hpc_launch.plan.here import Here
 from hpc_launch.settings import Settings
 from hpc_launch.slurm.controller import ClusterRules, JobRecord
-from hpc_launch.slurm.environment import Allocation, Step
+from hpc_launch.slurm.environment import Allocation, Place, Step
 from hpc_launch.world import World
 
 # From and to these releases (the second no more), srun does not read SLURM_CPUS_PER_TASK (their release notes).
@@ -63,6 +63,12 @@ def lines(about: Surroundings) -> tuple[str, ...]:
     )
 
 
+def _script(about: Surroundings) -> Allocation | None:
+    """The job, in its batch script: there people write srun themselves. Elsewhere hpc-launch does, and knows how."""
+    job = about.here.slurm
+    return job if isinstance(job, Allocation) and job.place is Place.BATCH else None
+
+
 def _left_over(about: Surroundings) -> Iterator[str]:
     """A shell in tmux or a notebook outlives the job that it was opened in."""
     slurm = about.here.slurm
@@ -86,7 +92,7 @@ def _part_of_the_job(about: Surroundings) -> Iterator[str]:
 def _exported(about: Surroundings) -> Iterator[str]:
     """What `sbatch --export` says goes on to srun (sbatch(1), SLURM_EXPORT_ENV)."""
     said = about.here.environ.get("SLURM_EXPORT_ENV", "ALL")
-    if not isinstance(about.here.slurm, Allocation) or said == "ALL" or said.startswith("ALL,"):
+    if _script(about) is None or said == "ALL" or said.startswith("ALL,"):
         return
     if about.here.environ.get("SRUN_EXPORT_ENV", "").partition(",")[0] == "ALL":
         return
@@ -97,7 +103,7 @@ def _exported(about: Surroundings) -> Iterator[str]:
 def _forgotten_cpus(about: Surroundings) -> Iterator[str]:
     cpus = about.here.environ.get("SLURM_CPUS_PER_TASK")
     release = about.rules.release if about.rules else None
-    if not isinstance(about.here.slurm, Allocation) or cpus is None or release is None:
+    if _script(about) is None or cpus is None or release is None:
         return
     first, last = _CPUS_FORGOTTEN
     if first <= release < last and about.here.environ.get("SRUN_CPUS_PER_TASK") != cpus:
@@ -109,8 +115,8 @@ def _forgotten_cpus(about: Surroundings) -> Iterator[str]:
 
 def _tasks_of_the_job(about: Surroundings) -> Iterator[str]:
     """A job's number of tasks counts for every srun in it (srun(1), SLURM_NTASKS)."""
-    job, tasks = about.here.slurm, about.here.environ.get("SLURM_NTASKS", "")
-    if not isinstance(job, Allocation) or not tasks.isdecimal() or int(tasks) == len(job.hosts):
+    job, tasks = _script(about), about.here.environ.get("SLURM_NTASKS", "")
+    if job is None or not tasks.isdecimal() or int(tasks) == len(job.hosts):
         return
     nodes = len(job.hosts)
     if int(tasks) < nodes:
@@ -128,7 +134,7 @@ def _isolation(about: Surroundings) -> Iterator[str]:
     """`--gpus-per-task` implies --gpu-bind=per_task (sbatch(1)): tasks of a node do not see each other's GPUs."""
     environ, release = about.here.environ, about.rules.release if about.rules else None
     asked = "SLURM_GPUS_PER_TASK" in environ or _TRES_GPUS.search(environ.get("SLURM_TRES_PER_TASK", ""))
-    if not isinstance(about.here.slurm, Allocation) or not asked or max(_tasks_per_node(about), default=1) == 1:
+    if _script(about) is None or not asked or max(_tasks_per_node(about), default=1) == 1:
         return
     sharing = " (or --gres-flags=allow-task-sharing)" if release and release >= _TASK_SHARING else ""
     yield (

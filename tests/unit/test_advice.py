@@ -16,7 +16,7 @@ from hpc_launch.settings import Origin, resolve
 from hpc_launch.slurm.controller import ClusterRules, JobRecord
 from hpc_launch.slurm.environment import locate
 from hpc_launch.world import World
-from tests.unit.slurm_variables import BATCH, HETEROGENEOUS, LOGIN_SHELL, ONE_TASK_PER_NODE, SUBSET
+from tests.unit.slurm_variables import BATCH, HETEROGENEOUS, INTERACTIVE, LOGIN_SHELL, ONE_TASK_PER_NODE, SUBSET
 
 RULES = ClusterRules(release=(24, 11))
 JOB = JobRecord("4711", "RUNNING")
@@ -101,6 +101,14 @@ def test_export(said: str, few: str) -> None:
 
     assert told(environ) == [f"--export={said} counts for srun too, its tasks get {few}: use srun --export=ALL"]
     assert told({**environ, "SRUN_EXPORT_ENV": "ALL"}) == []
+
+
+@pytest.mark.parametrize("environ", [INTERACTIVE, LOGIN_SHELL])
+def test_in_a_shell_hpc_launch_writes_the_line(environ: Mapping[str, str]) -> None:
+    """What srun would take amiss there is no matter."""
+    traps = {"SLURM_EXPORT_ENV": "NONE", "SLURM_NTASKS": "8", "SLURM_GPUS_PER_TASK": "1", "SLURM_CPUS_PER_TASK": "4"}
+
+    assert told({**environ, **traps}, rules=ClusterRules(release=(22, 5))) == []
 
 
 @pytest.mark.parametrize("said", ["ALL", "ALL,X=1"])
