@@ -95,6 +95,7 @@ def make(request: JobRequest, draft: Draft, here: Here, nodes: Sequence[NodeGrou
     notes = [
         *([f"template {draft.name}, for {chosen}: --template names another"] if chosen else []),
         *_about_gpus(whole, there, request, draft),
+        *filter(None, [shares.shortage(whole, nodes)]),
         *(f"--{item.name}={item.value} is derived: {item.reason}" for item in derived),
         *(f"{quoting.word(word)} is given to sbatch itself: no #SBATCH line can have it" for word in rest),
         *export,

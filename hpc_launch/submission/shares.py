@@ -95,6 +95,17 @@ def derive(
     return found
 
 
+def shortage(options: Mapping[str, str], nodes: Sequence[NodeGroup]) -> str | None:
+    """Why a job with these options would wait for ever, unless Slurm refuses it; None where that is not known."""
+    counts, gpus = node_counts(options.get("nodes", "1")), gpus_of_a_node(options)
+    there = sum(group.nodes for group in nodes if gpus is None or group.gpus_of(gpus.kind) >= gpus.count)
+    if not nodes or counts is None or counts[0] <= there:
+        return None
+    which = f" with {gpus.count} GPU{'s' if gpus.count > 1 else ''}" if gpus else ""
+    count = f"{there} node{'s' if there != 1 else ''}{which}"
+    return f"--nodes={options['nodes']}, but partition {nodes[0].partition} has {count}: Slurm may let such a job wait"
+
+
 _NAMES = ("gpus-per-node", "ntasks-per-node", "cpus-per-task", "mem", "time")
 
 

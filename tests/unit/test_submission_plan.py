@@ -89,6 +89,28 @@ def test_an_administrators_sizes_are_kept() -> None:
     assert picked(made(PLAIN, shipped=False), "time") == ("1-00:00:00",)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "asked", "has"),
+    [
+        ([DGX], {"nodes": "5", "gpus_per_node": "1"}, "4 nodes with 1 GPU"),
+        ([DGX, SMALL], {"nodes": "5-9", "gpus_per_node": "4"}, "4 nodes with 4 GPUs"),
+        ([SMALL], {"nodes": "3", "gpus_per_node": "t4:3"}, "0 nodes with 3 GPUs"),
+        ([DGX, SMALL], {"nodes": "7", "gpus_per_node": None}, "6 nodes"),
+    ],
+)
+def test_more_nodes_than_there_are(nodes: list[NodeGroup], asked: Any, has: str) -> None:
+    """Slurm accepts such a job, unless it is told not to (EnforcePartLimits), and it waits for ever."""
+    line = f"--nodes={asked['nodes']}, but partition gpu has {has}: Slurm may let such a job wait"
+
+    assert line in made(*nodes, **asked).notes
+
+
+@pytest.mark.parametrize("asked", [{"nodes": "4"}, {"nodes": "2-9"}, {"nodes": "6", "gpus_per_node": "2"}, {}])
+def test_as_many_nodes_as_there_are(asked: Any) -> None:
+    assert not [note for note in made(DGX, SMALL, **asked).notes if "but partition" in note]
+    assert not [note for note in made(nodes="99", gpus_per_node="2").notes if "but partition" in note]
+
+
 def test_tasks_follow_the_gpus_where_each_has_one() -> None:
     found = made(DGX, template="task_per_gpu", gpus_per_node="8")
 
