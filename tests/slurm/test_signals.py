@@ -226,9 +226,10 @@ def test_the_grace_time_of_a_preemption_is_the_workers(any_release: Release, tmp
         running = submit(cluster, tmp_path, "--on SIGTERM 13", "--partition=graced", "--no-requeue")
         await_up(running)
         cluster.sbatch("exit 0", "--partition=urgent", "--nodes=2", "--exclusive").wait(DEADLINE)
-        # Up to Slurm 23.11 a job that ends within its GraceTime has failed; from 24.05 on it is preempted.
-        state = "FAILED" if any_release == "22.05" else "PREEMPTED"
-        assert running.job.wait(DEADLINE).state == state, running.describe()
+        # Up to Slurm 23.11 a job that ends within its GraceTime has failed, and one that needs all of it, on a slow
+        # machine, is preempted; from 24.05 on both are.
+        states = {"FAILED", "PREEMPTED"} if any_release == "22.05" else {"PREEMPTED"}
+        assert running.job.wait(DEADLINE).state in states, running.describe()
         assert running.got() == {rank: Counter(SIGTERM=1) for rank in range(4)}, running.describe()
         assert running.saved() == dict.fromkeys(range(4), "whole"), running.describe()
         [line] = [line for line in running.ours if "stopped by SIGTERM" in line]
