@@ -33,8 +33,8 @@ def run(settings: Settings, script: Sequence[str], here: Here) -> None:
     if job is not None:
         step.run(settings, script, here, job)
         return
-    step.refuse_login_node(settings, here)
     with _held_back(settings.notice_signals) as mask:
+        step.refuse_login_node(settings, here)
         try:
             plan = _prepare(settings, script, here)
             directory.check_writable(plan.log_root)

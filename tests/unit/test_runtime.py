@@ -417,7 +417,7 @@ import os, signal, sys, threading, time
 from hpc_launch import runtime
 
 def say(*words):
-    print(*words, flush=True)
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # signal handlers say things too, which print may not
 
 def until(true):
     deadline = time.monotonic() + 50
