@@ -1,0 +1,117 @@
+"""Who belongs to a run that may lose nodes, and who may go on without the others. Pure.
+
+Agents agree on *memberships*, numbered lists of agents. One of them, the leader, proposes a new one to all agents that
+it is to have; when every one of them has accepted, it is agreed, and the leader tells them to start. The rule:
+
+    A proposal needs a quorum of the newest membership that any of those present knows to be agreed, and of every newer
+    one that any of them has accepted: more than half of its agents, or exactly half with the lowest of them.
+
+Why that is enough. Two sets of agents that are each a quorum of one membership share an agent, and an agent is with one
+leader at a time and brings along what it has accepted. So whoever forms a membership knows of each one that may have
+been agreed before it, and has taken more than a quorum of it away from any other leader; and a membership of which one
+agent has gone over to another is not complete, so its workers do not train. Neither closed connections nor what Slurm
+says of a node are taken for proof that an agent is gone: it may be alive elsewhere, or have agreed to something with
+others before it died. `tests/unit/test_membership.py` goes through everything that can happen to up to four agents.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
+from dataclasses import dataclass
+
+# After so many attempts that a node has ended by itself it goes behind the spares.
+TROUBLE = 2
+
+
+@dataclass(frozen=True, order=True)
+class Membership:
+    """The agents of a run from some moment on.
+
+    Attributes:
+        number: greater than that of every membership that its agents knew before.
+        agents: their numbers, ascending: they are those of their nodes in the host list.
+    """
+
+    number: int
+    agents: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What an agent knows of memberships.
+
+    Attributes:
+        agreed: the newest that it knows to be agreed.
+        accepted: those that it has accepted since, agreed or not.
+    """
+
+    agreed: Membership
+    accepted: tuple[Membership, ...] = ()
+
+    def accept(self, proposal: Membership) -> Knowledge:
+        """What it knows when it has accepted a proposal."""
+        return Knowledge(self.agreed, tuple(sorted({*self.accepted, proposal})))
+
+    def agree(self, membership: Membership) -> Knowledge:
+        """What it knows when it has heard that all have accepted."""
+        return Knowledge(membership, tuple(other for other in self.accepted if other.number > membership.number))
+
+
+def pool(known: Iterable[Knowledge]) -> Knowledge:
+    """What several agents know together."""
+    known = tuple(known)
+    agreed = max(one.agreed for one in known)
+    newer = {other for one in known for other in one.accepted if other.number > agreed.number}
+    return Knowledge(agreed, tuple(sorted(newer)))
+
+
+def quorum(membership: Membership, present: AbstractSet[int]) -> bool:
+    """Whether these agents are enough of a membership: of two parts that share nobody, one at most is."""
+    here = sum(agent in present for agent in membership.agents)
+    return 2 * here > len(membership.agents) or (
+        2 * here == len(membership.agents) and membership.agents[0] in present
+    )
+
+
+def may_form(present: Mapping[int, Knowledge]) -> bool:
+    """Whether those present may go on without all others."""
+    if not present:
+        return False
+    known = pool(present.values())
+    return all(quorum(membership, present.keys()) for membership in (known.agreed, *known.accepted))
+
+
+def propose(present: Mapping[int, Knowledge]) -> Membership:
+    """The membership that those present, who may form one, are to agree on."""
+    known = pool(present.values())
+    number = max(membership.number for membership in (known.agreed, *known.accepted))
+    return Membership(number + 1, tuple(sorted(present)))
+
+
+def absent(present: Mapping[int, Knowledge]) -> tuple[int, ...]:
+    """Who belongs to the last agreed membership, and is not there."""
+    return tuple(agent for agent in pool(present.values()).agreed.agents if agent not in present)
+
+
+def active(agents: Sequence[int], most: int, trouble: Mapping[int, int]) -> tuple[int, ...]:
+    """Who has workers; the others are spares.
+
+    Args:
+        agents: of the membership.
+        most: how many nodes are to have workers at most.
+        trouble: how many attempts each agent has ended by itself; from `TROUBLE` on it goes behind the spares.
+
+    Returns:
+        Their numbers in host-list order: the index in it is the node rank.
+    """
+    order = sorted(agents, key=lambda agent: (trouble.get(agent, 0) >= TROUBLE, agent))
+    return tuple(sorted(order[:most]))
+
+
+def merged(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Of each name the greatest count that any agent has heard of."""
+    found: Counter[str] = Counter()
+    for one in counts:
+        found |= Counter(one)
+    return dict(found)

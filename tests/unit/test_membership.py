@@ -1,0 +1,115 @@
+"""Agents that lose each other: never two worlds, never a stuck majority; and the decisions one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from hpc_launch.elastic import membership
+from hpc_launch.elastic.membership import Knowledge, Membership, may_form
+from tests.unit import membership_model as model
+from tests.unit.membership_model import State
+
+# Numbers of agents and of faults. A fault is the death of an agent, a session that one of its ends gives up, or a
+# leader that resigns; each loss of a network is made of some of them.
+SIZES = [
+    pytest.param(agents, faults, marks=[pytest.mark.soak] if soak else [], id=f"{agents} agents, {faults} faults")
+    for agents, faults, soak in [
+        (2, 2, False),
+        (3, 1, False),
+        (4, 1, False),
+        (3, 2, False),
+        (2, 4, True),
+        (3, 3, True),
+        (4, 2, True),
+    ]
+]
+
+
+def reachable(agents: int, faults: int) -> Iterator[State]:
+    """Every state that can come about."""
+    start = model.begin(agents, faults)
+    seen, todo = {start}, [start]
+    while todo:
+        state = todo.pop()
+        yield state
+        for following in model.steps(state):
+            if following not in seen:
+                seen.add(following)
+                todo.append(following)
+
+
+@pytest.mark.parametrize(("agents", "faults"), SIZES)
+def test_there_are_never_two_worlds(agents: int, faults: int) -> None:
+    """Whatever is lost, delayed or given up, in any order: of two memberships one at most has all its workers."""
+    for state in reachable(agents, faults):
+        assert len(model.training(state)) <= 1, state
+
+
+@pytest.mark.parametrize(("agents", "faults"), [size for size in SIZES if size.values != (3, 2)])
+def test_a_majority_is_never_stuck(agents: int, faults: int) -> None:
+    """From wherever it is, who may go on trains again when the faults stop; with one fault a majority always may."""
+    for state in filter(model.alive, reachable(agents, faults)):
+        later = model.settle(state)
+        may = may_form(model.alive(later)) or (faults == 1 and model.has_majority(state))
+        trains = model.training(later)
+        assert bool(trains) >= may, (state, later)
+
+
+def test_the_model_would_find_two_worlds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a rule that is too weak (what an agent has accepted does not count) there are some."""
+    monkeypatch.setattr(membership.Knowledge, "accept", lambda self, _: self)
+    monkeypatch.setattr(membership, "quorum", lambda whole, present: bool(present & {*whole.agents}))
+
+    assert any(len(model.training(state)) > 1 for state in reachable(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("agents", "present", "enough"),
+    [
+        ((0, 1, 2, 3), {1, 2, 3}, True),
+        ((0, 1, 2, 3), {0}, False),
+        ((0, 1, 2, 3), {0, 3}, True),
+        ((0, 1, 2, 3), {1, 2}, False),
+        ((1, 3), {1}, True),
+        ((1, 3), {3}, False),
+        ((1, 2, 3), {0, 3}, False),
+        ((0,), {0}, True),
+    ],
+)
+def test_what_is_enough(agents: tuple[int, ...], present: set[int], enough: bool) -> None:  # noqa: FBT001 - as it is
+    """More than half, or half with the lowest; strangers do not count."""
+    assert membership.quorum(Membership(3, agents), present) is enough
+
+
+def test_what_was_accepted_counts_until_something_newer_is_agreed() -> None:
+    """Two of five that may have been agreed on go first; when it is known what became of them, they do not."""
+    whole = Knowledge(Membership(0, (0, 1, 2, 3, 4)))
+    proposal = Membership(1, (0, 1, 2))
+    present = {2: whole.accept(proposal), 3: whole, 4: whole}
+    newer = Membership(2, (0, 2, 3, 4))
+
+    assert not may_form(present)
+    assert may_form({**present, 1: whole})
+    assert membership.propose({**present, 1: whole}) == Membership(2, (1, 2, 3, 4))
+    assert may_form({**present, 3: whole.agree(newer)})
+    assert whole.accept(proposal).agree(newer) == Knowledge(newer)
+
+
+def test_spares_are_the_last_and_the_troubled() -> None:
+    """A node whose attempts have failed twice goes behind the spares, and works where there is no other."""
+    assert membership.active((0, 2, 3, 5), 3, {}) == (0, 2, 3)
+    assert membership.active((0, 2, 3, 5), 3, {0: 1, 2: 2}) == (0, 3, 5)
+    assert membership.active((0, 2, 3), 3, {0: 2, 2: 2}) == (0, 2, 3)
+
+
+def test_of_counts_the_greatest_stand() -> None:
+    """What was told to some of the agents is known by all that are left."""
+    assert membership.merged([{"SIGUSR1": 2}, {"SIGUSR1": 1, "SIGUSR2": 1}, {}]) == {"SIGUSR1": 2, "SIGUSR2": 1}
+
+
+def test_who_is_missing() -> None:
+    """Members of the newest agreed membership that are not there."""
+    old, new = Knowledge(Membership(0, (0, 1, 2, 3))), Knowledge(Membership(4, (1, 2, 3)))
+    assert membership.absent({1: old, 3: new}) == (2,)
