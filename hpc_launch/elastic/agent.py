@@ -7,12 +7,14 @@ loop is the one here, in which all agents do the same at the same time.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+from torch.distributed import Store  # type: ignore[attr-defined]  # public, but its types do not export it
 from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.events.api import Event, EventSource
@@ -23,6 +25,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler
 from hpc_launch.elastic.console import duration, last_lines, say
 from hpc_launch.elastic.environment import Attempt, Place, worker_environment
 from hpc_launch.elastic.logs import JobLogs
+from hpc_launch.elastic.moving import MovingRendezvous, SpareReleased
 from hpc_launch.elastic.notices import Notices
 from hpc_launch.elastic.outlook import Outlook
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
@@ -83,7 +86,7 @@ class Agent(LocalElasticAgent):
         *,
         factory: Factory,
         signals: Signals,
-        outlook: Outlook | None,
+        outlook: Callable[[Plan], Outlook | None],
     ) -> None:
         """Prepare it.
 
@@ -94,7 +97,7 @@ class Agent(LocalElasticAgent):
             logs_specs: where output goes, if somebody else decides.
             factory: makes the workers.
             signals: what has come to this process.
-            outlook: what Slurm says about the end of the job; None on all agents but one.
+            outlook: begins to ask Slurm about the end of the job, where a plan makes that this agent's task.
         """
         # The time out of torch's exit barrier, for other backends: a slow node may finish as late as the job lives.
         super().__init__(
@@ -106,6 +109,7 @@ class Agent(LocalElasticAgent):
         )
         self.end: RoundEnd | None = None
         self._plan = plan
+        self._whole = plan.world
         self._environ = environ
         self._foreign_logs = logs_specs
         self._logs: JobLogs | None = None
@@ -118,7 +122,8 @@ class Agent(LocalElasticAgent):
         self._stop: RoundEnd | None = None
         self._factory = factory
         self._signals = signals
-        self._outlook = outlook
+        self._begin_outlook = outlook
+        self._outlook = outlook(plan)
         self._window = Window(_grace(plan, environ), self._slurm_facts, signals)
         self._facts = SlurmFacts()
         self._next_facts = 0.0
@@ -145,12 +150,21 @@ class Agent(LocalElasticAgent):
         """Whether the workers have been told of a notice signal."""
         return self._notices.told
 
+    @property
+    def first(self) -> bool:
+        """Whether this is the first node of those that have workers."""
+        return self._plan.world.leader
+
     # ---- one attempt
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         with self._signals.raising():
             super()._rendezvous(worker_group)
         handler = worker_group.spec.rdzv_handler
+        if isinstance(handler, MovingRendezvous):
+            self._plan = dataclasses.replace(self._plan, world=handler.world(self._whole))
+            if self._outlook is None:
+                self._outlook = self._begin_outlook(self._plan)
         if isinstance(handler, SlurmRendezvous):
             self._attempt = handler.round_number
             self._remaining_restarts = max(0, worker_group.spec.max_restarts - self._attempt)
@@ -166,7 +180,7 @@ class Agent(LocalElasticAgent):
     def _open_records(self) -> None:
         """Write down the attempt that begins."""
         if self._events is None:
-            self._events = EventLog(self._job.events(self._plan.world.host), self._plan.world.agent_rank)
+            self._events = EventLog(self._job.events(self._whole.host), self._whole.agent_rank)
             if self._plan.world.leader:
                 plan = self._job.plan(self._first_attempt)
                 directory.write_json(plan, self._plan.as_dict())
@@ -180,6 +194,21 @@ class Agent(LocalElasticAgent):
             directory.make(self._job.attempt(label))
             directory.point_latest(self._job.path / "latest", self._job.attempt(label).name)
         self._record("attempt", attempt=label, host=self._plan.world.host)
+
+    def _assign_worker_ranks(
+        self, store: Store, group_rank: int, group_world_size: int, spec: WorkerSpec
+    ) -> list[Worker]:
+        """The ranks of the workers here; where a node may be gone the next moment, without asking the others."""
+        handler = spec.rdzv_handler
+        if not isinstance(handler, MovingRendezvous):
+            workers: list[Worker] = super()._assign_worker_ranks(store, group_rank, group_world_size, spec)
+            return workers
+        sizes = handler.plan.workers
+        first, whole = sum(sizes[:group_rank]), sum(sizes)
+        return [
+            Worker(local, first + local, first + local, whole, whole)
+            for local in range(spec.local_world_size)
+        ]
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._signals.handle()
@@ -428,7 +457,12 @@ class Agent(LocalElasticAgent):
             return super()._invoke_run(role)
         with wakeup() as alarm:
             while True:
-                self._initialize_workers(self._worker_group)
+                try:
+                    self._initialize_workers(self._worker_group)
+                except SpareReleased as released:
+                    self.end = released.end
+                    well = released.end.ending == Ending.DONE.value
+                    return RunResult(WorkerState.SUCCEEDED if well else WorkerState.FAILED)
                 result, end = self._follow_round(handler, alarm)
                 self._record("round ended", **_facts(end))
                 self._window.stopped = bool(end.signal)
@@ -436,7 +470,10 @@ class Agent(LocalElasticAgent):
                     self._stop = end
                     if self._outlook is not None:
                         self._outlook.ask_again()
-                self._shutdown(signal.Signals[end.signal or "SIGTERM"])
+                if end.lost:
+                    self._record("node lost", hosts=end.lost)
+                # Who waits for a worker that is gone would not hear of anything less than SIGKILL.
+                self._shutdown(signal.Signals[end.signal or ("SIGKILL" if end.lost else "SIGTERM")])
                 if end.ending != Ending.DONE.value and not end.signal:
                     self._tell(end)
                 if end.ending != Ending.RESTART.value:

@@ -180,14 +180,14 @@ class Lifeline:
     """An agent's connection to the leader, open for as long as the run lives."""
 
     def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
+        self.connection = connection
         connection.settimeout(None)
         _keep_alive(connection)
 
     def broken(self) -> bool:
         """Whether the leader is gone."""
         try:
-            return self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+            return self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
         except BlockingIOError:
             return False
         except OSError:
@@ -197,8 +197,8 @@ class Lifeline:
         """Close it, and take leave if the run has ended: otherwise the leader is to miss this agent."""
         if ended:
             with contextlib.suppress(OSError):
-                self._connection.sendall(_BYE)
-        self._connection.close()
+                self.connection.sendall(_BYE)
+        self.connection.close()
 
 
 @dataclass(frozen=True)

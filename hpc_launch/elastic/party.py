@@ -38,6 +38,10 @@ class Party:
         job: the job directory, its name empty where the leader chooses it.
         software: what must be the same on every node.
         problem: why this node cannot take part, for all to hear; None if it can.
+        elastic: whether the run goes on without nodes that are lost.
+        minimum: how many nodes it needs at least to go on.
+        spares: how many nodes have no workers as long as they are not needed.
+        node_timeout: seconds without an answer after which a node is lost.
     """
 
     run_id: str
@@ -58,6 +62,10 @@ class Party:
     job: JobDirectory
     software: Mapping[str, str] = field(default_factory=dict)
     problem: HpcLaunchError | None = None
+    elastic: bool = False
+    minimum: int = 1
+    spares: int = 0
+    node_timeout: float = 10.0
 
 
 def party_of(plan: Plan, problem: HpcLaunchError | None = None) -> Party:
@@ -90,6 +98,10 @@ def party_of(plan: Plan, problem: HpcLaunchError | None = None) -> Party:
             "script": plan.script[0] if plan.script else "",
         },
         problem=problem,
+        elastic=plan.elastic,
+        minimum=plan.nnodes.minimum,
+        spares=settings.spares,
+        node_timeout=settings.node_timeout,
     )
 
 

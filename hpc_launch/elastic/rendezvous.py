@@ -295,9 +295,7 @@ class SlurmRendezvous(RendezvousHandler):
             while self._locator.present and time.monotonic() < deadline:
                 time.sleep(0.02)
             self._locator.close()
-            if self._notice is not None:
-                with contextlib.suppress(OSError):
-                    self._notice.unlink()
+            self._remove_notice()
         self._control = self._worker_server = self._locator = self._lifeline = None
         return True
 
@@ -365,15 +363,24 @@ class SlurmRendezvous(RendezvousHandler):
         """Start the agents' store and answer those who look for it."""
         party = self._party
         self._own_address = self._leader_own_address()
-        listener, rest = _first_free(party.ports)
+        listener, rest = first_free(party.ports)
         store, port = _first_store(rest, _STORE_TIMEOUT)
         self._locator = locator.Locator(party.run_id, listener, port)
+        self._write_notice(self._locator.port)
+        return store
+
+    def _write_notice(self, port: int) -> None:
+        """Say in the job directory where the leader is."""
         if self._notice is not None:
             addresses = [address for interface in network.interfaces() for address in interface.addresses]
-            note = {"run": party.run_id, "addresses": addresses, "port": self._locator.port}
+            note = {"run": self._party.run_id, "addresses": addresses, "port": port}
             with contextlib.suppress(LogDirError):
                 directory.write_json(self._notice, note)
-        return store
+
+    def _remove_notice(self) -> None:
+        if self._notice is not None:
+            with contextlib.suppress(OSError):
+                self._notice.unlink()
 
     @property
     def _notice(self) -> Path | None:
@@ -407,7 +414,20 @@ class SlurmRendezvous(RendezvousHandler):
         return found
 
     def _find(self) -> TCPStore:
-        """Find the leader's store, saying from time to time that it is not there yet."""
+        """Find the leader's store."""
+        found = self._locate()
+        self._lifeline = found.lifeline
+        self._leader_address = found.leader_address
+        self._own_address = network.asked_address(self._party.local_addr, self._party.interface) or found.own_address
+        with self._translated():
+            return TCPStore(found.leader_address, found.port, is_master=False, timeout=_STORE_TIMEOUT)
+
+    def _locate(self, key: str = "") -> locator.Found:
+        """Find the leader, saying from time to time that it is not there yet.
+
+        Args:
+            key: as `locator.find` has it.
+        """
         party = self._party
         begin, pace = time.monotonic(), Pace(30, 120)
 
@@ -416,18 +436,14 @@ class SlurmRendezvous(RendezvousHandler):
                 say(f"{party.host}: waiting for {party.hosts[0]} ({time.monotonic() - begin:.0f} s)")
             return [*((name, party.ports) for name in party.leaders), *self._noticed()]
 
-        found = locator.find(party.run_id, party.agent, places, begin + party.join_timeout)
+        found = locator.find(party.run_id, party.agent, places, begin + party.join_timeout, key)
         if isinstance(found, str):
             raise RendezvousTimeout(
                 f"{party.host} did not find {party.hosts[0]} in {party.join_timeout:.0f} s ({found}); "
                 "see --master-addr, --port-range and --join-timeout",
                 missing=(party.hosts[0],),
             )
-        self._lifeline = found.lifeline
-        self._leader_address = found.leader_address
-        self._own_address = network.asked_address(self._party.local_addr, self._party.interface) or found.own_address
-        with self._translated():
-            return TCPStore(found.leader_address, found.port, is_master=False, timeout=_STORE_TIMEOUT)
+        return found
 
     def _join(self) -> None:
         party = self._party
@@ -466,7 +482,7 @@ class SlurmRendezvous(RendezvousHandler):
         job = JobDirectory(party.job.root, party.job.job or derive.local_job_name(time.time(), os.getpid()))
         first_attempt = self._plan.first_attempt if self._plan else job.next_attempt()
         self._worker_server = None  # nobody uses that of the round before any more
-        self._worker_server, port = self._open_worker_store()
+        self._worker_server, port = self._open_worker_store(self._round)
         return RoundPlan(
             master_addr=self._own_address,
             master_port=port,
@@ -516,7 +532,7 @@ class SlurmRendezvous(RendezvousHandler):
             self._mind_an_early_end()
         raise RendezvousTimeout(f"{self._party.hosts[0]} did not begin round {self._round}; see --join-timeout")
 
-    def _open_worker_store(self) -> tuple[TCPStore, int]:
+    def _open_worker_store(self, number: int) -> tuple[TCPStore, int]:
         pinned = self._party.master_port
         if pinned is not None:
             try:
@@ -525,11 +541,11 @@ class SlurmRendezvous(RendezvousHandler):
                 raise RoundRefused(
                     f"--master-port {pinned} is taken on {self._party.host}: choose another, or leave it out"
                 ) from error
-        used = self._round + 2  # past the ports that the locator and the stores before may have
+        used = number + 2  # past the ports that the locator and the stores before may have
         return _first_store([*self._party.ports[used:], *self._party.ports[:used]], _STORE_TIMEOUT)
 
 
-def _first_free(ports: Sequence[int]) -> tuple[socket.socket, Sequence[int]]:
+def first_free(ports: Sequence[int]) -> tuple[socket.socket, Sequence[int]]:
     """Listen on the first port that is free; also gives the ports after it."""
     for position, port in enumerate(ports):
         try:

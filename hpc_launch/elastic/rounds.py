@@ -101,6 +101,7 @@ class RoundEnd(Message):
         status: the exit status of the job, if this is its end.
         cause: what happened, one line; empty after success.
         signal: the name of the signal that stopped the run, if one did: the workers are to get it.
+        lost: the node that was lost, if one was: then workers that wait for those of that node do so for ever.
     """
 
     ending: str
@@ -109,6 +110,7 @@ class RoundEnd(Message):
     status: int = 0
     cause: str = ""
     signal: str = ""
+    lost: str = ""
 
 
 def end_after_failure(  # noqa: D417 - the others are RoundEnd's

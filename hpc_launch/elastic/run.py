@@ -26,6 +26,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from hpc_launch.elastic import requeue, workers
 from hpc_launch.elastic.agent import Agent
 from hpc_launch.elastic.console import flush, say
+from hpc_launch.elastic.moving import MovingRendezvous
 from hpc_launch.elastic.outlook import Outlook
 from hpc_launch.elastic.party import party_of
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
@@ -72,7 +73,7 @@ def refuse(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError) -> N
     """
     _quieten_torch(plan, environ)
     settings = dataclasses.replace(plan.settings, join_timeout=min(plan.settings.join_timeout, _PATIENCE))
-    handler = SlurmRendezvous(party_of(dataclasses.replace(plan, settings=settings), problem))
+    handler = _own_handler(dataclasses.replace(plan, settings=settings), problem)
     try:
         handler.next_rendezvous()
     finally:
@@ -106,10 +107,14 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
                 signals.handle()
             with signals.raising():
                 spec = _spec(plan, handler, *_command(plan))
-                outlook = _outlook(plan, environ)
-                if outlook is not None:
-                    stack.callback(outlook.close)
                 logs = _foreign_logs(settings)
+
+                def outlook(plan: Plan) -> Outlook | None:
+                    begun = _outlook(plan, environ)
+                    if begun is not None:
+                        stack.callback(begun.close)
+                    return begun
+
                 agent = Agent(spec, plan, environ, logs, factory=factory, signals=signals, outlook=outlook)
                 stack.callback(agent.close)
                 _announce(plan)
@@ -125,7 +130,7 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
 
 def _requeue(plan: Plan, environ: Mapping[str, str], agent: Agent, error: HpcLaunchError | None) -> None:
     """Have the job run again, if that was asked for."""
-    if plan.settings.requeue and plan.world.leader:
+    if plan.settings.requeue and agent.first:
         ended = requeue.Run(error, agent.noticed, agent.slurm_record(), agent.job, *agent.attempts)
         word = requeue.settle(plan, environ, ended)
         if word:
@@ -191,9 +196,14 @@ def _quieten_torch(plan: Plan, environ: Mapping[str, str]) -> None:
             ctypes.c_int.in_dll(library, _CPP_LEVEL).value = _CPP_FATAL
 
 
+def _own_handler(plan: Plan, problem: HpcLaunchError | None = None) -> SlurmRendezvous:
+    party = party_of(plan, problem)
+    return MovingRendezvous(party) if party.elastic else SlurmRendezvous(party)
+
+
 def _handler(plan: Plan) -> RendezvousHandler:
     if plan.own_rendezvous:
-        return SlurmRendezvous(party_of(plan))
+        return _own_handler(plan)
     settings = plan.settings
     configuration: dict[str, Any] = dict(settings.rdzv_conf)
     configuration.setdefault("timeout", int(settings.join_timeout))

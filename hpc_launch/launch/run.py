@@ -117,7 +117,8 @@ def _tell_others(settings: Settings, script: Sequence[str], here: Here, problem:
     # Enough to find the others; whatever else was asked for may be the problem.
     bare = dataclasses.replace(
         settings,
-        nnodes=None,
+        # A run that may lose nodes has a rendezvous of its own, which this node is to be heard in.
+        nnodes=settings.nnodes if settings.nnodes and settings.nnodes.minimum < settings.nnodes.maximum else None,
         node_rank=None,
         nproc_per_node=None,
         cpu_bind=CpuBind("none"),

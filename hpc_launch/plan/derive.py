@@ -233,6 +233,29 @@ def _backend(settings: Settings, found: World) -> str:
 
 
 def _node_range(settings: Settings, found: World, backend: str) -> NodeRange:
+    nodes = _asked_nodes(settings, found, backend)
+    if settings.spares:
+        _refuse_spares(settings, found, backend)
+        nodes = NodeRange(min(nodes.minimum, nodes.maximum - settings.spares), nodes.maximum)
+    if nodes.minimum < nodes.maximum and backend == "slurm" and found.task_per_rank:
+        raise UsageError(
+            f"--nnodes {nodes} with {found.local_agents} tasks on {found.host}: a run that goes on without nodes that "
+            "are lost has one task on each; use srun --ntasks-per-node=1"
+        )
+    return nodes
+
+
+def _refuse_spares(settings: Settings, found: World, backend: str) -> None:
+    if backend != "slurm":
+        raise UsageError(f"--spares needs the rendezvous backend slurm, and not {backend}", option="--spares")
+    if settings.spares >= len(found.hosts):
+        raise UsageError(
+            f"--spares {settings.spares}: there are {len(found.hosts)} nodes, and one at least is to work",
+            option="--spares",
+        )
+
+
+def _asked_nodes(settings: Settings, found: World, backend: str) -> NodeRange:
     asked, there = settings.nnodes, len(found.hosts)
     if asked is None:
         return NodeRange(there, there)

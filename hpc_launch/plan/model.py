@@ -77,6 +77,11 @@ class Plan:
         return self.binding.shares[self.world.local_agent : self.world.local_agent + 1]
 
     @property
+    def elastic(self) -> bool:
+        """Whether the run goes on when nodes are lost."""
+        return self.own_rendezvous and self.nnodes.minimum < self.nnodes.maximum
+
+    @property
     def own_rendezvous(self) -> bool:
         """Whether the nodes meet by hpc-launch's own backend."""
         return self.backend == "slurm"

@@ -128,6 +128,15 @@ class Settings:
         not_in_files=_ONE_RUN,
         help="Number of nodes, or its range. Derived: the nodes of the Slurm step, or of the host list, else 1.",
     )
+    spares: int = _option(
+        "--spares",
+        read=readers.integer(0),
+        default=0,
+        metavar="K",
+        group=WORLD,
+        torchrun_variable=False,
+        help="Nodes without workers, which take the place of nodes that are lost. They are among those of --nnodes.",
+    )
     nproc_per_node: int | str | None = _option(
         "--nproc-per-node",
         read=readers.process_count,
@@ -261,6 +270,16 @@ class Settings:
         group=RENDEZVOUS,
         torchrun_variable=False,
         help="How long to wait for nodes that are missing, before they are named and the job ends.",
+    )
+    node_timeout: float = _option(
+        "--node-timeout",
+        read=readers.seconds,
+        default=10.0,
+        metavar="SECONDS",
+        group=RENDEZVOUS,
+        torchrun_variable=False,
+        help="After so many seconds without an answer a node is lost, where a run can go on without it (--nnodes "
+        "MIN:MAX, --spares).",
     )
     port_range: range = _option(
         "--port-range",

@@ -318,7 +318,7 @@ def test_an_agent_that_is_killed_is_missed(end: Callable[[socket.socket], None])
     with leader() as served:
         stays, killed = joined(served, 1), joined(served, 2)
         wait_for(lambda: served.present == 2, PATIENCE, "the leader to hear that they are here")
-        end(killed.lifeline._connection)
+        end(killed.lifeline.connection)
         wait_for(lambda: served.lost, PATIENCE, "the leader to see it")
         assert (served.lost, stays.lifeline.broken()) == ((2,), False)
         stays.lifeline.close()

@@ -1,0 +1,453 @@
+"""A leader of a run that may lose nodes: it has all agents' connections, agrees with them, and begins and ends rounds.
+
+Every agent has a `Post`, which listens from the beginning, and tells who calls whether it leads. When it does, the thread
+here has the agents' connections, that of the leader's own agent among them; all decisions about memberships are those
+of `membership`. A round costs four lines for each agent (ready, propose, accept, go), and nothing is said while workers
+run. A failure ends a round when all agents have answered since: a worker often fails because another's node is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hpc_launch import hostlist
+from hpc_launch.elastic import membership, rounds, story
+from hpc_launch.elastic.console import Pace, say
+from hpc_launch.elastic.lines import Lines, notice_silence
+from hpc_launch.elastic.membership import Knowledge, Membership
+from hpc_launch.elastic.party import Party
+from hpc_launch.elastic.rounds import Ending, Member, RoundEnd, RoundPlan
+from hpc_launch.elastic.story import Caller, Start, Story
+from hpc_launch.errors import HpcLaunchError, RoundRefused
+
+# A caller that has not said who it is by then is a stranger.
+_STRANGER_SECONDS = 30.0
+# So long at least a failure waits for what explains it: the agent of a node that dies may answer with its last breath.
+_SETTLE_SECONDS = 0.5
+
+
+@dataclass
+class _Session:
+    """A connection to an agent.
+
+    Attributes:
+        lines: the connection.
+        since: when it came (time.monotonic).
+        agent: its number, once it has said so.
+        ready: what it said last, if it is ready for another round.
+        place: where it listens.
+        host: its node.
+    """
+
+    lines: Lines
+    since: float
+    agent: int | None = None
+    ready: Caller | None = None
+    place: tuple[str, int] = ("", 0)
+    host: str = ""
+
+
+@dataclass
+class _Running:
+    """A round that has begun.
+
+    Attributes:
+        start: what was said.
+        end: how it ended; None while it goes on.
+        done: agents whose workers have all ended well.
+        failure: the first failure, with when it came, until it is known to be none of a lost node.
+        answered: who has answered since.
+    """
+
+    start: Start
+    end: RoundEnd | None = None
+    done: set[int] = field(default_factory=set)
+    failure: tuple[RoundEnd, float] | None = None
+    answered: set[int] = field(default_factory=set)
+
+
+class Post:
+    """What listens for other agents, and leads them if it is told to.
+
+    Args:
+        party: what this agent brings along.
+        listener: where it listens.
+        key: tells this run from another of the same name.
+        open_store: makes the store for the workers of the round with this number; gives the address and the port.
+        open_job: gives the name of the job directory and the number of the run's first attempt.
+    """
+
+    def __init__(
+        self,
+        party: Party,
+        listener: socket.socket,
+        open_store: Callable[[int], tuple[str, int]],
+        open_job: Callable[[], tuple[str, int]],
+    ) -> None:
+        self.port: int = listener.getsockname()[1]
+        self.leader = -1
+        """Whom this agent is with, for others to hear; -1 while it looks for one."""
+        self._party = party
+        self._listener = listener
+        self._open_store, self._open_job = open_store, open_job
+        self._sessions: dict[socket.socket, _Session] = {}
+        self._keys: dict[int, str] = {}
+        self._leads = False
+        self._since = 0.0
+        self._story = Story()
+        self._shared: dict[str, str] = {}
+        self._proposal: Membership | None = None
+        self._accepted: set[int] = set()
+        self._running: _Running | None = None
+        self._known_hosts: dict[int, str] = dict(enumerate(party.hosts))
+        self._pace = Pace(10, 60)
+        self._lock = threading.Lock()
+        self._ending = threading.Event()
+        self._selector = selectors.DefaultSelector()
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._serve, name="post", daemon=True)
+        self._thread.start()
+
+    # ---- for its own agent
+
+    @property
+    def leads(self) -> bool:
+        """Whether it leads."""
+        return self._leads
+
+    @property
+    def formed(self) -> bool:
+        """Whether it leads, and a round has begun."""
+        return self._leads and self._running is not None
+
+    @property
+    def callers(self) -> frozenset[int]:
+        """The agents that have a connection to it."""
+        return frozenset(one.agent for one in [*self._sessions.values()] if one.agent is not None)
+
+    def lead(self) -> Lines:
+        """Begin to lead; gives this agent's own end of its connection."""
+        own, served = socket.socketpair()
+        with self._lock:
+            self._leads, self._since, self._pace = True, time.monotonic(), Pace(10, 60)
+            self._adopt(served)
+        return Lines(own)
+
+    def resign(self, why: str = "", status: int = 69) -> None:
+        """Lead no more: all agents look for somebody else, or end if there is a reason to."""
+        with self._lock:
+            if why:
+                self._broadcast("refuse", why=why, status=status)
+            self._leads, self._running, self._proposal = False, None, None
+            for connection in [*self._sessions]:
+                self._forget(connection)
+
+    def close(self) -> None:
+        """End the thread and free the port."""
+        self._ending.set()
+        self._thread.join()
+
+    # ---- the thread
+
+    def _serve(self) -> None:
+        while not self._ending.is_set():
+            ready = self._selector.select(timeout=0.05)
+            with self._lock:
+                for key, _ in ready:
+                    if key.fileobj is self._listener:
+                        self._accept()
+                    elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._sessions:
+                        self._listen(key.fileobj)
+                self._turn(time.monotonic())
+        with self._lock:
+            for connection in [*self._sessions]:
+                self._forget(connection)
+        self._selector.close()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = self._listener.accept()
+            notice_silence(connection, self._party.node_timeout)
+            self._adopt(connection)
+
+    def _adopt(self, connection: socket.socket) -> None:
+        self._sessions[connection] = _Session(Lines(connection), time.monotonic())
+        self._selector.register(connection, selectors.EVENT_READ)
+
+    def _forget(self, connection: socket.socket) -> None:
+        session = self._sessions.pop(connection)
+        self._selector.unregister(connection)
+        session.lines.close()
+
+    def _listen(self, connection: socket.socket) -> None:
+        session = self._sessions[connection]
+        for said in session.lines.hear():
+            if connection not in self._sessions:
+                return
+            try:
+                self._obey(connection, session, said)
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+                session.lines.broken = True  # none of ours
+
+    def _turn(self, now: float) -> None:
+        """What time has brought."""
+        for connection, session in [*self._sessions.items()]:
+            if session.lines.waiting:
+                session.lines.flush()
+            stranger = session.agent is None and now - session.since > _STRANGER_SECONDS
+            if connection in self._sessions and (session.lines.broken or stranger):
+                self._lose(connection)
+        if self._leads and self._running is not None:
+            self._judge(self._running, now)
+        elif self._leads and self._proposal is None:
+            self._consider(now)
+
+    # ---- what agents say
+
+    def _obey(self, connection: socket.socket, session: _Session, said: Mapping[str, Any]) -> None:
+        if "run" in said:
+            self._answer(connection, session, said)
+            return
+        word = said["do"]
+        if word == "ready":
+            self._welcome(connection, session, story.read(Caller, said["caller"]))
+        elif session.agent is None:
+            self._forget(connection)
+        elif word == "bye":
+            self._leave(connection)
+        elif word == "accept":
+            self._note_accepted(session.agent, said["membership"])
+        elif word == "share":
+            self._shared[said["name"]] = said["text"]
+        elif word == "ask":
+            session.lines.send("value", name=said["name"], text=self._shared.get(said["name"], ""))
+        elif word == "notice":
+            self._story = replace(
+                self._story, notices=membership.merged([self._story.notices, {said["name"]: said["count"]}])
+            )
+            self._broadcast("notices", counts=self._story.notices)
+        elif word == "stop":
+            self._stop(story.read(RoundEnd, said["end"]))
+        elif self._running is not None and said.get("round") == self._story.round:
+            self._note(self._running, session.agent, word, said)
+
+    def _answer(self, connection: socket.socket, session: _Session, said: Mapping[str, Any]) -> None:
+        """Who calls asks whether this agent leads its run."""
+        agent, key = int(said["agent"]), str(said["key"])
+        mine = said["run"] == self._party.run_id and self._keys.setdefault(agent, key) == key
+        if mine and (self._leads or said.get("again")):
+            number = self._running.start.number if self._leads and self._running is not None else -1
+            facts = {"run": self._party.run_id, "port": self.port, "leads": self._leads}
+            text = json.dumps({**facts, "leader": self.leader, "number": number})
+        else:
+            text = json.dumps({"run": ""})
+        try:
+            connection.sendall(text.encode() + b"\n")
+        except OSError:
+            session.lines.broken = True
+        if not self._leads or not mine:
+            self._forget(connection)
+
+    def _welcome(self, connection: socket.socket, session: _Session, caller: Caller) -> None:
+        """An agent is there, or ready for another round."""
+        if session.agent is None:
+            for other, one in [*self._sessions.items()]:
+                if one.agent == caller.agent and other is not connection:
+                    self._lose(other)  # it has come back before its loss was noticed
+        session.agent, session.ready = caller.agent, caller
+        session.place, session.host = (caller.address, caller.port), caller.host
+        self._story = story.together([self._story, story.read(Story, caller.story)])
+
+    def _note(self, running: _Running, agent: int, word: str, said: Mapping[str, Any]) -> None:
+        """Something about the round that runs."""
+        if running.end is not None:
+            return
+        if word == "done":
+            running.done.add(agent)
+            if running.done >= {*running.start.active}:
+                self._end(running, RoundEnd(Ending.DONE.value, agent, self._known_hosts[agent]))
+        elif word == "failed" and running.failure is None:
+            position = running.start.active.index(agent)
+            host = running.start.hosts[position]
+            end = RoundEnd(Ending.FAILED.value, position, host, said["status"], said["cause"])
+            running.failure = end, time.monotonic()
+            self._broadcast("ping")
+        elif word == "pong":
+            running.answered.add(agent)
+
+    def _stop(self, end: RoundEnd) -> None:
+        """An agent leaves for good, and takes the run with it."""
+        if self._running is None or self._running.end is None:
+            self._broadcast("ended", round=self._story.round, end=story.plain(end), story=story.plain(self._story))
+        if self._running is not None and self._running.end is None:
+            self._running.end = end
+
+    # ---- rounds
+
+    def _judge(self, running: _Running, now: float) -> None:
+        """Decide about a failure, and go on when all whose workers run have stopped them."""
+        if running.end is None and running.failure is not None:
+            end, since = running.failure
+            silent = {*running.start.active} - running.answered
+            if silent and now - since > self._party.node_timeout:
+                for connection, session in [*self._sessions.items()]:
+                    if session.agent in silent:
+                        self._lose(connection)  # its agent does not even answer
+            elif not silent and now - since >= _SETTLE_SECONDS:
+                self._fail(running, end)
+        elif running.end is not None and running.end.ending == Ending.RESTART.value:
+            self._running, self._since, self._pace = None, now, Pace(10, 60)
+
+    def _fail(self, running: _Running, end: RoundEnd) -> None:
+        again = self._story.spent < self._party.max_restarts
+        if again:
+            agent = str(running.start.active[end.agent])
+            trouble = {**self._story.trouble, agent: self._story.trouble.get(agent, 0) + 1}
+            self._story = replace(self._story, spent=self._story.spent + 1, trouble=trouble)
+        self._end(running, replace(end, ending=(Ending.RESTART if again else Ending.FAILED).value))
+
+    def _end(self, running: _Running, end: RoundEnd) -> None:
+        running.end = end
+        self._broadcast("ended", round=self._story.round, end=story.plain(end), story=story.plain(self._story))
+
+    def _lose(self, connection: socket.socket) -> None:
+        """An agent is gone."""
+        agent = self._sessions[connection].agent
+        self._forget(connection)
+        if agent is None or not self._leads:
+            return
+        if self._proposal is not None and agent in self._proposal.agents:
+            self._proposal = None
+        running = self._running
+        if running is not None and running.end is None and agent in running.start.active:
+            host = self._known_hosts[agent]
+            cause = f"lost the agent on {host}: it was killed, or its node is gone"
+            say(f"attempt {self._story.first_attempt + self._story.round}: {cause}; starting again without it")
+            self._end(running, RoundEnd(Ending.RESTART.value, -1, self._party.host, 69, cause, lost=host))
+
+    def _leave(self, connection: socket.socket) -> None:
+        """An agent takes leave; while the round goes on that is a loss like any other."""
+        if self._running is not None and self._running.end is None:
+            self._lose(connection)
+        else:
+            self._forget(connection)
+
+    # ---- memberships
+
+    def _consider(self, now: float) -> None:
+        """Propose a membership if those that are there may form one, and nobody need be waited for."""
+        members = {one.agent: one for one in self._sessions.values() if one.agent is not None}
+        callers = {agent: one.ready for agent, one in members.items() if one.ready is not None}
+        if not callers:
+            return
+        ready = {agent: caller.known for agent, caller in callers.items()}
+        waited = now - self._since
+        first = self._story.round < 0
+        gone = {agent for caller in callers.values() for agent in caller.gone}
+        busy = {agent for agent, one in members.items() if one.ready is None}
+        missing = busy | set(membership.absent(ready)) - gone
+        if not missing or waited > self._party.join_timeout or (not busy and waited > self._patience(first=first)):
+            if membership.may_form(ready) and len(ready) >= self._party.minimum:
+                self._propose(ready)
+            elif waited > self._patience(first=first, enough=False):
+                self._give_up(ready, waited)
+        elif self._pace.due():
+            names = hostlist.display([self._known_hosts[agent] for agent in sorted(missing)])
+            say(f"waiting for {names} ({len(ready)}/{self._party.agents} joined, {waited:.0f} s)")
+
+    def _patience(self, *, first: bool, enough: bool = True) -> float:
+        """How long to wait for those that are missing.
+
+        Nodes that notice a loss late do so within half of the timeout after the first; a part of a network that may not
+        go on has stopped its workers by then. Who may not go on waits for others somewhat longer.
+        """
+        if first:
+            return self._party.join_timeout
+        return self._party.node_timeout * (0.75 if enough else 2)
+
+    def _give_up(self, ready: Mapping[int, Knowledge], waited: float) -> None:
+        here = hostlist.display([self._known_hosts[agent] for agent in sorted(ready)])
+        missing = hostlist.display([self._known_hosts[agent] for agent in membership.absent(ready)])
+        if self._story.round < 0:
+            why = (
+                f"{missing} did not join in {waited:.0f} s ({len(ready)}/{self._party.agents} joined): look at the "
+                "node's own output, exclude it, or wait longer with --join-timeout"
+            )
+        elif membership.may_form(ready):
+            why = f"only {here} is left, and --nnodes asks for {self._party.minimum} nodes at least"
+        else:
+            why = f"{here} cannot go on without {missing}: those could be a majority, and train"
+        self._broadcast("refuse", why=why, status=69)
+        self._since = time.monotonic()  # all leave now
+
+    def _propose(self, ready: Mapping[int, Knowledge]) -> None:
+        proposal = membership.propose(ready)
+        self._proposal, self._accepted = proposal, set()
+        self._tell(proposal.agents, "propose", membership=story.pair(proposal))
+
+    def _note_accepted(self, agent: int, accepted: Sequence[Any]) -> None:
+        proposal = self._proposal
+        if proposal is None or story.unpair(accepted) != proposal:
+            return
+        self._accepted.add(agent)
+        if self._accepted >= {*proposal.agents}:
+            self._proposal = None
+            try:
+                self._begin(proposal)
+            except HpcLaunchError as error:
+                self._broadcast("refuse", why=str(error), status=error.exit_status)
+
+    def _begin(self, agreed: Membership) -> None:
+        """All have accepted: the round begins."""
+        sessions = {one.agent: one for one in self._sessions.values() if one.agent in agreed.agents}
+        callers = {agent: one.ready for agent, one in sessions.items() if agent is not None and one.ready is not None}
+        trouble = {int(agent): count for agent, count in self._story.trouble.items()}
+        active = membership.active(agreed.agents, self._party.agents - self._party.spares, trouble)
+        if self._story.round < 0:
+            self._refuse_differences([callers[agent] for agent in agreed.agents])
+            job, first_attempt = self._open_job()
+            self._story = replace(self._story, job=job, first_attempt=first_attempt)
+        address, port = self._open_store(self._story.round + 1)
+        workers = [callers[agent].workers for agent in active]
+        self._story = replace(self._story, round=self._story.round + 1)
+        plan = RoundPlan(address, port, workers, self._story.job, self._story.first_attempt)
+        start = Start(
+            number=agreed.number,
+            agents=agreed.agents,
+            active=active,
+            hosts=[self._known_hosts[agent] for agent in active],
+            leader=self._party.agent,
+            plan=story.plain(plan),
+            story=story.plain(self._story),
+            places={str(agent): sessions[agent].place for agent in agreed.agents},
+        )
+        self._running = _Running(start)
+        for session in sessions.values():
+            session.ready = None
+        self._tell(agreed.agents, "go", start=story.plain(start))
+
+    def _refuse_differences(self, callers: Sequence[Caller]) -> None:
+        members = [Member(one.agent, one.host, one.workers, one.software, one.problem, one.status) for one in callers]
+        refused = rounds.refusal(members)
+        if refused is not None:
+            raise RoundRefused(refused[0], exit_status=refused[1])
+
+    # ---- words
+
+    def _broadcast(self, word: str, **facts: Any) -> None:
+        self._tell(None, word, **facts)
+
+    def _tell(self, agents: Sequence[int] | None, word: str, **facts: Any) -> None:
+        for session in [*self._sessions.values()]:
+            if session.agent is not None and (agents is None or session.agent in agents):
+                session.lines.send(word, **facts)

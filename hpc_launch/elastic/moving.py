@@ -1,0 +1,463 @@
+"""The `slurm` rendezvous of a run that may lose nodes, its leader's too: `--nnodes MIN:MAX` and `--spares`.
+
+Agents and their leader talk over connections of their own (`leading`), not through a store, whose answer an agent would
+wait for as long as the kernel tries to reach a host that is gone. Where the leader is lost, the others look for each
+other in host-list order: the first that finds none before itself leads. Each round has a store for the workers, as ever.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # public, but its types do not export it
+from torch.distributed.elastic.rendezvous import RendezvousInfo
+from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousStoreInfo
+
+from hpc_launch.elastic import locator, rendezvous, story
+from hpc_launch.elastic.console import say
+from hpc_launch.elastic.leading import Post
+from hpc_launch.elastic.lines import Lines, notice_silence
+from hpc_launch.elastic.membership import Knowledge, Membership
+from hpc_launch.elastic.party import Party
+from hpc_launch.elastic.rendezvous import SlurmRendezvous
+from hpc_launch.elastic.rounds import Ending, Message, RoundEnd
+from hpc_launch.elastic.story import Caller, Start, Story
+from hpc_launch.errors import RendezvousError, RoundRefused
+from hpc_launch.node import network
+from hpc_launch.plan import derive
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.world import World
+
+_Shared = TypeVar("_Shared", bound=Message)
+
+# How often an agent that waits looks for news, and how long it waits for another that does not answer.
+_LOOK_SECONDS = 0.02
+_CALL_SECONDS = 1.5
+# How often those that wait for more agents look whether these have another leader.
+_SEARCH_SECONDS = 1.0
+_FAREWELL_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What an agent answers to the question whether it leads.
+
+    Attributes:
+        leader: itself if it does, or whom it is with; -1 while it looks for a leader.
+        number: of the membership whose round it leads; -1 where none has begun.
+        connection: to it, if it leads.
+    """
+
+    leader: int
+    number: int
+    connection: socket.socket | None
+
+
+class SpareReleased(Exception):  # noqa: N818 - it is no error
+    """The run has ended while this agent was a spare.
+
+    Attributes:
+        end: how.
+    """
+
+    def __init__(self, end: RoundEnd) -> None:
+        super().__init__(end.cause)
+        self.end = end
+
+
+class MovingRendezvous(SlurmRendezvous):
+    """One agent's end of it.
+
+    Attributes:
+        start: what the leader said of the current round.
+    """
+
+    def __init__(self, party: Party) -> None:
+        super().__init__(party)
+        self.start: Start | None = None
+        self._whole = party
+        self._post: Post | None = None
+        self._seat: Lines | None = None
+        self._key_of_run = uuid.uuid4().hex
+        self._known = Knowledge(Membership(0, tuple(range(party.agents))))
+        self._story = Story()
+        self._gone: set[int] = set()
+        self._leader = -1
+        self._roster: dict[int, tuple[str, int]] = {}
+        self._values: dict[str, str] = {}
+        self._refusal: RoundRefused | None = None
+
+    # ---- what the agent asks
+
+    def world(self, whole: World) -> World:
+        """The nodes that have workers in this round, and the place of this one among them."""
+        start = self._started()
+        rank = list(start.active).index(self._whole.agent)
+        return replace(whole, hosts=tuple(start.hosts), node_rank=rank, agents=len(start.active), agent_rank=rank)
+
+    @property
+    def spares(self) -> int:
+        """How many nodes of the round have no workers."""
+        return len(self._started().agents) - len(self._started().active)
+
+    def report_failure(self, status: int, cause: str) -> RoundEnd:
+        """Say that something failed here; returns how the round really ended: perhaps because a node was lost."""
+        self._send("failed", round=self._round, status=status, cause=cause)
+        return self._await_end(RoundEnd(Ending.RESTART.value, self._party.agent, self._party.host, status, cause))
+
+    def report_end(self, status: int, cause: str, signal: str = "") -> RoundEnd | None:
+        """Say that this agent leaves for good, and takes the run with it."""
+        end = RoundEnd(Ending.FAILED.value, self._party.agent, self._party.host, status, cause, signal)
+        if self._end is not None and self._end.ending != Ending.RESTART.value:
+            return self._end
+        self._end = None
+        self._send("stop", end=story.plain(end))
+        return self._await_end(end, self._whole.node_timeout)
+
+    def report_done(self) -> None:
+        """Say that all workers here ended well; the last agent to do so ends the round."""
+        self._send("done", round=self._round)
+
+    def end(self) -> RoundEnd | None:
+        """How the current round ended; None while it goes on. Asks nobody: the leader says it."""
+        if self._end is None:
+            self._read()
+        return self._end
+
+    # ---- what concerns all rounds
+
+    def tell_notice(self, name: str, count: int) -> None:
+        """Tell the other agents that a signal came for the `count`-th time."""
+        self._send("notice", name=name, count=count)
+
+    def notices(self) -> Mapping[str, int]:
+        """How often each signal came to some agent, by name."""
+        self._read()
+        return self._story.notices
+
+    def share(self, name: str, message: Message) -> None:
+        """Leave something for the other agents to read when they need it."""
+        self._send("share", name=name, text=message.encode())
+
+    def shared(self, name: str, kind: type[_Shared]) -> _Shared | None:
+        """What was left when this was asked for the last time; None as long as nothing was."""
+        self._send("ask", name=name)
+        self._read()
+        text = self._values.get(name)
+        return kind.decode(text) if text else None
+
+    # ---- torch's interface
+
+    def num_nodes_waiting(self) -> int:
+        """Nothing that torch's own agent would have to do."""
+        return 0
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Join the next round and wait until it begins with workers on this node.
+
+        Raises:
+            SpareReleased: when the run ended before this node had any.
+            RendezvousTimeout: when the first node did not come.
+            RoundRefused: when there are not enough nodes to go on, or they do not fit together.
+            RendezvousClosedError: when the run has ended.
+        """
+        if self._end is not None and self._end.ending != Ending.RESTART.value:
+            raise RendezvousClosedError(self._end.cause or "the run has ended")
+        if self._round >= 0 and self._end is None:
+            self.report_failure(1, "a worker failed")
+        self._end = self._plan = self.start = None
+        if self._post is None:
+            self._open_post()
+        if self._seat is not None:
+            self._present()
+        start = self._await_start()
+        where = RendezvousStoreInfo(start.round_plan.master_addr, start.round_plan.master_port)
+        # Ranks follow from the plan (`Agent`): nothing is to be read from a store that may be gone the next moment.
+        return RendezvousInfo(HashStore(), self._party.agent, self._party.agents, where)
+
+    def shutdown(self) -> bool:
+        """Leave; the leader goes last, so that all can read the end."""
+        if self._seat is not None and self.is_closed():
+            self._send("bye")
+        if self._post is not None:
+            if self._post.leads:
+                deadline = time.monotonic() + _FAREWELL_SECONDS
+                while self._post.callers - {self._whole.agent} and time.monotonic() < deadline:
+                    time.sleep(_LOOK_SECONDS)
+                self._remove_notice()
+            self._post.close()
+        if self._seat is not None:
+            self._seat.close()
+        self._post = self._seat = None
+        self._worker_server = None
+        return True
+
+    # ---- words with the leader
+
+    def _started(self) -> Start:
+        if self.start is None:
+            raise RendezvousError("there was no rendezvous yet")
+        return self.start
+
+    def _send(self, word: str, **facts: Any) -> None:
+        if self._seat is not None and not self._seat.broken:
+            self._seat.send(word, **facts)
+
+    def _read(self) -> None:
+        """Hear what the leader has said, and notice that it is gone."""
+        seat = self._seat
+        if seat is None:
+            return
+        seat.flush()
+        for said in seat.hear():
+            self._take(said)
+        if seat.broken and self._seat is seat:
+            self._lose_leader(seat)
+
+    def _take(self, said: Mapping[str, Any]) -> None:
+        word = said["do"]
+        if word == "propose":
+            proposal = story.unpair(said["membership"])
+            self._known = self._known.accept(proposal)
+            self._send("accept", membership=story.pair(proposal))
+        elif word == "go":
+            self._begin(story.read(Start, said["start"]))
+        elif word == "ping":
+            self._send("pong", round=self._round)
+        elif word == "ended":
+            self._story = story.together([self._story, story.read(Story, said["story"])])
+            if self._end is None:
+                self._end = story.read(RoundEnd, said["end"])
+        elif word == "notices":
+            self._story = replace(self._story, notices=said["counts"])
+        elif word == "value":
+            self._values[said["name"]] = said["text"]
+        elif word == "refuse":
+            leads = self._post is not None and self._post.leads
+            self._refusal = RoundRefused(said["why"], exit_status=said["status"], silent=not leads)
+
+    def _begin(self, start: Start) -> None:
+        self._known = self._known.agree(start.membership)
+        self._gone &= {*start.agents}
+        self.start, self._story, self._round = start, start.run, start.run.round
+        self._end = self._plan = None
+        self._leader = start.leader
+        self._roster.update({int(agent): (str(place[0]), int(place[1])) for agent, place in start.places.items()})
+        if self._whole.agent in start.active:
+            rank = list(start.active).index(self._whole.agent)
+            self._party = replace(self._whole, agent=rank, agents=len(start.active), hosts=start.hosts)
+            self._plan = start.round_plan
+
+    def _lose_leader(self, seat: Lines) -> None:
+        """The leader is gone: the round is over."""
+        host = self._host(self._leader)
+        if seat.closed:
+            self._gone.add(self._leader)
+        seat.close()
+        self._seat = None
+        if self._end is None:
+            cause = f"lost the agent on {host}, which led the run: it was killed, or its node is gone"
+            self._end = RoundEnd(Ending.RESTART.value, -1, self._whole.host, 69, cause, lost=host)
+
+    def _await_end(self, otherwise: RoundEnd, patience: float | None = None) -> RoundEnd:
+        """Wait for the leader's word on how the round ended."""
+        deadline = None if patience is None else time.monotonic() + patience
+        while self._end is None:
+            if self._seat is None or (deadline is not None and time.monotonic() > deadline):
+                self._end = otherwise
+                break
+            self._read()
+            if self._end is None:
+                time.sleep(_LOOK_SECONDS)
+        if otherwise.ending == Ending.FAILED.value and self._end.lost:
+            self._end = otherwise  # it leaves, whoever else does
+        return self._end
+
+    # ---- the round begins
+
+    def _open_post(self) -> None:
+        """Listen, and find the first node, or be it."""
+        party = self._whole
+        asked = network.asked_address(party.local_addr, party.interface)
+        self._own_address = asked or network.own_address(party.host, party.hosts, [party.host]) or ""
+        if party.leader:
+            self._own_address = self._leader_own_address()
+        listener, _ = rendezvous.first_free(party.ports)
+        self._post = Post(party, listener, self._open_round_store, self._open_job)
+        if party.leader:
+            self._seat = self._lead()
+            self._write_notice(self._post.port)
+
+    def _await_start(self) -> Start:
+        """Wait for the word to begin here."""
+        told = False
+        alone_since = searched = time.monotonic()
+        while True:
+            if self._seat is None:
+                seat = self._look_for_leader()
+                if seat is not None:
+                    self._seat = seat
+                    self._present()
+                elif time.monotonic() - alone_since > 3 * self._whole.node_timeout:
+                    raise RoundRefused(f"{self._whole.host} finds none of the other nodes, which could go on without it")
+            self._read()
+            if self._refusal is not None:
+                raise self._refusal
+            self._mind_end_of_run()
+            if self._seat is not None:
+                alone_since = time.monotonic()
+            if self.start is not None:
+                if self._plan is not None:
+                    return self.start
+                if not told:
+                    say(f"{self._whole.host} is a spare")
+                    told = True
+            elif self._opened().leads and self._known.agreed.number and time.monotonic() - searched > _SEARCH_SECONDS:
+                searched = time.monotonic()
+                self._yield_to_another()
+            time.sleep(_LOOK_SECONDS)
+
+    def _mind_end_of_run(self) -> None:
+        """See whether the run, or the round in which this node is a spare, has ended."""
+        end = self._end
+        if end is None:
+            return
+        if end.ending != Ending.RESTART.value:
+            if self.start is not None and self._plan is None:
+                raise SpareReleased(end)
+            # Who left says why.
+            raise RoundRefused(end.cause, exit_status=end.status, silent=True)
+        self._end = self.start = None
+        if self._seat is not None:
+            self._present()
+
+    def _present(self) -> None:
+        """Tell the leader that this agent is there and ready, and what it knows."""
+        party = self._whole
+        caller = Caller(
+            agent=party.agent,
+            host=party.host,
+            address=self._own_address,
+            port=self._opened().port,
+            workers=party.workers,
+            software=party.software,
+            problem=str(party.problem) if party.problem else "",
+            status=party.problem.exit_status if party.problem else 0,
+            agreed=story.pair(self._known.agreed),
+            accepted=[story.pair(one) for one in self._known.accepted],
+            story=story.plain(self._story),
+            gone=sorted(self._gone),
+        )
+        self._send("ready", caller=story.plain(caller))
+
+    # ---- who leads
+
+    def _lead(self) -> Lines:
+        """Lead; gives this agent's own connection to itself."""
+        post = self._opened()
+        self._leader = post.leader = self._whole.agent
+        return post.lead()
+
+    def _find_first(self) -> Lines:
+        """The connection to the first node, where the run begins."""
+        found = self._locate(self._key_of_run)
+        self._own_address = self._own_address or found.own_address
+        self._leader = 0
+        return self._led_by(0, found.lifeline.connection)
+
+    def _look_for_leader(self) -> Lines | None:
+        """The connection to whoever leads, this agent perhaps; None where that is not known yet."""
+        own = self._whole.agent
+        if not self._known.agreed.number:
+            return self._find_first()
+        for agent in self._known.agreed.agents:
+            if agent == own:
+                say(f"{self._whole.host} takes over" + (f" from {self._host(self._leader)}" * (self._leader != own)))
+                return self._lead()
+            answer = None if agent in self._gone else self._ask_for_leader(agent)
+            if answer is not None:
+                # Who does not lead is looking for a leader as well, or about to, and comes before this agent.
+                return self._led_by(answer.leader, answer.connection) if answer.connection else None
+        return None
+
+    def _yield_to_another(self) -> None:
+        """Lead no more where another agent does whose round has begun without this one, or who comes before it."""
+        post, own = self._opened(), self._whole.agent
+        for agent in self._known.agreed.agents:
+            answer = None if agent in post.callers else self._ask_for_leader(agent)
+            if answer is None or answer.connection is None:
+                continue
+            if post.formed or not (answer.number > self._known.agreed.number or answer.leader < own):
+                answer.connection.close()
+                continue
+            post.resign()
+            if self._seat is not None:
+                self._seat.close()
+            self._seat = self._led_by(answer.leader, answer.connection)
+            self._present()
+            return
+
+    def _ask_for_leader(self, agent: int) -> _Answer | None:
+        """Ask an agent whether it leads, or whomever it names; None where it cannot be reached."""
+        answer = self._ask(agent)
+        if answer is not None and answer.connection is None and answer.leader not in (-1, agent, self._whole.agent):
+            return self._ask(answer.leader) or answer
+        return answer
+
+    def _ask(self, agent: int) -> _Answer | None:
+        question = {"run": self._whole.run_id, "agent": self._whole.agent, "key": self._key_of_run, "again": True}
+        if agent not in self._roster:
+            return None
+        try:
+            connection = socket.create_connection(self._roster[agent], timeout=_CALL_SECONDS)
+        except ConnectionRefusedError:
+            self._gone.add(agent)  # it has listened for as long as it lived
+            return None
+        except OSError:
+            return None
+        try:
+            connection.sendall(json.dumps(question).encode() + b"\n")
+            with connection.makefile("rb") as stream:
+                said = json.loads(stream.readline(1 << 12))
+            if said["run"] == self._whole.run_id:
+                self._gone.discard(agent)
+                if said["leads"]:
+                    return _Answer(agent, int(said["number"]), connection)
+                connection.close()
+                return _Answer(int(said["leader"]), -1, None)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        connection.close()
+        return None
+
+    def _led_by(self, leader: int, connection: socket.socket) -> Lines:
+        notice_silence(connection, self._whole.node_timeout)
+        self._leader = self._opened().leader = leader
+        return Lines(connection)
+
+    def _opened(self) -> Post:
+        if self._post is None:
+            raise RendezvousError("the rendezvous is not open")
+        return self._post
+
+    def _host(self, agent: int) -> str:
+        return self._whole.hosts[max(0, agent)]
+
+    # ---- for the post's thread
+
+    def _open_round_store(self, number: int) -> tuple[str, int]:
+        self._worker_server = None  # nobody uses that of the round before any more
+        self._worker_server, port = self._open_worker_store(number)
+        return self._own_address, port
+
+    def _open_job(self) -> tuple[str, int]:
+        root, name = self._whole.job.root, self._whole.job.job
+        job = JobDirectory(root, name or derive.local_job_name(time.time(), os.getpid()))
+        return job.job, job.next_attempt()

@@ -1,0 +1,154 @@
+"""What agents of a run that may lose nodes tell each other, as values. Pure.
+
+Everything about a run that must outlive its leader is in the `Story` that every agent has; a new leader makes its own
+from those of the agents that it has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpc_launch.elastic import membership
+from hpc_launch.elastic.membership import Knowledge, Membership
+from hpc_launch.elastic.rounds import Message, RoundPlan
+
+
+@dataclass(frozen=True)
+class Story(Message):
+    """What has become of a run so far.
+
+    Attributes:
+        round: the last round that has begun; -1 before the first.
+        spent: restarts after failures so far. Lost nodes cost none.
+        trouble: how many attempts each agent has ended by itself, by its number as text.
+        notices: how often each notice signal came.
+        job: name of the job directory; empty before the first round.
+        first_attempt: number of the run's first attempt in it.
+    """
+
+    round: int = -1
+    spent: int = 0
+    trouble: Mapping[str, int] = field(default_factory=dict)
+    notices: Mapping[str, int] = field(default_factory=dict)
+    job: str = ""
+    first_attempt: int = 0
+
+
+def together(stories: Iterable[Story]) -> Story:
+    """What agents know together: of everything the latest."""
+    stories = tuple(stories)
+    latest = max(stories, key=lambda story: story.round)
+    return Story(
+        round=latest.round,
+        spent=max(story.spent for story in stories),
+        trouble=membership.merged(story.trouble for story in stories),
+        notices=membership.merged(story.notices for story in stories),
+        job=latest.job,
+        first_attempt=latest.first_attempt,
+    )
+
+
+@dataclass(frozen=True)
+class Caller(Message):
+    """What an agent says of itself to a leader, when it comes and when it is ready for another round.
+
+    Attributes:
+        agent: its number.
+        host: its node.
+        address: where it listens itself.
+        port: its port there.
+        workers: how many it starts.
+        software: what must be the same on every node.
+        problem: why it cannot take part; empty if it can.
+        status: the exit status that goes with the problem.
+        agreed: the newest membership that it knows to be agreed: number and agents.
+        accepted: those that it has accepted since.
+        story: what it knows of the run.
+        gone: agents whose connections to it were closed, not lost: nobody need wait for these.
+    """
+
+    agent: int
+    host: str
+    address: str
+    port: int
+    workers: int
+    software: Mapping[str, str]
+    problem: str
+    status: int
+    agreed: Sequence[Any]
+    accepted: Sequence[Sequence[Any]]
+    story: Mapping[str, Any]
+    gone: Sequence[int] = ()
+
+    @property
+    def known(self) -> Knowledge:
+        """What it knows of memberships."""
+        return Knowledge(unpair(self.agreed), tuple(map(unpair, self.accepted)))
+
+
+@dataclass(frozen=True)
+class Start(Message):
+    """What a leader says when all have accepted: the round begins.
+
+    Attributes:
+        number: of the membership.
+        agents: who belongs to it.
+        active: who has workers; the others are spares.
+        hosts: the nodes of the active ones.
+        leader: who says it.
+        plan: the plan of the round, in which workers are those of the active agents.
+        story: of the run.
+        places: where each agent listens: address and port, by its number as text.
+    """
+
+    number: int
+    agents: Sequence[int]
+    active: Sequence[int]
+    hosts: Sequence[str]
+    leader: int
+    plan: Mapping[str, Any]
+    story: Mapping[str, Any]
+    places: Mapping[str, Sequence[Any]]
+
+    @property
+    def membership(self) -> Membership:
+        """What was agreed."""
+        return Membership(self.number, tuple(self.agents))
+
+    @property
+    def round_plan(self) -> RoundPlan:
+        """The plan as the other rendezvous has it."""
+        return read(RoundPlan, self.plan)
+
+    @property
+    def run(self) -> Story:
+        """The story of the run."""
+        return read(Story, self.story)
+
+
+def plain(message: Message) -> dict[str, Any]:
+    """The value for JSON."""
+    return dataclasses.asdict(message)
+
+
+def read(kind: type[Any], facts: Mapping[str, Any]) -> Any:
+    """The value from JSON; what a newer version has besides is passed over.
+
+    Raises:
+        TypeError: when something is missing.
+    """
+    names = {one.name for one in dataclasses.fields(kind)}
+    return kind(**{name: fact for name, fact in facts.items() if name in names})
+
+
+def pair(one: Membership) -> list[Any]:
+    """A membership for JSON."""
+    return [one.number, list(one.agents)]
+
+
+def unpair(facts: Sequence[Any]) -> Membership:
+    """The inverse of `pair`."""
+    return Membership(int(facts[0]), tuple(map(int, facts[1])))
