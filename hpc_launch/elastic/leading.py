@@ -27,6 +27,7 @@ from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.rounds import Ending, Member, RoundEnd, RoundPlan
 from hpc_launch.elastic.story import Caller, Start, Story
 from hpc_launch.errors import HpcLaunchError, RoundRefused
+from hpc_launch.records import events
 
 # A caller that has not said who it is by then is a stranger.
 _STRANGER_SECONDS = 30.0
@@ -80,9 +81,9 @@ class Post:
     Args:
         party: what this agent brings along.
         listener: where it listens.
-        key: tells this run from another of the same name.
         open_store: makes the store for the workers of the round with this number; gives the address and the port.
         open_job: gives the name of the job directory and the number of the run's first attempt.
+        observe: is told of nodes that are missing, as events.
     """
 
     def __init__(
@@ -91,13 +92,14 @@ class Post:
         listener: socket.socket,
         open_store: Callable[[int], tuple[str, int]],
         open_job: Callable[[], tuple[str, int]],
+        observe: Callable[..., None],
     ) -> None:
         self.port: int = listener.getsockname()[1]
         self.leader = -1
         """Whom this agent is with, for others to hear; -1 while it looks for one."""
         self._party = party
         self._listener = listener
-        self._open_store, self._open_job = open_store, open_job
+        self._open_store, self._open_job, self._observe = open_store, open_job, observe
         self._sessions: dict[socket.socket, _Session] = {}
         self._keys: dict[int, str] = {}
         self._leads = False
@@ -229,6 +231,8 @@ class Post:
             self._note_accepted(session.agent, said["membership"])
         elif word == "share":
             self._shared[said["name"]] = said["text"]
+        elif word == "clock":
+            session.lines.send("clock", time=time.time())
         elif word == "ask":
             session.lines.send("value", name=said["name"], text=self._shared.get(said["name"], ""))
         elif word == "notice":
@@ -332,7 +336,6 @@ class Post:
         if running is not None and running.end is None and agent in running.start.active:
             host = self._known_hosts[agent]
             cause = f"lost the agent on {host}: it was killed, or its node is gone"
-            say(f"attempt {self._story.first_attempt + self._story.round}: {cause}; starting again without it")
             self._end(running, RoundEnd(Ending.RESTART.value, -1, self._party.host, 69, cause, lost=host))
 
     def _leave(self, connection: socket.socket) -> None:
@@ -363,6 +366,8 @@ class Post:
                 self._give_up(ready, waited)
         elif self._pace.due():
             names = hostlist.display([self._known_hosts[agent] for agent in sorted(missing)])
+            about = {"joined": len(ready), "expected": self._party.agents, "waited": round(waited, 1)}
+            self._observe(events.NODE_MISSING, hosts=names, **about)
             say(f"waiting for {names} ({len(ready)}/{self._party.agents} joined, {waited:.0f} s)")
 
     def _patience(self, *, first: bool, enough: bool = True) -> float:

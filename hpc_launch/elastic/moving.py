@@ -12,7 +12,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from hpc_launch.elastic.story import Caller, Start, Story
 from hpc_launch.errors import RendezvousError, RoundRefused
 from hpc_launch.node import network
 from hpc_launch.plan import derive
+from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.world import World
 
@@ -43,6 +44,8 @@ _CALL_SECONDS = 1.5
 # How often those that wait for more agents look whether these have another leader.
 _SEARCH_SECONDS = 1.0
 _FAREWELL_SECONDS = 15.0
+# An answer to the question for the time that takes longer is none.
+_CLOCK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class _Answer:
     connection: socket.socket | None
 
 
-class SpareReleased(Exception):  # noqa: N818 - it is no error
+class SpareReleased(Exception):
     """The run has ended while this agent was a spare.
 
     Attributes:
@@ -90,6 +93,7 @@ class MovingRendezvous(SlurmRendezvous):
         self._story = Story()
         self._gone: set[int] = set()
         self._leader = -1
+        self._time: float | None = None
         self._roster: dict[int, tuple[str, int]] = {}
         self._values: dict[str, str] = {}
         self._refusal: RoundRefused | None = None
@@ -101,6 +105,11 @@ class MovingRendezvous(SlurmRendezvous):
         start = self._started()
         rank = list(start.active).index(self._whole.agent)
         return replace(whole, hosts=tuple(start.hosts), node_rank=rank, agents=len(start.active), agent_rank=rank)
+
+    @property
+    def hosts(self) -> Sequence[str]:
+        """The nodes of the current round that have workers."""
+        return tuple(self._started().hosts)
 
     @property
     def spares(self) -> int:
@@ -132,6 +141,20 @@ class MovingRendezvous(SlurmRendezvous):
         return self._end
 
     # ---- what concerns all rounds
+
+    def clock(self) -> tuple[float, float] | None:
+        """How many seconds this node's clock is ahead of the leader's, and how wrong that can be; None if unknown."""
+        if self._opened().leads:
+            return 0.0, 0.0
+        self._time, asked = None, time.time()
+        self._send("clock")
+        while self._time is None and self._seat is not None and time.time() - asked < _CLOCK_SECONDS:
+            self._read()
+            time.sleep(_LOOK_SECONDS / 10)
+        if self._time is None:
+            return None
+        now = time.time()
+        return (asked + now) / 2 - self._time, (now - asked) / 2
 
     def tell_notice(self, name: str, count: int) -> None:
         """Tell the other agents that a signal came for the `count`-th time."""
@@ -235,8 +258,12 @@ class MovingRendezvous(SlurmRendezvous):
             self._story = story.together([self._story, story.read(Story, said["story"])])
             if self._end is None:
                 self._end = story.read(RoundEnd, said["end"])
+                if self._end.lost and self._opened().leads:
+                    self.observer(events.NODE_LOST, hosts=self._end.lost)
         elif word == "notices":
             self._story = replace(self._story, notices=said["counts"])
+        elif word == "clock":
+            self._time = float(said["time"])
         elif word == "value":
             self._values[said["name"]] = said["text"]
         elif word == "refuse":
@@ -265,6 +292,7 @@ class MovingRendezvous(SlurmRendezvous):
         if self._end is None:
             cause = f"lost the agent on {host}, which led the run: it was killed, or its node is gone"
             self._end = RoundEnd(Ending.RESTART.value, -1, self._whole.host, 69, cause, lost=host)
+            self.observer(events.NODE_LOST, hosts=host)
 
     def _await_end(self, otherwise: RoundEnd, patience: float | None = None) -> RoundEnd:
         """Wait for the leader's word on how the round ended."""
@@ -290,7 +318,7 @@ class MovingRendezvous(SlurmRendezvous):
         if party.leader:
             self._own_address = self._leader_own_address()
         listener, _ = rendezvous.first_free(party.ports)
-        self._post = Post(party, listener, self._open_round_store, self._open_job)
+        self._post = Post(party, listener, self._open_round_store, self._open_job, self.observer)
         if party.leader:
             self._seat = self._lead()
             self._write_notice(self._post.port)
@@ -370,7 +398,7 @@ class MovingRendezvous(SlurmRendezvous):
         found = self._locate(self._key_of_run)
         self._own_address = self._own_address or found.own_address
         self._leader = 0
-        return self._led_by(0, found.lifeline.connection)
+        return self._led_by(0, found.lifeline.release())
 
     def _look_for_leader(self) -> Lines | None:
         """The connection to whoever leads, this agent perhaps; None where that is not known yet."""

@@ -1,0 +1,231 @@
+"""The rendezvous of a run that may lose nodes, its agents in threads with real connections on loopback."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.distributed.elastic.rendezvous import RendezvousInfo
+from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
+
+from hpc_launch.elastic.moving import MovingRendezvous, SpareReleased
+from hpc_launch.elastic.party import Party
+from hpc_launch.elastic.rounds import Message, RoundEnd
+from hpc_launch.errors import RendezvousError, RoundRefused
+from hpc_launch.world import of_nodes
+from hpc_launch.settings import Origin
+from tests.support import wait_for
+from tests.unit.agents_support import DEADLINE, Task, begin, end_of, errors, finish, parties, party, together
+
+Group = list[MovingRendezvous]
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[Callable[..., Group]]:
+    """Return what makes the agents of a run, which are gone in the end."""
+    made: Group = []
+
+    def make(agents: int, **changes: Any) -> Group:
+        usual = {"elastic": True, "minimum": 1, "node_timeout": 3.0}
+        handlers = [MovingRendezvous(one) for one in parties(party(tmp_path, agents, **{**usual, **changes}))]
+        made.extend(handlers)
+        return handlers
+
+    yield make
+    for handler in made:
+        die(handler)
+
+
+def die(handler: MovingRendezvous) -> None:
+    """Be killed: the kernel closes everything."""
+    if handler._post is not None:
+        handler._post.resign()
+        handler._post.close()
+    if handler._seat is not None:
+        handler._seat.close()
+    handler._post = handler._seat = None
+
+
+def meet(handlers: Sequence[MovingRendezvous]) -> list[RendezvousInfo]:
+    """Let all join the next round."""
+    return together([handler.next_rendezvous for handler in handlers])
+
+
+def places(handlers: Sequence[MovingRendezvous]) -> list[tuple[int, int, int]]:
+    """Return round, rank and number of nodes of each."""
+    found = []
+    for handler in handlers:
+        world = handler.world(of_nodes(handler._whole.hosts, handler._whole.agent, Origin.STEP))
+        found.append((handler.round_number, world.node_rank, len(world.hosts)))
+    return found
+
+
+def lost(handlers: Sequence[MovingRendezvous], host: str) -> None:
+    """See that all hear of a loss, which costs no restart."""
+    ends = together([partial(end_of, handler) for handler in handlers])
+    assert {(end.ending, end.lost) for end in ends} == {("restart", host)}, ends
+
+
+def spare(handler: MovingRendezvous) -> Task:
+    """Let an agent join that is to be a spare."""
+    task = begin(handler.next_rendezvous, "spare")
+    wait_for(lambda: handler.start, DEADLINE, "it does not join")
+    assert not task.ended.is_set()
+    return task
+
+
+def test_the_leader_s_loss_and_others(group: Callable[..., Group]) -> None:
+    """Of five nodes, one after another is lost, leaders too; the others go on with new ranks, as long as they may."""
+    handlers = group(5)
+    meet(handlers)
+    assert places(handlers) == [(0, number, 5) for number in range(5)]
+    for number, dead in enumerate([3, 0, 1], start=1):
+        gone = next(handler for handler in handlers if handler._whole.agent == dead)
+        handlers.remove(gone)
+        die(gone)
+        lost(handlers, f"node{dead + 1}")
+        meet(handlers)
+        assert places(handlers) == [(number, rank, len(handlers)) for rank in range(len(handlers))]
+        assert {handler.plan.master_port for handler in handlers} == {handlers[0].plan.master_port}
+        assert list(handlers[0].plan.workers) == [handler._whole.workers for handler in handlers]
+    for handler in handlers:
+        handler.report_done()
+    assert [end_of(handler).ending for handler in handlers] == ["done"] * 2
+    together([handler.shutdown for handler in handlers])
+
+
+def test_what_outlives_the_leader(group: Callable[..., Group]) -> None:
+    """Notices, the budget of restarts, the job directory and its attempts are what they were."""
+    handlers = group(4, max_restarts=1)
+    meet(handlers)
+    handlers[2].tell_notice("SIGUSR1", 2)
+    for handler in handlers:
+        wait_for(lambda handler=handler: handler.notices() == {"SIGUSR1": 2}, DEADLINE, "no notice")
+    tasks = [begin(partial(handler.report_failure, 7, "it broke")) for handler in handlers[3:]]
+    ends = together([partial(end_of, handler) for handler in handlers[:3]])
+    finish(tasks)
+    assert {(end.ending, end.status, end.agent) for end in ends} == {("restart", 7, 3)}
+    meet(handlers)
+    die(handlers.pop(0))
+    lost(handlers, "node1")
+    meet(handlers)
+    assert [handler.notices() for handler in handlers] == [{"SIGUSR1": 2}] * 3
+    assert (handlers[0].round_number, handlers[0].plan.job, handlers[0].plan.first_attempt) == (2, "1.0", 0)
+    tasks = [begin(partial(handlers[0].report_failure, 9, "again"))]
+    ends = together([partial(end_of, handler) for handler in handlers[1:]])
+    finish(tasks)
+
+    assert {(end.ending, end.status, end.cause) for end in ends} == {("failed", 9, "again")}
+    assert {type(error) for error in errors([handler.next_rendezvous for handler in handlers])} == {RendezvousClosedError}
+
+
+def test_a_failure_that_comes_of_a_lost_node_costs_nothing(group: Callable[..., Group]) -> None:
+    """Workers elsewhere fail because a node dies, and are heard of first: it is a loss all the same."""
+    handlers = group(4)
+    meet(handlers)
+    tasks = [begin(partial(handler.report_failure, 1, "connection reset")) for handler in handlers[1:3]]
+    die(handlers.pop(3))
+    finish(tasks)
+
+    assert {task.value.lost for task in tasks} == {"node4"}
+    lost(handlers, "node4")
+
+
+def test_a_spare_takes_the_place_of_a_lost_node(group: Callable[..., Group]) -> None:
+    """The world keeps its size, then shrinks; a spare whose run ends is told how."""
+    handlers = group(5, spares=2)
+    waiting = [begin(handler.next_rendezvous) for handler in handlers[3:]]
+    meet(handlers[:3])
+    assert places(handlers[:3]) == [(0, 0, 3), (0, 1, 3), (0, 2, 3)]
+    assert handlers[0].spares == 2
+    die(handlers[0])
+    lost(handlers[1:3], "node1")
+    meet(handlers[1:3])
+    finish(waiting[:1])
+    assert places(handlers[1:4]) == [(1, 0, 3), (1, 1, 3), (1, 2, 3)]
+    for handler in handlers[1:4]:
+        handler.report_done()
+    finish(waiting[1:])
+
+    assert isinstance(waiting[1].error, SpareReleased)
+    assert waiting[1].error.end.ending == "done"
+
+
+def test_a_node_that_fails_again_and_again_goes_behind_the_spares(group: Callable[..., Group]) -> None:
+    """After two attempts that it has ended by itself another one has its place."""
+    handlers = group(4, spares=1, max_restarts=5)
+    waiting = begin(handlers[3].next_rendezvous)
+    for number in range(2):
+        meet(handlers[:3])
+        assert places(handlers[:3])[0] == (number, 0, 3)
+        task = begin(partial(handlers[1].report_failure, 1, "a bad device"))
+        together([partial(end_of, handler) for handler in (handlers[0], handlers[2])])
+        finish([task])
+    behind = begin(handlers[1].next_rendezvous)
+    meet([handlers[0], handlers[2]])
+    finish([waiting])
+
+    assert places([handlers[0], handlers[2], handlers[3]]) == [(2, 0, 3), (2, 1, 3), (2, 2, 3)]
+    assert not behind.ended.is_set()
+
+
+def test_too_few_say_so_and_end(group: Callable[..., Group]) -> None:
+    """Fewer than --nnodes asks for, or no majority: the status is documented, and the words say which it is."""
+    handlers = group(4, minimum=3)
+    meet(handlers)
+    die(handlers[3])
+    lost(handlers[:3], "node4")
+    meet(handlers[:3])
+    die(handlers[0])
+    lost(handlers[1:3], "node1")
+    refused = errors([handler.next_rendezvous for handler in handlers[1:3]])
+    assert {type(error) for error in refused} == {RoundRefused}
+    assert "only node[2-3] is left, and --nnodes asks for 3 nodes at least" in str(refused[0])
+
+    others = group(2)
+    meet(others)
+    die(others[0])
+    lost(others[1:], "node1")
+    with pytest.raises(RoundRefused, match="node2 cannot go on without node1: those could be a majority") as caught:
+        others[1].next_rendezvous()
+    assert caught.value.exit_status == 69
+
+
+def test_who_comes_back_waits_for_the_next_attempt(group: Callable[..., Group]) -> None:
+    """A node that was taken for lost disturbs nobody, and is one of all in the next attempt."""
+    handlers = group(4, max_restarts=1)
+    meet(handlers)
+    assert handlers[2]._seat is not None
+    handlers[2]._seat.close()
+    lost([handlers[0], handlers[1], handlers[3]], "node3")
+    meet([handlers[0], handlers[1], handlers[3]])
+    back = begin(handlers[2].next_rendezvous)
+    wait_for(lambda: handlers[2]._seat and not handlers[2]._seat.broken, DEADLINE, "it does not come back")
+    assert [handler.end() for handler in (handlers[0], handlers[1], handlers[3])] == [None] * 3
+    task = begin(partial(handlers[3].report_failure, 1, "it broke"))
+    together([partial(end_of, handler) for handler in handlers[:2]])
+    finish([task])
+    meet([handlers[0], handlers[1], handlers[3]])
+    finish([back])
+
+    assert places(handlers) == [(2, number, 4) for number in range(4)]
+
+
+def test_a_stop_is_everybody_s_end(group: Callable[..., Group]) -> None:
+    """Spares end as well, with the words of whoever was stopped."""
+    handlers = group(4, spares=1)
+    waiting = begin(handlers[3].next_rendezvous)
+    meet(handlers[:3])
+    end = handlers[1].report_end(143, "stopped by SIGTERM", "SIGTERM")
+    assert [end_of(handler) for handler in handlers[:3]] == [end] * 3
+    finish([waiting])
+
+    assert end is not None
+    assert (end.ending, end.status, end.signal) == ("failed", 143, "SIGTERM")
+    assert isinstance(waiting.error, SpareReleased)
+    assert waiting.error.end == end
