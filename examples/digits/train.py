@@ -135,21 +135,25 @@ def train(args: argparse.Namespace, device: torch.device, rank: int, world_size:
     torch.manual_seed(SEED)
     train_set, test_set = datasets(device)
     network = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).to(device)
+    # The ranks share the batch: more of them train the same network, to the same accuracy, faster.
+    batch_size = max(1, args.batch_size // world_size)
     optimiser = torch.optim.SGD(network.parameters(), lr=args.lr, momentum=0.9)
 
     epoch = step = seen = 0  # seen: how many samples of this epoch, by all ranks together
     state = None if args.fresh else load(args.checkpoint, rank, world_size)
     if state is not None:
         network.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        optimiser.load_state_dict(state["optimiser"])  # with the learning rate of the ranks that there were then
         epoch, step, seen = state["epoch"], state["step"], state["seen"]
         say(rank, f"going on after step {step} (epoch {epoch}) of {args.checkpoint}")
+
+    # A number of ranks that does not divide the batch makes it smaller, and the steps with it.
+    for group in optimiser.param_groups:
+        group["lr"] = args.lr * batch_size * world_size / args.batch_size
 
     # The checkpoint holds the network itself, not DDP's wrapping, so that any number of ranks can read it.
     model = wrap(network, device) if world_size > 1 else network
     sampler: DistributedSampler[Any] = DistributedSampler(train_set, world_size, rank, seed=SEED, drop_last=True)
-    # The ranks share the batch: more of them train the same network, to the same accuracy, faster.
-    batch_size = max(1, args.batch_size // world_size)
 
     while epoch < args.epochs:
         sampler.set_epoch(epoch)  # shuffles anew, and in the same way when this epoch is run again

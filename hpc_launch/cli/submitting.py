@@ -100,6 +100,8 @@ def _request(settings: Settings, wanted: asked.Asked, command: tuple[str, ...], 
         after=given["after"],
         requeue=settings.requeue,
         check=given["check"],
+        spares=settings.spares,
+        no_kill=settings.may_lose_nodes,
         keep=wanted.many("keep-environment"),
     )
 

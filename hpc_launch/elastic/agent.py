@@ -216,10 +216,7 @@ class Agent(LocalElasticAgent):
             return workers
         sizes = handler.plan.workers
         first, whole = sum(sizes[:group_rank]), sum(sizes)
-        return [
-            Worker(local, first + local, first + local, whole, whole)
-            for local in range(spec.local_world_size)
-        ]
+        return [Worker(local, first + local, first + local, whole, whole) for local in range(spec.local_world_size)]
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._signals.handle()

@@ -1,7 +1,7 @@
-"""A leader of a run that may lose nodes: it has all agents' connections, agrees with them, and begins and ends rounds.
+"""A leader of a run that may lose nodes: it has all agents' connections, agrees with them, begins and ends rounds.
 
-Every agent has a `Post`, which listens from the beginning, and tells who calls whether it leads. When it does, the thread
-here has the agents' connections, that of the leader's own agent among them; all decisions about memberships are those
+Every agent has a `Post`, which listens from the beginning, and tells who calls whether it leads. If so, the thread here
+has the agents' connections, that of the leader's own agent among them; all decisions about memberships are those
 of `membership`. A round costs four lines for each agent (ready, propose, accept, go), and nothing is said while workers
 run. A failure ends a round when all agents have answered since: a worker often fails because another's node is gone.
 """
@@ -31,8 +31,13 @@ from hpc_launch.records import events
 
 # A caller that has not said who it is by then is a stranger.
 _STRANGER_SECONDS = 30.0
+# How often it is looked whether a round can begin.
+_LOOK_SECONDS = 0.02
 # So long at least a failure waits for what explains it: the agent of a node that dies may answer with its last breath.
 _SETTLE_SECONDS = 0.5
+
+
+_NOTHING = Knowledge(Membership(-1, ()))
 
 
 @dataclass
@@ -45,7 +50,7 @@ class _Session:
         agent: its number, once it has said so.
         ready: what it said last, if it is ready for another round.
         place: where it listens.
-        host: its node.
+        known: what it knows of memberships.
     """
 
     lines: Lines
@@ -53,7 +58,7 @@ class _Session:
     agent: int | None = None
     ready: Caller | None = None
     place: tuple[str, int] = ("", 0)
-    host: str = ""
+    known: Knowledge = _NOTHING
 
 
 @dataclass
@@ -103,7 +108,7 @@ class Post:
         self._sessions: dict[socket.socket, _Session] = {}
         self._keys: dict[int, str] = {}
         self._leads = False
-        self._since = 0.0
+        self._since = self._next_look = 0.0
         self._story = Story()
         self._shared: dict[str, str] = {}
         self._proposal: Membership | None = None
@@ -161,20 +166,22 @@ class Post:
     # ---- the thread
 
     def _serve(self) -> None:
-        while not self._ending.is_set():
-            ready = self._selector.select(timeout=0.05)
+        try:
+            while not self._ending.is_set():
+                ready = self._selector.select(timeout=0.05)
+                with self._lock:
+                    for key, _ in ready:
+                        if key.fileobj is self._listener:
+                            self._accept()
+                        elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._sessions:
+                            self._listen(key.fileobj)
+                    self._turn(time.monotonic())
+        finally:  # whatever becomes of this thread, nobody waits for it
             with self._lock:
-                for key, _ in ready:
-                    if key.fileobj is self._listener:
-                        self._accept()
-                    elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._sessions:
-                        self._listen(key.fileobj)
-                self._turn(time.monotonic())
-        with self._lock:
-            for connection in [*self._sessions]:
-                self._forget(connection)
-        self._selector.close()
-        self._listener.close()
+                for connection in [*self._sessions]:
+                    self._forget(connection)
+            self._selector.close()
+            self._listener.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -211,7 +218,8 @@ class Post:
                 self._lose(connection)
         if self._leads and self._running is not None:
             self._judge(self._running, now)
-        elif self._leads and self._proposal is None:
+        elif self._leads and self._proposal is None and now >= self._next_look:
+            self._next_look = now + _LOOK_SECONDS
             self._consider(now)
 
     # ---- what agents say
@@ -229,21 +237,25 @@ class Post:
             self._leave(connection)
         elif word == "accept":
             self._note_accepted(session.agent, said["membership"])
-        elif word == "share":
+        elif word in ("share", "clock", "ask", "notice"):
+            self._inform(session, word, said)
+        elif word == "stop":
+            self._stop(story.read(RoundEnd, said["end"]))
+        elif self._running is not None and said.get("round") == self._story.round:
+            self._note(self._running, session.agent, word, said)
+
+    def _inform(self, session: _Session, word: str, said: Mapping[str, Any]) -> None:
+        """What has nothing to do with rounds."""
+        if word == "share":
             self._shared[said["name"]] = said["text"]
         elif word == "clock":
             session.lines.send("clock", time=time.time())
         elif word == "ask":
             session.lines.send("value", name=said["name"], text=self._shared.get(said["name"], ""))
-        elif word == "notice":
-            self._story = replace(
-                self._story, notices=membership.merged([self._story.notices, {said["name"]: said["count"]}])
-            )
-            self._broadcast("notices", counts=self._story.notices)
-        elif word == "stop":
-            self._stop(story.read(RoundEnd, said["end"]))
-        elif self._running is not None and said.get("round") == self._story.round:
-            self._note(self._running, session.agent, word, said)
+        else:
+            counts = membership.merged([self._story.notices, {said["name"]: said["count"]}])
+            self._story = replace(self._story, notices=counts)
+            self._broadcast("notices", counts=counts)
 
     def _answer(self, connection: socket.socket, session: _Session, said: Mapping[str, Any]) -> None:
         """Who calls asks whether this agent leads its run."""
@@ -269,7 +281,7 @@ class Post:
                 if one.agent == caller.agent and other is not connection:
                     self._lose(other)  # it has come back before its loss was noticed
         session.agent, session.ready = caller.agent, caller
-        session.place, session.host = (caller.address, caller.port), caller.host
+        session.place, session.known = (caller.address, caller.port), caller.known
         self._story = story.together([self._story, story.read(Story, caller.story)])
 
     def _note(self, running: _Running, agent: int, word: str, said: Mapping[str, Any]) -> None:
@@ -353,7 +365,7 @@ class Post:
         callers = {agent: one.ready for agent, one in members.items() if one.ready is not None}
         if not callers:
             return
-        ready = {agent: caller.known for agent, caller in callers.items()}
+        ready = {agent: members[agent].known for agent in callers}
         waited = now - self._since
         first = self._story.round < 0
         gone = {agent for caller in callers.values() for agent in caller.gone}

@@ -69,9 +69,7 @@ def pool(known: Iterable[Knowledge]) -> Knowledge:
 def quorum(membership: Membership, present: AbstractSet[int]) -> bool:
     """Whether these agents are enough of a membership: of two parts that share nobody, one at most is."""
     here = sum(agent in present for agent in membership.agents)
-    return 2 * here > len(membership.agents) or (
-        2 * here == len(membership.agents) and membership.agents[0] in present
-    )
+    return 2 * here > len(membership.agents) or (2 * here == len(membership.agents) and membership.agents[0] in present)
 
 
 def may_form(present: Mapping[int, Knowledge]) -> bool:

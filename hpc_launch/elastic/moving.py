@@ -2,7 +2,7 @@
 
 Agents and their leader talk over connections of their own (`leading`), not through a store, whose answer an agent would
 wait for as long as the kernel tries to reach a host that is gone. Where the leader is lost, the others look for each
-other in host-list order: the first that finds none before itself leads. Each round has a store for the workers, as ever.
+other in host-list order: the first that finds none before itself leads. Each round has its store for the workers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]  # public,
 from torch.distributed.elastic.rendezvous import RendezvousInfo
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousStoreInfo
 
-from hpc_launch.elastic import locator, rendezvous, story
+from hpc_launch.elastic import rendezvous, story
 from hpc_launch.elastic.console import say
 from hpc_launch.elastic.leading import Post
 from hpc_launch.elastic.lines import Lines, notice_silence
@@ -119,7 +119,8 @@ class MovingRendezvous(SlurmRendezvous):
     def report_failure(self, status: int, cause: str) -> RoundEnd:
         """Say that something failed here; returns how the round really ended: perhaps because a node was lost."""
         self._send("failed", round=self._round, status=status, cause=cause)
-        return self._await_end(RoundEnd(Ending.RESTART.value, self._party.agent, self._party.host, status, cause))
+        end = RoundEnd(Ending.RESTART.value, self._party.agent, self._party.host, status, cause)
+        return self._await_end(end, 4 * self._whole.node_timeout)
 
     def report_end(self, status: int, cause: str, signal: str = "") -> RoundEnd | None:
         """Say that this agent leaves for good, and takes the run with it."""
@@ -260,15 +261,20 @@ class MovingRendezvous(SlurmRendezvous):
                 self._end = story.read(RoundEnd, said["end"])
                 if self._end.lost and self._opened().leads:
                     self.observer(events.NODE_LOST, hosts=self._end.lost)
-        elif word == "notices":
+        elif word == "refuse":
+            leads = self._post is not None and self._post.leads
+            self._refusal = RoundRefused(said["why"], exit_status=said["status"], silent=not leads)
+        else:
+            self._note(word, said)
+
+    def _note(self, word: str, said: Mapping[str, Any]) -> None:
+        """What has nothing to do with rounds."""
+        if word == "notices":
             self._story = replace(self._story, notices=said["counts"])
         elif word == "clock":
             self._time = float(said["time"])
         elif word == "value":
             self._values[said["name"]] = said["text"]
-        elif word == "refuse":
-            leads = self._post is not None and self._post.leads
-            self._refusal = RoundRefused(said["why"], exit_status=said["status"], silent=not leads)
 
     def _begin(self, start: Start) -> None:
         self._known = self._known.agree(start.membership)
@@ -294,11 +300,11 @@ class MovingRendezvous(SlurmRendezvous):
             self._end = RoundEnd(Ending.RESTART.value, -1, self._whole.host, 69, cause, lost=host)
             self.observer(events.NODE_LOST, hosts=host)
 
-    def _await_end(self, otherwise: RoundEnd, patience: float | None = None) -> RoundEnd:
+    def _await_end(self, otherwise: RoundEnd, patience: float) -> RoundEnd:
         """Wait for the leader's word on how the round ended."""
-        deadline = None if patience is None else time.monotonic() + patience
+        deadline = time.monotonic() + patience
         while self._end is None:
-            if self._seat is None or (deadline is not None and time.monotonic() > deadline):
+            if self._seat is None or time.monotonic() > deadline:
                 self._end = otherwise
                 break
             self._read()
@@ -323,24 +329,27 @@ class MovingRendezvous(SlurmRendezvous):
             self._seat = self._lead()
             self._write_notice(self._post.port)
 
+    def _take_seat(self, alone_since: float) -> float:
+        """Be with a leader, if there is one; returns since when there is none (time.monotonic)."""
+        if self._seat is None:
+            self._seat = self._look_for_leader()
+            if self._seat is not None:
+                self._present()
+            elif time.monotonic() - alone_since > 3 * self._whole.node_timeout:
+                host = self._whole.host
+                raise RoundRefused(f"{host} finds none of the other nodes, which could go on without it")
+        return alone_since if self._seat is None else time.monotonic()
+
     def _await_start(self) -> Start:
         """Wait for the word to begin here."""
         told = False
         alone_since = searched = time.monotonic()
         while True:
-            if self._seat is None:
-                seat = self._look_for_leader()
-                if seat is not None:
-                    self._seat = seat
-                    self._present()
-                elif time.monotonic() - alone_since > 3 * self._whole.node_timeout:
-                    raise RoundRefused(f"{self._whole.host} finds none of the other nodes, which could go on without it")
+            alone_since = self._take_seat(alone_since)
             self._read()
             if self._refusal is not None:
                 raise self._refusal
             self._mind_end_of_run()
-            if self._seat is not None:
-                alone_since = time.monotonic()
             if self.start is not None:
                 if self._plan is not None:
                     return self.start

@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from hpc_launch.elastic import membership
 from hpc_launch.elastic.membership import Knowledge, Membership
 from hpc_launch.elastic.rounds import Message, RoundPlan
+
+_Kind = TypeVar("_Kind", bound=Message)
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def plain(message: Message) -> dict[str, Any]:
     return dataclasses.asdict(message)
 
 
-def read(kind: type[Any], facts: Mapping[str, Any]) -> Any:
+def read(kind: type[_Kind], facts: Mapping[str, Any]) -> _Kind:
     """The value from JSON; what a newer version has besides is passed over.
 
     Raises:

@@ -118,7 +118,7 @@ def _tell_others(settings: Settings, script: Sequence[str], here: Here, problem:
     bare = dataclasses.replace(
         settings,
         # A run that may lose nodes has a rendezvous of its own, which this node is to be heard in.
-        nnodes=settings.nnodes if settings.nnodes and settings.nnodes.minimum < settings.nnodes.maximum else None,
+        nnodes=settings.nnodes if settings.may_lose_nodes else None,
         node_rank=None,
         nproc_per_node=None,
         cpu_bind=CpuBind("none"),

@@ -139,6 +139,7 @@ def choose(
         overlap=settings.overlap or job.place is Place.TERMINAL,
         gpus=tuple(gpus.get(host, 0) for host in hosts) if gpus else (),
         even=bool(gpus) and len({gpus.get(host, 0) for host in job.hosts}) == 1,
+        no_kill=settings.may_lose_nodes,
     )
 
 

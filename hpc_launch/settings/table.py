@@ -581,6 +581,12 @@ class Settings:
         torchrun_variable=False,
         help="Say more, and show tracebacks of the launcher's own errors.",
     )
+
+    @property
+    def may_lose_nodes(self) -> bool:
+        """Whether a run is asked for that goes on without nodes that are lost."""
+        return self.spares > 0 or (self.nnodes is not None and self.nnodes.minimum < self.nnodes.maximum)
+
     origins: Mapping[str, Origin] = field(default_factory=dict)
     places: Mapping[str, str] = field(default_factory=dict)
 

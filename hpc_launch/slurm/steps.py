@@ -65,6 +65,7 @@ class StepRequest:
         even: each node of the job, these and others, has as many.
         patience: seconds after which srun gives up where other steps hold what is needed.
         name: the step's name.
+        no_kill: it goes on when a node of it is lost.
     """
 
     job_id: str
@@ -74,6 +75,7 @@ class StepRequest:
     even: bool = False
     patience: int = PATIENCE
     name: str = NAME
+    no_kill: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ def line(request: StepRequest, command: Sequence[str]) -> list[str]:
         words.append(f"--gpus-per-node={request.gpus[0]}" if request.even else f"--gpus={sum(request.gpus)}")
     if request.overlap:
         words.append("--overlap")
+    if request.no_kill:
+        words.append("--no-kill")
     return [
         *words,
         f"--job-name={request.name}",

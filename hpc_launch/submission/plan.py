@@ -66,6 +66,8 @@ def make(request: JobRequest, draft: Draft, here: Here, nodes: Sequence[NodeGrou
         asked["array"] = sweep.array(request.slurm.get("array"), len(points))
     if chosen and "nodes" not in asked:
         asked["nodes"] = "1"
+    spared = _spared(request, {**there, **asked})
+    asked |= spared
     if draft.shipped:
         asked.setdefault("job-name", _name(request))
     longest = request.limits.get(MAX_TIME)
@@ -98,6 +100,7 @@ def make(request: JobRequest, draft: Draft, here: Here, nodes: Sequence[NodeGrou
         *filter(None, [shares.shortage(whole, nodes)]),
         *(f"--{item.name}={item.value} is derived: {item.reason}" for item in derived),
         *(f"{quoting.word(word)} is given to sbatch itself: no #SBATCH line can have it" for word in rest),
+        *([f"--nodes={spared['nodes']}, {request.spares} of them to spare"] if request.spares else []),
         *export,
         *_about_dropped((*dropped, *overruled), here.environ),
     ]
@@ -147,6 +150,21 @@ def _turns(request: JobRequest, there: Mapping[str, str]) -> dict[str, str | Non
     found: dict[str, str | None] = {} if "requeue" in there else {"requeue": ""}
     if "on-notice" in request.requeue and not {"signal"} & {*request.slurm, *there}:
         found["signal"] = _NOTICE
+    return found
+
+
+def _spared(request: JobRequest, whole: Mapping[str, str | None]) -> dict[str, str | None]:
+    """What a job needs that is to go on without nodes that are lost: that Slurm lets it, and nodes to spare."""
+    found: dict[str, str | None] = {"no-kill": ""} if request.no_kill else {}
+    if request.spares:
+        counts = shares.node_counts(whole.get("nodes") or "1")
+        if counts is None:
+            raise UsageError(
+                f"--spares {request.spares}: {whole['nodes']} is no number of nodes that some could be added to",
+                option="--spares",
+            )
+        least, most = (count + request.spares for count in counts)
+        found["nodes"] = str(least) if least == most else f"{least}-{most}"
     return found
 
 
@@ -226,6 +244,8 @@ def _exports(whole: Mapping[str, str], request: JobRequest, here: Here) -> tuple
     launcher = here.launcher if alone and not (everything and here.on_path) else ""
     folders = [folder for folder in (launcher, "" if everything else here.slurm) if folder]
     lines = []
+    if request.no_kill:
+        lines += ["# Also the step goes on when a node is lost (srun --no-kill).", "export SLURM_NO_KILL=set"]
     if not everything:
         lines += [
             "# The tasks get all that this script has. Otherwise srun would leave out what --export has left out."

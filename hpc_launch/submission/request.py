@@ -44,6 +44,8 @@ class JobRequest:
         requeue: the reasons for which hpc-launch is to ask for a requeue, such as `on-notice`.
         check: look at the nodes before the training starts.
         output_directory: where relative names of output files begin; empty where that is the job's working directory.
+        spares: nodes that are asked for besides, to take the place of those that are lost.
+        no_kill: the job goes on when a node is lost.
         keep: variables, or patterns of them, that go along in any case.
     """
 
@@ -59,6 +61,8 @@ class JobRequest:
     requeue: tuple[str, ...] = ()
     check: bool = False
     output_directory: str = ""
+    spares: int = 0
+    no_kill: bool = False
     keep: tuple[str, ...] = ()
 
 

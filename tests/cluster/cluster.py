@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.cluster import host, releases
-from tests.cluster.config import HEAD, ClusterConfig, cabling, files, link
+from tests.cluster.config import BRIDGE, HEAD, ClusterConfig, cabling, files, link
 from tests.cluster.jobs import Job
 from tests.support import wait_for
 
@@ -313,6 +313,18 @@ class Cluster:
     def heal(self, node: str) -> None:
         """Plug a node's cables in again."""
         self._set_links(node, "up")
+
+    def part(self, *nodes: str) -> None:
+        """Move nodes to a network of their own, in which they reach each other and nobody else, until ``unite``."""
+        commands = ["link add apart type bridge", "link set apart up"]
+        commands += [f"link set {link(node, 0)} master apart" for node in nodes]
+        host.configure(host.netns(self.name, HEAD), commands)
+
+    def unite(self) -> None:
+        """Have one network again."""
+        bridge = f"{BRIDGE}0"
+        commands = [f"link set {link(node, 0)} master {bridge}" for node in self.nodes]
+        host.configure(host.netns(self.name, HEAD), [*commands, "link delete apart"])
 
     def _set_links(self, node: str, state: str) -> None:
         if node not in self.nodes:

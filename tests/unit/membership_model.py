@@ -1,8 +1,8 @@
 """A model of agents that lose each other: everything that can happen, in any order, for a few agents and faults.
 
-The decisions are those of `hpc_launch.elastic.membership`; the model has what is around them: agents that call a leader or
-begin to lead, sessions whose two ends break at different times, messages on their way, leaders that give up, agents that
-die. Whom an agent calls, and when, is left open, so every way in which a network can be parted is among what happens.
+The decisions are those of `hpc_launch.elastic.membership`; the model has what is around them: agents that call a leader
+or begin to lead, sessions whose two ends break at different times, messages on their way, leaders that give up, agents
+that die. Whom an agent calls, and when, is left open: every way in which a network can be parted is among that.
 """
 
 from __future__ import annotations
@@ -287,42 +287,49 @@ def has_majority(state: State) -> bool:
     return bool(known) and quorum(pool(known.values()).agreed, known.keys())
 
 
-def settle(state: State) -> State:
+def settle(state: State, settled: dict[State, State]) -> State:
     """Let no more faults happen and all reach each other: where that leads, when leaders follow their rule.
 
-    The rule: whoever looks for a leader calls the first agent alive; a leader that has nothing running and is not the
-    first one gives up.
+    The rule: whoever looks for a leader calls the one that has something running, or the first agent alive; a leader
+    that has nothing running and is not that one gives up.
+
+    Args:
+        state: From where.
+        settled: Where states lead, as far as that is known; it is added to.
     """
-    first = min(alive(state))
-    for _ in range(1000):
+    first, way = min(alive(state)), []
+    while state not in settled:
+        way.append(state)
         following = next(_quiet(state, first), None)
         if following is None:
-            return state
+            settled[state] = state
+            break
         state = following
-    raise AssertionError(f"no end: {state}")
+    settled.update(dict.fromkeys(way, settled[state]))
+    return settled[state]
 
 
 def _quiet(state: State, first: int) -> Iterator[State]:
     """What happens without faults, messages before decisions."""
+    leaders = [(number, leader) for number, leader in enumerate(state.leaders) if leader is not None]
     for number, agent in enumerate(state.agents):
         if agent is not None and agent.seat is not None and (agent.heard or not agent.linked):
             yield from _moves(state, number, agent)
-    for number, leader in enumerate(state.leaders):
-        if leader is not None and any(session.heard or not session.linked for _, session in leader.sessions):
+    for number, leader in leaders:
+        if any(session.heard or not session.linked for _, session in leader.sessions):
             yield next(_leads(state, number, leader))
-    for number, leader in enumerate(state.leaders):
-        if leader is not None and number != first and leader.running is None:
+    chosen = next((number for number, leader in leaders if leader.running), first)
+    for number, leader in leaders:
+        if number != chosen and leader.running is None:
             yield _resign(state, number)
-    busy = next((number for number, leader in enumerate(state.leaders) if leader and leader.running), None)
-    chosen = first if busy is None else busy
+    yield from _called(state, chosen)
+    for number, leader in leaders:
+        yield from _leads(state, number, leader)
+
+
+def _called(state: State, chosen: int) -> Iterator[State]:
+    """Who looks for a leader calls the one that is to lead."""
+    ready = state if state.leaders[chosen] is not None else state.leader(chosen, Leader(()))
     for number, agent in enumerate(state.agents):
-        if agent is not None and agent.seat is None and (number == chosen or state.leaders[chosen] is not None):
-            own = state.leaders[number] is not None
-            yield _call(
-                state if number != chosen or own else state.leader(number, Leader(())),
-                number,
-                chosen,
-            )
-    for number, leader in enumerate(state.leaders):
-        if leader is not None:
-            yield from _leads(state, number, leader)
+        if agent is not None and agent.seat is None and (number == chosen or ready is state):
+            yield _call(ready, number, chosen)

@@ -50,8 +50,9 @@ def test_there_are_never_two_worlds(agents: int, faults: int) -> None:
 @pytest.mark.parametrize(("agents", "faults"), [size for size in SIZES if size.values != (3, 2)])
 def test_a_majority_is_never_stuck(agents: int, faults: int) -> None:
     """From wherever it is, who may go on trains again when the faults stop; with one fault a majority always may."""
+    settled: dict[State, State] = {}
     for state in filter(model.alive, reachable(agents, faults)):
-        later = model.settle(state)
+        later = model.settle(state, settled)
         may = may_form(model.alive(later)) or (faults == 1 and model.has_majority(state))
         trains = model.training(later)
         assert bool(trains) >= may, (state, later)
@@ -78,7 +79,7 @@ def test_the_model_would_find_two_worlds(monkeypatch: pytest.MonkeyPatch) -> Non
         ((0,), {0}, True),
     ],
 )
-def test_what_is_enough(agents: tuple[int, ...], present: set[int], enough: bool) -> None:  # noqa: FBT001 - as it is
+def test_what_is_enough(agents: tuple[int, ...], present: set[int], enough: bool) -> None:
     """More than half, or half with the lowest; strangers do not count."""
     assert membership.quorum(Membership(3, agents), present) is enough
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,9 @@ from torch.distributed.elastic.rendezvous import RendezvousInfo
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
 
 from hpc_launch.elastic.moving import MovingRendezvous, SpareReleased
-from hpc_launch.elastic.party import Party
-from hpc_launch.elastic.rounds import Message, RoundEnd
-from hpc_launch.errors import RendezvousError, RoundRefused
-from hpc_launch.world import of_nodes
+from hpc_launch.errors import RoundRefused
 from hpc_launch.settings import Origin
+from hpc_launch.world import of_nodes
 from tests.support import wait_for
 from tests.unit.agents_support import DEADLINE, Task, begin, end_of, errors, finish, parties, party, together
 
@@ -121,7 +117,9 @@ def test_what_outlives_the_leader(group: Callable[..., Group]) -> None:
     finish(tasks)
 
     assert {(end.ending, end.status, end.cause) for end in ends} == {("failed", 9, "again")}
-    assert {type(error) for error in errors([handler.next_rendezvous for handler in handlers])} == {RendezvousClosedError}
+    assert {type(error) for error in errors([handler.next_rendezvous for handler in handlers])} == {
+        RendezvousClosedError
+    }
 
 
 def test_a_failure_that_comes_of_a_lost_node_costs_nothing(group: Callable[..., Group]) -> None:

@@ -1,0 +1,217 @@
+"""Nodes are killed and cut off while a job trains: it goes on with the others."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster import Cluster
+from tests.slurm.steps_support import DEADLINE, PREAMBLE, Ended
+from tests.support import wait_for
+
+# Sums up over all ranks again and again, until a file says that it is enough. Deaf to SIGTERM, as in a collective.
+TRAINS = (
+    PREAMBLE
+    + """
+import torch
+import torch.distributed as dist
+
+signal.signal(signal.SIGTERM, lambda *_: None)
+dist.init_process_group("gloo")
+told = False
+while True:
+    enough = torch.tensor([float(rank == 0 and pathlib.Path("enough").exists()), 1.0])
+    dist.all_reduce(enough)
+    if not told:
+        say(total=enough[1].item(), size=os.environ["GROUP_WORLD_SIZE"])
+        told = True
+    if enough[0]:
+        break
+    time.sleep(0.05)
+dist.destroy_process_group()
+"""
+)
+
+
+@dataclass
+class Run:
+    """A step that runs.
+
+    Attributes:
+        cluster: Where.
+        folder: Where it was started.
+        process: srun, which runs on none of its nodes.
+    """
+
+    cluster: Cluster
+    folder: Path
+    process: subprocess.Popen[str]
+
+    @property
+    def so_far(self) -> Ended:
+        """What can be seen of it."""
+        return Ended(0, (self.folder / "console").read_text(), self.folder / "logs")
+
+    def describe(self) -> str:
+        """Tell everything, for the message of a failure."""
+        return f"{self.so_far.describe()}\n{self.cluster.diagnose()}"
+
+    def trains_on(self, attempt: int, *nodes: str) -> dict[int, dict[str, Any]]:
+        """Wait until an attempt has the ranks of these nodes, in this order, and all have heard of each other."""
+
+        def told() -> dict[int, dict[str, Any]] | None:
+            with contextlib.suppress(ValueError):
+                said = self.so_far.said(attempt)
+                return said if len(said) == len(nodes) else None
+            return None
+
+        said = wait_for(told, DEADLINE, self.describe)
+        assert [said[rank]["host"] for rank in sorted(said)] == [*nodes], self.describe()
+        size = len(nodes)
+        for facts in said.values():
+            assert (facts["total"], facts["WORLD_SIZE"], facts["size"]) == (size, str(size), str(size)), self.describe()
+        return said
+
+    def stops(self, *nodes: str) -> None:
+        """Wait until the launchers of nodes that cannot go on have stopped, with the status of lost nodes."""
+        wait_for(lambda: all((self.folder / f"status-{node}").exists() for node in nodes), DEADLINE, self.describe)
+        assert {(self.folder / f"status-{node}").read_text().strip() for node in nodes} == {"69"}, self.describe()
+
+    def ends(self) -> int:
+        """Let it end; returns srun's status."""
+        (self.folder / "enough").touch()
+        try:
+            return self.process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(self.describe()) from None
+
+
+@contextlib.contextmanager
+def run(cluster: Cluster, folder: Path, *options: str, nodes: int = 4, script: Sequence[str] = ()) -> Iterator[Run]:
+    """Start a job that may lose nodes."""
+    (folder / "worker.py").write_text(TRAINS)
+    script = script or ("worker.py",)
+    srun = ["srun", "--no-kill", f"--nodes={nodes}", "--ntasks-per-node=1", "--mem=500"]
+    launch = shlex.join(["hpc-launch", "--nproc-per-node=1", *options, *script])
+    # A launcher's own status, also of one that srun cannot hear of.
+    shell = f"trap : TERM; {launch}; status=$?; echo $status >status-$SLURMD_NODENAME; exit $status"
+    command = [*srun, "sh", "-c", shell]
+    with (
+        (folder / "console").open("w") as stream,
+        cluster.popen(command, cwd=folder, stdout=stream, stderr=stream) as process,
+    ):
+        try:
+            yield Run(cluster, folder, process)
+        finally:
+            process.kill()
+
+
+def test_nodes_are_lost_one_after_another(cluster: Cluster, tmp_path: Path) -> None:
+    """The first node is killed, which leads; the next leader is cut off, and stops itself. The others train."""
+    with run(cluster, tmp_path, "--nnodes=1:4") as job:
+        job.trains_on(0, *cluster.nodes)
+        cluster.kill("gpu001")
+        job.trains_on(1, "gpu002", "gpu003", "gpu004")
+        cluster.cut("gpu002")
+        job.trains_on(2, "gpu003", "gpu004")
+        job.stops("gpu002")
+        status = job.ends()
+
+    assert status == 0, job.describe()
+    assert "gpu002 takes over from gpu001" in job.so_far.console, job.describe()
+    assert "gpu003 takes over from gpu002" in job.so_far.console, job.describe()
+
+
+def test_a_spare_takes_the_place_of_a_lost_node(cluster: Cluster, tmp_path: Path) -> None:
+    """The world keeps its size; then two nodes are lost at once, and it shrinks."""
+    with run(cluster, tmp_path, "--nnodes=2:4", "--spares=1") as job:
+        job.trains_on(0, "gpu001", "gpu002", "gpu003")
+        cluster.kill("gpu002")
+        job.trains_on(1, "gpu001", "gpu003", "gpu004")
+        cluster.cut("gpu004")
+        cluster.kill("gpu004")
+        job.trains_on(2, "gpu001", "gpu003")
+        status = job.ends()
+
+    assert status == 0, job.describe()
+
+
+@pytest.mark.parametrize(
+    ("apart", "others"),
+    [
+        pytest.param(("gpu003", "gpu004"), ("gpu001", "gpu002"), id="2 and 2"),
+        pytest.param(("gpu001",), ("gpu002", "gpu003", "gpu004"), id="1 and 3", marks=pytest.mark.soak),
+        pytest.param(("gpu002", "gpu003", "gpu004"), ("gpu001",), id="3 and 1", marks=pytest.mark.soak),
+    ],
+)
+def test_of_a_parted_network_one_side_trains(
+    cluster: Cluster, tmp_path: Path, apart: Sequence[str], others: Sequence[str]
+) -> None:
+    """A majority, or the half with the first node, goes on; the others stop, and what comes back disturbs nobody."""
+    trains, stops = (apart, others) if len(apart) > len(others) else (others, apart)
+    with run(cluster, tmp_path, "--nnodes=1:4") as job:
+        job.trains_on(0, *cluster.nodes)
+        cluster.part(*apart)
+        try:
+            job.trains_on(1, *trains)
+            job.stops(*stops)
+        finally:
+            cluster.unite()
+        job.ends()
+
+    assert {path.read_text().strip() for path in tmp_path.glob("status-*") if path.name[7:] in trains} == {"0"}
+    assert job.so_far.attempts() == [0, 1], job.describe()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("repetition", range(3))
+def test_a_short_silence_is_no_loss(cluster: Cluster, tmp_path: Path, repetition: int) -> None:
+    """A node that is cut off for five seconds goes on, or all start again once."""
+    with run(cluster, tmp_path, "--nnodes=1:4") as job:
+        job.trains_on(0, *cluster.nodes)
+        node = cluster.nodes[repetition]
+        cluster.cut(node)
+        time.sleep(5)  # that is the story
+        cluster.heal(node)
+        job.ends()
+
+    assert job.so_far.attempts() in ([0], [0, 1]), job.describe()
+
+
+EXAMPLE = Path(__file__).parents[2] / "examples/digits/train.py"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("repetition", range(5))
+@pytest.mark.parametrize("position", range(4))
+def test_any_node_may_be_lost(
+    cluster: Cluster, tmp_path: Path, position: int, repetition: int, record_property: Any
+) -> None:
+    """The digits are learnt as well as without the loss, whichever node is killed at whatever moment."""
+    node, chance = cluster.nodes[position], random.Random(position * 100 + repetition)
+    example = [str(EXAMPLE), "--step-seconds=0.03"]
+    with run(cluster, tmp_path, "--nnodes=2:4", script=example) as job:
+        epoch = chance.choice([5, 10])
+        wait_for(lambda: f"epoch {epoch} " in job.so_far.console, DEADLINE, job.describe)
+        time.sleep(chance.random() * 2)  # at any moment
+        cluster.kill(node)
+        begin = time.monotonic()
+        wait_for(lambda: "going on after step" in job.so_far.console, DEADLINE, job.describe)
+        record_property("seconds", time.monotonic() - begin)
+        print(f"lost {node}: {time.monotonic() - begin:.1f} s")  # noqa: T201 - it is what is wanted to be known
+        status = job.process.wait(DEADLINE)
+
+    found = re.search(r"digits: accuracy (\S+) after 20 epochs on 3 ranks", job.so_far.console)
+    assert status == 0, job.describe()
+    assert found is not None, job.describe()
+    assert float(found[1]) > 0.96, job.describe()
