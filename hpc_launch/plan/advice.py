@@ -59,6 +59,7 @@ def lines(about: Surroundings) -> tuple[str, ...]:
         *_tasks_of_the_job(about),
         *_isolation(about),
         *_bad_exit(about),
+        *_lost_nodes(about),
         *_leader_name(about),
     )
 
@@ -154,13 +155,28 @@ def _tasks_per_node(about: Surroundings) -> tuple[int, ...]:
 
 def _bad_exit(about: Surroundings) -> Iterator[str]:
     """The --kill-on-bad-exit of srun, and what it means where fewer nodes would do."""
-    asked = about.settings.nnodes
-    if asked is None or asked.minimum == asked.maximum or about.here.slurm is None:
+    if not about.settings.may_lose_nodes or about.here.slurm is None:
         return
+    asked = f"--nnodes {about.settings.nnodes}" if about.settings.nnodes else f"--spares {about.settings.spares}"
     said = about.here.environ.get("SLURM_KILL_BAD_EXIT")
     if said == "1" or (said is None and about.rules is not None and about.rules.kill_on_bad_exit):
         where = "SLURM_KILL_BAD_EXIT=1" if said else "KillOnBadExit=1 on this cluster"
-        yield f"{where}: Slurm ends the step when one agent fails, whatever --nnodes {asked} allows: use srun -K0"
+        yield f"{where}: Slurm ends the step when one agent fails, whatever {asked} allows: use srun -K0"
+
+
+def _lost_nodes(about: Surroundings) -> Iterator[str]:
+    """What a run survives, and what not."""
+    if not about.settings.may_lose_nodes or about.here.slurm is None:
+        return
+    yield (
+        f"a node without an answer for {about.settings.node_timeout:g} s is lost, and the others start again: if they "
+        "are more than half of those there were, or half with the first of them"
+    )
+    if _script(about) is not None:
+        yield (
+            "of lost nodes Slurm ends the job unless it has --no-kill, among the #SBATCH lines and for srun (one that "
+            "hpc-launch starts has it); the loss of this node, where the script runs, can only be met with --requeue"
+        )
 
 
 def _leader_name(about: Surroundings) -> Iterator[str]:

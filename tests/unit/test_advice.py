@@ -189,12 +189,20 @@ def test_bad_exit(environ: Mapping[str, str], where: str, *, everywhere: bool) -
     rules = dataclasses.replace(RULES, kill_on_bad_exit=everywhere)
     found = told({**ONE_TASK_PER_NODE, **environ}, rules=rules, nnodes="2:4")
 
-    assert found == (
+    assert [line for line in found if "Slurm ends the step" in line] == (
         [f"{where}: Slurm ends the step when one agent fails, whatever --nnodes 2:4 allows: use srun -K0"]
         if where
         else []
     )
     assert told({**ONE_TASK_PER_NODE, **environ}, rules=rules, nnodes="4") == []
+
+
+def test_what_a_run_survives() -> None:
+    """Who asks for it is told the rule, and in a job script what Slurm has to be told."""
+    (rule,) = told(ONE_TASK_PER_NODE, spares="1", node_timeout="20")
+
+    assert "a node without an answer for 20 s is lost" in rule
+    assert "--no-kill" in told(BATCH, nnodes="1:2")[-1]
 
 
 def test_a_name_that_means_this_node() -> None:
