@@ -160,8 +160,9 @@ class Agent(LocalElasticAgent):
 
     @property
     def first(self) -> bool:
-        """Whether this is the first node of those that have workers."""
-        return self._plan.world.leader
+        """Whether this agent acts for all when the run has ended."""
+        handler = self._worker_group.spec.rdzv_handler
+        return handler.leads if isinstance(handler, MovingRendezvous) else self._plan.world.leader
 
     # ---- one attempt
 

@@ -404,7 +404,9 @@ class Post:
             why = f"only {here} is left, and --nnodes asks for {self._party.minimum} nodes at least"
         else:
             why = f"{here} cannot go on without {missing}: those could be a majority, and train"
-        self._broadcast("refuse", why=why, status=69)
+        # Who cannot know whether others train must not have the job run again.
+        again = self._story.round >= 0 and membership.may_form(ready)
+        self._broadcast("refuse", why=why, status=69, again=again)
         self._since = time.monotonic()  # all leave now
 
     def _propose(self, ready: Mapping[int, Knowledge]) -> None:

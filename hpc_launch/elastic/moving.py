@@ -96,7 +96,7 @@ class MovingRendezvous(SlurmRendezvous):
         self._time: float | None = None
         self._roster: dict[int, tuple[str, int]] = {}
         self._values: dict[str, str] = {}
-        self._refusal: RoundRefused | None = None
+        self._refusal: RendezvousError | None = None
 
     # ---- what the agent asks
 
@@ -110,6 +110,11 @@ class MovingRendezvous(SlurmRendezvous):
     def hosts(self) -> Sequence[str]:
         """The nodes of the current round that have workers."""
         return tuple(self._started().hosts)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this agent leads the run."""
+        return self._post is not None and self._post.leads
 
     @property
     def spares(self) -> int:
@@ -145,7 +150,7 @@ class MovingRendezvous(SlurmRendezvous):
 
     def clock(self) -> tuple[float, float] | None:
         """How many seconds this node's clock is ahead of the leader's, and how wrong that can be; None if unknown."""
-        if self._opened().leads:
+        if self.leads:
             return 0.0, 0.0
         self._time, asked = None, time.time()
         self._send("clock")
@@ -189,7 +194,8 @@ class MovingRendezvous(SlurmRendezvous):
         Raises:
             SpareReleased: when the run ended before this node had any.
             RendezvousTimeout: when the first node did not come.
-            RoundRefused: when there are not enough nodes to go on, or they do not fit together.
+            RendezvousError: when fewer nodes are left than are wanted at least.
+            RoundRefused: when others could go on without these nodes, or they do not fit together.
             RendezvousClosedError: when the run has ended.
         """
         if self._end is not None and self._end.ending != Ending.RESTART.value:
@@ -259,11 +265,14 @@ class MovingRendezvous(SlurmRendezvous):
             self._story = story.together([self._story, story.read(Story, said["story"])])
             if self._end is None:
                 self._end = story.read(RoundEnd, said["end"])
-                if self._end.lost and self._opened().leads:
+                if self._end.lost and self.leads:
                     self.observer(events.NODE_LOST, hosts=self._end.lost)
         elif word == "refuse":
-            leads = self._post is not None and self._post.leads
-            self._refusal = RoundRefused(said["why"], exit_status=said["status"], silent=not leads)
+            if said.get("again"):
+                self._refusal = RendezvousError(said["why"])
+                self._refusal.silent = not self.leads
+            else:
+                self._refusal = RoundRefused(said["why"], exit_status=said["status"], silent=not self.leads)
         else:
             self._note(word, said)
 
@@ -356,7 +365,7 @@ class MovingRendezvous(SlurmRendezvous):
                 if not told:
                     say(f"{self._whole.host} is a spare")
                     told = True
-            elif self._opened().leads and self._known.agreed.number and time.monotonic() - searched > _SEARCH_SECONDS:
+            elif self.leads and self._known.agreed.number and time.monotonic() - searched > _SEARCH_SECONDS:
                 searched = time.monotonic()
                 self._yield_to_another()
             time.sleep(_LOOK_SECONDS)

@@ -40,7 +40,7 @@ def told(
     rules: ClusterRules | None = RULES,
     job: JobRecord | None = JOB,
     addresses: Sequence[str] = ("10.0.0.1",),
-    nnodes: str | None = None,
+    **asked: str,
 ) -> list[str]:
     here = Here(
         environ=environ,
@@ -52,7 +52,7 @@ def told(
         position=lambda _: None,
         read=Path.read_text,
     )
-    settings = resolve({"nnodes": nnodes} if nnodes else {}, {})
+    settings = resolve(asked, {})
     return list(advice.lines(advice.Surroundings(settings, here, who, rules, job, addresses)))
 
 
@@ -199,7 +199,7 @@ def test_bad_exit(environ: Mapping[str, str], where: str, *, everywhere: bool) -
 
 def test_what_a_run_survives() -> None:
     """Who asks for it is told the rule, and in a job script what Slurm has to be told."""
-    (rule,) = told(ONE_TASK_PER_NODE, spares="1", node_timeout="20")
+    (rule,) = told(ONE_TASK_PER_NODE, spares="1", node_timeout="20", nnodes="3:4")
 
     assert "a node without an answer for 20 s is lost" in rule
     assert "--no-kill" in told(BATCH, nnodes="1:2")[-1]
