@@ -1,18 +1,13 @@
 """A leader of a run that may lose nodes: it has all agents' connections, agrees with them, begins and ends rounds.
 
-Every agent has a `Post`, which listens from the beginning, and tells who calls whether it leads. If so, the thread here
-has the agents' connections, that of the leader's own agent among them; all decisions about memberships are those
-of `membership`. A round costs four lines for each agent (ready, propose, accept, go), and nothing is said while workers
+It has the connections of all agents, that of its own agent among them; all decisions about memberships are those of
+`membership`. A round costs four lines for each agent (ready, propose, accept, go), and nothing is said while workers
 run. A failure ends a round when all agents have answered since: a worker often fails because another's node is gone.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import selectors
 import socket
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,44 +16,19 @@ from typing import Any
 from hpc_launch import hostlist
 from hpc_launch.elastic import membership, rounds, story
 from hpc_launch.elastic.console import Pace, say
-from hpc_launch.elastic.lines import Lines, notice_silence
+from hpc_launch.elastic.lines import Lines
 from hpc_launch.elastic.membership import Knowledge, Membership
 from hpc_launch.elastic.party import Party
+from hpc_launch.elastic.post import Post, Session
 from hpc_launch.elastic.rounds import Ending, Member, RoundEnd, RoundPlan
 from hpc_launch.elastic.story import Caller, Start, Story
 from hpc_launch.errors import HpcLaunchError, RoundRefused
 from hpc_launch.records import events
 
-# A caller that has not said who it is by then is a stranger.
-_STRANGER_SECONDS = 30.0
 # How often it is looked whether a round can begin.
 _LOOK_SECONDS = 0.02
 # So long at least a failure waits for what explains it: the agent of a node that dies may answer with its last breath.
 _SETTLE_SECONDS = 0.5
-
-
-_NOTHING = Knowledge(Membership(-1, ()))
-
-
-@dataclass
-class _Session:
-    """A connection to an agent.
-
-    Attributes:
-        lines: the connection.
-        since: when it came (time.monotonic).
-        agent: its number, once it has said so.
-        ready: what it said last, if it is ready for another round.
-        place: where it listens.
-        known: what it knows of memberships.
-    """
-
-    lines: Lines
-    since: float
-    agent: int | None = None
-    ready: Caller | None = None
-    place: tuple[str, int] = ("", 0)
-    known: Knowledge = _NOTHING
 
 
 @dataclass
@@ -80,8 +50,8 @@ class _Running:
     answered: set[int] = field(default_factory=set)
 
 
-class Post:
-    """What listens for other agents, and leads them if it is told to.
+class Leader(Post):
+    """What leads other agents if it is told to.
 
     Args:
         party: what this agent brings along.
@@ -99,37 +69,21 @@ class Post:
         open_job: Callable[[], tuple[str, int]],
         observe: Callable[..., None],
     ) -> None:
-        self.port: int = listener.getsockname()[1]
-        self.leader = -1
-        """Whom this agent is with, for others to hear; -1 while it looks for one."""
-        self._party = party
-        self._listener = listener
+        super().__init__(party, listener)
         self._open_store, self._open_job, self._observe = open_store, open_job, observe
-        self._sessions: dict[socket.socket, _Session] = {}
-        self._keys: dict[int, str] = {}
-        self._leads = False
         self._since = self._next_look = 0.0
         self._story = Story()
         self._shared: dict[str, str] = {}
         self._proposal: Membership | None = None
         self._accepted: set[int] = set()
+        # Whose connections were closed, not silent: these need not be waited for.
+        self._gone: set[int] = set()
         self._running: _Running | None = None
         self._known_hosts: dict[int, str] = dict(enumerate(party.hosts))
         self._pace = Pace(10, 60)
-        self._lock = threading.Lock()
-        self._ending = threading.Event()
-        self._selector = selectors.DefaultSelector()
-        listener.setblocking(False)
-        self._selector.register(listener, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._serve, name="post", daemon=True)
-        self._thread.start()
+        self.open()
 
     # ---- for its own agent
-
-    @property
-    def leads(self) -> bool:
-        """Whether it leads."""
-        return self._leads
 
     @property
     def formed(self) -> bool:
@@ -137,9 +91,8 @@ class Post:
         return self._leads and self._running is not None
 
     @property
-    def callers(self) -> frozenset[int]:
-        """The agents that have a connection to it."""
-        return frozenset(one.agent for one in [*self._sessions.values()] if one.agent is not None)
+    def _number(self) -> int:
+        return self._running.start.number if self._leads and self._running is not None else -1
 
     def lead(self) -> Lines:
         """Begin to lead; gives this agent's own end of its connection."""
@@ -149,73 +102,14 @@ class Post:
             self._adopt(served)
         return Lines(own)
 
-    def resign(self, why: str = "", status: int = 69) -> None:
-        """Lead no more: all agents look for somebody else, or end if there is a reason to."""
+    def resign(self) -> None:
+        """Lead no more: all agents look for somebody else."""
         with self._lock:
-            if why:
-                self._broadcast("refuse", why=why, status=status)
             self._leads, self._running, self._proposal = False, None, None
             for connection in [*self._sessions]:
                 self._forget(connection)
 
-    def close(self) -> None:
-        """End the thread and free the port."""
-        self._ending.set()
-        self._thread.join()
-
-    # ---- the thread
-
-    def _serve(self) -> None:
-        try:
-            while not self._ending.is_set():
-                ready = self._selector.select(timeout=0.05)
-                with self._lock:
-                    for key, _ in ready:
-                        if key.fileobj is self._listener:
-                            self._accept()
-                        elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._sessions:
-                            self._listen(key.fileobj)
-                    self._turn(time.monotonic())
-        finally:  # whatever becomes of this thread, nobody waits for it
-            with self._lock:
-                for connection in [*self._sessions]:
-                    self._forget(connection)
-            self._selector.close()
-            self._listener.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            connection, _ = self._listener.accept()
-            notice_silence(connection, self._party.node_timeout)
-            self._adopt(connection)
-
-    def _adopt(self, connection: socket.socket) -> None:
-        self._sessions[connection] = _Session(Lines(connection), time.monotonic())
-        self._selector.register(connection, selectors.EVENT_READ)
-
-    def _forget(self, connection: socket.socket) -> None:
-        session = self._sessions.pop(connection)
-        self._selector.unregister(connection)
-        session.lines.close()
-
-    def _listen(self, connection: socket.socket) -> None:
-        session = self._sessions[connection]
-        for said in session.lines.hear():
-            if connection not in self._sessions:
-                return
-            try:
-                self._obey(connection, session, said)
-            except (KeyError, TypeError, ValueError, IndexError, AttributeError):
-                session.lines.broken = True  # none of ours
-
-    def _turn(self, now: float) -> None:
-        """What time has brought."""
-        for connection, session in [*self._sessions.items()]:
-            if session.lines.waiting:
-                session.lines.flush()
-            stranger = session.agent is None and now - session.since > _STRANGER_SECONDS
-            if connection in self._sessions and (session.lines.broken or stranger):
-                self._lose(connection)
+    def _go_on(self, now: float) -> None:
         if self._leads and self._running is not None:
             self._judge(self._running, now)
         elif self._leads and self._proposal is None and now >= self._next_look:
@@ -224,10 +118,7 @@ class Post:
 
     # ---- what agents say
 
-    def _obey(self, connection: socket.socket, session: _Session, said: Mapping[str, Any]) -> None:
-        if "run" in said:
-            self._answer(connection, session, said)
-            return
+    def _obey(self, connection: socket.socket, session: Session, said: Mapping[str, Any]) -> None:
         word = said["do"]
         if word == "ready":
             self._welcome(connection, session, story.read(Caller, said["caller"]))
@@ -244,7 +135,7 @@ class Post:
         elif self._running is not None and said.get("round") == self._story.round:
             self._note(self._running, session.agent, word, said)
 
-    def _inform(self, session: _Session, word: str, said: Mapping[str, Any]) -> None:
+    def _inform(self, session: Session, word: str, said: Mapping[str, Any]) -> None:
         """What has nothing to do with rounds."""
         if word == "share":
             self._shared[said["name"]] = said["text"]
@@ -257,30 +148,14 @@ class Post:
             self._story = replace(self._story, notices=counts)
             self._broadcast("notices", counts=counts)
 
-    def _answer(self, connection: socket.socket, session: _Session, said: Mapping[str, Any]) -> None:
-        """Who calls asks whether this agent leads its run."""
-        agent, key = int(said["agent"]), str(said["key"])
-        mine = said["run"] == self._party.run_id and self._keys.setdefault(agent, key) == key
-        if mine and (self._leads or said.get("again")):
-            number = self._running.start.number if self._leads and self._running is not None else -1
-            facts = {"run": self._party.run_id, "port": self.port, "leads": self._leads}
-            text = json.dumps({**facts, "leader": self.leader, "number": number})
-        else:
-            text = json.dumps({"run": ""})
-        try:
-            connection.sendall(text.encode() + b"\n")
-        except OSError:
-            session.lines.broken = True
-        if not self._leads or not mine:
-            self._forget(connection)
-
-    def _welcome(self, connection: socket.socket, session: _Session, caller: Caller) -> None:
+    def _welcome(self, connection: socket.socket, session: Session, caller: Caller) -> None:
         """An agent is there, or ready for another round."""
         if session.agent is None:
             for other, one in [*self._sessions.items()]:
                 if one.agent == caller.agent and other is not connection:
                     self._lose(other)  # it has come back before its loss was noticed
         session.agent, session.ready = caller.agent, caller
+        self._gone.discard(caller.agent)
         session.place, session.known = (caller.address, caller.port), caller.known
         self._story = story.together([self._story, story.read(Story, caller.story)])
 
@@ -338,8 +213,10 @@ class Post:
 
     def _lose(self, connection: socket.socket) -> None:
         """An agent is gone."""
-        agent = self._sessions[connection].agent
+        agent, closed = self._sessions[connection].agent, self._sessions[connection].lines.closed
         self._forget(connection)
+        if agent is not None and closed:
+            self._gone.add(agent)
         if agent is None or not self._leads:
             return
         if self._proposal is not None and agent in self._proposal.agents:
@@ -368,7 +245,7 @@ class Post:
         ready = {agent: members[agent].known for agent in callers}
         waited = now - self._since
         first = self._story.round < 0
-        gone = {agent for caller in callers.values() for agent in caller.gone}
+        gone = self._gone.union(*(caller.gone for caller in callers.values()))
         busy = {agent for agent, one in members.items() if one.ready is None}
         missing = busy | set(membership.absent(ready)) - gone
         if not missing or waited > self._party.join_timeout or (not busy and waited > self._patience(first=first)):
@@ -460,13 +337,3 @@ class Post:
         refused = rounds.refusal(members)
         if refused is not None:
             raise RoundRefused(refused[0], exit_status=refused[1])
-
-    # ---- words
-
-    def _broadcast(self, word: str, **facts: Any) -> None:
-        self._tell(None, word, **facts)
-
-    def _tell(self, agents: Sequence[int] | None, word: str, **facts: Any) -> None:
-        for session in [*self._sessions.values()]:
-            if session.agent is not None and (agents is None or session.agent in agents):
-                session.lines.send(word, **facts)

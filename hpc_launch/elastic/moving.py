@@ -7,13 +7,12 @@ other in host-list order: the first that finds none before itself leads. Each ro
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch.distributed import HashStore  # type: ignore[attr-defined]  # public, but its types do not export it
@@ -22,12 +21,13 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 
 from hpc_launch.elastic import rendezvous, story
 from hpc_launch.elastic.console import say
-from hpc_launch.elastic.leading import Post
+from hpc_launch.elastic.leading import Leader
 from hpc_launch.elastic.lines import Lines, notice_silence
 from hpc_launch.elastic.membership import Knowledge, Membership
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.elastic.rounds import Ending, Message, RoundEnd
+from hpc_launch.elastic.search import Search
 from hpc_launch.elastic.story import Caller, Start, Story
 from hpc_launch.errors import RendezvousError, RoundRefused
 from hpc_launch.node import network
@@ -38,29 +38,13 @@ from hpc_launch.world import World
 
 _Shared = TypeVar("_Shared", bound=Message)
 
-# How often an agent that waits looks for news, and how long it waits for another that does not answer.
+# How often an agent that waits looks for news.
 _LOOK_SECONDS = 0.02
-_CALL_SECONDS = 1.5
 # How often those that wait for more agents look whether these have another leader.
 _SEARCH_SECONDS = 1.0
 _FAREWELL_SECONDS = 15.0
 # An answer to the question for the time that takes longer is none.
 _CLOCK_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """What an agent answers to the question whether it leads.
-
-    Attributes:
-        leader: itself if it does, or whom it is with; -1 while it looks for a leader.
-        number: of the membership whose round it leads; -1 where none has begun.
-        connection: to it, if it leads.
-    """
-
-    leader: int
-    number: int
-    connection: socket.socket | None
 
 
 class SpareReleased(Exception):
@@ -86,15 +70,13 @@ class MovingRendezvous(SlurmRendezvous):
         super().__init__(party)
         self.start: Start | None = None
         self._whole = party
-        self._post: Post | None = None
+        self._post: Leader | None = None
         self._seat: Lines | None = None
-        self._key_of_run = uuid.uuid4().hex
+        self._search = Search(party.run_id, party.agent, uuid.uuid4().hex)
         self._known = Knowledge(Membership(0, tuple(range(party.agents))))
         self._story = Story()
-        self._gone: set[int] = set()
         self._leader = -1
         self._time: float | None = None
-        self._roster: dict[int, tuple[str, int]] = {}
         self._values: dict[str, str] = {}
         self._refusal: RendezvousError | None = None
 
@@ -287,11 +269,12 @@ class MovingRendezvous(SlurmRendezvous):
 
     def _begin(self, start: Start) -> None:
         self._known = self._known.agree(start.membership)
-        self._gone &= {*start.agents}
+        self._search.gone &= {*start.agents}
         self.start, self._story, self._round = start, start.run, start.run.round
         self._end = self._plan = None
         self._leader = start.leader
-        self._roster.update({int(agent): (str(place[0]), int(place[1])) for agent, place in start.places.items()})
+        places = {int(agent): (str(place[0]), int(place[1])) for agent, place in start.places.items()}
+        self._search.places.update(places)
         if self._whole.agent in start.active:
             rank = list(start.active).index(self._whole.agent)
             self._party = replace(self._whole, agent=rank, agents=len(start.active), hosts=start.hosts)
@@ -301,7 +284,7 @@ class MovingRendezvous(SlurmRendezvous):
         """The leader is gone: the round is over."""
         host = self._host(self._leader)
         if seat.closed:
-            self._gone.add(self._leader)
+            self._search.gone.add(self._leader)
         seat.close()
         self._seat = None
         if self._end is None:
@@ -333,7 +316,7 @@ class MovingRendezvous(SlurmRendezvous):
         if party.leader:
             self._own_address = self._leader_own_address()
         listener, _ = rendezvous.first_free(party.ports)
-        self._post = Post(party, listener, self._open_round_store, self._open_job, self.observer)
+        self._post = Leader(party, listener, self._open_round_store, self._open_job, self.observer)
         if party.leader:
             self._seat = self._lead()
             self._write_notice(self._post.port)
@@ -399,7 +382,7 @@ class MovingRendezvous(SlurmRendezvous):
             agreed=story.pair(self._known.agreed),
             accepted=[story.pair(one) for one in self._known.accepted],
             story=story.plain(self._story),
-            gone=sorted(self._gone),
+            gone=sorted(self._search.gone),
         )
         self._send("ready", caller=story.plain(caller))
 
@@ -413,7 +396,7 @@ class MovingRendezvous(SlurmRendezvous):
 
     def _find_first(self) -> Lines:
         """The connection to the first node, where the run begins."""
-        found = self._locate(self._key_of_run)
+        found = self._locate(self._search.key)
         self._own_address = self._own_address or found.own_address
         self._leader = 0
         return self._led_by(0, found.lifeline.release())
@@ -427,7 +410,7 @@ class MovingRendezvous(SlurmRendezvous):
             if agent == own:
                 say(f"{self._whole.host} takes over" + (f" from {self._host(self._leader)}" * (self._leader != own)))
                 return self._lead()
-            answer = None if agent in self._gone else self._ask_for_leader(agent)
+            answer = None if agent in self._search.gone else self._search.leader_by(agent)
             if answer is not None:
                 # Who does not lead is looking for a leader as well, or about to, and comes before this agent.
                 return self._led_by(answer.leader, answer.connection) if answer.connection else None
@@ -437,7 +420,7 @@ class MovingRendezvous(SlurmRendezvous):
         """Lead no more where another agent does whose round has begun without this one, or who comes before it."""
         post, own = self._opened(), self._whole.agent
         for agent in self._known.agreed.agents:
-            answer = None if agent in post.callers else self._ask_for_leader(agent)
+            answer = None if agent in post.callers else self._search.leader_by(agent)
             if answer is None or answer.connection is None:
                 continue
             if post.formed or not (answer.number > self._known.agreed.number or answer.leader < own):
@@ -450,45 +433,12 @@ class MovingRendezvous(SlurmRendezvous):
             self._present()
             return
 
-    def _ask_for_leader(self, agent: int) -> _Answer | None:
-        """Ask an agent whether it leads, or whomever it names; None where it cannot be reached."""
-        answer = self._ask(agent)
-        if answer is not None and answer.connection is None and answer.leader not in (-1, agent, self._whole.agent):
-            return self._ask(answer.leader) or answer
-        return answer
-
-    def _ask(self, agent: int) -> _Answer | None:
-        question = {"run": self._whole.run_id, "agent": self._whole.agent, "key": self._key_of_run, "again": True}
-        if agent not in self._roster:
-            return None
-        try:
-            connection = socket.create_connection(self._roster[agent], timeout=_CALL_SECONDS)
-        except ConnectionRefusedError:
-            self._gone.add(agent)  # it has listened for as long as it lived
-            return None
-        except OSError:
-            return None
-        try:
-            connection.sendall(json.dumps(question).encode() + b"\n")
-            with connection.makefile("rb") as stream:
-                said = json.loads(stream.readline(1 << 12))
-            if said["run"] == self._whole.run_id:
-                self._gone.discard(agent)
-                if said["leads"]:
-                    return _Answer(agent, int(said["number"]), connection)
-                connection.close()
-                return _Answer(int(said["leader"]), -1, None)
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        connection.close()
-        return None
-
     def _led_by(self, leader: int, connection: socket.socket) -> Lines:
         notice_silence(connection, self._whole.node_timeout)
         self._leader = self._opened().leader = leader
         return Lines(connection)
 
-    def _opened(self) -> Post:
+    def _opened(self) -> Leader:
         if self._post is None:
             raise RendezvousError("the rendezvous is not open")
         return self._post
