@@ -76,6 +76,7 @@ class Leader(Post):
         self._shared: dict[str, str] = {}
         self._proposal: Membership | None = None
         self._accepted: set[int] = set()
+        self._drained: set[int] = set()
         # Whose connections were closed, not silent: these need not be waited for.
         self._gone: set[int] = set()
         self._running: _Running | None = None
@@ -309,6 +310,7 @@ class Leader(Post):
         callers = {agent: one.ready for agent, one in sessions.items() if agent is not None and one.ready is not None}
         trouble = {int(agent): count for agent, count in self._story.trouble.items()}
         active = membership.active(agreed.agents, self._party.agents - self._party.spares, trouble)
+        self._tell_drained(set(agreed.agents) - set(active), trouble)
         if self._story.round < 0:
             self._refuse_differences([callers[agent] for agent in agreed.agents])
             job, first_attempt = self._open_job()
@@ -331,6 +333,18 @@ class Leader(Post):
         for session in sessions.values():
             session.ready = None
         self._tell(agreed.agents, "go", start=story.plain(start))
+
+    def _tell_drained(self, spares: set[int], trouble: Mapping[int, int]) -> None:
+        """Name the nodes that have no workers any more because they have ended attempts, once."""
+        for agent in sorted(spares - self._drained):
+            if trouble.get(agent, 0) >= membership.TROUBLE:
+                self._drained.add(agent)
+                host = self._known_hosts[agent]
+                self._observe(events.NODE_DRAINED, hosts=host, attempts=trouble[agent])
+                say(
+                    f"{host} has ended {trouble[agent]} attempts by itself, and goes behind the spares: leave it out "
+                    f"of the next job with --exclude={host}"
+                )
 
     def _refuse_differences(self, callers: Sequence[Caller]) -> None:
         members = [Member(one.agent, one.host, one.workers, one.software, one.problem, one.status) for one in callers]

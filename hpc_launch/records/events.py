@@ -15,6 +15,7 @@ agent that wrote it) and, once there is one, `attempt` (as in the job directory)
     heartbeat       seldom: running (workers), waiting (ranks that hang in the kernel)
     node missing    the leader waits for nodes: hosts (folded), joined, expected, waited (seconds)
     node lost       an agent was lost: hosts (folded)
+    node drained    a node that ended attempts by itself went behind the spares: hosts, attempts (how many)
     round ended     ending (done, restart, failed), by (host), status, cause, signal (of a stop)
     run ended       the agent leaves: status, cause
 
@@ -53,6 +54,7 @@ NOTICE = "notice"
 HEARTBEAT = "heartbeat"
 NODE_MISSING = "node missing"
 NODE_LOST = "node lost"
+NODE_DRAINED = "node drained"
 ROUND_ENDED = "round ended"
 RUN_ENDED = "run ended"
 

@@ -95,6 +95,22 @@ def test_the_leader_s_loss_and_others(group: Callable[..., Group]) -> None:
     together([handler.shutdown for handler in handlers])
 
 
+def test_the_new_leader_s_loss_before_its_round_begins(group: Callable[..., Group]) -> None:
+    """Whoever takes over is lost while the others come: the next one takes over, and no round is counted for it."""
+    handlers = group(6)
+    meet(handlers)
+    die(handlers[0])
+    lost(handlers[1:], "node1")
+    tasks = [begin(handler.next_rendezvous) for handler in handlers[1:5]]  # and one is late
+    wait_for(lambda: handlers[1]._post and len(handlers[1]._post.callers) == 4, DEADLINE, "nobody comes")
+    die(handlers[1])
+    handlers[5].next_rendezvous()
+    finish(tasks)
+
+    assert [task.error for task in tasks[1:]] == [None] * 3
+    assert places(handlers[2:]) == [(1, rank, 4) for rank in range(4)]
+
+
 def test_what_outlives_the_leader(group: Callable[..., Group]) -> None:
     """Notices, the budget of restarts, the job directory and its attempts are what they were."""
     handlers = group(4, max_restarts=1)
@@ -157,6 +173,8 @@ def test_a_spare_takes_the_place_of_a_lost_node(group: Callable[..., Group]) -> 
 def test_a_node_that_fails_again_and_again_goes_behind_the_spares(group: Callable[..., Group]) -> None:
     """After two attempts that it has ended by itself another one has its place."""
     handlers = group(4, spares=1, max_restarts=5)
+    seen: list[tuple[str, dict[str, Any]]] = []
+    handlers[0].observer = lambda event, **facts: seen.append((event, facts))
     waiting = begin(handlers[3].next_rendezvous)
     for number in range(2):
         meet(handlers[:3])
@@ -170,6 +188,7 @@ def test_a_node_that_fails_again_and_again_goes_behind_the_spares(group: Callabl
 
     assert places([handlers[0], handlers[2], handlers[3]]) == [(2, 0, 3), (2, 1, 3), (2, 2, 3)]
     assert not behind.ended.is_set()
+    assert seen == [("node drained", {"hosts": "node2", "attempts": 2})]
 
 
 def test_too_few_say_so_and_end(group: Callable[..., Group]) -> None:
