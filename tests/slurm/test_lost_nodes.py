@@ -200,8 +200,8 @@ def test_training_goes_on_soon(cluster: Cluster, tmp_path: Path, position: int, 
     with run(cluster, tmp_path, "--nnodes=2:4") as job:
         job.trains_on(0, *cluster.nodes)
         time.sleep(chance.random())  # at any moment
-        cluster.kill(node)
         begin = time.monotonic()
+        cluster.kill(node)
         job.trains_on(1, *(one for one in cluster.nodes if one != node))
         sys.stdout.write(f"lost {node}: {time.monotonic() - begin:.1f} s\n")
 
