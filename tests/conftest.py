@@ -75,6 +75,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if FOREIGN.fullmatch(name):
             monkeypatch.delenv(name)
+    # Whoever looks up an address without a name here, as torch does of all that connect, is not to wait for long where
+    # the name server is not to be reached (resolv.conf(5)).
+    monkeypatch.setenv("RES_OPTIONS", "timeout:1 attempts:1")
     if START is not None:
         monkeypatch.setenv("HPC_LAUNCH_START", START)
 
