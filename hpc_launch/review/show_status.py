@@ -81,9 +81,9 @@ def _slurm(seen: Seen) -> str:
     record = seen.record
     if record is None:
         return "knows nothing of it (any more)"
-    parts = [f"on {record.nodes}" if record.nodes else "", record.partition and f"partition {record.partition}"]
     reason = f" ({record.reason})" if record.reason else ""
-    return ", ".join([f"{record.state}{reason}", *filter(None, parts)])
+    where = f" on {record.nodes}" if record.nodes else ""
+    return f"{record.state}{reason}{where}{f', partition {record.partition}' if record.partition else ''}"
 
 
 def _attempt(status: Status) -> str:
