@@ -1,0 +1,139 @@
+"""Times, sizes and exit codes in the words of a report. Pure."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterable
+from datetime import datetime, tzinfo
+
+from hpc_launch import hostlist
+from hpc_launch.errors import HostlistError
+
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+
+# Years 1970 to 9998: what lies outside is no time of a job, and datetime cannot have all of it.
+_LAST_MOMENT = 253_370_764_800.0
+
+_HOST = re.compile(r"[A-Za-z0-9_.-]{1,200}")
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
+# What would be invisible, or turn the text around it: control characters, and those of writing direction.
+_INVISIBLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def span(seconds: float) -> str:
+    """A length of time: `0.8 s`, `45 s`, `12 min 5 s`, `3 h 20 min`, `2 d 4 h`."""
+    seconds = max(0.0, seconds)
+    if seconds < 9.95:  # noqa: PLR2004 - so that ten seconds are `10 s`
+        return f"{seconds:.1f} s"
+    for unit, name, size, less in (
+        (_MINUTE, "min", 1, "s"),
+        (_HOUR, "h", _MINUTE, "min"),
+        (_DAY, "d", _HOUR, "h"),
+    ):
+        # Rounded first: 59.7 s are a minute.
+        whole = round(seconds / size)
+        if whole * size < unit:
+            return f"{whole} {less}"
+        following = {"min": _HOUR, "h": _DAY}.get(name)
+        if following is None or whole * size < following:
+            major, minor = divmod(whole * size, unit)
+            return f"{major} {name} {minor // size} {less}" if minor else f"{major} {name}"
+    raise AssertionError  # days have no end
+
+
+def size(count: float) -> str:
+    """A number of bytes: `512 B`, `1.4 GiB`."""
+    at = 0
+    while count >= 1024 and at < len(_UNITS) - 1:  # noqa: PLR2004 - as the units say
+        count, at = count / 1024, at + 1
+    return f"{count:.0f} {_UNITS[at]}" if at == 0 or count >= 100 else f"{count:.1f} {_UNITS[at]}"  # noqa: PLR2004 - three digits are enough
+
+
+def moment(time: float | None, zone: tzinfo | None) -> datetime | None:
+    """A moment of local time; None for what is no time."""
+    return datetime.fromtimestamp(time, zone).astimezone(zone) if time is not None and 0 < time < _LAST_MOMENT else None
+
+
+def full(time: float | None, zone: tzinfo | None) -> str:
+    """Day and time: `2026-11-25 22:36:07`; empty for none."""
+    at = moment(time, zone)
+    return at.strftime("%Y-%m-%d %H:%M:%S") if at is not None else ""
+
+
+def clock(time: float | None, zone: tzinfo | None) -> str:
+    """The time of a day: `22:36:07`; empty for none."""
+    at = moment(time, zone)
+    return at.strftime("%H:%M:%S") if at is not None else ""
+
+
+def zone_name(time: float | None, zone: tzinfo | None) -> str:
+    """What local time is: `CET (UTC+01:00)`."""
+    at = moment(time, zone)
+    if at is None:
+        return ""
+    offset = at.strftime("%z")
+    name = at.tzname() or ""
+    utc = f"UTC{offset[:3]}:{offset[3:5]}"
+    return "UTC" if name == "UTC" else f"{name} ({utc})" if name and not name.startswith(("+", "-", "UTC")) else utc
+
+
+def ended(exitcode: int) -> str:
+    """An exit code: `exit status 7`, `SIGKILL (signal 9)`."""
+    if exitcode == 0:
+        return "ended well"
+    if exitcode > 0:
+        return f"exit status {exitcode}"
+    try:
+        return f"{signal.Signals(-exitcode).name} (signal {-exitcode})"
+    except ValueError:
+        return f"signal {-exitcode}"
+
+
+def ranks(numbers: Iterable[int]) -> str:
+    """Ranks, folded: `0-16,18-1023`."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def hosts(names: Iterable[str]) -> str:
+    """Hosts as a person names them: folded, unless a name is none."""
+    found = tuple(dict.fromkeys(names))
+    return hostlist.display(found) if all(map(_HOST.fullmatch, found)) else ", ".join(found)
+
+
+def expanded(text: str) -> tuple[str, ...]:
+    """The names of a host list; one that cannot be read is a name."""
+    try:
+        return hostlist.expand(text) if hostlist.count(text) <= hostlist.MAX_RANGE else (text,)
+    except HostlistError:
+        return (text,)
+
+
+def count(number: int, thing: str, things: str = "") -> str:
+    """How many: `1 rank`, `1,024 ranks`."""
+    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
+
+
+def number(value: float) -> str:
+    """A number without needless digits: `1,200`, `0.25`."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.6g}"
+
+
+def visible(text: str) -> str:
+    """Text in which nothing is invisible: colours of a terminal are left out, other control characters are shown."""
+    return _INVISIBLE.sub(lambda match: f"\\x{ord(match[0]):02x}", _ESCAPES.sub("", text.replace("\r\n", "\n")))
+
+
+def line(text: str, limit: int = 300) -> str:
+    """Text as one line that is not too long."""
+    whole = " ".join(visible(text).split())
+    return whole if len(whole) <= limit else f"{whole[: limit - 1]}…"
