@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -9,7 +10,10 @@ from enum import Enum
 # Up to so many ranks each has a lane of its own.
 EACH = 64
 
-# A picture has no more lanes, if ranks can be folded any further.
+# Lanes of ranks that did exactly the same, as long as these are no more.
+_FEW = 12
+
+# A picture of folded ranks has no more lanes.
 _MANY = 48
 
 
@@ -26,6 +30,9 @@ class End(str, Enum):
 
 
 _WORST_FIRST = tuple(End)
+
+# How a rank follows one that has failed is a matter of milliseconds.
+_FOLLOWED = {End.FAILED: End.STOPPED}
 
 
 @dataclass(frozen=True)
@@ -69,14 +76,12 @@ class Lane:
     Attributes:
         ranks: their numbers, in order.
         hosts: where they ran, each once.
-        bars: what they did.
-        alike: they ended alike and at the same time in every attempt; else the bars show the worst of each.
+        bars: what they did; where they ended differently, how most of them did.
     """
 
     ranks: tuple[int, ...]
     hosts: tuple[str, ...]
     bars: tuple[Bar, ...]
-    alike: bool = True
 
 
 def each(tracks: Sequence[Track]) -> tuple[Lane, ...]:
@@ -87,8 +92,8 @@ def each(tracks: Sequence[Track]) -> tuple[Lane, ...]:
 def fold(tracks: Sequence[Track], tolerance: float) -> tuple[Lane, ...]:
     """As few lanes as a picture can have, and as many as it needs.
 
-    Few ranks have one each. Of many, those share one that ended alike at the same time; if that is not enough, those
-    that ended alike; then all that ended alike but for the words; then all that were never the first to fail.
+    Few ranks have one each. Of many, those share one that ended alike at the same time; if that would still be many
+    lanes, those do that only followed others, in whatever way; and then all that were never the first to fail.
 
     Args:
         tracks: all ranks, in order.
@@ -96,22 +101,16 @@ def fold(tracks: Sequence[Track], tolerance: float) -> tuple[Lane, ...]:
     """
     if len(tracks) <= EACH:
         return each(tracks)
-    ways: tuple[Callable[[Sequence[Track]], list[list[Track]]], ...] = (
-        lambda some: _same(some, tolerance),
-        lambda some: _by(some, lambda track: tuple((bar.attempt, bar.kind, bar.words) for bar in track.bars)),
-        lambda some: _by(some, lambda track: tuple((bar.attempt, bar.kind) for bar in track.bars)),
-    )
-    for way in ways:
-        groups = way(tracks)
-        if len(groups) <= _MANY:
-            return tuple(_merged(group, alike=way is ways[0]) for group in groups)
-    guilty = [track for track in tracks if any(bar.kind is End.CAUSE for bar in track.bars)]
-    guilty = guilty[: _MANY - 1]
-    shown = {track.rank for track in guilty}
-    rest = [track for track in tracks if track.rank not in shown]
-    groups = [[track] for track in guilty] + ([rest] if rest else [])
-    groups.sort(key=lambda group: group[0].rank)
-    return tuple(_merged(group, alike=len(group) == 1) for group in groups)
+    groups = _same(tracks, tolerance)
+    if len(groups) <= _FEW:
+        return tuple(_merged(group) for group in groups)
+    groups = _by(tracks, lambda track: tuple((bar.attempt, _FOLLOWED.get(bar.kind, bar.kind)) for bar in track.bars))
+    if len(groups) > _MANY:
+        shown = [track for track in tracks if any(bar.kind is End.CAUSE for bar in track.bars)][: _MANY - 1]
+        ranks = {track.rank for track in shown}
+        rest = [track for track in tracks if track.rank not in ranks]
+        groups = sorted([*([track] for track in shown), rest], key=lambda group: group[0].rank)
+    return tuple(_merged(group) for group in groups)
 
 
 def _by(tracks: Sequence[Track], key: Callable[[Track], object]) -> list[list[Track]]:
@@ -133,7 +132,7 @@ def _same(tracks: Sequence[Track], tolerance: float) -> list[list[Track]]:
                     break
             else:
                 near.append([track])
-            if len(near) > _MANY:
+            if len(near) > _FEW:
                 break  # of no use; the next way is tried
         groups += near
     return sorted(groups, key=lambda group: group[0].rank)
@@ -146,7 +145,7 @@ def _near(one: Track, other: Track, tolerance: float) -> bool:
     )
 
 
-def _merged(group: Sequence[Track], *, alike: bool) -> Lane:
+def _merged(group: Sequence[Track]) -> Lane:
     if len(group) == 1:
         return Lane((group[0].rank,), group[0].hosts, group[0].bars)
     bars: dict[int, list[Bar]] = {}
@@ -157,21 +156,19 @@ def _merged(group: Sequence[Track], *, alike: bool) -> Lane:
         tuple(track.rank for track in group),
         unique(host for track in group for host in track.hosts),
         tuple(_together(bars[attempt]) for attempt in sorted(bars)),
-        alike,
     )
 
 
 def _together(bars: Sequence[Bar]) -> Bar:
-    """One bar for several, with the worst of their ends."""
-    worst = min(bars, key=lambda bar: _WORST_FIRST.index(bar.kind))
-    words = unique(bar.words for bar in bars)
-    return Bar(
-        worst.attempt,
-        min(bar.begin for bar in bars),
-        max(bar.end for bar in bars),
-        worst.kind,
-        words[0] if len(words) == 1 else f"{worst.words}, and {len(words) - 1} other ways",
-    )
+    """One bar for several: as most of them ended, but never hiding that one was the first to fail."""
+    counts = Counter(bar.kind for bar in bars)
+    kind = End.CAUSE if End.CAUSE in counts else max(counts, key=lambda kind: (counts[kind], -_WORST_FIRST.index(kind)))
+    said = unique(bar.words for bar in bars if bar.kind is kind)
+    words = said[0] if len(said) == 1 else f"{said[0]}, and {len(said) - 1:,} other ways"
+    if len(counts) > 1:
+        others = ", ".join(f"{counts[other]:,} {other.value}" for other in End if counts[other])
+        words = f"{words} ({others})"
+    return Bar(bars[0].attempt, min(bar.begin for bar in bars), max(bar.end for bar in bars), kind, words)
 
 
 def unique(items: Iterable[str]) -> tuple[str, ...]:

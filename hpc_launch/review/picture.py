@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
+from itertools import groupby, islice
 
-from hpc_launch.review import lanes, scale, words
-from hpc_launch.review.lanes import Bar, End, Lane
+from hpc_launch.review import lanes, phrases, scale, words
+from hpc_launch.review.lanes import Bar, End, Lane, Track
 from hpc_launch.review.scale import Scale, Tick
 from hpc_launch.review.timeline import Moment, Span, Timeline
 
@@ -25,6 +26,9 @@ _TOLERANCE = 2.0 / 800
 
 # More titles than this would make the file large; then each lane has one, for all of its bars.
 _MOST_TITLES = 2500
+
+# A title has no more lines that say how attempts ended.
+_SAID = 12
 
 # More bars than this are not drawn one by one.
 MOST_BARS = 60_000
@@ -160,13 +164,13 @@ def _draw(timeline: Timeline, shown: Sequence[Lane], style: _Style, zone: tzinfo
     pen = _Pen(axis, style, zone, titles=titles)
     rows, y, host = [], top, ""
     for lane in shown:
-        here = words.hosts(lane.hosts)
+        here = words.fold_hosts(lane.hosts)
         first = single and here != host
         rows.append(pen.row(lane, y, here if first or not single else "", rule=first and bool(rows)))
         host = here
         y += style.pitch
     cuts = tuple(
-        Cut(piece.left, piece.right - piece.left, words.span(piece.end - piece.begin))
+        Cut(piece.left, piece.right - piece.left, phrases.span(piece.end - piece.begin))
         for piece in axis.pieces
         if piece.cut
     )
@@ -182,8 +186,8 @@ def _draw(timeline: Timeline, shown: Sequence[Lane], style: _Style, zone: tzinfo
         cuts,
         axis.ticks(zone),
         tuple((_CLASSES[kind], kind.value) for kind in End if kind in used),
-        _caption(timeline, shown),
-        tuple(_notes(axis, shown, cuts)),
+        _caption(timeline),
+        tuple(_notes(axis, timeline.tracks, shown, cuts)),
         style.pitch,
     )
 
@@ -209,7 +213,7 @@ class _Pen:
             paths = {kind: "".join(self._box(bar, top) for bar in lane.bars if bar.kind is kind) for kind in kinds}
             boxes = tuple(Box(path, _CLASSES[kind]) for kind, path in paths.items())
         crosses = tuple(self._cross(lane, at, top) for at, bar in enumerate(lane.bars) if bar.kind is End.CAUSE)
-        title = _name(lane) if self._titles else "\n".join([_name(lane), *map(self._said, lane.bars[:40])])
+        title = _name(lane) if self._titles else "\n".join([_name(lane), *_in_short(lane.bars)])
         label, more = _labels(lane, host, two_lines=self._style.two_lines)
         return Row(y, label, more, title, boxes, crosses, rule)
 
@@ -232,14 +236,25 @@ class _Pen:
         return Cross(path, x + (-9 if before else 9), y, said if fits else "", before)
 
     def _said(self, bar: Bar) -> str:
-        times = f"{words.clock(bar.begin, self._zone)} to {words.clock(bar.end, self._zone)}"
-        how = bar.kind.value if bar.kind in (End.FINISHED, End.RUNNING) else f"{bar.kind.value}: {bar.words}"
-        return f"attempt {bar.attempt}: {how} ({times}, {words.span(bar.end - bar.begin)})"
+        times = f"{phrases.clock(bar.begin, self._zone)} to {phrases.clock(bar.end, self._zone)}"
+        how = bar.kind.value if bar.words in ("ended well", "no end recorded") else f"{bar.kind.value}: {bar.words}"
+        return f"attempt {bar.attempt}: {how} ({times}, {phrases.span(bar.end - bar.begin)})"
 
 
 def _name(lane: Lane) -> str:
-    ranks = f"rank {lane.ranks[0]}" if len(lane.ranks) == 1 else f"ranks {words.ranks(lane.ranks)}"
-    return f"{ranks} on {words.hosts(lane.hosts)}"
+    ranks = f"rank {lane.ranks[0]}" if len(lane.ranks) == 1 else f"ranks {_short(words.fold_ranks(lane.ranks), 120)}"
+    return f"{ranks} on {_short(words.fold_hosts(lane.hosts), 120)}"
+
+
+def _in_short(bars: Sequence[Bar]) -> Iterator[str]:
+    """What bars say without their times, attempts that ended alike together."""
+    for said, alike in islice(groupby(bars, key=_ended), _SAID):
+        numbers = words.fold_ranks(bar.attempt for bar in alike)
+        yield f"attempt{'s' if '-' in numbers else ''} {numbers}: {said}"
+
+
+def _ended(bar: Bar) -> str:
+    return bar.kind.value if bar.kind in (End.FINISHED, End.RUNNING) else f"{bar.kind.value}: {_short(bar.words, 60)}"
 
 
 def _labels(lane: Lane, host: str, *, two_lines: bool) -> tuple[str, str]:
@@ -248,20 +263,18 @@ def _labels(lane: Lane, host: str, *, two_lines: bool) -> tuple[str, str]:
         return str(lane.ranks[0]), _short(host, 22)
     if len(lane.ranks) == 1:
         return f"rank {lane.ranks[0]}", _short(host, 30)
-    label = f"ranks {words.ranks(lane.ranks)}"
-    mixed = "" if lane.alike else ", not all alike"
-    return _short(label, 28), _short(f"{len(lane.ranks):,}{mixed} · {host}", 34)
+    return phrases.count(len(lane.ranks), "rank"), _short(f"{words.fold_ranks(lane.ranks)} · {host}", 36)
 
 
 def _band(span: Span, at: int, axis: Scale, zone: tzinfo | None) -> Band:
     x = axis.x(span.begin)
     width = max(1.0, axis.x(span.end) - x)
-    took = words.span(span.end - span.begin) + ("…" if span.open else "")
+    took = phrases.span(span.end - span.begin) + ("…" if span.open else "")
     label = next(
         (text for text in (f"attempt {span.number}", f"{span.number}") if len(text) * 6.6 <= width),
         "",
     )
-    title = f"attempt {span.number}: {words.full(span.begin, zone)} to {words.clock(span.end, zone)}, {took}"
+    title = f"attempt {span.number}: {phrases.full(span.begin, zone)} to {phrases.clock(span.end, zone)}, {took}"
     return Band(x, width, label, took if label and len(took) * 6.0 <= width else "", title, bool(at % 2))
 
 
@@ -279,28 +292,27 @@ def _flags(moments: Sequence[Moment], axis: Scale, zone: tzinfo | None) -> tuple
         if fits:
             taken[level:] = [left + width, *taken[level + 1 :]]
         label = _short(moment.label, 40) if fits else ""
-        title = f"{moment.label} at {words.full(moment.time, zone)}"
+        title = f"{moment.label} at {phrases.full(moment.time, zone)}"
         found.append(Flag(x, _HEAD + _FLAG * min(level, 2), label, title, moment.kind, before))
     return tuple(found), len(taken)
 
 
-def _caption(timeline: Timeline, shown: Sequence[Lane]) -> str:
-    attempts = words.count(len(timeline.spans), "attempt")
-    ranks = words.count(len(timeline.tracks), "rank")
+def _caption(timeline: Timeline) -> str:
+    attempts = phrases.count(len(timeline.spans), "attempt")
+    ranks = phrases.count(len(timeline.tracks), "rank")
     counts = {kind: sum(bar.kind is kind for track in timeline.tracks for bar in track.bars) for kind in End}
     ends = ", ".join(f"{count:,} {kind.value}" for kind, count in counts.items() if count)
-    folded = f", in {words.count(len(shown), 'lane')}" if len(shown) < len(timeline.tracks) else ""
-    return f"{ranks} in {attempts}{folded}. Ends of workers: {ends}."
+    return f"{ranks} in {attempts}. Ends of workers: {ends}."
 
 
-def _notes(axis: Scale, shown: Sequence[Lane], cuts: Sequence[Cut]) -> list[str]:
+def _notes(axis: Scale, tracks: Sequence[Track], shown: Sequence[Lane], cuts: Sequence[Cut]) -> list[str]:
     found = []
     if not axis.even:
         found.append("Short attempts are drawn wider than they were; the times are right.")
     if cuts:
         found.append("Long pauses are cut: //.")
-    if not all(lane.alike for lane in shown):
-        found.append("Ranks whose ends differed share a lane, which shows the worst of them.")
+    if len(shown) < len(tracks):
+        found.append("Ranks that did the same share a lane.")
     return found
 
 

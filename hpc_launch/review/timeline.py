@@ -6,7 +6,7 @@ from collections.abc import Mapping, Set as AbstractSet
 from dataclasses import dataclass
 
 from hpc_launch.records.model import Attempt, History, Worker
-from hpc_launch.review import words
+from hpc_launch.review import phrases
 from hpc_launch.review.lanes import Bar, End, Track, unique
 from hpc_launch.review.scale import Phase
 
@@ -105,13 +105,13 @@ def how(worker: Worker, kind: End) -> str:
     """How a worker ended, in words."""
     if worker.exitcode is None:
         return {End.RUNNING: "no end recorded", End.LOST: "its node was lost"}.get(kind, "nobody saw it end")
-    said = words.ended(worker.exitcode)
+    said = phrases.ended(worker.exitcode)
     if worker.told:
         return f"{said} after {worker.told}"
     exception = worker.failure.exception if worker.failure is not None else None
     if exception is None:
         return said
-    return words.line(f"{exception.type}: {exception.message}" if exception.message else exception.type, 160)
+    return phrases.line(f"{exception.type}: {exception.message}" if exception.message else exception.type, 160)
 
 
 def _spans(history: History) -> tuple[Span, ...]:
@@ -147,7 +147,7 @@ def lost_hosts(history: History, attempt: int) -> frozenset[str]:
         host
         for event in history.node_events
         if event.kind == "lost" and event.attempt == attempt
-        for host in words.expanded(event.hosts)
+        for host in phrases.expanded(event.hosts)
     )
 
 

@@ -1,21 +1,21 @@
-"""Times, sizes and exit codes in the words of a report. Pure."""
+"""Times, sizes, exit codes and text of any kind as a report has them. Pure."""
 
 from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable
 from datetime import datetime, tzinfo
 
 from hpc_launch import hostlist
 from hpc_launch.errors import HostlistError
 
+Say = Callable[[float], str]
+
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 # Years 1970 to 9998: what lies outside is no time of a job, and datetime cannot have all of it.
 _LAST_MOMENT = 253_370_764_800.0
-
-_HOST = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -91,23 +91,6 @@ def ended(exitcode: int) -> str:
         return f"{signal.Signals(-exitcode).name} (signal {-exitcode})"
     except ValueError:
         return f"signal {-exitcode}"
-
-
-def ranks(numbers: Iterable[int]) -> str:
-    """Ranks, folded: `0-16,18-1023`."""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and number == parts[-1][1] + 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
-
-
-def hosts(names: Iterable[str]) -> str:
-    """Hosts as a person names them: folded, unless a name is none."""
-    found = tuple(dict.fromkeys(names))
-    return hostlist.display(found) if all(map(_HOST.fullmatch, found)) else ", ".join(found)
 
 
 def expanded(text: str) -> tuple[str, ...]:

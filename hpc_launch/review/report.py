@@ -1,0 +1,350 @@
+"""A report of a job: everything that a person wants to know of it, as a value. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import tzinfo
+from pathlib import Path
+
+from hpc_launch import __version__
+from hpc_launch.records.model import Attempt, History, Mark, Run
+from hpc_launch.review import exits, phrases, picture, plans, story, timeline, words
+from hpc_launch.review.blame import Blame
+from hpc_launch.review.exits import Exits, Files
+from hpc_launch.review.picture import Picture
+from hpc_launch.review.plans import PlanView
+from hpc_launch.review.timeline import Timeline
+
+# Of more attempts the middle ones are left out of the table.
+_MOST_ATTEMPTS = 100
+
+# Seconds without a word after which nobody believes that a run goes on: agents write a heartbeat more often.
+_SILENCE = 900.0
+
+# A clock that is off by less makes no difference to anybody.
+_CLOCK = 0.5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How it went: a word, its `tone` (`good`, `bad`, `warn`, `plain`), and a sentence."""
+
+    word: str
+    tone: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A name and a value."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Moment:
+    """An entry of the story, with its time in words, and how long after the beginning it was."""
+
+    time: str
+    after: str
+    tone: str
+    text: str
+
+
+@dataclass(frozen=True)
+class AttemptLine:
+    """A line of the table of attempts; one without number says that some are left out."""
+
+    number: int | None
+    began: str
+    took: str
+    ranks: str
+    hosts: str
+    ending: str
+    tone: str
+    requeued: str
+
+
+@dataclass(frozen=True)
+class Root:
+    """A root cause, with the files of its rank."""
+
+    blame: Blame
+    title: str
+    files: Files | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training came. `part` is between 0 and 1, None if no total was marked."""
+
+    text: str
+    part: float | None
+    values: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
+class NodeLine:
+    """Something about a node that somebody should know."""
+
+    host: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All of it; times are in words already.
+
+    Attributes:
+        path: the job directory.
+        name: the job.
+        written: when the report was made.
+        zone: what local time is.
+        version: of hpc-launch, which made it.
+        verdict: how it went.
+        facts: the most important of it.
+        root: the root cause of the last attempt that failed; None if none did.
+        overview: the picture.
+        every: the picture of all ranks, where the first one folds them.
+        attempts: the table of attempts.
+        story: one thing after another.
+        exits: how workers ended, by attempt, the last one first.
+        progress: how far training came.
+        requeues: the ledger.
+        nodes: what is special about nodes.
+        plan: what was planned, set and installed.
+        unreadable: what could not be read.
+    """
+
+    path: Path
+    name: str
+    written: str
+    zone: str
+    version: str
+    verdict: Verdict
+    facts: tuple[Fact, ...]
+    root: Root | None
+    overview: Picture | None
+    every: Picture | None
+    attempts: tuple[AttemptLine, ...]
+    story: tuple[Moment, ...]
+    exits: tuple[Exits, ...]
+    progress: tuple[Progress, ...]
+    requeues: tuple[Moment, ...]
+    nodes: tuple[NodeLine, ...]
+    plan: PlanView | None
+    unreadable: tuple[str, ...]
+
+
+def make(
+    history: History,
+    blames: Mapping[int, Blame],
+    sizes: Mapping[Path, int],
+    now: float,
+    zone: tzinfo | None = None,
+) -> Report:
+    """Make a report.
+
+    Args:
+        history: what happened.
+        blames: the root causes, by attempt.
+        sizes: which of the files that `exits.paths` names are there, and how large they are.
+        now: seconds since the epoch.
+        zone: what local time is; None for this machine's.
+    """
+    guilty = {number: blame.ranks for number, blame in blames.items()}
+    times = timeline.make(history, guilty)
+    begin = _begin(history, times)
+    told = story.make(history, times, {number: blame.headline for number, blame in blames.items()})
+    return Report(
+        path=history.path,
+        name=history.path.name,
+        written=phrases.full(now, zone),
+        zone=phrases.zone_name(begin or now, zone),
+        version=__version__,
+        verdict=_verdict(history, times, now, zone),
+        facts=_facts(history, times, begin, zone),
+        root=_root(history, blames, sizes),
+        overview=picture.overview(times, zone),
+        every=picture.every_rank(times, zone),
+        attempts=_attempts(history, times, blames, zone),
+        story=tuple(_moment(entry, begin, zone) for entry in told),
+        exits=exits.make(history, times.spans, guilty, sizes),
+        progress=_progress(history.progress, zone),
+        requeues=_requeues(history, begin, zone),
+        nodes=_nodes(history),
+        plan=plans.make(history.runs),
+        unreadable=history.unreadable,
+    )
+
+
+def _begin(history: History, times: Timeline) -> float | None:
+    found = [run.begin for run in history.runs if run.begin is not None] + [span.begin for span in times.spans]
+    return min(found, default=None)
+
+
+def _verdict(history: History, times: Timeline, now: float, zone: tzinfo | None) -> Verdict:
+    if not history.attempts and not history.runs:
+        return Verdict("Nothing recorded", "plain", "The job directory has no events that can be read.")
+    last = history.attempts[-1] if history.attempts else None
+    run = history.runs[-1] if history.runs else None
+    if run is not None and run.status is not None and _requeued(history, run, last):
+        return Verdict("Requeued", "warn", "The run has ended, and Slurm was asked to run the job again.")
+    if run is not None and run.status is not None:
+        return _ended(run.status, last)
+    if last is not None and last.ending == "done":
+        return _ended(0, last)
+    if last is not None and last.ending == "failed":
+        return _ended(last.status, last)
+    seen = max((node.last for node in history.nodes if node.last is not None), default=None)
+    silent = seen is None or now - seen > _SILENCE
+    said = f"The last sign of life is of {phrases.full(seen, zone)}" if seen is not None else "There is no sign of life"
+    if silent:
+        return Verdict("No end recorded", "bad", f"{said}: it was probably killed, or its node was lost.")
+    place = f"attempt {last.number}" if last is not None else "its nodes are coming together"
+    return Verdict("Running", "plain", f"{said}; {place}.")
+
+
+def _ended(status: int, last: Attempt | None) -> Verdict:
+    if status == 0:
+        restarts = last.number if last is not None else 0
+        ranks = f"all {last.world_size:,} ranks ended well" if last is not None and last.world_size > 1 else "it ended well"
+        return Verdict("Finished", "good", f"{ranks[0].upper()}{ranks[1:]}" + (f", in attempt {restarts}." if restarts else "."))
+    if last is not None and last.signal:
+        return Verdict("Stopped", "warn", f"It was stopped by {last.signal}, and ended with status {status}.")
+    return Verdict("Failed", "bad", f"It ended with status {status}.")
+
+
+def _requeued(history: History, run: Run, last: Attempt | None) -> bool:
+    return any(
+        entry.restart_count >= run.restart_count and (last is None or entry.attempt >= last.number)
+        for entry in history.requeues
+    )
+
+
+def _facts(history: History, times: Timeline, begin: float | None, zone: tzinfo | None) -> tuple[Fact, ...]:
+    last = history.attempts[-1] if history.attempts else None
+    ends = [run.end for run in history.runs if run.end is not None] + [span.end for span in times.spans]
+    running = sum(span.end - span.begin for span in times.spans)
+    found = []
+    if last is not None:
+        found.append(Fact("Ranks", f"{last.world_size:,}"))
+        found.append(Fact("Nodes", f"{len(last.hosts):,}: {words.fold_hosts(last.hosts)}"))
+        found.append(Fact("Attempts", f"{len(history.attempts):,}"))
+    if history.requeues:
+        found.append(Fact("Requeues", f"{len(history.requeues):,}"))
+    if begin is not None:
+        found.append(Fact("Began", phrases.full(begin, zone)))
+    if ends and begin is not None:
+        found.append(Fact("Last seen" if any(span.open for span in times.spans) else "Ended", phrases.full(max(ends), zone)))
+        found.append(Fact("Took", phrases.span(max(ends) - begin)))
+        if max(ends) - begin - running > 0.05 * (max(ends) - begin):  # noqa: PLR2004 - a twentieth is worth a word
+            found.append(Fact("Workers ran", phrases.span(running)))
+    return tuple(found)
+
+
+def _root(history: History, blames: Mapping[int, Blame], sizes: Mapping[Path, int]) -> Root | None:
+    """The last attempt's root cause; or that of the last one which failed, if the job went on."""
+    if not blames:
+        return None
+    number = max(blames)
+    attempt = next((attempt for attempt in history.attempts if attempt.number == number), None)
+    blame = blames[number]
+    worker = next((worker for worker in attempt.workers if worker.rank in blame.ranks), None) if attempt else None
+    is_last = attempt is history.attempts[-1] and attempt.ending != "restart"
+    title = "Root cause" if is_last else f"Why attempt {number} failed"
+    return Root(blame, title, exits.files_of(worker, sizes) if worker is not None else None)
+
+
+def _attempts(
+    history: History, times: Timeline, blames: Mapping[int, Blame], zone: tzinfo | None
+) -> tuple[AttemptLine, ...]:
+    spans = {span.number: span for span in times.spans}
+    after = {entry.attempt: entry for entry in history.requeues}
+    found = []
+    for attempt in history.attempts:
+        span = spans.get(attempt.number)
+        blame = blames.get(attempt.number)
+        said = story.ending(attempt, blame.headline if blame is not None else "")
+        is_open = span is not None and span.open
+        found.append(
+            AttemptLine(
+                attempt.number,
+                phrases.full(attempt.begin, zone),
+                phrases.span(span.end - span.begin) if span is not None else "",
+                f"{attempt.world_size:,}",
+                words.fold_hosts(attempt.hosts),
+                "no end recorded" if is_open else said or "nobody recorded how it ended",
+                _tone(attempt, is_open=is_open),
+                after[attempt.number].reason if attempt.number in after else "",
+            )
+        )
+    if len(found) > _MOST_ATTEMPTS:
+        half = _MOST_ATTEMPTS // 2
+        gap = AttemptLine(None, "", "", "", "", f"{len(found) - 2 * half:,} attempts are left out here", "plain", "")
+        found = [*found[:half], gap, *found[-half:]]
+    return tuple(found)
+
+
+def _tone(attempt: Attempt, *, is_open: bool) -> str:
+    if is_open:
+        return "plain"
+    return "good" if attempt.ending == "done" else "warn" if attempt.signal else "bad"
+
+
+def _moment(entry: story.Entry, begin: float | None, zone: tzinfo | None) -> Moment:
+    after = f"+{phrases.span(entry.time - begin)}" if entry.time is not None and begin is not None else ""
+    return Moment(phrases.full(entry.time, zone), after, entry.tone, entry.text)
+
+
+def _requeues(history: History, begin: float | None, zone: tzinfo | None) -> tuple[Moment, ...]:
+    found = []
+    for entry in history.requeues:
+        parts = [
+            f"after attempt {entry.attempt}",
+            phrases.line(entry.cause),
+            f"step {phrases.number(entry.step)}" if entry.step is not None else "",
+            "" if entry.counted else "not counted",
+        ]
+        after = f"+{phrases.span(entry.time - begin)}" if begin is not None else ""
+        text = f"{entry.reason}: {', '.join(filter(None, parts))}"
+        found.append(Moment(phrases.full(entry.time, zone), after, "warn", text))
+    return tuple(found)
+
+
+def _progress(marks: Sequence[Mark], zone: tzinfo | None) -> tuple[Progress, ...]:
+    """The mark of the rank that came furthest, and of the one that is furthest behind, if they differ."""
+    if not marks:
+        return ()
+    ordered = sorted(marks, key=lambda mark: (mark.attempt, -1.0 if mark.step is None else mark.step))
+    least, most = ordered[0], ordered[-1]
+    shown = [most] if (least.attempt, least.step) == (most.attempt, most.step) else [most, least]
+    return tuple(_progressed(mark, marks, zone) for mark in shown)
+
+
+def _progressed(mark: Mark, marks: Sequence[Mark], zone: tzinfo | None) -> Progress:
+    like_it = [other.rank for other in marks if (other.attempt, other.step) == (mark.attempt, mark.step)]
+    who = f"{'rank' if len(like_it) == 1 else 'ranks'} {words.fold_ranks(like_it)}"
+    part = min(1.0, max(0.0, mark.step / mark.total)) if mark.step is not None and mark.total else None
+    step = f"step {phrases.number(mark.step)}" if mark.step is not None else "a mark without a step"
+    total = f" of {phrases.number(mark.total)}" if mark.total else ""
+    percent = f" ({part:.0%})" if part is not None else ""
+    text = f"{step}{total}{percent} in attempt {mark.attempt}, marked by {who} at {phrases.full(mark.time, zone)}"
+    values = tuple(
+        Fact(name, value if isinstance(value, str) else phrases.number(value)) for name, value in mark.values.items()
+    )
+    return Progress(text[0].upper() + text[1:], part, values)
+
+
+def _nodes(history: History) -> tuple[NodeLine, ...]:
+    found = []
+    for node in history.nodes:
+        if abs(node.offset) >= _CLOCK:
+            ahead = "ahead of" if node.offset > 0 else "behind"
+            text = f"its clock was {phrases.span(abs(node.offset))} {ahead} that of the first node; times here are corrected"
+            found.append(NodeLine(node.host, text))
+        if node.waiting:
+            found.append(NodeLine(node.host, f"ranks {words.fold_ranks(node.waiting)} hung in the kernel when last seen"))
+    return tuple(found)

@@ -1,0 +1,57 @@
+"""A report as one HTML file: no script, nothing from the network, links to the log files beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_from_bytes
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from hpc_launch.review import phrases
+from hpc_launch.review.picture import short
+from hpc_launch.review.report import Report
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(report: Report, beside: Path | None) -> str:
+    """Write a report.
+
+    Args:
+        report: what to write.
+        beside: the directory that the file will be in, so that its links lead to the log files; None for a page that is
+            shown from nowhere, as in a notebook: it has no links.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        extensions=["jinja2.ext.loopcontrols"],
+        finalize=_finalize,
+    )
+    environment.globals.update(
+        n=short, size=phrases.size, count=phrases.count, number=phrases.number, line=phrases.line, href=_links(beside)
+    )
+    return environment.get_template("report.html.jinja").render(r=report, linked=beside is not None)
+
+
+def _finalize(value: Any) -> Any:
+    """What is written of a value: no text of the job's own is invisible, or turns the page around it."""
+    return phrases.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _links(beside: Path | None) -> Callable[[Path], str]:
+    base = os.path.realpath(beside) if beside is not None else ""
+
+    def href(path: Path) -> str:
+        """A relative link: `./` before it, so that no name is taken for a scheme."""
+        there = os.path.join(os.path.realpath(path.parent), path.name)  # noqa: PTH118 - names that are no text
+        return f"./{quote_from_bytes(os.fsencode(os.path.relpath(there, base)))}"
+
+    return href
