@@ -24,6 +24,7 @@ class End(str, Enum):
     FAILED = "failed as well"
     LOST = "lost with its node"
     UNKNOWN = "end not seen"
+    FOLLOWED = "failed because of others"
     STOPPED = "stopped by hpc-launch"
     RUNNING = "still running"
     FINISHED = "finished"
@@ -31,8 +32,8 @@ class End(str, Enum):
 
 _WORST_FIRST = tuple(End)
 
-# How a rank follows one that has failed is a matter of milliseconds.
-_FOLLOWED = {End.FAILED: End.STOPPED}
+# Two ways to follow one that has failed, which are one here.
+_FOLLOWED = {End.FOLLOWED: End.STOPPED, End.STOPPED: End.STOPPED}
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def fold(tracks: Sequence[Track], tolerance: float) -> tuple[Lane, ...]:
     groups = _same(tracks, tolerance)
     if len(groups) <= _FEW:
         return tuple(_merged(group) for group in groups)
-    groups = _by(tracks, lambda track: tuple((bar.attempt, _FOLLOWED.get(bar.kind, bar.kind)) for bar in track.bars))
+    groups = _by(tracks, lambda track: tuple(_way(bar)[:2] for bar in track.bars))
     if len(groups) > _MANY:
         shown = [track for track in tracks if any(bar.kind is End.CAUSE for bar in track.bars)][: _MANY - 1]
         ranks = {track.rank for track in shown}
@@ -123,7 +124,7 @@ def _by(tracks: Sequence[Track], key: Callable[[Track], object]) -> list[list[Tr
 def _same(tracks: Sequence[Track], tolerance: float) -> list[list[Track]]:
     """Groups of those who ended alike, each at nearly the same moments as the first of its group."""
     groups: list[list[Track]] = []
-    for alike in _by(tracks, lambda track: tuple((bar.attempt, bar.kind, bar.words) for bar in track.bars)):
+    for alike in _by(tracks, lambda track: tuple(map(_way, track.bars))):
         near: list[list[Track]] = []
         for track in alike:
             for group in near:
@@ -136,6 +137,12 @@ def _same(tracks: Sequence[Track], tolerance: float) -> list[list[Track]]:
                 break  # of no use; the next way is tried
         groups += near
     return sorted(groups, key=lambda group: group[0].rank)
+
+
+def _way(bar: Bar) -> tuple[int, End, str]:
+    """In which way somebody ended: how one follows others that have failed is a matter of milliseconds."""
+    followed = bar.kind in _FOLLOWED
+    return bar.attempt, _FOLLOWED.get(bar.kind, bar.kind), "" if followed else bar.words
 
 
 def _near(one: Track, other: Track, tolerance: float) -> bool:

@@ -38,6 +38,7 @@ _CLASSES = {
     End.FAILED: "failed",
     End.LOST: "lost",
     End.UNKNOWN: "unknown",
+    End.FOLLOWED: "followed",
     End.STOPPED: "stopped",
     End.RUNNING: "running",
     End.FINISHED: "finished",
@@ -162,7 +163,8 @@ def _draw(timeline: Timeline, shown: Sequence[Lane], style: _Style, zone: tzinfo
     single = all(len(lane.ranks) == 1 for lane in shown)
     titles = style.titles and sum(len(lane.bars) for lane in shown) <= _MOST_TITLES
     pen = _Pen(axis, style, zone, titles=titles)
-    rows, y, host = [], top, ""
+    rows: list[Row] = []
+    y, host = top, ""
     for lane in shown:
         here = words.fold_hosts(lane.hosts)
         first = single and here != host

@@ -8,31 +8,20 @@ from datetime import tzinfo
 from pathlib import Path
 
 from hpc_launch import __version__
-from hpc_launch.records.model import Attempt, History, Mark, Run
-from hpc_launch.review import exits, phrases, picture, plans, story, timeline, words
+from hpc_launch.records.model import Attempt, History, Mark
+from hpc_launch.review import exits, phrases, picture, plans, story, timeline, verdict, words
 from hpc_launch.review.blame import Blame
 from hpc_launch.review.exits import Exits, Files
 from hpc_launch.review.picture import Picture
 from hpc_launch.review.plans import PlanView
 from hpc_launch.review.timeline import Timeline
+from hpc_launch.review.verdict import Verdict
 
 # Of more attempts the middle ones are left out of the table.
 _MOST_ATTEMPTS = 100
 
-# Seconds without a word after which nobody believes that a run goes on: agents write a heartbeat more often.
-_SILENCE = 900.0
-
 # A clock that is off by less makes no difference to anybody.
 _CLOCK = 0.5
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How it went: a word, its `tone` (`good`, `bad`, `warn`, `plain`), and a sentence."""
-
-    word: str
-    tone: str
-    sentence: str
 
 
 @dataclass(frozen=True)
@@ -164,7 +153,7 @@ def make(
         written=phrases.full(now, zone),
         zone=phrases.zone_name(begin or now, zone),
         version=__version__,
-        verdict=_verdict(history, times, now, zone),
+        verdict=verdict.judge(history, now, zone),
         facts=_facts(history, times, begin, zone),
         root=_root(history, blames, sizes),
         overview=picture.overview(times, zone),
@@ -185,45 +174,6 @@ def _begin(history: History, times: Timeline) -> float | None:
     return min(found, default=None)
 
 
-def _verdict(history: History, times: Timeline, now: float, zone: tzinfo | None) -> Verdict:
-    if not history.attempts and not history.runs:
-        return Verdict("Nothing recorded", "plain", "The job directory has no events that can be read.")
-    last = history.attempts[-1] if history.attempts else None
-    run = history.runs[-1] if history.runs else None
-    if run is not None and run.status is not None and _requeued(history, run, last):
-        return Verdict("Requeued", "warn", "The run has ended, and Slurm was asked to run the job again.")
-    if run is not None and run.status is not None:
-        return _ended(run.status, last)
-    if last is not None and last.ending == "done":
-        return _ended(0, last)
-    if last is not None and last.ending == "failed":
-        return _ended(last.status, last)
-    seen = max((node.last for node in history.nodes if node.last is not None), default=None)
-    silent = seen is None or now - seen > _SILENCE
-    said = f"The last sign of life is of {phrases.full(seen, zone)}" if seen is not None else "There is no sign of life"
-    if silent:
-        return Verdict("No end recorded", "bad", f"{said}: it was probably killed, or its node was lost.")
-    place = f"attempt {last.number}" if last is not None else "its nodes are coming together"
-    return Verdict("Running", "plain", f"{said}; {place}.")
-
-
-def _ended(status: int, last: Attempt | None) -> Verdict:
-    if status == 0:
-        restarts = last.number if last is not None else 0
-        ranks = f"all {last.world_size:,} ranks ended well" if last is not None and last.world_size > 1 else "it ended well"
-        return Verdict("Finished", "good", f"{ranks[0].upper()}{ranks[1:]}" + (f", in attempt {restarts}." if restarts else "."))
-    if last is not None and last.signal:
-        return Verdict("Stopped", "warn", f"It was stopped by {last.signal}, and ended with status {status}.")
-    return Verdict("Failed", "bad", f"It ended with status {status}.")
-
-
-def _requeued(history: History, run: Run, last: Attempt | None) -> bool:
-    return any(
-        entry.restart_count >= run.restart_count and (last is None or entry.attempt >= last.number)
-        for entry in history.requeues
-    )
-
-
 def _facts(history: History, times: Timeline, begin: float | None, zone: tzinfo | None) -> tuple[Fact, ...]:
     last = history.attempts[-1] if history.attempts else None
     ends = [run.end for run in history.runs if run.end is not None] + [span.end for span in times.spans]
@@ -238,9 +188,11 @@ def _facts(history: History, times: Timeline, begin: float | None, zone: tzinfo 
     if begin is not None:
         found.append(Fact("Began", phrases.full(begin, zone)))
     if ends and begin is not None:
-        found.append(Fact("Last seen" if any(span.open for span in times.spans) else "Ended", phrases.full(max(ends), zone)))
+        found.append(
+            Fact("Last seen" if any(span.open for span in times.spans) else "Ended", phrases.full(max(ends), zone))
+        )
         found.append(Fact("Took", phrases.span(max(ends) - begin)))
-        if max(ends) - begin - running > 0.05 * (max(ends) - begin):  # noqa: PLR2004 - a twentieth is worth a word
+        if max(ends) - begin - running > 0.05 * (max(ends) - begin):
             found.append(Fact("Workers ran", phrases.span(running)))
     return tuple(found)
 
@@ -343,8 +295,10 @@ def _nodes(history: History) -> tuple[NodeLine, ...]:
     for node in history.nodes:
         if abs(node.offset) >= _CLOCK:
             ahead = "ahead of" if node.offset > 0 else "behind"
-            text = f"its clock was {phrases.span(abs(node.offset))} {ahead} that of the first node; times here are corrected"
-            found.append(NodeLine(node.host, text))
+            text = f"its clock was {phrases.span(abs(node.offset))} {ahead} that of the first node"
+            found.append(NodeLine(node.host, f"{text}; times here are corrected"))
         if node.waiting:
-            found.append(NodeLine(node.host, f"ranks {words.fold_ranks(node.waiting)} hung in the kernel when last seen"))
+            found.append(
+                NodeLine(node.host, f"ranks {words.fold_ranks(node.waiting)} hung in the kernel when last seen")
+            )
     return tuple(found)

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 
 from hpc_launch.records import history
-from hpc_launch.review import blame, exits, report, report_html
+from hpc_launch.review import blame, exits, report, report_html, report_markdown
 from hpc_launch.review.report import Report
 
 
@@ -52,18 +52,37 @@ class JobReport:
             Where it is.
         """
         path = path if path is not None else self.report.path / "report.html"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_text(self.html(path.parent), encoding="utf-8", errors="replace")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return path
+        return _write(path, self.html(path.parent))
+
+    def markdown(self) -> str:
+        """The report as Markdown."""
+        return report_markdown.render(self.report)
+
+    def write_markdown(self, path: Path) -> Path:
+        """Write it as Markdown, whole or not at all."""
+        return _write(path, self.markdown())
+
+    def __str__(self) -> str:
+        return self.markdown()
 
     def _repr_html_(self) -> str:
         # A page of its own within the notebook, so that neither's style changes the other's.
         page = escape(self.html(), quote=True)
         return f'<iframe srcdoc="{page}" sandbox style="width: 100%; height: 900px; border: 0"></iframe>'
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a file by a rename; what is no plain file, such as /dev/stdout, is written to."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8", errors="replace")
+        return path
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
 
 
 def sizes_of(paths: Iterable[Path]) -> dict[Path, int]:

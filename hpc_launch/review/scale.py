@@ -116,9 +116,7 @@ def make(phases: Sequence[Phase], left: float, right: float) -> Scale:
     room = max(right - left - _CUT * sum(cut), (right - left) / 4)
     least = min(_NARROWEST, room / (2 * len(phases)))
     drawn = [phase for phase, is_cut in zip(phases, cut, strict=True) if not is_cut]
-    widths, even = _widths(
-        [phase.seconds for phase in drawn], [0.0 if phase.pause else least for phase in drawn], room
-    )
+    widths, even = _widths([phase.seconds for phase in drawn], [0.0 if phase.pause else least for phase in drawn], room)
     pieces: list[Piece] = []
     rest = iter(widths)
     x = left

@@ -107,7 +107,9 @@ def _moments(history: History) -> Iterator[Entry]:
         yield Entry(min(time for time, _ in where), "warn", f"{signal} was passed on to the workers of {hosts}")
     for event in history.node_events:
         if event.kind == "lost":
-            yield Entry(event.time, "bad", f"lost {phrases.line(event.hosts)}" + (f", says {event.by}" if event.by else ""))
+            yield Entry(
+                event.time, "bad", f"lost {phrases.line(event.hosts)}" + (f", says {event.by}" if event.by else "")
+            )
     for requeue in history.requeues:
         step = f", training was at step {phrases.number(requeue.step)}" if requeue.step is not None else ""
         cause = phrases.line(requeue.cause) or requeue.reason
