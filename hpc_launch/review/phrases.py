@@ -53,9 +53,15 @@ def size(count: float) -> str:
     return f"{count:.0f} {_UNITS[at]}" if at == 0 or count >= 100 else f"{count:.1f} {_UNITS[at]}"  # noqa: PLR2004 - three digits are enough
 
 
+def sane(time: float | None) -> float | None:
+    """A time as a job can have one; None for what is none: a record may hold any number."""
+    return time if time is not None and 0 < time < _LAST_MOMENT else None
+
+
 def moment(time: float | None, zone: tzinfo | None) -> datetime | None:
     """A moment of local time; None for what is no time."""
-    return datetime.fromtimestamp(time, zone).astimezone(zone) if time is not None and 0 < time < _LAST_MOMENT else None
+    known = sane(time)
+    return datetime.fromtimestamp(known, zone).astimezone(zone) if known is not None else None
 
 
 def full(time: float | None, zone: tzinfo | None) -> str:

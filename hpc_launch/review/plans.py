@@ -55,7 +55,7 @@ def make(runs: Sequence[Run]) -> PlanView | None:
         derived=_values([_told(plan.inner("derived")) for plan in plans]),
         settings=_values([_told(plan.inner("settings")) for plan in plans]),
         environment=_values([_plain(plan.inner("environment").values) for plan in plans]),
-        software=_values([_plain(run.versions) for run in runs]),
+        software=_values([_plain({**run.versions, **Fields(run.plan).inner("software").values}) for run in runs]),
         warnings=last.texts("warnings"),
         runs=len(runs),
     )

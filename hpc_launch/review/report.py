@@ -170,13 +170,14 @@ def make(
 
 
 def _begin(history: History, times: Timeline) -> float | None:
-    found = [run.begin for run in history.runs if run.begin is not None] + [span.begin for span in times.spans]
-    return min(found, default=None)
+    begun = (phrases.sane(run.begin) for run in history.runs)
+    return min([*(time for time in begun if time is not None), *(span.begin for span in times.spans)], default=None)
 
 
 def _facts(history: History, times: Timeline, begin: float | None, zone: tzinfo | None) -> tuple[Fact, ...]:
     last = history.attempts[-1] if history.attempts else None
-    ends = [run.end for run in history.runs if run.end is not None] + [span.end for span in times.spans]
+    left = (phrases.sane(run.end) for run in history.runs)
+    ends = [*(time for time in left if time is not None), *(span.end for span in times.spans)]
     running = sum(span.end - span.begin for span in times.spans)
     found = []
     if last is not None:

@@ -10,10 +10,9 @@ from hpc_launch.review.exits import Exits
 from hpc_launch.review.plans import PlanView, Value
 from hpc_launch.review.report import Report, Root
 
-# What would mean something: always, at the edge of a word, in a link, twice, or at the beginning.
-_SPECIAL = re.compile(
-    r"([\\`*<|]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|~(?=~)|&(?=[#\w]+;)|^(?:[#>+=-]|\d+[.)]))"
-)
+# What would mean something: always, at the edge of a word, in a link, twice; and what would, at the beginning.
+_SPECIAL = re.compile(r"([\\`*<|]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|~(?=~)|&(?=[#\w]+;))")
+_BEGINNING = re.compile(r"^(\d+(?=[.)](?:\s|$))|(?=[#>=+-]))")
 _BACKTICKS = re.compile(r"`+")
 
 
@@ -158,7 +157,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]
 
 def text(words: str) -> str:
     """Words that mean nothing to Markdown, in one line."""
-    return _SPECIAL.sub(r"\\\1", " ".join(phrases.visible(words).split()))
+    return _BEGINNING.sub(r"\1\\", _SPECIAL.sub(r"\\\1", " ".join(phrases.visible(words).split())))
 
 
 def code(words: str) -> str:

@@ -77,8 +77,8 @@ def make(history: History, guilty: Mapping[int, AbstractSet[int]]) -> Timeline:
         lost = lost_hosts(history, attempt.number)
         for worker in attempt.workers:
             kind = end_of(worker, span, guilty.get(attempt.number, frozenset()), lost)
-            begin = worker.started if worker.started is not None else span.begin
-            end = worker.ended if worker.ended is not None else span.end
+            begin = _or(worker.started, span.begin)
+            end = _or(worker.ended, span.end)
             bar = Bar(attempt.number, begin, max(begin, end), kind, how(worker, kind))
             bars.setdefault(worker.rank, []).append((worker.host, bar))
     tracks = tuple(
@@ -116,25 +116,35 @@ def how(worker: Worker, kind: End) -> str:
 
 def _spans(history: History) -> tuple[Span, ...]:
     begun = sorted(
-        ((attempt, attempt.begin) for attempt in history.attempts if attempt.begin is not None),
+        ((attempt, begin) for attempt in history.attempts if (begin := phrases.sane(attempt.begin)) is not None),
         key=lambda pair: pair[0].number,
     )
-    seen = max((node.last for node in history.nodes if node.last is not None), default=0.0)
+    seen = max((_or(node.last, 0.0) for node in history.nodes), default=0.0)
     found = []
     for at, (attempt, begin) in enumerate(begun):
         following = begun[at + 1][1] if at + 1 < len(begun) else None
         is_open = attempt.end is None and following is None and not _run_ended(history, attempt)
-        end = attempt.end if attempt.end is not None else _last_seen(attempt, following, seen)
+        end = _or(attempt.end, _last_seen(attempt, following, seen))
         found.append(Span(attempt.number, begin, max(begin, end), is_open, attempt.run))
     return tuple(found)
 
 
 def _last_seen(attempt: Attempt, following: float | None, seen: float) -> float:
     """When an attempt without a recorded end was last seen."""
-    known = [time for worker in attempt.workers for time in (worker.started, worker.ended) if time is not None]
+    times = (time for worker in attempt.workers for time in (worker.started, worker.ended))
+    known = [time for time in map(phrases.sane, times) if time is not None]
     if following is None:
         return max([seen, *known])
-    return min(following, max(known)) if any(worker.ended is not None for worker in attempt.workers) else following
+    return (
+        min(following, max(known))
+        if known and any(worker.ended is not None for worker in attempt.workers)
+        else following
+    )
+
+
+def _or(time: float | None, otherwise: float) -> float:
+    known = phrases.sane(time)
+    return otherwise if known is None else known
 
 
 def _run_ended(history: History, attempt: Attempt) -> bool:
