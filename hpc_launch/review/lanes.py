@@ -26,7 +26,7 @@ class End(str, Enum):
     UNKNOWN = "end not seen"
     FOLLOWED = "failed because of others"
     STOPPED = "stopped by hpc-launch"
-    RUNNING = "still running"
+    RUNNING = "running when last seen"
     FINISHED = "finished"
 
 

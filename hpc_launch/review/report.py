@@ -58,11 +58,12 @@ class AttemptLine:
 
 @dataclass(frozen=True)
 class Root:
-    """A root cause, with the files of its rank."""
+    """A root cause, with the files of its rank; `past` if the job went on after it."""
 
     blame: Blame
     title: str
     files: Files | None
+    past: bool
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def _root(history: History, blames: Mapping[int, Blame], sizes: Mapping[Path, in
     worker = next((worker for worker in attempt.workers if worker.rank in blame.ranks), None) if attempt else None
     is_last = attempt is history.attempts[-1] and attempt.ending != "restart"
     title = "Root cause" if is_last else f"Why attempt {number} failed"
-    return Root(blame, title, exits.files_of(worker, sizes) if worker is not None else None)
+    return Root(blame, title, exits.files_of(worker, sizes) if worker is not None else None, not is_last)
 
 
 def _attempts(

@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import quote_from_bytes
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from hpc_launch.review import phrases
 from hpc_launch.review.picture import short
@@ -43,7 +42,7 @@ def render(report: Report, beside: Path | None) -> str:
 
 def _finalize(value: Any) -> Any:
     """What is written of a value: no text of the job's own is invisible, or turns the page around it."""
-    return phrases.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return phrases.visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _links(beside: Path | None) -> Callable[[Path], str]:

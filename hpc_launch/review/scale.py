@@ -52,6 +52,11 @@ class Piece:
     right: float
     cut: bool = False
 
+    @property
+    def rate(self) -> float:
+        """How much of the picture a second takes."""
+        return (self.right - self.left) / (self.end - self.begin)
+
 
 @dataclass(frozen=True)
 class Tick:
@@ -95,13 +100,24 @@ class Scale:
     def _wanted(self, zone: tzinfo | None) -> Iterator[tuple[float, bool]]:
         """Moments that could be marked, and whether they come before others."""
         after_cut = False
-        for piece in self.pieces:
+        for piece in self._stretches():
             if not piece.cut:
                 if after_cut or not self.even:
                     yield piece.begin, True
                 for time in _round_moments(piece, zone):
                     yield time, False
             after_cut = piece.cut
+
+    def _stretches(self) -> list[Piece]:
+        """The pieces, those together in which time runs equally fast."""
+        found: list[Piece] = []
+        for piece in self.pieces:
+            last = found[-1] if found else None
+            if last and not last.cut and not piece.cut and math.isclose(last.rate, piece.rate, rel_tol=1e-3):
+                found[-1] = Piece(last.begin, piece.end, last.left, piece.right)
+            else:
+                found.append(piece)
+        return found
 
 
 def make(phases: Sequence[Phase], left: float, right: float) -> Scale:

@@ -97,3 +97,10 @@ def test_the_time_after_a_cut_is_named() -> None:
     marks = axis.ticks(timezone.utc)
 
     assert "22:10" in [mark.label for mark in marks]
+
+
+def test_many_short_attempts_have_an_axis() -> None:
+    """Marks are as near to each other as they can be read, not as attempts are wide."""
+    axis = scale.make(phases(*[(60, False), (10, True)] * 40), LEFT, RIGHT)
+
+    assert len(axis.ticks(timezone.utc)) >= 6
