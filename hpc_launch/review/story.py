@@ -40,9 +40,11 @@ def make(history: History, timeline: Timeline, causes: Mapping[int, str]) -> tup
     spans = {span.number: span for span in timeline.spans}
     first = {run.first_attempt for run in history.runs}
     for attempt in history.attempts:
-        span = spans.get(attempt.number)
+        span, before = spans.get(attempt.number), spans.get(attempt.number - 1)
+        again = attempt.number not in first and before is not None
         if span is not None:
-            found += _attempt(attempt, span, causes.get(attempt.number, ""), again=attempt.number not in first)
+            pause = span.begin - before.end if again and before is not None else None
+            found += _attempt(attempt, span, causes.get(attempt.number, ""), pause)
     ordered = sorted(found, key=lambda entry: entry.time or 0.0)
     if len(ordered) <= _LONGEST:
         return tuple(ordered)
@@ -60,19 +62,21 @@ def ending(attempt: Attempt, cause: str) -> str:
     return cause or phrases.line(attempt.cause) or ("" if attempt.end is None else "ended")
 
 
-def _attempt(attempt: Attempt, span: Span, cause: str, *, again: bool) -> Iterator[Entry]:
+def _attempt(attempt: Attempt, span: Span, cause: str, pause: float | None) -> Iterator[Entry]:
+    """How an attempt began and ended; `pause` is how long after the one before it was, in the same run."""
     size = phrases.count(attempt.world_size, "rank")
     hosts = f" on {words.fold_hosts(attempt.hosts)}" if attempt.hosts else ""
-    yield Entry(span.begin, "plain", f"attempt {attempt.number}: {size}{hosts} started{' again' if again else ''}")
+    again = f" again, {phrases.span(pause)} later" if pause is not None else ""
+    yield Entry(span.begin, "plain", f"attempt {attempt.number}: {size}{hosts} started{again}")
     if span.open:
         return
-    tone = "good" if attempt.ending == "done" else "warn" if attempt.signal else "bad"
     said = ending(attempt, cause)
     if not said or not attempt.ending:
         yield Entry(span.end, "bad", f"attempt {attempt.number}: {said or 'nobody recorded how it ended'}")
         return
-    followed = sum(worker.failed for worker in attempt.workers)
-    more = f"; {phrases.count(followed - 1, 'other rank')} ended with it" if tone == "bad" and followed > 1 else ""
+    tone = "good" if attempt.ending == "done" else "warn" if attempt.signal else "bad"
+    others = sum(worker.failed for worker in attempt.workers) - 1
+    more = f"; {phrases.count(others, 'other rank')} ended with it" if tone == "bad" and others > 0 else ""
     yield Entry(span.end, tone, f"attempt {attempt.number}: {said}{more}")
 
 
