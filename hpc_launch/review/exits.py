@@ -157,7 +157,7 @@ def _lines(
 ) -> Iterator[Line]:
     groups: dict[tuple[End, str], list[Worker]] = {}
     for worker in attempt.workers:
-        kind = end_of(worker, span, guilty, lost)
+        kind = end_of(worker, attempt, span, guilty, lost)
         groups.setdefault((kind, how(worker, kind)), []).append(worker)
     ordered = sorted(groups.items(), key=lambda item: (_ORDER.index(item[0][0]), item[1][0].rank))
     for (kind, said), workers in ordered[:_MOST_LINES]:

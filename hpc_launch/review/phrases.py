@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Callable
 from datetime import datetime, tzinfo
 
@@ -85,18 +84,6 @@ def zone_name(time: float | None, zone: tzinfo | None) -> str:
     name = at.tzname() or ""
     utc = f"UTC{offset[:3]}:{offset[3:5]}"
     return "UTC" if name == "UTC" else f"{name} ({utc})" if name and not name.startswith(("+", "-", "UTC")) else utc
-
-
-def ended(exitcode: int) -> str:
-    """An exit code: `exit status 7`, `SIGKILL (signal 9)`."""
-    if exitcode == 0:
-        return "ended well"
-    if exitcode > 0:
-        return f"exit status {exitcode}"
-    try:
-        return f"{signal.Signals(-exitcode).name} (signal {-exitcode})"
-    except ValueError:
-        return f"signal {-exitcode}"
 
 
 def expanded(text: str) -> tuple[str, ...]:

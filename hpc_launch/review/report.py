@@ -58,11 +58,20 @@ class AttemptLine:
 
 @dataclass(frozen=True)
 class Root:
-    """A root cause, with the files of its rank; `past` if the job went on after it."""
+    """A root cause.
+
+    Attributes:
+        blame: it.
+        title: its title.
+        files: those of the rank.
+        before: in which attempts the same happened before.
+        past: the job has gone on since.
+    """
 
     blame: Blame
     title: str
     files: Files | None
+    before: str
     past: bool
 
 
@@ -200,16 +209,20 @@ def _facts(history: History, times: Timeline, begin: float | None, zone: tzinfo 
 
 
 def _root(history: History, blames: Mapping[int, Blame], sizes: Mapping[Path, int]) -> Root | None:
-    """The last attempt's root cause; or that of the last one which failed, if the job went on."""
+    """The root cause of the last attempt that failed, and how often it was the same."""
     if not blames:
         return None
-    number = max(blames)
-    attempt = next((attempt for attempt in history.attempts if attempt.number == number), None)
-    blame = blames[number]
-    worker = next((worker for worker in attempt.workers if worker.rank in blame.ranks), None) if attempt else None
-    is_last = attempt is history.attempts[-1] and attempt.ending != "restart"
-    title = "Root cause" if is_last else f"Why attempt {number} failed"
-    return Root(blame, title, exits.files_of(worker, sizes) if worker is not None else None, not is_last)
+    last = max(blames)
+    blame = blames[last]
+    same = words.fold_ranks(number for number, other in blames.items() if other.what == blame.what and number != last)
+    past = last != history.attempts[-1].number or history.attempts[-1].ending == "restart"
+    return Root(
+        blame,
+        f"Why attempt {last} failed" if past else "Root cause",
+        exits.files_of(blame.first, sizes) if blame.first is not None else None,
+        f"The same happened in attempt{'' if same.isdecimal() else 's'} {same}." if same else "",
+        past,
+    )
 
 
 def _attempts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,13 @@ def render(report: Report, beside: Path | None) -> str:
         finalize=_finalize,
     )
     environment.globals.update(
-        n=short, size=phrases.size, count=phrases.count, number=phrases.number, line=phrases.line, href=_links(beside)
+        n=short,
+        size=phrases.size,
+        count=phrases.count,
+        number=phrases.number,
+        line=phrases.line,
+        href=_links(beside),
+        below=_below(report.path),
     )
     return environment.get_template("report.html.jinja").render(r=report, linked=beside is not None)
 
@@ -45,12 +52,20 @@ def _finalize(value: Any) -> Any:
     return phrases.visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
+def _below(directory: Path) -> Callable[[Path], str]:
+    """Names of files as they are in the job directory."""
+    return lambda path: str(path.relative_to(directory)) if path.is_relative_to(directory) else str(path)
+
+
 def _links(beside: Path | None) -> Callable[[Path], str]:
     base = os.path.realpath(beside) if beside is not None else ""
 
+    @functools.cache
+    def folder(path: Path) -> str:
+        return quote_from_bytes(os.fsencode(os.path.relpath(os.path.realpath(path), base)))
+
     def href(path: Path) -> str:
         """A relative link: `./` before it, so that no name is taken for a scheme."""
-        there = os.path.join(os.path.realpath(path.parent), path.name)  # noqa: PTH118 - names that are no text
-        return f"./{quote_from_bytes(os.fsencode(os.path.relpath(there, base)))}"
+        return f"./{folder(path.parent)}/{quote_from_bytes(os.fsencode(path.name))}"
 
     return href

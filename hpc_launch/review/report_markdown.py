@@ -73,15 +73,18 @@ def _root(root: Root) -> Iterator[str]:
     yield from _heading(root.title)
     yield f"**{text(root.blame.headline)}**"
     yield ""
-    yield from (f"- {name}: {text(value)}" for name, value in root.blame.facts if value)
+    yield from (f"- {name}: {text(value)}" for name, value in root.blame.facts)
     if root.files is not None:
         yield from (f"- {file.name}: {code(str(file.path))}" for file in root.files.files)
     if root.blame.lines:
         yield ""
         yield from block("\n".join(root.blame.lines))
-    if root.blame.followed:
+    if root.blame.also:
         yield ""
-        yield text(root.blame.followed)
+        yield from (f"- also: {text(other)}" for other in root.blame.also)
+    for sentence in filter(None, (root.blame.followed, root.before)):
+        yield ""
+        yield text(sentence)
 
 
 def _exits(report: Report) -> Iterator[str]:

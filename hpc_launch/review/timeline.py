@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set as AbstractSet
 from dataclasses import dataclass
 
+from hpc_launch.records import causes
 from hpc_launch.records.model import Attempt, History, Worker
 from hpc_launch.review import phrases
 from hpc_launch.review.lanes import Bar, End, Track, unique
@@ -76,7 +77,7 @@ def make(history: History, guilty: Mapping[int, AbstractSet[int]]) -> Timeline:
             continue
         lost = lost_hosts(history, attempt.number)
         for worker in attempt.workers:
-            kind = end_of(worker, span, guilty.get(attempt.number, frozenset()), lost)
+            kind = end_of(worker, attempt, span, guilty.get(attempt.number, frozenset()), lost)
             begin = _or(worker.started, span.begin)
             end = _or(worker.ended, span.end)
             bar = Bar(attempt.number, begin, max(begin, end), kind, how(worker, kind))
@@ -88,7 +89,7 @@ def make(history: History, guilty: Mapping[int, AbstractSet[int]]) -> Timeline:
     return Timeline(spans, tracks, _moments(history))
 
 
-def end_of(worker: Worker, span: Span, guilty: AbstractSet[int], lost: AbstractSet[str]) -> End:
+def end_of(worker: Worker, attempt: Attempt, span: Span, guilty: AbstractSet[int], lost: AbstractSet[str]) -> End:
     """How a worker ended."""
     if worker.ended is None and worker.exitcode is None:
         return End.RUNNING if span.open else End.LOST if worker.host in lost else End.UNKNOWN
@@ -96,22 +97,24 @@ def end_of(worker: Worker, span: Span, guilty: AbstractSet[int], lost: AbstractS
         return End.CAUSE
     if worker.exitcode is None:
         return End.UNKNOWN
-    if worker.told:
-        return End.STOPPED
-    return End.FAILED if worker.exitcode else End.FINISHED
+    if not worker.failed:
+        return End.STOPPED if worker.told else End.FINISHED
+    reason = causes.follows(worker, attempt.decided)
+    return End.STOPPED if reason == causes.ENDED else End.FOLLOWED if reason else End.FAILED
 
 
 def how(worker: Worker, kind: End) -> str:
-    """How a worker ended, in words."""
+    """How a worker ended, in words: the exception or exit status, and what is known of it."""
     if worker.exitcode is None:
         return {End.RUNNING: "no end recorded", End.LOST: "its node was lost"}.get(kind, "nobody saw it end")
-    said = phrases.ended(worker.exitcode)
-    if worker.told:
-        return f"{said} after {worker.told}"
-    exception = worker.failure.exception if worker.failure is not None else None
-    if exception is None:
-        return said
-    return phrases.line(f"{exception.type}: {exception.message}" if exception.message else exception.type, 160)
+    if not worker.failed:
+        return f"ended well after {worker.told}" if worker.told else "ended well"
+    ending, what = causes.ending(worker), causes.what(worker)
+    raised = worker.failure.exception if worker.failure is not None else None
+    if kind is End.STOPPED:
+        return f"{ending} after {worker.told}"
+    said = what if raised is not None and what.startswith(raised.type) else f"{ending}: {what}" if what else ending
+    return phrases.line(said, 160)
 
 
 def _spans(history: History) -> tuple[Span, ...]:

@@ -43,14 +43,6 @@ def test_a_size(count: int, expected: str) -> None:
     assert phrases.size(count) == expected
 
 
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [(0, "ended well"), (7, "exit status 7"), (-9, "SIGKILL (signal 9)"), (-200, "signal 200")],
-)
-def test_an_exit_code(code: int, expected: str) -> None:
-    assert phrases.ended(code) == expected
-
-
 @pytest.mark.parametrize("time", [None, 0, -5.0, 1e15, float(1 << 53)])
 def test_what_is_no_time_is_empty(time: float | None) -> None:
     """A record may hold any number."""
