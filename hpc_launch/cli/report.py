@@ -2,46 +2,44 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from hpc_launch.cli.options import CONTEXT, launch_option, settings_of
+from hpc_launch.cli.options import CONTEXT, GroupedCommand
+from hpc_launch.cli.reading import job_directory, job_options, output
 from hpc_launch.errors import LogDirError, UsageError, reason
-from hpc_launch.review import find
 
 
-@click.command(context_settings={**CONTEXT, "allow_interspersed_args": True})
-@launch_option("log_dir")
-@launch_option("verbose")
-@click.option("-o", "--output", metavar="FILE", help="Where to write it; default report.html in the job's directory.")
-@click.option("--markdown", is_flag=True, help="Print it as Markdown instead; with --output it is written there.")
-@click.argument("job", default="")
+@click.command(cls=GroupedCommand, context_settings={**CONTEXT, "allow_interspersed_args": True})
+@job_options
+@click.option(
+    "-o", "--output", "file", metavar="FILE", help="Where to write it. Default: report.html in the job's directory."
+)
+@click.option("--markdown", is_flag=True, help="Print it as Markdown; with --output, write that.")
 @click.pass_context
-def report(context: click.Context, /, job: str, output: str | None, *, markdown: bool, **given: Any) -> None:
-    """Write a page about JOB that says what happened: one HTML file, for a browser or to send to somebody.
+def report(context: click.Context, /, *, job: str, file: str | None, markdown: bool, **given: Any) -> None:
+    """Write a page about a job: what happened, as one HTML file for a browser, or to send to somebody.
 
     It has a timeline of all ranks, the root cause of failures, how each rank ended, and links to the log files. It
-    needs no network, and shows a running job as it is now. JOB is a job's id, or the path of its directory; without
-    it, the latest.
+    needs no network, and shows a running job as it is now. JOB is a job's id, 1234, 1234.0 or 12_3 for a task of an
+    array, or its directory; without it, the latest job in logs/.
     """
     from hpc_launch.review import reports  # noqa: PLC0415 - jinja2 is for those who want a page
 
-    settings = settings_of(context, given)
-    directory = find.job_directory(job, directory=Path.cwd(), environ=os.environ, log_dir=settings.log_dir)
-    made = reports.of(directory.path)
-    if markdown and output is None:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(made.markdown().encode(errors="replace"))
-        return
-    if output == "":
+    if file == "":
         raise UsageError("--output: an empty name; expected the name of a file", option="--output")
-    path = Path(output) if output is not None else None
-    try:
-        click.echo(made.write_markdown(path) if markdown and path is not None else made.write(path))
-    except OSError as error:
-        where = path if path is not None else directory.path
-        raise LogDirError(f"cannot write {where}: {reason(error)}; name another file with --output") from error
+    directory = job_directory(context, job, given)
+    made = reports.of(directory.path)
+    with output():
+        if markdown and file is None:
+            sys.stdout.buffer.write(made.markdown().encode(errors="replace"))
+            return
+        path = Path(file) if file is not None else directory.path / "report.html"
+        try:
+            made.write_markdown(path) if markdown else made.write(path)
+        except OSError as error:
+            raise LogDirError(f"cannot write {path}: {reason(error)}; name another file with --output") from error
+        sys.stdout.write(f"{path}\n")

@@ -61,7 +61,7 @@ def _software() -> dict[str, str]:
 def _nccl() -> str:
     """NCCL's version; empty in builds without it. What is asked is the library, not a device."""
     try:
-        return ".".join(map(str, torch.cuda.nccl.version()))
+        return ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]  # as torch has it
     except (AttributeError, RuntimeError):
         return ""
 

@@ -7,9 +7,7 @@ from datetime import tzinfo
 
 from hpc_launch.records.model import Attempt, History, Run
 from hpc_launch.review import phrases
-
-# Seconds without a word after which nobody believes that a run goes on: agents write a heartbeat more often.
-_SILENCE = 900.0
+from hpc_launch.review.standing import FRESH
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,11 @@ def _status(run: Run | None, last: Attempt | None) -> int | None:
 def _open(history: History, last: Attempt | None, now: float, zone: tzinfo | None) -> Verdict:
     seen = max((node.last for node in history.nodes if node.last is not None), default=None)
     if seen is None:
-        return Verdict("No end recorded", "bad", "There is no sign of life.")
+        return Verdict("No end recorded", "warn", "There is no sign of life.")
     said = f"The last sign of life is of {phrases.full(seen, zone)}"
-    if now - seen > _SILENCE:
-        return Verdict("No end recorded", "bad", f"{said}: it was probably killed, or its nodes were lost.")
+    if now - seen > FRESH:
+        # Its records may be late, so nothing is claimed.
+        return Verdict("No end recorded", "warn", f"{said}; hpc-launch status asks Slurm whether it still runs.")
     place = f"attempt {last.number}" if last is not None else "its nodes are coming together"
     return Verdict("Running", "plain", f"{said}: {place}.")
 
