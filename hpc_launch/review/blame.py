@@ -94,5 +94,7 @@ def _also(cause: RootCause) -> list[str]:
 
 def _followed(cause: RootCause) -> str:
     total = sum(cause.followers.values())
+    if len(cause.followers) == 1:
+        return f"{phrases.count(total, 'other rank')} followed ({next(iter(cause.followers))})."
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(cause.followers.items()))
     return f"{phrases.count(total, 'other rank')} followed: {reasons}." if total else ""

@@ -66,7 +66,7 @@ def _attempt(attempt: Attempt, span: Span, cause: str, pause: float | None) -> I
     """How an attempt began and ended; `pause` is how long after the one before it was, in the same run."""
     size = phrases.count(attempt.world_size, "rank")
     hosts = f" on {words.fold_hosts(attempt.hosts)}" if attempt.hosts else ""
-    again = f" again, {phrases.span(pause)} later" if pause is not None else ""
+    again = "" if pause is None else " again at once" if pause < 1 else f" again, {phrases.span(pause)} later"
     yield Entry(span.begin, "plain", f"attempt {attempt.number}: {size}{hosts} started{again}")
     if span.open:
         return
