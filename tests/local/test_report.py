@@ -1,6 +1,8 @@
 """`hpc-launch report` about jobs that have really run."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,3 +102,12 @@ def test_what_cannot_be_done(job: Path, words: list[str], status: int, said: str
     assert done.status == status
     assert said in done.err
     assert len(done.err.splitlines()) == 1
+
+
+def test_the_benchmark_prints_its_table() -> None:
+    """In its quick form it ends well, with a line for one size."""
+    file = Path(__file__).parents[1] / "benchmarks/report.py"
+    done = subprocess.run([sys.executable, str(file), "--quick"], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert [line.startswith("| 4 | 2 |") for line in done.stdout.splitlines()] == [False, False, True]
