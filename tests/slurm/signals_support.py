@@ -20,7 +20,8 @@ from tests.support import wait_for
 #   --until FILE   ends well when that is there
 #   --on NAME S    on that signal works for S seconds on `saved.<rank>`, which says "whole" in the end, and leaves
 #   --stubborn     ignores SIGTERM
-#   --family       has children: one of multiprocessing's, and one that was forked twice, in a session of its own
+#   --family       has children: one of multiprocessing's, and one that was forked twice, in a session of its own, which
+#                  notes a SIGUSR1 of its own in `child.<rank>`
 #   --fail R       rank R fails as soon as the file `fail` is there
 STAYER = """
 import multiprocessing, os, signal, sys, time
@@ -54,6 +55,7 @@ if __name__ == "__main__":
             os.setsid()
             if os.fork() == 0:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                signal.signal(signal.SIGUSR1, lambda *_: Path(f"child.{rank}").write_text("SIGUSR1"))
                 Path(f"child.{rank}").touch()
                 pause()
             os._exit(0)
