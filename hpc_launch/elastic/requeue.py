@@ -71,8 +71,8 @@ def settle(plan: Plan, environ: Mapping[str, str], run: Run) -> str:
         counted=decision.counted and ending is not Ending.REQUEUED,
     )
     if ending is Ending.REQUEUED:
-        _write(run.job, entry)  # Slurm does it by itself
-        return ""
+        _write(run.job, entry)
+        return "Slurm itself has the job run again: not counted"
     return _ask(run.job, job_id, entry) or decision.why if decision.requeue else decision.why
 
 

@@ -112,7 +112,7 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
                 logs = _foreign_logs(settings)
                 agent = Agent(spec, plan, environ, logs, factory=factory, signals=signals, outlook=outlook)
                 stack.callback(agent.close)
-                _announce(plan)
+                _announce(plan, int(environ.get("SLURM_RESTART_COUNT") or 0))
                 flush()
         except SignalException as stop:
             raise Interrupted(stop.sigval, stop.sigval.name) from None
@@ -316,7 +316,7 @@ def _torch_streams(choice: StreamChoice | None) -> Std | dict[int, Std]:
     return {rank: Std(int(streams)) for rank, streams in choice.per_rank} or Std(int(choice.everyone or Streams.NONE))
 
 
-def _announce(plan: Plan) -> None:
+def _announce(plan: Plan, requeues: int) -> None:
     """One line that says what begins, from the first node; then what is probably not meant."""
     if not plan.world.leader:
         return
@@ -331,9 +331,10 @@ def _announce(plan: Plan) -> None:
     if plan.settings.verbose:
         for item in plan.derived:
             say(f"{item.name} = {item.value} ({item.origin})")
+    again = f"after {requeues} requeue{'s' if requeues > 1 else ''}: " if requeues else ""
     in_full = len(world.hosts) > 1 or plan.settings.verbose
-    if in_full:
-        say(f"{size}{omp}, logs in {plan.log_root / plan.job_name}")
+    if in_full or again:
+        say(f"{again}{size}{omp}, logs in {plan.log_root / plan.job_name}")
     if in_full or plan.binding.located:
         for line in binding.table(plan.binding, plan.omp_num_threads):
             say(line)

@@ -251,6 +251,7 @@ def test_interruptions_change_nothing(any_cluster: Cluster, tmp_path: Path, repe
     expected = [("preempt", 0, 0, False), ("preempt", 1, 1, False), (reason, 2, 2, True)]
     assert parts.why() == expected, parts.describe()
     assert len(parts.ours("requeued (1 of 10): ")) == 1, parts.describe()
+    assert len(parts.ours("after 3 requeues: 2 nodes, 4 ranks")) == 1, parts.describe()
     assert parts.requeues() == (3, 0)
     logs = [f"attempt_{n}/{(one, two)[rank // 2]}/rank_{rank}.out" for n in range(4) for rank in range(4)]
     assert parts.tree.files("rank_*.out") == sorted(logs), parts.describe()

@@ -118,10 +118,11 @@ def check_reason(folder: Path, asked: list[str], ended: Run, reason: str | None)
 
 
 def test_a_requeue_of_slurm_s_own_is_written_down(tmp_path: Path, asked: list[str]) -> None:
-    """It is under way already, so nobody asks; the ledger knows of it, and it is free."""
+    """It is under way already, so nobody asks; the ledger and a line tell of it, and it is free."""
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
-    assert requeue.settle(plan("on-preempt"), ENVIRON, run(job, TERM, REQUEUED)) == ""
+    word = requeue.settle(plan("on-preempt"), ENVIRON, run(job, TERM, REQUEUED))
+    assert word == "Slurm itself has the job run again: not counted"
     assert asked == []
     [entry] = read(job.ledger.read_text())
     assert (entry.cause, entry.counted) == ("requeued by Slurm", False)
