@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from hpc_launch.errors import HpcLaunchError, UsageError
 from hpc_launch.launch import step
-from hpc_launch.node import network
 from hpc_launch.plan import derive
-from hpc_launch.plan.here import Here, check_script
+from hpc_launch.plan.here import Here, check_address, check_script
 from hpc_launch.plan.model import Plan
 from hpc_launch.plan.start import WARM
 from hpc_launch.plan.step import wanted
@@ -106,7 +105,7 @@ def _prepare(settings: Settings, script: Sequence[str], here: Here) -> Plan:
         settings = dataclasses.replace(settings, nproc_per_node=count_processes(settings.nproc_per_node))
     plan = derive.make(settings, here, script)
     if plan.own_rendezvous and len(plan.world.hosts) > 1:
-        network.asked_address(settings.local_addr, settings.interface)  # before anybody waits for this node
+        check_address(settings, leader=plan.world.leader)
     return plan
 
 
@@ -127,6 +126,7 @@ def _tell_others(settings: Settings, script: Sequence[str], here: Here, problem:
         cpu_bind=CpuBind("none"),
         virtual_local_rank=False,
         interface="auto",
+        local_addr=None,
     )
     try:
         plan = derive.make(bare, here, script)

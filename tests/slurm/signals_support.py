@@ -75,6 +75,9 @@ if __name__ == "__main__":
 
 SCRIPT = "stayer.py"
 
+# The ports that hpc-launch takes: the first one, and the one after the last.
+PORTS = (20000, 32000)
+
 
 @dataclass(frozen=True)
 class Running:
@@ -145,8 +148,12 @@ class Running:
                     continue
 
     def check_nothing_is_left(self) -> None:
-        """See that no process is left on any node, and that no node was drained."""
+        """See that no process is left on any node, nobody listens on a port of ours, and no node was drained."""
         wait_for(lambda: not [*self.left()], DEADLINE, lambda: f"{[*self.left()]} are left\n{self.describe()}")
+        ours = range(*PORTS)
+        for node in self.cluster.nodes:
+            listening = self.cluster.on(node, ["ss", "--no-header", "--tcp", "--listening", "--numeric"]).stdout
+            assert not [port for port in re.findall(r":(\d+)\s", listening) if int(port) in ours], listening
         self.cluster.wait_idle(DEADLINE)
         assert self.cluster.run(["sinfo", "--noheader", "--list-reasons"]).stdout == ""
 
