@@ -37,7 +37,7 @@ from hpc_launch.plan import binding
 from hpc_launch.plan.model import Plan
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.settings import Origin, Settings, StreamChoice, Streams
-from hpc_launch.slurm.controller import requeue_id
+from hpc_launch.slurm.controller import JobRecord, requeue_id
 from hpc_launch.warm.factory import Factory
 
 # torchrun's macro for the local rank (torch/distributed/elastic/utils/api.py).
@@ -112,6 +112,8 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
                 logs = _foreign_logs(settings)
                 agent = Agent(spec, plan, environ, logs, factory=factory, signals=signals, outlook=outlook)
                 stack.callback(agent.close)
+                if outlook is not None:
+                    outlook.begin(lambda record: _requeue_early(plan, environ, agent, record))
                 _announce(plan, int(environ.get("SLURM_RESTART_COUNT") or 0))
                 flush()
         except SignalException as stop:
@@ -130,6 +132,12 @@ def _requeue(plan: Plan, environ: Mapping[str, str], agent: Agent, error: HpcLau
         word = requeue.settle(plan, environ, ended)
         if word:
             say(word)
+
+
+def _requeue_early(plan: Plan, environ: Mapping[str, str], agent: Agent, record: JobRecord) -> None:
+    """Do so while the workers end, where Slurm may not leave the time for it afterwards. Called in a thread."""
+    if plan.settings.requeue and agent.begun:
+        requeue.settle_early(plan, environ, requeue.Run(None, agent.noticed, record, agent.job, *agent.attempts))
 
 
 def _outlook(plan: Plan, environ: Mapping[str, str]) -> Outlook | None:

@@ -43,6 +43,7 @@ runpy.run_path({str(EXAMPLE)!r}, run_name="__main__")
 #   --last N   turn N ends well by itself; those before wait to be told to leave
 #   --fail     fails at once
 #   --idle N   makes no progress from turn N on
+#   --late     does not leave before it is killed, in turns that are told to
 TURNS = """
 import os, sys, time
 from pathlib import Path
@@ -60,6 +61,8 @@ if "--fail" in sys.argv:
     sys.exit(3)
 while turn < given("--last") and not runtime.should_stop(all_ranks=True):
     time.sleep(0.02)
+if "--late" in sys.argv and turn < given("--last"):
+    time.sleep(3600)
 """
 
 
@@ -365,15 +368,19 @@ def test_where_a_preemption_cancels(any_release: Release, tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("slurm_host")
 def test_where_slurm_signals_all_processes(tmp_path: Path) -> None:
-    """With proctrack/linuxproc the scontrol that asks for the requeue is signalled as well."""
-    with Cluster(ClusterConfig(nodes=2, proctrack="linuxproc")) as cluster:
+    """With proctrack/linuxproc the scontrol that asks for the requeue is signalled as well.
+
+    Nor does it matter that workers need all the time that there is at the limit.
+    """
+    with Cluster(ClusterConfig(nodes=2, proctrack="linuxproc", kill_wait=10)) as cluster:
         turns = submit(cluster, tmp_path / "notice", "--requeue on-notice turns.py --last 1", "--nodes=2", "--time=30")
         await_up(turns, 0, 4)
         turns.job.signal("USR1")
         assert turns.wait().state == "COMPLETED", turns.describe()
         assert (turns.why(), turns.requeues()) == ([("notice", 0, 0, True)], (1, 0)), turns.describe()
 
-        turns = submit(cluster, tmp_path / "limit", "--requeue on-timeout turns.py --last 1", "--nodes=2", "--time=30")
+        launcher = "--requeue on-timeout turns.py --last 1 --late"
+        turns = submit(cluster, tmp_path / "limit", launcher, "--nodes=2", "--time=30")
         await_up(turns, 0, 4)
         update(turns, "endtime=now")
         wait_for(turns.ledger, DEADLINE, turns.describe)
