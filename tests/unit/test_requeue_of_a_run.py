@@ -178,7 +178,7 @@ def mark(job: JobDirectory, rank: int, text: str) -> None:
 
 
 def test_a_requeue_while_the_workers_end(tmp_path: Path, asked: list[str]) -> None:
-    """Where Slurm is about to kill it is asked at once, and only then; how far workers come after it is written down."""
+    """Where Slurm is about to kill it is asked at once, and once; how far workers then come is written down."""
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
     mark(job, 0, json.dumps({"attempt": 3, "step": 40, "total": 100}))
