@@ -19,6 +19,9 @@ from hpc_launch.records.directory import JobDirectory
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.controller import Ending, JobRecord
 
+_BY_SLURM = "requeued by Slurm"
+_SLURM_DOES_IT = "Slurm itself has the job run again: not counted"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -75,20 +78,19 @@ def settle(plan: Plan, environ: Mapping[str, str], run: Run) -> str:
     )
     if ending is Ending.REQUEUED:
         _write(run.job, entry)
-        return "Slurm itself has the job run again: not counted"
+        return _SLURM_DOES_IT
     return _ask(run.job, job_id, entry) or decision.why if decision.requeue else decision.why
 
 
 def settle_early(plan: Plan, environ: Mapping[str, str], run: Run) -> None:
-    """Have the job requeued while its workers still end, where Slurm is about to kill: then `settle` may be too late.
+    """Settle it while the workers still end, where Slurm is about to kill: afterwards there may be no time left.
 
     Only where Slurm has ended the job already, so that the requeue takes none of the workers' time, and only if it is
     right without what they have yet to do.
     """
-    restarts = int(environ.get("SLURM_RESTART_COUNT") or 0)
-    if run.record is None or run.record.state != "COMPLETING":
-        return
-    if controller.ending(run.record, restarts) in (Ending.TIME_LIMIT, Ending.PREEMPTED):
+    ending = controller.ending(run.record, int(environ.get("SLURM_RESTART_COUNT") or 0))
+    over = run.record is not None and run.record.state == "COMPLETING"
+    if ending is Ending.REQUEUED or (over and ending in (Ending.TIME_LIMIT, Ending.PREEMPTED)):
         settle(plan, environ, run)
 
 
@@ -99,6 +101,8 @@ def _amend(policy: Policy, run: Run, ledger: Sequence[Entry]) -> str:
     entry = dataclasses.replace(entry, step=progress.step, progressed=progress.made)
     with contextlib.suppress(OSError, LogDirError):
         directory.write_text(run.job.ledger, "".join(each.line() for each in (*before, entry)))
+    if entry.cause == _BY_SLURM:
+        return _SLURM_DOES_IT
     decision = requeue.decide(policy, entry.reason, entry.cause, before, progress)
     return decision.why if decision.requeue else f"requeued: {entry.cause}"
 
@@ -119,7 +123,7 @@ def _reason(run: Run, ending: Ending) -> tuple[Reason, str] | None:
     by_slurm: dict[Ending, tuple[Reason, str] | None] = {
         Ending.TIME_LIMIT: ("timeout", "time limit"),
         Ending.PREEMPTED: ("preempt", "preemption"),
-        Ending.REQUEUED: ("preempt", "requeued by Slurm"),
+        Ending.REQUEUED: ("preempt", _BY_SLURM),
         Ending.CANCELLED: None,
     }
     if ending in by_slurm:

@@ -121,11 +121,13 @@ def test_a_requeue_of_slurm_s_own_is_written_down(tmp_path: Path, asked: list[st
     """It is under way already, so nobody asks; the ledger and a line tell of it, and it is free."""
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
+    requeue.settle_early(plan("on-preempt"), ENVIRON, run(job, None, REQUEUED))
+    mark(job, 0, json.dumps({"attempt": 3, "step": 50, "total": 100}))
     word = requeue.settle(plan("on-preempt"), ENVIRON, run(job, TERM, REQUEUED))
     assert word == "Slurm itself has the job run again: not counted"
     assert asked == []
     [entry] = read(job.ledger.read_text())
-    assert (entry.cause, entry.counted) == ("requeued by Slurm", False)
+    assert (entry.cause, entry.counted, entry.step) == ("requeued by Slurm", False, 50)
 
 
 def test_one_agent_of_all_steps_asks(tmp_path: Path, asked: list[str]) -> None:
@@ -193,7 +195,7 @@ def test_a_requeue_while_the_workers_end(tmp_path: Path, asked: list[str]) -> No
     assert (entry.reason, entry.step, entry.counted, asked) == ("timeout", 50, True, ["7"])
 
 
-@pytest.mark.parametrize("record", [None, RUNNING, IN_GRACE, CANCELLED, REQUEUED])
+@pytest.mark.parametrize("record", [None, RUNNING, IN_GRACE, CANCELLED])
 def test_what_can_wait_for_the_workers(tmp_path: Path, asked: list[str], record: JobRecord | None) -> None:
     """A requeue of a job that still runs would end it; whatever else it may be waits for the end of the workers."""
     job = JobDirectory(tmp_path, "7.0")
