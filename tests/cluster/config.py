@@ -20,6 +20,7 @@ class ClusterConfig:
         gpus: GPUs per node, as far as Slurm knows: device files that no driver backs.
         cpus: CPUs per node, as far as Slurm knows.
         memory: Memory per node in MB, as far as Slurm knows.
+        memory_limits: Whether Slurm gives memory out, and, with proctrack cgroup, the kernel enforces that.
         kill_wait: Seconds between SIGTERM and SIGKILL at a time limit, a cancellation or a preemption: by default as
             many as Slurm's own default, which leaves the workers of a test on a slow machine enough.
         release: Which Slurm it runs.
@@ -36,6 +37,7 @@ class ClusterConfig:
     gpus: int = 4
     cpus: int = 16
     memory: int = 4000
+    memory_limits: bool = False
     kill_wait: int = 30
     release: releases.Release = releases.DEFAULT
     accounting: bool = False
@@ -135,7 +137,7 @@ def slurm_conf(config: ClusterConfig, run_dir: Path) -> str:
         "MpiDefault": "none",
         "ReturnToService": "2",
         "SelectType": "select/cons_tres",
-        "SelectTypeParameters": "CR_Core",
+        "SelectTypeParameters": "CR_Core_Memory" if config.memory_limits else "CR_Core",
         "GresTypes": "gpu",
         "SlurmdTimeout": "20",
         "SlurmctldTimeout": "30",
@@ -184,6 +186,7 @@ def slurm_conf(config: ClusterConfig, run_dir: Path) -> str:
 def cgroup_conf(config: ClusterConfig, cgroup: str) -> str:
     """Write cgroup.conf. A test has no business with the host's systemd: with v2 slurmd makes its groups itself."""
     lines = [f"CgroupPlugin=cgroup/{cgroup}", "ConstrainDevices=yes", "ConstrainCores=no"]
+    lines += ["ConstrainRAMSpace=yes", "ConstrainSwapSpace=yes"] if config.memory_limits else []
     lines += ["IgnoreSystemd=yes"] if cgroup == "v2" else []
     lines += ["SignalChildrenProcesses=yes"] if config.signal_children else []
     return "\n".join(lines) + "\n"
