@@ -139,6 +139,11 @@ class Agent(LocalElasticAgent):
         return self._job
 
     @property
+    def begun(self) -> bool:
+        """Whether there has been an attempt."""
+        return self._attempt >= 0
+
+    @property
     def attempts(self) -> tuple[int, int]:
         """The numbers of the first and of the last attempt of this run, in the job directory."""
         return self._first_attempt, self._first_attempt + max(0, self._attempt)
