@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hpc_launch.node import processes
-from hpc_launch.warm import child
+from hpc_launch.warm import answering, child
 from hpc_launch.warm.channel import Channel
 from hpc_launch.warm.script import Become, Script
 
@@ -216,6 +216,7 @@ class _Server:
             if not order.forked:
                 child.execute(order.program, order.arguments, order.environ, mask)
             child.begin_anew(order.environ, mask)
+            answering.install(order.environ)
             os.close(begun)
             child.name_process(" ".join([sys.executable, *order.arguments]), Path(sys.executable).name)
             surroundings.allow_threads(order.environ)
