@@ -13,7 +13,7 @@ from hpc_launch.review import find, stacks as review
 from hpc_launch.review.stacks_text import text
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(context_settings={**CONTEXT, "allow_interspersed_args": True})
 @click.argument("job", default="")
 @click.option("--log-dir", metavar="DIR", help="Where job directories are. Default: where hpc-launch makes them.")
 @click.option(

@@ -7,6 +7,7 @@ loop is the one here, in which all agents do the same at the same time.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
@@ -20,8 +21,10 @@ from torch.distributed.elastic.multiprocessing import LogsSpecs, PContext, start
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
+from hpc_launch.elastic import hang
 from hpc_launch.elastic.console import duration, last_lines, say
 from hpc_launch.elastic.environment import Attempt, Place, worker_environment
+from hpc_launch.elastic.hang import Activity, HangWatch
 from hpc_launch.elastic.logs import JobLogs
 from hpc_launch.elastic.notices import Notices
 from hpc_launch.elastic.outlook import Outlook
@@ -42,7 +45,7 @@ from hpc_launch.errors import ContextError, HpcLaunchError, RendezvousError
 from hpc_launch.node import processes
 from hpc_launch.plan import derive
 from hpc_launch.plan.model import Plan
-from hpc_launch.records import directory
+from hpc_launch.records import directory, events
 from hpc_launch.records.directory import JobDirectory, RankFiles
 from hpc_launch.records.events import EventLog
 from hpc_launch.settings import Origin
@@ -122,6 +125,7 @@ class Agent(LocalElasticAgent):
         self._window = Window(_grace(plan, environ), self._slurm_facts, signals)
         self._facts = SlurmFacts()
         self._next_facts = 0.0
+        self._hang: HangWatch | None = None
         self._notices = Notices(lambda: signals.notices, self._heard, self._send)
 
     @property
@@ -215,9 +219,30 @@ class Agent(LocalElasticAgent):
             self._logs.start_console()
         pids: dict[int, Any] = self._pcontext.pids()
         self._notices.begin([*pids.values()])
+        self._hang = self._hang_watch({worker.global_rank: pids[worker.local_rank] for worker in worker_group.workers})
         for worker in worker_group.workers:
             self._record("worker started", rank=worker.global_rank, pid=pids[worker.local_rank])
         return pids
+
+    def _hang_watch(self, pids: Mapping[int, int]) -> HangWatch | None:
+        """What watches whether this attempt hangs; None where nobody asked for it."""
+        plan, world = self._plan, self._plan.world
+        if not plan.settings.hang_timeout:
+            return None
+        label = self._first_attempt + self._attempt
+        files = [self._job.rank(label, world.host, rank) for rank in pids]
+        watched = [path for one in files for path in (one.out, one.err)] + [self._job.progress(rank) for rank in pids]
+        return HangWatch(
+            timeout=plan.settings.hang_timeout,
+            job=self._job,
+            attempt=label,
+            host=world.host,
+            agents=world.agents,
+            agent=world.agent_rank,
+            leader=world.leader,
+            workers=lambda: {rank: pid for rank, pid in pids.items() if processes.alive(pid)},
+            activity=Activity(watched),
+        )
 
     def _start_commands(self, common: dict[str, Any]) -> CommandWorkers:
         """Start workers that are commands, forked if possible."""
@@ -460,12 +485,24 @@ class Agent(LocalElasticAgent):
                 return RunResult(WorkerState.FAILED, failures=result.failures), handler.report_failure(status, cause)
             if stop is not None:
                 handler.report_end(128 + stop, f"stopped by {stop.name} on {self._plan.world.host}", stop.name)
-            end = handler.end()
+            end = handler.end() or self._hanging(handler)
             if end is not None:
                 if end.ending == Ending.DONE.value:
                     return result, end
                 return RunResult(WorkerState.FAILED), end
-            alarm.wait(min(group.spec.monitor_interval, self._notices.pause), self._factory)
+            pause = self._hang.pause if self._hang is not None else math.inf
+            alarm.wait(min(group.spec.monitor_interval, self._notices.pause, pause), self._factory)
+
+    def _hanging(self, handler: SlurmRendezvous) -> RoundEnd | None:
+        """Watch whether the job hangs; the end of the round if it does, and all stacks have been taken."""
+        verdict = self._hang.turn(handler) if self._hang is not None else None
+        if verdict is None:
+            return None
+        stacks = f"; stacks in {verdict.path}" if verdict.path is not None else ""
+        say(f"attempt {self._first_attempt + self._attempt}: {verdict.cause}{stacks}")
+        name = verdict.path.name if verdict.path is not None else ""
+        self._record(events.HANG, seconds=self._plan.settings.hang_timeout, cause=verdict.cause, stacks=name)
+        return handler.report_failure(hang.STATUS, verdict.cause)
 
     def _cause(self, failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
         """The status and the cause of a failure here, written down and kept to be said when the workers have ended."""
@@ -483,6 +520,9 @@ class Agent(LocalElasticAgent):
         """Say how an attempt failed: on the node where it did, with the end of what the worker wrote."""
         again = "; starting again" if end.ending == Ending.RESTART.value else ""
         if end.agent != self._plan.world.agent_rank:
+            return
+        if end.cause.startswith(hang.HANG):
+            say(f"attempt {self._first_attempt + self._attempt}: ended, because it hangs{again}")
             return
         files = self._failed
         shown = next((path for path in (files.err, files.out) if last_lines(path, 1)), None) if files else None

@@ -28,10 +28,14 @@ from hpc_launch.records.stacks import Seen
 # The ways there are to take stacks (--by).
 WAYS = ("py-spy", "signal")
 
-# Seconds: that a main thread has to answer in Python; for a thread to dump itself; and between two looks.
+# Seconds: that a main thread has to answer in Python; for a thread to begin to dump itself, and to end it; between looks.
 _ANSWER = 0.5
-_DUMP = 0.5
+_BEGIN = 1.0
+_DUMP = 10.0
 _LOOK = 0.003
+
+# So many looks in a row must show that a signal is neither pending nor being handled: between them it is neither.
+_LOOKS = 3
 
 # Seconds that py-spy may take for a process: it reads symbol tables of large libraries.
 _SPY = 15.0
@@ -238,13 +242,14 @@ def _ask(pid: int, file: IO[bytes]) -> tuple[str, str]:
 def _dump(pid: int, thread: int, file: IO[bytes]) -> str:
     """Have a thread dump itself; empty if it is none of Python's, or did not."""
     before = os.fstat(file.fileno()).st_size
-
-    def over() -> bool:
-        signals = processes.signals(pid, thread)
-        return signals is None or not (signals.pending(reserved.DUMP) or signals.blocked(reserved.DUMP))
-
+    begin, quiet = time.monotonic(), 0
     _send(pid, thread, reserved.DUMP)
-    _wait(over, _DUMP)
+    while quiet < _LOOKS and (signals := processes.signals(pid, thread)) is not None:
+        dumping = signals.blocked(reserved.DUMP)
+        quiet = 0 if dumping or signals.pending(reserved.DUMP) else quiet + 1
+        if time.monotonic() - begin > (_DUMP if dumping else _BEGIN):
+            break
+        time.sleep(_LOOK)
     text = os.pread(file.fileno(), 1 << 20, before).decode("ascii", errors="replace")
     head, _, frames = text.partition("(most recent call first):\n")
     return frames if head.startswith("Stack") else ""

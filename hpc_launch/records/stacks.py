@@ -31,6 +31,9 @@ _MAIN = "MainThread"
 # Where a process of multiprocessing begins, a data loader's for instance.
 _CHILD = ("_bootstrap", "multiprocessing/process.py")
 
+# A collective of torch.distributed is among so many of the innermost calls.
+_INNERMOST = 3
+
 # Functions that wrap others, and say nothing about what is being done.
 _WRAPPERS = re.compile(r"_.*|wrapper|wrapped|inner|decorate_.*|fn")
 
@@ -188,6 +191,11 @@ class Group:
     count: int = 0
 
     @property
+    def waits(self) -> bool:
+        """Whether it looks as if they waited for other ranks."""
+        return any(frame.short.startswith("torch/distributed/") for frame in self.frames[:_INNERMOST])
+
+    @property
     def place(self) -> str:
         """Where that is, in a few words: the innermost function that is no library's, its line, and what it called."""
         if not self.frames:
@@ -212,7 +220,7 @@ class Unseen:
 
 @dataclass(frozen=True)
 class Folded:
-    """What was seen, alike with alike; what the fewest do comes first.
+    """What was seen, alike with alike; what the fewest do comes first, and waiting for others last.
 
     Attributes:
         groups: the main threads of the workers.
@@ -259,7 +267,7 @@ def fold(seen: Iterable[Seen]) -> Folded:
         Unseen(tuple(one.rank for one in those), _hosts(those), why, state) for (why, state), those in unseen.items()
     ]
     return Folded(
-        tuple(sorted(groups, key=lambda group: (len(group.ranks), group.ranks))),
+        tuple(sorted(groups, key=lambda group: (len(group.ranks), group.waits, group.ranks))),
         tuple(sorted(more, key=lambda group: (group.what, len(group.ranks), group.ranks))),
         tuple(sorted(gone, key=lambda those: (len(those.ranks), those.ranks))),
     )

@@ -46,6 +46,16 @@ def seconds(text: str) -> float:
     return value
 
 
+def seconds_or_none(text: str) -> float:
+    """Read a time that is more than none, or `none`, which is 0."""
+    if text == "none":
+        return 0.0
+    try:
+        return seconds(text)
+    except Unreadable as error:
+        raise Unreadable(f"{error}, or none") from None
+
+
 def switch(text: str) -> bool:
     """Read yes or no, as they are usually written."""
     value = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
