@@ -159,6 +159,7 @@ class HangWatch:
         leader: this agent decides.
         workers: gives the process ids of the workers that run, by rank.
         activity: sees what they do.
+        clock: gives the time.
     """
 
     timeout: float
@@ -170,9 +171,15 @@ class HangWatch:
     leader: bool
     workers: Callable[[], Mapping[int, int]]
     activity: Activity
-    _quiet: Quiet = field(default_factory=lambda: Quiet(time.monotonic(), time.monotonic()))
+    clock: Callable[[], float] = time.monotonic
+    _quiet: Quiet = field(init=False)
     _said: Hang | None = None
     _deadline: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Begin to watch."""
+        now = self.clock()
+        self._quiet = Quiet(now, now)
 
     @property
     def pause(self) -> float:
@@ -185,7 +192,7 @@ class HangWatch:
         Raises:
             RendezvousError: when the store is lost.
         """
-        now = time.monotonic()
+        now = self.clock()
         if self._said is not None:
             return self._verdict(store, now) if self.leader else None
         if now < self._quiet.looked + self.pause:
@@ -197,7 +204,7 @@ class HangWatch:
         self._said = store.shared(self._key("hang"), Hang)
         if self._said is not None:
             self._take(store, self._said)
-            self._deadline = time.monotonic() + _WAIT
+            self._deadline = self.clock() + _WAIT
         return None
 
     def _key(self, name: str) -> str:

@@ -19,6 +19,9 @@ from dataclasses import dataclass
 ASK = signal.SIGRTMIN + 10
 DUMP = signal.SIGRTMIN + 11
 
+# What `top` calls a worker factory, the parent of workers.
+FACTORY = "hpc-launch"
+
 # The last line of an answer to ASK.
 END = "End of the stacks.\n"
 

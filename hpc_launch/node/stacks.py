@@ -28,7 +28,7 @@ from hpc_launch.records.stacks import Seen
 # The ways there are to take stacks (--by).
 WAYS = ("py-spy", "signal")
 
-# Seconds: that a main thread has to answer in Python; for a thread to begin to dump itself, and to end it; between looks.
+# Seconds: that a main thread has to answer in Python; for a thread to begin to dump itself, and to end; between looks.
 _ANSWER = 0.5
 _BEGIN = 1.0
 _DUMP = 10.0
@@ -36,6 +36,9 @@ _LOOK = 0.003
 
 # So many looks in a row must show that a signal is neither pending nor being handled: between them it is neither.
 _LOOKS = 3
+
+# Seconds after which a process that hangs in the kernel is believed to: when it forks, it does for a moment.
+_HANGS = 2.0
 
 # Seconds that py-spy may take for a process: it reads symbol tables of large libraries.
 _SPY = 15.0
@@ -69,6 +72,11 @@ def find(job: str, attempt: int) -> dict[int, int]:
             age = int(processes.start_time(pid) or sys.maxsize), pid
             found[owner.rank] = min(age, found.get(owner.rank, age))
     return {rank: pid for rank, (_, pid) in sorted(found.items())}
+
+
+def may_be_worker(pid: int) -> bool:
+    """Whether a process is below a worker factory: one that was a worker, and has the number of one, still is it."""
+    return processes.name(processes.parent(pid)) == reserved.FACTORY
 
 
 def take(
@@ -134,6 +142,7 @@ class _Taker:
                 yield seen
 
     def _look(self, seen: Seen) -> Seen:
+        _wait(lambda: processes.state(seen.pid)[0] not in "DTt", _HANGS)
         letter, words = processes.state(seen.pid)
         about = {**seen.as_dict(), "name": processes.name(seen.pid), "state": words}
         if letter in ("", "Z", "X"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,29 @@ class Tasks:
             order["job"],
             order["attempt"],
             self._host,
-            order["ranks"].get(self._host, []),
+            dict(order["workers"].get(self._host, [])),
             ways=order["ways"],
             patience=order["patience"],
         )
         return [one.as_dict() for one in seen]
 
 
-def look(job: str, attempt: int, host: str, ranks: list[int], *, ways: list[str], patience: float) -> tuple[Seen, ...]:
-    """The stacks of those ranks that are to run on this node, and of what is below them."""
-    workers = {rank: pid for rank, pid in stacks.find(job, attempt).items() if rank in ranks}
-    gone = (Seen(rank, host, why="there is no such process there") for rank in ranks if rank not in workers)
-    return (*stacks.take(workers, host, ways=ways, patience=patience), *gone)
+def look(
+    job: str, attempt: int, host: str, workers: Mapping[int, int], *, ways: Sequence[str], patience: float
+) -> tuple[Seen, ...]:
+    """The stacks of workers of this node, and of what is below them.
+
+    A worker is known by what it has of its job. One that has got rid of that is known by its number.
+
+    Args:
+        job: the name of the job directory.
+        attempt: the attempt.
+        host: the name of this node.
+        workers: those that are to run here: process ids, as their agents have written them down, by rank.
+        ways: the ways to try, in order.
+        patience: seconds for all of it.
+    """
+    known = stacks.find(job, attempt)
+    found = {rank: known.get(rank, pid) for rank, pid in workers.items() if rank in known or stacks.may_be_worker(pid)}
+    gone = (Seen(rank, host, why="there is no such process there") for rank in workers if rank not in found)
+    return (*stacks.take(found, host, ways=ways, patience=patience), *gone)

@@ -147,13 +147,13 @@ class _Request:
         """The nodes of the workers, in the order of the ranks."""
         return tuple(dict.fromkeys(worker.host for worker in self.workers))
 
-    def ranks(self, host: str) -> list[int]:
-        """Those of a node."""
-        return [worker.rank for worker in self.workers if worker.host == host]
+    def on(self, host: str) -> dict[int, int]:
+        """The workers of a node: process ids by rank."""
+        return {worker.rank: worker.pid for worker in self.workers if worker.host == host}
 
     def unseen(self, hosts: Mapping[str, str]) -> tuple[Seen, ...]:
         """What is said of the ranks of nodes, given the reasons."""
-        return tuple(Seen(rank, host, why=why) for host, why in hosts.items() for rank in self.ranks(host))
+        return tuple(Seen(rank, host, why=why) for host, why in hosts.items() for rank in self.on(host))
 
 
 def _running(job: JobDirectory) -> Attempt:
@@ -198,8 +198,8 @@ def _here(request: _Request, why: str) -> tuple[Seen, ...]:
             request.job.job,
             request.attempt,
             host,
-            request.ranks(host),
-            ways=list(request.ways),
+            request.on(host),
+            ways=request.ways,
             patience=request.patience,
         )
     ]
@@ -226,8 +226,8 @@ def _by_step(request: _Request, record: JobRecord) -> tuple[tuple[Seen, ...], tu
                     least=request.patience + _MORE,
                     job=request.job.job,
                     attempt=request.attempt,
-                    ranks={host: request.ranks(host) for host in left},
-                    ways=list(request.ways),
+                    workers={host: [*request.on(host).items()] for host in left},
+                    ways=request.ways,
                     patience=request.patience,
                 )
                 reasons |= session.lost | answers.failed
