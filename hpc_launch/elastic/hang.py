@@ -25,10 +25,7 @@ from hpc_launch.errors import LogDirError
 from hpc_launch.node import stacks
 from hpc_launch.records import stack_files
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.stacks import Folded, Seen, fold
-
-# How the cause of such an end begins.
-HANG = "hang: "
+from hpc_launch.records.stacks import HANG, Folded, Seen, fold
 
 # The exit status of a job that hung: that of timeout(1).
 STATUS = 124

@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import PurePath
 from typing import Any
 
+# How the cause of an attempt begins that has ended because nobody did anything; where they were follows.
+HANG = "hang: "
+
 # faulthandler (Python/traceback.c): `Current thread 0x00007f12 [name] (most recent call first):`.
 _THREAD = re.compile(r"^(?:Current thread|Thread|Stack)(?: 0x[0-9a-f]+)?(?: \[(.*)\])? \(most recent call first\):$")
 _FRAME = re.compile(r'^  File "(.*)", line (\d+|\?\?\?) in (.*)$')

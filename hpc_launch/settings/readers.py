@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import signal as signals
@@ -47,9 +48,10 @@ def seconds(text: str) -> float:
 
 
 def seconds_or_none(text: str) -> float:
-    """Read a time that is more than none, or `none`, which is 0."""
-    if text == "none":
-        return 0.0
+    """Read a time, or none: `none`, or 0."""
+    with contextlib.suppress(ValueError):
+        if text == "none" or float(text) == 0:
+            return 0.0
     try:
         return seconds(text)
     except Unreadable as error:
