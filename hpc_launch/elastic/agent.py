@@ -545,12 +545,9 @@ class Agent(LocalElasticAgent):
         if not self._plan.world.leader:
             return
         label = self._first_attempt + self._attempt
-        if end.cause.startswith(HANG):
-            again = "; starting again" if end.ending == Ending.RESTART.value else ""
-            say(f"attempt {label}: ended, because it hangs{again}")
-            return
         if end.ending == Ending.RESTART.value:
-            say(f"attempt {label}: {end.cause}; starting again")
+            # Where a job hangs was said when it was seen.
+            say(f"attempt {label}: {'it hangs' if end.cause.startswith(HANG) else end.cause}; starting again")
             return
         cause = ending.root_cause(self._job, label, Counter(handler.hosts), _RECORDS_SECONDS)
         say(f"attempt {label}: " + "\n    ".join(telling.block(cause) if cause else [end.cause]))

@@ -235,7 +235,9 @@ def _by_step(request: _Request, record: JobRecord) -> tuple[tuple[Seen, ...], tu
                 seen = [Seen.of(one) for given in answers.given.values() for one in given]
                 reasons |= {host: "no answer" for host in left if host not in answers.given and host not in reasons}
                 return (*seen, *request.unseen(reasons)), tuple(notes)
-        reasons |= session.lost | {host: f"no answer in time ({doing})" for host, doing in session.silent.items()}
+        # Where srun has given up at once, the others have not begun, and are silent through no fault of their own.
+        silent = {host: f"no answer in time ({doing})" for host, doing in session.silent.items()}
+        reasons |= session.lost or silent
         rest = tuple(host for host in left if host not in reasons)
         if session.complaint:
             notes.append(session.complaint)

@@ -13,11 +13,12 @@ import pytest
 
 from hpc_launch.errors import LogDirError
 from hpc_launch.node.reserved import Owner, first_descriptor
-from hpc_launch.records import stack_files
+from hpc_launch.records import causes, history, stack_files, telling
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.stacks import Frame, Seen, fold, named, parse
+from hpc_launch.records.stacks import HANG, Frame, Seen, fold, named, parse
 from hpc_launch.review.stacks import Stacks
 from hpc_launch.review.stacks_text import text
+from tests.histories import Made, write
 
 LIBRARY = "/opt/venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py"
 
@@ -202,6 +203,17 @@ def test_what_is_written_can_be_read_back(tmp_path: Path) -> None:
     assert (
         "child of 4001: running; not seen: it is no Python" in directory.rank_stacks(names[0], "gpu001", 1).read_text()
     )
+
+
+def test_the_root_cause_of_a_hang_is_the_hang(tmp_path: Path) -> None:
+    """No rank is blamed for having been ended because of it."""
+    path = write(tmp_path / "1.0", Made(nodes=1, per_node=2, attempts=1, ending="failed"))
+    [attempt] = history.read(path).attempts
+    assert causes.find(attempt) is not None
+    cause = causes.find(replace(attempt, cause=f"{HANG}no output for 9 s: rank 1: load (train.py:3)"))
+
+    assert cause is not None
+    assert (cause.groups, telling.headline(cause)) == ((), "hang: no output for 9 s: rank 1: load (train.py:3)")
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
