@@ -41,7 +41,8 @@ _MORE = 10.0
 _STARTS = 3
 
 # srun's input goes to the probes, each of its lines says whose it is, and a node that dies does not end the others.
-_OF_PROBES = ("--input=all", "--label", "--no-kill")
+# They need no GPU, however the job has asked for its own.
+_OF_PROBES = ("--input=all", "--label", "--no-kill", "--gres=none")
 
 
 @dataclass(frozen=True)

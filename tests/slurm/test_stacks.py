@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.cluster import Cluster, Job
+from tests.cluster.jobs import FINAL
 from tests.slurm.jobs_support import DEADLINE, submit
 from tests.support import wait_for
 
@@ -59,6 +60,13 @@ main()
 """
 
 
+@pytest.fixture(params=["cluster", pytest.param("modern_cluster", marks=pytest.mark.soak)])
+def either_cluster(request: pytest.FixtureRequest) -> Cluster:
+    """Return a cluster, and in the soak one of the newest release too: what srun takes for a step that shares differs."""
+    cluster: Cluster = request.getfixturevalue(request.param)
+    return cluster
+
+
 def stacks(cluster: Cluster, python: str, folder: Path, job: Job, *options: str) -> Any:
     """Ask for the stacks of a job, on the head node; returns the status and the answer."""
     command = [python, "-m", "hpc_launch", "stacks", job.id, "--json", *options]
@@ -69,7 +77,12 @@ def stacks(cluster: Cluster, python: str, folder: Path, job: Job, *options: str)
 
 def begun(job: Job, folder: Path, pattern: str, count: int) -> None:
     """Wait until so many files of this kind are there."""
-    wait_for(lambda: len([*folder.glob(pattern)]) >= count, DEADLINE, job.describe)
+
+    def there() -> bool:
+        assert job.state() not in FINAL, job.describe()
+        return len([*folder.glob(pattern)]) >= count
+
+    wait_for(there, DEADLINE, job.describe, pause=0.3)
 
 
 def steps(output: str) -> list[int]:
@@ -77,22 +90,23 @@ def steps(output: str) -> list[int]:
     return [int(line.split()[-1]) for line in output.splitlines() if "] steps " in line]
 
 
-def test_a_rank_that_is_elsewhere(cluster: Cluster, python: str, tmp_path: Path) -> None:
+def test_a_rank_that_is_elsewhere(either_cluster: Cluster, python: str, tmp_path: Path) -> None:
     """A training goes on however often it is looked at; the head node sees who hangs where, and so does the watcher.
 
     When nobody goes on the attempt ends with the stacks, and the next one succeeds.
     """
     (tmp_path / "train.py").write_text(TRAINING)
     words = "srun hpc-launch --start warm --nproc-per-node 2 --max-restarts 1 --hang-timeout 5 train.py hang"
-    job = submit(cluster, tmp_path, words, "--nodes=2", "--ntasks-per-node=1")
+    # The run has all GPUs of the job, which were asked for by task: a step that shares its nodes must not ask for any.
+    job = submit(either_cluster, tmp_path, words, "--nodes=2", "--ntasks-per-node=1", "--gpus-per-task=2")
     begun(job, tmp_path, "begun-*", 4)
     for _ in range(2):
-        status, seen = stacks(cluster, python, tmp_path, job, "--by", "signal")
+        status, seen = stacks(either_cluster, python, tmp_path, job, "--by", "signal")
         assert (status, seen["unseen"]) == (0, []), seen["unseen"]
     (tmp_path / "enough").touch()
     begun(job, tmp_path, "asleep", 1)
     for by in ("py-spy", "signal"):
-        status, seen = stacks(cluster, python, tmp_path, job, "--by", by)
+        status, seen = stacks(either_cluster, python, tmp_path, job, "--by", by)
         ranks = {tuple(group["ranks"]): group for group in seen["groups"]}
 
         assert (status, set(ranks), seen["unseen"]) == (0, {(3,), (0, 1, 2)}, []), seen["summary"]
