@@ -229,8 +229,9 @@ class Agent(LocalElasticAgent):
         pids: dict[int, Any] = self._pcontext.pids()
         self._notices.begin([*pids.values()])
         self._hang = self._hang_watch({worker.global_rank: pids[worker.local_rank] for worker in worker_group.workers})
-        for worker in worker_group.workers:
-            self._recorder.started(worker.local_rank, worker.global_rank, self._pcontext)
+        with self._recorder.together():
+            for worker in worker_group.workers:
+                self._recorder.started(worker.local_rank, worker.global_rank, self._pcontext)
         return pids
 
     def _hang_watch(self, pids: Mapping[int, int]) -> HangWatch | None:

@@ -31,6 +31,8 @@ ENVIRONMENT = {
     "HPC_LAUNCH_JOB_DIRECTORY": "/nowhere/logs/1.0",
     "HPC_LAUNCH_ATTEMPT": "0",
     "RANK": "0",
+    # A worker leaves its exception in this file, which cannot be made: nothing of that may show.
+    "TORCHELASTIC_ERROR_FILE": "/proc/nowhere/error.json",
 }
 
 # Starts Python with standard input closed.
