@@ -62,7 +62,7 @@ main()
 
 @pytest.fixture(params=["cluster", pytest.param("modern_cluster", marks=pytest.mark.soak)])
 def either_cluster(request: pytest.FixtureRequest) -> Cluster:
-    """Return a cluster, and in the soak one of the newest release too: what srun takes for a step that shares differs."""
+    """Return a cluster, and in the soak one of the newest release too: srun has changed what steps share."""
     cluster: Cluster = request.getfixturevalue(request.param)
     return cluster
 
