@@ -25,6 +25,8 @@ from hpc_launch.node import processes, reserved
 from hpc_launch.node.reserved import Owner
 from hpc_launch.records.stacks import Seen
 
+_CANNOT_ANSWER = "it cannot answer a signal now"
+
 # The ways there are to take stacks (--by).
 WAYS = ("py-spy", "signal")
 
@@ -142,12 +144,13 @@ class _Taker:
                 yield seen
 
     def _look(self, seen: Seen) -> Seen:
-        _wait(lambda: processes.state(seen.pid)[0] not in "DTt", _HANGS)
+        late = time.monotonic() > self._deadline
+        _wait(lambda: late or processes.state(seen.pid)[0] not in "DTt", _HANGS)
         letter, words = processes.state(seen.pid)
         about = {**seen.as_dict(), "name": processes.name(seen.pid), "state": words}
         if letter in ("", "Z", "X"):
             return Seen.of({**about, "why": "it has ended"})
-        if time.monotonic() > self._deadline:
+        if late:
             return Seen.of({**about, "why": "there was no time left to look at it"})
         reasons = []
         for way in self._ways:
@@ -182,36 +185,23 @@ class _Taker:
     # ---- signals
 
     def _by_signal(self, pid: int, letter: str) -> tuple[str, str]:
-        handle = _handle(pid)
+        found = _answer_file(pid)
+        signals = processes.signals(pid, pid)
+        if found is None or signals is None or not signals.caught(reserved.ASK, reserved.DUMP):
+            return "", _NOT_ASKED.format(signal=int(reserved.DUMP))
+        if letter in "DTt":
+            return "", _CANNOT_ANSWER
         try:
-            found = _answer_file(pid)
-            signals = processes.signals(pid, pid)
-            if found is None or signals is None or not signals.caught(reserved.ASK, reserved.DUMP):
-                return "", _NOT_ASKED.format(signal=int(reserved.DUMP))
-            if letter in "DTt":
-                return "", "it cannot answer a signal now"
-            try:
-                with open(found[0], "r+b", buffering=0) as file, _alone(file, self._deadline):  # noqa: PTH123 - as in /proc
-                    return _ask(pid, file)
-            except OSError as error:
-                return "", f"its answer cannot be read ({error.strerror or error})"
-        finally:
-            if handle is not None:
-                os.close(handle)
+            with open(found[0], "r+b", buffering=0) as file, _alone(file, self._deadline):  # noqa: PTH123 - as in /proc
+                return _ask(pid, file)
+        except OSError as error:
+            return "", f"its answer cannot be read ({error.strerror or error})"
 
 
 def _first_reason(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     reasons = [line.removeprefix("Reason:").strip() for line in lines if line.startswith("Reason:")]
     return (reasons or [line.removeprefix("Error:").strip() for line in lines] or ["it says nothing"])[0]
-
-
-def _handle(pid: int) -> int | None:
-    """Hold a process, so that its number is not another's while it is looked at and signalled (Linux 5.3)."""
-    try:
-        return os.pidfd_open(pid)
-    except (OSError, AttributeError):
-        return None
 
 
 @contextlib.contextmanager
@@ -234,7 +224,8 @@ def _alone(file: IO[bytes], deadline: float) -> Iterator[None]:
 def _ask(pid: int, file: IO[bytes]) -> tuple[str, str]:
     """Ask the process; where it does not answer, its threads."""
     file.truncate(0)
-    _send(pid, pid, reserved.ASK)
+    if not _send(pid, pid, reserved.ASK):
+        return "", _CANNOT_ANSWER
     if _wait(lambda: _answer(file) or not processes.alive(pid), _ANSWER) and (text := _answer(file)):
         return text, ""
     stacks = []
@@ -252,7 +243,8 @@ def _dump(pid: int, thread: int, file: IO[bytes]) -> str:
     """Have a thread dump itself; empty if it is none of Python's, or did not."""
     before = os.fstat(file.fileno()).st_size
     begin, quiet = time.monotonic(), 0
-    _send(pid, thread, reserved.DUMP)
+    if not _send(pid, thread, reserved.DUMP):
+        return ""
     while quiet < _LOOKS and (signals := processes.signals(pid, thread)) is not None:
         dumping = signals.blocked(reserved.DUMP)
         quiet = 0 if dumping or signals.pending(reserved.DUMP) else quiet + 1
@@ -287,14 +279,24 @@ def _threads(pid: int) -> Iterator[int]:
                 return
 
 
-def _send(pid: int, thread: int, signum: int) -> None:
-    """Signal one thread; one that is gone is no error (tgkill(2) checks that it is still a thread of that process)."""
+def _send(pid: int, thread: int, signum: int) -> bool:
+    """Signal one thread if it has a handler for that at this moment; returns whether it was.
+
+    One that waits for signals (sigwait(3)) is not to meet this one: it may wait for all that there are. While it does,
+    the kernel shows them as not blocked.
+    """
+    signals = processes.signals(pid, thread)
+    if signals is None or not signals.caught(signum) or signals.blocked(signum):
+        return False
+    if "sigtimedwait" in processes.state(pid, thread)[1]:
+        return False
     libc = ctypes.CDLL(None)
     number = _TGKILL.get(platform.machine())
     if number is not None:
         libc.syscall(number, pid, thread, int(signum))
     else:
         libc.tgkill(pid, thread, int(signum))
+    return True
 
 
 def _wait(done: Callable[[], object], seconds: float) -> bool:

@@ -51,6 +51,12 @@ def own_handler():
     ready()
     time.sleep(3600)
 
+def waits_for_all_signals():
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    ready()
+    while signal.sigwait(signal.valid_signals()) == signal.SIGTERM:
+        pass
+
 def parent():
     children = [multiprocessing.get_context("fork").Process(target=child) for _ in range(2)]
     for one in children:
@@ -62,7 +68,7 @@ def child():
     ready()
     time.sleep(3600)
 
-(in_python, in_c, closed, own_handler, parent)[int(os.environ["RANK"])]()
+(in_python, in_c, closed, own_handler, parent, waits_for_all_signals)[int(os.environ["RANK"])]()
 """
 
 
@@ -81,8 +87,8 @@ def ready(launcher: Running, folder: Path, count: int) -> None:
 
 def test_workers_that_answer_and_such_that_do_not(tmp_path: Path) -> None:
     """A worker answers in Python or in C, with its threads and children; one that cannot is left alone."""
-    with running(tmp_path, "--nproc-per-node=5", "--start=warm", probe(tmp_path, BODY)) as launcher:
-        ready(launcher, tmp_path, 5)
+    with running(tmp_path, "--nproc-per-node=6", "--start=warm", probe(tmp_path, BODY)) as launcher:
+        ready(launcher, tmp_path, 6)
         for _ in range(2):
             status, seen = stacks(tmp_path, "--by=signal")
             places = {tuple(group["ranks"]): group["frames"][0]["function"] for group in seen["groups"]}
@@ -93,8 +99,9 @@ def test_workers_that_answer_and_such_that_do_not(tmp_path: Path) -> None:
             assert others["thread helper"] == (1, [0])
             assert others["thread"] == (1, [1])
             assert [value for name, value in others.items() if name.startswith("child")] == [(2, [4])]
-            assert set(unseen) == {2, 3}
-            assert all("does not answer" in why for why in unseen.values())
+            assert set(unseen) == {2, 3, 5}
+            assert all("does not answer" in unseen[rank] for rank in (2, 3))
+            assert unseen[5] == "it cannot answer a signal now"
         assert all(alive(record.pid) for record in launcher.records())
 
 
