@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
+from typing import Any
 
 import click
 
-from hpc_launch.cli.options import CONTEXT
-from hpc_launch.review import find, stacks as review
+from hpc_launch.cli.options import CONTEXT, GroupedCommand
+from hpc_launch.cli.reading import job_directory, job_options, output
+from hpc_launch.review import stacks as review
 from hpc_launch.review.stacks_text import text
 
 
-@click.command(context_settings={**CONTEXT, "allow_interspersed_args": True})
-@click.argument("job", default="")
-@click.option("--log-dir", metavar="DIR", help="Where job directories are. Default: where hpc-launch makes them.")
+@click.command(cls=GroupedCommand, context_settings={**CONTEXT, "allow_interspersed_args": True})
+@job_options
 @click.option(
     "--by",
     type=click.Choice(list(review.BY)),
@@ -34,13 +33,17 @@ from hpc_launch.review.stacks_text import text
     help="How long each node may take. Default: 30.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def stacks(*, job: str, log_dir: str | None, by: str, whole: bool, timeout: float, as_json: bool) -> int:
+@click.pass_context
+def stacks(
+    context: click.Context, /, *, job: str, by: str, whole: bool, timeout: float, as_json: bool, **given: Any
+) -> int:
     """Show where every rank of a running job is: its Python stacks, alike with alike.
 
-    JOB is a job's id, a job directory, or nothing for the latest. The job goes on. What is seen is also written into
-    the job directory. The exit status is 0 where the stacks of all ranks were seen, and 1 where not.
+    JOB is a job's id, 1234, 1234.0 or 12_3 for a task of an array, or its directory; without it, the latest job in
+    logs/. The job goes on. What is seen is also written into the job's directory. The exit status is 0 where the stacks
+    of all ranks were seen, and 1 where not.
     """
-    directory = find.job_directory(job, directory=Path.cwd(), environ=os.environ, log_dir=log_dir)
-    found = review.take(directory, ways=review.BY[by], patience=timeout)
-    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else text(found, whole=whole))
+    found = review.take(job_directory(context, job, given), ways=review.BY[by], patience=timeout)
+    with output():
+        click.echo(json.dumps(found.as_dict(), indent=2) if as_json else text(found, whole=whole))
     return int(not found.complete)

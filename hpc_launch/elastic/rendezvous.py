@@ -231,6 +231,13 @@ class SlurmRendezvous(RendezvousHandler):
                 return kind.decode(self._control.get(key))
         return None
 
+    def first(self, what: str) -> bool:
+        """Whether no other agent has asked this before: it is the one to say something for all."""
+        with contextlib.suppress(RendezvousError), self._translated():
+            self._mind_the_leader()
+            return self._store().add(f"first/{what}", 1) == 1
+        return True
+
     # ---- torch's interface
 
     def get_backend(self) -> str:
@@ -493,8 +500,10 @@ class SlurmRendezvous(RendezvousHandler):
         refused = rounds.refusal(members)
         if refused is not None:
             raise RoundRefused(refused[0], exit_status=refused[1])
-        job = JobDirectory(party.job.root, party.job.job or derive.local_job_name(time.time(), os.getpid()))
-        first_attempt = self._plan.first_attempt if self._plan else job.next_attempt()
+        last = self._plan
+        named = last.job if last else party.job.job or derive.local_job_name(time.time(), os.getpid())
+        job = JobDirectory(party.job.root, named)
+        first_attempt = last.first_attempt if last else job.next_attempt()
         self._worker_server = None  # nobody uses that of the round before any more
         self._worker_server, port = self._open_worker_store()
         return RoundPlan(

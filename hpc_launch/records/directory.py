@@ -10,6 +10,7 @@
     <log_dir>/<job>/nodes/<host>/events.jsonl               what the agents of that node saw, a line each
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.out, .err   a worker's output
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.error.json  a worker's exception, where it left one
+    <log_dir>/<job>/attempt_<n>/<host>/times.jsonl          when the files with the output grew
 
 Names are stable and say host and global rank. A job that Slurm starts again goes on with the next attempt number, so
 that nothing is overwritten.
@@ -70,6 +71,10 @@ class JobDirectory:
         """The files of one worker."""
         base = self.node(attempt, host)
         return RankFiles(base / f"rank_{rank}.out", base / f"rank_{rank}.err", base / f"rank_{rank}.error.json")
+
+    def times(self, attempt: int, host: str) -> Path:
+        """When the files of one node's workers grew in one attempt."""
+        return self.node(attempt, host) / "times.jsonl"
 
     def events(self, host: str) -> Path:
         """The events of one node."""

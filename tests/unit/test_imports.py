@@ -21,7 +21,7 @@ PACKAGE = Path(hpc_launch.__file__).parent
 FOUNDATIONS = {"hostlist", "settings", "errors", "world", "version"}
 MAY_IMPORT = {
     "entry": {"cli"},
-    "cli": {"launch", "submission", "check", "review", "plan", "slurm", "warm", *FOUNDATIONS},
+    "cli": {"launch", "submission", "check", "review", "records", "plan", "slurm", "warm", *FOUNDATIONS},
     "launch": {"plan", "slurm", "records", "warm", *FOUNDATIONS},
     "submission": {"plan", "slurm", "node", "records", *FOUNDATIONS},
     "check": {"probes", "plan", "slurm", "node", *FOUNDATIONS},
@@ -229,6 +229,8 @@ def test_changes_of_the_environment_would_be_found(code: str) -> None:
         ["template", "list"],
         ["template", "check", "--no-slurm", "cpu"],
         ["check", "--help"],
+        ["stacks", "--help"],
+        ["report", "--help"],
         ["--print-completion", "bash"],
     ],
     ids=" ".join,
@@ -287,6 +289,10 @@ def test_toml_is_read_by_those_who_need_it(
         "hpc_launch.records.history",
         "hpc_launch.records.telling",
         "hpc_launch.review.find",
+        "hpc_launch.review.stacks",
+        "hpc_launch.review.logs",
+        "hpc_launch.review.status",
+        "hpc_launch.review.reports",
         "hpc_launch.runtime",
         "hpc_launch.submission.plan",
         "hpc_launch.submission.run",
