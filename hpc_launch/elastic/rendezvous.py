@@ -211,6 +211,12 @@ class SlurmRendezvous(RendezvousHandler):
                     self._notices = json.loads(self._store().get("notices"))
         return self._notices
 
+    def count(self, name: str, amount: int) -> int:
+        """Add to a counter of this round that all agents share, which begins at 0; returns what it is then."""
+        self._mind_the_leader()
+        with self._translated():
+            return int(self._store().add(f"{self._key}/count/{name}", amount))
+
     def share(self, name: str, message: Message) -> None:
         """Leave something for the other agents to read when they need it."""
         with self._translated():
