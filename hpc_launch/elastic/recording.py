@@ -117,6 +117,7 @@ class Recorder:
         """An attempt begins."""
         world = self._plan.world
         self._attempt, self._workers, self._waiting = attempt, {}, set()
+        self._before.close()
         self._before = Before.now()
         self.say(events.ATTEMPT, host=world.host, world_size=world_size, agents=world.agents)
 
@@ -227,7 +228,7 @@ class Recorder:
             facts["usage"] = dataclasses.asdict(usage)
         failure: dict[str, Any] = {}
         if exitcode != 0:
-            failure = evidence.gather(self._files[local_rank], exitcode, self._before, ended=when)
+            failure = evidence.gather(self._files[local_rank], worker.pid, exitcode, self._before, ended=when)
             if told and "exception" not in failure:
                 failure = {}  # it was well
             elif Path(failure.get("log", "")).parent == worker.files.err.parent:
