@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from hpc_launch.review import reports
 from tests.cluster import Cluster, ClusterConfig, Job
 from tests.cluster.jobs import JobResult
 from tests.cluster.releases import Release
@@ -218,15 +219,15 @@ def check_no_step_is_lost(parts: Turns) -> None:
 
 
 @pytest.mark.parametrize("repetition", REPETITIONS)
-def test_interruptions_change_nothing(any_cluster: Cluster, tmp_path: Path, repetition: int) -> None:
+def test_interruptions_change_nothing(some_cluster: Cluster, tmp_path: Path, repetition: int) -> None:
     """Preempted twice, and at its time limit once: the same network after as many steps, none of them done twice."""
-    one, two, *others = any_cluster.nodes
+    one, two, *others = some_cluster.nodes
     nodes, noticed = f"{one},{two}", repetition % 2 == 1
     template = TEMPLATE.read_text()
     if not noticed:
         template = re.sub(r"(?m)^#SBATCH --signal=.*\n", "", template)
-    whole = train(any_cluster, tmp_path / "whole", template, ",".join(others), 0)
-    parts = train(any_cluster, tmp_path / "parts", template, nodes, 0.2)
+    whole = train(some_cluster, tmp_path / "whole", template, ",".join(others), 0)
+    parts = train(some_cluster, tmp_path / "parts", template, nodes, 0.2)
     for attempt in (0, 1):
         await_steps(parts, attempt, 5 + 3 * repetition)
         preempt(parts, nodes)
@@ -254,11 +255,11 @@ def test_interruptions_change_nothing(any_cluster: Cluster, tmp_path: Path, repe
 # --- who runs again, and who does not
 
 
-def test_the_tasks_of_an_array_come_back_one_by_one(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_the_tasks_of_an_array_come_back_one_by_one(some_cluster: Cluster, tmp_path: Path) -> None:
     """After a notice to one task that task is requeued, the other works on, until it is its turn."""
     launcher = "--requeue on-notice turns.py --last 1"
-    array = submit(any_cluster, tmp_path, launcher, "--array=3-4", "--nodes=1", "--time=30")
-    first, second = (Turns(any_cluster, Job(any_cluster, f"{array.job.id}_{task}"), tmp_path) for task in (3, 4))
+    array = submit(some_cluster, tmp_path, launcher, "--array=3-4", "--nodes=1", "--time=30")
+    first, second = (Turns(some_cluster, Job(some_cluster, f"{array.job.id}_{task}"), tmp_path) for task in (3, 4))
     for turns in (first, second):
         await_up(turns, 0, 2)
     first.job.signal("USR1")
@@ -298,6 +299,11 @@ def test_failures_are_counted(cluster: Cluster, tmp_path: Path) -> None:
     assert other == "not requeued: --max-requeues 1 is used up", turns.describe()
     assert (turns.requeues(), turns.attempts()) == ((1, 0), [0, 1]), turns.describe()
     assert turns.why() == [("failure", 0, 0, True)], turns.describe()
+    told = reports.of(turns.tree.path).report
+    assert (told.verdict.word, [line.requeued for line in told.attempts]) == ("Failed", ["failure", ""])
+    assert told.overview is not None
+    assert [flag.label for flag in told.overview.flags] == ["requeued"]
+    assert ["cause" in {box.style for box in row.boxes} for row in told.overview.rows].count(True) >= 1
 
 
 def test_a_job_that_gets_nowhere_is_not_run_for_ever(cluster: Cluster, tmp_path: Path) -> None:
@@ -322,11 +328,11 @@ srun --het-group=0,1 hpc-launch --nproc-per-node=2 --requeue on-notice turns.py 
 """
 
 
-def test_a_heterogeneous_job_comes_back_as_a_whole(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_a_heterogeneous_job_comes_back_as_a_whole(some_cluster: Cluster, tmp_path: Path) -> None:
     """One request, for the leader, has all components run again."""
     (tmp_path / "turns.py").write_text(TURNS)
     with clean_environment():
-        turns = Turns(any_cluster, any_cluster.sbatch(HETEROGENEOUS, "--open-mode=append", cwd=tmp_path), tmp_path)
+        turns = Turns(some_cluster, some_cluster.sbatch(HETEROGENEOUS, "--open-mode=append", cwd=tmp_path), tmp_path)
     await_up(turns, 0, 4)
     turns.job.signal("USR1")
     result = turns.wait()
