@@ -110,6 +110,7 @@ class Report:
         attempts: the table of attempts.
         story: one thing after another.
         exits: how workers ended, by attempt, the last one first.
+        stacks: directories with the stacks of workers, as somebody asked for them or a hang was found.
         progress: how far training came.
         requeues: the ledger.
         nodes: what is special about nodes.
@@ -130,6 +131,7 @@ class Report:
     attempts: tuple[AttemptLine, ...]
     story: tuple[Moment, ...]
     exits: tuple[Exits, ...]
+    stacks: tuple[Path, ...]
     progress: tuple[Progress, ...]
     requeues: tuple[Moment, ...]
     nodes: tuple[NodeLine, ...]
@@ -141,8 +143,10 @@ def make(
     history: History,
     blames: Mapping[int, Blame],
     sizes: Mapping[Path, int],
+    *,
     now: float,
     zone: tzinfo | None = None,
+    stacks: Sequence[Path] = (),
 ) -> Report:
     """Make a report.
 
@@ -152,6 +156,7 @@ def make(
         sizes: which of the files that `exits.paths` names are there, and how large they are.
         now: seconds since the epoch.
         zone: what local time is; None for this machine's.
+        stacks: directories with stacks.
     """
     guilty = {number: blame.ranks for number, blame in blames.items()}
     times = timeline.make(history, guilty)
@@ -171,6 +176,7 @@ def make(
         attempts=_attempts(history, times, blames, zone),
         story=tuple(_moment(entry, begin, zone) for entry in told),
         exits=exits.make(history, times.spans, guilty, sizes),
+        stacks=tuple(stacks),
         progress=_progress(history.progress, zone),
         requeues=_requeues(history, begin, zone),
         nodes=_nodes(history),

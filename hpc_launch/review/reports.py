@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 
 from hpc_launch.records import history
+from hpc_launch.records.parsing import entries
 from hpc_launch.review import blame, exits, report, report_html, report_markdown
 from hpc_launch.review.report import Report
 
@@ -25,7 +26,8 @@ def of(path: Path, *, now: float | None = None, zone: tzinfo | None = None) -> J
     """
     told = history.read(path)
     sizes = sizes_of(exits.paths(told))
-    return JobReport(report.make(told, blame.find(told), sizes, time.time() if now is None else now, zone))
+    moment = time.time() if now is None else now
+    return JobReport(report.make(told, blame.find(told), sizes, now=moment, zone=zone, stacks=stacks_of(path)))
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,12 @@ def _write(path: Path, text: str) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def stacks_of(path: Path) -> list[Path]:
+    """The directories in which `hpc-launch stacks` or the hang watcher has left where workers were."""
+    found = entries(path / "stacks")
+    return [folder for name in found if (folder := path / "stacks" / name).is_dir()] if isinstance(found, list) else []
 
 
 def sizes_of(paths: Iterable[Path]) -> dict[Path, int]:
