@@ -20,6 +20,9 @@ from hpc_launch.review.verdict import Verdict
 # Of more attempts the middle ones are left out of the table.
 _MOST_ATTEMPTS = 100
 
+# More lines about what could not be read are counted.
+_MOST_UNREADABLE = 100
+
 # A clock that is off by less makes no difference to anybody.
 _CLOCK = 0.5
 
@@ -181,7 +184,7 @@ def make(
         requeues=_requeues(history, begin, zone),
         nodes=_nodes(history),
         plan=plans.make(history.runs),
-        unreadable=history.unreadable,
+        unreadable=_unreadable(history.unreadable),
     )
 
 
@@ -309,6 +312,11 @@ def _progressed(mark: Mark, marks: Sequence[Mark], zone: tzinfo | None) -> Progr
         Fact(name, value if isinstance(value, str) else phrases.number(value)) for name, value in mark.values.items()
     )
     return Progress(text[0].upper() + text[1:], part, values)
+
+
+def _unreadable(lines: tuple[str, ...]) -> tuple[str, ...]:
+    rest = len(lines) - _MOST_UNREADABLE
+    return lines if rest <= 0 else (*lines[:_MOST_UNREADABLE], f"and {rest:,} more")
 
 
 def _nodes(history: History) -> tuple[NodeLine, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -94,11 +96,10 @@ def stacks_of(path: Path) -> list[Path]:
 
 
 def sizes_of(paths: Iterable[Path]) -> dict[Path, int]:
-    """Bytes of those files that are there, and zero for directories; each directory is read once."""
+    """Bytes of those files that are there, and zero for directories."""
     found: dict[Path, int] = {}
     for path in dict.fromkeys(paths):
-        try:
-            found[path] = 0 if path.is_dir() else path.stat().st_size
-        except OSError:
-            continue
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            found[path] = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
     return found

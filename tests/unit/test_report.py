@@ -130,3 +130,15 @@ def test_the_story_is_in_order(tmp_path: Path) -> None:
     assert "are left out here" in told.story[60].text
     assert len(told.attempts) == 101
     assert "100 attempts are left out here" in told.attempts[50].ending
+
+
+def test_what_cannot_be_read_is_bounded(tmp_path: Path) -> None:
+    """Of many nodes without records the first are named, and the others counted."""
+    for number in range(130):
+        (tmp_path / f"1.0/nodes/none{number:03d}").mkdir(parents=True)
+    told = report(tmp_path / "1.0")
+
+    assert told.verdict.word == "Finished"
+    assert len(told.unreadable) == 101
+    assert told.unreadable[0] == "nodes/none000/events.jsonl: it is not there"
+    assert told.unreadable[-1] == "and 30 more"
