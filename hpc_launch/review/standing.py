@@ -18,8 +18,9 @@ from hpc_launch.review.find import SlurmStep
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.controller import OVER, WAITING, JobRecord
 
-# A run that has written anything within these seconds lives: its agents say so now and then, if nothing else happens.
-FRESH = 300.0
+# A run that has written anything within these seconds lives: if nothing else happens, its agents say so every ten minutes
+# (elastic/recording.py), and one such sign may be missed.
+FRESH = 1300.0
 
 # Seconds that the controller may take, and between two questions of one who keeps asking.
 _PATIENCE = 5.0

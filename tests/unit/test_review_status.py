@@ -279,7 +279,7 @@ def test_a_job_that_runs(job: JobDirectory) -> None:
         "nodes": "2: gpu[001-002]",
         "workers": "8: 8 up",
         "progress": "step 200 of 1000, 20 %, loss 0.125; rank 0, 40 s ago",
-        "failure": "attempt 0: rank 7 on gpu002 (local rank 3) failed with exit status 1",
+        "failure": "attempt 0: rank 7 on gpu002 (local rank 3) failed with exit status 1: ValueError: loss is nan",
         "files": str(job.path),
     }
     assert rows(found) == [
