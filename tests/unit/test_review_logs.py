@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from hpc_launch.records import times
+from hpc_launch.records import events, times
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.events import EventLog
 from hpc_launch.records.lines import Lines
 from hpc_launch.records.times import OutputTimes
 from hpc_launch.review import logs
-from hpc_launch.review.files import OutputFile, Piece, Selection, cut, missed
+from hpc_launch.review.files import OutputFile, Selection, cut, missed
 from hpc_launch.review.fold import Fold
 from hpc_launch.review.logs import Line
 from hpc_launch.settings import Streams
@@ -80,7 +81,13 @@ def test_clocks_are_corrected(job: JobDirectory) -> None:
     times_of(job, {"time": 100, "0.out": 3}, {"time": 102, "0.out": 6})
     times_of(job, {"time": 191, "1.out": 3}, {"time": 193, "1.out": 6}, host="gpu02")
 
-    assert texts(logs.lines(job, offsets={"gpu02": 90.0})) == ["a1", "b1", "a2", "b2"]
+    log = EventLog(job.events("gpu02"), 1)
+    log.record(events.CLOCK, offset=3.0)
+    log.record(events.CLOCK, offset=90.0)
+    job.events("gpu03").parent.mkdir()
+    job.events("gpu03").write_bytes(b'"clock"\n{"event": "clock", "offset": "much"}\0')
+
+    assert texts(logs.lines(job)) == ["a1", "b1", "a2", "b2"]
 
 
 def test_what_nobody_has_written_down_counts_as_late_as_the_file(job: JobDirectory) -> None:
@@ -422,7 +429,7 @@ def test_pieces_cover_a_file_in_order(steps: list[tuple[float, int]], size: int,
 
     assert [byte for piece in pieces for byte in range(piece.begin, piece.end)] == list(range(size))
     assert [piece.time for piece in pieces] == sorted(piece.time for piece in pieces)
-    assert all(isinstance(piece, Piece) and piece.end > piece.begin for piece in pieces)
+    assert all(piece.end > piece.begin for piece in pieces)
 
 
 @given(pieces=st.lists(st.binary(max_size=8).map(lambda data: data.replace(b"\r", b"\n")), max_size=12))
