@@ -258,14 +258,16 @@ class Followed:
 
     def __init__(self, job: JobDirectory, selection: Selection | None = None, tail: int | None = None) -> None:
         self.lines: list[str] = []
+        self.begun = threading.Event()
         self.over = threading.Event()
-        self._found = logs.lines(job, selection, follow=True, ended=self.over.is_set, tail=tail)
+        self._found = logs.batches(job, selection, follow=True, ended=self.over.is_set, tail=tail)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def _run(self) -> None:
-        for line in self._found:
-            self.lines.append(f"{line.attempt}:{line.rank} {line.text}")
+        for batch in self._found:
+            self.lines += [f"{line.attempt}:{line.rank} {line.text}" for line in batch.lines]
+            self.begun.set()
 
     def wait(self, line: str) -> None:
         wait_for(lambda: line in self.lines, PATIENCE, lambda: f"no {line}: {self.lines}")
@@ -335,6 +337,7 @@ def test_following_begins_with_the_last_lines(job: JobDirectory, follow: Callabl
     """--tail 0 shows only what is new, whole lines of it."""
     write(job, 0, "one\ntw")
     followed = follow(job, tail=0)
+    assert followed.begun.wait(PATIENCE)
     write(job, 0, "o\n")
     followed.wait("0:0 two")
 
