@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 
 from hpc_launch.settings import files
+from tests import browser
 from tests.cluster import Cluster, ClusterConfig, why_unavailable
 from tests.cluster.releases import DEFAULT, NEWEST, Release
 
@@ -75,6 +76,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if FOREIGN.fullmatch(name):
             monkeypatch.delenv(name)
+    # Whoever looks up an address without a name here, as torch does of all that connect, is not to wait for long where
+    # the name server is not to be reached (resolv.conf(5)).
+    monkeypatch.setenv("RES_OPTIONS", "timeout:1 attempts:1")
     if START is not None:
         monkeypatch.setenv("HPC_LAUNCH_START", START)
 
@@ -114,6 +118,13 @@ def _need(config: ClusterConfig) -> None:
         pytest.fail(reason, pytrace=False)
     if reason:
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def require_browser() -> None:
+    """Need a browser: tools/install_browser.sh installs one."""
+    if browser.program() is None:
+        (pytest.fail if REQUIRED else pytest.skip)(f"none of {', '.join(browser.PROGRAMS)} is installed")
 
 
 @pytest.fixture(scope="session")

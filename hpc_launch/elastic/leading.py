@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -74,6 +75,9 @@ class Leader(Post):
         self._since = self._next_look = 0.0
         self._story = Story()
         self._shared: dict[str, str] = {}
+        self._counts: Counter[tuple[int, str]] = Counter()
+        self._firsts: Counter[str] = Counter()
+        self._newest = Membership(-1, ())
         self._proposal: Membership | None = None
         self._accepted: set[int] = set()
         self._drained: set[int] = set()
@@ -129,7 +133,7 @@ class Leader(Post):
             self._leave(connection)
         elif word == "accept":
             self._note_accepted(session.agent, said["membership"])
-        elif word in ("share", "clock", "ask", "notice"):
+        elif word in ("share", "ask", "notice"):
             self._inform(session, word, said)
         elif word == "stop":
             self._stop(story.read(RoundEnd, said["end"]))
@@ -140,14 +144,24 @@ class Leader(Post):
         """What has nothing to do with rounds."""
         if word == "share":
             self._shared[said["name"]] = said["text"]
-        elif word == "clock":
-            session.lines.send("clock", time=time.time())
         elif word == "ask":
-            session.lines.send("value", name=said["name"], text=self._shared.get(said["name"], ""))
+            session.lines.send("told", id=said["id"], value=self._told(said["what"], said["name"], said["amount"]))
         else:
             counts = membership.merged([self._story.notices, {said["name"]: said["count"]}])
             self._story = replace(self._story, notices=counts)
             self._broadcast("notices", counts=counts)
+
+    def _told(self, what: str, name: str, amount: int) -> float | int | bool | str:
+        """The answer to a question."""
+        if what == "clock":
+            return time.time()
+        if what == "count":
+            self._counts[self._story.round, name] += amount
+            return self._counts[self._story.round, name]
+        if what == "first":
+            self._firsts[name] += 1
+            return self._firsts[name] == 1
+        return self._shared.get(name, "")
 
     def _welcome(self, connection: socket.socket, session: Session, caller: Caller) -> None:
         """An agent is there, or ready for another round."""
@@ -156,8 +170,10 @@ class Leader(Post):
                 if one.agent == caller.agent and other is not connection:
                     self._lose(other)  # it has come back before its loss was noticed
         session.agent, session.ready = caller.agent, caller
-        self._gone.discard(caller.agent)
+        self._gone = {*self._gone, *caller.gone} - {caller.agent}
         session.place, session.known = (caller.address, caller.port), caller.known
+        if session.known.agreed.number > self._newest.number:
+            self._newest = session.known.agreed
         self._story = story.together([self._story, story.read(Story, caller.story)])
 
     def _note(self, running: _Running, agent: int, word: str, said: Mapping[str, Any]) -> None:
@@ -240,15 +256,13 @@ class Leader(Post):
     def _consider(self, now: float) -> None:
         """Propose a membership if those that are there may form one, and nobody need be waited for."""
         members = {one.agent: one for one in self._sessions.values() if one.agent is not None}
-        callers = {agent: one.ready for agent, one in members.items() if one.ready is not None}
-        if not callers:
+        ready = {agent: one.known for agent, one in members.items() if one.ready is not None}
+        if not ready:
             return
-        ready = {agent: members[agent].known for agent in callers}
         waited = now - self._since
         first = self._story.round < 0
-        gone = self._gone.union(*(caller.gone for caller in callers.values()))
-        busy = {agent for agent, one in members.items() if one.ready is None}
-        missing = busy | set(membership.absent(ready)) - gone
+        busy = members.keys() - ready.keys()
+        missing = busy | {*self._newest.agents} - ready.keys() - self._gone
         if not missing or waited > self._party.join_timeout or (not busy and waited > self._patience(first=first)):
             if membership.may_form(ready) and len(ready) >= self._party.minimum:
                 self._propose(ready)
@@ -306,7 +320,8 @@ class Leader(Post):
 
     def _begin(self, agreed: Membership) -> None:
         """All have accepted: the round begins."""
-        sessions = {one.agent: one for one in self._sessions.values() if one.agent in agreed.agents}
+        members = {*agreed.agents}
+        sessions = {one.agent: one for one in self._sessions.values() if one.agent in members}
         callers = {agent: one.ready for agent, one in sessions.items() if agent is not None and one.ready is not None}
         trouble = {int(agent): count for agent, count in self._story.trouble.items()}
         active = membership.active(agreed.agents, self._party.agents - self._party.spares, trouble)

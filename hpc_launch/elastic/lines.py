@@ -29,6 +29,11 @@ def notice_silence(connection: socket.socket, timeout: float) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, seconds * 1000)
 
 
+def encode(word: str, **facts: Any) -> bytes:
+    """A word with its facts as a line."""
+    return json.dumps({"do": word, **facts}, separators=(",", ":")).encode() + b"\n"
+
+
 class Lines:
     """One end of a connection; nothing here ever waits for the other end.
 
@@ -53,7 +58,11 @@ class Lines:
 
     def send(self, word: str, **facts: Any) -> None:
         """Say something; what cannot be sent at once is sent by `flush`."""
-        self._unsent += json.dumps({"do": word, **facts}, separators=(",", ":")).encode() + b"\n"
+        self.pass_on(encode(word, **facts))
+
+    def pass_on(self, line: bytes) -> None:
+        """Say what has been written down, to several for instance."""
+        self._unsent += line
         self.flush()
 
     def flush(self) -> None:

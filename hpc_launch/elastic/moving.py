@@ -43,8 +43,8 @@ _LOOK_SECONDS = 0.02
 # How often those that wait for more agents look whether these have another leader.
 _SEARCH_SECONDS = 1.0
 _FAREWELL_SECONDS = 15.0
-# An answer to the question for the time that takes longer is none.
-_CLOCK_SECONDS = 1.0
+# An answer that takes longer is none.
+_ANSWER_SECONDS = 1.0
 
 
 class SpareReleased(Exception):
@@ -76,8 +76,7 @@ class MovingRendezvous(SlurmRendezvous):
         self._known = Knowledge(Membership(0, tuple(range(party.agents))))
         self._story = Story()
         self._leader = -1
-        self._time: float | None = None
-        self._values: dict[str, str] = {}
+        self._told: tuple[int, Any] = (0, None)
         self._refusal: RendezvousError | None = None
 
     # ---- what the agent asks
@@ -134,15 +133,10 @@ class MovingRendezvous(SlurmRendezvous):
         """How many seconds this node's clock is ahead of the leader's, and how wrong that can be; None if unknown."""
         if self.leads:
             return 0.0, 0.0
-        self._time, asked = None, time.time()
-        self._send("clock")
-        while self._time is None and self._seat is not None and time.time() - asked < _CLOCK_SECONDS:
-            self._read()
-            time.sleep(_LOOK_SECONDS / 10)
-        if self._time is None:
-            return None
+        asked = time.time()
+        told = self._inquire("clock")
         now = time.time()
-        return (asked + now) / 2 - self._time, (now - asked) / 2
+        return None if told is None else ((asked + now) / 2 - float(told), (now - asked) / 2)
 
     def tell_notice(self, name: str, count: int) -> None:
         """Tell the other agents that a signal came for the `count`-th time."""
@@ -158,11 +152,19 @@ class MovingRendezvous(SlurmRendezvous):
         self._send("share", name=name, text=message.encode())
 
     def shared(self, name: str, kind: type[_Shared]) -> _Shared | None:
-        """What was left when this was asked for the last time; None as long as nothing was."""
-        self._send("ask", name=name)
-        self._read()
-        text = self._values.get(name)
+        """What was left; None as long as nothing was, or the leader is lost."""
+        text = self._inquire("shared", name)
         return kind.decode(text) if text else None
+
+    def count(self, name: str, amount: int) -> int:
+        """Add to a counter of this round that all agents share; returns what it is then, -1 where nobody says so."""
+        told = self._inquire("count", name, amount)
+        return -1 if told is None else int(told)
+
+    def first(self, what: str) -> bool:
+        """Whether no other agent has asked this before, of those that this leader has heard."""
+        told = self._inquire("first", what)
+        return told is None or bool(told)
 
     # ---- torch's interface
 
@@ -222,6 +224,16 @@ class MovingRendezvous(SlurmRendezvous):
         if self._seat is not None and not self._seat.broken:
             self._seat.send(word, **facts)
 
+    def _inquire(self, what: str, name: str = "", amount: int = 0) -> Any:
+        """Ask the leader; None where it does not answer soon."""
+        number, deadline = self._told[0] + 1, time.monotonic() + _ANSWER_SECONDS
+        self._told = number, None
+        self._send("ask", id=number, what=what, name=name, amount=amount)
+        while self._told[1] is None and self._seat is not None and time.monotonic() < deadline:
+            self._read()
+            time.sleep(_LOOK_SECONDS / 20)
+        return self._told[1]
+
     def _read(self) -> None:
         """Hear what the leader has said, and notice that it is gone."""
         seat = self._seat
@@ -262,10 +274,8 @@ class MovingRendezvous(SlurmRendezvous):
         """What has nothing to do with rounds."""
         if word == "notices":
             self._story = replace(self._story, notices=said["counts"])
-        elif word == "clock":
-            self._time = float(said["time"])
-        elif word == "value":
-            self._values[said["name"]] = said["text"]
+        elif word == "told" and said["id"] == self._told[0]:  # and not the late answer to another question
+            self._told = said["id"], said["value"]
 
     def _begin(self, start: Start) -> None:
         self._known = self._known.agree(start.membership)

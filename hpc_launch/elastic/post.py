@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpc_launch.elastic.lines import Lines, notice_silence
+from hpc_launch.elastic.lines import Lines, encode, notice_silence
 from hpc_launch.elastic.membership import Knowledge, Membership
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.story import Caller
@@ -192,6 +192,7 @@ class Post(ABC):
         self._tell(None, word, **facts)
 
     def _tell(self, agents: Sequence[int] | None, word: str, **facts: Any) -> None:
+        line, among = encode(word, **facts), None if agents is None else {*agents}
         for session in [*self._sessions.values()]:
-            if session.agent is not None and (agents is None or session.agent in agents):
-                session.lines.send(word, **facts)
+            if session.agent is not None and (among is None or session.agent in among):
+                session.lines.pass_on(line)

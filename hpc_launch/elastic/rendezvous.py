@@ -211,6 +211,12 @@ class SlurmRendezvous(RendezvousHandler):
                     self._notices = json.loads(self._store().get("notices"))
         return self._notices
 
+    def count(self, name: str, amount: int) -> int:
+        """Add to a counter of this round that all agents share, which begins at 0; returns what it is then."""
+        self._mind_the_leader()
+        with self._translated():
+            return int(self._store().add(f"{self._key}/count/{name}", amount))
+
     def share(self, name: str, message: Message) -> None:
         """Leave something for the other agents to read when they need it."""
         with self._translated():
@@ -224,6 +230,13 @@ class SlurmRendezvous(RendezvousHandler):
             if self._control is not None and self._control.check([key]):
                 return kind.decode(self._control.get(key))
         return None
+
+    def first(self, what: str) -> bool:
+        """Whether no other agent has asked this before: it is the one to say something for all."""
+        with contextlib.suppress(RendezvousError), self._translated():
+            self._mind_the_leader()
+            return self._store().add(f"first/{what}", 1) == 1
+        return True
 
     # ---- torch's interface
 
@@ -429,7 +442,9 @@ class SlurmRendezvous(RendezvousHandler):
     def _leader_own_address(self) -> str:
         """The leader's address: the one that the user chose, else what its name or the way to the others gives."""
         party = self._party
-        found = network.asked_address(party.local_addr, party.interface)
+        # A node that is alone talks to nobody by an interface.
+        interface = party.interface if len(party.hosts) > 1 else "auto"
+        found = network.asked_address(party.local_addr, interface)
         found = found or network.own_address(party.host, party.hosts, party.leaders)
         if found is None:
             raise RendezvousError(
@@ -503,8 +518,10 @@ class SlurmRendezvous(RendezvousHandler):
         refused = rounds.refusal(members)
         if refused is not None:
             raise RoundRefused(refused[0], exit_status=refused[1])
-        job = JobDirectory(party.job.root, party.job.job or derive.local_job_name(time.time(), os.getpid()))
-        first_attempt = self._plan.first_attempt if self._plan else job.next_attempt()
+        last = self._plan
+        named = last.job if last else party.job.job or derive.local_job_name(time.time(), os.getpid())
+        job = JobDirectory(party.job.root, named)
+        first_attempt = last.first_attempt if last else job.next_attempt()
         self._worker_server = None  # nobody uses that of the round before any more
         self._worker_server, port = self._open_worker_store(self._round)
         return RoundPlan(

@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from hpc_launch.elastic.console import say
 from hpc_launch.elastic.window import Window
-from hpc_launch.warm import child
+from hpc_launch.warm import answering, child
 from hpc_launch.warm.factory import Ended, Factory, FactoryLostError
 from hpc_launch.warm.server import Order
 
@@ -227,8 +227,16 @@ class CommandWorkers(PContext):
 
 
 def _destination(stack: contextlib.ExitStack, path: str) -> Any:
-    """Where a stream goes: the agent's own for an empty path, else the end of that file."""
-    return stack.enter_context(Path(path).open("ab")) if path else None
+    """Where a stream goes: the agent's own for an empty path, else the end of that file, or nowhere if it has none.
+
+    That there is no room for files is said elsewhere, and is no reason not to train.
+    """
+    if not path:
+        return None
+    try:
+        return stack.enter_context(Path(path).open("ab"))
+    except OSError:
+        return stack.enter_context(Path(os.devnull).open("ab"))
 
 
 def status_of(exitcode: int) -> int:
@@ -258,6 +266,7 @@ def run_path(hidden: Sequence[str], cpus: Sequence[int], script: str, *arguments
         child.bind(cpus, thread)
     for name in hidden:
         os.environ.pop(name, None)
+    answering.install(os.environ)
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
 

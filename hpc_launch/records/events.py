@@ -16,6 +16,7 @@ agent that wrote it) and, once there is one, `attempt` (as in the job directory)
     node missing    the leader waits for nodes: hosts (folded), joined, expected, waited (seconds)
     node lost       an agent was lost: hosts (folded)
     node drained    a node that ended attempts by itself went behind the spares: hosts, attempts (how many)
+    hang            nobody does anything: seconds (of silence), cause (with where they are), stacks (their directory)
     round ended     ending (done, restart, failed), by (host), status, cause, signal (of a stop)
     run ended       the agent leaves: status, cause
 
@@ -55,6 +56,7 @@ HEARTBEAT = "heartbeat"
 NODE_MISSING = "node missing"
 NODE_LOST = "node lost"
 NODE_DRAINED = "node drained"
+HANG = "hang"
 ROUND_ENDED = "round ended"
 RUN_ENDED = "run ended"
 

@@ -47,10 +47,20 @@ _FIELD = re.compile(r"(?:^|\s)([\w/:]+)=(\S*)")
 _NAME = re.compile(r" JobName=.*? UserId=", re.DOTALL)
 _JOB_LINE = re.compile(r"^JobId=.*$", re.MULTILINE)
 _OUTPUT = re.compile(r" StdOut=(.*?)(?= [A-Z]\w*=|\s*$)")
+_WORK_DIRECTORY = re.compile(r" WorkDir=(.*?)(?= [A-Z]\w*=|\s*$)")
 _SETTING = re.compile(r"^(\w+)\s*=[ \t]*(.*?)\s*$", re.MULTILINE)
 _DURATION = re.compile(r"(?:(\d+)-)?(\d+):(\d+):(\d+)")
-_NOT_RUNNING_YET = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
 _RUNNING = frozenset({"RUNNING", "SUSPENDED", "CONFIGURING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"})
+
+
+WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
+"""States of a job that has not begun, or not begun again."""
+
+OVER = frozenset(
+    {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
+    | {"REVOKED"}
+)
+"""States of a job that does not change any more, by itself."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,7 @@ class JobRecord:
         nodes: its nodes, as a host list; empty where it has none.
         label: its id as users see it, `12_3` for a task of an array.
         heterogeneous: whether it is a component of a heterogeneous job.
+        directory: its working directory; where it was submitted, unless --chdir says otherwise.
     """
 
     job_id: str
@@ -123,6 +134,7 @@ class JobRecord:
     nodes: str = ""
     label: str = ""
     heterogeneous: bool = False
+    directory: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,7 +180,7 @@ def ending(record: JobRecord | None, restart_count: int) -> Ending:
     if record is None:
         return Ending.UNKNOWN
     going_on = record.state in _RUNNING
-    if record.state in _NOT_RUNNING_YET or (record.restarts > restart_count and not going_on):
+    if record.state in WAITING or (record.restarts > restart_count and not going_on):
         return Ending.REQUEUED
     if record.preempt_time is not None or record.state == "PREEMPTED":
         return Ending.PREEMPTED
@@ -234,7 +246,7 @@ def _job(line: str) -> JobRecord | None:
     if "JobState" not in found:
         return None
     code, _, signal = found.get("ExitCode", "").partition(":")
-    output = _OUTPUT.search(line)
+    output, directory = _OUTPUT.search(line), _WORK_DIRECTORY.search(line)
     array, task = found.get("ArrayJobId", ""), found.get("ArrayTaskId", "")
     return JobRecord(
         job_id=found.get("JobId", ""),
@@ -255,6 +267,7 @@ def _job(line: str) -> JobRecord | None:
         nodes=_word(found.get("NodeList", "")),
         label=f"{array}_{task}" if array and task.isdigit() else found.get("JobId", ""),
         heterogeneous="HetJobId" in found,
+        directory=_word(directory[1]) if directory else "",
     )
 
 

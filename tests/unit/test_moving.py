@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch.distributed.elastic.rendezvous import RendezvousInfo
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
 
 from hpc_launch.elastic.moving import MovingRendezvous, SpareReleased
+from hpc_launch.elastic.rounds import Message
 from hpc_launch.errors import RendezvousError, RoundRefused
 from hpc_launch.settings import Origin
 from hpc_launch.world import of_nodes
@@ -39,12 +41,13 @@ def group(tmp_path: Path) -> Iterator[Callable[..., Group]]:
 
 def die(handler: MovingRendezvous) -> None:
     """Be killed: the kernel closes everything."""
-    if handler._post is not None:
-        handler._post.resign()
-        handler._post.close()
-    if handler._seat is not None:
-        handler._seat.close()
-    handler._post = handler._seat = None
+    post, seat = handler._post, handler._seat
+    handler._post = handler._seat = None  # first, for the thread that may be in it
+    if post is not None:
+        post.resign()
+        post.close()
+    if seat is not None:
+        seat.close()
 
 
 def meet(handlers: Sequence[MovingRendezvous]) -> list[RendezvousInfo]:
@@ -231,6 +234,32 @@ def test_who_comes_back_waits_for_the_next_attempt(group: Callable[..., Group]) 
     finish([back])
 
     assert places(handlers) == [(2, number, 4) for number in range(4)]
+
+
+@dataclass(frozen=True)
+class Word(Message):
+    """Something to share."""
+
+    text: str
+
+
+def test_what_agents_ask_the_leader(group: Callable[..., Group]) -> None:
+    """What one leaves all can read, counters are everybody's and begin anew in each round, and one is the first."""
+    handlers = group(3, max_restarts=1)
+    meet(handlers)
+    assert [handler.shared("word", Word) for handler in handlers] == [None] * 3
+    handlers[1].share("word", Word("said"))
+    wait_for(lambda: handlers[2].shared("word", Word) == Word("said"), DEADLINE, "nobody hears it")
+    assert sorted(handler.count("activity", 1) for handler in handlers) == [1, 2, 3]
+    assert [handler.first("disk") for handler in handlers] == [True, False, False]
+    clocks = [handler.clock() for handler in handlers]
+    assert all(clock is not None and abs(clock[0]) < 1 for clock in clocks), clocks
+    task = begin(partial(handlers[1].report_failure, 1, "it broke"))
+    together([partial(end_of, handler) for handler in (handlers[0], handlers[2])])
+    finish([task])
+    meet(handlers)
+
+    assert handlers[0].count("activity", 0) == 0
 
 
 def test_a_stop_is_everybody_s_end(group: Callable[..., Group]) -> None:

@@ -106,6 +106,14 @@ def test_the_wheel_has_the_profiles(wheel: zipfile.ZipFile) -> None:
     assert expected - set(wheel.namelist()) == set()
 
 
+def test_the_wheel_has_the_pages(wheel: zipfile.ZipFile) -> None:
+    """The templates and the style of reports are in the wheel, in the package."""
+    expected = {str(path.relative_to(ROOT)) for path in ROOT.glob("hpc_launch/review/templates/*")}
+
+    assert {Path(name).suffix for name in expected} == {".css", ".jinja"}
+    assert expected - set(wheel.namelist()) == set()
+
+
 def test_the_wheel_has_the_entry_points(wheel: zipfile.ZipFile) -> None:
     """The command, and the rendezvous backend for torchrun, are declared and can be loaded."""
     declared = ConfigParser()
@@ -120,7 +128,17 @@ def test_the_dependencies_are_those_of_the_design(wheel: zipfile.ZipFile) -> Non
     metadata = wheel.read(next(n for n in wheel.namelist() if n.endswith("METADATA"))).decode()
     lines = [line.removeprefix("Requires-Dist: ") for line in metadata.splitlines() if line.startswith("Requires-Dist")]
     names = [line.partition(">")[0] for line in lines if "extra ==" not in line]
-    expected = ["click", "psutil", "python-hostlist", "setproctitle", "submitit", "threadpoolctl", "tomli", "torch"]
+    expected = [
+        "click",
+        "jinja2",
+        "psutil",
+        "python-hostlist",
+        "setproctitle",
+        "submitit",
+        "threadpoolctl",
+        "tomli",
+        "torch",
+    ]
 
     assert expected == sorted(names)
     assert [line for line in lines if line.startswith("tomli")] == ["tomli>=2; python_version < '3.11'"]
