@@ -131,7 +131,7 @@ class Agent(LocalElasticAgent):
         self._factory = factory
         self._signals = signals
         self._begin_outlook = outlook
-        self._outlook = outlook(plan)
+        self._outlook: Outlook | None = None
         self._window = Window(_grace(plan, environ), self._slurm_facts, signals)
         self._facts = SlurmFacts()
         self._next_facts = 0.0
@@ -173,6 +173,11 @@ class Agent(LocalElasticAgent):
         handler = self._worker_group.spec.rdzv_handler
         return handler.leads if isinstance(handler, MovingRendezvous) else self._plan.world.leader
 
+    def follow_slurm(self) -> None:
+        """Begin to ask Slurm about the end of the job, if that is this agent's task by now."""
+        if self._outlook is None:
+            self._outlook = self._begin_outlook(self._plan)
+
     # ---- one attempt
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
@@ -182,8 +187,7 @@ class Agent(LocalElasticAgent):
         if isinstance(handler, MovingRendezvous):
             self._plan = dataclasses.replace(self._plan, world=handler.world(self._whole))
             self._recorder.moved(self._plan)
-            if self._outlook is None:
-                self._outlook = self._begin_outlook(self._plan)
+            self.follow_slurm()
         if isinstance(handler, SlurmRendezvous):
             self._attempt = handler.round_number
             self._remaining_restarts = max(0, worker_group.spec.max_restarts - self._attempt)

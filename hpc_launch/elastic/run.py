@@ -109,16 +109,16 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
                 spec = _spec(plan, handler, *_command(plan))
                 logs = _foreign_logs(settings)
 
-                def outlook(plan: Plan) -> Outlook | None:
-                    begun = _outlook(plan, environ)
-                    if begun is not None:
-                        stack.callback(begun.close)
-                    return begun
+                def outlook(now: Plan) -> Outlook | None:
+                    made = _outlook(now, environ)
+                    if made is not None:
+                        stack.callback(made.close)
+                        made.begin(lambda record: _requeue_early(plan, environ, agent, record))
+                    return made
 
                 agent = Agent(spec, plan, environ, logs, factory=factory, signals=signals, outlook=outlook)
                 stack.callback(agent.close)
-                if outlook is not None:
-                    outlook.begin(lambda record: _requeue_early(plan, environ, agent, record))
+                agent.follow_slurm()
                 _announce(plan, int(environ.get("SLURM_RESTART_COUNT") or 0))
                 flush()
         except SignalException as stop:

@@ -20,3 +20,16 @@ def test_a_benchmark_prints_its_table(name: str) -> None:
     lines = [line for line in done.stdout.splitlines() if "| hpc-launch | " in line]
     assert lines, done.stdout + done.stderr
     assert all("| 1 of 1 |" in line for line in lines), done.stdout + done.stderr
+
+
+def test_lost_nodes_are_simulated() -> None:
+    """A row for a few nodes: all have met, and have gone on without one and without their leader."""
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "losses.py"), "--quick"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("| 8 | "), done.stdout + done.stderr
