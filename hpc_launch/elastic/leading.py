@@ -322,7 +322,7 @@ class Leader(Post):
         """All have accepted: the round begins."""
         members = {*agreed.agents}
         sessions = {one.agent: one for one in self._sessions.values() if one.agent in members}
-        callers = {agent: one.ready for agent, one in sessions.items() if agent is not None and one.ready is not None}
+        callers = {agent: one.ready for agent, one in sessions.items() if one.ready is not None}
         trouble = {int(agent): count for agent, count in self._story.trouble.items()}
         active = membership.active(agreed.agents, self._party.agents - self._party.spares, trouble)
         self._tell_drained(set(agreed.agents) - set(active), trouble)

@@ -76,7 +76,8 @@ class MovingRendezvous(SlurmRendezvous):
         self._known = Knowledge(Membership(0, tuple(range(party.agents))))
         self._story = Story()
         self._leader = -1
-        self._told: tuple[int, Any] = (0, None)
+        self._asked = 0
+        self._answers: dict[int, Any] = {}
         self._refusal: RendezvousError | None = None
 
     # ---- what the agent asks
@@ -226,13 +227,13 @@ class MovingRendezvous(SlurmRendezvous):
 
     def _inquire(self, what: str, name: str = "", amount: int = 0) -> Any:
         """Ask the leader; None where it does not answer soon."""
-        number, deadline = self._told[0] + 1, time.monotonic() + _ANSWER_SECONDS
-        self._told = number, None
-        self._send("ask", id=number, what=what, name=name, amount=amount)
-        while self._told[1] is None and self._seat is not None and time.monotonic() < deadline:
+        self._asked, deadline = self._asked + 1, time.monotonic() + _ANSWER_SECONDS
+        self._answers.clear()  # late ones, to other questions
+        self._send("ask", id=self._asked, what=what, name=name, amount=amount)
+        while self._asked not in self._answers and self._seat is not None and time.monotonic() < deadline:
             self._read()
             time.sleep(_LOOK_SECONDS / 20)
-        return self._told[1]
+        return self._answers.get(self._asked)
 
     def _read(self) -> None:
         """Hear what the leader has said, and notice that it is gone."""
@@ -274,8 +275,8 @@ class MovingRendezvous(SlurmRendezvous):
         """What has nothing to do with rounds."""
         if word == "notices":
             self._story = replace(self._story, notices=said["counts"])
-        elif word == "told" and said["id"] == self._told[0]:  # and not the late answer to another question
-            self._told = said["id"], said["value"]
+        elif word == "told":
+            self._answers[said["id"]] = said["value"]
 
     def _begin(self, start: Start) -> None:
         self._known = self._known.agree(start.membership)

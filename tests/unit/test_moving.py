@@ -119,8 +119,7 @@ def test_what_outlives_the_leader(group: Callable[..., Group]) -> None:
     handlers = group(4, max_restarts=1)
     meet(handlers)
     handlers[2].tell_notice("SIGUSR1", 2)
-    for handler in handlers:
-        wait_for(lambda handler=handler: handler.notices() == {"SIGUSR1": 2}, DEADLINE, "no notice")
+    wait_for(lambda: all(handler.notices() == {"SIGUSR1": 2} for handler in handlers), DEADLINE, "no notice")
     tasks = [begin(partial(handler.report_failure, 7, "it broke")) for handler in handlers[3:]]
     ends = together([partial(end_of, handler) for handler in handlers[:3]])
     finish(tasks)
