@@ -435,7 +435,9 @@ class SlurmRendezvous(RendezvousHandler):
     def _leader_own_address(self) -> str:
         """The leader's address: the one that the user chose, else what its name or the way to the others gives."""
         party = self._party
-        found = network.asked_address(party.local_addr, party.interface)
+        # A node that is alone talks to nobody by an interface.
+        interface = party.interface if len(party.hosts) > 1 else "auto"
+        found = network.asked_address(party.local_addr, interface)
         found = found or network.own_address(party.host, party.hosts, party.leaders)
         if found is None:
             raise RendezvousError(
