@@ -6,7 +6,6 @@ Looking costs a few reads of small files, and is done only for workers that have
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpc_launch.elastic.console import last_lines
 from hpc_launch.node import memory
 from hpc_launch.node.kernel_log import KernelLog
 from hpc_launch.records import parsing, tracebacks
@@ -75,7 +75,7 @@ def gather(files: RankFiles, pid: int, exitcode: int, before: Before, *, ended: 
     Returns:
         The `failure` of its event (`records.events`).
     """
-    errors, output = _tail(files.err), _tail(files.out)
+    errors, output = (last_lines(path, _TAIL, _TAIL) for path in (files.err, files.out))
     found: dict[str, Any] = {}
     exception = _left(files.error, ended)
     if exception is None and exitcode == 1:
@@ -137,23 +137,6 @@ def _left(path: Path, ended: float) -> dict[str, Any] | None:
         "source": "hook",
         "time": moment,
     }
-
-
-def _tail(path: Path) -> list[str]:
-    """The last lines of a file that may be anything; none where there is none."""
-    try:
-        with path.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            stream.seek(max(0, size - _TAIL))
-            data = stream.read(_TAIL)
-    except OSError:
-        return []
-    return [_shown(line) for line in data.splitlines()]
-
-
-def _shown(line: bytes) -> str:
-    """What a terminal would show of a line: a progress bar's last state."""
-    return line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")
 
 
 def _oom(pid: int, before: memory.Kills, after: memory.Kills, kernel: Sequence[str]) -> str:

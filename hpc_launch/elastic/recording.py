@@ -129,9 +129,8 @@ class Recorder:
     def started(self, local_rank: int, rank: int, workers: PContext) -> None:
         """A worker has been started."""
         pid = workers.pids()[local_rank]
-        self._files[local_rank] = RankFiles(
-            Path(workers.stdouts[local_rank]), Path(workers.stderrs[local_rank]), Path(workers.error_files[local_rank])
-        )
+        paths = (workers.stdouts, workers.stderrs, workers.error_files)
+        self._files[local_rank] = RankFiles(*(Path(files.get(local_rank, "")) for files in paths))
         plan, now = self._plan, time.time()
         place = plan.world.local_agent if plan.world.task_per_rank else local_rank
         device = self._device(place)
