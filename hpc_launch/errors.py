@@ -7,6 +7,7 @@ The tree:
     |   +-- HostlistError     2  a host list or host file that cannot be read
     +-- CallError            65  a function, its arguments or its result cannot be sent
     +-- ScriptError          66  the training script is not there or not readable
+    +-- JobNotFoundError     66  there is no directory of the job that is asked about
     +-- RendezvousError      69  the nodes did not come together
     |   +-- RendezvousTimeout 69  some of them never came
     |   +-- RoundRefused     69  one has a problem (then its status), or they run different programs
@@ -23,6 +24,8 @@ The numbers from 64 on are those of BSD's sysexits.h, which leaves 1 to 63 to th
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 
 class HpcLaunchError(Exception):
@@ -76,6 +79,20 @@ class ScriptError(HpcLaunchError):
     """The training script is missing or not readable."""
 
     exit_status = 66
+
+
+class JobNotFoundError(HpcLaunchError):
+    """There is no directory of the job that is asked about.
+
+    Attributes:
+        looked: where it was looked for.
+    """
+
+    exit_status = 66
+
+    def __init__(self, message: str, *, looked: tuple[Path, ...] = ()) -> None:
+        super().__init__(message)
+        self.looked = looked
 
 
 class RendezvousError(HpcLaunchError):

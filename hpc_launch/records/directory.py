@@ -12,6 +12,7 @@
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.result.pkl  what a function returned, where one was called from Python
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.raised.pkl  what it raised
     <log_dir>/<job>/attempt_<n>/checkpoint.pkl              the call as a checkpoint in that attempt has left it
+    <log_dir>/<job>/attempt_<n>/<host>/times.jsonl          when the files with the output grew
 
 Names are stable and say host and global rank. A job that Slurm starts again goes on with the next attempt number, so
 that nothing is overwritten.
@@ -84,6 +85,10 @@ class JobDirectory:
     def checkpoint(self, attempt: int) -> Path:
         """The call of a function, as it is to go on after an attempt."""
         return self.attempt(attempt) / "checkpoint.pkl"
+
+    def times(self, attempt: int, host: str) -> Path:
+        """When the files of one node's workers grew in one attempt."""
+        return self.node(attempt, host) / "times.jsonl"
 
     def events(self, host: str) -> Path:
         """The events of one node."""

@@ -50,6 +50,7 @@ _FIELD = re.compile(r"(?:^|\s)([\w/:]+)=(\S*)")
 _NAME = re.compile(r" JobName=.*? UserId=", re.DOTALL)
 _JOB_LINE = re.compile(r"^JobId=.*$", re.MULTILINE)
 _OUTPUT = re.compile(r" StdOut=(.*?)(?= [A-Z]\w*=|\s*$)")
+_WORK_DIRECTORY = re.compile(r" WorkDir=(.*?)(?= [A-Z]\w*=|\s*$)")
 _SETTING = re.compile(r"^(\w+)\s*=[ \t]*(.*?)\s*$", re.MULTILINE)
 _DURATION = re.compile(r"(?:(\d+)-)?(\d+):(\d+):(\d+)")
 _NOT_RUNNING_YET = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
@@ -106,6 +107,7 @@ class JobRecord:
         nodes: its nodes, as a host list; empty where it has none.
         label: its id as users see it, `12_3` for a task of an array.
         heterogeneous: whether it is a component of a heterogeneous job.
+        directory: its working directory; where it was submitted, unless --chdir says otherwise.
     """
 
     job_id: str
@@ -126,6 +128,7 @@ class JobRecord:
     nodes: str = ""
     label: str = ""
     heterogeneous: bool = False
+    directory: str = ""
 
 
 @dataclass(frozen=True)
@@ -237,7 +240,7 @@ def _job(line: str) -> JobRecord | None:
     if "JobState" not in found:
         return None
     code, _, signal = found.get("ExitCode", "").partition(":")
-    output = _OUTPUT.search(line)
+    output, directory = _OUTPUT.search(line), _WORK_DIRECTORY.search(line)
     array, task = found.get("ArrayJobId", ""), found.get("ArrayTaskId", "")
     return JobRecord(
         job_id=found.get("JobId", ""),
@@ -258,6 +261,7 @@ def _job(line: str) -> JobRecord | None:
         nodes=_word(found.get("NodeList", "")),
         label=f"{array}_{task}" if array and task.isdigit() else found.get("JobId", ""),
         heterogeneous="HetJobId" in found,
+        directory=_word(directory[1]) if directory else "",
     )
 
 

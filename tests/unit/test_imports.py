@@ -21,10 +21,11 @@ PACKAGE = Path(hpc_launch.__file__).parent
 FOUNDATIONS = {"hostlist", "settings", "errors", "world", "version"}
 MAY_IMPORT = {
     "entry": {"cli"},
-    "cli": {"launch", "submission", "check", "plan", "slurm", "warm", *FOUNDATIONS},
+    "cli": {"launch", "submission", "check", "review", "plan", "slurm", "warm", *FOUNDATIONS},
     "launch": {"plan", "slurm", "records", "warm", *FOUNDATIONS},
     "submission": {"plan", "slurm", "node", "records", *FOUNDATIONS},
     "check": {"plan", "slurm", "node", *FOUNDATIONS},
+    "review": {"plan", "slurm", "records", *FOUNDATIONS},
     "elastic": {"plan", "slurm", "node", "records", "warm", *FOUNDATIONS},
     "plan": {"slurm", "node", *FOUNDATIONS},
     "slurm": {"hostlist", "errors"},
@@ -282,6 +283,7 @@ def test_toml_is_read_by_those_who_need_it(
         "hpc_launch.elastic.rounds",
         "hpc_launch.launch.run",
         "hpc_launch.records.events",
+        "hpc_launch.review.find",
         "hpc_launch.runtime",
         "hpc_launch.submission.plan",
         "hpc_launch.submission.run",
