@@ -111,4 +111,3 @@ def _tied_to_this_process() -> Callable[[], None]:
             os._exit(128 + signal.SIGTERM)
 
     return tie
-

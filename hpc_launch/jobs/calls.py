@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import importlib
 import io
+import linecache
 import pickle
 import sys
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import CodeType
+from typing import Any, BinaryIO, ClassVar
 
 from hpc_launch.errors import CallError
 from hpc_launch.jobs import culprit
@@ -40,15 +43,36 @@ class _Bounded(io.RawIOBase):
         return self._file.write(data)
 
 
-def dump(value: Any, file: BinaryIO, limit: int) -> None:
+def dump(value: Any, file: BinaryIO, limit: int) -> frozenset[str]:
     """Pickle a value, with functions and classes of notebooks and scripts in it, up to a number of bytes.
 
+    cloudpickle leaves out in which file the code of these stands, since 3.1. Here it is kept: tracebacks name it.
+
+    Returns:
+        The files of that code.
+
     Raises:
-        TooLargeError: there are more.
+        TooLargeError: there are more bytes.
         Exception: whatever a value raises that cannot be pickled.
     """
-    cloudpickle = importlib.import_module("cloudpickle")
-    cloudpickle.dump(value, _Bounded(file, limit), protocol=pickle.HIGHEST_PROTOCOL)
+    usual_pickler = importlib.import_module("cloudpickle").Pickler
+    usual = usual_pickler.dispatch_table[CodeType]
+    files = set()
+
+    def reduce(code: CodeType) -> tuple[Any, ...]:
+        files.add(code.co_filename)
+        return _code_of, (code.co_filename, *usual(code))
+
+    class Pickler(usual_pickler):  # type: ignore[misc]  # cloudpickle is imported late
+        dispatch_table: ClassVar = ChainMap({CodeType: reduce}, usual_pickler.dispatch_table)
+
+    Pickler(_Bounded(file, limit), protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    return frozenset(files)
+
+
+def _code_of(file: str, make: Callable[..., CodeType], values: tuple[Any, ...]) -> CodeType:
+    """Make code again; on a node, while a call is read."""
+    return make(*values).replace(co_filename=file)
 
 
 def pack(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], limit_mb: int) -> bytes:
@@ -64,12 +88,9 @@ def pack(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str,
         CallError: it cannot be pickled, and what of it cannot; or it is too large.
     """
     file = io.BytesIO()
-    path = [str(Path(entry or ".").absolute()) for entry in sys.path]
-    header = {"python": list(sys.version_info[:2]), "path": path, "limit_mb": limit_mb}
-    pickle.dump(header, file)
     parts: Parts = (function, tuple(args), dict(kwargs))
     try:
-        dump(parts, file, limit_mb * MEGABYTE)
+        sources = dump(parts, file, limit_mb * MEGABYTE)
     except TooLargeError:
         what = culprit.largest(parts, limit_mb * MEGABYTE)
         raise CallError(
@@ -78,8 +99,17 @@ def pack(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str,
         ) from None
     except Exception as error:
         what = culprit.find(parts)
-        raise CallError(f"cannot send {what}: {_line(error)}; make it inside of the function, or pass a path") from error
-    return file.getvalue()
+        raise CallError(
+            f"cannot send {what}: {_line(error)}; make it inside of the function, or pass a path"
+        ) from error
+    header = {
+        "python": list(sys.version_info[:2]),
+        "path": [str(Path(entry or ".").absolute()) for entry in sys.path],
+        "limit_mb": limit_mb,
+        # The cells of a notebook are in no file: their text goes along, for tracebacks.
+        "sources": {name: linecache.getlines(name) for name in sources if not Path(name).exists()},
+    }
+    return pickle.dumps(header) + file.getvalue()
 
 
 def unpack(file: BinaryIO, host: str) -> tuple[Parts, int]:
@@ -102,6 +132,8 @@ def unpack(file: BinaryIO, host: str) -> tuple[Parts, int]:
             f"{host} runs Python {sys.version_info[0]}.{sys.version_info[1]} ({sys.executable}), but the call was made "
             f"by {found}, and functions cannot be read by another release: use the same environment in both places"
         )
+    for name, lines in header["sources"].items():
+        linecache.cache[name] = (sum(map(len, lines)), None, lines, name)
     sys.path.extend(entry for entry in header["path"] if entry not in sys.path and Path(entry).is_dir())
     try:
         parts: Parts = pickle.load(file)  # noqa: S301 - as above

@@ -22,7 +22,9 @@ _PREFIXES = ("sbatch: error: ", "sbatch: fatal: ", "sbatch: ")
 _REFUSED = "Batch job submission failed: "
 
 
-def carry(folder: Path, tasks: Sequence[ElasticTask], parameters: Mapping[str, Any], environ: Mapping[str, str]) -> list[str]:
+def carry(
+    folder: Path, tasks: Sequence[ElasticTask], parameters: Mapping[str, Any], environ: Mapping[str, str]
+) -> list[str]:
     """Submit tasks: one as a job, several as a job array.
 
     Args:
@@ -38,9 +40,7 @@ def carry(folder: Path, tasks: Sequence[ElasticTask], parameters: Mapping[str, A
         SlurmError: Slurm refuses the job; the message is Slurm's.
     """
     order = pickle.dumps({"folder": str(folder), "tasks": list(tasks), "parameters": dict(parameters)})
-    done = subprocess.run(
-        [sys.executable, "-m", __name__], input=order, capture_output=True, env=environ, check=False
-    )
+    done = subprocess.run([sys.executable, "-m", __name__], input=order, capture_output=True, env=environ, check=False)
     try:
         answer = json.loads(done.stdout)
     except ValueError:
@@ -68,7 +68,9 @@ def main() -> None:
     executor = submitit.AutoExecutor(folder=order["folder"], cluster="slurm")
     executor.update_parameters(**order["parameters"])
     try:
-        jobs = executor.submit_array(order["tasks"]) if len(order["tasks"]) > 1 else [executor.submit(order["tasks"][0])]
+        jobs = (
+            executor.submit_array(order["tasks"]) if len(order["tasks"]) > 1 else [executor.submit(order["tasks"][0])]
+        )
         answer: dict[str, Any] = {"jobs": [job.job_id for job in jobs]}
     except failed as error:
         answer = {"refused": str(error)}

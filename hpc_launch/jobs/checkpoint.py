@@ -7,7 +7,8 @@ on meanwhile, so that rank 0 is not left waiting in a collective, and leave as s
 where their main thread hangs in one, because a thread of their own waits for it. All end with status 0, which the
 agents take for what it is: the workers have left after a notice, and `--requeue` decides.
 
-Where there is nothing to go on with (`checkpoint` returns None, or fails) nobody leaves, and the time limit ends the job.
+Where there is nothing to go on with (`checkpoint` returns None, or fails) nobody leaves, and the time limit
+ends the job.
 """
 
 from __future__ import annotations

@@ -101,4 +101,3 @@ def _memory(mem: str | float) -> str:
     if isinstance(mem, str):
         return mem
     return f"{int(mem)}G" if mem == int(mem) else f"{int(mem * 1024)}M"
-

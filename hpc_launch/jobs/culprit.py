@@ -9,6 +9,7 @@ import io
 import pickle
 import types
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 # How deep to look, and at how many items of a container: a message can have only so much.
@@ -18,70 +19,83 @@ _ITEMS = 200
 
 def find(parts: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> str:
     """Name the innermost thing in a call that cannot be pickled, and its type."""
-    for label, value in _of_a_call(parts):
+    for part, value in _of_a_call(parts):
         if not _can_be_sent(value):
-            where, what = _inside(label, value, set())
-            return f"{where} (of type {_type(what)})"
+            found, what = _inside(part, value, set())
+            where = f"{found.where}, " if found.where else ""
+            return f"{found.path} ({where}of type {_type(what)})"
     return _name(parts[0])
 
 
 def largest(parts: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]], limit: int) -> str:
     """Name the part of a call that has most bytes."""
-    sizes = {label: _size(value, limit) for label, value in _of_a_call(parts)}
-    return max(sizes, key=lambda label: sizes[label])
+    sizes = {part.path: _size(value, limit) for part, value in _of_a_call(parts)}
+    return max(sizes, key=lambda path: sizes[path])
 
 
-def _of_a_call(parts: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> Iterator[tuple[str, Any]]:
+@dataclass(frozen=True)
+class _Part:
+    """A part of a call: what leads to it, and where that begins if it is no argument."""
+
+    path: str
+    where: str = ""
+
+    def then(self, step: str) -> _Part:
+        return _Part(self.path + step, self.where)
+
+
+_Found = Iterator[tuple[_Part, Any]]
+
+
+def _of_a_call(parts: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> _Found:
     function, args, kwargs = parts
-    yield _name(function), function
+    yield _Part(_name(function)), function
     for number, value in enumerate(args):
-        yield f"argument {number}", value
+        yield _Part(f"argument {number}"), value
     for name, value in kwargs.items():
-        yield f"argument {name}", value
+        yield _Part(f"argument {name}"), value
 
 
-def _inside(label: str, value: Any, seen: set[int]) -> tuple[str, Any]:
+def _inside(part: _Part, value: Any, seen: set[int]) -> tuple[_Part, Any]:
     if len(seen) < _DEPTH and id(value) not in seen:
         seen.add(id(value))
-        for part, inner in _parts(label, value):
-            if not _can_be_sent(inner):
-                return _inside(part, inner, seen)
-    return label, value
+        for inner, what in _parts(part, value):
+            if not _can_be_sent(what):
+                return _inside(inner, what, seen)
+    return part, value
 
 
-def _parts(label: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """What a value consists of, with the name of each part."""
+def _parts(part: _Part, value: Any) -> _Found:
+    """What a value consists of."""
     if isinstance(value, functools.partial):
         yield from _of_a_call((value.func, value.args, value.keywords))
     elif isinstance(value, types.MethodType):
-        yield f"the object of {label}", value.__self__
+        yield part.then(".__self__"), value.__self__
     elif isinstance(value, types.FunctionType):
-        yield from _of_a_function(label, value)
+        yield from _of_a_function(value)
     elif isinstance(value, Mapping):
         for key, item in list(value.items())[:_ITEMS]:
-            yield f"{label}[{key!r}]", item
+            yield part.then(f"[{key!r}]"), item
     elif isinstance(value, (list, tuple, set, frozenset)):
         for number, item in enumerate(list(value)[:_ITEMS]):
-            yield f"{label}[{number}]", item
-    elif isinstance(value, type):
-        for name, item in vars(value).items():
-            yield f"{label}.{name}", item
+            yield part.then(f"[{number}]"), item
     else:
         for name, item in getattr(value, "__dict__", {}).items():
-            yield f"{label}.{name}", item
+            yield part.then(f".{name}"), item
 
 
-def _of_a_function(label: str, function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+def _of_a_function(function: types.FunctionType) -> _Found:
     try:
         outside = inspect.getclosurevars(function)
     except (TypeError, ValueError):
         return
-    for name, item in outside.nonlocals.items():
-        yield f"the variable '{name}' that {label} has from around it", item
-    for name, item in outside.globals.items():
-        yield f"the global variable '{name}' that {label} uses", item
+    name = _name(function)
+    for variable, item in outside.nonlocals.items():
+        yield _Part(f"'{variable}'", f"a variable around {name}"), item
+    for variable, item in outside.globals.items():
+        yield _Part(f"'{variable}'", f"a global variable of {name}"), item
     for item in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
-        yield f"a default of {label}", item
+        yield _Part(f"a default of {name}"), item
 
 
 class _Count(io.RawIOBase):
@@ -123,4 +137,6 @@ def _name(function: Any) -> str:
 
 def _type(value: Any) -> str:
     kind = type(value)
-    return kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    return (
+        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    )

@@ -24,7 +24,7 @@ from hpc_launch.plan import here
 from hpc_launch.plan.derive import local_job_name
 from hpc_launch.records import directory
 from hpc_launch.settings import Settings
-from hpc_launch.slurm import leaks
+from hpc_launch.slurm import controller, leaks
 from hpc_launch.slurm.environment import Allocation
 from hpc_launch.submission.run import ask_nodes
 
@@ -105,8 +105,7 @@ class Executor:
 
     def _start(self, tasks: Sequence[ElasticTask]) -> list[Job[Any]]:
         found = here.gather(os.environ, Settings()).slurm
-        has_sbatch = shutil.which("sbatch") is not None
-        choice = place.choose(self.cluster, found, has_sbatch=has_sbatch, resources=self.resources)
+        choice = place.choose(self.cluster, found, has_slurm=_has_slurm, resources=self.resources)
         base = self.folder / SUBMITTED
         try:
             base.mkdir(parents=True, exist_ok=True)
@@ -183,7 +182,9 @@ class Executor:
             "script": list(task.script),
             "directory": str(where),
             "submitted": round(time.time(), 3),
-            "resources": {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in resources.items()},
+            "resources": {
+                name: value if isinstance(value, (int, float, str)) else str(value) for name, value in resources.items()
+            },
             **more,
         }
         directory.write_json(files.record, record)
@@ -234,6 +235,10 @@ def _claim(base: Path, name: str) -> JobFiles:
             files.record.touch(exist_ok=False)
             return files
     raise UsageError(f"there are too many jobs called {name} in {base}")
+
+
+def _has_slurm() -> bool:
+    return shutil.which("sbatch") is not None and controller.has_cluster()
 
 
 def _size(resources: Resources) -> str:

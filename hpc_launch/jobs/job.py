@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast, overload
 
@@ -179,7 +179,7 @@ class Job(Generic[R]):
         return ""
 
     def cancel(self) -> None:
-        """Have it ended, as `scancel` does: its workers have the time that Slurm gives. One that has ended stays as it is.
+        """Have it ended, as `scancel` does; its workers have the time that Slurm gives.
 
         Raises:
             SlurmError: Slurm refuses, or it runs on another machine.
@@ -231,13 +231,13 @@ class Job(Generic[R]):
 
     def _become(self, other: Job[R]) -> None:
         """Be a job that was submitted later, with others in a batch."""
-        self._files, self._handle, self._directory = other._files, other._handle, other._directory  # noqa: SLF001 - its own
+        self._files, self._handle, self._directory = other._files, other._handle, other._directory
 
     @classmethod
     def _in_process(cls, files: JobFiles, status: int, value: R | None, error: BaseException | None) -> Job[R]:
         """A job that has run in this process, and what came of it."""
         job = cls(files, InProcess(status), files.base.parent / files.job_id)
-        job._results, job._error = [cast("R", value)], error  # noqa: SLF001 - its own
+        job._results, job._error = [cast("R", value)], error
         return job
 
     def _of(self) -> JobFiles:
@@ -283,4 +283,3 @@ def _there(folder: Path, names: tuple[str, ...], job: str) -> JobFiles:
             if name and (files.record.exists() or files.outcome.exists() or files.call.exists()):
                 return files
     raise UsageError(f"there is no job '{job}' in {folder}: say folder=, or the path of its job directory")
-

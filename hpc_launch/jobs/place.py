@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hpc_launch import hostlist
@@ -28,13 +29,15 @@ class Choice:
     why: str
 
 
-def choose(asked: str, here: Step | Allocation | None, *, has_sbatch: bool, resources: Resources) -> Choice:
+def choose(
+    asked: str, here: Step | Allocation | None, *, has_slurm: Callable[[], bool], resources: Resources
+) -> Choice:
     """Say where a job is to run.
 
     Args:
         asked: what was asked for; `auto` leaves it open.
         here: where in Slurm this process is.
-        has_sbatch: whether jobs can be submitted from here.
+        has_slurm: says whether jobs can be submitted from here.
         resources: what the job is to have.
 
     Raises:
@@ -43,8 +46,11 @@ def choose(asked: str, here: Step | Allocation | None, *, has_sbatch: bool, reso
     """
     if asked not in CLUSTERS:
         raise UsageError(f"cluster={asked!r}: {', '.join(CLUSTERS)} is expected", option="cluster")
-    if asked == SLURM and not has_sbatch:
-        raise ContextError("cluster='slurm', but sbatch is not on PATH: is this a machine of the cluster?")
+    if asked == SLURM and not has_slurm():
+        raise ContextError(
+            "cluster='slurm', but there is no sbatch here, or no slurm.conf that it finds: is this a machine of the "
+            "cluster?"
+        )
     if asked == ALLOCATION:
         if not isinstance(here, Allocation):
             raise ContextError("cluster='allocation', but this is not the shell of an allocation: get one with salloc")
@@ -58,7 +64,7 @@ def choose(asked: str, here: Step | Allocation | None, *, has_sbatch: bool, reso
         if not too_much:
             return Choice(ALLOCATION, f"job {here.job_label} has its nodes already; cluster='slurm' would queue it")
         return Choice(SLURM, too_much)
-    if has_sbatch:
+    if has_slurm():
         return Choice(SLURM, "queued by sbatch")
     return Choice(LOCAL, "there is no Slurm here")
 

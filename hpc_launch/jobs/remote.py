@@ -73,7 +73,9 @@ def note(path: Path, error: BaseException, trace: TracebackType | None, rank: in
     pickled = _pickled(error)
     text = "".join(traceback.format_exception(type(error), error, trace))
     kind = type(error)
-    name = kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    name = (
+        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    )
     raised = Raised(name, str(error), text, rank, host, time.time(), pickled)
     with contextlib.suppress(directory.LogDirError):
         directory.write_whole(path, pickle.dumps(asdict(raised)))

@@ -69,8 +69,12 @@ class Resources:
             if value is not None and (type(value) is not int or value < least):
                 raise UsageError(f"{name}={value!r}: a whole number from {least} on is expected", option=name)
         if self.time is not None and not self.minutes:
-            raise UsageError(f"time={self.time!r}: minutes, or a limit such as '1-12:00:00', is expected", option="time")
-        unknown = [word for word in self.requeue_words or () if word not in (*(f"on-{one}" for one in REASONS), "never")]
+            raise UsageError(
+                f"time={self.time!r}: minutes, or a limit such as '1-12:00:00', is expected", option="time"
+            )
+        unknown = [
+            word for word in self.requeue_words or () if word not in (*(f"on-{one}" for one in REASONS), "never")
+        ]
         if unknown:
             words = ", ".join(f"on-{one}" for one in REASONS)
             raise UsageError(f"requeue={unknown[0]!r}: {words} or never is expected", option="requeue")

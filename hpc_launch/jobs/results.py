@@ -58,14 +58,16 @@ def read(job: JobDirectory, job_id: str, *, functions: bool, patience: float = L
     end = time.monotonic() + patience
     while True:
         files = _numbered(job, _RESULT)
-        size = _world_size(files, job) if functions else _planned(job)
+        size = _world_size(files) if functions else _planned(job)
         if not functions and size is not None:
             return [None] * size
         if size is not None and set(files) == set(range(size)):
             return [_result(files[rank]) for rank in range(size)]
         if time.monotonic() > end:
             missing = ", ".join(map(str, sorted(set(range(size or 1)) - set(files))))
-            raise JobFailed(f"job {job_id} ended well, but there is no result of rank {missing} in {job.path}", job_id=job_id)
+            raise JobFailed(
+                f"job {job_id} ended well, but there is no result of rank {missing} in {job.path}", job_id=job_id
+            )
         time.sleep(_PAUSE)
 
 
@@ -82,7 +84,7 @@ def _numbered(job: JobDirectory, pattern: re.Pattern[str]) -> dict[int, Path]:
     return found
 
 
-def _world_size(files: dict[int, Path], job: JobDirectory) -> int | None:
+def _world_size(files: dict[int, Path]) -> int | None:
     for path in files.values():
         with path.open("rb") as file:
             size: int = pickle.load(file)["world_size"]  # noqa: S301 - the user's own job wrote it
@@ -105,9 +107,7 @@ def _result(path: Path) -> Any:
         return pickle.load(file)  # noqa: S301 - as above
 
 
-def failure(
-    job: JobDirectory, job_id: str, status: int, state: str, last_words: Callable[[], str]
-) -> BaseException:
+def failure(job: JobDirectory, job_id: str, status: int, state: str, last_words: Callable[[], str]) -> BaseException:
     """What ended a job: the exception of the worker that failed first, else an error that says what is known.
 
     Args:
@@ -151,7 +151,9 @@ def failure(
         )
     words = last_words()
     why = f": {words}" if words else ""
-    return JobFailed(f"job {job_id} ended with status {status} ({state}){why}", job_id=job_id, state=state, exit_status=status)
+    return JobFailed(
+        f"job {job_id} ended with status {status} ({state}){why}", job_id=job_id, state=state, exit_status=status
+    )
 
 
 def _blamed(attempt: Attempt) -> Blamed | None:

@@ -1,4 +1,4 @@
-"""See to a job that was started here: `python -m hpc_launch.jobs.supervise BASE JOB`. It outlives who has started it."""
+"""See to a job that was started here, and outlive who has: `python -m hpc_launch.jobs.supervise BASE JOB`."""
 
 from __future__ import annotations
 

@@ -15,16 +15,15 @@ from hpc_launch.jobs.files import JobFiles, write_once
 from hpc_launch.jobs.request import Resources
 from hpc_launch.records.directory import JobDirectory
 
-
 Target = Union[str, "os.PathLike[str]", Callable[..., Any]]
 
 
-class _Ended(SystemExit, Exception):  # noqa: N818 - as errors are named here
+class _Ended(SystemExit, Exception):
     """An agent has failed: submitit notes it as an error (`except Exception`), Python ends with the agent's status."""
 
 
 class ElasticTask:
-    """A script, or a function, that submitit runs with hpc-launch: `executor.submit(ElasticTask("train.py", "--lr", "1"))`.
+    """A script, or a function, that submitit runs with hpc-launch: `executor.submit(ElasticTask("train.py"))`.
 
     The executor says how many nodes, and must start one task on each (`tasks_per_node=1`): the task is an agent, which
     starts the ranks of its node, one per GPU. hpc-launch alone has the job requeued: submitit's own handlers are
@@ -45,9 +44,7 @@ class ElasticTask:
         UsageError: a script was given arguments with names.
     """
 
-    def __init__(
-        self, target: Target, *args: Any, log_dir: str = "", **keywords: Any
-    ) -> None:
+    def __init__(self, target: Target, *args: Any, log_dir: str = "", **keywords: Any) -> None:
         given, others = request.divide(keywords)
         self._prepare(target, args, others, request.read(given), log_dir)
 
@@ -57,7 +54,7 @@ class ElasticTask:
     ) -> ElasticTask:
         """A task whose resources are known: all keywords are the function's."""
         task = cls.__new__(cls)
-        task._prepare(target, args, keywords, resources, str(log_dir))
+        task._prepare(target, args, keywords, resources, str(log_dir))  # noqa: SLF001 - its own
         return task
 
     def _prepare(

@@ -106,8 +106,8 @@ def _write(result: Any, here: Here, limit_mb: int) -> None:
         ) from None
     except Exception as error:
         raise CallError(
-            f"the result of rank {here.rank}, of type {type(result).__qualname__}, cannot be sent back: {error}; return "
-            "numbers, arrays, or the path of a file"
+            f"the result of rank {here.rank}, of type {type(result).__qualname__}, cannot be sent back: {error}; "
+            "return numbers, arrays, or the path of a file"
         ) from error
     directory.write_whole(here.files.result, file.getvalue())
 

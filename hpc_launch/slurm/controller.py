@@ -488,6 +488,11 @@ def ask_whether_node(host: str, patience: float = PATIENCE) -> bool:
     return names is None or bool(names.strip()) or _ask(commands.show_node(host), patience) is not None
 
 
+def has_cluster(patience: float = PATIENCE) -> bool:
+    """Whether Slurm is set up here: its programs are, and find a configuration. The controller need not answer."""
+    return _ask(commands.show_node_names(), patience) is not None
+
+
 def ask_script(job: str, patience: float = PATIENCE) -> str | None:
     """Ask for a job's batch script; None where it cannot be learnt: there is none, or it is another user's."""
     return _ask(commands.write_batch_script(job), patience)
