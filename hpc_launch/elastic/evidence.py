@@ -71,7 +71,7 @@ def gather(files: RankFiles, exitcode: int, before: Before, *, ended: float) -> 
         found["exception"] = {**exception, "message": exception["message"][:_LONGEST_MESSAGE]}
     shown = errors if any(errors) else output
     if shown:
-        found["log"] = (files.err if any(errors) else files.out).name
+        found["log"] = str(files.err if any(errors) else files.out)
         found["lines"] = [line[:_LONGEST_LINE] for line in shown[-_LINES:]]
     gpu = list(dict.fromkeys(line[:_LONGEST_LINE] for line in [*errors, *output] if _GPU.search(line)))
     if gpu:

@@ -223,6 +223,8 @@ class Recorder:
             failure = evidence.gather(self._files[local_rank], exitcode, self._before, ended=when)
             if told and "exception" not in failure:
                 failure = {}  # it was well
+            elif Path(failure.get("log", "")).parent == worker.files.err.parent:
+                failure["log"] = Path(failure["log"]).name  # the directory can be moved
         self._workers[local_rank] = dataclasses.replace(
             worker,
             ended=when,

@@ -33,7 +33,7 @@ _LOST = re.compile(
 # What they say when a peer does not come.
 _WAITED = re.compile(
     r"Timed out waiting|Watchdog caught collective operation timeout"
-    r"|collective operations? (?:have )?(?:failed or )?timed out"
+    r"|(?:collective|NCCL) operations? (?:have )?(?:failed or )?timed out"
     r"|(?:Read|Recv|Send|Connect|Wait|Socket|store) ?timeout|wait timeout after|client socket has timed out"
     r"|monitoredBarrier|Timeout\(ms\)=|operation timeout|waiting for send/recv|DistStoreError",
     re.IGNORECASE,

@@ -22,7 +22,7 @@ agent that wrote it) and, once there is one, `attempt` (as in the job directory)
 
     exception  {type, message, where (file:line), time, source: hook, or stderr where it was read off the output}
     lines      the last lines of stderr, or of stdout where there is nothing else
-    log        the name of the file that ends with these lines
+    log        the file that ends with these lines: its name, or its path where it is not in the job directory
     oom        the memory limit that the kernel enforced, in words
     gpu        lines about the device: CUDA, NCCL, Xid
     hung       the process could not be killed: it hangs in the kernel, in this function

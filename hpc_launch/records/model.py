@@ -77,7 +77,7 @@ class Failure:
         oom: the memory limit that the kernel enforced on it, in words; empty if it did not.
         gpu: lines about its device.
         hung: the kernel function in which it hangs and cannot be killed; empty if it was gone.
-        log: the name of the file, among its own, that ends with `lines`; empty if there is none.
+        log: the file that ends with `lines`: its name among the worker's own, or a path; empty if there is none.
     """
 
     exception: Raised | None = None

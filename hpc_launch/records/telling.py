@@ -80,8 +80,9 @@ def _details(group: Group, lines: int) -> list[str]:
 
 def log_path(worker: Worker) -> str:
     """The file of a worker that tells most."""
-    failure = worker.failure or Failure()
-    return str(worker.files.out if failure.log == worker.files.out.name else worker.files.err)
+    # Joined to a path, an absolute one stands for itself: it is where a --logs-specs has put the output.
+    log = worker.failure.log if worker.failure else ""
+    return str(worker.files.err.parent / log) if log else str(worker.files.err)
 
 
 def ranks(workers: Sequence[Worker]) -> str:
