@@ -228,8 +228,9 @@ class Agent(LocalElasticAgent):
             self._logs.start()
         pids: dict[int, Any] = self._pcontext.pids()
         self._notices.begin([*pids.values()])
-        for worker in worker_group.workers:
-            self._recorder.started(worker.local_rank, worker.global_rank, self._pcontext)
+        with self._recorder.together():
+            for worker in worker_group.workers:
+                self._recorder.started(worker.local_rank, worker.global_rank, self._pcontext)
         return pids
 
     def _start_commands(self, common: dict[str, Any]) -> CommandWorkers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import platform
@@ -20,6 +21,7 @@ from hpc_launch.elastic.console import Pace
 from hpc_launch.elastic.evidence import Before
 from hpc_launch.elastic.workers import CommandWorkers
 from hpc_launch.errors import LogDirError
+from hpc_launch.node.memory import Kills
 from hpc_launch.plan.model import Plan
 from hpc_launch.records import events, gather
 from hpc_launch.records.directory import JobDirectory, RankFiles
@@ -50,7 +52,7 @@ class Recorder:
         self._attempt: int | None = None
         self._workers: dict[int, Worker] = {}
         self._files: dict[int, RankFiles] = {}
-        self._before = Before.now()
+        self._before = Before(Kills(None, None))
         self._beat = Pace(_BEAT_SECONDS, _LONGEST_BEAT_SECONDS)
         self._waiting: set[int] = set()
 
@@ -72,6 +74,10 @@ class Recorder:
             self._log.record(event, when=when, **facts)
         elif len(self._held) < _MOST_HELD:
             self._held.append((event, time.time() if when is None else when, facts))
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """Write the events of a while in one go, at its end."""
+        return self._log.together() if self._log is not None else contextlib.nullcontext()
 
     def open(self, job: JobDirectory, first_attempt: int) -> None:
         """Begin to write.
@@ -148,10 +154,11 @@ class Recorder:
     def look(self, workers: PContext | None) -> None:
         """Write down which workers have ended since; from time to time, that this agent is there."""
         if isinstance(workers, CommandWorkers):
-            for local_rank, end in [*workers.endings.items()]:
-                usage = Usage(round(end.user, 3), round(end.system, 3), end.max_rss)
-                told = workers.told.get(local_rank)
-                self._ended(local_rank, end.status, end.time, told.name if told else "", usage)
+            with self.together():
+                for local_rank, end in [*workers.endings.items()]:
+                    usage = Usage(round(end.user, 3), round(end.system, 3), end.max_rss)
+                    told = workers.told.get(local_rank)
+                    self._ended(local_rank, end.status, end.time, told.name if told else "", usage)
         if self._beat.due():
             running = {worker.rank: worker.pid for worker in self.workers if worker.ended is None}
             waiting = {rank for rank, pid in running.items() if evidence.hung_in(pid)}

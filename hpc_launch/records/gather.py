@@ -111,6 +111,9 @@ class Gathered:
     def _attempt(self, number: int, mine: Sequence[_Event]) -> Attempt:
         begun = [event for event in mine if event.kind == events.ATTEMPT]
         ends = [event for event in mine if event.kind == events.ROUND_ENDED]
+        # Where the leader was lost there is no common end: each agent ends its run by itself.
+        left = [event for event in mine if event.kind == events.RUN_ENDED and event.fields.whole("status")]
+        ends = ends or left
         end = min(ends, key=lambda event: event.time) if ends else None
         said = end.fields if end is not None else Fields({})
         workers = self._workers(number, mine)
@@ -122,11 +125,11 @@ class Gathered:
             hosts=tuple(sorted({event.host for event in [*begun]} | {worker.host for worker in workers})),
             begin=min((event.time for event in begun or mine), default=None),
             end=_end(ends, workers),
-            ending=said.text("ending"),
+            ending=said.text("ending") or ("failed" if end is not None else ""),
             status=said.whole("status"),
             cause=said.text("cause"),
             signal=said.text("signal"),
-            by=said.text("by"),
+            by=said.text("by") or (end.host if end is not None else ""),
             workers=workers,
             decided=end.time if end is not None else None,
         )

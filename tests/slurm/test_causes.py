@@ -14,7 +14,7 @@ from hpc_launch.records import causes, history, telling
 from hpc_launch.records.causes import RootCause
 from hpc_launch.records.model import Attempt
 from tests.cluster import Cluster, ClusterConfig
-from tests.conftest import DEFAULT
+from tests.cluster.releases import DEFAULT
 from tests.slurm.check_support import PRETEND
 from tests.slurm.steps_support import DEADLINE, Ended, step, tree
 from tests.support import wait_for

@@ -56,6 +56,12 @@ FIELDS = [
 ]
 
 
+def pipe(file: Path) -> None:
+    """Put a pipe there, for which a reader would wait."""
+    file.unlink()
+    os.mkfifo(file)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "logs/4711.0"
@@ -122,7 +128,7 @@ def test_a_directory_that_is_not_there(path: Path) -> None:
         (lambda file: file.write_bytes(b"\0\1\2\n" + file.read_bytes()), "1 line is not what hpc-launch writes there"),
         (lambda file: file.write_text("[1]\nnull\n7\n"), "3 lines are not what hpc-launch writes there"),
         (lambda file: (file.unlink(), file.mkdir()), "Is a directory|it is not a file"),
-        (lambda file: (file.unlink(), os.mkfifo(file)), "it is not a file"),
+        (pipe, "it is not a file"),
         (lambda file: (file.unlink(), file.symlink_to(file)), "Too many levels of symbolic links"),
         (lambda file: file.unlink(), "it is not there"),
     ],
@@ -155,7 +161,7 @@ def test_foreign_files_are_passed_over(path: Path) -> None:
     )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(
     lines=st.lists(
         st.fixed_dictionaries(
@@ -177,7 +183,7 @@ def test_whatever_the_fields_are(lines: list[dict[str, Any]]) -> None:
     assert len(found) == len(told.attempts)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(data=st.binary(max_size=200), name=st.sampled_from(["nodes/gpu001/events.jsonl", "requeues.jsonl", "job.json"]))
 def test_whatever_the_bytes_are(data: bytes, name: str) -> None:
     """Files with any content are read without an error."""
@@ -237,3 +243,22 @@ def test_an_event_stays_small(path: Path) -> None:
     (line,) = (path / "events.jsonl").read_text().splitlines()
 
     assert {"time": json.loads(line)["time"], "event": "worker ended", "agent": 0, "rank": 3} == json.loads(line)
+
+
+def test_a_leader_that_is_lost(path: Path) -> None:
+    """Where the agents have no common end, what they said when they left is the end of the attempt."""
+    job = JobDirectory(path.parent, path.name)
+    for agent in range(3):
+        log = EventLog(job.events(f"gpu00{agent}"), agent)
+        log.record(events.ATTEMPT, when=100.0, attempt=0, host=f"gpu00{agent}", world_size=3)
+        log.record(events.WORKER_STARTED, when=101.0, attempt=0, rank=agent, local_rank=0, pid=5)
+        if agent:
+            log.record(events.NODE_LOST, when=110.0 + agent, attempt=0, hosts="gpu000")
+            log.record(events.RUN_ENDED, when=111.0 + agent, attempt=0, status=69, cause="lost the agent on gpu000")
+    told = history.read(path)
+    (attempt,) = told.attempts
+    cause = causes.of(told, attempt)
+
+    assert (attempt.ending, attempt.status, attempt.by, attempt.decided) == ("failed", 69, "gpu001", 112.0)
+    assert cause is not None
+    assert cause.lost == "gpu000"
