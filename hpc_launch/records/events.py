@@ -1,4 +1,34 @@
-"""What happened, a JSON object a line, in each node's `events.jsonl`."""
+"""What happened, a JSON object a line, in each node's `events.jsonl`.
+
+Every event has `time` (seconds since the epoch by this node's clock), `event` (its name), `agent` (the number of the
+agent that wrote it) and, once there is one, `attempt` (as in the job directory). Beyond that:
+
+    run             an agent's run has begun: host, node_rank, agents, pid, run_id, first_attempt,
+                    restart_count (Slurm's), versions
+    attempt         all agents have met: host, world_size, agents
+    clock           offset: seconds that this node's clock is ahead of the leader's; error: how wrong that can be
+    binding         which CPUs the workers got: why, omp_num_threads, shares
+    worker started  rank, local_rank, pid, device ("GPU 3"; empty without one)
+    worker ended    rank, local_rank, exitcode (-N for signal N), told (the signal that the agent had sent it; empty
+                    if it ended by itself), usage, and failure unless it ended well
+    notice          a notice signal was passed on: signal, number
+    heartbeat       seldom: running (workers), waiting (ranks that hang in the kernel)
+    node missing    the leader waits for nodes: hosts (folded), joined, expected, waited (seconds)
+    node lost       an agent was lost: hosts (folded)
+    round ended     ending (done, restart, failed), by (host), status, cause, signal (of a stop)
+    run ended       the agent leaves: status, cause
+
+`usage` is {user, system (seconds), max_rss (bytes)}. `failure` is what is known of why, each part only if there is one:
+
+    exception  {type, message, where (file:line), source: hook, or stderr where it was read off the output}
+    lines      the last lines of stderr, or of stdout where there is nothing else
+    oom        the memory limit that the kernel enforced, in words
+    gpu        lines about the device: CUDA, NCCL, Xid
+    hung       the process could not be killed: it hangs in the kernel, in this function
+
+What is longer than a reader needs is cut, so that an event is some kilobytes at most. Readers pass over events and
+fields that they do not know.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +41,28 @@ from typing import Any
 
 from hpc_launch.records import directory
 
+RUN = "run"
+ATTEMPT = "attempt"
+CLOCK = "clock"
+BINDING = "binding"
+WORKER_STARTED = "worker started"
+WORKER_ENDED = "worker ended"
+NOTICE = "notice"
+HEARTBEAT = "heartbeat"
+NODE_MISSING = "node missing"
+NODE_LOST = "node lost"
+ROUND_ENDED = "round ended"
+RUN_ENDED = "run ended"
+
+# An event that is longer than this loses its failure: no reader is to meet lines without end.
+_LONGEST = 1 << 15
+
 
 class EventLog:
     """Appends events to one file.
 
     Each event is one write of one line to a file opened for appending, so that the agents of a node can share it. An
     event that cannot be written (a full disk) is dropped: training goes on.
-
-    Every event has `time` (seconds since the epoch, this node's clock), `event` (its name) and `agent`.
     """
 
     def __init__(self, path: Path, agent: int) -> None:
@@ -26,9 +70,19 @@ class EventLog:
         self._agent = agent
         directory.make(path.parent)
 
-    def record(self, event: str, **facts: Any) -> None:
-        """Append one event."""
-        line = json.dumps({"time": round(time.time(), 3), "event": event, "agent": self._agent, **facts}) + "\n"
+    def record(self, event: str, *, when: float | None = None, **facts: Any) -> None:
+        """Append one event.
+
+        Args:
+            event: its name.
+            when: when it happened, if that was not just now (seconds since the epoch).
+            facts: what else there is to say.
+        """
+        moment = round(time.time() if when is None else when, 3)
+        common = {"time": moment, "event": event, "agent": self._agent}
+        line = json.dumps({**common, **facts}) + "\n"
+        if len(line) > _LONGEST:
+            line = json.dumps({**common, **{name: fact for name, fact in facts.items() if name != "failure"}}) + "\n"
         with contextlib.suppress(OSError):
             handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:

@@ -1,0 +1,133 @@
+"""Read a job directory: what happened, as far as it can still be read.
+
+Nothing that lies in the directory makes this fail: what is empty, cut off, foreign, or being written at this moment is
+left out, and `History.unreadable` says so. `model` has the values.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.gather import Gathered
+from hpc_launch.records.model import History, Mark, Requeue
+from hpc_launch.records.parsing import Fields, content, entries, number, parse, parse_lines
+
+_MARK = re.compile(r"rank_(\d{1,9})\.json")
+_ATTEMPT = re.compile(r"attempt_(\d{1,9})")
+
+
+def read(path: Path) -> History:
+    """Read a job directory; one that is not there is an empty history, with a line that says so."""
+    reader = _Reader(JobDirectory(path.parent, path.name))
+    return reader.history()
+
+
+class _Reader:
+    def __init__(self, job: JobDirectory) -> None:
+        self._job = job
+        self._unreadable: list[str] = []
+
+    def history(self) -> History:
+        names = self._entries(self._job.path, needed=True)
+        gathered = Gathered(self._job)
+        for host in self._entries(self._job.events("_").parents[1]):
+            if not host.startswith("."):
+                gathered.add(host, self._lines(self._job.events(host), needed=True))
+        starts = [int(match[1]) for name in names if (match := _ATTEMPT.fullmatch(name))]
+        plans = {number: fields.values for number in starts if (fields := self._object(self._job.plan(number)))}
+        end = self._object(self._job.end_time)
+        return History(
+            path=self._job.path,
+            runs=gathered.runs(plans),
+            attempts=gathered.attempts(),
+            nodes=gathered.nodes(),
+            node_events=gathered.node_events(),
+            notices=gathered.notices(),
+            clocks=gathered.clocks(),
+            requeues=tuple(map(_requeue, self._lines(self._job.ledger))),
+            progress=self._progress(),
+            end_time=end.number("end") if end is not None else None,
+            unreadable=tuple(self._unreadable),
+        )
+
+    def _progress(self) -> tuple[Mark, ...]:
+        folder = self._job.progress(0).parent
+        found = []
+        for name in self._entries(folder):
+            match = _MARK.fullmatch(name)
+            fields = self._object(folder / name) if match else None
+            if match and fields is not None:
+                found.append(_mark(int(match[1]), fields))
+        return tuple(sorted(found, key=lambda mark: mark.rank))
+
+    def _object(self, path: Path) -> Fields | None:
+        data = self._content(path)
+        if data is None:
+            return None
+        fields = parse(data)
+        if fields is None:
+            self._say(path, "it is empty" if not data.strip() else "it is not what hpc-launch writes there")
+        return fields
+
+    def _lines(self, path: Path, *, needed: bool = False) -> list[Fields]:
+        data = self._content(path)
+        if data is None:
+            if needed and not path.exists():
+                self._say(path, "it is not there")
+            return []
+        found, bad, cut = parse_lines(data)
+        if bad:
+            self._say(path, f"{bad} line{'s are' if bad > 1 else ' is'} not what hpc-launch writes there")
+        if cut:
+            self._say(path, "its last line is cut off, or being written")
+        return found
+
+    def _content(self, path: Path) -> bytes | None:
+        found = content(path)
+        if isinstance(found, str):
+            self._say(path, found)
+            return None
+        return found
+
+    def _entries(self, path: Path, *, needed: bool = False) -> list[str]:
+        found = entries(path)
+        if isinstance(found, str) or (found is None and needed):
+            self._say(path, found or "it is not there")
+        return found if isinstance(found, list) else []
+
+    def _say(self, path: Path, what: str) -> None:
+        try:
+            name = str(path.relative_to(self._job.path))
+        except ValueError:
+            name = str(path)
+        self._unreadable.append(f"{path if name == '.' else name}: {what}")
+
+
+def _requeue(fields: Fields) -> Requeue:
+    return Requeue(
+        time=fields.number("time") or 0.0,
+        reason=fields.text("reason"),
+        cause=fields.text("cause"),
+        restart_count=fields.whole("restart_count"),
+        attempt=fields.whole("attempt"),
+        step=fields.number("step"),
+        counted=fields.values.get("counted") is not False,
+    )
+
+
+def _mark(rank: int, fields: Fields) -> Mark:
+    values = {
+        str(name): value
+        for name, value in fields.inner("values").values.items()
+        if isinstance(value, str) or number(value) is not None
+    }
+    return Mark(
+        rank=rank,
+        time=fields.number("time") or 0.0,
+        attempt=fields.whole("attempt"),
+        step=fields.number("step"),
+        total=fields.number("total"),
+        values=values,
+    )

@@ -1,0 +1,270 @@
+"""What happened in a job, as values; `history` reads them.
+
+All times are seconds since the epoch by the leader's clock: each node's own are corrected by the offsets that its
+agents have measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc_launch.records.directory import RankFiles
+
+
+@dataclass(frozen=True)
+class Run:
+    """One start of the launcher: the first one, or Slurm's after a requeue.
+
+    Attributes:
+        first_attempt: its first attempt.
+        plan: the plan as run (`job.json`); empty where that cannot be read.
+        versions: versions of software, by name.
+        run_id: its name.
+        restart_count: how often Slurm had started the job again.
+        begin: when its first agent began; None if no event says so.
+        end: when its last agent left; None while one is there, or if one was killed.
+        status: its exit status; None as long as no agent has said one.
+    """
+
+    first_attempt: int
+    plan: Mapping[str, Any]
+    versions: Mapping[str, str]
+    run_id: str
+    restart_count: int
+    begin: float | None
+    end: float | None
+    status: int | None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a worker has used: seconds of CPU time in user and system mode, and its peak memory in bytes."""
+
+    user: float
+    system: float
+    max_rss: int
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An exception that ended a worker.
+
+    Attributes:
+        type: as Python shows it: `ValueError`, `torch.OutOfMemoryError`.
+        message: what it said.
+        where: `FILE:LINE` of the innermost frame; empty if unknown.
+        source: `hook` if the worker has left it, `stderr` if it was read off its output.
+    """
+
+    type: str
+    message: str
+    where: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What is known of why a worker failed.
+
+    Attributes:
+        exception: the exception, if there was one.
+        lines: the last lines of its output.
+        oom: the memory limit that the kernel enforced on it, in words; empty if it did not.
+        gpu: lines about its device.
+        hung: the kernel function in which it hangs and cannot be killed; empty if it was gone.
+    """
+
+    exception: Raised | None = None
+    lines: tuple[str, ...] = ()
+    oom: str = ""
+    gpu: tuple[str, ...] = ()
+    hung: str = ""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker of one attempt.
+
+    Attributes:
+        rank: its rank.
+        host: its node.
+        agent: the number of its agent.
+        local_rank: its local rank.
+        device: `GPU 3` for instance; empty without one.
+        pid: its process id; 0 if unknown.
+        started: when it was started; None if that was not recorded.
+        ended: when it ended; None while it runs, or if nobody was there to see it.
+        exitcode: its exit code, -N for signal N; None as long as it is not known.
+        told: the signal that its agent had sent it before; empty if it ended by itself.
+        usage: what it has used.
+        failure: why it failed, if it did.
+        files: its files; they need not exist.
+    """
+
+    rank: int
+    host: str
+    agent: int
+    local_rank: int
+    device: str
+    pid: int
+    started: float | None
+    ended: float | None
+    exitcode: int | None
+    told: str
+    usage: Usage | None
+    failure: Failure | None
+    files: RankFiles
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is known to have failed."""
+        return self.exitcode is not None and self.exitcode != 0
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of all workers.
+
+    Attributes:
+        number: of the attempt, as its directory has it.
+        run: the first attempt of the run that it belongs to.
+        world_size: how many workers it has.
+        hosts: the nodes that are known to have taken part.
+        begin: when its first agent began; None if no event says so.
+        end: when its last worker had ended; None while it goes on, or if nobody was there to see it.
+        ending: `done`, `restart` or `failed`; empty as long as no end is recorded.
+        status: the exit status of that end.
+        cause: why it ended, in a line, as the first agent that saw it has said; empty after success.
+        signal: the signal that stopped it; empty if none did.
+        by: the host whose agent has said so.
+        workers: by rank.
+    """
+
+    number: int
+    run: int
+    world_size: int
+    hosts: tuple[str, ...]
+    begin: float | None
+    end: float | None
+    ending: str
+    status: int
+    cause: str
+    signal: str
+    by: str
+    workers: tuple[Worker, ...]
+
+
+@dataclass(frozen=True)
+class NodeEvent:
+    """Something about a node.
+
+    Attributes:
+        time: when.
+        attempt: in which attempt; None before the first.
+        kind: `missing` (awaited) or `lost`.
+        hosts: the nodes, as a host list.
+        by: the host whose agent has said so.
+    """
+
+    time: float
+    attempt: int | None
+    kind: str
+    hosts: str
+    by: str
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A notice signal that was passed on to the workers of a node, for the `number`-th time."""
+
+    time: float
+    attempt: int | None
+    host: str
+    signal: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How far a node's clock was ahead of the leader's in an attempt: `offset` seconds, give or take `error`."""
+
+    host: str
+    attempt: int | None
+    offset: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node.
+
+    Attributes:
+        host: its name.
+        last: when its agents last wrote anything.
+        offset: seconds that its clock was ahead of the leader's, when that was last measured.
+        waiting: ranks that hung in the kernel at the last heartbeat.
+    """
+
+    host: str
+    last: float | None
+    offset: float
+    waiting: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Requeue:
+    """The job was requeued: when, why (`reason` as the policy has it, `cause` for people), and after which attempt."""
+
+    time: float
+    reason: str
+    cause: str
+    restart_count: int
+    attempt: int
+    step: float | None
+    counted: bool
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How far training is, as a rank has marked it last."""
+
+    rank: int
+    time: float
+    attempt: int
+    step: float | None
+    total: float | None
+    values: Mapping[str, float | str]
+
+
+@dataclass(frozen=True)
+class History:
+    """What happened in a job.
+
+    Attributes:
+        path: its directory.
+        runs: by first attempt.
+        attempts: by number.
+        nodes: by name.
+        node_events: by time.
+        notices: by time.
+        clocks: as measured.
+        requeues: in order.
+        progress: by rank.
+        end_time: when the job ends, as Slurm said last; None if it has said nothing.
+        unreadable: what could not be read, a line each.
+    """
+
+    path: Path
+    runs: tuple[Run, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    nodes: tuple[Node, ...] = ()
+    node_events: tuple[NodeEvent, ...] = ()
+    notices: tuple[Notice, ...] = ()
+    clocks: tuple[Clock, ...] = ()
+    requeues: tuple[Requeue, ...] = ()
+    progress: tuple[Mark, ...] = ()
+    end_time: float | None = None
+    unreadable: tuple[str, ...] = ()
