@@ -107,7 +107,7 @@ def _reason(run: Run, ending: Ending) -> tuple[Reason, str] | None:
 
 def _progress(run: Run, begin: float | None) -> Progress:
     """What the workers have marked, the one that has come furthest for all."""
-    marks = last_words(run.job).values()
+    marks = last_words(run.job)
     furthest = max(marks, key=lambda mark: -1.0 if mark.step is None else mark.step, default=None)
     return Progress(
         marked=any(mark.attempt >= run.first_attempt for mark in marks),

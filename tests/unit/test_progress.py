@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
 from hpc_launch.records import directory, progress
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.progress import Mark, curve, joined, last_words, next_point, points, read_mark, read_marks
+from hpc_launch.records.model import Mark
+from hpc_launch.records.parsing import Fields
+from hpc_launch.records.progress import curve, joined, last_words, next_point, points, read_mark, share
 from hpc_launch.runtime.progress import Progress
 
 
@@ -116,50 +120,48 @@ def test_attempts_that_went_back(job: JobDirectory) -> None:
 
 def test_an_attempt_that_says_no_steps() -> None:
     """Marks without a step take nothing away."""
-    marks = (Mark(1.0, 0, 1), Mark(2.0, 1), Mark(3.0, 1, 5))
+    marks = tuple(mark(step, attempt) for attempt, step in [(0, 1), (1, None), (1, 5)])
 
     assert joined(marks) == marks
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "{", "[]", "null", "7", '"x"', "[" * 100_000, '{"time": 1e999', "\0\0\0", '{"step": 1}{"step": 2}'],
-    ids=range(10),
-)
-def test_what_is_no_mark(text: str) -> None:
-    """Whatever stands there, reading does not fail."""
-    assert read_mark(text) is None
+def mark(step: float | None, attempt: int = 0, total: float | None = None) -> Mark:
+    return Mark(0, 1.5, attempt, step, total, {})
 
 
 @given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["time", "attempt", "step", "values"]), inner),
+    st.dictionaries(
+        st.sampled_from(["time", "attempt", "step", "total", "values", "x"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+            max_leaves=5,
+        ),
     )
 )
-def test_marks_of_any_kind(value: object) -> None:
-    """Any JSON gives a mark with finite numbers, or none."""
-    mark = read_mark(json.dumps(value))
+def test_marks_of_any_kind(found: dict[str, Any]) -> None:
+    """Whatever a mark says, it can be read, and what is done of it is a share or unknown."""
+    read = read_mark(7, Fields(found))
 
-    assert (mark is not None) == isinstance(value, dict)
-    assert mark is None or (mark.share is None or 0 <= mark.share <= 1)
+    assert 0 <= (share(read) or 0) <= 1
+    assert all(isinstance(value, float) for point in points([read], "") for value in point[1:])
 
 
-def test_numbers_that_are_none() -> None:
+def test_values_that_are_no_numbers() -> None:
     """A value that is no finite number is no point of a curve, and text is kept as text."""
-    mark = read_mark('{"step": 5, "total": "x", "values": {"loss": NaN, "phase": "warm", "best": true, "n": [1]}}')
-    assert mark is not None
+    values = {"loss": math.nan, "phase": "warm", "best": True, "n": [1]}
+    read = read_mark(0, Fields({"step": 5, "total": "x", "values": values}))
 
-    assert (mark.total, mark.values) == (None, {"phase": "warm", "best": 1})
-    assert (points([mark], "phase"), points([mark], "best")) == ((), ((5, 1.0),))
+    assert (read.total, read.values) == (None, {"phase": "warm", "best": True})
+    assert (points([read], "phase"), points([read], "best")) == ((), ((5, 1.0),))
 
 
 @pytest.mark.parametrize(
-    ("step", "total", "share"),
+    ("step", "total", "expected"),
     [(5, 10, 0.5), (15, 10, 1.0), (-1, 10, 0.0), (5, None, None), (None, 10, None), (5, 0, None), (5, -1, None)],
 )
-def test_the_share_that_is_done(step: float | None, total: float | None, share: float | None) -> None:
-    assert Mark(0.0, 0, step, total).share == share
+def test_the_share_that_is_done(step: float | None, total: float | None, expected: float | None) -> None:
+    assert share(mark(step, total=total)) == expected
 
 
 def test_the_end_of_a_very_long_curve(job: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,12 +183,11 @@ def test_last_words_of_all_ranks(job: JobDirectory) -> None:
         (folder / name).write_text("{")
     (folder / "rank_3.json").mkdir()
 
-    assert {rank: mark.step for rank, mark in last_words(job).items()} == {0: 0, 9: 9, 10: 10}
-    assert list(last_words(job)) == [0, 9, 10]
+    assert [(mark.rank, mark.step) for mark in last_words(job)] == [(0, 0), (9, 9), (10, 10)]
 
 
 def test_nothing_there(tmp_path: Path) -> None:
     """A job that says nothing has no curves."""
     nobody = JobDirectory(tmp_path, "1.0")
 
-    assert (last_words(nobody), curve(nobody, 0), read_marks("")) == ({}, (), ())
+    assert (last_words(nobody), curve(nobody, 0)) == ((), ())
