@@ -21,6 +21,7 @@ PACKAGE = Path(hpc_launch.__file__).parent
 FOUNDATIONS = {"hostlist", "settings", "errors", "world", "version"}
 MAY_IMPORT = {
     "entry": {"cli"},
+    "jobs": {"elastic", "records", *FOUNDATIONS},
     "cli": {"launch", "submission", "check", "plan", "slurm", "warm", *FOUNDATIONS},
     "launch": {"plan", "slurm", "records", "warm", *FOUNDATIONS},
     "submission": {"plan", "slurm", "node", "records", *FOUNDATIONS},
@@ -280,6 +281,8 @@ def test_toml_is_read_by_those_who_need_it(
         "hpc_launch.elastic.environment",
         "hpc_launch.elastic.locator",
         "hpc_launch.elastic.rounds",
+        "hpc_launch.jobs.display",
+        "hpc_launch.jobs.look",
         "hpc_launch.launch.run",
         "hpc_launch.records.events",
         "hpc_launch.runtime",

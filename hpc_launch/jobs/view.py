@@ -1,0 +1,341 @@
+"""What there is to see of a job at one moment, as a value: its state, its nodes, how far each rank is. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from hpc_launch.records.model import Attempt, History, Mark
+from hpc_launch.records.progress import points, share
+
+Phase = Literal["waiting", "running", "ending", "done", "failed", "stopped", "unknown"]
+
+# More ranks are not shown one by one: who looks at a curve sees no more, and reading them costs.
+MOST_RANKS = 8
+
+_PHASES: dict[str, Phase] = {
+    "PENDING": "waiting",
+    "REQUEUED": "waiting",
+    "REQUEUE_HOLD": "waiting",
+    "SPECIAL_EXIT": "waiting",
+    "CONFIGURING": "running",
+    "RUNNING": "running",
+    "SUSPENDED": "waiting",
+    "STOPPED": "waiting",
+    "COMPLETING": "ending",
+    "SIGNALING": "ending",
+    "STAGE_OUT": "ending",
+    "COMPLETED": "done",
+    "CANCELLED": "stopped",
+    "PREEMPTED": "stopped",
+    "REVOKED": "stopped",
+    "TIMEOUT": "failed",
+    "DEADLINE": "failed",
+    "FAILED": "failed",
+    "NODE_FAIL": "failed",
+    "BOOT_FAIL": "failed",
+    "OUT_OF_MEMORY": "failed",
+}
+
+# Slurm's reasons in other words (squeue(1), JOB REASON CODES); those that are not here speak for themselves.
+_REASONS = {
+    "Resources": "first in the queue, until enough nodes are free",
+    "Priority": "others are first",
+    "Dependency": "another job must end first",
+    "DependencyNeverSatisfied": "the job that it waits for has failed: it will never start",
+    "BeginTime": "its start time is yet to come",
+    "JobHeldUser": "held; `scontrol release` lets it go",
+    "JobHeldAdmin": "held by an administrator",
+    "Licenses": "a licence is not free",
+    "Reservation": "its reservation has not begun",
+    "ReqNodeNotAvail": "a node that it needs is down, drained or reserved",
+    "PartitionDown": "the partition is down",
+    "PartitionInactive": "the partition starts no jobs now",
+    "PartitionNodeLimit": "more nodes than the partition allows: it will not start",
+    "PartitionTimeLimit": "a longer time limit than the partition allows: it will not start",
+    "PartitionConfig": "the partition does not have what it asks for",
+    "BadConstraints": "no node has what it asks for: it will not start",
+    "NodeDown": "a node that it needs is down",
+    "Cleaning": "its last run is being cleaned up",
+}
+_LIMITS = ("QOS", "Assoc", "MaxJobs", "MaxCpu", "MaxGRES", "MaxNode", "MaxMem", "JobArrayTaskLimit")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a view is of.
+
+    Attributes:
+        name: what runs: a function, a script.
+        job_id: the job's id.
+        where: what runs it, in words: `Slurm`, `this machine`.
+    """
+
+    name: str
+    job_id: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a job stands, as whoever runs it says: Slurm, or the processes on this machine.
+
+    Attributes:
+        state: in Slurm's words: PENDING, RUNNING, COMPLETED, FAILED and so on; empty where nobody knows.
+        reason: why it waits, in Slurm's words.
+        nodes: its nodes; empty while it has none.
+        nodes_asked: how many it asks for; 0 where that is not known.
+        start: when it began, or is expected to, in seconds since the epoch; None where that is open.
+        end: when it will end at the latest, or did; None where that is open.
+        note: what a person should know about this: that Slurm does not answer, for instance.
+    """
+
+    state: str = ""
+    reason: str = ""
+    nodes: tuple[str, ...] = ()
+    nodes_asked: int = 0
+    start: float | None = None
+    end: float | None = None
+    note: str = ""
+
+    @property
+    def phase(self) -> Phase:
+        """What its state comes to."""
+        return _PHASES.get(self.state, "unknown")
+
+    @property
+    def over(self) -> bool:
+        """Whether it will not change any more, by itself."""
+        return self.phase in ("done", "failed", "stopped")
+
+
+@dataclass(frozen=True)
+class RankView:
+    """One rank.
+
+    Attributes:
+        rank: its number.
+        host: its node; empty where that is not known.
+        mark: what it marked last.
+        curve: a value over the steps, `JobView.value`; empty where there is none.
+        left: seconds until it reaches its total at its present pace; None where that cannot be told.
+        failed: whether it is known to have failed.
+    """
+
+    rank: int
+    host: str
+    mark: Mark
+    curve: tuple[tuple[float, float], ...] = ()
+    left: float | None = None
+    failed: bool = False
+
+    @property
+    def share(self) -> float | None:
+        """How much is done, from 0.0 to 1.0; None where that cannot be known."""
+        return share(self.mark)
+
+
+@dataclass(frozen=True)
+class JobView:
+    """What there is to see of a job.
+
+    Attributes:
+        subject: what it is of.
+        now: the moment of this view, in seconds since the epoch.
+        standing: how the job stands.
+        world_size: how many workers it has; 0 before they start.
+        attempt: the number of its last attempt; None before the first.
+        hosts: its nodes.
+        ranks: those that are shown one by one, of those that have marked progress.
+        others: the last marks of those that are not.
+        value: the name of the value that is drawn; empty where there is none.
+        lines: its last lines of output, and `source` whose they are.
+        cause: why it failed, in a line.
+        end: when it will end at the latest; None where that is open.
+        directory: the job directory, or where it is going to be.
+    """
+
+    subject: Subject
+    now: float
+    standing: Standing
+    world_size: int = 0
+    attempt: int | None = None
+    hosts: tuple[str, ...] = ()
+    ranks: tuple[RankView, ...] = ()
+    others: tuple[Mark, ...] = ()
+    value: str = ""
+    lines: tuple[str, ...] = ()
+    source: str = ""
+    cause: str = ""
+    end: float | None = None
+    directory: Path | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """What the job is doing."""
+        return self.standing.phase
+
+    @property
+    def elapsed(self) -> float | None:
+        """Seconds since it began, to its end; None before."""
+        start = self.standing.start
+        if self.phase == "waiting" or start is None:
+            return None
+        last = self.standing.end if self.standing.over and self.standing.end is not None else self.now
+        return max(0.0, last - start)
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds until Slurm ends it; None where it has no such end, and when it does not run."""
+        if self.end is None or self.phase not in ("running", "ending"):
+            return None
+        return max(0.0, self.end - self.now)
+
+    @property
+    def estimate(self) -> float | None:
+        """When it is expected to start; None where nobody says so."""
+        start = self.standing.start
+        return start if self.phase == "waiting" and start is not None and start > self.now else None
+
+    @property
+    def why_waiting(self) -> str:
+        """Slurm's reason with what it means; empty where there is none."""
+        return explain(self.standing.reason) if self.phase == "waiting" else ""
+
+    @property
+    def share(self) -> float | None:
+        """How much of the training is done: as much as the rank has that is furthest behind."""
+        shares = [found for mark in self._marks() if (found := share(mark)) is not None]
+        return min(shares, default=None)
+
+    @property
+    def training_left(self) -> float | None:
+        """Seconds that the training will still take at its present pace; None where that cannot be told."""
+        found = [view.left for view in self.ranks if view.left is not None]
+        return max(found) if found and self.phase == "running" else None
+
+    @property
+    def silence(self) -> float | None:
+        """Seconds since a rank has last marked progress, while the job runs; None where none ever has."""
+        last = max((mark.time for mark in self._marks()), default=None)
+        return None if last is None or self.phase != "running" else max(0.0, self.now - last)
+
+    def _marks(self) -> Iterable[Mark]:
+        yield from (view.mark for view in self.ranks)
+        yield from self.others
+
+
+def explain(reason: str) -> str:
+    """Say what Slurm's reason for waiting means; itself where that is plain. Pure."""
+    if reason in ("", "None"):
+        return ""
+    means = _REASONS.get(reason.partition(",")[0].strip())
+    if means is None and reason.startswith(_LIMITS):
+        means = "a limit of yours, or of your group, is reached"
+    return f"{reason}: {means}" if means else reason
+
+
+def chosen(marks: Sequence[Mark], failed: Iterable[int] = ()) -> tuple[int, ...]:
+    """The ranks that are shown one by one: all of a few; of many rank 0, those that failed, and those furthest behind.
+
+    Args:
+        marks: the last word of each rank.
+        failed: the ranks that have failed.
+    """
+    if len(marks) <= MOST_RANKS:
+        return tuple(mark.rank for mark in marks)
+    bad = set(failed)
+    behind = sorted(marks, key=lambda mark: (mark.rank != 0, mark.rank not in bad, mark.step or 0.0, mark.rank))
+    return tuple(sorted(mark.rank for mark in behind[:MOST_RANKS]))
+
+
+def main_value(marks: Iterable[Mark]) -> str:
+    """The name of the value that is worth a curve: the loss, else the first number. Pure."""
+    names = dict.fromkeys(name for mark in marks for name, value in mark.values.items() if not isinstance(value, str))
+    return next((name for name in names if "loss" in name.lower()), next(iter(names), ""))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen in a job directory.
+
+    Attributes:
+        history: what happened.
+        curves: what the ranks that are shown one by one have marked on the way (`chosen`).
+        source: the rank whose output matters; None where there is none yet.
+        lines: the last lines of it.
+    """
+
+    history: History
+    curves: Mapping[int, Sequence[Mark]] = field(default_factory=dict)
+    source: int | None = None
+    lines: tuple[str, ...] = ()
+
+
+def compose(subject: Subject, standing: Standing, seen: Seen, now: float) -> JobView:
+    """Put together what is known.
+
+    Args:
+        subject: the job.
+        standing: how it stands.
+        seen: what its directory says.
+        now: seconds since the epoch.
+    """
+    history = seen.history
+    attempt = history.attempts[-1] if history.attempts else None
+    marks = history.progress
+    value = main_value(marks)
+    hosts = {worker.rank: worker.host for worker in attempt.workers} if attempt is not None else {}
+    failed = failures(attempt)
+    return JobView(
+        subject=subject,
+        now=now,
+        standing=standing,
+        world_size=attempt.world_size if attempt is not None else 0,
+        attempt=attempt.number if attempt is not None else None,
+        hosts=standing.nodes or (attempt.hosts if attempt is not None else ()),
+        ranks=tuple(
+            RankView(
+                mark.rank,
+                hosts.get(mark.rank, ""),
+                mark,
+                points(seen.curves[mark.rank], value),
+                remaining(seen.curves[mark.rank], now),
+                mark.rank in failed,
+            )
+            for mark in marks
+            if mark.rank in seen.curves
+        ),
+        others=tuple(mark for mark in marks if mark.rank not in seen.curves),
+        value=value,
+        lines=seen.lines,
+        source="" if seen.source is None else f"rank {seen.source}",
+        cause=attempt.cause if attempt is not None and standing.phase in ("failed", "stopped") else "",
+        end=history.end_time if history.end_time is not None else standing.end,
+        directory=history.path,
+    )
+
+
+def failures(attempt: Attempt | None) -> tuple[int, ...]:
+    """The ranks that failed by themselves in an attempt, the first one first. Pure."""
+    workers = attempt.workers if attempt is not None else ()
+    bad = [worker for worker in workers if worker.failed and not worker.told]
+    return tuple(worker.rank for worker in sorted(bad, key=lambda worker: worker.ended or 0.0))
+
+
+def remaining(curve: Sequence[Mark], now: float) -> float | None:
+    """Seconds until a rank reaches its total, at the pace of the second half of its attempt; None if unknown. Pure."""
+    last = curve[-1] if curve else None
+    if last is None or last.step is None or last.total is None:
+        return None
+    mine = [mark for mark in curve if mark.attempt == last.attempt and mark.step is not None]
+    earlier = [mark for mark in mine if mark.time <= (mine[0].time + last.time) / 2]
+    if not earlier:  # a clock that was put back
+        return None
+    steps, seconds = last.step - (earlier[-1].step or 0.0), last.time - earlier[-1].time
+    if steps <= 0 or seconds <= 0:
+        return None
+    left = (last.total - last.step) * seconds / steps - max(0.0, now - last.time)
+    return left if left > 0 else None
