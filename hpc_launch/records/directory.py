@@ -10,6 +10,10 @@
     <log_dir>/<job>/nodes/<host>/events.jsonl               what the agents of that node saw, a line each
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.out, .err   a worker's output
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.error.json  a worker's exception, where it left one
+    <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.result.pkl  what a function returned, where one was called from Python
+    <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.raised.pkl  what it raised
+    <log_dir>/<job>/attempt_<n>/checkpoint.pkl              the call as a checkpoint in that attempt has left it
+    <log_dir>/<job>/attempt_<n>/<host>/times.jsonl          when the files with the output grew
 
 Names are stable and say host and global rank. A job that Slurm starts again goes on with the next attempt number, so
 that nothing is overwritten.
@@ -39,6 +43,8 @@ class RankFiles:
     out: Path
     err: Path
     error: Path
+    result: Path
+    raised: Path
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,21 @@ class JobDirectory:
     def rank(self, attempt: int, host: str, rank: int) -> RankFiles:
         """The files of one worker."""
         base = self.node(attempt, host)
-        return RankFiles(base / f"rank_{rank}.out", base / f"rank_{rank}.err", base / f"rank_{rank}.error.json")
+        return RankFiles(
+            base / f"rank_{rank}.out",
+            base / f"rank_{rank}.err",
+            base / f"rank_{rank}.error.json",
+            base / f"rank_{rank}.result.pkl",
+            base / f"rank_{rank}.raised.pkl",
+        )
+
+    def checkpoint(self, attempt: int) -> Path:
+        """The call of a function, as it is to go on after an attempt."""
+        return self.attempt(attempt) / "checkpoint.pkl"
+
+    def times(self, attempt: int, host: str) -> Path:
+        """When the files of one node's workers grew in one attempt."""
+        return self.node(attempt, host) / "times.jsonl"
 
     def events(self, host: str) -> Path:
         """The events of one node."""
@@ -106,15 +126,19 @@ class JobDirectory:
         """A file of the one, of all steps of the job, that has it requeued."""
         return self.root / f".requeued-{job_id}-{restart_count}"
 
-    def next_attempt(self) -> int:
-        """The first attempt number that no earlier start of this job has used."""
+    def attempts(self) -> list[int]:
+        """The numbers of the attempts that there are, in order."""
         try:
             names = [entry.name for entry in self.path.iterdir()]
         except FileNotFoundError:
-            return 0
+            return []
         except OSError as error:
             raise _unusable(self.path, error) from error
-        return 1 + max((int(match[1]) for name in names if (match := _ATTEMPT.fullmatch(name))), default=-1)
+        return sorted(int(match[1]) for name in names if (match := _ATTEMPT.fullmatch(name)))
+
+    def next_attempt(self) -> int:
+        """The first attempt number that no earlier start of this job has used."""
+        return 1 + max(self.attempts(), default=-1)
 
 
 def check_writable(root: Path) -> None:
@@ -156,10 +180,19 @@ def claim(path: Path) -> bool:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a file whole or not at all: a reader never sees half of it."""
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        LogDirError: naming the directory and the reason.
+    """
     make(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

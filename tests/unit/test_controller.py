@@ -151,6 +151,7 @@ def test_a_job() -> None:
         output="/home/ada/train.out",
         nodes="gpu001",
         label="9",
+        directory="/home/ada",
     )
 
     assert expected == controller.read_job(RUNNING)

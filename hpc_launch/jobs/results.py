@@ -1,0 +1,183 @@
+"""Read what the workers of a job have left: results by rank, and what ended it."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc_launch.errors import JobFailed, WorkerFailed
+from hpc_launch.jobs import remote
+from hpc_launch.jobs.files import read_json
+from hpc_launch.records import history
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.model import Attempt
+
+# What another node has written may be seen here some seconds later.
+LAG_SECONDS = 30.0
+
+_PAUSE = 0.2
+
+_RESULT = re.compile(r"rank_(\d+)\.result\.pkl")
+_RAISED = re.compile(r"rank_(\d+)\.raised\.pkl")
+_CAUSE = re.compile(r"rank (?P<rank>\d+) on (?P<host>\S+)")
+
+
+@dataclass(frozen=True)
+class Blamed:
+    """The worker that ended a job.
+
+    Attributes:
+        rank: which one.
+        host: on which node.
+        status: its exit status; 128+N for signal N.
+    """
+
+    rank: int
+    host: str
+    status: int
+
+
+def read(job: JobDirectory, job_id: str, *, functions: bool, patience: float = LAG_SECONDS) -> list[Any]:
+    """The results of all ranks, in their order, of the last attempt.
+
+    Args:
+        job: the job directory.
+        job_id: the job's id, for messages.
+        functions: a function was called; otherwise it was a script, which returns nothing.
+        patience: how long to wait for what other nodes have written.
+
+    Raises:
+        JobFailed: those of some ranks are not there.
+    """
+    end = time.monotonic() + patience
+    while True:
+        files = _numbered(job, _RESULT)
+        size = _world_size(files) if functions else _planned(job)
+        if not functions and size is not None:
+            return [None] * size
+        if size is not None and set(files) == set(range(size)):
+            return [_result(files[rank]) for rank in range(size)]
+        if time.monotonic() > end:
+            missing = ", ".join(map(str, sorted(set(range(size or 1)) - set(files))))
+            raise JobFailed(
+                f"job {job_id} ended well, but there is no result of rank {missing} in {job.path}", job_id=job_id
+            )
+        time.sleep(_PAUSE)
+
+
+def _numbered(job: JobDirectory, pattern: re.Pattern[str]) -> dict[int, Path]:
+    """The files of that name in the last attempt, by rank."""
+    attempts = job.attempts()
+    if not attempts:
+        return {}
+    found = {}
+    for path in job.attempt(attempts[-1]).glob("*/rank_*.pkl"):
+        match = pattern.fullmatch(path.name)
+        if match:
+            found[int(match[1])] = path
+    return found
+
+
+def _world_size(files: dict[int, Path]) -> int | None:
+    for path in files.values():
+        with path.open("rb") as file:
+            size: int = pickle.load(file)["world_size"]  # noqa: S301 - the user's own job wrote it
+            return size
+    return None
+
+
+def _planned(job: JobDirectory) -> int | None:
+    derived = read_json(job.last_plan).get("derived", {})
+    try:
+        nodes, ranks = (int(derived[name]["value"].partition(":")[0]) for name in ("nnodes", "nproc_per_node"))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return nodes * ranks
+
+
+def _result(path: Path) -> Any:
+    with path.open("rb") as file:
+        pickle.load(file)  # noqa: S301 - the header
+        return pickle.load(file)  # noqa: S301 - as above
+
+
+def failure(job: JobDirectory, job_id: str, status: int, state: str, last_words: Callable[[], str]) -> BaseException:
+    """What ended a job: the exception of the worker that failed first, else an error that says what is known.
+
+    Args:
+        job: the job directory.
+        job_id: the job's id.
+        status: the exit status of the job.
+        state: what Slurm calls it.
+        last_words: gives what the launcher said last.
+    """
+    attempts = history.read(job.path).attempts
+    blamed = _blamed(attempts[-1]) if attempts else None
+    raised = [found for path in _numbered(job, _RAISED).values() if (found := remote.read(path)) is not None]
+    first = _first(raised, blamed)
+    if first is not None:
+        log = _log(job, first.host, first.rank)
+        again = remote.again(first, job_id, log)
+        if again is not None:
+            return again
+        error: BaseException = WorkerFailed(
+            f"job {job_id}: rank {first.rank} on {first.host} raised {first.kind}: {first.message}; its log: {log}",
+            job_id=job_id,
+            rank=first.rank,
+            host=first.host,
+            status=status,
+            log=log,
+        )
+        error.__cause__ = remote.RemoteTraceback(first.text, first.rank, first.host, log)
+        return error
+    if blamed is not None:
+        log = _log(job, blamed.host, blamed.rank)
+        name = _signal(blamed.status)
+        how = f"was ended by {name}" if name else f"ended with status {blamed.status}"
+        return WorkerFailed(
+            f"job {job_id}: rank {blamed.rank} on {blamed.host} {how}; its log: {log}",
+            job_id=job_id,
+            rank=blamed.rank,
+            host=blamed.host,
+            signal=name,
+            status=blamed.status,
+            log=log,
+        )
+    words = last_words()
+    why = f": {words}" if words else ""
+    return JobFailed(
+        f"job {job_id} ended with status {status} ({state}){why}", job_id=job_id, state=state, exit_status=status
+    )
+
+
+def _blamed(attempt: Attempt) -> Blamed | None:
+    """The worker that the agents have agreed on: the first of all failures to be seen."""
+    match = _CAUSE.match(attempt.cause)
+    if match is None or attempt.signal or attempt.ending == "done":
+        return None
+    return Blamed(int(match["rank"]), match["host"], attempt.status)
+
+
+def _first(raised: list[remote.Raised], blamed: Blamed | None) -> remote.Raised | None:
+    """The exception that came first; None where the first worker to fail has left none."""
+    if blamed is not None and not any(one.rank == blamed.rank for one in raised):
+        return None
+    return min(raised, key=lambda one: one.time, default=None)
+
+
+def _log(job: JobDirectory, host: str, rank: int) -> str:
+    attempts = job.attempts()
+    return str(job.rank(attempts[-1], host, rank).err) if attempts else ""
+
+
+def _signal(status: int) -> str:
+    try:
+        return signal.Signals(status - 128).name
+    except ValueError:
+        return ""

@@ -1,0 +1,88 @@
+"""When the workers' files grew: a line now and then, so that files without time stamps can be merged by time.
+
+`attempt_<n>/<host>/times.jsonl` has `{"time": SECONDS, "0.out": BYTES, "3.err": BYTES}`: what the files of ranks 0 and
+3 had grown to at that time, by this node's clock. Files that have not grown since the line before are left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from hpc_launch.records.parsing import content, number, parse_lines
+
+_KEY = re.compile(r"\d{1,9}\.(out|err)")
+
+# Seconds between two looks, and up to which size of the file they hold: it is never much of what the workers write.
+_PAUSES = ((1 << 20, 1.0), (8 << 20, 5.0))
+_LONGEST_PAUSE = 30.0
+
+
+class OutputTimes:
+    """Writes down when files grow.
+
+    Args:
+        path: where.
+        files: the files, each by what it is called there: `0.out`.
+    """
+
+    def __init__(self, path: Path, files: Mapping[str, Path]) -> None:
+        self._path = path
+        self._files = files
+        self._sizes = dict.fromkeys(files, 0)
+        self._written = 0
+
+    @property
+    def pause(self) -> float:
+        """Seconds to wait before the next look."""
+        return next((pause for size, pause in _PAUSES if self._written < size), _LONGEST_PAUSE)
+
+    def look(self) -> OSError | None:
+        """Write down what has grown; returns why that was not possible."""
+        grown = {}
+        for name, path in self._files.items():
+            with contextlib.suppress(OSError):
+                size = path.stat().st_size
+                if size != self._sizes[name]:
+                    grown[name] = self._sizes[name] = size
+        if not grown:
+            return None
+        line = json.dumps({"time": round(time.time(), 3), **grown}, separators=(",", ":")) + "\n"
+        try:
+            handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                self._written += os.write(handle, line.encode())
+            finally:
+                os.close(handle)
+        except OSError as error:
+            return error
+        return None
+
+
+def read(path: Path) -> tuple[dict[str, list[tuple[float, int]]], str]:
+    """Read when files grew.
+
+    Returns:
+        For each file the times and what it had grown to by then, in order; and why nothing, or not all, could be read.
+    """
+    data = content(path)
+    if not isinstance(data, bytes):
+        return {}, data or ""
+    found: dict[str, list[tuple[float, int]]] = {}
+    lines, bad, _ = parse_lines(data)  # a last line that is being written is none yet
+    for fields in lines:
+        moment = fields.number("time")
+        for name, value in fields.values.items():
+            size = number(value)
+            if moment is not None and size is not None and _KEY.fullmatch(str(name)):
+                steps = found.setdefault(str(name), [])
+                # A file that was emptied begins anew, and what is known of it too.
+                while steps and (steps[-1][1] >= size or steps[-1][0] > moment):
+                    steps.pop()
+                steps.append((moment, int(size)))
+    return found, f"{bad} line{'s are' if bad > 1 else ' is'} not what hpc-launch writes there" if bad else ""

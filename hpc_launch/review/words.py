@@ -1,0 +1,53 @@
+"""How ranks, nodes and times are written for people. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+from hpc_launch import hostlist
+from hpc_launch.errors import HostlistError
+
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+
+
+def fold_ranks(ranks: Iterable[int]) -> str:
+    """Write ranks as they are read by `--rank`: `0-3,17`."""
+    numbers = sorted(set(ranks))
+    if not numbers:
+        return ""
+    breaks = [index + 1 for index, (one, next_) in enumerate(pairwise(numbers)) if next_ != one + 1]
+    runs = [numbers[begin:end] for begin, end in pairwise([0, *breaks, len(numbers)])]
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def fold_hosts(hosts: Iterable[str]) -> str:
+    """Write nodes as a host list; names that no host list can have, one by one."""
+    names = sorted(set(hosts))
+    try:
+        return hostlist.display(names)
+    except HostlistError:
+        return ",".join(names)
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: `45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    if seconds < 2 * _MINUTE:
+        return f"{max(seconds, 0):.0f} s"
+    minutes = round(seconds / _MINUTE)
+    if minutes < _MINUTE:
+        return f"{minutes} min"
+    hours = round(seconds / _HOUR)
+    if hours < 48:  # noqa: PLR2004 - two days
+        return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
+    return f"{hours // 24} d {hours % 24} h" if hours % 24 else f"{hours // 24} d"
+
+
+def ago(seconds: float) -> str:
+    """How long ago, in few steps, so that what is about the same reads the same: `now`, `20 s ago`, `5 min ago`."""
+    if seconds < 5:  # noqa: PLR2004 - as good as now
+        return "now"
+    for unit, length in (("d", _DAY), ("h", _HOUR), ("min", _MINUTE)):
+        if seconds >= 2 * length:
+            return f"{round(seconds / length)} {unit} ago"
+    return f"{10 * max(round(seconds / 10), 1)} s ago"
