@@ -90,6 +90,7 @@ class Standing:
         start: when it began, or is expected to, in seconds since the epoch; None where that is open.
         end: when it will end at the latest, or did; None where that is open.
         note: what a person should know about this: that Slurm does not answer, for instance.
+        ended: it has ended for certain, whatever its state is called.
     """
 
     state: str = ""
@@ -99,6 +100,7 @@ class Standing:
     start: float | None = None
     end: float | None = None
     note: str = ""
+    ended: bool = False
 
     @property
     def phase(self) -> Phase:
@@ -108,7 +110,7 @@ class Standing:
     @property
     def over(self) -> bool:
         """Whether it will not change any more, by itself."""
-        return self.phase in ("done", "failed", "stopped")
+        return self.ended or self.phase in ("done", "failed", "stopped")
 
 
 @dataclass(frozen=True)
