@@ -15,7 +15,7 @@ Points = Sequence[tuple[float, float]]
 COLOURS = ("#3b82f6", "#ea7b30", "#1fa37a", "#d1568f", "#8b6fe8", "#a8902a", "#2b9fb3", "#d65a5a")
 
 _WIDTH, _HEIGHT = 340, 132
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 8, 18, 20
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 8, 18, 20
 
 # So many parts of the way are told apart: an eye sees no more, and the page stays small.
 _PARTS = 90
@@ -48,10 +48,10 @@ def plot(title: str, lines: Sequence[Line]) -> str:
     parts = [
         *(_rule(up(value)) for value in (low, high)),
         _text(_LEFT, 10, named, "start"),
-        *(_text(_LEFT - 5, up(value) + 4, number(value), "end") for value in dict.fromkeys((low, high))),
+        *(_text(_LEFT - 5, up(value) + 4, f"{value:.3g}", "end") for value in dict.fromkeys((low, high))),
         _text(_LEFT, _HEIGHT - 5, number(first), "start"),
         _text(_WIDTH - _RIGHT, _HEIGHT - 5, f"step {number(last)}", "end"),
-        *(_line(line, across, up) for line in reversed(drawn)),
+        *(_line(line, across, up) for line in reversed(drawn)),  # the first one on top
     ]
     label = escape(f"{named} of {', '.join(line.name for line in drawn)}: from {number(high)} to {number(low)}")
     return (
@@ -60,19 +60,23 @@ def plot(title: str, lines: Sequence[Line]) -> str:
     )
 
 
-def thin(points: Points, parts: int = _PARTS) -> Points:
-    """Leave out what nobody sees: of each part of the way the lowest and the highest value stay. Pure."""
-    if len(points) <= 2 * parts:
-        return points
+def parts(points: Points, count: int = _PARTS) -> list[Points]:
+    """Divide a curve into so many parts of the way, at most; those without a point are left out. Pure."""
     first, last = points[0][0], points[-1][0]
     groups: dict[int, list[tuple[float, float]]] = {}
     for point in points:
-        groups.setdefault(int((point[0] - first) / ((last - first) or 1) * parts), []).append(point)
-    kept = [points[0]]
-    for group in groups.values():
-        ends = {min(group, key=lambda point: point[1]), max(group, key=lambda point: point[1])}
-        kept += sorted(ends)
-    return [*dict.fromkeys((*kept, points[-1]))]
+        groups.setdefault(int((point[0] - first) / ((last - first) or 1) * (count - 1)), []).append(point)
+    return [*groups.values()]
+
+
+def extremes(part: Points) -> Points:
+    """The lowest and the highest point of a part, as they come. Pure."""
+    return sorted({min(part, key=lambda point: point[1]), max(part, key=lambda point: point[1])})
+
+
+def mean(part: Points) -> tuple[float, float]:
+    """The middle of a part. Pure."""
+    return sum(step for step, _ in part) / len(part), sum(value for _, value in part) / len(part)
 
 
 def _scale(low: float, high: float, begin: float, end: float, *, logarithmic: bool = False) -> Callable[[float], float]:
@@ -98,12 +102,20 @@ def _text(across: float, up: float, words: str, anchor: str) -> str:
 
 
 def _line(line: Line, across: Callable[[float], float], up: Callable[[float], float]) -> str:
-    places = [(across(step), up(value)) for step, value in thin(line.points)]
-    end = places[-1]
+    """One curve: where it has more points than can be told apart, their mean, and behind it how far they reach."""
+    divided = parts(line.points)
+    places = [(across(step), up(value)) for step, value in map(mean, divided)]
+    behind = ""
+    if len(divided) < len(line.points):
+        reach = [(across(step), up(value)) for part in divided for step, value in extremes(part)]
+        behind = (
+            f'<polyline points="{_places(reach)}" fill="none" stroke="{line.colour}" stroke-width="1" '
+            'stroke-opacity="0.3"/>'
+        )
     return (
-        f'<polyline points="{_places(places)}" fill="none" stroke="{line.colour}" stroke-width="1.5" '
+        f'{behind}<polyline points="{_places(places)}" fill="none" stroke="{line.colour}" stroke-width="1.6" '
         f'stroke-linejoin="round"><title>{escape(line.name)}</title></polyline>'
-        f'<circle cx="{end[0]:.1f}" cy="{end[1]:.1f}" r="2.2" fill="{line.colour}"/>'
+        f'<circle cx="{places[-1][0]:.1f}" cy="{places[-1][1]:.1f}" r="2.2" fill="{line.colour}"/>'
     )
 
 

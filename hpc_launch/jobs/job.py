@@ -229,7 +229,7 @@ class Job(Generic[R]):
         done, state, record = self.done(), self.state, self.record
         submitted = read_json(files.record)
         stands = standing(state, submitted, record, read_outcome(files.outcome), done=done)
-        return look(subject(self.job_id, submitted, record), stands, self.directory, time.time())
+        return look(subject(self.job_id, submitted), stands, self.directory, time.time())
 
     def __await__(self) -> Generator[Any, None, list[R]]:
         return self._in_the_background().__await__()

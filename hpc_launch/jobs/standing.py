@@ -15,19 +15,15 @@ from hpc_launch.slurm.controller import JobRecord
 _WHERE = {SLURM: "Slurm", ALLOCATION: "allocation", LOCAL: "this machine", DEBUG: "this process"}
 
 
-def subject(job_id: str, submitted: Mapping[str, Any], record: JobRecord | None) -> Subject:
+def subject(job_id: str, submitted: Mapping[str, Any]) -> Subject:
     """What a job is, and what runs it.
 
     Args:
         job_id: its id.
         submitted: the record of its submission; empty where that cannot be read.
-        record: what Slurm knows of it.
     """
     cluster = str(submitted.get("cluster", SLURM))
-    where = _WHERE.get(cluster, cluster)
-    if record is not None and record.partition:
-        where += f", partition {record.partition}"
-    return Subject(str(submitted.get("name") or "job"), job_id, where)
+    return Subject(str(submitted.get("name") or "job"), job_id, _WHERE.get(cluster, cluster))
 
 
 def standing(

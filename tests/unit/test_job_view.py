@@ -300,15 +300,26 @@ def test_html_stays_small() -> None:
     assert len(html.render(view(ranks=ranks, value="loss"))) < 40_000
 
 
-def test_thinning_keeps_peaks() -> None:
-    """The lowest and the highest point stay, and both ends."""
+def test_a_curve_of_many_points() -> None:
+    """Its parts hold every point once and in order; of each the lowest and the highest are drawn, and the mean."""
     points = [(step, 1.0) for step in range(1000)]
     points[500], points[501] = (500, 9.0), (501, -9.0)
-    thin = drawing.thin(points)
+    divided = drawing.parts(points)
+    reach = [point for part in divided for point in drawing.extremes(part)]
 
-    assert len(thin) < 200
-    assert {points[0], points[500], points[501], points[-1]} <= set(thin)
-    assert list(thin) == sorted(thin)
+    assert len(divided) == 90
+    assert [point for part in divided for point in part] == points
+    assert {points[500], points[501]} <= set(reach)
+    assert (len(reach) < 200, reach) == (True, sorted(reach))
+    assert drawing.mean([(1, 2.0), (3, 6.0)]) == (2, 4.0)
+
+
+def test_a_curve_of_few_points() -> None:
+    """It goes through each of them."""
+    points = [(step * step, float(step)) for step in range(10)]
+
+    assert [drawing.mean(part) for part in drawing.parts(points[:2])] == points[:2]
+    assert drawing.plot("loss", [drawing.Line("rank 0", "#000", points[:2])]).count("<polyline") == 1
 
 
 @pytest.mark.parametrize(
