@@ -118,7 +118,7 @@ def _lines(view: JobView) -> str:
 
 
 def _foot(view: JobView) -> str:
-    if view.directory is None or not view.directory.parts:
+    if view.directory is None:
         return ""
     style = f"margin-top:8px;font-size:12px;{_FAINT};overflow-wrap:anywhere"
     return f'<div style="{style}">files in {escape(str(view.directory))}</div>'

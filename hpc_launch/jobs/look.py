@@ -32,7 +32,7 @@ def look(subject: Subject, standing: Standing, directory: Path | None, now: floa
 
 def _read(directory: Path | None) -> Seen:
     if directory is None or not directory.is_dir():
-        return Seen(History(directory or Path()))
+        return Seen(History(Path()))
     found = history.read(directory)
     attempt = found.attempts[-1] if found.attempts else None
     failed = failures(attempt)

@@ -158,7 +158,7 @@ def _lines(view: JobView) -> Iterator[str]:
     if view.lines:
         yield f"  last lines of {view.source}:"
         yield from (f"  | {line}" for line in view.lines)
-    if view.directory is not None and view.directory.parts:
+    if view.directory is not None:
         yield f"  files in {view.directory}"
 
 

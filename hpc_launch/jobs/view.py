@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,7 @@ _REASONS = {
     "NodeDown": "a node that it needs is down",
     "Cleaning": "its last run is being cleaned up",
 }
+_BLAMED = re.compile(r"rank (\d{1,9}) on ")
 _LIMITS = ("QOS", "Assoc", "MaxJobs", "MaxCpu", "MaxGRES", "MaxNode", "MaxMem", "JobArrayTaskLimit")
 
 
@@ -156,7 +158,7 @@ class JobView:
         lines: its last lines of output, and `source` whose they are.
         cause: why it failed, in a line.
         end: when it will end at the latest; None where that is open.
-        directory: the job directory, or where it is going to be.
+        directory: the job directory; None where there is none yet.
     """
 
     subject: Subject
@@ -185,8 +187,9 @@ class JobView:
         start = self.standing.start
         if self.phase == "waiting" or start is None:
             return None
-        last = self.standing.end if self.standing.over and self.standing.end is not None else self.now
-        return max(0.0, last - start)
+        if not self.standing.over or self.standing.end is None:
+            return max(0.0, self.now - start)
+        return self.standing.end - start if self.standing.end > start else None  # it was cancelled before it began
 
     @property
     def time_left(self) -> float | None:
@@ -316,15 +319,18 @@ def compose(subject: Subject, standing: Standing, seen: Seen, now: float) -> Job
         source="" if seen.source is None else f"rank {seen.source}",
         cause=attempt.cause if attempt is not None and standing.phase in ("failed", "stopped") else "",
         end=history.end_time if history.end_time is not None else standing.end,
-        directory=history.path,
+        directory=history.path if history.path.parts else None,
     )
 
 
 def failures(attempt: Attempt | None) -> tuple[int, ...]:
-    """The ranks that failed by themselves in an attempt, the first one first. Pure."""
-    workers = attempt.workers if attempt is not None else ()
-    bad = [worker for worker in workers if worker.failed and not worker.told]
-    return tuple(worker.rank for worker in sorted(bad, key=lambda worker: worker.ended or 0.0))
+    """The ranks that failed by themselves in an attempt, the one that ended it first. Pure."""
+    if attempt is None:
+        return ()
+    bad = [worker for worker in attempt.workers if worker.failed and not worker.told]
+    found = [worker.rank for worker in sorted(bad, key=lambda worker: worker.ended or 0.0)]
+    blamed = _BLAMED.match(attempt.cause)
+    return tuple(dict.fromkeys([int(blamed[1]), *found] if blamed else found))
 
 
 def remaining(curve: Sequence[Mark], now: float) -> float | None:

@@ -15,10 +15,10 @@ from hypothesis import given, strategies as st
 
 from hpc_launch.jobs import drawing, html, text
 from hpc_launch.jobs.look import look
-from hpc_launch.jobs.view import JobView, RankView, Standing, Subject, chosen, explain, main_value, remaining
+from hpc_launch.jobs.view import JobView, RankView, Standing, Subject, chosen, explain, failures, main_value, remaining
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.model import Mark
+from hpc_launch.records.model import Attempt, Mark
 from tests import histories
 
 NOW = 1_718_000_100.0
@@ -206,8 +206,23 @@ def test_a_job_without_a_directory(tmp_path: Path) -> None:
     gone = look(SUBJECT, Standing("RUNNING", start=NOW - 1), tmp_path / "logs/4711.0", NOW)
     unknown = look(SUBJECT, Standing("RUNNING", start=NOW - 1, note="Slurm does not answer"), None, NOW)
 
-    assert text.render(gone) == f"train (job 4711): running, 1 s so far\n  files in {tmp_path}/logs/4711.0"
+    assert text.render(gone) == "train (job 4711): running, 1 s so far"
     assert text.render(unknown) == "train (job 4711): running, 1 s so far, Slurm does not answer"
+
+
+def test_a_job_that_was_cancelled_before_it_began() -> None:
+    """It took no time, and nothing is said of it."""
+    cancelled = Standing("CANCELLED", start=NOW, end=NOW, nodes_asked=2)
+
+    assert text.render(view(cancelled)) == "train (job 4711): stopped, asks for 2 nodes"
+
+
+@pytest.mark.parametrize("cause", ["rank 5 on gpu002 (local rank 1) failed with exit status 1", "node gpu002 is lost"])
+def test_who_is_to_blame(cause: str) -> None:
+    """The rank that ended the attempt comes first, also where its end was not recorded."""
+    attempt = Attempt(0, 0, 8, (), None, None, "failed", 1, cause, "", "gpu001", ())
+
+    assert failures(attempt) == ((5,) if cause.startswith("rank") else ())
 
 
 # ---- words
