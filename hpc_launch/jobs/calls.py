@@ -63,7 +63,7 @@ def dump(value: Any, file: BinaryIO, limit: int) -> frozenset[str]:
         files.add(code.co_filename)
         return _code_of, (code.co_filename, *usual(code))
 
-    class Pickler(usual_pickler):  # type: ignore[misc]  # cloudpickle is imported late
+    class Pickler(usual_pickler):  # type: ignore[misc, valid-type]  # it is imported late
         dispatch_table: ClassVar = ChainMap({CodeType: reduce}, usual_pickler.dispatch_table)
 
     Pickler(_Bounded(file, limit), protocol=pickle.HIGHEST_PROTOCOL).dump(value)

@@ -176,15 +176,9 @@ class Executor:
     def _write_record(self, files: JobFiles, task: ElasticTask, cluster: str, where: Path, **more: Any) -> None:
         resources = {name: value for name, value in dataclasses.asdict(self.resources).items() if value}
         record = {
-            "job_id": files.job_id,
-            "cluster": cluster,
-            "name": task.name,
-            "script": list(task.script),
-            "directory": str(where),
+            **task.record(files.job_id, cluster, where),
             "submitted": round(time.time(), 3),
-            "resources": {
-                name: value if isinstance(value, (int, float, str)) else str(value) for name, value in resources.items()
-            },
+            "resources": {name: _plain(value) for name, value in resources.items()},
             **more,
         }
         directory.write_json(files.record, record)
@@ -239,6 +233,10 @@ def _claim(base: Path, name: str) -> JobFiles:
 
 def _has_slurm() -> bool:
     return shutil.which("sbatch") is not None and controller.has_cluster()
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (int, float, str)) else str(value)
 
 
 def _size(resources: Resources) -> str:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
+from hpc_launch.errors import LogDirError
 from hpc_launch.records import directory
 
 # An exception with more than this, of a batch of images for example, is told in words.
@@ -77,7 +78,7 @@ def note(path: Path, error: BaseException, trace: TracebackType | None, rank: in
         kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
     )
     raised = Raised(name, str(error), text, rank, host, time.time(), pickled)
-    with contextlib.suppress(directory.LogDirError):
+    with contextlib.suppress(LogDirError):
         directory.write_whole(path, pickle.dumps(asdict(raised)))
 
 

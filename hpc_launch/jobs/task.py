@@ -13,6 +13,7 @@ from hpc_launch.errors import UsageError
 from hpc_launch.jobs import agents, calls, command, request
 from hpc_launch.jobs.files import JobFiles, write_once
 from hpc_launch.jobs.request import Resources
+from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
 
 Target = Union[str, "os.PathLike[str]", Callable[..., Any]]
@@ -20,6 +21,13 @@ Target = Union[str, "os.PathLike[str]", Callable[..., Any]]
 
 class _Ended(SystemExit, Exception):
     """An agent has failed: submitit notes it as an error (`except Exception`), Python ends with the agent's status."""
+
+    def __init__(self, status: int, job: Path) -> None:
+        super().__init__(status)
+        self.job = job
+
+    def __str__(self) -> str:
+        return f"the workers ended with status {self.code}; what they have said is in {self.job}"
 
 
 class ElasticTask:
@@ -101,6 +109,16 @@ class ElasticTask:
             options=options,
         )
 
+    def record(self, job_id: str, cluster: str, where: Path) -> dict[str, Any]:
+        """What is remembered of the submission."""
+        return {
+            "job_id": job_id,
+            "cluster": cluster,
+            "name": self.name,
+            "script": list(self.script),
+            "directory": str(where),
+        }
+
     def __call__(self) -> dict[str, str] | None:
         """Run the agent of this node, in a task of a job that submitit has submitted."""
         here = importlib.import_module("submitit").JobEnvironment()
@@ -111,10 +129,12 @@ class ElasticTask:
         slurm = here.cluster == "slurm"
         name = f"{here.job_id}.{os.environ.get('SLURM_STEP_ID', '0')}" if slurm else f"local-{here.job_id}"
         options = () if slurm else (f"--log-name={name}", "--standalone")
-        status = agents.run(self.agent(files.call, log_dir, *options, requeue=slurm))
         job = JobDirectory(log_dir, name)
+        if here.global_rank == 0 and not files.record.exists():
+            directory.write_json(files.record, self.record(here.job_id, here.cluster, job.path))
+        status = agents.run(self.agent(files.call, log_dir, *options, requeue=slurm))
         if here.global_rank == 0 and not agents.conclude(files, job, status, os.environ):
             raise SystemExit(status)  # without a word to submitit: the job runs again
         if status:
-            raise _Ended(status)
+            raise _Ended(status, job.path)
         return {"job_directory": str(job.path)} if here.global_rank == 0 else None
