@@ -7,9 +7,11 @@ loop is the one here, in which all agents do the same at the same time.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -20,11 +22,13 @@ from torch.distributed.elastic.multiprocessing import LogsSpecs, PContext, start
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from hpc_launch.elastic.console import duration, last_lines, say
+from hpc_launch.elastic import ending
+from hpc_launch.elastic.console import duration, say
 from hpc_launch.elastic.environment import Attempt, Place, worker_environment
 from hpc_launch.elastic.logs import JobLogs
 from hpc_launch.elastic.notices import Notices
 from hpc_launch.elastic.outlook import Outlook
+from hpc_launch.elastic.recording import Recorder
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.elastic.rounds import Ending, RoundEnd
 from hpc_launch.elastic.signals import Signals
@@ -32,7 +36,6 @@ from hpc_launch.elastic.window import SlurmFacts, Window
 from hpc_launch.elastic.workers import (
     CommandWorkers,
     Wakeup,
-    describe,
     hidden_variables,
     replace_local_rank,
     status_of,
@@ -42,16 +45,13 @@ from hpc_launch.errors import ContextError, HpcLaunchError, RendezvousError
 from hpc_launch.node import processes
 from hpc_launch.plan import derive
 from hpc_launch.plan.model import Plan
-from hpc_launch.records import directory
-from hpc_launch.records.directory import JobDirectory, RankFiles
-from hpc_launch.records.events import EventLog
+from hpc_launch.records import causes, directory, events, telling
+from hpc_launch.records.directory import JobDirectory
 from hpc_launch.settings import Origin
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.controller import JobRecord
 from hpc_launch.warm.factory import Factory, FactoryLostError, spawn
 from hpc_launch.warm.server import KILL_SECONDS
-
-_SHOWN_LINES = 20
 
 # How long Slurm may take to signal the other processes of a task, where it signals them all.
 _OTHERS_SECONDS = 0.1
@@ -62,6 +62,13 @@ _FACTS_SECONDS = 1.0
 
 # How long Slurm's answer is waited for before it is said how long the workers have.
 _ANSWER_SECONDS = 1.0
+
+# A failure that looks as if it followed another one is reported when nobody has reported that one for so long.
+_SYMPTOM_SECONDS = 1.0
+_LOOK_SECONDS = 0.05
+
+# How long the other agents may take to write down what they know of a failure, once the workers here have ended.
+_RECORDS_SECONDS = 5.0
 
 # torch waits for workers of its own making in whole seconds, and not forever.
 _LONGEST_WAIT = 1 << 20
@@ -109,12 +116,11 @@ class Agent(LocalElasticAgent):
         self._environ = environ
         self._foreign_logs = logs_specs
         self._logs: JobLogs | None = None
-        self._events: EventLog | None = None
+        self._recorder = Recorder(plan, environ)
         # The first node may choose another name for all; other backends have no way to agree on one.
         self._job = JobDirectory(plan.log_root, plan.job_name or derive.local_job_name(time.time(), os.getpid()))
         self._first_attempt = 0
         self._attempt = -1
-        self._failed: RankFiles | None = None
         self._stop: RoundEnd | None = None
         self._factory = factory
         self._signals = signals
@@ -123,6 +129,8 @@ class Agent(LocalElasticAgent):
         self._facts = SlurmFacts()
         self._next_facts = 0.0
         self._notices = Notices(lambda: signals.notices, self._heard, self._send)
+        if isinstance(spec.rdzv_handler, SlurmRendezvous):
+            spec.rdzv_handler.observer = self._recorder.say
 
     @property
     def job(self) -> JobDirectory:
@@ -159,14 +167,14 @@ class Agent(LocalElasticAgent):
         else:
             # Other backends know no common number; torch's agents count their own restarts.
             self._attempt = worker_group.spec.max_restarts - self._remaining_restarts
-            if self._events is None:
+            if not self._recorder.opened:
                 self._first_attempt = self._job.next_attempt()
-        self._open_records()
+        self._open_records(worker_group.workers[0].world_size)
 
-    def _open_records(self) -> None:
+    def _open_records(self, world_size: int) -> None:
         """Write down the attempt that begins."""
-        if self._events is None:
-            self._events = EventLog(self._job.events(self._plan.world.host), self._plan.world.agent_rank)
+        if not self._recorder.opened:
+            self._recorder.open(self._job, self._first_attempt)
             if self._plan.world.leader:
                 plan = self._job.plan(self._first_attempt)
                 directory.write_json(plan, self._plan.as_dict())
@@ -174,12 +182,14 @@ class Agent(LocalElasticAgent):
                 directory.point_latest(self._job.root / "latest", self._job.job)
             if self._plan.shares:
                 threads, shares = self._plan.omp_num_threads, [share.as_dict() for share in self._plan.shares]
-                self._record("binding", why=self._plan.binding.reason, omp_num_threads=threads, shares=shares)
+                self._recorder.say(
+                    events.BINDING, why=self._plan.binding.reason, omp_num_threads=threads, shares=shares
+                )
         label = self._first_attempt + self._attempt
         if self._plan.world.leader:
             directory.make(self._job.attempt(label))
             directory.point_latest(self._job.path / "latest", self._job.attempt(label).name)
-        self._record("attempt", attempt=label, host=self._plan.world.host)
+        self._recorder.begin(label, world_size)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._signals.handle()
@@ -215,8 +225,9 @@ class Agent(LocalElasticAgent):
             self._logs.start_console()
         pids: dict[int, Any] = self._pcontext.pids()
         self._notices.begin([*pids.values()])
-        for worker in worker_group.workers:
-            self._record("worker started", rank=worker.global_rank, pid=pids[worker.local_rank])
+        with self._recorder.together():
+            for worker in worker_group.workers:
+                self._recorder.started(worker.local_rank, worker.global_rank, self._pcontext)
         return pids
 
     def _start_commands(self, common: dict[str, Any]) -> CommandWorkers:
@@ -319,6 +330,13 @@ class Agent(LocalElasticAgent):
             return super()._construct_event(state, *args, **kwargs)
         return Event(state, EventSource.AGENT)
 
+    def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        """Begin another attempt, as torch's own loop does it."""
+        failed = causes.first(self._recorder.workers)
+        cause = telling.line(failed) if failed else "the group has changed"
+        self._recorder.say(events.ROUND_ENDED, **_facts(self._own_end(Ending.RESTART, 1, cause)))
+        super()._restart_workers(worker_group)
+
     def _stop_workers(self, worker_group: WorkerGroup, **_: Any) -> None:  # noqa: ARG002 - there is one group
         self._shutdown()
 
@@ -343,6 +361,9 @@ class Agent(LocalElasticAgent):
             self._pcontext.close(death_sig, timeout=max(1, int(min(self._window.left, _LONGEST_WAIT))))
         if self._logs is not None:
             self._logs.stop_console()
+        self._recorder.finish(
+            self._pcontext, "" if self._worker_group.state is WorkerState.SUCCEEDED else death_sig.name
+        )
 
     @staticmethod
     def _end_orphans() -> None:
@@ -384,6 +405,7 @@ class Agent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
+        self._recorder.look(self._pcontext)
         if self._pcontext is not None:
             self._pass_on_notices(worker_group.spec.rdzv_handler, self._pcontext)
         if self._outlook is not None:
@@ -396,7 +418,7 @@ class Agent(LocalElasticAgent):
         for name, number in self._notices.turn([*pids.values()], others).items():
             if isinstance(handler, SlurmRendezvous):
                 handler.tell_notice(name, number)
-            self._record("notice", signal=name, number=number)
+            self._recorder.say(events.NOTICE, signal=name, number=number)
             if self._outlook is not None:
                 self._outlook.ask_again()
             if self._plan.world.leader:
@@ -425,12 +447,16 @@ class Agent(LocalElasticAgent):
     def _invoke_run(self, role: str = "default") -> RunResult:
         handler = self._worker_group.spec.rdzv_handler
         if not isinstance(handler, SlurmRendezvous):
-            return super()._invoke_run(role)
+            result: RunResult = super()._invoke_run(role)
+            if not result.is_failed():
+                self._recorder.say(events.ROUND_ENDED, **_facts(self._own_end(Ending.DONE, 0, "")))
+            return result
         with wakeup() as alarm:
             while True:
                 self._initialize_workers(self._worker_group)
+                self._recorder.clock(handler.clock())
                 result, end = self._follow_round(handler, alarm)
-                self._record("round ended", **_facts(end))
+                self._recorder.say(events.ROUND_ENDED, **_facts(end))
                 self._window.stopped = bool(end.signal)
                 if self._window.stopped:
                     self._stop = end
@@ -438,7 +464,7 @@ class Agent(LocalElasticAgent):
                         self._outlook.ask_again()
                 self._shutdown(signal.Signals[end.signal or "SIGTERM"])
                 if end.ending != Ending.DONE.value and not end.signal:
-                    self._tell(end)
+                    self._tell(end, handler)
                 if end.ending != Ending.RESTART.value:
                     self.end = end
                     return result
@@ -447,6 +473,7 @@ class Agent(LocalElasticAgent):
         """Watch the workers here and the word of the others, until the round has ended."""
         group = self._worker_group
         reported = False
+        patience = math.inf
         while True:
             result: RunResult = self._monitor_workers(group)
             group.state = result.state
@@ -456,8 +483,11 @@ class Agent(LocalElasticAgent):
                     handler.report_done()
                     reported = True
             elif stop is None and result.state is not WorkerState.HEALTHY:
-                status, cause = self._cause(result.failures)
-                return RunResult(WorkerState.FAILED, failures=result.failures), handler.report_failure(status, cause)
+                status, cause, follows = self._cause(result.failures)
+                patience = min(patience, time.monotonic() + (_SYMPTOM_SECONDS if follows else 0))
+                if time.monotonic() >= patience or not follows:
+                    failed = RunResult(WorkerState.FAILED, failures=result.failures)
+                    return failed, handler.report_failure(status, cause)
             if stop is not None:
                 handler.report_end(128 + stop, f"stopped by {stop.name} on {self._plan.world.host}", stop.name)
             end = handler.end()
@@ -465,30 +495,27 @@ class Agent(LocalElasticAgent):
                 if end.ending == Ending.DONE.value:
                     return result, end
                 return RunResult(WorkerState.FAILED), end
-            alarm.wait(min(group.spec.monitor_interval, self._notices.pause), self._factory)
+            pause = min(group.spec.monitor_interval, self._notices.pause)
+            alarm.wait(pause if patience == math.inf else min(pause, _LOOK_SECONDS), self._factory)
 
-    def _cause(self, failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
-        """The status and the cause of a failure here, written down and kept to be said when the workers have ended."""
-        host, label = self._plan.world.host, self._first_attempt + self._attempt
-        if not failures:
-            return 70, f"the agent on {host} lost track of its workers"
-        rank, first = min(failures.items(), key=lambda item: (item[1].timestamp, item[0]))
-        for failed, failure in sorted(failures.items()):
-            self._record("worker failed", rank=failed, exitcode=failure.exitcode, attempt=label)
-        cause = f"rank {rank} on {host} (local rank {first.local_rank}) failed with {describe(first.exitcode)}"
-        self._failed = self._job.rank(label, host, rank)
-        return status_of(first.exitcode), cause
+    def _cause(self, failures: Mapping[int, ProcessFailure]) -> tuple[int, str, bool]:
+        """The status and the cause of a failure here, and whether it looks as if it followed another one."""
+        self._recorder.failed(failures.values())
+        worker = causes.first(self._recorder.workers)
+        if worker is None or worker.exitcode is None:
+            return 70, f"the agent on {self._plan.world.host} lost track of its workers", False
+        return status_of(worker.exitcode), telling.line(worker), bool(causes.follows(worker, None))
 
-    def _tell(self, end: RoundEnd) -> None:
-        """Say how an attempt failed: on the node where it did, with the end of what the worker wrote."""
-        again = "; starting again" if end.ending == Ending.RESTART.value else ""
-        if end.agent != self._plan.world.agent_rank:
+    def _tell(self, end: RoundEnd, handler: SlurmRendezvous) -> None:
+        """Say how an attempt failed, on the first node: at length if it was the last one."""
+        if not self._plan.world.leader:
             return
-        files = self._failed
-        shown = next((path for path in (files.err, files.out) if last_lines(path, 1)), None) if files else None
-        lines = "".join(f"\n    {line}" for line in last_lines(shown, _SHOWN_LINES)) if shown else ""
-        where = f"; the end of {shown}:{lines}" if shown else ""
-        say(f"attempt {self._first_attempt + self._attempt}: {end.cause}{again}{where}")
+        label = self._first_attempt + self._attempt
+        if end.ending == Ending.RESTART.value:
+            say(f"attempt {label}: {end.cause}; starting again")
+            return
+        cause = ending.root_cause(self._job, label, Counter(handler.hosts), _RECORDS_SECONDS)
+        say(f"attempt {label}: " + "\n    ".join(telling.block(cause) if cause else [end.cause]))
 
     def _tell_stop(self) -> None:
         """Say what stops the run, and how long that may take, when the workers have been told."""
@@ -499,15 +526,21 @@ class Agent(LocalElasticAgent):
         left = duration(self._window.left)
         say(f"attempt {self._first_attempt + self._attempt}: {self._stop.cause}; the workers have {left} to end")
 
-    def _record(self, event: str, **facts: Any) -> None:
-        if self._events is not None:
-            self._events.record(event, **facts)
+    def left(self, error: HpcLaunchError | None) -> None:
+        """Write down how the run ended for this agent."""
+        self._recorder.left(error.exit_status if error else 0, str(error) if error else "")
+
+    def _own_end(self, how: Ending, status: int, cause: str) -> RoundEnd:
+        return RoundEnd(how.value, self._plan.world.agent_rank, self._plan.world.host, status, cause)
 
     def failure_of(self, result: RunResult) -> RoundEnd:
         """The end of a run under another backend, whose agents know only their own failures."""
-        status, cause = self._cause(result.failures)
-        end = RoundEnd(Ending.FAILED.value, self._plan.world.agent_rank, self._plan.world.host, status, cause)
-        self._tell(end)
+        status, cause, _ = self._cause(result.failures)
+        end = self._own_end(Ending.FAILED, status, cause)
+        self._recorder.say(events.ROUND_ENDED, **_facts(end))
+        found = causes.find(self._recorder.summary(end.cause))
+        label = self._first_attempt + self._attempt
+        say(f"attempt {label}: " + "\n    ".join(telling.block(found) if found else [cause]))
         return end
 
 
@@ -520,4 +553,4 @@ def _grace(plan: Plan, environ: Mapping[str, str]) -> float | None:
 
 
 def _facts(end: RoundEnd) -> dict[str, Any]:
-    return {"ending": end.ending, "by": end.host, "status": end.status, "cause": end.cause}
+    return {"ending": end.ending, "by": end.host, "status": end.status, "cause": end.cause, "signal": end.signal}

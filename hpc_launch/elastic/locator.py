@@ -10,6 +10,8 @@ tells apart two runs with the same name (two launches with the same host list): 
 From then on the connection stays open as a lifeline. An agent that ends says `bye`; one that was killed, or whose node
 is gone, does not, and the kernel closes the connection for it, or lets it time out within some ten seconds (TCP
 keepalive). This costs one idle connection per agent, and no traffic that grows with the time between failures.
+
+On the same connection an agent asks for the leader's time (`clock`), to know how far its own is off.
 """
 
 from __future__ import annotations
@@ -34,7 +36,11 @@ _CONNECT_SECONDS = 3.0
 _LONGEST_LINE = 4096
 # A caller that has not said it is here by then is a stranger, or has given up.
 _STRANGER_SECONDS = 30.0
-_HERE, _BYE = b"here\n", b"bye\n"
+_HERE, _BYE, _CLOCK = b"here\n", b"bye\n", b"clock\n"
+
+# The quickest of so many answers counts, and an answer that takes longer than this is none.
+_CLOCK_TURNS = 3
+_CLOCK_SECONDS = 1.0
 
 # What a line that is not ours can do to json and to those who look into it.
 _NONSENSE = (ValueError, KeyError, TypeError, RecursionError, OverflowError)
@@ -148,6 +154,9 @@ class Locator:
             self._answer(connection, caller, line)
         elif line == _HERE:
             caller.agent = caller.asked
+        elif line == _CLOCK:
+            with contextlib.suppress(OSError):  # it will be missed
+                connection.sendall(f"{time.time():.6f}\n".encode())
         else:
             self._forget(connection)  # it takes leave
 
@@ -181,17 +190,48 @@ class Lifeline:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        self._silent = False
         connection.settimeout(None)
         _keep_alive(connection)
 
     def broken(self) -> bool:
         """Whether the leader is gone."""
+        late = _LONGEST_LINE if self._silent else 0  # an answer that nobody waits for any more
         try:
+            while late and self._connection.recv(late, socket.MSG_DONTWAIT):
+                pass
             return self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
         except BlockingIOError:
             return False
         except OSError:
             return True
+
+    def clock(self) -> tuple[float, float] | None:
+        """How many seconds this node's clock is ahead of the leader's, and how wrong that can be; None if unknown.
+
+        The leader has read its clock at some moment between question and answer (F. Cristian, Probabilistic clock
+        synchronization, Distributed Computing 3, 1989): half of that time is the error.
+        """
+        found = [measured for _ in range(_CLOCK_TURNS) if (measured := self._ask_clock()) is not None]
+        return min(found, key=lambda measured: measured[1], default=None)
+
+    def _ask_clock(self) -> tuple[float, float] | None:
+        if self._silent:
+            return None  # its late answer would be taken for that to another question
+        begin = time.time()
+        self._connection.settimeout(_CLOCK_SECONDS)
+        try:
+            self._connection.sendall(_CLOCK)
+            line = b""
+            while not line.endswith(b"\n"):
+                line += self._connection.recv(_LONGEST_LINE) or b"gone\n"
+            end = time.time()
+            return (begin + end) / 2 - float(line), max(0.0, end - begin) / 2
+        except (OSError, ValueError):
+            self._silent = True
+            return None
+        finally:
+            self._connection.settimeout(None)
 
     def close(self, *, ended: bool = True) -> None:
         """Close it, and take leave if the run has ended: otherwise the leader is to miss this agent."""

@@ -19,7 +19,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -40,7 +40,7 @@ from hpc_launch.elastic.rounds import Ending, Member, Message, RoundEnd, RoundPl
 from hpc_launch.errors import HpcLaunchError, LogDirError, RendezvousError, RendezvousTimeout, RoundRefused
 from hpc_launch.node import network
 from hpc_launch.plan import derive
-from hpc_launch.records import directory
+from hpc_launch.records import directory, events
 from hpc_launch.records.directory import JobDirectory
 
 NAME = "slurm"
@@ -63,6 +63,9 @@ class SlurmRendezvous(RendezvousHandler):
 
     The agent of hpc-launch uses `report_failure`, `report_done` and `end` as well; torch's own agent makes do with the
     methods of torch's interface, restarts included.
+
+    Attributes:
+        observer: is told of nodes that are missing or lost, as events (`records.events`).
     """
 
     def __init__(self, party: Party) -> None:
@@ -77,9 +80,11 @@ class SlurmRendezvous(RendezvousHandler):
         self._plan: RoundPlan | None = None
         self._end: RoundEnd | None = None
         self._next_question = self._next_notices = 0.0
+        self._observed = ""
         self._notices: Mapping[str, int] = {}
         # Where each agent is; with several tasks on a node this is known when they have joined.
         self._hosts = dict(enumerate(party.hosts)) if party.agents_per_host is not None else {}
+        self.observer: Callable[..., None] = lambda _, **__: None
 
     # ---- what the agent asks
 
@@ -94,6 +99,11 @@ class SlurmRendezvous(RendezvousHandler):
         if self._plan is None:
             raise RendezvousError("there was no rendezvous yet")
         return self._plan
+
+    @property
+    def hosts(self) -> Sequence[str]:
+        """Where the agents of the current round are; only the leader knows of all."""
+        return tuple(self._hosts.values())
 
     @property
     def interface(self) -> str:
@@ -167,6 +177,15 @@ class SlurmRendezvous(RendezvousHandler):
         return self._end
 
     # ---- what concerns all rounds
+
+    def clock(self) -> tuple[float, float] | None:
+        """How many seconds this node's clock is ahead of the leader's, and how wrong that can be; None if unknown.
+
+        It asks on the connection to the leader, at no cost for the store.
+        """
+        if self._party.leader:
+            return 0.0, 0.0
+        return self._lifeline.clock() if self._lifeline is not None else None
 
     def tell_notice(self, name: str, count: int) -> None:
         """Tell the other agents that a signal came for the `count`-th time."""
@@ -332,6 +351,7 @@ class SlurmRendezvous(RendezvousHandler):
     def _mind_the_leader(self) -> None:
         """See that the leader is there before asking its store, which would wait long for an answer."""
         if self._lifeline is not None and self._lifeline.broken():
+            self._observe_lost(self._party.hosts[0])
             raise RendezvousError(
                 f"lost the agent on {self._party.hosts[0]}, which hosts the store: it was killed, or its node is gone"
             )
@@ -341,10 +361,14 @@ class SlurmRendezvous(RendezvousHandler):
         lost = self._locator.lost if self._locator is not None else ()
         if not lost:
             return ""
-        hosts = sorted({self._hosts[agent] for agent in lost if agent in self._hosts})
-        return (
-            f"lost the agent on {hostlist.display(hosts) if hosts else 'some node'}: it was killed, or its node is gone"
-        )
+        hosts = hostlist.display({self._hosts[agent] for agent in lost if agent in self._hosts})
+        self._observe_lost(hosts)
+        return f"lost the agent on {hosts or 'some node'}: it was killed, or its node is gone"
+
+    def _observe_lost(self, hosts: str) -> None:
+        if hosts != self._observed:
+            self._observed = hosts
+            self.observer(events.NODE_LOST, hosts=hosts)
 
     def _mind_an_early_end(self) -> None:
         """See that nobody has left while this agent waits for the round to begin."""
@@ -488,6 +512,8 @@ class SlurmRendezvous(RendezvousHandler):
             if late or pace.due():
                 missing = self._missing()
                 names = hostlist.display(missing) if missing else f"{party.agents - joined} tasks"
+                about = {"joined": joined, "expected": party.agents, "waited": round(waited, 1)}
+                self.observer(events.NODE_MISSING, hosts=hostlist.display(missing), **about)
                 if late:
                     raise RendezvousTimeout(
                         f"{names} did not join in {party.join_timeout:.0f} s ({joined}/{party.agents} joined): look at "

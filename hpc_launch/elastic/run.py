@@ -117,6 +117,7 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
         except SignalException as stop:
             raise Interrupted(stop.sigval, stop.sigval.name) from None
         error = _run_agent(agent, handler, plan)
+        agent.left(error)
         # Before the others are waited for: Slurm may be about to kill.
         _requeue(plan, environ, agent, error)
     if error is not None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from hpc_launch.elastic.console import say
 from hpc_launch.elastic.window import Window
 from hpc_launch.warm import child
-from hpc_launch.warm.factory import Factory, FactoryLostError
+from hpc_launch.warm.factory import Ended, Factory, FactoryLostError
 from hpc_launch.warm.server import Order
 
 # What workers have left behind when they ended by themselves may take so long to end, before it is killed.
@@ -72,6 +73,11 @@ class CommandWorkers(PContext):
     Unlike torch's SubprocessContext it gives each worker exactly the environment it is told (which can lack variables
     of the agent's), appends to log files, reports a failure before it ends the other workers, so that the other nodes
     hear of it first, and leaves nothing behind: what workers have started ends with them.
+
+    Attributes:
+        endings: how workers have ended, by local rank.
+        told: the last signal that workers were sent to end them, by local rank; none for those that had ended before.
+        hung: process ids that could not be killed.
     """
 
     def __init__(
@@ -104,6 +110,9 @@ class CommandWorkers(PContext):
         self._pids: dict[int, int] = {}
         self._statuses: dict[int, int] = {}
         self._swept = True
+        self.endings: dict[int, Ended] = {}
+        self.told: dict[int, signal.Signals] = {}
+        self.hung: tuple[int, ...] = ()
 
     def start(self) -> None:
         """Start them all; unlike torch's, without installing signal handlers (`elastic.run` has)."""
@@ -154,12 +163,15 @@ class CommandWorkers(PContext):
             for ended in self._factory.ended():
                 if ended.pid in ranks:
                     self._statuses[ranks[ended.pid]] = ended.status
+                    self.endings[ranks[ended.pid]] = ended
         except FactoryLostError as error:
             # The kernel kills its workers with it.
             if self.running:
                 say(f"{error}, and the workers with it")
-            for local_rank in self.running:
+            for local_rank, pid in self.running.items():
                 self._statuses[local_rank] = -signal.SIGKILL
+                self.told[local_rank] = signal.SIGKILL
+                self.endings[local_rank] = Ended(pid, -signal.SIGKILL, time.time(), 0.0, 0.0, 0)
 
     @property
     def running(self) -> dict[int, int]:
@@ -193,6 +205,7 @@ class CommandWorkers(PContext):
     def _stop(self, signum: signal.Signals, *, told: bool, then: Callable[[], None]) -> None:
         self._window.open()
         self._look()
+        self.told.update(dict.fromkeys(self.running, signum))
         if self.running and not told:
             self._factory.signal([*self.running.values()], signum, group=self._group)
         then()
@@ -202,9 +215,11 @@ class CommandWorkers(PContext):
         if self.running:
             late = ", ".join(map(str, self.running))
             say(f"local rank {late} did not end in time after {signum.name} and is killed ({self._window.reason})")
+            self.told.update(dict.fromkeys(self.running, signal.SIGKILL))
         left = self._factory.sweep(0 if self.running else min(_LEFTOVER_SECONDS, self._window.left))
         self._look()
         if left:
+            self.hung = tuple(left)
             say(f"process {', '.join(map(str, left))} hangs in the kernel and cannot be killed")
 
     def _close(self, death_sig: signal.Signals, timeout: int = 30) -> None:  # noqa: ARG002 - the window is the one place
@@ -219,16 +234,6 @@ def _destination(stack: contextlib.ExitStack, path: str) -> Any:
 def status_of(exitcode: int) -> int:
     """The exit status for a worker's exit code as subprocess gives it: 128+N for signal N, as shells say it."""
     return exitcode if exitcode >= 0 else 128 - exitcode
-
-
-def describe(exitcode: int) -> str:
-    """An exit code in words."""
-    if exitcode >= 0:
-        return f"exit status {exitcode}"
-    try:
-        return signal.Signals(-exitcode).name
-    except ValueError:
-        return f"signal {-exitcode}"
 
 
 def replace_local_rank(arguments: Sequence[str], local_rank: int) -> tuple[str, ...]:

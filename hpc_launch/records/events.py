@@ -20,8 +20,9 @@ agent that wrote it) and, once there is one, `attempt` (as in the job directory)
 
 `usage` is {user, system (seconds), max_rss (bytes)}. `failure` is what is known of why, each part only if there is one:
 
-    exception  {type, message, where (file:line), source: hook, or stderr where it was read off the output}
+    exception  {type, message, where (file:line), time, source: hook, or stderr where it was read off the output}
     lines      the last lines of stderr, or of stdout where there is nothing else
+    log        the file that ends with these lines: its name, or its path where it is not in the job directory
     oom        the memory limit that the kernel enforced, in words
     gpu        lines about the device: CUDA, NCCL, Xid
     hung       the process could not be killed: it hangs in the kernel, in this function
@@ -36,6 +37,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +63,28 @@ _LONGEST = 1 << 15
 class EventLog:
     """Appends events to one file.
 
-    Each event is one write of one line to a file opened for appending, so that the agents of a node can share it. An
-    event that cannot be written (a full disk) is dropped: training goes on.
+    Events are whole lines, one or several in a write, to a file opened for appending, so that the agents of a node can
+    share it. An event that cannot be written (a full disk) is dropped: training goes on.
     """
 
     def __init__(self, path: Path, agent: int) -> None:
         self._path = path
         self._agent = agent
+        self._held: list[str] | None = None
         directory.make(path.parent)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Write the events of a while in one go, at its end: on a network file system each time costs round trips."""
+        if self._held is not None:
+            yield
+            return
+        self._held = []
+        try:
+            yield
+        finally:
+            text, self._held = "".join(self._held), None
+            self._write(text)
 
     def record(self, event: str, *, when: float | None = None, **facts: Any) -> None:
         """Append one event.
@@ -83,9 +99,17 @@ class EventLog:
         line = json.dumps({**common, **facts}) + "\n"
         if len(line) > _LONGEST:
             line = json.dumps({**common, **{name: fact for name, fact in facts.items() if name != "failure"}}) + "\n"
+        if self._held is not None:
+            self._held.append(line)
+        else:
+            self._write(line)
+
+    def _write(self, text: str) -> None:
+        if not text:
+            return
         with contextlib.suppress(OSError):
             handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
-                os.write(handle, line.encode())
+                os.write(handle, text.encode())
             finally:
                 os.close(handle)

@@ -34,6 +34,7 @@ class _Event:
     attempt: int | None
     run: int
     fields: Fields
+    offset: float
 
 
 class Gathered:
@@ -110,6 +111,9 @@ class Gathered:
     def _attempt(self, number: int, mine: Sequence[_Event]) -> Attempt:
         begun = [event for event in mine if event.kind == events.ATTEMPT]
         ends = [event for event in mine if event.kind == events.ROUND_ENDED]
+        # Where the leader was lost there is no common end: each agent ends its run by itself.
+        left = [event for event in mine if event.kind == events.RUN_ENDED and event.fields.whole("status")]
+        ends = ends or left
         end = min(ends, key=lambda event: event.time) if ends else None
         said = end.fields if end is not None else Fields({})
         workers = self._workers(number, mine)
@@ -121,12 +125,13 @@ class Gathered:
             hosts=tuple(sorted({event.host for event in [*begun]} | {worker.host for worker in workers})),
             begin=min((event.time for event in begun or mine), default=None),
             end=_end(ends, workers),
-            ending=said.text("ending"),
+            ending=said.text("ending") or ("failed" if end is not None else ""),
             status=said.whole("status"),
             cause=said.text("cause"),
             signal=said.text("signal"),
-            by=said.text("by"),
+            by=said.text("by") or (end.host if end is not None else ""),
             workers=workers,
+            decided=end.time if end is not None else None,
         )
 
     def _workers(self, attempt: int, mine: Iterable[_Event]) -> tuple[Worker, ...]:
@@ -159,7 +164,7 @@ class Gathered:
             exitcode=None if code is None else int(code),
             told=end.text("told"),
             usage=_usage(end.inner("usage")),
-            failure=_failure(end.inner("failure")) if end.inner("failure").values else None,
+            failure=failure(end.inner("failure"), ended.offset if ended is not None else 0.0),
             files=self._job.rank(attempt, known.host, rank),
         )
 
@@ -194,7 +199,7 @@ def _timed_run(host: str, agent: int, lines: Sequence[Fields]) -> list[_Event]:
             measured = fields.number("offset")
             offset = offset if measured is None else measured
         time = (fields.number("time") or 0.0) - offset
-        found.append(_Event(time, kind, host, agent, attempt, run, fields))
+        found.append(_Event(time, kind, host, agent, attempt, run, fields, offset))
     return found
 
 
@@ -233,13 +238,29 @@ def _usage(fields: Fields) -> Usage | None:
     return Usage(fields.number("user") or 0.0, fields.number("system") or 0.0, fields.whole("max_rss"))
 
 
-def _failure(fields: Fields) -> Failure:
+def failure(fields: Fields, offset: float = 0.0) -> Failure | None:
+    """Read the failure of an event; None without one.
+
+    Args:
+        fields: it.
+        offset: how many seconds the clock was ahead of the leader's.
+    """
+    if not fields.values:
+        return None
     raised = fields.inner("exception")
-    exception = Raised(raised.text("type"), raised.text("message"), raised.text("where"), raised.text("source"))
+    time = raised.number("time")
+    exception = Raised(
+        type=raised.text("type"),
+        message=raised.text("message"),
+        where=raised.text("where"),
+        source=raised.text("source"),
+        time=None if time is None else time - offset,
+    )
     return Failure(
         exception=exception if exception.type else None,
         lines=fields.texts("lines"),
         oom=fields.text("oom"),
         gpu=fields.texts("gpu"),
         hung=fields.text("hung"),
+        log=fields.text("log"),
     )

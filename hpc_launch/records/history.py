@@ -73,10 +73,8 @@ class _Reader:
         return fields
 
     def _lines(self, path: Path, *, needed: bool = False) -> list[Fields]:
-        data = self._content(path)
+        data = self._content(path, needed=needed)
         if data is None:
-            if needed and not path.exists():
-                self._say(path, "it is not there")
             return []
         found, bad, cut = parse_lines(data)
         if bad:
@@ -85,12 +83,13 @@ class _Reader:
             self._say(path, "its last line is cut off, or being written")
         return found
 
-    def _content(self, path: Path) -> bytes | None:
+    def _content(self, path: Path, *, needed: bool = False) -> bytes | None:
         found = content(path)
-        if isinstance(found, str):
-            self._say(path, found)
-            return None
-        return found
+        if isinstance(found, bytes):
+            return found
+        if found or needed:
+            self._say(path, found or "it is not there")
+        return None
 
     def _entries(self, path: Path, *, needed: bool = False) -> list[str]:
         found = entries(path)

@@ -55,14 +55,16 @@ class Raised:
     Attributes:
         type: as Python shows it: `ValueError`, `torch.OutOfMemoryError`.
         message: what it said.
-        where: `FILE:LINE` of the innermost frame; empty if unknown.
+        where: `FILE:LINE` of the innermost frame outside of installed packages; empty if unknown.
         source: `hook` if the worker has left it, `stderr` if it was read off its output.
+        time: when it was raised; None if unknown.
     """
 
     type: str
     message: str
     where: str
     source: str
+    time: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Failure:
         oom: the memory limit that the kernel enforced on it, in words; empty if it did not.
         gpu: lines about its device.
         hung: the kernel function in which it hangs and cannot be killed; empty if it was gone.
+        log: the file that ends with `lines`: its name among the worker's own, or a path; empty if there is none.
     """
 
     exception: Raised | None = None
@@ -82,6 +85,7 @@ class Failure:
     oom: str = ""
     gpu: tuple[str, ...] = ()
     hung: str = ""
+    log: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,7 @@ class Attempt:
         signal: the signal that stopped it; empty if none did.
         by: the host whose agent has said so.
         workers: by rank.
+        decided: when it was said; None as long as no end is recorded.
     """
 
     number: int
@@ -155,6 +160,7 @@ class Attempt:
     signal: str
     by: str
     workers: tuple[Worker, ...]
+    decided: float | None = None
 
 
 @dataclass(frozen=True)

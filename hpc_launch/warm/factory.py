@@ -48,10 +48,23 @@ class FactoryLostError(Exception):
 
 @dataclass(frozen=True)
 class Ended:
-    """A worker that has ended, with its exit code: -N for signal N."""
+    """A worker that has ended.
+
+    Attributes:
+        pid: its process id.
+        status: its exit code: -N for signal N.
+        time: when (seconds since the epoch).
+        user: CPU seconds in user mode, its children's included.
+        system: CPU seconds in system mode.
+        max_rss: the most memory that it, or one of its children, has had at a time, in bytes.
+    """
 
     pid: int
     status: int
+    time: float
+    user: float
+    system: float
+    max_rss: int
 
 
 class Factory:
@@ -160,7 +173,7 @@ class Factory:
                 self._note(message)
 
     def _note(self, message: Mapping[str, Any]) -> None:
-        self._ended.append(Ended(message["ended"], message["status"]))
+        self._ended.append(Ended(message["ended"], message["status"], message["time"], *message["usage"]))
 
     @contextlib.contextmanager
     def _lost(self) -> Iterator[None]:

@@ -5,8 +5,9 @@ in tests/conformance run the same probes both ways and compare.
 
 Known differences, because there is no way to them: the frames of the launcher's main program lie below the script's
 (`inspect.stack()`), modules that were imported beforehand are in `sys.modules`, objects made by then are frozen for the
-garbage collector (`gc.get_freeze_count()`), all workers of a node share one hash seed, and two reports are worded
-differently: of a `sys.excepthook` that is missing or fails itself, and of a source file that cannot be decoded.
+garbage collector (`gc.get_freeze_count()`), all workers of a node share one hash seed, two reports are worded
+differently: of a `sys.excepthook` that is missing or fails itself, and of a source file that cannot be decoded; and an
+exception that ends the script is asked for its words (`str`) once more, for the file that tells the launcher of it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
+
+from hpc_launch.warm import leaving
 
 # Packages that the launcher itself needs. A script that imports one of them gets it as its own search path gives it.
 _LAUNCHER = ("hpc_launch", "click", "psutil", "hostlist", "setproctitle", "threadpoolctl")
@@ -69,6 +72,7 @@ def run(script: Script) -> None:
     of a SystemExit, by SIGINT after a KeyboardInterrupt, waiting for threads, calling `atexit` functions.
     """
     main = _prepare(script)
+    left, pid = os.environ.get(leaving.VARIABLE), os.getpid()
     try:
         if script.module:
             runpy._run_module_as_main(script.words[0])  # type: ignore[attr-defined]  # noqa: SLF001 - what `-m` calls
@@ -78,6 +82,8 @@ def run(script: Script) -> None:
         raise
     except BaseException as error:
         _hide_launcher(error)
+        if left and os.getpid() == pid:  # and not a process that the script has forked
+            leaving.write(left, error, _inner(error))
         raise
 
 
@@ -141,11 +147,17 @@ def _load(path: str) -> tuple[CodeType, object]:
     return compile(data, path, "exec", dont_inherit=True), importlib.machinery.SourceFileLoader("__main__", path)
 
 
-def _hide_launcher(error: BaseException) -> None:
-    """See that the report of an uncaught exception begins in the script."""
+def _inner(error: BaseException) -> TracebackType | None:
+    """The part of a traceback that begins in the script."""
     inner = error.__traceback__
     while inner is not None and inner.tb_frame.f_code.co_filename == __file__:
         inner = inner.tb_next
+    return inner
+
+
+def _hide_launcher(error: BaseException) -> None:
+    """See that the report of an uncaught exception begins in the script."""
+    inner = _inner(error)
     hook: Callable[[type[BaseException], BaseException, TracebackType | None], object] | None
     hook = getattr(sys, "excepthook", None)
     if hook is None:

@@ -13,7 +13,7 @@ What the agent asks, and the answers (see `factory.Factory`, which is the other 
     {"adopt": [PID, ...]}                           no answer
     {"sweep": SECONDS}                              {"swept": [PID, ...]}
 
-and, at any time, {"ended": PID, "status": EXITCODE}.
+and, at any time, {"ended": PID, "status": EXITCODE, "time": SECONDS, "usage": [USER, SYSTEM, MAX_RSS]}.
 """
 
 from __future__ import annotations
@@ -233,12 +233,15 @@ class _Server:
                 pass
         with contextlib.suppress(ChildProcessError):
             while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, used = os.wait4(-1, os.WNOHANG)
                 if pid == 0:
                     return
                 if pid in self._workers:
                     self._workers.remove(pid)
-                    self._channel.send({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
+                    # Linux counts memory in KiB here (getrusage(2)).
+                    usage = [used.ru_utime, used.ru_stime, used.ru_maxrss * 1024]
+                    code = os.waitstatus_to_exitcode(status)
+                    self._channel.send({"ended": pid, "status": code, "time": time.time(), "usage": usage})
 
     def _sweep(self, patience: float) -> list[int]:
         """End all that is below this process: ask it to, for so many seconds, then kill it; returns what is left."""

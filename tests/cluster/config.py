@@ -20,6 +20,7 @@ class ClusterConfig:
         gpus: GPUs per node, as far as Slurm knows: device files that no driver backs.
         cpus: CPUs per node, as far as Slurm knows.
         memory: Memory per node in MB, as far as Slurm knows.
+        memory_limits: Whether Slurm gives memory out, and, with proctrack cgroup, the kernel enforces that.
         kill_wait: Seconds between SIGTERM and SIGKILL at a time limit, a cancellation or a preemption.
         release: Which Slurm it runs.
         accounting: Whether slurmdbd runs, so that sacct works.
@@ -34,6 +35,7 @@ class ClusterConfig:
     gpus: int = 4
     cpus: int = 16
     memory: int = 4000
+    memory_limits: bool = False
     kill_wait: int = 10
     release: releases.Release = releases.DEFAULT
     accounting: bool = False
@@ -91,7 +93,7 @@ def files(config: ClusterConfig, run_dir: Path, cgroup: str) -> dict[str, str]:
     texts = {
         "slurm.conf": slurm_conf(config, run_dir),
         "gres.conf": "".join(f"Name=gpu File={run_dir}/dev/gpu{gpu}\n" for gpu in range(config.gpus)),
-        "cgroup.conf": cgroup_conf(cgroup),
+        "cgroup.conf": cgroup_conf(cgroup, memory_limits=config.memory_limits),
         "hosts": hosts(config),
     }
     return texts | ({"slurmdbd.conf": slurmdbd_conf(config, run_dir)} if config.accounting else {})
@@ -132,7 +134,7 @@ def slurm_conf(config: ClusterConfig, run_dir: Path) -> str:
         "MpiDefault": "none",
         "ReturnToService": "2",
         "SelectType": "select/cons_tres",
-        "SelectTypeParameters": "CR_Core",
+        "SelectTypeParameters": "CR_Core_Memory" if config.memory_limits else "CR_Core",
         "GresTypes": "gpu",
         "SlurmdTimeout": "20",
         "SlurmctldTimeout": "30",
@@ -178,9 +180,11 @@ def slurm_conf(config: ClusterConfig, run_dir: Path) -> str:
     return "\n".join([f"{key}={value}" for key, value in settings.items()] + lines) + "\n"
 
 
-def cgroup_conf(cgroup: str) -> str:
+def cgroup_conf(cgroup: str, *, memory_limits: bool) -> str:
     """Write cgroup.conf. A test has no business with the host's systemd: with v2 slurmd makes its groups itself."""
     lines = [f"CgroupPlugin=cgroup/{cgroup}", "ConstrainDevices=yes", "ConstrainCores=no"]
+    if memory_limits:
+        lines += ["ConstrainRAMSpace=yes", "ConstrainSwapSpace=yes"]
     return "\n".join(lines + (["IgnoreSystemd=yes"] if cgroup == "v2" else [])) + "\n"
 
 

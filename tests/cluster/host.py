@@ -21,8 +21,8 @@ from tests.support import wait_for
 
 NETNS = Path("/run/netns")
 CGROUPS = Path("/sys/fs/cgroup")
-# The cgroup trees that Slurm uses with cgroup v1.
-HIERARCHIES = ("freezer", "devices")
+# The cgroup trees that Slurm uses with cgroup v1; memory where there are limits.
+HIERARCHIES = ("freezer", "devices", *(["memory"] if (CGROUPS / "memory").is_dir() else []))
 
 # The file in a run directory that says whose cluster it is, and what it is like.
 RECORD = "cluster.json"

@@ -105,11 +105,19 @@ def test_the_plan_as_run_is_written_down(talk: dict[str, Ended]) -> None:
 
 @pytest.mark.parametrize("node", [1, 2])
 def test_each_node_writes_down_what_happened(talk: dict[str, Ended], node: int) -> None:
-    """events.jsonl of a node has the attempt, the start of each worker there, and the end, in this order."""
-    events = talk["all"].tree.events(f"gpu{node:03d}")
-    assert [event["event"] for event in events] == ["attempt", *["worker started"] * 4, "round ended"]
-    assert [event["rank"] for event in events[1:-1]] == list(range(4 * node - 4, 4 * node))
-    assert events[-1]["ending"] == "done"
+    """events.jsonl of a node has the run, the attempt, start and end of each worker there, and how it ended."""
+    events = [event for event in talk["all"].tree.events(f"gpu{node:03d}") if event["event"] != "binding"]
+    started, ended = (
+        [event for event in events if event["event"] == f"worker {what}"] for what in ("started", "ended")
+    )
+    names = ["run", "attempt", *["worker started"] * 4, "clock", *["worker ended"] * 4, "round ended", "run ended"]
+    assert [event["event"] for event in events] == names
+    assert [event["rank"] for event in started] == list(range(4 * node - 4, 4 * node))
+    assert {event["rank"]: (event["exitcode"], event["told"]) for event in ended} == {
+        event["rank"]: (0, "") for event in started
+    }
+    assert all(event["usage"]["max_rss"] > 1 << 20 for event in ended)
+    assert (events[-2]["ending"], events[-1]["status"]) == ("done", 0)
     assert [event["time"] for event in events] == sorted(event["time"] for event in events)
 
 
@@ -124,8 +132,8 @@ def test_a_failure_is_shown_with_the_end_of_what_the_worker_wrote(cluster: Clust
     path = job.tree.path / "attempt_0/gpu002/rank_3.err"
     assert str(path) in job.output
     assert "ValueError: this is why" in job.output
-    failed = [event for event in job.tree.events("gpu002") if event["event"] == "worker failed"]
-    assert [(event["rank"], event["exitcode"]) for event in failed] == [(3, 1)]
+    failed = [event for event in job.tree.events("gpu002") if event["event"] == "worker ended" and not event["told"]]
+    assert [(event["rank"], event["exitcode"]) for event in failed if event["exitcode"]] == [(3, 1)]
 
 
 def test_a_requeue_goes_on_in_the_same_directory(cluster: Cluster, tmp_path: Path) -> None:

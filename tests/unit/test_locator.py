@@ -352,3 +352,38 @@ def test_an_agent_sees_that_the_leader_is_gone() -> None:
         assert not found.lifeline.broken()
     assert wait_for(found.lifeline.broken, PATIENCE, "the end to be seen")
     found.lifeline.close()
+
+
+def test_how_far_a_clock_is_off_is_asked_on_the_lifeline(served: Locator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent learns by how much its clock is ahead, and how wrong that can be; the connection stays a lifeline."""
+    found = seek([served.port])
+    assert isinstance(found, Found)
+    real = time.time
+    monkeypatch.setattr(
+        locator.time, "time", lambda: real() + (0 if threading.current_thread().name == "locator" else 90)
+    )
+    measured = found.lifeline.clock()
+    assert measured is not None
+    offset, error = measured
+
+    assert abs(offset - 90) <= error + 1e-5
+    assert not found.lifeline.broken()
+    found.lifeline.close()
+
+
+def test_a_leader_that_does_not_tell_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for it long, nor takes a late answer for another; that it is gone is noticed all the same."""
+    monkeypatch.setattr(locator, "_CLOCK_SECONDS", 0.05)
+    with network.listen(0) as listener:
+        ours = socket.create_connection((HERE, listener.getsockname()[1]), PATIENCE)
+        theirs, _ = listener.accept()
+    lifeline = locator.Lifeline(ours)
+    assert lifeline.clock() is None
+    assert lifeline.clock() is None
+    assert theirs.recv(100) == b"clock\n"
+    theirs.sendall(b"123.0\n")
+
+    assert not lifeline.broken()
+    theirs.close()
+    assert lifeline.broken()
+    lifeline.close()

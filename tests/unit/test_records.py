@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from pathlib import Path
@@ -238,3 +239,18 @@ def test_events_go_on_where_an_earlier_start_ended(job: JobDirectory) -> None:
         EventLog(job.events("gpu01"), 0).record("attempt", attempt=attempt)
 
     assert [json.loads(line)["attempt"] for line in job.events("gpu01").read_text().splitlines()] == [0, 1]
+
+
+def test_events_that_belong_together_are_written_together(job: JobDirectory) -> None:
+    """Nothing is written before the end of a while; then all of it is, in order, also if it ends in an error."""
+    path = job.events("gpu01")
+    log = EventLog(path, 0)
+    with contextlib.suppress(ZeroDivisionError), log.together():
+        log.record("first")
+        with log.together():
+            log.record("second")
+        assert not path.exists()
+        raise ZeroDivisionError
+    log.record("third")
+
+    assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["first", "second", "third"]

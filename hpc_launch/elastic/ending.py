@@ -1,0 +1,50 @@
+"""The end of a run that failed, on the first node: wait for what the others write down, and find out why."""
+
+from __future__ import annotations
+
+import time
+
+from hpc_launch.records import causes, events, history, parsing
+from hpc_launch.records.causes import RootCause
+from hpc_launch.records.directory import JobDirectory
+
+# How often to look whether the others have written.
+_LOOK_SECONDS = 0.1
+
+
+def root_cause(job: JobDirectory, attempt: int, hosts: dict[str, int], patience: float) -> RootCause | None:
+    """Find out why an attempt failed, when all agents have written down what they know.
+
+    Args:
+        job: the job directory.
+        attempt: the number of the attempt.
+        hosts: all nodes, each with its number of agents.
+        patience: how many seconds to wait for them at most; one may be gone, or not share the directory.
+
+    Returns:
+        Why; None where the attempt cannot be found in the directory.
+    """
+    deadline = time.monotonic() + patience
+    waited_for = list(hosts)
+    while waited_for and time.monotonic() < deadline:
+        waited_for = [host for host in waited_for if _missing(job, attempt, host, hosts[host])]
+        if waited_for:
+            time.sleep(_LOOK_SECONDS)
+    told = history.read(job.path)
+    found = next((one for one in told.attempts if one.number == attempt), None)
+    return causes.of(told, found) if found is not None else None
+
+
+def _missing(job: JobDirectory, attempt: int, host: str, agents: int) -> bool:
+    """Whether agents of a node have more to say about an attempt."""
+    data = parsing.content(job.events(host))
+    if not isinstance(data, bytes):
+        return True
+    mark = b'"attempt": %d,' % attempt
+    kinds = [
+        fields.text("event")
+        for line in data.splitlines()
+        if mark in line and (fields := parsing.parse(line)) is not None and fields.place("attempt") == attempt
+    ]
+    ended = kinds.count(events.ROUND_ENDED) >= agents
+    return not ended or kinds.count(events.WORKER_ENDED) < kinds.count(events.WORKER_STARTED)

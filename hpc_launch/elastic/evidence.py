@@ -1,0 +1,149 @@
+"""What is known of why a worker ended: the exception that it has left, its last words, what the kernel did.
+
+Looking costs a few reads of small files, and is done only for workers that have failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc_launch.node import memory
+from hpc_launch.records import parsing, tracebacks
+from hpc_launch.records.directory import RankFiles
+
+# How much of the end of a worker's output is looked at, and how much of that is kept.
+_TAIL = 1 << 16
+_LINES = 20
+_LONGEST_LINE = 400
+_LONGEST_MESSAGE = 1000
+_GPU_LINES = 5
+
+# Lines in which libraries speak of trouble with a device.
+_GPU = re.compile(
+    r"CUDA error|CUDA driver error|device-side assert|cuBLAS|CUBLAS_STATUS|cuDNN error|CUDNN_STATUS|HIP error|"
+    r"NCCL (?:error|WARN|failure)|ncclInternalError|ncclSystemError|\bXid\b|uncorrectable ECC|Level Zero error"
+)
+
+# What a program says whose child was killed (torch's DataLoader, concurrent.futures).
+_CHILD_KILLED = re.compile(r"killed by signal: Killed|terminated abruptly")
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Before:
+    """What the counters said when the attempt began."""
+
+    kills: memory.Kills
+
+    @classmethod
+    def now(cls) -> Before:
+        """Read them."""
+        return cls(memory.kills())
+
+
+def gather(files: RankFiles, exitcode: int, before: Before, *, ended: float) -> dict[str, Any]:
+    """Look at what a worker has left behind.
+
+    Args:
+        files: where it wrote; what it did not write is not there.
+        exitcode: how it ended, -N for signal N.
+        before: the counters when the attempt began.
+        ended: when it ended.
+
+    Returns:
+        The `failure` of its event (`records.events`).
+    """
+    errors, output = _tail(files.err), _tail(files.out)
+    found: dict[str, Any] = {}
+    exception = _left(files.error, ended)
+    if exception is None and exitcode == 1:
+        report = tracebacks.find(errors)
+        if report is not None:
+            exception = {"type": report.type, "message": report.message, "where": report.where, "source": "stderr"}
+    if exception is not None:
+        found["exception"] = {**exception, "message": exception["message"][:_LONGEST_MESSAGE]}
+    shown = errors if any(errors) else output
+    if shown:
+        found["log"] = str(files.err if any(errors) else files.out)
+        found["lines"] = [line[:_LONGEST_LINE] for line in shown[-_LINES:]]
+    gpu = list(dict.fromkeys(line[:_LONGEST_LINE] for line in [*errors, *output] if _GPU.search(line)))
+    if gpu:
+        found["gpu"] = gpu[:_GPU_LINES]
+    if exitcode == -signal.SIGKILL or any(_CHILD_KILLED.search(line) for line in errors):
+        oom = _oom(before.kills, memory.kills())
+        if oom:
+            found["oom"] = oom
+    return found
+
+
+def hung_in(pid: int) -> str:
+    """The function of the kernel in which a process waits and cannot be interrupted; empty if it does not.
+
+    It is the state D of proc_pid_stat(5). The function's name is hidden from other users' processes.
+    """
+    with contextlib.suppress(OSError, IndexError):
+        folder = Path("/proc", str(pid))
+        if (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "D":
+            with contextlib.suppress(OSError):
+                return (folder / "wchan").read_text().strip("0\n") or "the kernel"
+            return "the kernel"
+    return ""
+
+
+def _left(path: Path, ended: float) -> dict[str, Any] | None:
+    """The exception of an error file, by torch's `record` or by `warm.leaving`."""
+    data = parsing.content(path)
+    fields = parsing.parse(data) if isinstance(data, bytes) else None
+    if fields is None:
+        return None
+    inner, extra = fields.inner("message"), fields.inner("message").inner("extraInfo")
+    said = inner.text("message") or fields.text("message")
+    if not said:
+        return None
+    short, _, message = said.partition(": ")
+    report = tracebacks.find(extra.text("py_callstack").splitlines())
+    moment = extra.number("time")
+    if moment is None and extra.text("timestamp").isdecimal():
+        moment = min(ended, float(extra.text("timestamp")) + 1)  # torch writes whole seconds
+    return {
+        "type": extra.text("type") or (report.type if report else short),
+        "message": tracebacks.essence(message),
+        "where": extra.text("where") or (report.where if report else ""),
+        "source": "hook",
+        "time": moment,
+    }
+
+
+def _tail(path: Path) -> list[str]:
+    """The last lines of a file that may be anything; none where there is none."""
+    try:
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            stream.seek(max(0, size - _TAIL))
+            data = stream.read(_TAIL)
+    except OSError:
+        return []
+    return [_shown(line) for line in data.splitlines()]
+
+
+def _shown(line: bytes) -> str:
+    """What a terminal would show of a line: a progress bar's last state."""
+    return line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")
+
+
+def _oom(before: memory.Kills, after: memory.Kills) -> str:
+    """What the kernel did, in words; empty if it did nothing."""
+    if before.group is not None and after.group is not None and after.group > before.group:
+        size = memory.limit()
+        at = f" ({size / _GIB:.1f} GiB)" if size is not None else ""
+        return f"the kernel killed a process for reaching the job's memory limit{at}: ask for more with --mem"
+    if before.node is not None and after.node is not None and after.node > before.node:
+        return "the kernel killed a process of this node because the node was out of memory"
+    return ""

@@ -1,0 +1,253 @@
+"""Write down what happens to this agent and its workers, in the node's events (`records.events`)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.elastic.multiprocessing import PContext
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.version import __version__ as torch_version
+
+import hpc_launch
+from hpc_launch.elastic import evidence
+from hpc_launch.elastic.console import Pace
+from hpc_launch.elastic.evidence import Before
+from hpc_launch.elastic.workers import CommandWorkers
+from hpc_launch.errors import LogDirError
+from hpc_launch.node.memory import Kills
+from hpc_launch.plan.model import Plan
+from hpc_launch.records import events, gather
+from hpc_launch.records.directory import JobDirectory, RankFiles
+from hpc_launch.records.events import EventLog
+from hpc_launch.records.model import Attempt, Usage, Worker
+from hpc_launch.records.parsing import Fields
+
+# A sign of life is given after a minute, then ever less often: some five thousand of them in a month.
+_BEAT_SECONDS, _LONGEST_BEAT_SECONDS = 60, 600
+
+# What is said before it is known where to write; a leader that waits for hours says more.
+_MOST_HELD = 100
+
+
+class Recorder:
+    """One agent's records.
+
+    What is said before the job directory is known is kept until then.
+    """
+
+    def __init__(self, plan: Plan, environ: Mapping[str, str]) -> None:
+        self._plan = plan
+        self._restarts = int(environ.get("SLURM_RESTART_COUNT") or 0)
+        self._log: EventLog | None = None
+        self._held: list[tuple[str, float, dict[str, Any]]] = []
+        self._begun = time.time()
+        self._job = JobDirectory(plan.log_root, plan.job_name)
+        self._attempt: int | None = None
+        self._workers: dict[int, Worker] = {}
+        self._files: dict[int, RankFiles] = {}
+        self._before = Before(Kills(None, None))
+        self._beat = Pace(_BEAT_SECONDS, _LONGEST_BEAT_SECONDS)
+        self._waiting: set[int] = set()
+
+    @property
+    def opened(self) -> bool:
+        """Whether it is known where to write."""
+        return self._log is not None
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """The workers of this attempt, as far as they are known, by local rank."""
+        return tuple(worker for _, worker in sorted(self._workers.items()))
+
+    def say(self, event: str, *, when: float | None = None, **facts: Any) -> None:
+        """Write down an event, or keep it until there is a place for it."""
+        if self._attempt is not None:
+            facts = {"attempt": self._attempt, **facts}
+        if self._log is not None:
+            self._log.record(event, when=when, **facts)
+        elif len(self._held) < _MOST_HELD:
+            self._held.append((event, time.time() if when is None else when, facts))
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """Write the events of a while in one go, at its end."""
+        return self._log.together() if self._log is not None else contextlib.nullcontext()
+
+    def open(self, job: JobDirectory, first_attempt: int) -> None:
+        """Begin to write.
+
+        Args:
+            job: where.
+            first_attempt: the first attempt of this run.
+
+        Raises:
+            LogDirError: when that cannot be.
+        """
+        world = self._plan.world
+        self._job = job
+        self._log = EventLog(job.events(world.host), world.agent_rank)
+        self._log.record(
+            events.RUN,
+            when=self._begun,
+            host=world.host,
+            node_rank=world.node_rank,
+            agents=world.agents,
+            pid=os.getpid(),
+            run_id=self._plan.run_id,
+            first_attempt=first_attempt,
+            restart_count=self._restarts,
+            versions={
+                "hpc-launch": hpc_launch.__version__,
+                "python": platform.python_version(),
+                "torch": str(torch_version),
+                "kernel": platform.release(),
+            },
+        )
+        held, self._held = self._held, []
+        for event, when, facts in held:
+            self._log.record(event, when=when, **facts)
+
+    def begin(self, attempt: int, world_size: int) -> None:
+        """An attempt begins."""
+        world = self._plan.world
+        self._attempt, self._workers, self._waiting = attempt, {}, set()
+        self._before = Before.now()
+        self.say(events.ATTEMPT, host=world.host, world_size=world_size, agents=world.agents)
+
+    def clock(self, measured: tuple[float, float] | None) -> None:
+        """How far the clock is ahead of the leader's, and how wrong that can be."""
+        if measured is not None:
+            self.say(events.CLOCK, offset=round(measured[0], 6), error=round(measured[1], 6))
+
+    def started(self, local_rank: int, rank: int, workers: PContext) -> None:
+        """A worker has been started."""
+        pid = workers.pids()[local_rank]
+        self._files[local_rank] = RankFiles(
+            Path(workers.stdouts[local_rank]), Path(workers.stderrs[local_rank]), Path(workers.error_files[local_rank])
+        )
+        plan, now = self._plan, time.time()
+        place = plan.world.local_agent if plan.world.task_per_rank else local_rank
+        device = self._device(place)
+        self.say(events.WORKER_STARTED, rank=rank, local_rank=place, pid=pid, device=device)
+        self._workers[local_rank] = Worker(
+            rank=rank,
+            host=plan.world.host,
+            agent=plan.world.agent_rank,
+            local_rank=place,
+            device=device,
+            pid=pid,
+            started=now,
+            ended=None,
+            exitcode=None,
+            told="",
+            usage=None,
+            failure=None,
+            files=self._job.rank(self._attempt or 0, plan.world.host, rank),
+        )
+
+    def look(self, workers: PContext | None) -> None:
+        """Write down which workers have ended since; from time to time, that this agent is there."""
+        if isinstance(workers, CommandWorkers):
+            with self.together():
+                for local_rank, end in [*workers.endings.items()]:
+                    usage = Usage(round(end.user, 3), round(end.system, 3), end.max_rss)
+                    told = workers.told.get(local_rank)
+                    self._ended(local_rank, end.status, end.time, told.name if told else "", usage)
+        if self._beat.due():
+            running = {worker.rank: worker.pid for worker in self.workers if worker.ended is None}
+            waiting = {rank for rank, pid in running.items() if evidence.hung_in(pid)}
+            # Any process waits for a disk now and then; one that does so twice in a row, minutes apart, hangs.
+            self.say(events.HEARTBEAT, running=len(running), waiting=sorted(waiting & self._waiting))
+            self._waiting = waiting
+
+    def failed(self, failures: Iterable[ProcessFailure]) -> None:
+        """Write down workers of torch's making that have failed."""
+        for failure in failures:
+            self._ended(failure.local_rank, failure.exitcode, time.time(), "", None)
+
+    def finish(self, workers: PContext | None, told: str) -> None:
+        """The workers of this attempt are gone: write down what was not yet.
+
+        Args:
+            workers: they.
+            told: the signal that those of torch's making were sent, if they had not ended; empty if all had.
+        """
+        self.look(workers)
+        hung = set(workers.hung) if isinstance(workers, CommandWorkers) else set()
+        for local_rank, worker in [*self._workers.items()]:
+            if worker.ended is not None:
+                continue
+            if worker.pid in hung:
+                failure = {"hung": evidence.hung_in(worker.pid) or "the kernel"}
+                facts: dict[str, Any] = {"exitcode": None, "told": "SIGKILL", "failure": failure}
+                self.say(events.WORKER_ENDED, rank=worker.rank, local_rank=worker.local_rank, **facts)
+            elif not isinstance(workers, CommandWorkers):
+                self._ended(local_rank, -15 if told else 0, time.time(), told, None)
+
+    def summary(self, cause: str) -> Attempt:
+        """What is known here of this attempt, which has failed."""
+        workers, host = self.workers, self._plan.world.host
+        return Attempt(
+            number=self._attempt or 0,
+            run=0,
+            world_size=len(workers),
+            hosts=(host,),
+            begin=None,
+            end=None,
+            ending="failed",
+            status=1,
+            cause=cause,
+            signal="",
+            by=host,
+            workers=workers,
+            decided=time.time(),
+        )
+
+    def left(self, status: int, cause: str) -> None:
+        """This agent leaves; where the directory is known, this is written down even if the agents had never met."""
+        if self._log is None and self._job.job:
+            try:
+                self.open(self._job, self._job.next_attempt())
+            except LogDirError:
+                return
+        self.say(events.RUN_ENDED, status=status, cause=cause)
+
+    def _ended(self, local_rank: int, exitcode: int, when: float, told: str, usage: Usage | None) -> None:
+        worker = self._workers.get(local_rank)
+        if worker is None or worker.ended is not None:
+            return
+        facts: dict[str, Any] = {"exitcode": exitcode, "told": told}
+        if usage is not None:
+            facts["usage"] = dataclasses.asdict(usage)
+        failure: dict[str, Any] = {}
+        if exitcode != 0:
+            failure = evidence.gather(self._files[local_rank], exitcode, self._before, ended=when)
+            if told and "exception" not in failure:
+                failure = {}  # it was well
+            elif Path(failure.get("log", "")).parent == worker.files.err.parent:
+                failure["log"] = Path(failure["log"]).name  # the directory can be moved
+        self._workers[local_rank] = dataclasses.replace(
+            worker,
+            ended=when,
+            exitcode=exitcode,
+            told=told,
+            usage=usage,
+            failure=gather.failure(Fields(failure)),
+        )
+        if failure:
+            facts["failure"] = failure
+        self.say(events.WORKER_ENDED, rank=worker.rank, local_rank=worker.local_rank, when=when, **facts)
+
+    def _device(self, local_rank: int) -> str:
+        """What a worker uses, for people."""
+        tokens = self._plan.devices.tokens
+        if not tokens:
+            return ""
+        token = tokens[local_rank % len(tokens)]
+        return f"GPU {token}" if token.isdigit() else token

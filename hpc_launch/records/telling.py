@@ -1,0 +1,103 @@
+"""Say why an attempt failed: the one place for its words, for the console and for whoever asks later. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hpc_launch import hostlist
+from hpc_launch.records import causes
+from hpc_launch.records.causes import Group, RootCause
+from hpc_launch.records.model import Failure, Worker
+
+# A message in a line of many is cut here.
+_LONGEST = 300
+
+# How many other failures are shown, and how many lines of output.
+_OTHERS = 3
+_LINES = 20
+
+
+def line(worker: Worker) -> str:
+    """How a worker failed, in a line."""
+    return _failed(f"rank {worker.rank} on {worker.host} (local rank {worker.local_rank})", worker, causes.what(worker))
+
+
+def headline(cause: RootCause) -> str:
+    """Why an attempt failed, in a line."""
+    if cause.groups:
+        group = cause.groups[0]
+        return _failed(_who(group), group.first, group.what)
+    if cause.lost:
+        return f"lost {cause.lost}: its agent was killed, or the node is gone"
+    return cause.said or "it is not known why"
+
+
+def block(cause: RootCause, lines: int = _LINES) -> list[str]:
+    """Why an attempt failed, at length: the headline, then lines that belong below it.
+
+    Args:
+        cause: why.
+        lines: how many lines of the worker's output are shown at most.
+    """
+    told = [headline(cause)]
+    if cause.groups:
+        told.extend(_details(cause.groups[0], lines))
+    told.extend(f"also: {_failed(_who(group), group.first, group.what)}" for group in cause.groups[1 : _OTHERS + 1])
+    rest = sum(len(group.workers) for group in cause.groups[_OTHERS + 1 :])
+    if rest:
+        told.append(f"also: {rest} more rank{'s' if rest > 1 else ''} in other ways")
+    if cause.lost and cause.groups:
+        told.append(f"also: lost {cause.lost}")
+    followed = sum(cause.followers.values())
+    if followed:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(cause.followers.items()))
+        told.append(f"{followed} other rank{'s' if followed > 1 else ''} followed ({reasons})")
+    return told
+
+
+def _details(group: Group, lines: int) -> list[str]:
+    worker, failure = group.first, group.first.failure or Failure()
+    told = []
+    if len(group.workers) > 1:
+        told.append(f"first: rank {worker.rank} on {worker.host} (local rank {worker.local_rank})")
+    raised = failure.exception
+    place = [f"at {raised.where}" if raised and raised.where else "", f"on {worker.device}" if worker.device else ""]
+    if any(place):
+        told.append(", ".join(filter(None, place)))
+    if failure.oom and failure.oom != group.what:
+        told.append(failure.oom)
+    if failure.hung:
+        told.append(f"it could not be killed: it hangs in {failure.hung}")
+    shown = failure.lines[-lines:] if lines else ()
+    told.extend(f"device: {text}" for text in failure.gpu if text not in shown)
+    if shown:
+        told.append(f"the end of {log_path(worker)}:")
+        told.extend(f"    {text}" for text in shown)
+    elif lines:
+        told.append(f"it wrote nothing to {log_path(worker)}")
+    return told
+
+
+def log_path(worker: Worker) -> str:
+    """The file of a worker that tells most."""
+    # Joined to a path, an absolute one stands for itself: it is where a --logs-specs has put the output.
+    log = worker.failure.log if worker.failure else ""
+    return str(worker.files.err.parent / log) if log else str(worker.files.err)
+
+
+def ranks(workers: Sequence[Worker]) -> str:
+    """The ranks of workers, folded: `0-3,17`."""
+    return hostlist.fold([str(rank) for rank in sorted(worker.rank for worker in workers)]).strip("[]")
+
+
+def _who(group: Group) -> str:
+    if len(group.workers) == 1:
+        return f"rank {group.first.rank} on {group.first.host} (local rank {group.first.local_rank})"
+    hosts = hostlist.fold(sorted({worker.host for worker in group.workers}))
+    return f"ranks {ranks(group.workers)} on {hosts}"
+
+
+def _failed(who: str, worker: Worker, what: str) -> str:
+    # What raised an exception, and was ended while it was at it, did not fail for that.
+    text = f"{who} failed" if worker.told and what else f"{who} failed with {causes.ending(worker)}"
+    return f"{text}: {what[:_LONGEST]}" if what else text

@@ -1,0 +1,95 @@
+"""Find an exception in what a Python program has written last: for workers that leave nothing else. Pure.
+
+Python's own report is what is looked for, as `traceback` and Python/pythonrun.c write it; a program that reports
+exceptions in another way is not understood, and its last lines stand for themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_BEGIN = re.compile(r"\s*\+? ?(Exception Group )?Traceback \(most recent call last\):\s*$")
+_FRAME = re.compile(r'[ |]*File "(?P<file>.+)", line (?P<line>\d+)')
+_RAISED = re.compile(r"(?:[ +|]*)(?P<type>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
+# torch's own hook says whose line it is (torch/distributed/distributed_c10d.py, _distributed_excepthook).
+_PREFIX = re.compile(r"^\[rank\d+\]: ?")
+_LIBRARIES = ("/site-packages/", "/dist-packages/", "/lib/python", "<frozen ")
+
+# A type of exception without a traceback must look like one.
+_TELLING = ("Error", "Exception", "Warning", "Interrupt", "Exit")
+
+
+@dataclass(frozen=True)
+class Report:
+    """An exception as Python has reported it.
+
+    Attributes:
+        type: its name, with the module's unless that is `builtins` or `__main__`.
+        message: the first line of what it says, or what a process below it had said (see `essence`).
+        where: `FILE:LINE`, of the innermost frame outside of installed packages; empty if unknown.
+    """
+
+    type: str
+    message: str
+    where: str
+
+
+def find(lines: Sequence[str]) -> Report | None:
+    """The last report among some lines; None if there is none.
+
+    Args:
+        lines: the end of the output, without line ends.
+    """
+    lines = [_PREFIX.sub("", line) for line in lines]
+    begins = [number for number, line in enumerate(lines) if _BEGIN.match(line)]
+    for begin in reversed(begins):
+        report = _read(lines[begin + 1 :])
+        if report is not None:
+            return report
+    frames = [number for number, line in enumerate(lines) if _FRAME.match(line)]
+    if frames and not begins:  # a SyntaxError of the script itself is reported without the word
+        return _read(lines[frames[-1] :])
+    return None
+
+
+def essence(message: str) -> str:
+    """What a message says, in one line.
+
+    torch's DataLoader raises again what a process of its own has raised, with that one's report for a message
+    (torch/_utils.py, ExceptionWrapper): its last line says what it was.
+    """
+    lines = [line for line in message.splitlines() if line.strip()]
+    if not lines:
+        return ""
+    inner = find(lines[1:]) if len(lines) > 1 and "Traceback (most recent call last)" in message else None
+    if inner is None and "Original Traceback" in message:
+        inner = _read(lines[2:])
+    if inner is None or not lines[0].startswith("Caught "):
+        return lines[0].strip()
+    return f"{inner.message or inner.type} ({lines[0].strip().rstrip('.').replace('Caught', 'raised as', 1)})"
+
+
+def _read(lines: Sequence[str]) -> Report | None:
+    """Read frames and what follows them."""
+    frames: list[tuple[str, str]] = []
+    for number, line in enumerate(lines):
+        frame = _FRAME.match(line)
+        if frame:
+            frames.append((frame["file"], frame["line"]))
+        elif frames and not line.startswith((" ", "\t")):
+            return _raised(frames, lines[number:])
+        elif frames and line.startswith("  | ") and not line.startswith("  |  "):
+            return _raised(frames, [line[4:], *lines[number + 1 :]])
+    return None
+
+
+def _raised(frames: Sequence[tuple[str, str]], lines: Sequence[str]) -> Report | None:
+    match = _RAISED.match(lines[0])
+    if match is None or not (match["message"] is not None or match["type"].endswith(_TELLING)):
+        return None
+    own = [frame for frame in frames if not any(place in frame[0] for place in _LIBRARIES)]
+    name, number = (own or frames)[-1]
+    message = "\n".join([match["message"] or "", *lines[1:]])
+    return Report(match["type"], essence(message) if match["message"] else "", f"{name}:{number}")

@@ -1,0 +1,257 @@
+"""Which failure is the root cause: decided over what was written down, without a process in sight."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from hpc_launch.records import causes, history, telling
+from hpc_launch.records.causes import ENDED, LOST, WAITED
+from hpc_launch.records.directory import RankFiles
+from hpc_launch.records.model import Attempt, Failure, NodeEvent, Raised, Worker
+from tests import histories
+from tests.histories import Made
+
+FILES = RankFiles(Path("rank.out"), Path("rank.err"), Path("rank.error.json"))
+DECIDED = 100.0
+
+# What libraries say when a peer is gone, or does not come.
+SYMPTOMS = [
+    ("RuntimeError: [../gloo/transport/tcp/pair.cc:538] Connection closed by peer [10.1.0.3]:1234", LOST),
+    ("RuntimeError: [../gloo/transport/tcp/pair.cc:545] Read error [10.1.0.3]:1: Connection reset by peer", LOST),
+    ("torch.distributed.DistNetworkError: failed to recv, got 0 bytes", LOST),
+    (
+        "torch.distributed.DistBackendError: NCCL error: remote process exited or there was a network error",
+        LOST,
+    ),
+    ("BrokenPipeError: [Errno 32] Broken pipe", LOST),
+    (
+        "RuntimeError: [../gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation",
+        WAITED,
+    ),
+    (
+        "torch.distributed.DistBackendError: [Rank 3] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)",
+        WAITED,
+    ),
+    ("torch.distributed.DistStoreError: wait timeout after 300000ms, keys: /default_pg/0//cpu//0", WAITED),
+    (
+        "RuntimeError: Some NCCL operations have failed or timed out. Due to the asynchronous nature of CUDA kernels",
+        WAITED,
+    ),
+    ("ValueError: loss is nan", ""),
+    ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", ""),
+    ("KeyError: 'peer'", ""),
+    ("OSError: [Errno 28] No space left on device", ""),
+    ("RuntimeError: DataLoader worker (pid 123) is killed by signal: Killed. ", ""),
+]
+
+
+def worker(rank: int, code: int | None, ended: float = 100.0, **more: Any) -> Worker:
+    """A worker that has ended; two of them to a node."""
+    raised = more.pop("raised", "")
+    failure = more.pop("failure", None)
+    if raised:
+        kind, _, message = raised.partition(": ")
+        failure = Failure(Raised(kind, message, "train.py:1", "hook", more.pop("at", ended)))
+    facts: dict[str, Any] = {"pid": 1, "device": "", "started": 1.0, "told": "", "usage": None, "files": FILES}
+    place = {"host": f"gpu{rank // 2 + 1:03d}", "agent": rank // 2, "local_rank": rank % 2}
+    return Worker(rank=rank, exitcode=code, ended=ended, failure=failure, **{**place, **facts, **more})
+
+
+def attempt(*workers: Worker, **more: Any) -> Attempt:
+    """An attempt that has failed."""
+    facts: dict[str, Any] = {
+        "number": 0,
+        "run": 0,
+        "world_size": len(workers),
+        "hosts": (),
+        "begin": 1.0,
+        "end": 101.0,
+        "ending": "failed",
+        "status": 1,
+        "cause": "rank 0 on gpu001 (local rank 0) failed with exit status 1",
+        "signal": "",
+        "by": "gpu001",
+        "decided": DECIDED,
+    }
+    return Attempt(workers=workers, **{**facts, **more})
+
+
+def ended(rank: int, **more: Any) -> Worker:
+    """A worker that its agent has ended."""
+    return worker(rank, -15, DECIDED + 0.1, told="SIGTERM", **more)
+
+
+@pytest.mark.parametrize(("text", "reason"), SYMPTOMS)
+def test_what_follows_a_failure_is_known_by_what_it_says(text: str, reason: str) -> None:
+    """Lost connections and vain waits are symptoms; what a script or a device says is not."""
+    assert reason == causes.symptom(text)
+
+
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        (worker(3, 1, raised="ValueError: loss is nan"), "failed with exit status 1: ValueError: loss is nan"),
+        (worker(3, 7), "failed with exit status 7"),
+        (worker(3, -11), "failed with SIGSEGV: invalid memory access"),
+        (worker(3, -9, failure=Failure(oom="out of memory")), "failed with SIGKILL: out of memory"),
+        (worker(3, -40), "failed with signal 40"),
+        (worker(3, 1, failure=Failure(lines=("no such file",))), "failed with exit status 1"),
+    ],
+)
+def test_the_first_cause_and_not_the_first_symptom(first: Worker, words: str) -> None:
+    """The rank with a reason of its own is found, though others were gone before it; these are counted."""
+    lost = worker(0, 1, 99.0, raised=SYMPTOMS[0][0])
+    waited = worker(1, -6, 99.5, failure=Failure(lines=(SYMPTOMS[6][0],)))
+    cause = causes.find(attempt(lost, waited, ended(2), first))
+
+    assert cause is not None
+    assert telling.headline(cause) == f"rank 3 on gpu002 (local rank 1) {words}"
+    assert cause.followers == {LOST: 1, WAITED: 1, ENDED: 1}
+
+
+def test_when_an_exception_was_raised_counts() -> None:
+    """A worker that takes long to be gone failed when it raised, not when it was gone; so does one that was ended."""
+    slow = worker(2, 1, 99.0, raised="ValueError: first", at=90.0)
+    quick = worker(0, 1, 91.0, raised="KeyError: second", at=91.0)
+    stuck = ended(1, raised="OSError: even earlier", at=80.0)
+    cause = causes.find(attempt(quick, stuck, slow))
+
+    assert cause is not None
+    assert [group.first.rank for group in cause.groups] == [1, 2, 0]
+
+
+def test_what_is_raised_when_told_to_stop_is_no_cause() -> None:
+    """A handler of SIGTERM may raise what it likes."""
+    told = worker(0, 1, DECIDED + 1, told="SIGTERM", raised="SystemError: asked to stop", at=DECIDED + 0.5)
+    cause = causes.find(attempt(told, worker(2, 7, DECIDED)))
+
+    assert cause is not None
+    assert (cause.first and cause.first.rank, cause.followers) == (2, {ENDED: 1})
+
+
+def test_at_the_same_time_the_one_that_says_why_comes_first() -> None:
+    """Within what clocks can tell apart, an exception explains more than an exit status."""
+    silent, telling_one = worker(0, 3, 99.0), worker(2, 1, 99.4, raised="ValueError: why")
+    near, exact = causes.find(attempt(silent, telling_one), slack=0.5), causes.find(attempt(silent, telling_one))
+
+    assert near is not None
+    assert exact is not None
+    assert (near.groups[0].first.rank, exact.groups[0].first.rank) == (2, 0)
+
+
+def test_the_same_failure_on_many_ranks_is_one() -> None:
+    """Ranks, addresses and numbers in a message do not make it another one; hosts are folded."""
+    workers = [
+        worker(rank, 1, 99 + rank / 100, raised=f"OSError: [rank {rank}] 0x{rank}ff is bad") for rank in range(6)
+    ]
+    cause = causes.find(attempt(*workers, worker(6, 9), ended(7)))
+
+    assert cause is not None
+    assert telling.block(cause) == [
+        "ranks 0-5 on gpu[001-003] failed with exit status 1: OSError: [rank 0] 0x0ff is bad",
+        "first: rank 0 on gpu001 (local rank 0)",
+        "at train.py:1",
+        "it wrote nothing to rank.err",
+        "also: rank 6 on gpu004 (local rank 0) failed with exit status 9",
+        "1 other rank followed (ended by hpc-launch: 1)",
+    ]
+
+
+def test_a_node_that_is_lost() -> None:
+    """The node is the cause where no rank has a reason of its own, and is said besides where one has."""
+    lost = NodeEvent(95.0, 0, "lost", "gpu002", "gpu001")
+    elsewhere = NodeEvent(5.0, 3, "lost", "gpu009", "gpu001")
+    symptoms = (worker(0, 1, raised=SYMPTOMS[1][0]), ended(1))
+    alone = causes.find(attempt(*symptoms), [elsewhere, lost])
+    besides = causes.find(attempt(*symptoms, worker(4, 7)), [lost])
+
+    assert alone is not None
+    assert besides is not None
+    assert telling.headline(alone) == "lost gpu002: its agent was killed, or the node is gone"
+    assert "also: lost gpu002" in telling.block(besides)
+
+
+def test_those_for_whom_others_wait_in_vain_hang() -> None:
+    """Where most time out, the few that did not are named."""
+    waited = [worker(rank, 1, raised=SYMPTOMS[5][0]) for rank in range(3)]
+    cause = causes.find(attempt(*waited, ended(3)))
+
+    assert cause is not None
+    assert telling.headline(cause) == (
+        "rank 3 on gpu002 (local rank 1) failed: "
+        "it was still running when other ranks had waited for it in vain: it may hang"
+    )
+    assert cause.followers == {WAITED: 3}
+
+
+def test_where_all_are_symptoms_the_first_of_them_is_shown() -> None:
+    """It is better than nothing, and is not counted as a follower of itself."""
+    cause = causes.find(attempt(*(worker(rank, 1, 99 - rank, raised=SYMPTOMS[0][0]) for rank in range(3))))
+
+    assert cause is not None
+    assert (cause.first and cause.first.rank, cause.followers) == (2, {LOST: 2})
+
+
+def test_a_node_whose_records_cannot_be_seen() -> None:
+    """What its agent told the others stands for them."""
+    said = "rank 5 on gpu003 (local rank 1) failed with exit status 1: ValueError: unseen"
+    cause = causes.find(attempt(worker(0, 1, raised=SYMPTOMS[0][0]), ended(1), cause=said, by="gpu003"))
+
+    assert cause is not None
+    assert telling.block(cause) == [said, "2 other ranks followed (ended by hpc-launch: 1, lost their connection: 1)"]
+
+
+@pytest.mark.parametrize("more", [{"ending": "done"}, {"ending": ""}, {"signal": "SIGTERM"}])
+def test_no_cause_without_a_failure(more: dict[str, str]) -> None:
+    """A run that goes on, ended well or was stopped has none."""
+    assert causes.find(attempt(ended(0), **more)) is None
+
+
+def test_lines_of_the_device_are_shown() -> None:
+    """What a library says of a GPU is shown, once; so is where the worker hangs."""
+    failure = Failure(
+        lines=("last", "CUDA error: x"), gpu=("NCCL WARN y", "CUDA error: x"), hung="nfs_wait", log="rank.out"
+    )
+    cause = causes.find(attempt(worker(2, 1, failure=failure, device="GPU 3")))
+
+    assert cause is not None
+    assert telling.block(cause)[1:] == [
+        "on GPU 3",
+        "it could not be killed: it hangs in nfs_wait",
+        "device: NCCL WARN y",
+        "the end of rank.out:",
+        "    last",
+        "    CUDA error: x",
+    ]
+
+
+@given(seed=st.integers(0, 10_000), offset=st.floats(-1e6, 1e6))
+def test_whatever_the_order_of_records(seed: int, offset: float) -> None:
+    """The cause does not depend on the order of the workers, nor on when it all was."""
+    workers = [
+        worker(0, 1, 99.0, raised=SYMPTOMS[0][0]),
+        ended(1),
+        worker(2, 1, 99.9, raised="ValueError: x"),
+        worker(3, 7),
+    ]
+    random.Random(seed).shuffle(workers)
+    moved = attempt(*workers, begin=offset)
+    cause = causes.find(moved)
+
+    assert cause is not None
+    assert [group.first.rank for group in cause.groups] == [2, 3]
+
+
+def test_causes_of_a_job(tmp_path: Path) -> None:
+    """Every attempt of a history that failed has the cause that it had, whatever the clocks say."""
+    made = Made(nodes=4, attempts=4, requeues=(1,), fails={0: 3, 1: 12, 2: 6}, offsets={1: 90.0, 3: -7200.0})
+    told = history.read(histories.write(tmp_path / "job", made))
+    found = [causes.of(told, one) for one in told.attempts]
+
+    assert [cause.first.rank if cause and cause.first else None for cause in found] == [3, 12, 6, None]
+    assert all(sum(cause.followers.values()) == 15 for cause in found if cause)

@@ -1,0 +1,141 @@
+"""What is known of why a worker ended, from the files that it left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpc_launch.elastic import evidence
+from hpc_launch.elastic.evidence import Before
+from hpc_launch.node.memory import Kills
+from hpc_launch.records import gather
+from hpc_launch.records.directory import RankFiles
+from hpc_launch.records.model import Raised
+from hpc_launch.records.parsing import Fields
+
+BEFORE = Before(Kills(2, 5))
+REPORT = 'Traceback (most recent call last):\n  File "train.py", line 3, in <module>\nValueError: loss is nan\n'
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> RankFiles:
+    return RankFiles(tmp_path / "rank_3.out", tmp_path / "rank_3.err", tmp_path / "rank_3.error.json")
+
+
+@pytest.fixture(autouse=True)
+def _kills(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process is killed for memory, unless a test says so."""
+    kill(monkeypatch, 2, 5)
+
+
+def kill(monkeypatch: pytest.MonkeyPatch, group: int, node: int) -> None:
+    """Let the counters have gone up."""
+    monkeypatch.setattr(evidence.memory, "kills", lambda: Kills(group, node))
+    monkeypatch.setattr(evidence.memory, "limit", lambda: 3 << 29)
+
+
+def gathered(files: RankFiles, exitcode: int) -> dict[str, Any]:
+    """Look at what there is; see that a reader of the event understands it."""
+    found = evidence.gather(files, exitcode, BEFORE, ended=100.0)
+    assert (gather.failure(Fields(json.loads(json.dumps(found)))) is None) == (not found)
+    return found
+
+
+def test_nothing_is_known_where_nothing_was_left(files: RankFiles) -> None:
+    """A worker that wrote nothing has no failure to be shown."""
+    assert gathered(files, 7) == {}
+
+
+def test_the_exception_that_was_left(files: RankFiles) -> None:
+    """The file of a worker says more than what it wrote, and when it was."""
+    extra = {"py_callstack": REPORT, "timestamp": "99", "time": 98.5, "type": "my.Error", "where": "a.py:1"}
+    files.error.write_text(json.dumps({"message": {"message": "Error: two\nlines", "extraInfo": extra}}))
+    files.err.write_text(REPORT)
+    found = gathered(files, 1)
+
+    assert gather.failure(Fields(found), 0.5) is not None
+    assert found["exception"] == {
+        "type": "my.Error",
+        "message": "two",
+        "where": "a.py:1",
+        "source": "hook",
+        "time": 98.5,
+    }
+    assert (found["lines"][-1], found["log"]) == ("ValueError: loss is nan", str(files.err))
+
+
+@pytest.mark.parametrize(("ended", "time"), [(99.4, 99.4), (120.0, 100.0)])
+def test_the_file_of_torchs_record(files: RankFiles, ended: float, time: float) -> None:
+    """torch's own file has whole seconds, and its type only in the report."""
+    extra = {"py_callstack": REPORT, "timestamp": "99"}
+    files.error.write_text(json.dumps({"message": {"message": "ValueError: loss is nan", "extraInfo": extra}}))
+    found = gather.failure(Fields(evidence.gather(files, 1, BEFORE, ended=ended)))
+
+    assert found is not None
+    assert found.exception == Raised("ValueError", "loss is nan", "train.py:3", "hook", time)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"message": 3}', '{"message": {"message": ""}}', "\0"])
+def test_a_file_that_says_nothing(files: RankFiles, text: str) -> None:
+    """Then the output is looked at."""
+    files.error.write_text(text)
+    files.err.write_text(REPORT)
+
+    assert gathered(files, 1)["exception"]["source"] == "stderr"
+
+
+@pytest.mark.parametrize(("exitcode", "known"), [(1, True), (7, False), (-11, False)])
+def test_a_report_in_the_output_counts_for_what_ends_so(files: RankFiles, exitcode: int, known: bool) -> None:
+    """Python ends with status 1 after an exception; before another end it may have been caught."""
+    files.err.write_text(REPORT)
+
+    assert known == ("exception" in gathered(files, exitcode))
+
+
+def test_the_last_lines_are_few_and_short(files: RankFiles) -> None:
+    """However much a worker has written, its event stays small; stdout stands in for a stderr without words."""
+    files.err.write_text("\n\n")
+    files.out.write_bytes(b"\xff" * 100_000 + b"\n" + b"\n".join(b"%d" % n + b"x" * 10_000 for n in range(30)))
+    found = gathered(files, 7)
+
+    assert len(json.dumps(found)) < 1 << 14
+    assert found["lines"][-1].startswith("29x")
+    assert found["log"] == str(files.out)
+
+
+def test_memory(files: RankFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that was killed was killed for memory if the counters say so; so was the child of one that says so."""
+    kill(monkeypatch, 3, 6)
+    limit = "the kernel killed a process for reaching the job's memory limit (1.5 GiB): ask for more with --mem"
+    assert gathered(files, -9)["oom"] == limit
+    assert "oom" not in gathered(files, 1)
+    kill(monkeypatch, 2, 6)
+    files.err.write_text("RuntimeError: DataLoader worker (pid 7) is killed by signal: Killed. \n")
+
+    assert gathered(files, 1)["oom"] == "the kernel killed a process of this node because the node was out of memory"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "RuntimeError: CUDA error: an illegal memory access was encountered",
+        "gpu01:123:123 [0] NCCL WARN Cuda failure 'unspecified launch failure'",
+        "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.",
+        "RuntimeError: cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+        "RuntimeError: HIP error: out of memory",
+    ],
+)
+def test_lines_about_the_device(files: RankFiles, line: str) -> None:
+    """They are kept once, also where much was written after them."""
+    files.err.write_text("\n".join([line, line, *map(str, range(100))]))
+
+    assert gathered(files, 1)["gpu"] == [line]
+
+
+def test_a_process_that_hangs() -> None:
+    """This one does not, and one that is gone neither."""
+    assert (evidence.hung_in(os.getpid()), evidence.hung_in(1 << 22)) == ("", "")

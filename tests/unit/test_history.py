@@ -1,0 +1,258 @@
+"""Reading a job directory: all that happened, and nothing that lies there makes it fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from hpc_launch.records import causes, events, history
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.events import EventLog
+from tests import histories
+from tests.histories import Made
+
+# Anything that JSON has, where a number, a text or an object may be expected.
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+KINDS = [
+    events.RUN,
+    events.ATTEMPT,
+    events.CLOCK,
+    events.WORKER_STARTED,
+    events.WORKER_ENDED,
+    events.NOTICE,
+    events.HEARTBEAT,
+    events.NODE_LOST,
+    events.ROUND_ENDED,
+    events.RUN_ENDED,
+]
+FIELDS = [
+    "time",
+    "agent",
+    "attempt",
+    "rank",
+    "host",
+    "first_attempt",
+    "offset",
+    "failure",
+    "usage",
+    "exitcode",
+    "waiting",
+    "ending",
+    "versions",
+    "told",
+    "hosts",
+]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "logs/4711.0"
+
+
+def test_what_happened_is_read(path: Path) -> None:
+    """Runs, attempts, workers, requeues and progress are those that there were."""
+    made = Made(nodes=3, per_node=2, attempts=3, requeues=(1,), fails={0: 4})
+    told = history.read(histories.write(path, made))
+    first, second, third = told.attempts
+
+    assert told.unreadable == ()
+    assert [(run.first_attempt, run.run_id, run.restart_count) for run in told.runs] == [
+        (0, "4711.0.0", 0),
+        (2, "4711.0.1", 1),
+    ]
+    assert [attempt.ending for attempt in told.attempts] == ["restart", "failed", "done"]
+    assert [attempt.run for attempt in told.attempts] == [0, 0, 2]
+    assert {attempt.world_size for attempt in told.attempts} == {6}
+    assert first.hosts == ("gpu001", "gpu002", "gpu003")
+    assert [(worker.rank, worker.host, worker.local_rank, worker.device) for worker in third.workers[3:5]] == [
+        (3, "gpu002", 1, "GPU 1"),
+        (4, "gpu003", 0, "GPU 0"),
+    ]
+    assert (first.cause, first.by) == ("rank 4 on gpu003 (local rank 0) failed with exit status 1", "gpu003")
+    assert first.workers[4].failure is not None
+    assert first.workers[4].files == JobDirectory(path.parent, path.name).rank(0, "gpu003", 4)
+    assert second.end is not None
+    assert [(requeue.attempt, requeue.reason) for requeue in told.requeues] == [(1, "timeout")]
+    assert [(mark.rank, mark.step, mark.values) for mark in told.progress] == [(0, 300, {"loss": 0.125})]
+
+
+def test_times_are_the_leaders(path: Path) -> None:
+    """Clocks that are off by minutes make no difference to any time."""
+    plain = history.read(histories.write(path, Made()))
+    off = history.read(histories.write(path, Made(offsets={1: 90.0, 0: -3600.0})))
+
+    assert [(node.host, node.offset) for node in off.nodes] == [("gpu001", -3600.0), ("gpu002", 90.0)]
+    assert plain.attempts == off.attempts
+    assert plain.runs == off.runs
+
+
+@pytest.mark.parametrize(("ending", "known"), [("", False), ("done", True), ("failed", True), ("stopped", True)])
+def test_a_run_that_goes_on_has_no_end(path: Path, ending: str, known: bool) -> None:
+    """An attempt, its workers and its run have an end when, and only when, somebody has recorded one."""
+    told = history.read(histories.write(path, ending=ending))
+    last = told.attempts[-1]
+    ends = [last.end, last.decided, told.runs[-1].end, *(worker.ended for worker in last.workers)]
+
+    assert {known} == {end is not None for end in ends}
+
+
+def test_a_directory_that_is_not_there(path: Path) -> None:
+    """It is an empty history that says so."""
+    told = history.read(path)
+
+    assert (told.attempts, told.unreadable) == ((), (f"{path}: it is not there",))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-30]), "its last line is cut off, or being written"),
+        (lambda file: file.write_bytes(b"\0\1\2\n" + file.read_bytes()), "1 line is not what hpc-launch writes there"),
+        (lambda file: file.write_text("[1]\nnull\n7\n"), "3 lines are not what hpc-launch writes there"),
+        (lambda file: (file.unlink(), file.mkdir()), "Is a directory|it is not a file"),
+        (lambda file: (file.unlink(), os.mkfifo(file)), "it is not a file"),
+        (lambda file: (file.unlink(), file.symlink_to(file)), "Too many levels of symbolic links"),
+        (lambda file: file.unlink(), "it is not there"),
+    ],
+)
+def test_a_file_that_is_spoilt(path: Path, spoil: Any, word: str) -> None:
+    """What cannot be read of a node is said, and all that other nodes have written is there."""
+    histories.write(path, nodes=2, attempts=1)
+    spoil(path / "nodes/gpu002/events.jsonl")
+    told = history.read(path)
+
+    assert len(told.unreadable) == 1
+    assert told.unreadable[0].startswith("nodes/gpu002/events.jsonl: ")
+    assert any(one in told.unreadable[0] for one in word.split("|"))
+    assert [worker.rank for worker in told.attempts[0].workers][:4] == [0, 1, 2, 3]
+
+
+def test_foreign_files_are_passed_over(path: Path) -> None:
+    """Whatever else lies in the directory does not matter, unless it is where a record should be."""
+    histories.write(path)
+    for name in ("notes.txt", "nodes/.hidden", "progress/rank_x.json", "attempt_x/file", "attempt_0/extra"):
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text("foreign")
+    (path / "progress/rank_3.json").write_text("")
+    (path / "nodes/stray").write_text("")
+
+    told = history.read(path)
+    assert told.unreadable == (
+        "nodes/stray/events.jsonl: Not a directory",
+        "progress/rank_3.json: it is empty",
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    lines=st.lists(
+        st.fixed_dictionaries(
+            {"event": st.sampled_from(KINDS) | ANYTHING, "time": st.floats() | ANYTHING},
+            optional={name: st.integers(-2, 3) | ANYTHING for name in FIELDS if name != "time"},
+        ),
+        max_size=8,
+    )
+)
+def test_whatever_the_fields_are(lines: list[dict[str, Any]]) -> None:
+    """Events with fields of any kind are read, and causes are found in them, without an error."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = JobDirectory(Path(folder), "job")
+        job.events("a").parent.mkdir(parents=True)
+        job.events("a").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        told = history.read(job.path)
+        found = [causes.of(told, attempt) for attempt in told.attempts]
+
+    assert len(found) == len(told.attempts)
+
+
+@settings(deadline=None, max_examples=50)
+@given(data=st.binary(max_size=200), name=st.sampled_from(["nodes/gpu001/events.jsonl", "requeues.jsonl", "job.json"]))
+def test_whatever_the_bytes_are(data: bytes, name: str) -> None:
+    """Files with any content are read without an error."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = histories.write(Path(folder) / "job", nodes=1, attempts=1)
+        (path / name).unlink(missing_ok=True)
+        (path / name).write_bytes(data)
+
+        assert history.read(path).path == path
+
+
+def test_any_beginning_of_a_file(path: Path) -> None:
+    """However far a file is written, all of its whole lines count, and the rest is said once."""
+    histories.write(path, nodes=1, attempts=1)
+    file = path / "nodes/gpu001/events.jsonl"
+    data = file.read_bytes()
+    chance = random.Random(7)
+    for length in [0, 1, len(data) - 1, *(chance.randrange(len(data)) for _ in range(50))]:
+        file.write_bytes(data[:length])
+        whole = data[:length].count(b"\n") + (length == len(data) - 1)
+        told = history.read(path)
+        assert sum(len(attempt.workers) for attempt in told.attempts) <= 4
+        assert len(told.unreadable) == (not (length == 0 or data[:length].endswith(b"\n") or length == len(data) - 1))
+        assert (told.attempts != ()) == (whole > 1)
+
+
+def test_several_agents_of_a_node(path: Path) -> None:
+    """With one task a rank the agents of a node share its file; each has a clock and a run of its own."""
+    job = JobDirectory(path.parent, path.name)
+    for agent, offset in ((0, 0.0), (1, 50.0)):
+        log = EventLog(job.events("gpu001"), agent)
+        log.record(events.RUN, when=99.0 + offset, host="gpu001", first_attempt=0)
+        log.record(events.ATTEMPT, when=100.0 + offset, attempt=0, host="gpu001", world_size=2)
+        log.record(events.CLOCK, when=100.5 + offset, attempt=0, offset=offset, error=0.001)
+        log.record(events.WORKER_STARTED, when=101.0 + offset, attempt=0, rank=agent, local_rank=agent, pid=5)
+    (attempt,) = history.read(path).attempts
+
+    assert [(worker.rank, worker.agent, worker.started) for worker in attempt.workers] == [(0, 0, 101.0), (1, 1, 101.0)]
+
+
+def test_records_of_a_later_version(path: Path) -> None:
+    """Events and fields that are not known are passed over."""
+    histories.write(path, nodes=1, attempts=1)
+    before = history.read(path)
+    file = path / "nodes/gpu001/events.jsonl"
+    lines = [json.dumps({**json.loads(line), "new": [1]}) for line in file.read_text().splitlines()]
+    new = json.dumps({"time": before.attempts[0].begin, "event": "new", "agent": 0, "attempt": 0})
+    file.write_text("".join(f"{line}\n" for line in [*lines, new]))
+
+    assert dataclasses.replace(history.read(path), path=path) == before
+
+
+def test_an_event_stays_small(path: Path) -> None:
+    """An event with more than a reader wants to meet is written without its failure."""
+    log = EventLog(path / "events.jsonl", 0)
+    log.record(events.WORKER_ENDED, rank=3, failure={"lines": ["x" * 100_000]})
+    (line,) = (path / "events.jsonl").read_text().splitlines()
+
+    assert {"time": json.loads(line)["time"], "event": "worker ended", "agent": 0, "rank": 3} == json.loads(line)
+
+
+def test_a_leader_that_is_lost(path: Path) -> None:
+    """Where the agents have no common end, what they said when they left is the end of the attempt."""
+    job = JobDirectory(path.parent, path.name)
+    for agent in range(3):
+        log = EventLog(job.events(f"gpu00{agent}"), agent)
+        log.record(events.ATTEMPT, when=100.0, attempt=0, host=f"gpu00{agent}", world_size=3)
+        log.record(events.WORKER_STARTED, when=101.0, attempt=0, rank=agent, local_rank=0, pid=5)
+        if agent:
+            log.record(events.NODE_LOST, when=110.0 + agent, attempt=0, hosts="gpu000")
+            log.record(events.RUN_ENDED, when=111.0 + agent, attempt=0, status=69, cause="lost the agent on gpu000")
+    told = history.read(path)
+    (attempt,) = told.attempts
+    cause = causes.of(told, attempt)
+
+    assert (attempt.ending, attempt.status, attempt.by, attempt.decided) == ("failed", 69, "gpu001", 112.0)
+    assert cause is not None
+    assert cause.lost == "gpu000"

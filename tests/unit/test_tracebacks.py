@@ -1,0 +1,90 @@
+"""Exceptions are found in what Python writes, for real: each report here is made by an interpreter."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hpc_launch.records import tracebacks
+from hpc_launch.records.tracebacks import Report
+
+WRAPPED = """Caught ValueError in DataLoader worker process 0.
+Original Traceback (most recent call last):
+  File "/x/site-packages/torch/utils/data/_utils/worker.py", line 351, in _worker_loop
+    data = fetcher.fetch(index)
+  File "train.py", line 9, in __getitem__
+    raise ValueError("sample 3 is corrupt")
+ValueError: sample 3 is corrupt
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("def f():\n    1 / 0\nf()", Report("ZeroDivisionError", "division by zero", "train.py:2")),
+        ("raise ValueError('a\\nb\\nc')", Report("ValueError", "a", "train.py:1")),
+        ("raise ValueError", Report("ValueError", "", "train.py:1")),
+        ("raise KeyError('x: y')", Report("KeyError", "'x: y'", "train.py:1")),
+        ("class Mine(Exception): pass\nraise Mine('m')", Report("Mine", "m", "train.py:2")),
+        ("import json\njson.loads('{')", Report("json.decoder.JSONDecodeError", "Expecting property", "train.py:2")),
+        (
+            "try:\n    1 / 0\nexcept ZeroDivisionError as e:\n    raise OSError('then') from e",
+            Report("OSError", "then", "train.py:4"),
+        ),
+        ("import nothing_of_that_name", Report("ModuleNotFoundError", "No module named", "train.py:1")),
+        ("x = (", Report("SyntaxError", "", "train.py:1")),
+        (
+            "import threading\nt = threading.Thread(target=lambda: 1 / 0)\nt.start()\nt.join()\nraise OSError('main')",
+            Report("OSError", "main", "train.py:5"),
+        ),
+        (
+            f"raise ValueError({WRAPPED!r})",
+            Report(
+                "ValueError", "sample 3 is corrupt (raised as ValueError in DataLoader worker process 0)", "train.py:1"
+            ),
+        ),
+        (
+            "import sys, atexit\natexit.register(lambda: sys.stderr.write('bye\\n'))\nraise OSError('before')",
+            Report("OSError", "before", "train.py:3"),
+        ),
+        ("print('well')", None),
+        ("import sys\nsys.exit('no traceback')", None),
+    ],
+)
+def test_reports_of_python(tmp_path: Path, python: str, script: str, expected: Report | None) -> None:
+    """Type, message and place are those of the exception that ended the script."""
+    (tmp_path / "train.py").write_text(script)
+    done = subprocess.run([python, "train.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    found = tracebacks.find(done.stderr.splitlines())
+    prefixed = tracebacks.find([f"[rank3]: {line}" for line in done.stderr.splitlines()])
+
+    assert prefixed == found
+    if expected is None or found is None:
+        assert found is expected
+    else:
+        assert found.type == expected.type
+        assert found.message.startswith(expected.message)
+        assert Path(found.where).name == expected.where
+
+
+def test_a_group_of_exceptions() -> None:
+    """The report of an ExceptionGroup (Python 3.11) is known by its first line."""
+    lines = [
+        "  + Exception Group Traceback (most recent call last):",
+        '  |   File "train.py", line 1, in <module>',
+        '  |     raise ExceptionGroup("several", [ValueError(1), KeyError(2)])',
+        "  | ExceptionGroup: several (2 sub-exceptions)",
+        "  +-+---------------- 1 ----------------",
+        "    | ValueError: 1",
+    ]
+
+    assert tracebacks.find(lines) == Report("ExceptionGroup", "several (2 sub-exceptions)", "train.py:1")
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "Traceback (most recent call last):", '  File "x", line 3', "Error: x"])
+def test_no_report(text: str) -> None:
+    """What is cut off, or only looks like a report, is none."""
+    assert tracebacks.find(text.splitlines()) is None
+    assert tracebacks.essence(text) in ("", text.strip().splitlines()[0] if text.strip() else "")
