@@ -21,7 +21,8 @@ class ClusterConfig:
         cpus: CPUs per node, as far as Slurm knows.
         memory: Memory per node in MB, as far as Slurm knows.
         memory_limits: Whether Slurm gives memory out, and, with proctrack cgroup, the kernel enforces that.
-        kill_wait: Seconds between SIGTERM and SIGKILL at a time limit, a cancellation or a preemption.
+        kill_wait: Seconds between SIGTERM and SIGKILL at a time limit, a cancellation or a preemption: by default as
+            many as Slurm's own default, which leaves the workers of a test on a slow machine enough.
         release: Which Slurm it runs.
         accounting: Whether slurmdbd runs, so that sacct works.
         proctrack: ``cgroup`` is what production uses: a signal reaches only the first process of a task, and
@@ -36,7 +37,7 @@ class ClusterConfig:
     cpus: int = 16
     memory: int = 4000
     memory_limits: bool = False
-    kill_wait: int = 10
+    kill_wait: int = 30
     release: releases.Release = releases.DEFAULT
     accounting: bool = False
     proctrack: Literal["cgroup", "linuxproc"] = "cgroup"

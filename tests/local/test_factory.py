@@ -259,8 +259,9 @@ def test_all_workers_or_none(tmp_path: Path, forked: bool) -> None:
         wait_for(lambda: factory.children() == [], PATIENCE, "workers are left")  # reaped, too
         assert len([*Path(f"/proc/{factory.pid}/fd").iterdir()]) == before
         assert started("ended") == []
-        assert len(started("start", *orders)) == 3
-        assert [len(said(order)) for order in orders] == [1, 1, 1]
+        again = [started.script(f"print('there')\n{FOREVER}") for _ in range(3)]
+        assert len(started("start", *again)) == 3
+        assert [len(said(order)) for order in again] == [1, 1, 1]
         assert len(factory.children()) == 3
 
 

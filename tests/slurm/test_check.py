@@ -42,37 +42,37 @@ def test_a_good_allocation(any_cluster: Cluster, tmp_path: Path) -> None:
     assert not any(map(any_cluster.processes, any_cluster.nodes))
 
 
-def test_a_node_whose_slurmd_is_gone(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_a_node_whose_slurmd_is_gone(some_cluster: Cluster, tmp_path: Path) -> None:
     """A node on which Slurm cannot start anything is named; the others are looked at all the same."""
-    checked = check(any_cluster, tmp_path, harm=lambda: any_cluster.kill(BAD))
+    checked = check(some_cluster, tmp_path, harm=lambda: some_cluster.kill(BAD))
 
     only(checked, "Slurm cannot start a process there")
     assert checked.report["reductions"][0]["ranks"] == 3
 
 
-def test_a_node_that_is_cut_off_altogether(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_a_node_that_is_cut_off_altogether(some_cluster: Cluster, tmp_path: Path) -> None:
     """So is a node whose cables are cut."""
-    checked = check(any_cluster, tmp_path, harm=lambda: any_cluster.cut(BAD))
+    checked = check(some_cluster, tmp_path, harm=lambda: some_cluster.cut(BAD))
 
     only(checked, "Slurm cannot start a process there")
 
 
-def test_another_version_of_torch(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_another_version_of_torch(some_cluster: Cluster, tmp_path: Path) -> None:
     """A node with another torch is named with both versions. (A fake sets torch.__version__ there.)"""
-    checked = check(any_cluster, tmp_path, pretend={BAD: {"version": "2.1.0"}})
+    checked = check(some_cluster, tmp_path, pretend={BAD: {"version": "2.1.0"}})
 
     only(checked, "torch 2.1.0, the others have 2.")
 
 
-def test_a_log_directory_that_cannot_be_written(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_a_log_directory_that_cannot_be_written(some_cluster: Cluster, tmp_path: Path) -> None:
     """A node on which the log directory is mounted read-only is named."""
     logs = tmp_path / "logs of mine"
     logs.mkdir()
     with (
-        mounted(any_cluster, BAD, logs, "--bind", str(logs)),
-        mounted(any_cluster, BAD, logs, "-o", "bind,remount,ro", undo=False),
+        mounted(some_cluster, BAD, logs, "--bind", str(logs)),
+        mounted(some_cluster, BAD, logs, "-o", "bind,remount,ro", undo=False),
     ):
-        checked = check(any_cluster, tmp_path, f"--log-dir={logs}")
+        checked = check(some_cluster, tmp_path, f"--log-dir={logs}")
 
     only(checked, f"cannot write in {logs} (log_dir): Read-only file system")
     assert not list(logs.iterdir())
@@ -89,9 +89,9 @@ def test_a_full_disk(cluster: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("shift", "words"), [(60, "60.0 s ahead of"), (-60, "60.0 s behind")])
-def test_a_clock_that_is_off(any_cluster: Cluster, tmp_path: Path, shift: int, words: str) -> None:
+def test_a_clock_that_is_off(some_cluster: Cluster, tmp_path: Path, shift: int, words: str) -> None:
     """A node whose clock is a minute off is named with how far. (A fake shifts time.time there.)"""
-    checked = check(any_cluster, tmp_path, pretend={BAD: {"clock": shift}})
+    checked = check(some_cluster, tmp_path, pretend={BAD: {"clock": shift}})
 
     only(checked, f"its clock is {words} the others'")
 
@@ -160,10 +160,10 @@ def test_a_torch_that_cannot_be_imported(cluster: Cluster, tmp_path: Path, prete
     assert checked.report["reductions"][0]["ranks"] == 3
 
 
-def test_a_python_that_is_not_there(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_a_python_that_is_not_there(some_cluster: Cluster, tmp_path: Path) -> None:
     """A node without the file system that Python is on is named, with the reason."""
-    with mounted(any_cluster, BAD, Path(sys.prefix), "-t", "tmpfs", "tmpfs"):
-        checked = check(any_cluster, tmp_path)
+    with mounted(some_cluster, BAD, Path(sys.prefix), "-t", "tmpfs", "tmpfs"):
+        checked = check(some_cluster, tmp_path)
 
     only(checked, "its probe ended", sys.executable, "No such file or directory")
 
@@ -220,10 +220,10 @@ def test_a_check_that_is_stopped(cluster: Cluster, tmp_path: Path) -> None:
     wait_for(lambda: not any(map(cluster.processes, cluster.nodes)), DEADLINE, "probes are left")
 
 
-def test_in_a_batch_script(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_in_a_batch_script(some_cluster: Cluster, tmp_path: Path) -> None:
     """`hpc-launch check || exit` ends the job with 1 before it trains, and says in its output what is wrong."""
     with clean_environment():
-        job = any_cluster.sbatch(
+        job = some_cluster.sbatch(
             "hpc-launch check || exit\necho trains",
             "--nodes=4",
             cwd=tmp_path,
@@ -238,14 +238,14 @@ def test_in_a_batch_script(any_cluster: Cluster, tmp_path: Path) -> None:
     assert lines[-1] == f"to leave them out: --exclude={BAD}"
 
 
-def test_in_a_step(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_in_a_step(some_cluster: Cluster, tmp_path: Path) -> None:
     """`srun hpc-launch check` checks once, though every node calls it."""
     with clean_environment():
         command = ["srun", "--nodes=4", "--ntasks-per-node=2", "hpc-launch", "check", "--json"]
-        done = any_cluster.run(command, cwd=tmp_path, env=pretending(tmp_path, {}), check=False, timeout=DEADLINE)
+        done = some_cluster.run(command, cwd=tmp_path, env=pretending(tmp_path, {}), check=False, timeout=DEADLINE)
 
     report = json.loads(done.stdout)
-    assert (done.returncode, report["ok"], list(report["nodes"])) == (0, True, list(any_cluster.nodes)), done.stderr
+    assert (done.returncode, report["ok"], list(report["nodes"])) == (0, True, list(some_cluster.nodes)), done.stderr
 
 
 def test_some_nodes_of_a_job(cluster: Cluster, tmp_path: Path) -> None:

@@ -175,10 +175,10 @@ GPU_REQUESTS = {
 
 
 @pytest.mark.parametrize("options", GPU_REQUESTS)
-def test_gpus_however_they_were_asked_for(any_cluster: Cluster, tmp_path: Path, options: str) -> None:
+def test_gpus_however_they_were_asked_for(some_cluster: Cluster, tmp_path: Path, options: str) -> None:
     """Each node has those that the job has there, in a step on all nodes and in one on the first."""
     commands = {"all": "hpc-launch probe.py", "first": "hpc-launch --nodes 1 probe.py"}
-    done = run_commands(any_cluster, tmp_path, commands, "--nodes=2", *options.split())
+    done = run_commands(some_cluster, tmp_path, commands, "--nodes=2", *options.split())
 
     expected = GPU_REQUESTS[options]
     found = Counter(report.env["HPC_LAUNCH_HOST"] for report in done["all"].reports().values())
@@ -273,14 +273,14 @@ def test_explain_shows_the_step(subsets: dict[str, Ended]) -> None:
 # --- what runs already
 
 
-def test_a_step_that_has_everything(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_a_step_that_has_everything(some_cluster: Cluster, tmp_path: Path) -> None:
     """No endless wait: one line says which step holds the nodes, and what can be done; --overlap shares with it."""
     for name in ("alone", "shared"):
         (tmp_path / name).mkdir()
     commands = {"alone": blocking("--nodes=2", "hpc-launch probe.py")}
-    done = run_commands(any_cluster, tmp_path / "alone", commands, "--nodes=2", "--gpus-per-node=4")
+    done = run_commands(some_cluster, tmp_path / "alone", commands, "--nodes=2", "--gpus-per-node=4")
     commands = {"shared": blocking("--nodes=2", "hpc-launch --overlap probe.py")}
-    done |= run_commands(any_cluster, tmp_path / "shared", commands, "--nodes=2", "--gpus-per-node=4")
+    done |= run_commands(some_cluster, tmp_path / "shared", commands, "--nodes=2", "--gpus-per-node=4")
 
     job = done["alone"].job.id
     assert done["alone"].status == 75, done["alone"].output
@@ -291,11 +291,11 @@ def test_a_step_that_has_everything(any_cluster: Cluster, tmp_path: Path) -> Non
     assert len(done["shared"].reports()) == 8
 
 
-def test_a_second_run_in_the_shell_of_a_step(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_a_second_run_in_the_shell_of_a_step(some_cluster: Cluster, tmp_path: Path) -> None:
     """There steps overlap that of the shell, but not each other."""
     write_probe(tmp_path)
     with Terminal(
-        any_cluster, ["srun", "--nodes=2", "--gpus-per-node=4", "--pty", "bash", "--norc"], tmp_path
+        some_cluster, ["srun", "--nodes=2", "--gpus-per-node=4", "--pty", "bash", "--norc"], tmp_path
     ) as terminal:
         terminal.run("{ hpc-launch probe.py --meet first go 9 & }")
         wait_for(lambda: len(list((tmp_path / "first").glob("*"))) == 8, DEADLINE, lambda: terminal.screen)
@@ -312,7 +312,7 @@ def test_a_second_run_in_the_shell_of_a_step(any_cluster: Cluster, tmp_path: Pat
 # --- one node
 
 
-def test_one_node(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_one_node(some_cluster: Cluster, tmp_path: Path) -> None:
     """A step is started there as well; but a mask of one's own, or no srun, leave the run where it is."""
     commands = {
         "step": "hpc-launch probe.py",
@@ -322,7 +322,7 @@ def test_one_node(any_cluster: Cluster, tmp_path: Path) -> None:
         "bare": "bin=$(dirname $(command -v hpc-launch)); PATH=$bin:/nowhere $bin/hpc-launch probe.py",
         "standalone": "hpc-launch --standalone probe.py",
     }
-    done = run_commands(any_cluster, tmp_path, commands, "--nodes=1", "--gpus-per-node=4")
+    done = run_commands(some_cluster, tmp_path, commands, "--nodes=1", "--gpus-per-node=4")
 
     masks = {
         name: [report.env["CUDA_VISIBLE_DEVICES"] for report in ended.reports().values()]
@@ -394,10 +394,10 @@ STOPS = {"SIGTERM": 143, "SIGHUP": 129}
 
 
 @pytest.mark.parametrize("name", STOPS)
-def test_a_stop_signal_is_passed_on(any_cluster: Cluster, tmp_path: Path, name: str) -> None:
+def test_a_stop_signal_is_passed_on(some_cluster: Cluster, tmp_path: Path, name: str) -> None:
     """The workers of all nodes get it once, and have their time (srun would kill them); the exit status tells it."""
     handled = {"SIGTERM": "--on SIGTERM 1"}.get(name, "")
-    outer = start_outer(any_cluster, tmp_path, handled, "--grace 4")
+    outer = start_outer(some_cluster, tmp_path, handled, "--grace 4")
     outer.process.send_signal(signal.Signals[name])
 
     assert outer.status() == STOPS[name], outer.running.describe()
@@ -408,9 +408,9 @@ def test_a_stop_signal_is_passed_on(any_cluster: Cluster, tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize("repetition", [0, *(pytest.param(number, marks=pytest.mark.soak) for number in range(1, 20))])
-def test_notices_are_passed_on(any_cluster: Cluster, tmp_path: Path, repetition: int) -> None:
+def test_notices_are_passed_on(some_cluster: Cluster, tmp_path: Path, repetition: int) -> None:
     """SIGUSR1 and SIGUSR2 reach every worker once, and the run goes on to its end."""
-    outer = start_outer(any_cluster, tmp_path, "--until go")
+    outer = start_outer(some_cluster, tmp_path, "--until go")
     time.sleep(0.01 * repetition)
     outer.process.send_signal(signal.SIGUSR1)
     outer.process.send_signal(signal.SIGUSR2)
@@ -423,9 +423,9 @@ def test_notices_are_passed_on(any_cluster: Cluster, tmp_path: Path, repetition:
     finish(outer)
 
 
-def test_killed(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_killed(some_cluster: Cluster, tmp_path: Path) -> None:
     """After a kill -9 of the process that has started it, the step ends in order, and nothing is left of it."""
-    outer = start_outer(any_cluster, tmp_path, "--on SIGINT 1")
+    outer = start_outer(some_cluster, tmp_path, "--on SIGINT 1")
     outer.process.kill()
 
     assert outer.status() == 137
@@ -433,13 +433,13 @@ def test_killed(any_cluster: Cluster, tmp_path: Path) -> None:
     finish(outer)
 
 
-def test_the_job_is_cancelled(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_the_job_is_cancelled(some_cluster: Cluster, tmp_path: Path) -> None:
     """scancel reaches the agents as it does under srun: the workers have the time that Slurm gives."""
     (tmp_path / signals_support.SCRIPT).write_text(STAYER)
     script = f"trap : TERM\nhpc-launch --nproc-per-node=2 {signals_support.SCRIPT} --on SIGTERM 6"
     with clean_environment():
-        job = any_cluster.sbatch(script, "--nodes=2", cwd=tmp_path)
-    running = Running(any_cluster, job, tmp_path, 4)
+        job = some_cluster.sbatch(script, "--nodes=2", cwd=tmp_path)
+    running = Running(some_cluster, job, tmp_path, 4)
     signals_support.await_up(running)
     job.cancel()
 
@@ -450,10 +450,10 @@ def test_the_job_is_cancelled(any_cluster: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def shell(any_cluster: Cluster, tmp_path: Path) -> Iterator[Terminal]:
+def shell(some_cluster: Cluster, tmp_path: Path) -> Iterator[Terminal]:
     """Return the shell of salloc on two nodes, with stayers in its directory."""
     (tmp_path / signals_support.SCRIPT).write_text(STAYER)
-    with Terminal(any_cluster, ["salloc", "--nodes=2"], tmp_path) as terminal:
+    with Terminal(some_cluster, ["salloc", "--nodes=2"], tmp_path) as terminal:
         yield terminal
         terminal.type("exit\n")
         terminal.process.wait(DEADLINE)
@@ -508,28 +508,28 @@ def test_ctrl_c_before_the_step_has_begun(shell: Terminal, tmp_path: Path) -> No
     assert shell.run("kill %1; wait") == 0, shell.screen
 
 
-def test_the_window_is_closed(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_the_window_is_closed(some_cluster: Cluster, tmp_path: Path) -> None:
     """SIGHUP from the terminal stops the step in order, and the allocation goes with the shell."""
     (tmp_path / signals_support.SCRIPT).write_text(STAYER)
-    terminal = Terminal(any_cluster, ["srun", "--nodes=2", "--pty", "bash", "--norc"], tmp_path)
+    terminal = Terminal(some_cluster, ["srun", "--nodes=2", "--pty", "bash", "--norc"], tmp_path)
     start_stayers(terminal, tmp_path)
     terminal.close()
     terminal.process.wait(DEADLINE)
-    any_cluster.wait_idle(DEADLINE)
-    wait_for(lambda: not any(map(any_cluster.processes, any_cluster.nodes)), DEADLINE, "processes are left")
+    some_cluster.wait_idle(DEADLINE)
+    wait_for(lambda: not any(map(some_cluster.processes, some_cluster.nodes)), DEADLINE, "processes are left")
 
 
 # --- where there is no job
 
 
-def test_a_login_node(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_a_login_node(some_cluster: Cluster, tmp_path: Path) -> None:
     """Nothing is trained on the head, unless it is said; on a node, or where Slurm says nothing, it is."""
     write_probe(tmp_path)
     with clean_environment():
-        refused = any_cluster.run(["hpc-launch", "probe.py"], cwd=tmp_path, check=False)
-        explained = any_cluster.run(["hpc-launch", "explain", "probe.py"], cwd=tmp_path)
-        meant = any_cluster.run(["hpc-launch", "--standalone", "probe.py"], cwd=tmp_path, timeout=DEADLINE)
-        node = any_cluster.on("gpu003", ["hpc-launch", "probe.py"], cwd=tmp_path, timeout=DEADLINE)
+        refused = some_cluster.run(["hpc-launch", "probe.py"], cwd=tmp_path, check=False)
+        explained = some_cluster.run(["hpc-launch", "explain", "probe.py"], cwd=tmp_path)
+        meant = some_cluster.run(["hpc-launch", "--standalone", "probe.py"], cwd=tmp_path, timeout=DEADLINE)
+        node = some_cluster.on("gpu003", ["hpc-launch", "probe.py"], cwd=tmp_path, timeout=DEADLINE)
     why = (
         "head is not a node of this Slurm cluster but a login node: get nodes with salloc, submit a job ('hpc-launch "
         "submit'), or say --standalone to train here"

@@ -165,27 +165,27 @@ def assert_typed_line_worked(folder: Path, nodes: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("options", ["--nodes=4 --cpus-per-task=2", "--nodes=2 --ntasks-per-node=4"])
 def test_without_srun_on_several_nodes_the_line_to_type_is_said(
-    any_cluster: Cluster, tmp_path: Path, options: str
+    some_cluster: Cluster, tmp_path: Path, options: str
 ) -> None:
     """In the batch script of a job of several nodes nothing runs where srun is not; the line that is said works."""
-    job = run_job(any_cluster, tmp_path, REFUSED, *options.split())
+    job = run_job(some_cluster, tmp_path, REFUSED, *options.split())
     assert "batch script" in refusal(tmp_path)
     assert job.state == "COMPLETED", job.job.describe()
-    assert_typed_line_worked(tmp_path, any_cluster.nodes[: int(job.job.record()["NumNodes"])])
+    assert_typed_line_worked(tmp_path, some_cluster.nodes[: int(job.job.record()["NumNodes"])])
 
 
-def test_nothing_trains_on_the_login_node(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_nothing_trains_on_the_login_node(some_cluster: Cluster, tmp_path: Path) -> None:
     """In salloc's shell on a login node nothing runs where srun is not; the line that is printed instead works."""
     write_probe(tmp_path)
-    done = any_cluster.run(["salloc", "--nodes=2", "bash", "-c", REFUSED], cwd=tmp_path, check=False, timeout=DEADLINE)
+    done = some_cluster.run(["salloc", "--nodes=2", "bash", "-c", REFUSED], cwd=tmp_path, check=False, timeout=DEADLINE)
     assert "head is not a node of job" in refusal(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert_typed_line_worked(tmp_path, any_cluster.nodes[:2])
+    assert_typed_line_worked(tmp_path, some_cluster.nodes[:2])
 
 
-def test_a_job_of_one_node_needs_no_srun(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_a_job_of_one_node_needs_no_srun(some_cluster: Cluster, tmp_path: Path) -> None:
     """In the batch script of a job of one node `hpc-launch train.py` just runs, in a step of its own."""
-    job = run_job(any_cluster, tmp_path, "hpc-launch probe.py", "--nodes=1", "--gpus-per-node=2")
+    job = run_job(some_cluster, tmp_path, "hpc-launch probe.py", "--nodes=1", "--gpus-per-node=2")
     assert job.state == "COMPLETED", job.job.describe()
     assert job.tree.path.name == f"{job.job.id}.0"
     places = [report.numbers("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK") for report in job.reports().values()]
@@ -203,16 +203,16 @@ time.sleep(1000)
 """
 
 
-def test_a_cancelled_job_leaves_nothing_behind(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_a_cancelled_job_leaves_nothing_behind(some_cluster: Cluster, tmp_path: Path) -> None:
     """After scancel no process of the job is left, even of workers that ignore SIGTERM, and the nodes stay good."""
     (tmp_path / "stubborn.py").write_text(STUBBORN)
-    job = submit(any_cluster, tmp_path, "srun hpc-launch --nproc-per-node 2 stubborn.py", "--nodes=2")
+    job = submit(some_cluster, tmp_path, "srun hpc-launch --nproc-per-node 2 --grace 2 stubborn.py", "--nodes=2")
     wait_for(lambda: len(list(tmp_path.glob("ready.*"))) == 8, DEADLINE, job.describe)
     job.cancel()
     assert job.wait(DEADLINE).state == "CANCELLED", job.describe()
-    any_cluster.wait_idle(DEADLINE)
-    assert [any_cluster.processes(node) for node in any_cluster.nodes] == [[]] * 4
-    assert any_cluster.run(["sinfo", "--noheader", "--list-reasons"]).stdout == ""
+    some_cluster.wait_idle(DEADLINE)
+    assert [some_cluster.processes(node) for node in some_cluster.nodes] == [[]] * 4
+    assert some_cluster.run(["sinfo", "--noheader", "--list-reasons"]).stdout == ""
 
 
 def test_the_example_learns_digits(cluster: Cluster, tmp_path: Path) -> None:

@@ -218,15 +218,15 @@ def check_no_step_is_lost(parts: Turns) -> None:
 
 
 @pytest.mark.parametrize("repetition", REPETITIONS)
-def test_interruptions_change_nothing(any_cluster: Cluster, tmp_path: Path, repetition: int) -> None:
+def test_interruptions_change_nothing(some_cluster: Cluster, tmp_path: Path, repetition: int) -> None:
     """Preempted twice, and at its time limit once: the same network after as many steps, none of them done twice."""
-    one, two, *others = any_cluster.nodes
+    one, two, *others = some_cluster.nodes
     nodes, noticed = f"{one},{two}", repetition % 2 == 1
     template = TEMPLATE.read_text()
     if not noticed:
         template = re.sub(r"(?m)^#SBATCH --signal=.*\n", "", template)
-    whole = train(any_cluster, tmp_path / "whole", template, ",".join(others), 0)
-    parts = train(any_cluster, tmp_path / "parts", template, nodes, 0.2)
+    whole = train(some_cluster, tmp_path / "whole", template, ",".join(others), 0)
+    parts = train(some_cluster, tmp_path / "parts", template, nodes, 0.2)
     for attempt in (0, 1):
         await_steps(parts, attempt, 5 + 3 * repetition)
         preempt(parts, nodes)
@@ -254,11 +254,11 @@ def test_interruptions_change_nothing(any_cluster: Cluster, tmp_path: Path, repe
 # --- who runs again, and who does not
 
 
-def test_the_tasks_of_an_array_come_back_one_by_one(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_the_tasks_of_an_array_come_back_one_by_one(some_cluster: Cluster, tmp_path: Path) -> None:
     """After a notice to one task that task is requeued, the other works on, until it is its turn."""
     launcher = "--requeue on-notice turns.py --last 1"
-    array = submit(any_cluster, tmp_path, launcher, "--array=3-4", "--nodes=1", "--time=30")
-    first, second = (Turns(any_cluster, Job(any_cluster, f"{array.job.id}_{task}"), tmp_path) for task in (3, 4))
+    array = submit(some_cluster, tmp_path, launcher, "--array=3-4", "--nodes=1", "--time=30")
+    first, second = (Turns(some_cluster, Job(some_cluster, f"{array.job.id}_{task}"), tmp_path) for task in (3, 4))
     for turns in (first, second):
         await_up(turns, 0, 2)
     first.job.signal("USR1")
@@ -322,11 +322,11 @@ srun --het-group=0,1 hpc-launch --nproc-per-node=2 --requeue on-notice turns.py 
 """
 
 
-def test_a_heterogeneous_job_comes_back_as_a_whole(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_a_heterogeneous_job_comes_back_as_a_whole(some_cluster: Cluster, tmp_path: Path) -> None:
     """One request, for the leader, has all components run again."""
     (tmp_path / "turns.py").write_text(TURNS)
     with clean_environment():
-        turns = Turns(any_cluster, any_cluster.sbatch(HETEROGENEOUS, "--open-mode=append", cwd=tmp_path), tmp_path)
+        turns = Turns(some_cluster, some_cluster.sbatch(HETEROGENEOUS, "--open-mode=append", cwd=tmp_path), tmp_path)
     await_up(turns, 0, 4)
     turns.job.signal("USR1")
     result = turns.wait()

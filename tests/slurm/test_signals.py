@@ -58,12 +58,13 @@ def test_a_notice_to_one_agent_reaches_all_nodes(cluster: Cluster, tmp_path: Pat
     check_told_once(running)
 
 
-def test_slurm_s_notice_before_the_end(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_slurm_s_notice_before_the_end(some_cluster: Cluster, tmp_path: Path) -> None:
     """With `--signal=USR1@N` ranks save and leave, and the job ends well; those that stay are ended at the limit."""
-    options = ("--time=1", "--signal=USR1@50")
-    leaving = submit(any_cluster, tmp_path / "leaving", "--on SIGUSR1 1", *options, nodes=1)
-    stubborn = submit(any_cluster, tmp_path / "stubborn", "--stubborn --family", "--time=1", nodes=1)
-    staying = submit(any_cluster, tmp_path / "staying", "--on SIGTERM 8", *options)
+    # In time for ranks that need half a minute to be up.
+    limit, options = "--time=2", ("--time=2", "--signal=USR1@60")
+    leaving = submit(some_cluster, tmp_path / "leaving", "--on SIGUSR1 1", *options, nodes=1)
+    stubborn = submit(some_cluster, tmp_path / "stubborn", "--stubborn --family", limit, launcher="--grace=3", nodes=1)
+    staying = submit(some_cluster, tmp_path / "staying", "--on SIGTERM 8", *options)
     await_up(leaving, staying, stubborn)
     result = leaving.job.wait(DEADLINE)
     assert (result.state, result.exit_code) == ("COMPLETED", 0), leaving.describe()
@@ -79,23 +80,34 @@ def test_slurm_s_notice_before_the_end(any_cluster: Cluster, tmp_path: Path) -> 
     staying.check_nothing_is_left()
 
 
-@pytest.mark.parametrize("repetition", REPETITIONS)
-def test_workers_have_the_time_that_slurm_gives(any_cluster: Cluster, tmp_path: Path, repetition: int) -> None:
-    """8 seconds after SIGTERM are within a KillWait of 10, also where a single agent gets the signal."""
-    running = submit(any_cluster, tmp_path, "--on SIGTERM 8")
+def check_they_have_their_time(running: Running, *, by_slurm: bool) -> None:
+    """See that workers which need 8 seconds have them, whether Slurm ends the job or a single agent is stopped."""
+    window = running.cluster.config.kill_wait - 1
     await_up(running)
-    if repetition % 2:
-        running.agent(0).send_signal(signal.SIGTERM)
-        state = "FAILED"
-    else:
+    if by_slurm:
         running.job.cancel()
-        state = "CANCELLED"
-    assert running.job.wait(DEADLINE).state == state, running.describe()
+    else:
+        running.agent(0).send_signal(signal.SIGTERM)
+    assert running.job.wait(DEADLINE).state == ("CANCELLED" if by_slurm else "FAILED"), running.describe()
     assert running.got() == {rank: Counter(SIGTERM=1) for rank in range(4)}, running.describe()
-    wait_for(lambda: running.saved() == dict.fromkeys(range(4), "whole"), 30, running.describe)
+    wait_for(lambda: running.saved() == dict.fromkeys(range(4), "whole"), DEADLINE, running.describe)
     running.check_nothing_is_left()
     [line] = [line for line in running.ours if "stopped by SIGTERM" in line]
-    assert "the workers have 9 s to end" in line, running.describe()
+    assert f"the workers have {window} s to end" in line, running.describe()
+
+
+def test_workers_have_the_time_that_slurm_gives(any_cluster: Cluster, tmp_path: Path) -> None:
+    """What they do with it is whole, and nothing is left; the log says how much it is."""
+    check_they_have_their_time(submit(any_cluster, tmp_path, "--on SIGTERM 8"), by_slurm=True)
+
+
+@pytest.mark.soak  # the ninth second is all that a busy machine has for everything else
+@pytest.mark.parametrize("repetition", range(20))
+@pytest.mark.usefixtures("slurm_host")
+def test_a_window_that_is_just_long_enough(tmp_path: Path, repetition: int) -> None:
+    """8 seconds after SIGTERM are within a KillWait of 10, also where a single agent gets the signal."""
+    with Cluster(ClusterConfig(nodes=2, kill_wait=10)) as cluster:
+        check_they_have_their_time(submit(cluster, tmp_path, "--on SIGTERM 8"), by_slurm=repetition % 2 == 0)
 
 
 def test_a_stop_of_one_agent_is_everybody_s(cluster: Cluster, tmp_path: Path) -> None:
@@ -220,20 +232,19 @@ def test_a_window_that_is_too_short(tmp_path: Path) -> None:
 
 
 def test_the_grace_time_of_a_preemption_is_the_workers(any_release: Release, tmp_path: Path) -> None:
-    """A preemption with a GraceTime of 15 seconds, and KillWait after it, leaves more than KillWait alone."""
-    graced = "PartitionName=graced Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=15"
+    """A preemption with a GraceTime, and KillWait after it, leaves more than KillWait alone."""
+    graced = "PartitionName=graced Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60"
     with Cluster(ClusterConfig(nodes=2, kill_wait=5, release=any_release, extra=(graced,))) as cluster:
-        running = submit(cluster, tmp_path, "--on SIGTERM 13", "--partition=graced", "--no-requeue")
+        running = submit(cluster, tmp_path, "--on SIGTERM 8", "--partition=graced", "--no-requeue")
         await_up(running)
         cluster.sbatch("exit 0", "--partition=urgent", "--nodes=2", "--exclusive").wait(DEADLINE)
-        # Up to Slurm 23.11 a job that ends within its GraceTime has failed, and one that needs all of it, on a slow
-        # machine, is preempted; from 24.05 on both are.
-        states = {"FAILED", "PREEMPTED"} if any_release == "22.05" else {"PREEMPTED"}
-        assert running.job.wait(DEADLINE).state in states, running.describe()
+        # Up to Slurm 23.11 a job that ends within its GraceTime has failed; from 24.05 on it is preempted.
+        state = "FAILED" if any_release == "22.05" else "PREEMPTED"
+        assert running.job.wait(DEADLINE).state == state, running.describe()
         assert running.got() == {rank: Counter(SIGTERM=1) for rank in range(4)}, running.describe()
         assert running.saved() == dict.fromkeys(range(4), "whole"), running.describe()
         [line] = [line for line in running.ours if "stopped by SIGTERM" in line]
         left = re.search(r"the workers have (\d+) s to end", line)
         assert left, line
-        assert 13 < int(left[1]) <= 60, line
+        assert 8 < int(left[1]) <= 120, line
         running.check_nothing_is_left()

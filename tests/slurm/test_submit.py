@@ -106,18 +106,18 @@ LAYOUT = re.compile(
 
 
 def test_workers_of_a_submission_from_inside_a_job_are_those_of_a_clean_shell(
-    any_cluster: Cluster, folder: Path
+    some_cluster: Cluster, folder: Path
 ) -> None:
     """The same with the launcher itself, on two nodes, submitted from a worker's environment: --wait included."""
     write_probe(folder)
     words = ["--wait", NODES, "--gpus-per-node=2", "--log-dir=logs", "probe.py", "--reduce"]
     poisoned = [f"{name}={value}" for name, value in {**poison(), "HPC_LAUNCH_ATTEMPT": "7"}.items()]
     inner = ["srun", "--ntasks=1", "env", *poisoned, *command(*words)]
-    outer = any_cluster.sbatch(
+    outer = some_cluster.sbatch(
         shlex.join(inner), "--nodes=1", "--cpus-per-task=2", "--mem=500M", "-wgpu004", cwd=folder
     )
     assert outer.wait(240).exit_code == 0, outer.describe()
-    clean = call(any_cluster, folder, *words)
+    clean = call(some_cluster, folder, *words)
     assert clean.returncode == 0, clean.stderr
     trees = [JobTree(path) for path in folder.glob("logs/*.0") if not path.is_symlink()]
     reports = [tree.reports() for tree in trees]
@@ -148,15 +148,15 @@ def test_kept_variables_go_along(cluster: Cluster, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("export", ["NONE", "NIL", "HOME,MINE=1"])
-def test_a_job_without_the_environment_has_what_it_needs(any_cluster: Cluster, folder: Path, export: str) -> None:
+def test_a_job_without_the_environment_has_what_it_needs(some_cluster: Cluster, folder: Path, export: str) -> None:
     """--export keeps variables out; the launcher is found all the same, and tasks get what the script has."""
     setup = "--setup=export PYTHONPATH=" + shlex.quote(str(Path(__file__).parents[2]))
     write_probe(folder)
     env = {"SECRET": "1"}
     path = f"--setup=export PATH={Path(sys.executable).parent}:$PATH"
     small = ["--gpus-per-node=1", "--start=exec", "--console=all"]
-    done = call(any_cluster, folder, "--parsable", f"--export={export}", setup, path, *small, "probe.py", env=env)
-    job = Job(any_cluster, done.stdout.strip())
+    done = call(some_cluster, folder, "--parsable", f"--export={export}", setup, path, *small, "probe.py", env=env)
+    job = Job(some_cluster, done.stdout.strip())
     reports = ended(job, folder).reports()
 
     assert {report.env.get("SECRET") for report in reports.values()} == {None}
@@ -185,23 +185,23 @@ def test_software_is_made_available(cluster: Cluster, folder: Path) -> None:
 # ---- what is asked of Slurm
 
 
-def test_sizes_follow_the_gpus(any_cluster: Cluster, folder: Path) -> None:
+def test_sizes_follow_the_gpus(some_cluster: Cluster, folder: Path) -> None:
     """CPUs and memory that nobody gave are the GPUs' share of the node; what somebody gave stays."""
-    done = call(any_cluster, folder, "--gpus-per-node=1", "--dry-run", "train.py")
+    done = call(some_cluster, folder, "--gpus-per-node=1", "--dry-run", "train.py")
     assert {"#SBATCH --cpus-per-task=4", "#SBATCH --mem=1000M"} <= {*done.stdout.splitlines()}
 
-    done = call(any_cluster, folder, "--gres=gpu:2", "-c3", "--mem-per-cpu=7M", "--dry-run", "train.py")
+    done = call(some_cluster, folder, "--gres=gpu:2", "-c3", "--mem-per-cpu=7M", "--dry-run", "train.py")
     options = {line.removeprefix("#SBATCH --") for line in done.stdout.splitlines() if line.startswith("#SBATCH")}
     assert {"gres=gpu:2", "cpus-per-task=3", "mem-per-cpu=7M"} <= options
     assert not [option for option in options if option.startswith(("gpus", "mem="))]
 
 
-def test_a_sweep_is_an_array_with_a_point_for_each_task(any_cluster: Cluster, folder: Path) -> None:
+def test_a_sweep_is_an_array_with_a_point_for_each_task(some_cluster: Cluster, folder: Path) -> None:
     """Each task gets its own values after the arguments, and has an output of its own."""
     sweep = ["--sweep=lr=1e-3,1e-4", "--sweep=name=a b,$c"]
-    array = fast(any_cluster, folder, *sweep, "--array=%2", "train.py", "--x")
+    array = fast(some_cluster, folder, *sweep, "--array=%2", "train.py", "--x")
     points = [["--lr", lr, "--name", name] for lr in ("1e-3", "1e-4") for name in ("a b", "$c")]
-    tasks = [finished(Job(any_cluster, f"{array.id}_{number}")) for number in range(4)]
+    tasks = [finished(Job(some_cluster, f"{array.id}_{number}")) for number in range(4)]
     found = [said(folder, task.record()["JobId"])["argv"] for task in tasks]
 
     assert found == [["--x", *point] for point in points]
@@ -216,10 +216,10 @@ def test_the_status_of_an_array_is_the_highest(cluster: Cluster, folder: Path) -
     assert re.search("1 completed, 2 failed|2 failed, 1 completed", done.stderr)
 
 
-def test_a_job_waits_for_another(any_cluster: Cluster, folder: Path) -> None:
+def test_a_job_waits_for_another(some_cluster: Cluster, folder: Path) -> None:
     """--after starts a job when another has succeeded, and takes it away when that fails."""
-    first = fast(any_cluster, folder, "train.py", "--wait", "go", "--end", "3")
-    success, end = (fast(any_cluster, folder, f"--after={first.id}{how}", "train.py") for how in ("", ":any"))
+    first = fast(some_cluster, folder, "train.py", "--wait", "go", "--end", "3")
+    success, end = (fast(some_cluster, folder, f"--after={first.id}{how}", "train.py") for how in ("", ":any"))
     wait_for(lambda: success.record()["Reason"] == "Dependency", 60, success.describe)
     (folder / "go").touch()
 
@@ -227,9 +227,9 @@ def test_a_job_waits_for_another(any_cluster: Cluster, folder: Path) -> None:
     finished(end)
 
 
-def test_a_job_that_slurm_does_not_know_is_told(any_cluster: Cluster, folder: Path) -> None:
+def test_a_job_that_slurm_does_not_know_is_told(some_cluster: Cluster, folder: Path) -> None:
     """Slurm takes any number after --after, and starts the job at once or never."""
-    done = call(any_cluster, folder, "--after=999999:any", "--dry-run", "train.py")
+    done = call(some_cluster, folder, "--after=999999:any", "--dry-run", "train.py")
 
     assert "note: --after: Slurm knows no job 999999" in done.stderr
 
@@ -256,22 +256,22 @@ def test_slurm_is_asked_for_its_verdict(any_cluster: Cluster, folder: Path) -> N
     ],
 )
 def test_what_cannot_be_submitted_is_one_line(
-    any_cluster: Cluster, folder: Path, words: list[str], status: int, line: str
+    some_cluster: Cluster, folder: Path, words: list[str], status: int, line: str
 ) -> None:
-    done = call(any_cluster, folder, *words)
+    done = call(some_cluster, folder, *words)
 
     assert (done.returncode, bool(re.fullmatch(line, one_line(done)))) == (status, True), done
 
 
-def test_a_dry_run_prints_what_would_be_submitted(any_cluster: Cluster, folder: Path) -> None:
+def test_a_dry_run_prints_what_would_be_submitted(some_cluster: Cluster, folder: Path) -> None:
     """The script that --dry-run prints is one that sbatch takes, and that does the same; nothing is left behind."""
     before = sorted(folder.iterdir())
     words = ["--template=./fast.sbatch", "--job-name=a  b", "train.py", "x y"]
-    done = call(any_cluster, folder, "--dry-run", *words)
-    assert (sorted(folder.iterdir()), any_cluster.run(["squeue", "--noheader"]).stdout) == (before, "")
+    done = call(some_cluster, folder, "--dry-run", *words)
+    assert (sorted(folder.iterdir()), some_cluster.run(["squeue", "--noheader"]).stdout) == (before, "")
 
-    number = any_cluster.run(["sbatch", "--parsable"], cwd=folder, text=done.stdout).stdout.strip()
-    finished(Job(any_cluster, number))
+    number = some_cluster.run(["sbatch", "--parsable"], cwd=folder, text=done.stdout).stdout.strip()
+    finished(Job(some_cluster, number))
     facts = said(folder, number)
     assert (facts["env"]["SLURM_JOB_NAME"], facts["argv"]) == ("a  b", ["x y"])
 
@@ -289,13 +289,13 @@ WAYS = [
 
 @pytest.mark.parametrize(("words", "status", "line"), WAYS)
 def test_wait_ends_with_the_status_of_the_job(
-    any_cluster: Cluster, folder: Path, words: list[str], status: int, line: str
+    some_cluster: Cluster, folder: Path, words: list[str], status: int, line: str
 ) -> None:
     """--wait tells each state once, ends with the job's status, and shows the end of the output of a failure."""
     arguments = command("--template=./fast.sbatch", "--wait", "train.py", *words)
-    with any_cluster.popen(arguments, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with some_cluster.popen(arguments, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         if "never" in words:
-            any_cluster.run(["scancel", running(any_cluster, folder)])
+            some_cluster.run(["scancel", running(some_cluster, folder)])
         out, err = process.communicate(timeout=240)
     number = re.findall(r"^job (\d+): train", out)[0]
     states = re.findall(r"^hpc-launch: job \d+: (.*)$", err, re.MULTILINE)
@@ -305,10 +305,10 @@ def test_wait_ends_with_the_status_of_the_job(
     assert ("the end of " in err, f"begins {number}.0" in err) == (status != 0, status != 0), err
 
 
-def test_a_requeue_is_not_the_end(any_cluster: Cluster, folder: Path) -> None:
+def test_a_requeue_is_not_the_end(some_cluster: Cluster, folder: Path) -> None:
     """--wait and --follow stay until the job has ended for good, and show the output of all its runs."""
     again = '--setup=[ -n "${SLURM_RESTART_COUNT:-}" ] || { scontrol requeue $SLURM_JOB_ID; sleep 100; }'
-    done = call(any_cluster, folder, "--template=./fast.sbatch", again, "--follow", "train.py")
+    done = call(some_cluster, folder, "--template=./fast.sbatch", again, "--follow", "train.py")
 
     assert (done.returncode, done.stdout.count("begins")) == (0, 1), done.stderr
     assert re.search(r"waiting: BeginTime.*\n(.*\n)*.*completed\n", done.stderr), done.stderr
@@ -357,10 +357,10 @@ def test_accounting_tells_what_the_controller_has_forgotten(any_accounting_clust
     assert (done.returncode, "is unknown: Slurm has forgotten it" in done.stderr) == (1, True)
 
 
-def test_follow_shows_the_output_to_its_end(any_cluster: Cluster, folder: Path) -> None:
+def test_follow_shows_the_output_to_its_end(some_cluster: Cluster, folder: Path) -> None:
     """--follow shows what the job writes, while it does, and ends with its status."""
     words = ["--template=./fast.sbatch", "--job-name=a b", "--follow", "train.py", "--wait", "go", "--end", "4"]
-    with any_cluster.popen(command(*words), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with some_cluster.popen(command(*words), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(2)]
         assert re.fullmatch(r"begins \d+\.0\n", lines[1]), lines
