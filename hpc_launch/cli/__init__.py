@@ -15,8 +15,10 @@ from hpc_launch.cli.config import config
 from hpc_launch.cli.env import env
 from hpc_launch.cli.explain import explain
 from hpc_launch.cli.hosts import hosts
+from hpc_launch.cli.logs import logs
 from hpc_launch.cli.options import Call
 from hpc_launch.cli.run import run
+from hpc_launch.cli.status import status
 from hpc_launch.cli.submit import submit
 from hpc_launch.cli.template import template
 from hpc_launch.errors import HpcLaunchError
@@ -64,7 +66,7 @@ def cli() -> None:
     """  # noqa: D301 - click wants a real backspace before text that it is to leave alone
 
 
-for _command in (run, submit, template, check, env, explain, hosts, config):
+for _command in (run, submit, template, check, env, explain, hosts, config, status, logs):
     cli.add_command(_command)
 
 

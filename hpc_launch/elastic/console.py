@@ -3,24 +3,68 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hpc_launch.records.lines import Lines, visible
+
 _CHUNK = 1 << 20
-# A line longer than this is shown in pieces rather than held back.
-_LONGEST_LINE = 1 << 16
-_IDLE_SECONDS = 0.1
+
+# Seconds between two looks at the workers' files: what comes in the meantime is shown together.
+_PAUSE_SECONDS = 0.05
+
+# So long a line of the launcher's own waits for a console that takes nothing, before it is left out: the workers are
+# not to wait for a terminal that somebody has stopped (Ctrl-S).
+_OWN_SECONDS = 10.0
+
+
+class _Console:
+    """Writes to the console, one at a time, so that what is written at once stays together."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stuck = False
+
+    def write(self, descriptor: int, data: bytes) -> None:
+        """Write all of it, however long that takes; a console that is gone is not the workers' concern."""
+        with self._lock, contextlib.suppress(BrokenPipeError):
+            while data:
+                try:
+                    data = data[os.write(descriptor, data) :]
+                except BlockingIOError:
+                    select.select([], [descriptor], [])
+
+    def say(self, descriptor: int, data: bytes) -> None:
+        """Write a message, or leave it out if the console takes nothing for long, or has not since the last message."""
+        patience = 0.0 if self._stuck else _OWN_SECONDS
+        if not self._lock.acquire(timeout=patience):
+            self._stuck = True
+            return
+        try:
+            with contextlib.suppress(BrokenPipeError, BlockingIOError):
+                while data:
+                    self._stuck = not select.select([], [descriptor], [], patience)[1]
+                    if self._stuck:
+                        return
+                    # A pipe that takes anything takes so much, without a pause.
+                    data = data[os.write(descriptor, data[: select.PIPE_BUF]) :]
+        finally:
+            self._lock.release()
+
+
+_CONSOLE = _Console()
 
 
 def say(message: str) -> None:
-    """Write a line of the launcher's own to stderr, in one write so that it stays whole among others."""
-    _write(2, f"hpc-launch: {message}\n".encode(errors="replace"))
+    """Write a line of the launcher's own to stderr, whole among others."""
+    _CONSOLE.say(2, f"hpc-launch: {message}\n".encode(errors="replace"))
 
 
 def duration(seconds: float) -> str:
@@ -29,16 +73,6 @@ def duration(seconds: float) -> str:
     if seconds < 120:  # noqa: PLR2004 - two minutes
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"  # noqa: PLR2004 - an hour
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    """Write all of it; a console that is gone is not the workers' concern."""
-    with contextlib.suppress(BrokenPipeError):
-        while data:
-            try:
-                data = data[os.write(descriptor, data) :]
-            except BlockingIOError:
-                select.select([], [descriptor], [])
 
 
 @dataclass
@@ -57,35 +91,45 @@ class Source:
     descriptor: int | None
     copy: Path | None = None
     needles: Sequence[str] = ()
-    _offset: int = field(default=0, repr=False)
-    _rest: bytes = field(default=b"", repr=False)
-    _torn: bool = field(default=False, repr=False)
+    _descriptor: int | None = field(default=None, repr=False)
+    _position: int = field(default=0, repr=False)
+    _lines: Lines = field(default_factory=Lines, repr=False)
 
-    def advance(self, *, final: bool) -> bool:
-        """Show what is new, whole lines only (at the end also a last line without its end); False if nothing was."""
+    def advance(self, *, final: bool) -> int:
+        """Show what is new, whole lines only (at the end also a last line without its end).
+
+        Returns:
+            How many bytes were new; there may be more, if it is as much as is read at once.
+        """
+        data = self._read()
+        lines = self._lines.feed(data, final=final and len(data) < _CHUNK)
+        if lines:
+            self._show(lines)
+        return len(data)
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _read(self) -> bytes:
+        """What is new. The file stays open: opening it again and again is work for a file server."""
         try:
-            with self.path.open("rb") as stream:
-                stream.seek(self._offset)
-                data = stream.read(_CHUNK)
+            if self._descriptor is None:
+                self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            data = os.pread(self._descriptor, _CHUNK, self._position)
+            if not data and os.fstat(self._descriptor).st_size < self._position:
+                self._position = 0  # somebody has emptied it
         except OSError:
-            return False
-        self._offset += len(data)
-        text = self._rest + data
-        end = text.rfind(b"\n") + 1
-        if (final and len(data) < _CHUNK) or len(text) - end > _LONGEST_LINE:
-            end = len(text)
-        self._rest = text[end:]
-        if end:
-            lines = text[:end].removesuffix(b"\n").split(b"\n")
-            # The end of a line that was shown in pieces is no line of its own.
-            self._show([_visible(line) for line in (lines[1:] if self._torn and not lines[0] else lines)])
-            self._torn = not text[:end].endswith(b"\n")
-        return bool(data)
+            return b""
+        self._position += len(data)
+        return data
 
     def _show(self, lines: Sequence[bytes]) -> None:
         prefix = self.prefix.encode(errors="replace")
         if self.descriptor is not None:
-            _write(self.descriptor, b"".join(prefix + line + b"\n" for line in lines))
+            _CONSOLE.write(self.descriptor, prefix + (b"\n" + prefix).join(lines) + b"\n")
         if self.copy is not None:
             needles = [needle.encode() for needle in self.needles]
             wanted = [line for line in lines if any(needle in line for needle in needles)]
@@ -94,41 +138,75 @@ class Source:
                     stream.write(b"".join(prefix + line + b"\n" for line in wanted))
 
 
-def _visible(line: bytes) -> bytes:
-    """What a terminal would show of a line: a progress bar's last state, not all of them."""
-    return line.removesuffix(b"\r").rpartition(b"\r")[2]
-
-
 class Follower:
     """Shows workers' files while they grow, from one thread, however many there are.
 
     The workers write to files, so that a slow console slows nobody.
+
+    Args:
+        sources: the files.
+        before: shows those of the attempt before, which come first.
     """
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[Source], before: Follower | None = None) -> None:
         self._sources = sources
+        self._before = before
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="console", daemon=True)
+        self._shown = 0
 
     def start(self) -> None:
         """Begin to follow."""
         if self._sources:
             self._thread.start()
 
-    def stop(self) -> None:
-        """Show what is left and end; the writers must have ended."""
+    def finish(self, seconds: float) -> bool:
+        """Show what is left, now that the writers have ended; returns whether all was shown within these seconds."""
         self._ending.set()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(seconds)
+            return not self._thread.is_alive()
+        return True
+
+    def stop(self, patience: float = math.inf, hurry: Callable[[], bool] = lambda: False) -> bool:
+        """Show what is left and end; the writers must have ended.
+
+        Args:
+            patience: seconds to wait for a console that takes nothing.
+            hurry: says that there is no more time for it.
+
+        Returns:
+            Whether all was shown.
+        """
+        shown, since = -1, time.monotonic()
+        while not self.finish(_PAUSE_SECONDS):
+            if self.shown != shown:
+                shown, since = self.shown, time.monotonic()
+            if hurry() or time.monotonic() > since + patience:
+                return False
+        return True
+
+    @property
+    def shown(self) -> int:
+        """How many bytes have been shown, those of the attempts before too."""
+        return self._shown + (self._before.shown if self._before is not None else 0)
 
     def _run(self) -> None:
+        if self._before is not None:
+            self._before.stop()
         while not self._ending.is_set():
-            news = [source.advance(final=False) for source in self._sources]
-            if not any(news):
-                self._ending.wait(_IDLE_SECONDS)
+            if not self._turn(final=False):
+                self._ending.wait(_PAUSE_SECONDS)
+        while self._turn(final=True):
+            pass
         for source in self._sources:
-            while source.advance(final=True):
-                pass
+            source.close()
+
+    def _turn(self, *, final: bool) -> bool:
+        """Look at each file once; returns whether there is more already."""
+        news = [source.advance(final=final) for source in self._sources]
+        self._shown += sum(news)
+        return any(count == _CHUNK for count in news) or (final and any(news))
 
 
 def last_lines(path: Path, count: int, limit: int = 1 << 15) -> list[str]:
@@ -141,7 +219,7 @@ def last_lines(path: Path, count: int, limit: int = 1 << 15) -> list[str]:
     except OSError:
         return []
     lines = data.removesuffix(b"\n").split(b"\n") if data else []
-    return [_visible(line).decode(errors="replace") for line in lines[-count:]]
+    return [visible(line).decode(errors="replace") for line in lines[-count:]]
 
 
 class Pace:

@@ -487,8 +487,10 @@ class SlurmRendezvous(RendezvousHandler):
         refused = rounds.refusal(members)
         if refused is not None:
             raise RoundRefused(refused[0], exit_status=refused[1])
-        job = JobDirectory(party.job.root, party.job.job or derive.local_job_name(time.time(), os.getpid()))
-        first_attempt = self._plan.first_attempt if self._plan else job.next_attempt()
+        last = self._plan
+        named = last.job if last else party.job.job or derive.local_job_name(time.time(), os.getpid())
+        job = JobDirectory(party.job.root, named)
+        first_attempt = last.first_attempt if last else job.next_attempt()
         self._worker_server = None  # nobody uses that of the round before any more
         self._worker_server, port = self._open_worker_store()
         return RoundPlan(

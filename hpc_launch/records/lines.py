@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-# A line longer than this is passed on in pieces rather than held back.
-_LONGEST_LINE = 1 << 16
-
 
 class Lines:
     """Cuts what a file gains into lines.
 
     A line counts when it has ended; of one that a progress bar has written over and over, the last state.
+
+    Args:
+        longest: a line that is longer, in bytes, is passed on in pieces rather than held back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, longest: int = 1 << 16) -> None:
+        self._longest = longest
         self._rest = b""
         self._torn = False
-
-    @property
-    def pending(self) -> int:
-        """How many bytes of a line are there that has not ended yet."""
-        return len(self._rest)
 
     def feed(self, data: bytes, *, final: bool = False) -> list[bytes]:
         """Take what is new, and give the lines that have ended.
@@ -30,7 +26,7 @@ class Lines:
         """
         text = self._rest + data if self._rest else data
         end = text.rfind(b"\n") + 1
-        if final or len(text) - end > _LONGEST_LINE:
+        if final or len(text) - end > self._longest:
             end = len(text)
         self._rest = text[end:]
         if not end:

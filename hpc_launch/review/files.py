@@ -10,6 +10,7 @@ from pathlib import Path
 from hpc_launch.records import times
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.parsing import entries
+from hpc_launch.review import words
 from hpc_launch.settings import Streams
 
 _ATTEMPT = re.compile(r"attempt_(\d{1,9})")
@@ -161,6 +162,23 @@ class Folders:
 
     def _below(self, path: Path) -> str:
         return str(path.relative_to(self.directory.path)) if path != self.directory.path else str(path)
+
+
+def missed(directory: JobDirectory, selection: Selection) -> str:
+    """Why there is nothing of what is selected, in a line; empty if there is something."""
+    folders = Folders(directory, selection, lambda _: None)
+    there = folders.attempts()
+    attempts = folders.wanted_attempts(there)
+    if next(folders.files(attempts), None) is not None:
+        return ""
+    if not attempts:
+        return f"no such attempt: there are {words.fold_ranks(there)}" if there else "there is no attempt yet"
+    all_of_them = Selection(attempts=selection.attempts)
+    files = list(Folders(directory, all_of_them, lambda _: None).files(attempts))
+    if not files:
+        return f"no worker of attempt {words.fold_ranks(attempts)} has a file with its output in {directory.path}"
+    ranks, hosts = words.fold_ranks(file.rank for file in files), words.fold_hosts(file.host for file in files)
+    return f"nothing fits: attempt {words.fold_ranks(attempts)} has files of ranks {ranks} on {hosts}"
 
 
 def cut(file: OutputFile, steps: Sequence[tuple[float, int]], size: int, changed: float) -> list[Piece]:

@@ -62,6 +62,17 @@ class Search:
     others: tuple[str, ...] = ()
     why: str = ""
 
+    @property
+    def needed(self) -> JobDirectory:
+        """The directory.
+
+        Raises:
+            JobNotFoundError: where there is none, with what was looked at.
+        """
+        if self.directory is None:
+            raise JobNotFoundError(self.why, looked=self.looked)
+        return self.directory
+
 
 def job_directory(
     job: str = "",
@@ -84,10 +95,7 @@ def job_directory(
     Raises:
         JobNotFoundError: with what was looked at.
     """
-    found = search(job, directory=directory, environ=environ, log_dir=log_dir, ask=ask)
-    if found.directory is None:
-        raise JobNotFoundError(found.why, looked=found.looked)
-    return found.directory
+    return search(job, directory=directory, environ=environ, log_dir=log_dir, ask=ask).needed
 
 
 def search(

@@ -21,6 +21,7 @@ from hpc_launch.review.files import Folders, Note, OutputFile, Piece, Selection
 from hpc_launch.settings import Streams
 
 _CHUNK = 1 << 20
+_LONGEST_LINE = 1 << 23
 
 # Seconds between two looks at files that are followed; more where looking takes longer.
 _SHORTEST_PAUSE, _LONGEST_PAUSE, _PAUSE_PER_LOOK = 0.2, 5.0, 4.0
@@ -222,7 +223,7 @@ class _Reader:
 
     def _cut(self, file: OutputFile, data: bytes, now: float, *, final: bool = False) -> list[Line]:
         pattern = self.selection.pattern
-        cutter = self._lines.setdefault(file, Lines())
+        cutter = self._lines.setdefault(file, Lines(_LONGEST_LINE))
         texts = [line.decode("utf-8", "replace") for line in cutter.feed(data, final=final)]
         if pattern is not None:
             texts = [text for text in texts if pattern.search(text)]
@@ -272,17 +273,23 @@ class _Following:
     def _look(self, *, last: bool = False) -> Iterator[Batch]:
         """One look at all files."""
         old = self._list(last=last)
-        nothing = True
-        for file in sorted(self._files, key=_place):
-            now = time.time()
-            for found in self._reader.grown(file, now):
-                nothing = nothing and not found
-                yield Batch(found, now)
         if old:
+            # It ends before the next one begins.
+            yield from self._grown(old)
             yield self._rest(old)
             self._files -= old
-        elif nothing:
+        nothing = True
+        for batch in self._grown(self._files):
+            nothing = False
+            yield batch
+        if nothing:
             yield Batch((), time.time())
+
+    def _grown(self, files: Iterable[OutputFile]) -> Iterator[Batch]:
+        for file in sorted(files, key=_place):
+            now = time.time()
+            for found in self._reader.grown(file, now):
+                yield Batch(found, now)
 
     def _rest(self, files: Iterable[OutputFile]) -> Batch:
         now = time.time()

@@ -53,8 +53,17 @@ _OUTPUT = re.compile(r" StdOut=(.*?)(?= [A-Z]\w*=|\s*$)")
 _WORK_DIRECTORY = re.compile(r" WorkDir=(.*?)(?= [A-Z]\w*=|\s*$)")
 _SETTING = re.compile(r"^(\w+)\s*=[ \t]*(.*?)\s*$", re.MULTILINE)
 _DURATION = re.compile(r"(?:(\d+)-)?(\d+):(\d+):(\d+)")
-_NOT_RUNNING_YET = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
 _RUNNING = frozenset({"RUNNING", "SUSPENDED", "CONFIGURING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"})
+
+
+WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
+"""States of a job that has not begun, or not begun again."""
+
+OVER = frozenset(
+    {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
+    | {"REVOKED"}
+)
+"""States of a job that does not change any more, by itself."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +183,7 @@ def ending(record: JobRecord | None, restart_count: int) -> Ending:
     if record is None:
         return Ending.UNKNOWN
     going_on = record.state in _RUNNING
-    if record.state in _NOT_RUNNING_YET or (record.restarts > restart_count and not going_on):
+    if record.state in WAITING or (record.restarts > restart_count and not going_on):
         return Ending.REQUEUED
     if record.preempt_time is not None or record.state == "PREEMPTED":
         return Ending.PREEMPTED

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from hpc_launch.errors import SlurmError
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.controller import JobRecord
+from hpc_launch.slurm.controller import OVER, WAITING, JobRecord
 
 # Seconds between two questions to the controller. They grow while nothing changes.
 _SHORTEST_PAUSE, _LONGEST_PAUSE, _GROWTH = 0.25, 15.0, 1.4
@@ -28,20 +28,14 @@ _ENDED_BY_SLURM = 143
 # An estimate of the start changes all the time; what is told changes with these seconds.
 _ESTIMATE = 600
 
-# A job in one of these does not change any more, by itself.
-_OVER = frozenset(
-    {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
-    | {"REVOKED"}
-)
 _STOPPED = frozenset({"CANCELLED", "DEADLINE", "PREEMPTED", "TIMEOUT"})
-_WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 
 Records = tuple[JobRecord, ...]
 
 
 def over(records: Sequence[JobRecord]) -> bool:
     """Whether the job, or each task of an array, has ended. Nobody who knows nothing knows that. Pure."""
-    return bool(records) and all(record.state in _OVER for record in records)
+    return bool(records) and all(record.state in OVER for record in records)
 
 
 def exit_status(records: Sequence[JobRecord]) -> int:
@@ -66,7 +60,7 @@ def describe(records: Sequence[JobRecord], now: float) -> str:
     counts: Counter[str] = Counter()
     for record in records:
         counts[_word(record.state)] += count_tasks(record.task)
-    waiting = next((record for record in records if record.state in _WAITING and record.reason), None)
+    waiting = next((record for record in records if record.state in WAITING and record.reason), None)
     words = [f"{count} {word}" for word, count in counts.items()]
     return ", ".join(words) + (f" ({waiting.reason})" if waiting else "")
 
@@ -88,12 +82,12 @@ def _several(record: JobRecord) -> bool:
 
 def _one(record: JobRecord, now: float) -> str:
     word = _word(record.state)
-    if record.state in _WAITING:
+    if record.state in WAITING:
         reason = f": {record.reason}" if record.reason else ""
         start = record.start if record.start is not None and record.start > now else None
         estimate = f", expected to start at {time.strftime('%Y-%m-%d %H:%M', time.localtime(start))}" if start else ""
         return f"{word}{reason}{estimate}"
-    if record.state in _OVER and record.state != "COMPLETED":
+    if record.state in OVER and record.state != "COMPLETED":
         return f"{word}, exit status {_status(record)}"
     return word
 

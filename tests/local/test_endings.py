@@ -41,14 +41,23 @@ def test_status_is_the_first_failure(tmp_path: Path, deed: str, status: int) -> 
 
 
 def test_workers_know_their_attempt(tmp_path: Path) -> None:
-    """After a failure all workers start again, with the number of their attempt, until one attempt succeeds."""
-    body = "sys.exit(int(os.environ['TORCHELASTIC_RESTART_COUNT'] != '2' and os.environ['RANK'] == '0'))"
+    """After a failure all workers start again, with the number of their attempt, until one attempt succeeds.
+
+    All of it is in one job directory, although a second has passed in between.
+    """
+    body = """
+        import time
+        time.sleep(1)
+        sys.exit(int(os.environ['TORCHELASTIC_RESTART_COUNT'] != '2' and os.environ['RANK'] == '0'))
+    """
     done = launch(tmp_path, "--max-restarts", "3", "--nproc-per-node", "2", probe(tmp_path, body))
     assert done.status == 0, done.err
     names = ("HPC_LAUNCH_ATTEMPT", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS")
     attempts = dict.fromkeys(done.seen(*names))
     assert list(attempts) == [("0", "0", "3"), ("1", "1", "3"), ("2", "2", "3")]
     assert {"0", "1"} == {rank for attempt, rank in done.seen("HPC_LAUNCH_ATTEMPT", "RANK") if attempt == "2"}
+    (job,) = (path for path in (tmp_path / "logs").iterdir() if not path.is_symlink())
+    assert {"attempt_0", "attempt_1", "attempt_2"} <= {path.name for path in job.iterdir()}
 
 
 def test_restarts_come_to_an_end(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -57,7 +58,7 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "rank_0.out"
 
 
-def source(path: Path, shown: Console, prefix: str = "[a:0] ") -> Source:
+def source(path: Path, shown: Console | Stopped, prefix: str = "[a:0] ") -> Source:
     return Source(path, prefix, shown.descriptor)
 
 
@@ -71,6 +72,7 @@ def show(path: Path, shown: Console, *pieces: bytes) -> list[str]:
             pass
     while followed.advance(final=True):
         pass
+    followed.close()
     return shown.close()
 
 
@@ -204,6 +206,7 @@ def test_filters_copy_lines(out: Path, tmp_path: Path, shown: Console) -> None:
     out.write_text("loss 1\nnoise\nstep 2\nloss and step\n")
     followed = Source(out, "[a:0] ", shown.descriptor, copy, ("loss", "step"))
     followed.advance(final=True)
+    followed.close()
 
     assert copy.read_text() == "of before\n[a:0] loss 1\n[a:0] step 2\n[a:0] loss and step\n"
     assert len(shown.close()) == 4
@@ -232,7 +235,7 @@ def test_a_slow_console_that_does_not_block_is_waited_for(shown: Console) -> Non
     """A non-blocking descriptor that is full loses nothing."""
     os.set_blocking(shown.descriptor, False)
     data = b"x" * 999 + b"\n"
-    console._write(shown.descriptor, data * 1000)
+    console._CONSOLE.write(shown.descriptor, data * 1000)
 
     assert shown.close() == ["x" * 999] * 1000
 
@@ -242,6 +245,72 @@ def test_the_launchers_own_lines(capfd: pytest.CaptureFixture[str]) -> None:
     say("waiting for gpu[007,012] \u2026 \udcff")
 
     assert capfd.readouterr() == ("", "hpc-launch: waiting for gpu[007,012] \u2026 ?\n")
+
+
+class Stopped:
+    """A console that takes nothing: a pipe that is full."""
+
+    def __init__(self) -> None:
+        self.read, self.descriptor = os.pipe()
+        os.set_blocking(self.descriptor, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.write(self.descriptor, b"x" * 4096):
+                pass
+        os.set_blocking(self.descriptor, True)
+
+    def go_on(self) -> bytes:
+        """Take what is there."""
+        return os.read(self.read, 1 << 20)
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stopped]:
+    monkeypatch.setattr(console, "_OWN_SECONDS", 0.05)
+    made = Stopped()
+    yield made
+    os.close(made.read)
+    os.close(made.descriptor)
+
+
+def test_a_stopped_console_does_not_stop_the_launcher(stopped: Stopped) -> None:
+    """Its own lines are left out then, and come again when the console goes on."""
+    own = console._Console()
+    for _ in range(20):
+        own.say(stopped.descriptor, b"unheard\n" * 1000)
+    stopped.go_on()
+    own.say(stopped.descriptor, b"heard\n")
+    own.say(stopped.descriptor, b"heard\n")
+
+    assert stopped.go_on().endswith(b"heard\n")
+
+
+def test_the_launcher_does_not_wait_for_a_follower_that_waits(stopped: Stopped, out: Path) -> None:
+    """While a worker's lines cannot be shown, the launcher goes on, and so does the end of the run after a while."""
+    out.write_text("one\n")
+    follower = Follower([source(out, stopped)])
+    follower.start()
+    assert not follower.finish(0.05)
+    assert not follower.stop(patience=0.05)
+    assert not follower.stop(hurry=lambda: True)
+    stopped.go_on()
+
+    assert follower.stop()
+
+
+def test_attempts_are_shown_one_after_the_other(tmp_path: Path, stopped: Stopped) -> None:
+    """An attempt's lines that the console has not taken yet come before those of the next."""
+    paths = [tmp_path / "0", tmp_path / "1"]
+    for path in paths:
+        path.write_text(f"{path.name}\n")
+    old = Follower([source(paths[0], stopped)])
+    old.start()
+    assert not old.finish(0.0)
+    new = Follower([source(paths[1], stopped)], old)
+    new.start()
+    stopped.go_on()
+
+    assert new.stop()
+    assert stopped.go_on() == b"[a:0] 0\n[a:0] 1\n"
 
 
 @pytest.mark.parametrize(

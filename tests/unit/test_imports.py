@@ -297,6 +297,8 @@ def test_toml_is_read_by_those_who_need_it(
         "hpc_launch.records.history",
         "hpc_launch.records.telling",
         "hpc_launch.review.find",
+        "hpc_launch.review.logs",
+        "hpc_launch.review.status",
         "hpc_launch.runtime",
         "hpc_launch.submission.plan",
         "hpc_launch.submission.run",

@@ -1,0 +1,91 @@
+"""Whether anything more comes of a job that is followed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from hpc_launch.records import history
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.model import History
+from hpc_launch.review import status
+from hpc_launch.review.files import Note, Selection
+from hpc_launch.review.find import Search, slurm_step
+from hpc_launch.review.standing import Eyes, Standing, State
+from hpc_launch.slurm.controller import OVER
+
+# Seconds between two looks at the records; more for large jobs, where looking takes longer.
+_PAUSE, _PAUSE_PER_LOOK = 2.0, 10.0
+
+
+# Seconds between two looks for a job directory: they grow while there is none, since Slurm is asked each time.
+_SHORTEST_WAIT, _LONGEST_WAIT, _GROWTH = 1.0, 15.0, 1.3
+
+
+def wait_for_directory(search: Callable[[], Search], note: Note) -> JobDirectory:
+    """Wait until a job that Slurm knows has a directory.
+
+    Args:
+        search: looks for it.
+        note: told why the job waits, whenever that changes.
+
+    Raises:
+        JobNotFoundError: where there is none, and none is to be expected.
+    """
+    said, pause = "", _SHORTEST_WAIT
+    while True:
+        found = search()
+        if found.directory is not None or found.record is None or found.record.state in OVER:
+            return found.needed
+        standing = status.without_directory(found.record).standing
+        if standing.words != said:
+            said, pause = standing.words, _SHORTEST_WAIT
+            note(f"job {found.record.label}: {said}")
+        time.sleep(pause)
+        pause = min(pause * _GROWTH, _LONGEST_WAIT)
+
+
+class Ended:
+    """Says whether a job, or the attempts of it that are wanted, has ended.
+
+    Args:
+        directory: its directory.
+        selection: what is followed.
+        note: told what is worth knowing: that a job waits to run again, that nobody can see it.
+        eyes: asks Slurm.
+    """
+
+    def __init__(self, directory: JobDirectory, selection: Selection, note: Note, eyes: Eyes | None = None) -> None:
+        self._directory = directory
+        self._wanted = selection.attempts
+        self._note = note
+        self._eyes = eyes if eyes is not None else Eyes(slurm_step(directory))
+        self._next = 0.0
+        self._said: State | None = None
+
+    def __call__(self) -> bool:
+        """Whether it has; what was found a moment ago counts."""
+        begin = time.monotonic()
+        if begin < self._next:
+            return False
+        found = status.look(self._directory, eyes=self._eyes)
+        now = time.monotonic()
+        self._next = now + max(_PAUSE, _PAUSE_PER_LOOK * (now - begin))
+        self._tell(found.standing)
+        return found.standing.over or self._attempts_over()
+
+    def _attempts_over(self) -> bool:
+        """Whether the attempts that were named have all ended; the last one may be followed by others."""
+        if self._wanted is None or min(self._wanted, default=-1) < 0:
+            return False
+        return over(history.read(self._directory.path), self._wanted)
+
+    def _tell(self, standing: Standing) -> None:
+        if standing.state in (State.REQUEUED, State.WAITING, State.UNKNOWN) and standing.state is not self._said:
+            self._note(f"job {self._directory.job}: {standing.words}")
+        self._said = standing.state
+
+
+def over(found: History, attempts: frozenset[int]) -> bool:
+    """Whether these attempts have ended. Pure."""
+    return attempts <= {attempt.number for attempt in found.attempts if attempt.end is not None}

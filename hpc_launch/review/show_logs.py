@@ -1,0 +1,67 @@
+"""Lines of workers for people, and for programs. Pure."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+
+from hpc_launch.review import words
+from hpc_launch.review.fold import Folded
+from hpc_launch.review.logs import Line
+from hpc_launch.review.paint import Paint
+from hpc_launch.settings import Streams
+
+# Ranks have the colours in turn, so that neighbours differ.
+_COLOURS = ("cyan", "green", "yellow", "blue", "magenta")
+
+_NAMES = {Streams.OUT: "stdout", Streams.ERR: "stderr"}
+
+
+def text(lines: Iterable[Line], paint: Paint, *, times: bool = False) -> str:
+    """Lines as the console has them: `[host:rank] line`, stderr's with a red bracket."""
+    prefixes: dict[tuple[str, int, Streams], str] = {}
+    found = []
+    for line in lines:
+        key = line.host, line.rank, line.stream
+        prefix = prefixes.get(key)
+        if prefix is None:
+            colour = "red" if line.stream is Streams.ERR else _COLOURS[line.rank % len(_COLOURS)]
+            prefix = prefixes[key] = paint(f"[{line.host}:{line.rank}]", colour)
+        found.append(f"{_clock(line.time) if times else ''}{prefix} {line.text}\n")
+    return "".join(found)
+
+
+def folded_text(lines: Iterable[Folded], paint: Paint, *, times: bool = False) -> str:
+    """Folded lines: `[gpu[001-004] ranks 0-31] line`; of one rank, as without folding."""
+    return "".join(_folded(line, paint, times=times) for line in lines)
+
+
+def _folded(line: Folded, paint: Paint, *, times: bool) -> str:
+    hosts = words.fold_hosts(line.ranks.values())
+    ranks = words.fold_ranks(line.ranks)
+    label = f"[{hosts}:{ranks}]" if len(line.ranks) == 1 else f"[{hosts} ranks {ranks}]"
+    colour = "red" if line.stream is Streams.ERR else "cyan"
+    return f"{_clock(line.time) if times else ''}{paint(label, colour)} {line.text}\n"
+
+
+def _clock(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S ", time.localtime(moment))
+
+
+def as_json(lines: Iterable[Line]) -> str:
+    """Lines as JSON, an object a line."""
+    return "".join(
+        json.dumps(
+            {
+                "time": round(line.time, 3),
+                "attempt": line.attempt,
+                "host": line.host,
+                "rank": line.rank,
+                "stream": _NAMES[line.stream],
+                "text": line.text,
+            }
+        )
+        + "\n"
+        for line in lines
+    )

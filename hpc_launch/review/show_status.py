@@ -1,0 +1,279 @@
+"""A status for people, and for programs. Pure."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc_launch.records.model import Mark
+from hpc_launch.review import words
+from hpc_launch.review.paint import Paint
+from hpc_launch.review.standing import Seen, State
+from hpc_launch.review.status import Rank, RankStatus, Status
+
+_STATES = {
+    State.WAITING: "yellow",
+    State.RUNNING: "green",
+    State.REQUEUED: "yellow",
+    State.DONE: "green",
+    State.FAILED: "red",
+    State.UNKNOWN: "yellow",
+}
+_RANKS = {Rank.FAILED: "red", Rank.UNKNOWN: "yellow", Rank.STOPPED: "dim"}
+
+# So many lines of ranks, after folding, a person may want to read.
+_MOST_ROWS = 24
+
+# So many things that could not be read are named.
+_MOST_UNREADABLE = 5
+
+
+def text(status: Status, paint: Paint | None = None) -> str:
+    """A status for a person."""
+    paint = paint or Paint()
+    lines = [f"{paint(f'{name:9}', 'dim')} {value}".rstrip() for name, value in _head(status, paint)]
+    rows = _rows(status)
+    if rows:
+        lines += ["", *_table(rows, paint)]
+    return "\n".join(lines)
+
+
+def _head(status: Status, paint: Paint) -> list[tuple[str, str]]:
+    """What there is to say of the job as a whole, each under its name."""
+    found = [
+        ("job", paint(" ".join([status.name, *status.script]), "bold")),
+        ("state", paint(status.standing.words, _STATES[status.standing.state])),
+        ("Slurm", _slurm(status.slurm) if status.slurm is not None else ""),
+        ("attempt", _attempt(status) if status.attempt is not None else ""),
+        ("time left", _time_left(status) if status.time_left is not None else ""),
+        ("nodes", _nodes(status, paint) if status.hosts or status.missing else ""),
+        ("workers", _workers(status, paint) if status.world_size or status.ranks else ""),
+        ("progress", _progress(status.progress, status.now) if status.progress is not None else ""),
+        ("notice", f"{status.notice.signal}, {words.ago(status.now - status.notice.time)}" if status.notice else ""),
+        ("requeues", _requeues(status) if status.requeues else ""),
+        ("failure", f"attempt {status.failure.number}: {status.failure.cause}" if status.failure is not None else ""),
+        ("files", str(status.path) if status.path != Path() else "there is no job directory yet"),
+        *(("unread", paint(line, "yellow")) for line in status.unreadable[:_MOST_UNREADABLE]),
+    ]
+    more = len(status.unreadable) - _MOST_UNREADABLE
+    if more > 0:
+        found.append(("unread", paint(f"and {more} more: see --json", "yellow")))
+    return [(name, value) for name, value in found if value]
+
+
+def _time_left(status: Status) -> str:
+    left = status.time_left or 0.0
+    return "no limit" if math.isinf(left) else f"{words.duration(left)}, until {_clock(status.job_end)}"
+
+
+def _requeues(status: Status) -> str:
+    last = status.requeues[-1]
+    return f"{len(status.requeues)}; the last {_when(last.time)} after attempt {last.attempt}: {last.cause}"
+
+
+def _slurm(seen: Seen) -> str:
+    if seen.blind:
+        return f"cannot be seen: {seen.blind}"
+    record = seen.record
+    if record is None:
+        return "knows nothing of it (any more)"
+    reason = f" ({record.reason})" if record.reason else ""
+    where = f" on {record.nodes}" if record.nodes else ""
+    return f"{record.state}{reason}{where}{f', partition {record.partition}' if record.partition else ''}"
+
+
+def _attempt(status: Status) -> str:
+    parts = [str(status.attempt)]
+    if status.begin is not None:
+        if status.end is not None:
+            parts.append(f"from {_when(status.begin)}, for {words.duration(status.end - status.begin)}")
+        elif status.standing.state is State.RUNNING:
+            parts.append(f"for {words.duration(status.now - status.begin)}")
+        else:
+            parts.append(f"from {_when(status.begin)}")
+    if status.restarts:
+        parts.append(f"{status.restarts} restart{'s' if status.restarts > 1 else ''} before it in this run")
+    return "; ".join(parts)
+
+
+def _nodes(status: Status, paint: Paint) -> str:
+    found = f"{len(status.hosts)}: {words.fold_hosts(status.hosts)}" if status.hosts else "none yet"
+    if status.lost:
+        found += paint(f"; lost: {status.lost}", "red")
+    if status.missing and not status.standing.over:
+        found += paint(f"; waiting for {status.missing}", "yellow")
+    return found
+
+
+def _workers(status: Status, paint: Paint) -> str:
+    counts = {state: sum(rank.state is state for rank in status.ranks) for state in Rank}
+    parts = [paint(f"{count} {state.value}", _RANKS.get(state, "")) for state, count in counts.items() if count]
+    unseen = status.world_size - len(status.ranks)
+    if unseen > 0:
+        parts.append(paint(f"{unseen} of which nothing is written", "yellow"))
+    return f"{max(status.world_size, len(status.ranks))}: {', '.join(parts)}"
+
+
+def _progress(mark: Mark, now: float) -> str:
+    parts = [f"step {_step(mark)}"] if mark.step is not None else []
+    if mark.step is not None and mark.total:
+        parts.append(f"{100 * mark.step / mark.total:.0f} %")
+    parts += [
+        f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}" for name, value in mark.values.items()
+    ]
+    return f"{', '.join(parts) or 'marked'}; rank {mark.rank}, {words.ago(now - mark.time)}"
+
+
+def _step(mark: Mark) -> str:
+    return " of ".join(f"{number:.15g}" for number in (mark.step, mark.total) if number is not None)
+
+
+def _clock(moment: float | None) -> str:
+    return time.strftime("%H:%M", time.localtime(moment))
+
+
+def _when(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+
+
+# --- ranks
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Ranks of which the same can be said."""
+
+    ranks: str
+    hosts: str
+    state: str
+    output: str
+    step: str
+    colour: str
+
+
+def _rows(status: Status) -> list[_Row]:
+    """The ranks, those that are alike together."""
+    groups: dict[tuple[str, str, str], list[RankStatus]] = {}
+    for rank in status.ranks:
+        groups.setdefault((rank.state.value, _how(rank), _output(rank, status)), []).append(rank)
+    rows = [_row(members, output) for (_, _, output), members in groups.items()]
+    if len(rows) <= _MOST_ROWS:
+        return rows
+    # Those of which there are few are what is looked for.
+    few = sorted(groups.items(), key=lambda group: len(group[1]))[: _MOST_ROWS - 1]
+    kept = {key for key, _ in few}
+    rest = [rank for key, members in groups.items() if key not in kept for rank in members]
+    rows = [_row(members, key[2]) for key, members in groups.items() if key in kept]
+    return [*rows, _row(rest, "various", "various")]
+
+
+def _row(members: Sequence[RankStatus], output: str, state: str = "") -> _Row:
+    first = members[0]
+    steps = sorted({member.mark.step for member in members if member.mark and member.mark.step is not None})
+    step = "" if not steps else f"{steps[0]:.15g}" if len(steps) == 1 else f"{steps[0]:.15g} to {steps[-1]:.15g}"
+    return _Row(
+        ranks=words.fold_ranks(member.rank for member in members),
+        hosts=words.fold_hosts(member.host for member in members),
+        state=state or _how(first),
+        output=output,
+        step=step,
+        colour="" if state else _RANKS.get(first.state, ""),
+    )
+
+
+def _how(rank: RankStatus) -> str:
+    if rank.state is Rank.FAILED and rank.exitcode is not None:
+        code = rank.exitcode
+        return f"failed, {f'signal {-code}' if code < 0 else f'exit status {code}'}"
+    return rank.state.value
+
+
+def _output(rank: RankStatus, status: Status) -> str:
+    if rank.output is None:
+        return "none"
+    # After the end it is of interest how long before that it was.
+    if status.end is not None and status.standing.state is not State.RUNNING:
+        before = status.end - rank.output
+        return "at the end" if before < 5 else f"{words.ago(before).removesuffix(' ago')} before the end"  # noqa: PLR2004 - as good as then
+    return words.ago(status.now - rank.output)
+
+
+def _table(rows: Sequence[_Row], paint: Paint) -> list[str]:
+    names = ("ranks", "nodes", "state", "last output", "step")
+    cells = [names, *((row.ranks, row.hosts, row.state, row.output, row.step) for row in rows)]
+    used = [at for at in range(len(names)) if any(row[at] for row in cells[1:])]
+    widths = {at: max(len(row[at]) for row in cells) for at in used}
+    lines = ["  ".join(f"{row[at]:{widths[at]}}" for at in used).rstrip() for row in cells]
+    colours = ["dim", *(row.colour for row in rows)]
+    return [paint(line, colour) for line, colour in zip(lines, colours, strict=True)]
+
+
+# --- for programs
+
+
+def as_dict(status: Status) -> dict[str, Any]:
+    """A status for JSON: times are seconds since the epoch."""
+    seen = status.slurm
+    record = seen.record if seen is not None else None
+    return {
+        "job": status.name,
+        "directory": str(status.path) if status.path != Path() else None,
+        "script": list(status.script),
+        "state": status.standing.state.value,
+        "words": status.standing.words,
+        "over": status.standing.over,
+        "exit_status": status.standing.status,
+        "slurm": None
+        if seen is None
+        else {
+            "state": record.state if record is not None else None,
+            "reason": record.reason if record is not None else None,
+            "cannot_see": seen.blind or None,
+        },
+        "attempt": status.attempt,
+        "begin": status.begin,
+        "end": status.end,
+        "restarts": status.restarts,
+        "world_size": status.world_size,
+        "hosts": list(status.hosts),
+        "waiting_for": status.missing or None,
+        "lost": status.lost or None,
+        "time_left": _finite(status.time_left),
+        "job_end": _finite(status.job_end),
+        "ranks": [_rank(rank) for rank in status.ranks],
+        "requeues": [
+            {"time": one.time, "reason": one.reason, "cause": one.cause, "attempt": one.attempt}
+            for one in status.requeues
+        ],
+        "failure": None
+        if status.failure is None
+        else {"attempt": status.failure.number, "status": status.failure.status, "cause": status.failure.cause},
+        "now": status.now,
+        "unreadable": list(status.unreadable),
+    }
+
+
+def _rank(rank: RankStatus) -> dict[str, Any]:
+    mark = rank.mark
+    return {
+        "rank": rank.rank,
+        "host": rank.host,
+        "local_rank": rank.local_rank,
+        "device": rank.device or None,
+        "pid": rank.pid or None,
+        "state": rank.state.value,
+        "exitcode": rank.exitcode,
+        "last_output": rank.output,
+        "progress": None
+        if mark is None
+        else {"time": mark.time, "step": mark.step, "total": mark.total, "values": dict(mark.values)},
+    }
+
+
+def _finite(number: float | None) -> float | None:
+    """JSON has no infinity: no limit is no number."""
+    return number if number is not None and math.isfinite(number) else None

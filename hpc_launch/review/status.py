@@ -1,0 +1,318 @@
+"""Where a job stands, rank by rank."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from hpc_launch import hostlist
+from hpc_launch.errors import HostlistError
+from hpc_launch.records import history
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.model import Attempt, History, Mark, NodeEvent, Notice, Requeue, Worker
+from hpc_launch.review.files import Folders, Selection
+from hpc_launch.review.find import slurm_step
+from hpc_launch.review.standing import FRESH, Eyes, Seen, Standing, State, judge
+from hpc_launch.slurm.controller import JobRecord
+
+
+class Rank(str, Enum):
+    """How a rank is."""
+
+    UP = "up"
+    DONE = "done"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    """Its agent has ended it: because others failed, or the run was stopped."""
+    UNKNOWN = "unknown"
+    """Nobody has seen its end, and nobody can say that it is there."""
+
+
+@dataclass(frozen=True)
+class RankStatus:
+    """One rank of the last attempt.
+
+    Attributes:
+        rank: its number.
+        host: its node.
+        local_rank: its number there; None if that is not known.
+        device: `GPU 3` for instance; empty without one.
+        pid: its process id; 0 if unknown.
+        state: how it is.
+        exitcode: its exit code, -N for signal N; None as long as it is not known.
+        output: when it wrote anything last (by the clock of the file system); None if it never did.
+        mark: how far it is, as it has marked last.
+    """
+
+    rank: int
+    host: str
+    local_rank: int | None
+    device: str
+    pid: int
+    state: Rank
+    exitcode: int | None
+    output: float | None
+    mark: Mark | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a job stands.
+
+    Attributes:
+        path: its job directory; an empty path as long as it has none.
+        name: the name of that, `1234.0`.
+        script: the training script and its arguments; empty if unknown.
+        standing: how it stands.
+        slurm: what Slurm says; None where it is no job of Slurm's.
+        attempt: the number of the last attempt; None before the first.
+        begin: when that began.
+        end: when it ended; None while it goes on, or if nobody saw it.
+        restarts: how many attempts of the last run went before it.
+        world_size: how many ranks it has.
+        hosts: the nodes of the run, as far as they are known.
+        missing: the nodes that are awaited, as a host list.
+        lost: nodes that were lost in the last attempt, as a host list.
+        ranks: by number.
+        job_end: when the job ends; None where there is no such time.
+        requeues: so far.
+        notice: the last notice signal.
+        failure: how the last attempt that failed did so; None if none has.
+        now: the time of all this.
+        unreadable: what could not be read, a line each.
+    """
+
+    path: Path
+    name: str
+    script: tuple[str, ...]
+    standing: Standing
+    slurm: Seen | None
+    attempt: int | None
+    begin: float | None
+    end: float | None
+    restarts: int
+    world_size: int
+    hosts: tuple[str, ...]
+    missing: str
+    lost: str
+    ranks: tuple[RankStatus, ...]
+    job_end: float | None
+    requeues: tuple[Requeue, ...]
+    notice: Notice | None
+    failure: Attempt | None
+    now: float
+    unreadable: tuple[str, ...]
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds until the job ends; None where it does not run, or that is not known."""
+        if self.job_end is None or self.standing.state is not State.RUNNING:
+            return None
+        return max(0.0, self.job_end - self.now)
+
+    @property
+    def progress(self) -> Mark | None:
+        """The furthest that any rank has marked."""
+        marks = [rank.mark for rank in self.ranks if rank.mark is not None]
+        return max(marks, key=lambda mark: (mark.step or 0.0, mark.time), default=None)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was seen beside the records.
+
+    Attributes:
+        slurm: what Slurm says; None where it is no job of Slurm's.
+        outputs: when each rank of the last attempt wrote anything last, and on which node.
+        alive: whether processes of it are there; None where that cannot be seen from here.
+        now: the time.
+        noted: what could not be read.
+    """
+
+    slurm: Seen | None = None
+    outputs: Mapping[int, tuple[float | None, str]] = field(default_factory=dict)
+    alive: bool | None = None
+    now: float = 0.0
+    noted: tuple[str, ...] = ()
+
+
+def look(directory: JobDirectory, *, eyes: Eyes | None = None, now: float | None = None) -> Status:
+    """Look where a job stands.
+
+    Args:
+        directory: its directory.
+        eyes: asks Slurm; without any, Slurm is asked if it was Slurm's job.
+        now: the time, in seconds since the epoch; without it, the present.
+    """
+    found = history.read(directory.path)
+    noted: list[str] = []
+    outputs = _outputs(found, Folders(directory, Selection(), noted.append))
+    newest = _newest(outputs)
+    # The clock of the file system may be ahead of this machine's.
+    now = max(filter(None, (time.time() if now is None else now, newest)))
+    sign = last_sign(found, newest)
+    step = slurm_step(directory)
+    eyes = eyes if eyes is not None else Eyes(step)
+    seen = eyes.look(quiet=sign is None or now - sign > FRESH)
+    alive = None if step is not None else _alive(found)
+    return make(found, directory, Looked(seen, outputs, alive, now, tuple(noted)))
+
+
+def without_directory(record: JobRecord) -> Status:
+    """Where a job stands that has not written anything yet, by Slurm's word alone."""
+    looked = Looked(slurm=Seen(record), now=time.time())
+    return make(History(Path()), JobDirectory(Path(), record.label or record.job_id), looked)
+
+
+def make(found: History, directory: JobDirectory, looked: Looked) -> Status:
+    """Put together what is known. Pure."""
+    seen, now = looked.slurm, looked.now
+    standing = judge(found, seen, alive=looked.alive, now=now, sign=last_sign(found, _newest(looked.outputs)))
+    run = found.runs[-1] if found.runs else None
+    attempt = found.attempts[-1] if found.attempts else None
+    running = standing.state is State.RUNNING
+    words = run.plan.get("script") if run is not None else None
+    since = attempt.begin if attempt is not None else run.begin if run is not None else None
+    record = seen.record if seen is not None else None
+    return Status(
+        path=found.path,
+        name=directory.job,
+        script=tuple(map(str, words)) if isinstance(words, list) else (),
+        standing=standing,
+        slurm=seen,
+        attempt=attempt.number if attempt is not None else None,
+        begin=since,
+        end=attempt.end if attempt is not None else None,
+        restarts=sum(other.run == attempt.run for other in found.attempts) - 1 if attempt is not None else 0,
+        world_size=attempt.world_size if attempt is not None else 0,
+        hosts=_hosts(found, attempt),
+        missing=_missing(found, attempt),
+        lost=",".join(_of(found.node_events, "lost", since)),
+        ranks=_ranks(found, attempt, looked.outputs, running=running),
+        job_end=record.end if record is not None and record.end is not None else found.end_time,
+        requeues=found.requeues,
+        notice=found.notices[-1] if found.notices and found.notices[-1].time >= (since or 0.0) else None,
+        failure=next((one for one in reversed(found.attempts) if one.ending in ("restart", "failed")), None),
+        now=now,
+        unreadable=(*found.unreadable, *(line for line in looked.noted if line not in found.unreadable)),
+    )
+
+
+# --- ranks and nodes
+
+
+def _ranks(
+    found: History, attempt: Attempt | None, outputs: Mapping[int, tuple[float | None, str]], *, running: bool
+) -> tuple[RankStatus, ...]:
+    workers = {worker.rank: worker for worker in attempt.workers} if attempt is not None else {}
+    marks = {mark.rank: mark for mark in found.progress}
+    return tuple(
+        _rank(rank, workers.get(rank), outputs.get(rank, (None, "")), marks.get(rank), running=running)
+        for rank in sorted({*workers, *outputs})
+    )
+
+
+def _rank(
+    rank: int, worker: Worker | None, output: tuple[float | None, str], mark: Mark | None, *, running: bool
+) -> RankStatus:
+    when, host = output
+    if worker is None:  # nobody has written down that it was started, but it has files
+        return RankStatus(rank, host, None, "", 0, Rank.UNKNOWN, None, when, mark)
+    state = _state(worker, running=running)
+    return RankStatus(
+        rank, worker.host, worker.local_rank, worker.device, worker.pid, state, worker.exitcode, when, mark
+    )
+
+
+def _state(worker: Worker, *, running: bool) -> Rank:
+    if worker.exitcode is None:
+        return Rank.UP if running and worker.ended is None else Rank.UNKNOWN
+    if worker.exitcode == 0:
+        return Rank.DONE
+    return Rank.STOPPED if worker.told else Rank.FAILED
+
+
+def _hosts(found: History, attempt: Attempt | None) -> tuple[str, ...]:
+    named = found.runs[-1].plan.get("hosts") if found.runs else None
+    try:
+        planned = hostlist.expand(named) if isinstance(named, str) else ()
+    except HostlistError:
+        planned = ()
+    return planned or (attempt.hosts if attempt is not None else tuple(node.host for node in found.nodes))
+
+
+def _missing(found: History, attempt: Attempt | None) -> str:
+    """The nodes that are awaited: whoever was, when an attempt began, has come."""
+    begin = attempt.begin if attempt is not None else None
+    named = _of(found.node_events, "missing", begin)
+    return named[-1] if named else ""
+
+
+def _of(events: tuple[NodeEvent, ...], kind: str, since: float | None) -> list[str]:
+    return [event.hosts for event in events if event.kind == kind and event.time >= (since or 0.0)]
+
+
+def last_sign(found: History, newest: float | None) -> float | None:
+    """When a job gave a sign of life last. Pure.
+
+    Args:
+        found: what happened in it.
+        newest: when any of its ranks wrote anything last.
+    """
+    times = [*(node.last for node in found.nodes), *(mark.time for mark in found.progress), newest]
+    return max((time for time in times if time is not None), default=None)
+
+
+def _newest(outputs: Mapping[int, tuple[float | None, str]]) -> float | None:
+    return max((time for time, _ in outputs.values() if time is not None), default=None)
+
+
+# --- effects
+
+
+def _outputs(found: History, folders: Folders) -> dict[int, tuple[float | None, str]]:
+    """When each rank of the last attempt wrote anything last, and on which node."""
+    attempt = found.attempts[-1] if found.attempts else None
+    if attempt is not None and attempt.workers:
+        return {
+            worker.rank: (
+                max(filter(None, map(_changed, (worker.files.out, worker.files.err))), default=None),
+                worker.host,
+            )
+            for worker in attempt.workers
+        }
+    numbers = folders.attempts()
+    outputs: dict[int, tuple[float | None, str]] = {}
+    for file in folders.files(numbers[-1:]):
+        times = filter(None, (outputs.get(file.rank, (None, ""))[0], _changed(file.path)))
+        outputs[file.rank] = max(times, default=None), file.host
+    return outputs
+
+
+def _last_output(worker: Worker) -> float | None:
+    return max(filter(None, map(_changed, (worker.files.out, worker.files.err))), default=None)
+
+
+def _changed(path: Path) -> float | None:
+    """When a file was written to; None if it has nothing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime if status.st_size else None
+
+
+def _alive(found: History) -> bool | None:
+    """Whether processes of the last attempt are there; None if that was on other machines, or none is known."""
+    attempt = found.attempts[-1] if found.attempts else None
+    if attempt is None or not attempt.workers:
+        return None
+    here = socket.gethostname().partition(".")[0]
+    if any(worker.host not in (here, "localhost", "127.0.0.1") for worker in attempt.workers):
+        return None
+    pids = [worker.pid for worker in attempt.workers if worker.pid and worker.ended is None]
+    return any(Path(f"/proc/{pid}").exists() for pid in pids)

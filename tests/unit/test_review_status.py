@@ -1,0 +1,515 @@
+"""Where a job stands: what it says itself, what Slurm says, and what nobody can see."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpc_launch.records import events
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.events import EventLog
+from hpc_launch.records.model import Attempt, History, Requeue, Run
+from hpc_launch.review import find, follow, paint, show_status, standing, status, words
+from hpc_launch.review.files import Selection
+from hpc_launch.review.standing import Eyes, Seen, State, judge
+from hpc_launch.slurm import controller
+from hpc_launch.slurm.controller import JobRecord
+from tests import histories
+
+NOW = 1_718_000_500.0
+
+
+def run(**facts: Any) -> Run:
+    """Return a run that began a while ago."""
+    return Run(0, {}, {}, "12.0.0", 0, NOW - 100, None, None) if not facts else replace(run(), **facts)
+
+
+def attempt(ending: str = "", *, number: int = 0, code: int = 0, signal: str = "") -> Attempt:
+    end = NOW - 10 if ending else None
+    return Attempt(number, 0, 2, ("gpu01",), NOW - 90, end, ending, code, "", signal, "", ())
+
+
+def story(*attempts: Attempt, requeues: int = 0, **facts: Any) -> History:
+    """Return the history of a job of one run."""
+    asked = tuple(Requeue(NOW - 5, "timeout", "time limit", number, 0, None, True) for number in range(requeues))
+    return History(Path("12.0"), runs=(run(**facts),), attempts=attempts, requeues=asked)
+
+
+def record(state: str, **more: Any) -> Seen:
+    step = more.pop("step", None)
+    return Seen(JobRecord("12", state, **more), step=step)
+
+
+BLIND = Seen(blind="Slurm does not answer")
+FORGOTTEN = Seen()
+NOTHING = History(Path("12.0"))
+LONG = standing.FRESH + 100
+
+W, R, Q, D, F, U = State.WAITING, State.RUNNING, State.REQUEUED, State.DONE, State.FAILED, State.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("found", "seen", "stands", "said"),
+    [
+        # It has said so itself.
+        (story(attempt("done")), (record("RUNNING"), None, 10), (D, True), "done"),
+        (story(attempt("done")), (None, False, 10), (D, True), "done"),
+        (story(attempt("done")), (BLIND, None, 10), (D, True), "done"),
+        (story(attempt("failed", code=7)), (record("FAILED"), None, 10), (F, True), "failed, exit status 7"),
+        (
+            story(attempt("failed", code=143, signal="SIGTERM")),
+            (FORGOTTEN, None, 9),
+            (F, True),
+            "stopped by SIGTERM, exit",
+        ),
+        (story(end=NOW, status=69), (None, None, 1), (F, True), "failed, exit status 69"),
+        (story(end=NOW, status=0), (None, None, 1), (D, True), "done"),
+        # It runs.
+        (story(attempt()), (record("RUNNING"), None, 1), (R, False), "running"),
+        (story(attempt("restart", code=1)), (record("RUNNING"), None, 1), (R, False), "running"),
+        (story(attempt()), (record("COMPLETING"), None, 1), (R, False), "ending"),
+        (story(attempt()), (None, True, LONG), (R, False), "running"),
+        (story(attempt()), (record("RUNNING", step=True), None, LONG), (R, False), "running"),
+        (
+            story(attempt()),
+            (BLIND, None, 20),
+            (R, False),
+            "running, by its own records; its last sign of life is 20 s old",
+        ),
+        # Nobody has seen its end.
+        (
+            story(attempt()),
+            (BLIND, None, LONG),
+            (U, False),
+            "it cannot be seen whether it runs; its last sign of life is",
+        ),
+        (story(attempt()), (None, None, LONG), (U, False), "it cannot be seen whether it runs"),
+        (story(attempt()), (FORGOTTEN, None, 20), (U, True), "over: Slurm does not know it any more"),
+        (story(attempt()), (None, False, 20), (F, True), "its processes are gone, without a last word"),
+        (
+            story(attempt()),
+            (record("NODE_FAIL"), None, 20),
+            (F, True),
+            "node fail (Slurm), without a last word of its own",
+        ),
+        (story(attempt()), (record("COMPLETED"), None, 20), (U, True), "over, as Slurm says"),
+        (
+            story(attempt()),
+            (record("RUNNING", step=False), None, LONG),
+            (F, True),
+            "its step has ended without a last word",
+        ),
+        # It has not begun.
+        (NOTHING, (record("PENDING", reason="Priority"), None, None), (W, False), "waits (Priority)"),
+        (
+            NOTHING,
+            (record("RUNNING"), None, None),
+            (W, False),
+            "Slurm runs it; its agents have not written anything yet",
+        ),
+        (NOTHING, (BLIND, None, None), (U, False), "it cannot be seen whether it runs; it gave no sign of life"),
+        # It runs again.
+        (story(attempt("failed"), requeues=1), (BLIND, None, 9), (Q, False), "requeued, after it failed"),
+        (
+            story(attempt("failed"), requeues=1),
+            (record("PENDING", reason="BeginTime"), None, 9),
+            (Q, False),
+            "requeued, and",
+        ),
+        (story(attempt("failed"), requeues=1), (record("RUNNING"), None, 9), (Q, False), "about to be requeued"),
+        (
+            story(attempt("failed"), requeues=1),
+            (record("RUNNING", restarts=1), None, 9),
+            (R, False),
+            "started again by",
+        ),
+        (
+            story(attempt("failed"), requeues=1),
+            (record("CANCELLED"), None, 9),
+            (F, True),
+            "requeued, and then cancelled",
+        ),
+        (
+            story(attempt("failed"), requeues=1),
+            (FORGOTTEN, None, 9),
+            (F, True),
+            "requeued, and then it came to nothing",
+        ),
+        (
+            story(attempt("failed")),
+            (record("PENDING", restarts=1), None, 9),
+            (Q, False),
+            "requeued, and waits, after it",
+        ),
+        (story(attempt()), (record("PENDING", restarts=1), None, 9), (Q, False), "requeued, and waits"),
+        (story(attempt()), (record("RUNNING", restarts=1), None, 9), (R, False), "started again by Slurm"),
+        # An earlier requeue says nothing of the run that followed it.
+        (story(attempt("done"), requeues=1, restart_count=1), (BLIND, None, 9), (D, True), "done"),
+    ],
+)
+def test_how_a_job_stands(
+    found: History, seen: tuple[Seen | None, bool | None, float | None], stands: tuple[State, bool], said: str
+) -> None:
+    """Its own word counts first, Slurm's second; without either nobody says that it does not run."""
+    slurm, alive, age = seen
+    judged = judge(found, slurm, alive=alive, now=NOW, sign=None if age is None else NOW - age)
+
+    assert stands == (judged.state, judged.over)
+    assert judged.words.startswith(said), judged.words
+
+
+def test_what_cannot_be_seen_is_never_said_not_to_run() -> None:
+    """Whatever the records say short of an end, blindness ends in running or unknown."""
+    for found in (story(attempt()), story(attempt("restart")), NOTHING, story(attempt("failed"), requeues=1)):
+        for age in (None, 1.0, 1e6):
+            judged = judge(found, BLIND, alive=None, now=NOW, sign=None if age is None else NOW - age)
+            assert not judged.over
+            assert judged.state in (R, U, Q)
+
+
+# ---- asking Slurm
+
+ONE = JobRecord("12", "RUNNING", label="12")
+
+
+@pytest.mark.parametrize(
+    ("records", "accounting", "steps", "expected"),
+    [
+        (None, (), None, Seen(blind="Slurm does not answer")),
+        ((), (), None, Seen()),
+        ((), (JobRecord("12", "TIMEOUT"),), None, Seen(JobRecord("12", "TIMEOUT"))),
+        ((ONE,), (), None, Seen(ONE)),
+        ((ONE,), (), ("12.batch",), Seen(ONE, step=False)),
+        ((ONE,), (), ("12.0",), Seen(ONE, step=True)),
+    ],
+)
+def test_what_slurm_says(
+    monkeypatch: pytest.MonkeyPatch, records: Any, accounting: Any, steps: Any, expected: Seen
+) -> None:
+    """The controller first, then accounting; and whether the step is there."""
+    monkeypatch.setattr(standing.shutil, "which", lambda _: "/bin/scontrol")
+    monkeypatch.setattr(controller, "ask_jobs", lambda *_: records)
+    monkeypatch.setattr(controller, "ask_accounting", lambda *_: accounting)
+    named = None if steps is None else tuple(controller.RunningStep(name, "", ()) for name in steps)
+    monkeypatch.setattr(controller, "ask_steps", lambda *_: named)
+
+    assert expected == standing.ask(find.SlurmStep("12", 0), quiet=True)
+
+
+def test_where_slurm_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container there is nobody to ask."""
+    monkeypatch.setattr(standing.shutil, "which", lambda _: None)
+
+    assert standing.ask(find.SlurmStep("12", 0), quiet=False) == Seen(blind="there is no scontrol here")
+
+
+def test_slurm_is_not_asked_all_the_time() -> None:
+    """Whoever looks every second does not ask the controller every second."""
+    asked: list[bool] = []
+
+    def ask(_: find.SlurmStep, *, quiet: bool) -> Seen:
+        asked.append(quiet)
+        return FORGOTTEN
+
+    eyes = Eyes(find.SlurmStep("12", 0), ask)
+    assert [eyes.look(quiet=False) for _ in range(5)] == [FORGOTTEN] * 5
+    assert (asked, Eyes(None, ask).look(quiet=True)) == ([False], None)
+
+
+# ---- a job directory
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobDirectory:
+    return JobDirectory(tmp_path / "logs", "47.0")
+
+
+class Slurm(Eyes):
+    """Says the same always."""
+
+    def __init__(self, seen: Seen | None) -> None:
+        super().__init__(None)
+        self._seen = seen
+
+    def look(self, *, quiet: bool) -> Seen | None:  # noqa: ARG002 - as asked
+        return self._seen
+
+
+def seen(job: JobDirectory, slurm: Seen | None = None, now: float = NOW, **made: Any) -> status.Status:
+    """Make a job directory and look at it."""
+    if made:
+        histories.write(job.path, **{"begin": NOW - 130, **made})
+    return status.look(job, eyes=Slurm(slurm), now=now)
+
+
+def rows(found: status.Status) -> list[str]:
+    """Return the lines of the table of ranks."""
+    return show_status.text(found).partition("\n\n")[2].splitlines()
+
+
+def head(found: status.Status) -> dict[str, str]:
+    """Return what is said of the whole job."""
+    return {line[:9].strip(): line[10:] for line in show_status.text(found).partition("\n\n")[0].splitlines()}
+
+
+RUNNING = record("RUNNING", end=NOW + 3000, nodes="gpu[001-002]", partition="main")
+
+
+def test_a_job_that_runs(job: JobDirectory) -> None:
+    """A screen has what one wants to know: state, attempt, time left, nodes, workers, progress, and the files."""
+    found = seen(job, RUNNING, ending="", output=2)
+    for worker in found.ranks:
+        for path in job.path.glob(f"attempt_1/*/rank_{worker.rank}.*"):
+            age = 725 if worker.rank == 6 else 1
+            os.utime(path, (NOW - age, NOW - age))
+    found = seen(job, RUNNING)
+
+    assert head(found) == {
+        "job": "47.0 train.py --lr 1e-3",
+        "state": "running",
+        "Slurm": "RUNNING on gpu[001-002], partition main",
+        "attempt": "1; for 68 s; 1 restart before it in this run",
+        "time left": f"50 min, until {time.strftime('%H:%M', time.localtime(NOW + 3000))}",
+        "nodes": "2: gpu[001-002]",
+        "workers": "8: 8 up",
+        "progress": "step 200 of 1000, 20 %, loss 0.125; rank 0, 40 s ago",
+        "failure": "attempt 0: rank 7 on gpu002 (local rank 3) failed with exit status 1",
+        "files": str(job.path),
+    }
+    assert rows(found) == [
+        "ranks  nodes         state  last output  step",
+        "0-5,7  gpu[001-002]  up     now          200",
+        "6      gpu002        up     12 min ago",
+    ]
+
+
+def test_a_job_that_failed(job: JobDirectory) -> None:
+    """Those that failed are told from those that were ended with them."""
+    found = seen(job, FORGOTTEN, ending="failed", requeues=[0], attempts=2)
+
+    assert head(found)["state"] == "failed, exit status 1"
+    assert head(found)["workers"] == "8: 5 failed, 3 stopped"
+    assert head(found)["requeues"].endswith("after attempt 0: time limit")
+    assert rows(found)[1:] == [
+        "0,3,6      gpu[001-002]  stopped                none         200",
+        "1-2,4-5,7  gpu[001-002]  failed, exit status 1  none",
+    ]
+
+
+def test_a_job_that_nobody_can_see(job: JobDirectory) -> None:
+    """It is neither running nor over, and its workers are unknown, not down."""
+    found = seen(job, BLIND, now=NOW + 10_000, ending="")
+
+    assert (found.standing.state, found.time_left) == (State.UNKNOWN, None)
+    assert head(found)["Slurm"] == "cannot be seen: Slurm does not answer"
+    assert head(found)["workers"] == "8: 8 unknown"
+
+
+def test_a_job_that_waits(job: JobDirectory) -> None:
+    """Before it has a directory, Slurm's word is all there is."""
+    found = status.without_directory(JobRecord("47", "PENDING", reason="Priority", label="47", partition="gpu"))
+
+    assert head(found) == {
+        "job": "47",
+        "state": "waits (Priority)",
+        "Slurm": "PENDING (Priority), partition gpu",
+        "files": "there is no job directory yet",
+    }
+    assert not job.path.exists()
+
+
+def test_nodes_that_are_awaited_and_lost(job: JobDirectory) -> None:
+    """Whoever is waited for is named, until the next attempt has begun."""
+    histories.write(job.path, begin=NOW - 130, ending="", attempts=1)
+    log = EventLog(job.events("gpu001"), 0)
+    log.record(events.NODE_LOST, when=NOW - 30, hosts="gpu002")
+    log.record(events.NODE_MISSING, when=NOW - 20, hosts="gpu002", joined=1, expected=2)
+    found = seen(job, RUNNING)
+
+    assert head(found)["nodes"] == "2: gpu[001-002]; lost: gpu002; waiting for gpu002"
+    log.record(events.ATTEMPT, when=NOW - 10, attempt=1, host="gpu001", world_size=8, agents=2)
+    assert head(seen(job, RUNNING))["nodes"] == "2: gpu[001-002]"
+
+
+def test_ranks_that_have_files_but_no_records(job: JobDirectory) -> None:
+    """Where the records are gone, the output still says which ranks there were."""
+    histories.write(job.path, begin=NOW - 130, ending="", output=2)
+    for path in job.path.glob("nodes/*/events.jsonl"):
+        path.write_text("\0\0\0 not JSON\n")
+    found = seen(job, RUNNING)
+
+    assert [rank.rank for rank in found.ranks] == list(range(8))
+    assert {rank.state for rank in found.ranks} == {status.Rank.UNKNOWN}
+    assert "nodes/gpu001/events.jsonl: 1 line is not what hpc-launch writes there" in found.unreadable
+    assert "unread" in head(found)
+
+
+def test_thousands_of_ranks_are_readable(job: JobDirectory) -> None:
+    """1,024 ranks are few lines, and one that is different is seen."""
+    found = seen(job, RUNNING, ending="", nodes=128, per_node=8, attempts=1)
+    ranks = [replace(rank, output=NOW - (rank.rank == 777) * 600) for rank in found.ranks]
+    found = replace(found, ranks=tuple(ranks), now=NOW)
+
+    assert rows(found)[1:] == [
+        "0-776,778-1023  gpu[001-128]  up     now          100",
+        "777             gpu098        up     10 min ago",
+    ]
+
+
+def test_as_many_groups_as_a_screen_has(job: JobDirectory) -> None:
+    """Where all ranks differ, those groups that are small are shown, and the others together."""
+    found = seen(job, RUNNING, ending="", nodes=8, per_node=8, attempts=1)
+    ranks = [replace(rank, output=NOW - 60 * max(0, rank.rank - 3)) for rank in found.ranks]
+    table = rows(replace(found, ranks=tuple(ranks), now=NOW))
+
+    assert len(table) == 25
+    assert "various" in table[-1]
+
+
+@pytest.mark.parametrize("made", [{"ending": ""}, {"ending": "failed"}, {"requeues": [0]}, {"output": 2}, {}])
+def test_a_status_for_programs(job: JobDirectory, made: dict[str, Any]) -> None:
+    """It can be written as JSON, an unlimited job too, and says the same."""
+    found = seen(job, record("RUNNING", end=float("inf")), **{"attempts": 2, **made})
+    said = json.loads(json.dumps(show_status.as_dict(found), allow_nan=False))
+
+    assert (said["state"], said["job"], len(said["ranks"])) == (found.standing.state.value, "47.0", 8)
+    assert said["ranks"][7]["host"] == "gpu002"
+
+
+def disturb(job: JobDirectory, number: int) -> None:
+    """Do something to the job directory that should not be."""
+    files = sorted(path for path in job.path.rglob("*") if path.is_file() and not path.is_symlink())
+    path = files[number % len(files)]
+    kind = number // len(files)
+    if kind == 0:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == 1:
+        path.write_bytes(b"")
+    elif kind == 2:
+        path.write_bytes(b"\0\xff{]\n" * 20)
+    else:
+        path.unlink()
+        path.mkdir()
+
+
+def test_nothing_in_the_directory_makes_it_fail(job: JobDirectory) -> None:
+    """Whatever file is cut, emptied, foreign or a directory: there is a status, and what cannot be read is named."""
+    made = histories.Made(nodes=1, per_node=1, begin=NOW - 130, output=1, requeues=[0])
+    histories.write(job.path, made)
+    count = len([path for path in job.path.rglob("*") if path.is_file() and not path.is_symlink()])
+    for number in range(4 * count):
+        histories.write(job.path, made)
+        disturb(job, number)
+        found = seen(job, RUNNING)
+        assert show_status.text(found)
+        assert json.dumps(show_status.as_dict(found))
+        for path in sorted(job.path.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def test_a_directory_that_is_not_there(job: JobDirectory) -> None:
+    """It may have been removed meanwhile."""
+    found = seen(job, FORGOTTEN)
+
+    assert (found.standing.state, found.ranks) == (State.UNKNOWN, ())
+    assert found.unreadable
+
+
+# ---- whether something is still to come
+
+
+def test_following_ends_with_the_job(job: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has ended when it says so, or Slurm; that it waits, or cannot be seen, is said once."""
+    monkeypatch.setattr(follow, "_PAUSE", 0.0)
+    monkeypatch.setattr(follow, "_PAUSE_PER_LOOK", 0.0)
+    said: list[str] = []
+
+    def ended(slurm: Seen, attempts: frozenset[int] | None = frozenset({-1}), **made: Any) -> list[bool]:
+        histories.write(job.path, **{"begin": NOW - 130, **made})
+        ask = follow.Ended(job, Selection(attempts=attempts), said.append, Slurm(slurm))
+        return [ask(), ask()]
+
+    assert ended(RUNNING, ending="") == [False, False]
+    assert said == []
+    assert ended(BLIND, ending="") == [False, False]
+    assert [line.partition(";")[0] for line in said] == ["job 47.0: it cannot be seen whether it runs"]
+    assert ended(record("TIMEOUT"), ending="") == [True, True]
+    assert ended(RUNNING, ending="done") == [True, True]
+    assert ended(RUNNING, frozenset({0}), ending="") == [True, True]
+    assert ended(RUNNING, frozenset({0, 1}), ending="") == [False, False]
+
+
+def test_waiting_for_a_directory(job: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that Slurm knows is waited for, and it is said why it waits."""
+    monkeypatch.setattr(follow.time, "sleep", lambda _: None)
+    waits = [JobRecord("47", "PENDING", reason=reason, label="47") for reason in ("Priority", "Priority", "Resources")]
+    answers = iter([*(find.Search(None, waiting) for waiting in waits), find.Search(job)])
+    said: list[str] = []
+
+    assert follow.wait_for_directory(lambda: next(answers), said.append) == job
+    assert said == ["job 47: waits (Priority)", "job 47: waits (Resources)"]
+
+
+# ---- words
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [([], ""), ([3], "3"), ([0, 1, 2, 3, 17], "0-3,17"), ([5, 3, 4, 3], "3-5"), ([1, 3, 5], "1,3,5")],
+)
+def test_ranks_are_folded(ranks: list[int], expected: str) -> None:
+    assert expected == words.fold_ranks(ranks)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0.4, "0 s"), (119, "119 s"), (120, "2 min"), (3599, "1 h"), (12_000, "3 h 20 min"), (190_000, "2 d 5 h"),
+        (172_800, "2 d"),
+    ],
+)  # fmt: skip
+def test_durations(seconds: float, expected: str) -> None:
+    assert expected == words.duration(seconds)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (-3, "now"),
+        (4, "now"),
+        (8, "10 s ago"),
+        (61, "60 s ago"),
+        (130, "2 min ago"),
+        (7300, "2 h ago"),
+        (1e6, "12 d ago"),
+    ],
+)
+def test_how_long_ago(seconds: float, expected: str) -> None:
+    assert expected == words.ago(seconds)
+
+
+class Terminal:
+    """A stream that may be a terminal."""
+
+    def __init__(self, *, there: bool) -> None:
+        self._there = there
+
+    def isatty(self) -> bool:
+        return self._there
+
+
+@pytest.mark.parametrize(
+    ("there", "environ", "expected"),
+    [(True, {}, True), (False, {}, False), (True, {"NO_COLOR": "1"}, False), (True, {"TERM": "dumb"}, False)],
+)
+def test_colours_are_for_terminals(there: bool, environ: dict[str, str], expected: bool) -> None:
+    """And for those who want them (no-color.org)."""
+    chosen = paint.for_stream(Terminal(there=there), environ)  # type: ignore[arg-type]
+
+    assert (expected, "\x1b[31mx\x1b[0m" if expected else "x") == (chosen.on, chosen("x", "red"))
