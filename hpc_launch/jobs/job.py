@@ -266,7 +266,7 @@ class Job(Generic[R]):
 
     def _become(self, other: Job[R]) -> None:
         """Be a job that was submitted later, with others in a batch."""
-        self._files, self._handle, self._directory = other._files, other._handle, other._directory
+        self.__dict__.update(other.__dict__)
 
     @classmethod
     def _in_process(cls, files: JobFiles, status: int, value: R | None, error: BaseException | None) -> Job[R]:

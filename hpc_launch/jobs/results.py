@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import pickle
 import re
-import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hpc_launch.errors import JobFailed, WorkerFailed
 from hpc_launch.jobs import remote
 from hpc_launch.jobs.files import read_json
-from hpc_launch.records import history
+from hpc_launch.records import causes, history
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.model import Attempt
+from hpc_launch.records.model import Worker
 
 # What another node has written may be seen here some seconds later.
 LAG_SECONDS = 30.0
@@ -25,22 +23,6 @@ _PAUSE = 0.2
 
 _RESULT = re.compile(r"rank_(\d+)\.result\.pkl")
 _RAISED = re.compile(r"rank_(\d+)\.raised\.pkl")
-_CAUSE = re.compile(r"rank (?P<rank>\d+) on (?P<host>\S+)")
-
-
-@dataclass(frozen=True)
-class Blamed:
-    """The worker that ended a job.
-
-    Attributes:
-        rank: which one.
-        host: on which node.
-        status: its exit status; 128+N for signal N.
-    """
-
-    rank: int
-    host: str
-    status: int
 
 
 def read(job: JobDirectory, job_id: str, *, functions: bool, patience: float = LAG_SECONDS) -> list[Any]:
@@ -117,36 +99,34 @@ def failure(job: JobDirectory, job_id: str, status: int, state: str, last_words:
         state: what Slurm calls it.
         last_words: gives what the launcher said last.
     """
-    attempts = history.read(job.path).attempts
-    blamed = _blamed(attempts[-1]) if attempts else None
-    raised = [found for path in _numbered(job, _RAISED).values() if (found := remote.read(path)) is not None]
-    first = _first(raised, blamed)
-    if first is not None:
-        log = _log(job, first.host, first.rank)
-        again = remote.again(first, job_id, log)
+    blamed = _blamed(job)
+    raised = _raised(job, blamed)
+    if raised is not None:
+        log = _log(job, raised.host, raised.rank)
+        again = remote.again(raised, job_id, log)
         if again is not None:
             return again
         error: BaseException = WorkerFailed(
-            f"job {job_id}: rank {first.rank} on {first.host} raised {first.kind}: {first.message}; its log: {log}",
+            f"job {job_id}: rank {raised.rank} on {raised.host} raised {raised.kind}: {raised.message}; its log: {log}",
             job_id=job_id,
-            rank=first.rank,
-            host=first.host,
+            rank=raised.rank,
+            host=raised.host,
             status=status,
             log=log,
         )
-        error.__cause__ = remote.RemoteTraceback(first.text, first.rank, first.host, log)
+        error.__cause__ = remote.RemoteTraceback(raised.text, raised.rank, raised.host, log)
         return error
-    if blamed is not None:
-        log = _log(job, blamed.host, blamed.rank)
-        name = _signal(blamed.status)
-        how = f"was ended by {name}" if name else f"ended with status {blamed.status}"
+    if blamed is not None and blamed.exitcode is not None:
+        log, code = str(blamed.files.err), blamed.exitcode
+        why = causes.what(blamed)
         return WorkerFailed(
-            f"job {job_id}: rank {blamed.rank} on {blamed.host} {how}; its log: {log}",
+            f"job {job_id}: rank {blamed.rank} on {blamed.host} ended with {causes.ending(blamed)}"
+            f"{f' ({why})' if why else ''}; its log: {log}",
             job_id=job_id,
             rank=blamed.rank,
             host=blamed.host,
-            signal=name,
-            status=blamed.status,
+            signal=causes.signal_name(code) if code < 0 else "",
+            status=code if code >= 0 else 128 - code,
             log=log,
         )
     words = last_words()
@@ -156,28 +136,21 @@ def failure(job: JobDirectory, job_id: str, status: int, state: str, last_words:
     )
 
 
-def _blamed(attempt: Attempt) -> Blamed | None:
-    """The worker that the agents have agreed on: the first of all failures to be seen."""
-    match = _CAUSE.match(attempt.cause)
-    if match is None or attempt.signal or attempt.ending == "done":
-        return None
-    return Blamed(int(match["rank"]), match["host"], attempt.status)
+def _blamed(job: JobDirectory) -> Worker | None:
+    """The worker that is the root cause of the last attempt's end; None where none is to blame."""
+    found = history.read(job.path)
+    cause = causes.of(found, found.attempts[-1]) if found.attempts else None
+    return cause.first if cause is not None else None
 
 
-def _first(raised: list[remote.Raised], blamed: Blamed | None) -> remote.Raised | None:
-    """The exception that came first; None where the first worker to fail has left none."""
-    if blamed is not None and not any(one.rank == blamed.rank for one in raised):
-        return None
-    return min(raised, key=lambda one: one.time, default=None)
+def _raised(job: JobDirectory, blamed: Worker | None) -> remote.Raised | None:
+    """What that worker has raised; without one to blame, what was raised first."""
+    noted = _numbered(job, _RAISED)
+    paths = [*noted.values()] if blamed is None else [noted[blamed.rank]] if blamed.rank in noted else []
+    found = [raised for path in paths if (raised := remote.read(path)) is not None]
+    return min(found, key=lambda raised: raised.time, default=None)
 
 
 def _log(job: JobDirectory, host: str, rank: int) -> str:
     attempts = job.attempts()
     return str(job.rank(attempts[-1], host, rank).err) if attempts else ""
-
-
-def _signal(status: int) -> str:
-    try:
-        return signal.Signals(status - 128).name
-    except ValueError:
-        return ""

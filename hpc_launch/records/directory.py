@@ -43,8 +43,19 @@ class RankFiles:
     out: Path
     err: Path
     error: Path
-    result: Path
-    raised: Path
+
+    @property
+    def result(self) -> Path:
+        """What a function returned, where one was called from Python."""
+        return self._beside("result.pkl")
+
+    @property
+    def raised(self) -> Path:
+        """What it raised."""
+        return self._beside("raised.pkl")
+
+    def _beside(self, ending: str) -> Path:
+        return self.out.with_name(f"{self.out.name.removesuffix('.out')}.{ending}")
 
 
 @dataclass(frozen=True)
@@ -75,13 +86,7 @@ class JobDirectory:
     def rank(self, attempt: int, host: str, rank: int) -> RankFiles:
         """The files of one worker."""
         base = self.node(attempt, host)
-        return RankFiles(
-            base / f"rank_{rank}.out",
-            base / f"rank_{rank}.err",
-            base / f"rank_{rank}.error.json",
-            base / f"rank_{rank}.result.pkl",
-            base / f"rank_{rank}.raised.pkl",
-        )
+        return RankFiles(base / f"rank_{rank}.out", base / f"rank_{rank}.err", base / f"rank_{rank}.error.json")
 
     def checkpoint(self, attempt: int) -> Path:
         """The call of a function, as it is to go on after an attempt."""
