@@ -6,7 +6,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from hpc_launch.jobs.view import JobView, Seen, Standing, Subject, chosen, compose, failures
+from hpc_launch.jobs.view import JobView, Seen, Standing, Subject, chosen, compose, failures, root_cause
 from hpc_launch.records import history, progress
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import History, Worker
@@ -34,14 +34,14 @@ def _read(directory: Path | None) -> Seen:
     if directory is None or not directory.is_dir():
         return Seen(History(Path()))
     found = history.read(directory)
-    attempt = found.attempts[-1] if found.attempts else None
-    failed = failures(attempt)
+    cause = root_cause(found)
     job = JobDirectory(directory.parent, directory.name)
-    curves = {rank: progress.curve(job, rank) for rank in chosen(found.progress, failed)}
-    if attempt is None or not attempt.workers:
+    curves = {rank: progress.curve(job, rank) for rank in chosen(found.progress, failures(cause))}
+    workers = found.attempts[-1].workers if found.attempts else ()
+    if not workers:
         return Seen(found, curves)
     # The worker that matters: the one that failed first, else rank 0.
-    source = next((worker for worker in attempt.workers if worker.rank in failed[:1]), attempt.workers[0])
+    source = (cause.first if cause is not None else None) or workers[0]
     return Seen(found, curves, source.rank, _last_lines(source))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hpc_launch.records.model import Attempt, History, Mark
+from hpc_launch.records import causes, telling
+from hpc_launch.records.causes import RootCause
+from hpc_launch.records.model import History, Mark
 from hpc_launch.records.progress import points, share
 
 Phase = Literal["waiting", "running", "ending", "done", "failed", "stopped", "unknown"]
@@ -61,7 +62,6 @@ _REASONS = {
     "NodeDown": "a node that it needs is down",
     "Cleaning": "its last run is being cleaned up",
 }
-_BLAMED = re.compile(r"rank (\d{1,9}) on ")
 _LIMITS = ("QOS", "Assoc", "MaxJobs", "MaxCpu", "MaxGRES", "MaxNode", "MaxMem", "JobArrayTaskLimit")
 
 
@@ -293,7 +293,8 @@ def compose(subject: Subject, standing: Standing, seen: Seen, now: float) -> Job
     marks = history.progress
     value = main_value(marks)
     hosts = {worker.rank: worker.host for worker in attempt.workers} if attempt is not None else {}
-    failed = failures(attempt)
+    cause = root_cause(history)
+    failed = failures(cause)
     return JobView(
         subject=subject,
         now=now,
@@ -317,20 +318,20 @@ def compose(subject: Subject, standing: Standing, seen: Seen, now: float) -> Job
         value=value,
         lines=seen.lines,
         source="" if seen.source is None else f"rank {seen.source}",
-        cause=attempt.cause if attempt is not None and standing.phase in ("failed", "stopped") else "",
+        cause=telling.headline(cause) if cause is not None and standing.over else "",
         end=history.end_time if history.end_time is not None else standing.end,
         directory=history.path if history.path.parts else None,
     )
 
 
-def failures(attempt: Attempt | None) -> tuple[int, ...]:
-    """The ranks that failed by themselves in an attempt, the one that ended it first. Pure."""
-    if attempt is None:
-        return ()
-    bad = [worker for worker in attempt.workers if worker.failed and not worker.told]
-    found = [worker.rank for worker in sorted(bad, key=lambda worker: worker.ended or 0.0)]
-    blamed = _BLAMED.match(attempt.cause)
-    return tuple(dict.fromkeys([int(blamed[1]), *found] if blamed else found))
+def root_cause(history: History) -> RootCause | None:
+    """Why the last attempt failed; None if it did not, or not yet. Pure."""
+    return causes.of(history, history.attempts[-1]) if history.attempts else None
+
+
+def failures(cause: RootCause | None) -> tuple[int, ...]:
+    """The ranks that failed by themselves, the first one first. Pure."""
+    return tuple(worker.rank for group in cause.groups for worker in group.workers) if cause is not None else ()
 
 
 def remaining(curve: Sequence[Mark], now: float) -> float | None:

@@ -15,10 +15,10 @@ from hypothesis import given, strategies as st
 
 from hpc_launch.jobs import drawing, html, text
 from hpc_launch.jobs.look import look
-from hpc_launch.jobs.view import JobView, RankView, Standing, Subject, chosen, explain, failures, main_value, remaining
+from hpc_launch.jobs.view import JobView, RankView, Standing, Subject, chosen, explain, main_value, remaining
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.model import Attempt, Mark
+from hpc_launch.records.model import Mark
 from tests import histories
 
 NOW = 1_718_000_100.0
@@ -194,7 +194,7 @@ def test_a_job_that_failed(tmp_path: Path) -> None:
     failed = Standing("FAILED", nodes=("gpu001", "gpu002"), start=NOW - 90, end=NOW - 30)
     found = seen(tmp_path, failed, made)
 
-    assert found.cause
+    assert found.cause == "rank 5 on gpu002 (local rank 1) failed with exit status 1: ValueError: loss is nan"
     assert f"  {found.cause}" in text.render(found).splitlines()
     assert found.source == "rank 5"
     assert "1:00 in all" in text.headline(found)
@@ -215,14 +215,6 @@ def test_a_job_that_was_cancelled_before_it_began() -> None:
     cancelled = Standing("CANCELLED", start=NOW, end=NOW, nodes_asked=2)
 
     assert text.render(view(cancelled)) == "train (job 4711): stopped, asks for 2 nodes"
-
-
-@pytest.mark.parametrize("cause", ["rank 5 on gpu002 (local rank 1) failed with exit status 1", "node gpu002 is lost"])
-def test_who_is_to_blame(cause: str) -> None:
-    """The rank that ended the attempt comes first, also where its end was not recorded."""
-    attempt = Attempt(0, 0, 8, (), None, None, "failed", 1, cause, "", "gpu001", ())
-
-    assert failures(attempt) == ((5,) if cause.startswith("rank") else ())
 
 
 # ---- words
