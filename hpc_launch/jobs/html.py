@@ -9,8 +9,9 @@ from __future__ import annotations
 from html import escape
 
 from hpc_launch.jobs.drawing import COLOURS, Line, plot
+from hpc_launch.jobs.standing import Phase
 from hpc_launch.jobs.text import WORDS, facts, others, steps, values
-from hpc_launch.jobs.view import JobView, Phase, RankView
+from hpc_launch.jobs.view import JobView, RankView
 
 _STATES: dict[Phase, str] = {
     "waiting": "#b7860b",

@@ -6,7 +6,8 @@ import contextlib
 import re
 from pathlib import Path
 
-from hpc_launch.jobs.view import JobView, Seen, Standing, Subject, chosen, compose, failures, root_cause
+from hpc_launch.jobs.standing import Standing, Subject
+from hpc_launch.jobs.view import JobView, Seen, chosen, compose, failures, root_cause
 from hpc_launch.records import history, progress
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import History, Worker

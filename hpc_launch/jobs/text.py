@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 from hpc_launch import hostlist
-from hpc_launch.jobs.view import JobView, Phase, RankView
+from hpc_launch.jobs.standing import Phase
+from hpc_launch.jobs.view import JobView, RankView
 
 # What a phase is called where people read it.
 WORDS: dict[Phase, str] = {

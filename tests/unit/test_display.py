@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from typing import Any
 
 import pytest
 
 from hpc_launch.jobs.display import Board, bundle
-from hpc_launch.jobs.view import JobView, Standing, Subject
+from hpc_launch.jobs.standing import Standing, Subject
+from hpc_launch.jobs.view import JobView
 from tests.support import wait_for
 
 # Seconds: no test takes longer, on however slow a machine.
@@ -142,6 +144,30 @@ def test_settling_where_nothing_is_shown(board: Board) -> None:
     board.settle("the result of a cell")
 
     assert board._thread is None
+
+
+def test_in_a_terminal_it_is_printed_once(python: str) -> None:
+    """IPython's terminal cannot show anything anew: there is no thread, and no second print."""
+    program = """
+import threading
+from hpc_launch.jobs import display
+from hpc_launch.jobs.standing import Standing, Subject
+from hpc_launch.jobs.view import JobView
+
+class Job:
+    def view(self):
+        return JobView(Subject("train", "4711", "Slurm"), 0.0, Standing("RUNNING"))
+    def _ipython_display_(self):
+        display.show(self)
+
+from IPython.display import display as show
+show(Job())
+print([thread.name for thread in threading.enumerate() if "display" in thread.name])
+"""
+    command = [python, "-m", "IPython", "--no-banner", "--quick", "--HistoryManager.enabled=False", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)
+
+    assert done.stdout == "train (job 4711): running\n[]\n"
 
 
 def test_a_notebook_can_choose() -> None:

@@ -15,7 +15,8 @@ from hypothesis import given, strategies as st
 
 from hpc_launch.jobs import drawing, html, text
 from hpc_launch.jobs.look import look
-from hpc_launch.jobs.view import JobView, RankView, Standing, Subject, chosen, explain, main_value, remaining
+from hpc_launch.jobs.standing import Standing, Subject, explain
+from hpc_launch.jobs.view import JobView, RankView, chosen, main_value, remaining
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import Mark
