@@ -10,9 +10,10 @@ from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from hpc_launch.errors import JobFailed, UsageError
 from hpc_launch.jobs import results
-from hpc_launch.jobs.files import SUBMITTED, JobFiles, read_json
+from hpc_launch.jobs.files import SUBMITTED, JobFiles, read_json, read_outcome
 from hpc_launch.jobs.handles import Ending, Handle, InProcess, Queued, Started
 from hpc_launch.jobs.place import SLURM
+from hpc_launch.jobs.view import JobView
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.controller import JobRecord
@@ -211,8 +212,24 @@ class Job(Generic[R]):
         return (line.text for line in found)
 
     def status(self) -> str:
-        """How it stands, in lines for a person."""
-        return f"job {self.job_id}: {self.state}"
+        """How it stands, in lines for a person: what `print(job)` says."""
+        from hpc_launch.jobs import text  # noqa: PLC0415 - who only waits for results need not read it
+
+        return text.render(self.view())
+
+    def view(self) -> JobView:
+        """How it stands, as a value: state, nodes, progress of each rank, times, last lines.
+
+        It is made of the job directory and of what Slurm has said last, which is asked no more often than ever.
+        """
+        from hpc_launch.jobs.look import look  # noqa: PLC0415 - as above
+        from hpc_launch.jobs.standing import standing, subject  # noqa: PLC0415 - as above
+
+        files = self._of()
+        done, state, record = self.done(), self.state, self.record
+        submitted = read_json(files.record)
+        stands = standing(state, submitted, record, read_outcome(files.outcome), done=done)
+        return look(subject(self.job_id, submitted), stands, self.directory, time.time())
 
     def __await__(self) -> Generator[Any, None, list[R]]:
         return self._in_the_background().__await__()
@@ -226,6 +243,24 @@ class Job(Generic[R]):
 
     def __repr__(self) -> str:
         return f"<Job {self._files.job_id}>" if self._files else "<Job, not submitted yet>"
+
+    def __str__(self) -> str:
+        return self.status() if self._files else repr(self)
+
+    def _ipython_display_(self) -> None:
+        """Show it in a notebook, where it is kept up to date until it ends, or in IPython's terminal."""
+        from hpc_launch.jobs.display import show  # noqa: PLC0415 - IPython calls this, and nobody else
+
+        if self._files is None:
+            print(repr(self))  # noqa: T201 - that is all there is to show
+        else:
+            show(self)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """As it is now, in the forms that a notebook can choose from: for those that do not keep it up to date."""
+        from hpc_launch.jobs.display import bundle  # noqa: PLC0415 - as above
+
+        return bundle(self.view()) if self._files else {"text/plain": repr(self)}
 
     # ---- for the executor
 

@@ -6,6 +6,7 @@
     <log_dir>/<job>/requeues.jsonl                          when and why the job was requeued, a line each
     <log_dir>/<job>/end_time.json                           when the job really ends, as Slurm said last
     <log_dir>/<job>/progress/rank_<r>.json                  how far training is, as a worker says
+    <log_dir>/<job>/progress/rank_<r>.jsonl                 what it said on the way, a line each
     <log_dir>/<job>/nodes/<host>/events.jsonl               what the agents of that node saw, a line each
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.out, .err   a worker's output
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.error.json  a worker's exception, where it left one
@@ -117,6 +118,10 @@ class JobDirectory:
         """How far training is, as one worker says."""
         return self.path / "progress" / f"rank_{rank}.json"
 
+    def curve(self, rank: int) -> Path:
+        """What one worker has said on the way of how far training is (`records.progress`)."""
+        return self.path / "progress" / f"rank_{rank}.jsonl"
+
     @property
     def ledger(self) -> Path:
         """The job's requeues, one after another."""
@@ -198,6 +203,19 @@ def write_whole(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise _unusable(path.parent, error) from error
+
+
+def append(path: Path, lines: str) -> None:
+    """Append whole lines in one write, so that what others append to the same file does not come in between.
+
+    Raises:
+        OSError: as open(2) and write(2) have it.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        os.write(handle, lines.encode())
+    finally:
+        os.close(handle)
 
 
 def point_latest(link: Path, target: str) -> None:
