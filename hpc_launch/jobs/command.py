@@ -71,12 +71,13 @@ def submitit_parameters(resources: Resources, *, requeue: Sequence[str] = ()) ->
         requeue: when the job is to run again.
     """
     cpus = resources.cpus_per_task
+    minutes = resources.minutes or DEFAULT_MINUTES
     additional: dict[str, Any] = dict(resources.slurm)
     if requeue and not {"requeue", "no-requeue"} & additional.keys():
         additional["requeue"] = True  # on some clusters no job runs again that does not say so
     found: dict[str, Any] = {
         "name": resources.name,
-        "timeout_min": resources.minutes or DEFAULT_MINUTES,
+        "timeout_min": minutes,
         "nodes": resources.nodes,
         "tasks_per_node": 1,
         "cpus_per_task": cpus,
@@ -87,7 +88,8 @@ def submitit_parameters(resources: Resources, *, requeue: Sequence[str] = ()) ->
         "slurm_qos": resources.qos,
         "slurm_constraint": resources.constraint,
         "slurm_array_parallelism": resources.array_parallelism,
-        "slurm_signal_delay_s": resources.notice,
+        # Of a short job the larger part is to be over: a callable would be told at once, and never get anywhere.
+        "slurm_signal_delay_s": min(resources.notice, minutes * 60 // 3),
         # Without the trap the shell of the job script would die of the first SIGTERM, and take srun along.
         "slurm_setup": ["trap : TERM", *resources.setup],
         # srun of Slurm 22.05 to 23.02 does not take the CPUs over from the job (slurm.commands.run_step).

@@ -102,6 +102,7 @@ class Queued:
             return None
         self._over_since = self.now() if self._over_since is None else self._over_since
         if self.now() < self._over_since + _LAG_SECONDS and not _nothing_to_wait_for(record):
+            self.watch.doubt(self.files.job_id)
             _look_again(self.files.base)
             return None
         return Ending(1, record.state if record is not None else "UNKNOWN")

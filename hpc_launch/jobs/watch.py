@@ -35,6 +35,7 @@ class Watch:
     questions: int = 0
     _records: dict[str, JobRecord] = field(default_factory=dict)
     _watched: dict[str, int] = field(default_factory=dict)
+    _doubted: set[str] = field(default_factory=set)
     _next: float = 0.0
     _pause: float = _SHORTEST_PAUSE
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -57,6 +58,11 @@ class Watch:
         with self._lock:
             return job not in self._records and self._watched.get(job, 0) >= _UNKNOWN
 
+    def doubt(self, job: str) -> None:
+        """Go on asking about a job that has ended by Slurm's word: it may be requeued a moment after a preemption."""
+        with self._lock:
+            self._doubted.add(job)
+
     def soon(self, job: str) -> None:
         """Ask before long: something has just been done to a job, so that it may be other than it was."""
         with self._lock:
@@ -69,11 +75,14 @@ class Watch:
         self._next = min(self._next, self.clock() + self._pause)
 
     def _settled(self, job: str) -> bool:
+        if job in self._doubted:
+            return False
         record = self._records.get(job)
         return over((record,)) if record else self._watched[job] >= _UNKNOWN
 
     def _ask(self) -> None:
         jobs = [job for job in self._watched if not self._settled(job)]
+        self._doubted.clear()
         arrays = list(dict.fromkeys(job.partition("_")[0] for job in jobs))
         found = self.queue(arrays)
         self.questions += 1

@@ -69,7 +69,7 @@ tell(kind=type(third.exception(timeout=60)).__name__, states=[job.state for job 
 @pytest.fixture(scope="module")
 def three(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """Run the three jobs, once for all tests."""
-    folder = tmp_path_factory.mktemp("three")
+    folder = tmp_path_factory.mktemp("three") / "it's $HOME & more"
     return folder, run(cluster, folder, THREE)
 
 

@@ -112,6 +112,7 @@ def test_what_nobody_says_is_left_to_slurm() -> None:
         "slurm_setup": ["trap : TERM"],
     }
     assert submitit_parameters(Resources(gpus_per_node=0, mem=1.5))["slurm_mem"] == "1536M"
+    assert submitit_parameters(Resources(time=1))["slurm_signal_delay_s"] == 20
     assert "gpus_per_node" not in submitit_parameters(Resources(gpus_per_node=0))
 
 

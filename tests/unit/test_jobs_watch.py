@@ -197,6 +197,19 @@ def test_a_job_that_ended_without_a_word_is_waited_for(tmp_path: Path) -> None:
     assert handle.ending() == Ending(1, "COMPLETED")
 
 
+def test_a_job_that_is_requeued_after_a_preemption_has_not_ended(tmp_path: Path) -> None:
+    """Slurm calls it preempted for a moment, before the agent has had it requeued."""
+    slurm = Slurm({"1": "PREEMPTED"})
+    handle = queued(tmp_path, slurm)
+    assert handle.ending() is None
+    slurm.states["1"] = "PENDING"
+    for _ in range(20):
+        slurm.now += 2
+        assert handle.ending() is None
+
+    assert handle.state() == "PENDING"
+
+
 def test_a_job_that_is_forgotten_is_unknown(tmp_path: Path) -> None:
     """Never a success."""
     slurm = Slurm()

@@ -120,7 +120,17 @@ def test_the_dependencies_are_those_of_the_design(wheel: zipfile.ZipFile) -> Non
     metadata = wheel.read(next(n for n in wheel.namelist() if n.endswith("METADATA"))).decode()
     lines = [line.removeprefix("Requires-Dist: ") for line in metadata.splitlines() if line.startswith("Requires-Dist")]
     names = [line.partition(">")[0] for line in lines if "extra ==" not in line]
-    expected = ["click", "psutil", "python-hostlist", "setproctitle", "submitit", "threadpoolctl", "tomli", "torch"]
+    expected = [
+        "click",
+        "cloudpickle",
+        "psutil",
+        "python-hostlist",
+        "setproctitle",
+        "submitit",
+        "threadpoolctl",
+        "tomli",
+        "torch",
+    ]
 
     assert expected == sorted(names)
     assert [line for line in lines if line.startswith("tomli")] == ["tomli>=2; python_version < '3.11'"]
