@@ -113,7 +113,7 @@ def find(attempt: Attempt, nodes: Sequence[NodeEvent] = (), slack: float = 0.0) 
     if attempt.ending not in ("restart", "failed") or attempt.signal:
         return None
     lost = next((event.hosts for event in nodes if event.kind == "lost" and event.attempt == attempt.number), "")
-    failed = [worker for worker in attempt.workers if worker.failed]
+    failed = [worker for worker in attempt.workers if worker.failed or _hangs(worker)]
     reasons = {worker.rank: follows(worker, attempt.decided) for worker in failed}
     own = [worker for worker in failed if not reasons[worker.rank]]
     followers = Counter(reason for reason in reasons.values() if reason)
@@ -145,11 +145,13 @@ def follows(worker: Worker, decided: float | None) -> str:
         decided: when it was said that the attempt was over; None if that was not yet.
     """
     failure = worker.failure or Failure()
+    if failure.hung:
+        return ""
     raised = failure.exception
     early = raised is not None and raised.time is not None and (decided is None or raised.time <= decided)
     if worker.told and not early:
         return ENDED
-    if failure.oom or failure.hung:
+    if failure.oom:
         return ""
     if raised is not None:
         return symptom(f"{raised.type}: {raised.message}")
@@ -181,6 +183,8 @@ def what(worker: Worker) -> str:
     if raised is not None and (code is None or code >= 0 or worker.told):
         # PyTorch's and others' messages have their stack in them; the first line says it.
         return f"{raised.type}: {raised.message}" if raised.message else raised.type
+    if failure.hung:
+        return f"it hangs in the kernel ({failure.hung}) and could not be killed"
     if failure.oom:
         return failure.oom
     if code is None or code >= 0:
@@ -202,6 +206,10 @@ def ending(worker: Worker) -> str:
     if code is None:
         return "an unknown end"
     return f"exit status {code}" if code >= 0 else signal_name(code)
+
+
+def _hangs(worker: Worker) -> bool:
+    return worker.failure is not None and bool(worker.failure.hung)
 
 
 def _suspects(attempt: Attempt, failed: Sequence[Worker], reasons: Mapping[int, str]) -> list[Worker]:

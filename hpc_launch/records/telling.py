@@ -66,8 +66,6 @@ def _details(group: Group, lines: int) -> list[str]:
         told.append(", ".join(filter(None, place)))
     if failure.oom and failure.oom != group.what:
         told.append(failure.oom)
-    if failure.hung:
-        told.append(f"it could not be killed: it hangs in {failure.hung}")
     shown = failure.lines[-lines:] if lines else ()
     told.extend(f"device: {text}" for text in failure.gpu if text not in shown)
     if shown:

@@ -27,6 +27,8 @@ ENVIRONMENT = {
     "HOME": os.environ.get("HOME", "/"),
     "LANG": "C.UTF-8",
     "PYTHONPATH": str(REPOSITORY),
+    # A worker leaves its exception in this file, which cannot be made: nothing of that may show.
+    "TORCHELASTIC_ERROR_FILE": "/proc/nowhere/error.json",
 }
 
 # Starts Python with standard input closed.

@@ -50,7 +50,7 @@ SYMPTOMS = [
 ]
 
 
-def worker(rank: int, code: int | None, ended: float = 100.0, **more: Any) -> Worker:
+def worker(rank: int, code: int | None, ended: float | None = 100.0, **more: Any) -> Worker:
     """A worker that has ended; two of them to a node."""
     raised = more.pop("raised", "")
     failure = more.pop("failure", None)
@@ -212,17 +212,26 @@ def test_no_cause_without_a_failure(more: dict[str, str]) -> None:
     assert causes.find(attempt(ended(0), **more)) is None
 
 
-def test_lines_of_the_device_are_shown() -> None:
-    """What a library says of a GPU is shown, once; so is where the worker hangs."""
-    failure = Failure(
-        lines=("last", "CUDA error: x"), gpu=("NCCL WARN y", "CUDA error: x"), hung="nfs_wait", log="rank.out"
+def test_a_rank_that_hangs_in_the_kernel() -> None:
+    """It cannot be killed and has no end; where the others have only waited for it, it is the cause."""
+    hangs = worker(3, None, None, told="SIGKILL", failure=Failure(hung="nfs4_wait"))
+    cause = causes.find(attempt(worker(0, 1, raised=SYMPTOMS[5][0]), ended(1), hangs))
+
+    assert cause is not None
+    assert telling.headline(cause) == (
+        "rank 3 on gpu002 (local rank 1) failed: it hangs in the kernel (nfs4_wait) and could not be killed"
     )
+    assert cause.followers == {WAITED: 1, ENDED: 1}
+
+
+def test_lines_of_the_device_are_shown() -> None:
+    """What a library says of a GPU is shown, once."""
+    failure = Failure(lines=("last", "CUDA error: x"), gpu=("NCCL WARN y", "CUDA error: x"), log="rank.out")
     cause = causes.find(attempt(worker(2, 1, failure=failure, device="GPU 3")))
 
     assert cause is not None
     assert telling.block(cause)[1:] == [
         "on GPU 3",
-        "it could not be killed: it hangs in nfs_wait",
         "device: NCCL WARN y",
         "the end of rank.out:",
         "    last",

@@ -11,6 +11,7 @@ import pytest
 
 from hpc_launch.elastic import evidence
 from hpc_launch.elastic.evidence import Before
+from hpc_launch.node import memory
 from hpc_launch.node.memory import Kills
 from hpc_launch.records import gather
 from hpc_launch.records.directory import RankFiles
@@ -34,8 +35,8 @@ def _kills(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def kill(monkeypatch: pytest.MonkeyPatch, group: int, node: int) -> None:
     """Let the counters have gone up."""
-    monkeypatch.setattr(evidence.memory, "kills", lambda: Kills(group, node))
-    monkeypatch.setattr(evidence.memory, "limit", lambda: 3 << 29)
+    monkeypatch.setattr(memory, "kills", lambda: Kills(group, node))
+    monkeypatch.setattr(memory, "limit", lambda: 3 << 29)
 
 
 def gathered(files: RankFiles, exitcode: int) -> dict[str, Any]:

@@ -56,6 +56,12 @@ FIELDS = [
 ]
 
 
+def pipe(file: Path) -> None:
+    """Put a pipe there, for which a reader would wait."""
+    file.unlink()
+    os.mkfifo(file)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "logs/4711.0"
@@ -122,7 +128,7 @@ def test_a_directory_that_is_not_there(path: Path) -> None:
         (lambda file: file.write_bytes(b"\0\1\2\n" + file.read_bytes()), "1 line is not what hpc-launch writes there"),
         (lambda file: file.write_text("[1]\nnull\n7\n"), "3 lines are not what hpc-launch writes there"),
         (lambda file: (file.unlink(), file.mkdir()), "Is a directory|it is not a file"),
-        (lambda file: (file.unlink(), os.mkfifo(file)), "it is not a file"),
+        (pipe, "it is not a file"),
         (lambda file: (file.unlink(), file.symlink_to(file)), "Too many levels of symbolic links"),
         (lambda file: file.unlink(), "it is not there"),
     ],

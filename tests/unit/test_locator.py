@@ -359,9 +359,7 @@ def test_how_far_a_clock_is_off_is_asked_on_the_lifeline(served: Locator, monkey
     found = seek([served.port])
     assert isinstance(found, Found)
     real = time.time
-    monkeypatch.setattr(
-        locator.time, "time", lambda: real() + (0 if threading.current_thread().name == "locator" else 90)
-    )
+    monkeypatch.setattr(time, "time", lambda: real() + (0 if threading.current_thread().name == "locator" else 90))
     measured = found.lifeline.clock()
     assert measured is not None
     offset, error = measured

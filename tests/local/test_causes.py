@@ -1,0 +1,95 @@
+"""Why a run failed, on one node: what a worker leaves behind, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hpc_launch.records import causes, history, telling
+from hpc_launch.records.model import History
+from tests.local.launching import free_port, launch, probe
+
+RAISE = """
+def step(number):
+    raise ValueError(f"loss is nan in step {number}")
+
+if os.environ["RANK"] == "1":
+    step(3)
+import time
+time.sleep(600)
+"""
+
+# A process that a script forks is not the script; and what the script leaves itself, by `record` say, is better.
+OWN = """
+child = os.fork()
+if child == 0:
+    raise OSError("not the script's own")
+os.waitpid(child, 0)
+error = os.environ["TORCHELASTIC_ERROR_FILE"]
+assert not Path(error).exists()
+Path(error).write_text(json.dumps({"message": {"message": "KeyError: mine", "extraInfo": {"timestamp": "1"}}}))
+raise KeyError("mine")
+"""
+
+HEADLINE = "failed with exit status 1: ValueError: loss is nan in step 3"
+
+
+def read(folder: Path) -> History:
+    """Read the job directory of a launch."""
+    told = history.read((folder / "logs/latest").resolve())
+    assert told.unreadable == ()
+    return told
+
+
+@pytest.mark.parametrize(
+    ("words", "source"),
+    [
+        (["--start", "warm"], "hook"),
+        (["--start", "exec"], "stderr"),
+        (["--start", "exec", "--rdzv-backend=static", "--rdzv-endpoint=PORT", "--max-restarts", "1"], "stderr"),
+    ],
+)
+def test_an_exception_is_told_without_record(tmp_path: Path, words: list[str], source: str) -> None:
+    """The exception is in the records and on the console, once, whoever starts the worker and runs the attempts."""
+    words = [word.replace("PORT", f"127.0.0.1:{free_port()}") for word in words]
+    done = launch(tmp_path, *words, "--nproc-per-node", "2", probe(tmp_path, RAISE))
+    told = read(tmp_path)
+    last = told.attempts[-1]
+    raised = last.workers[1].failure and last.workers[1].failure.exception
+    cause = causes.of(told, last)
+
+    assert done.status == 1, done.err
+    assert raised is not None
+    assert (raised.type, raised.message, raised.source) == ("ValueError", "loss is nan in step 3", source)
+    assert cause is not None
+    assert telling.headline(cause).endswith(f"(local rank 1) {HEADLINE}")
+    assert done.err.count(f"attempt {last.number}: {telling.headline(cause)}") == 1, done.err
+    assert [attempt.ending for attempt in told.attempts] == ["restart"] * (len(told.attempts) - 1) + ["failed"]
+
+
+def test_the_file_of_the_exception(tmp_path: Path) -> None:
+    """It is the one that torch's `record` would have written, with more in it."""
+    launch(tmp_path, "--start", "warm", "--nproc-per-node", "2", probe(tmp_path, RAISE))
+    (worker,) = [worker for worker in read(tmp_path).attempts[0].workers if worker.rank == 1]
+    said = json.loads(worker.files.error.read_text())["message"]
+    extra = said["extraInfo"]
+
+    assert said["message"] == "ValueError: loss is nan in step 3"
+    assert extra["py_callstack"].startswith("Traceback (most recent call last):\n  File ")
+    assert "hpc_launch" not in extra["py_callstack"]
+    assert worker.ended is not None
+    assert int(extra["timestamp"]) <= extra["time"] <= worker.ended
+    assert extra["type"] == "ValueError"
+    assert ":" in extra["where"]
+
+
+def test_what_a_script_leaves_itself_stays(tmp_path: Path) -> None:
+    """Its own file counts, and processes that it forks have none."""
+    launch(tmp_path, "--start", "warm", "--nproc-per-node", "1", probe(tmp_path, OWN))
+    (worker,) = read(tmp_path).attempts[0].workers
+
+    assert worker.failure is not None
+    assert worker.failure.exception is not None
+    assert (worker.failure.exception.type, worker.failure.exception.message) == ("KeyError", "mine")

@@ -1,0 +1,144 @@
+"""What an agent writes down of itself and its workers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from hpc_launch.elastic import evidence, recording
+from hpc_launch.elastic.recording import Recorder
+from hpc_launch.elastic.workers import CommandWorkers
+from hpc_launch.plan.derive import make
+from hpc_launch.records import events, history
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.settings import resolve
+from hpc_launch.warm.factory import Ended
+from tests.unit.test_plan import here
+
+GONE = 1 << 22
+
+
+@pytest.fixture
+def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """Return the recorder of an agent that knows its job directory from the beginning."""
+    monkeypatch.setattr(recording, "Pace", lambda *_: SimpleNamespace(due=lambda: False))
+    plan = make(resolve({"log_dir": str(tmp_path), "rdzv_id": "run"}, {}), here(), ("train.py",))
+    return Recorder(plan, {"SLURM_RESTART_COUNT": "2"})
+
+
+def job_of(recorder: Recorder, tmp_path: Path) -> JobDirectory:
+    """Begin to write in a job directory."""
+    job = JobDirectory(tmp_path, "job")
+    recorder.open(job, 4)
+    recorder.begin(5, 2)
+    return job
+
+
+def workers(folder: Path, pids: dict[int, int], ended: dict[int, Ended], **more: Any) -> CommandWorkers:
+    """Workers that have ended as they are told, without any process."""
+    found = CommandWorkers.__new__(CommandWorkers)
+    for name, suffix in (("stdouts", "out"), ("stderrs", "err"), ("error_files", "error.json")):
+        setattr(found, name, {local: str(folder / f"rank_{local}.{suffix}") for local in pids})
+    found._pids = pids
+    found.endings, found.told, found.hung = ended, more.get("told", {}), more.get("hung", ())
+    return found
+
+
+def lines(job: JobDirectory) -> list[dict[str, Any]]:
+    """The events of the only node, without what is the same in all."""
+    (path,) = job.path.glob("nodes/*/events.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_was_said_before_there_was_a_place_for_it(recorder: Recorder, tmp_path: Path) -> None:
+    """It is written after the beginning of the run, with its own time."""
+    recorder.say(events.NODE_MISSING, hosts="gpu007")
+    first, second, third = lines(job_of(recorder, tmp_path))
+
+    assert [first["event"], second["event"], third["event"]] == [events.RUN, events.NODE_MISSING, events.ATTEMPT]
+    assert (first["first_attempt"], first["restart_count"], second["hosts"]) == (4, 2, "gpu007")
+    assert first["time"] <= second["time"] <= third["time"]
+    assert set(first["versions"]) == {"hpc-launch", "python", "torch", "kernel"}
+
+
+def test_workers_that_end(recorder: Recorder, tmp_path: Path) -> None:
+    """How each ended, what it used and why it failed is written down, once."""
+    job = job_of(recorder, tmp_path)
+    ended = {0: Ended(11, 0, 100.0, 1.5, 0.25, 1 << 20), 1: Ended(12, 3, 101.0, 0.0, 0.0, 0)}
+    (tmp_path / "rank_1.err").write_text("the last line\n")
+    found = workers(tmp_path, {0: 11, 1: 12}, ended)
+    for local in (0, 1):
+        recorder.started(local, local + 6, found)
+    for _ in range(2):
+        recorder.look(found)
+    recorder.finish(found, "SIGTERM")
+    recorder.left(3, "why")
+    (attempt,) = history.read(job.path).attempts
+    well, failed = attempt.workers
+
+    assert [event["event"] for event in lines(job)].count(events.WORKER_ENDED) == 2
+    assert (well.rank, well.exitcode, well.ended, well.failure) == (6, 0, 100.0, None)
+    assert well.usage is not None
+    assert (well.usage.user, well.usage.system, well.usage.max_rss) == (1.5, 0.25, 1 << 20)
+    assert failed.failure is not None
+    assert (failed.failure.lines, failed.failure.log) == (("the last line",), str(tmp_path / "rank_1.err"))
+    assert lines(job)[-1]["event"] == events.RUN_ENDED
+
+
+def test_a_worker_that_cannot_be_killed(recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no end, but it is said that it hangs, and in what."""
+    job = job_of(recorder, tmp_path)
+    found = workers(tmp_path, {0: GONE}, {}, hung=(GONE,))
+    recorder.started(0, 0, found)
+    monkeypatch.setattr(evidence, "hung_in", lambda _: "nfs4_wait")
+    recorder.finish(found, "SIGTERM")
+    (worker,) = history.read(job.path).attempts[0].workers
+
+    assert worker.exitcode is None
+    assert worker.failure is not None
+    assert worker.failure.hung == "nfs4_wait"
+
+
+def test_signs_of_life(recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that waits in the kernel at two of them in a row is named."""
+    job = job_of(recorder, tmp_path)
+    found = workers(tmp_path, {0: os.getpid(), 1: GONE}, {})
+    for local in (0, 1):
+        recorder.started(local, local, found)
+    monkeypatch.setattr(cast("Any", recorder), "_beat", SimpleNamespace(due=lambda: True))
+    for states in ({0, 1}, {1}, set[int]()):
+        monkeypatch.setattr(evidence, "hung_in", _hanging({GONE if local else os.getpid() for local in states}))
+        recorder.look(found)
+    beats = [event for event in lines(job) if event["event"] == events.HEARTBEAT]
+
+    assert [(beat["running"], beat["waiting"]) for beat in beats] == [(2, []), (2, [1]), (2, [])]
+
+
+def _hanging(pids: set[int]) -> Callable[[int], str]:
+    return lambda pid: "nfs4_wait" if pid in pids else ""
+
+
+def test_agents_that_never_met(recorder: Recorder, tmp_path: Path) -> None:
+    """Where the directory is known, a run that never began is there with how it ended."""
+    recorder._job = JobDirectory(tmp_path, "job")
+    JobDirectory(tmp_path, "job").attempt(6).mkdir(parents=True)
+    recorder.say(events.NODE_MISSING, hosts="gpu007", joined=1, expected=2)
+    recorder.left(69, "gpu007 did not join")
+    told = history.read(tmp_path / "job")
+
+    assert [(run.first_attempt, run.status) for run in told.runs] == [(7, 69)]
+    assert [(event.kind, event.hosts) for event in told.node_events] == [("missing", "gpu007")]
+    assert told.attempts == ()
+
+
+def test_agents_that_never_met_and_have_no_directory(recorder: Recorder, tmp_path: Path) -> None:
+    """Where it is not known, nothing is written, and nothing fails."""
+    recorder.left(69, "nobody came")
+
+    assert list(tmp_path.iterdir()) == []
