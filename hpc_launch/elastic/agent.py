@@ -41,7 +41,7 @@ from hpc_launch.elastic.workers import (
     status_of,
     wakeup,
 )
-from hpc_launch.errors import ContextError, HpcLaunchError, RendezvousError
+from hpc_launch.errors import ContextError, HpcLaunchError, LogDirError, RendezvousError
 from hpc_launch.node import processes
 from hpc_launch.plan import derive
 from hpc_launch.plan.model import Plan
@@ -128,6 +128,7 @@ class Agent(LocalElasticAgent):
         self._window = Window(_grace(plan, environ), self._slurm_facts, signals)
         self._facts = SlurmFacts()
         self._next_facts = 0.0
+        self._told_of_disk = False
         self._notices = Notices(lambda: signals.notices, self._heard, self._send)
         if isinstance(spec.rdzv_handler, SlurmRendezvous):
             spec.rdzv_handler.observer = self._recorder.say
@@ -187,7 +188,8 @@ class Agent(LocalElasticAgent):
                 )
         label = self._first_attempt + self._attempt
         if self._plan.world.leader:
-            directory.make(self._job.attempt(label))
+            with contextlib.suppress(*[LogDirError] if self._attempt else []):  # a disk that is full now ends no run
+                directory.make(self._job.attempt(label))
             directory.point_latest(self._job.path / "latest", self._job.attempt(label).name)
         self._recorder.begin(label, world_size)
 
@@ -201,7 +203,8 @@ class Agent(LocalElasticAgent):
         if self._foreign_logs is not None:
             logs = self._foreign_logs
         else:
-            logs = self._logs = JobLogs(self._plan.settings, self._job, self._plan.world.host)
+            before = self._logs.follower if self._logs is not None else None
+            logs = self._logs = JobLogs(self._plan.settings, self._job, self._plan.world.host, before)
         arguments: dict[int, tuple[Any, ...]] = {
             worker.local_rank: replace_local_rank(spec.args, int(environs[worker.local_rank]["LOCAL_RANK"]))
             for worker in worker_group.workers
@@ -222,7 +225,7 @@ class Agent(LocalElasticAgent):
         else:
             self._pcontext = self._start_commands(common)
         if self._logs is not None:
-            self._logs.start_console()
+            self._logs.start()
         pids: dict[int, Any] = self._pcontext.pids()
         self._notices.begin([*pids.values()])
         with self._recorder.together():
@@ -360,7 +363,7 @@ class Agent(LocalElasticAgent):
             self._tell_stop()
             self._pcontext.close(death_sig, timeout=max(1, int(min(self._window.left, _LONGEST_WAIT))))
         if self._logs is not None:
-            self._logs.stop_console()
+            self._logs.finish()
         self._recorder.finish(
             self._pcontext, "" if self._worker_group.state is WorkerState.SUCCEEDED else death_sig.name
         )
@@ -375,8 +378,24 @@ class Agent(LocalElasticAgent):
             time.sleep(_OTHERS_SECONDS / 10)
 
     def close(self) -> None:
-        """End the factory, and whatever there still is of what it has started."""
+        """End the factory, and whatever there still is of what it has started; show the rest of the output."""
         self._factory.close()
+        if self._logs is not None:
+            before = self._signals.stop
+            self._logs.close(lambda: self._signals.hurry or self._signals.stop is not before)
+
+    def _mind_the_disk(self, handler: RendezvousHandler) -> None:
+        """Say once, on one node for all, that nothing can be written any more."""
+        problem = self._logs.problem if self._logs is not None else None
+        if problem is None or self._told_of_disk:
+            return
+        self._told_of_disk = True
+        if not isinstance(handler, SlurmRendezvous) or handler.first("disk"):
+            reason = problem.strerror or problem
+            say(
+                f"{self._plan.world.host}: cannot write in {self._job.path}: {reason}: training goes on, and what the "
+                "workers print is lost until there is room again"
+            )
 
     # ---- signals
 
@@ -408,6 +427,7 @@ class Agent(LocalElasticAgent):
         self._recorder.look(self._pcontext)
         if self._pcontext is not None:
             self._pass_on_notices(worker_group.spec.rdzv_handler, self._pcontext)
+            self._mind_the_disk(worker_group.spec.rdzv_handler)
         if self._outlook is not None:
             self._slurm_facts()  # the others are to have them when they need them
         return result

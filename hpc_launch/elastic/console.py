@@ -163,10 +163,10 @@ class Follower:
     def finish(self, seconds: float) -> bool:
         """Show what is left, now that the writers have ended; returns whether all was shown within these seconds."""
         self._ending.set()
-        if self._thread.ident is not None:
-            self._thread.join(seconds)
-            return not self._thread.is_alive()
-        return True
+        if self._thread.ident is None:
+            return self._before is None or self._before.finish(seconds)
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def stop(self, patience: float = math.inf, hurry: Callable[[], bool] = lambda: False) -> bool:
         """Show what is left and end; the writers must have ended.

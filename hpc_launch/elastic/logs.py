@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import os
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
 
 from hpc_launch.elastic.console import Follower, Source
+from hpc_launch.elastic.storage import Storage
+from hpc_launch.errors import LogDirError
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.times import OutputTimes
 from hpc_launch.settings import Console, Settings, Streams
 
 _PREFIX = "[${host}:${rank}] "
+
+# The next attempt waits so long for a console that has not taken all of the last one's lines yet, and the end of the
+# run for one that takes nothing at all.
+_REST_SECONDS = 2.0
+_STOPPED_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -62,14 +70,27 @@ class JobLogs(LogsSpecs):
 
     torch asks by `reify` at each attempt, giving the environments of the workers; their error files are written into
     these (torch/distributed/elastic/multiprocessing/api.py, DefaultLogsSpecs).
+
+    Attributes:
+        follower: shows the output of the attempt.
     """
 
-    def __init__(self, settings: Settings, job: JobDirectory, host: str) -> None:
+    def __init__(self, settings: Settings, job: JobDirectory, host: str, before: Follower | None = None) -> None:
+        """Prepare for an attempt.
+
+        Args:
+            settings: what is filed and what is shown.
+            job: the job directory.
+            host: this node.
+            before: shows the output of the attempt before; None for the first.
+        """
         super().__init__(str(job.path))
         self._settings = settings
         self._job = job
         self._host = host
-        self._follower: Follower | None = None
+        self._before = before
+        self.follower = Follower([], before)
+        self._storage: Storage | None = None
 
     @property
     def root_log_dir(self) -> str:
@@ -80,10 +101,12 @@ class JobLogs(LogsSpecs):
         """Make the directory of this attempt and name the files."""
         destination = LogsDest()
         sources: list[Source] = []
+        filed: dict[str, Path] = {}
+        attempt = int(next(iter(envs.values()))["HPC_LAUNCH_ATTEMPT"])
+        folder = self._job.node(attempt, self._host)
+        self._make(folder)
         for local, environ in envs.items():
-            attempt, rank = int(environ["HPC_LAUNCH_ATTEMPT"]), int(environ["RANK"])
-            folder = self._job.node(attempt, self._host)
-            directory.make(folder)
+            rank = int(environ["RANK"])
             files = self._job.rank(attempt, self._host, rank)
             chosen = outputs(self._settings, int(environ["LOCAL_RANK"]), rank, int(environ["WORLD_SIZE"]))
             destination.stdouts[local] = _path(chosen, Streams.OUT, files.out)
@@ -99,8 +122,20 @@ class JobLogs(LogsSpecs):
                 if chosen.filed & stream and (shown or needles):
                     copy = folder / name if needles else None
                     sources.append(Source(path, prefix, stream.value if shown else None, copy, needles))
-        self._follower = Follower(sources)
+                if chosen.filed & stream:
+                    filed[f"{rank}.{path.suffix[1:]}"] = path
+        if filed:
+            self._storage = Storage(OutputTimes(self._job.times(attempt, self._host), filed), folder)
+        self.follower = Follower(sources, self._before)
         return destination
+
+    def _make(self, folder: Path) -> None:
+        """Make a directory; one that cannot be made any more ends no run that has begun."""
+        try:
+            directory.make(folder)
+        except LogDirError:
+            if self._before is None:
+                raise
 
     def _prefix(self, environ: Mapping[str, str]) -> str:
         template = self._settings.log_line_prefix_template or os.environ.get("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE")
@@ -111,16 +146,30 @@ class JobLogs(LogsSpecs):
             role_name=environ["ROLE_NAME"],
         )
 
-    def start_console(self) -> None:
-        """Begin to show the output of the attempt that `reify` was asked about."""
-        if self._follower is not None:
-            self._follower.start()
+    @property
+    def problem(self) -> OSError | None:
+        """Why nothing can be written; None as long as it can."""
+        return self._storage.problem if self._storage is not None else None
 
-    def stop_console(self) -> None:
-        """Show the rest of it; the workers must have ended."""
-        if self._follower is not None:
-            self._follower.stop()
-            self._follower = None
+    def start(self) -> None:
+        """The workers of the attempt that `reify` was asked about have been started: begin to look at their files."""
+        if self._storage is not None:
+            self._storage.start()
+        self.follower.start()
+
+    def finish(self) -> None:
+        """They have ended: show the rest of what they have written, but do not wait for a slow console."""
+        if self._storage is not None:
+            self._storage.stop()
+        self.follower.finish(_REST_SECONDS)
+
+    def close(self, hurry: Callable[[], bool]) -> None:
+        """Show all that is left, unless the console takes nothing.
+
+        Args:
+            hurry: says that there is no more time for it.
+        """
+        self.follower.stop(_STOPPED_SECONDS, hurry)
 
 
 def _path(chosen: Outputs, stream: Streams, path: Path) -> str:

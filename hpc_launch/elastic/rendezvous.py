@@ -225,6 +225,13 @@ class SlurmRendezvous(RendezvousHandler):
                 return kind.decode(self._control.get(key))
         return None
 
+    def first(self, what: str) -> bool:
+        """Whether no other agent has asked this before: it is the one to say something for all."""
+        with contextlib.suppress(RendezvousError), self._translated():
+            self._mind_the_leader()
+            return self._store().add(f"first/{what}", 1) == 1
+        return True
+
     # ---- torch's interface
 
     def get_backend(self) -> str:

@@ -227,8 +227,16 @@ class CommandWorkers(PContext):
 
 
 def _destination(stack: contextlib.ExitStack, path: str) -> Any:
-    """Where a stream goes: the agent's own for an empty path, else the end of that file."""
-    return stack.enter_context(Path(path).open("ab")) if path else None
+    """Where a stream goes: the agent's own for an empty path, else the end of that file, or nowhere if it has none.
+
+    That there is no room for files is said elsewhere, and is no reason not to train.
+    """
+    if not path:
+        return None
+    try:
+        return stack.enter_context(Path(path).open("ab"))
+    except OSError:
+        return stack.enter_context(Path(os.devnull).open("ab"))
 
 
 def status_of(exitcode: int) -> int:

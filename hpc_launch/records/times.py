@@ -1,7 +1,8 @@
 """When the workers' files grew: a line now and then, so that files without time stamps can be merged by time.
 
 `attempt_<n>/<host>/times.jsonl` has `{"time": SECONDS, "0.out": BYTES, "3.err": BYTES}`: what the files of ranks 0 and
-3 had grown to at that time, by this node's clock. Files that have not grown since the line before are left out.
+3 had grown to at that time, by this node's clock. Files that have not grown since the line before are left out: often
+all of them, when all that is written is that something can be.
 """
 
 from __future__ import annotations
@@ -42,15 +43,15 @@ class OutputTimes:
         """Seconds to wait before the next look."""
         return next((pause for size, pause in _PAUSES if self._written < size), _LONGEST_PAUSE)
 
-    def look(self) -> OSError | None:
-        """Write down what has grown; returns why that was not possible."""
+    def look(self, *, even_so: bool = False) -> OSError | None:
+        """Write down what has grown, or just the time if nothing has, `even_so`; returns why that was not possible."""
         grown = {}
         for name, path in self._files.items():
             with contextlib.suppress(OSError):
                 size = path.stat().st_size
                 if size != self._sizes[name]:
                     grown[name] = self._sizes[name] = size
-        if not grown:
+        if not grown and not even_so:
             return None
         line = json.dumps({"time": round(time.time(), 3), **grown}, separators=(",", ":")) + "\n"
         try:

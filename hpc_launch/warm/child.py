@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import io
 import multiprocessing
 import os
 import signal
+import stat
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _PR_SET_PDEATHSIG = 1
+
+# Why nothing can be written to a file although nothing is wrong with the script: no room, no quota, a limit of sizes,
+# a file server that is in trouble.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE})
 
 # Standard streams by their descriptors.
 _STREAMS = ("stdin", "stdout", "stderr")
@@ -120,13 +129,36 @@ def _reopen_streams() -> None:
         setattr(sys, f"__{name}__", stream)
 
 
+class FileIO(io.FileIO):
+    """A standard stream that goes to a file which may be full: then what is written is lost, and the script goes on.
+
+    The launcher says so. Where there was room for a part, the rest is tried; `TextIOWrapper` would not do that. It has
+    the name of what it stands for, since scripts may print it.
+    """
+
+    __module__ = "_io"
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """Write what there is room for."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while len(rest) and (written := super().write(rest)):
+                rest = rest[written:]
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+        return size
+
+
 def _open(descriptor: int, name: str, encoding: str, errors: str) -> TextIO | None:
     try:
-        os.fstat(descriptor)
+        filed = stat.S_ISREG(os.fstat(descriptor).st_mode)
     except OSError:
         return None
     reading = name == "stdin"
-    raw = io.FileIO(descriptor, "rb" if reading else "wb", closefd=False)
+    kind = FileIO if filed and not reading else io.FileIO
+    raw = kind(descriptor, "rb" if reading else "wb", closefd=False)
     raw.name = f"<{name}>"
     buffer: io.BufferedReader | io.FileIO = io.BufferedReader(raw) if reading else raw
     stream = io.TextIOWrapper(

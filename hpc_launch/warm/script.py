@@ -7,7 +7,8 @@ Known differences, because there is no way to them: the frames of the launcher's
 (`inspect.stack()`), modules that were imported beforehand are in `sys.modules`, objects made by then are frozen for the
 garbage collector (`gc.get_freeze_count()`), all workers of a node share one hash seed, two reports are worded
 differently: of a `sys.excepthook` that is missing or fails itself, and of a source file that cannot be decoded; and an
-exception that ends the script is asked for its words (`str`) once more, for the file that tells the launcher of it.
+exception that ends the script is asked for its words (`str`) once more, for the file that tells the launcher of it. On
+purpose, `print` raises nothing where its file is full (`child.py`), and what it does raise has a frame from there.
 """
 
 from __future__ import annotations

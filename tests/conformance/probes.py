@@ -138,7 +138,7 @@ SCRIPTS: dict[str, str | bytes] = {
     "objects at the end": "class C:\n    def __del__(self): print('gone', C)\nx = C()\ny = [C()]\ny.append(y)",
     "files at the end": "import sys\nf = open(sys.argv[1] + '.more', 'w') if sys.argv[1:] else None\nprint('x')",
     "closed stdout": "import sys\nprint('a')\nsys.stdout.close()",
-    "no stdout": "import os\nos.close(1)\nprint('x')",
+    "no stdout": "import os, sys\nos.close(1)\ntry:\n    print('x')\nexcept OSError as error:\n    sys.exit(repr(error))",
     # Streams.
     "unbuffered": "import os, sys\nprint('a', end='')\nos.write(1, b'b')\nsys.stderr.write('c')\nos.write(2, b'd')\nos._exit(0)",
     "bytes": "import sys\nsys.stdout.buffer.write(b'\\xff\\n')\nprint('\\udcff'.encode('utf-8', 'surrogateescape'))",

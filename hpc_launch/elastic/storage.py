@@ -1,0 +1,66 @@
+"""Where the workers' output goes: write down when files grow, and notice when nothing can be written any more."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+import time
+from pathlib import Path
+
+from hpc_launch.records.times import OutputTimes
+
+# A file system with less is full: some have a few blocks that nobody gets.
+_LEAST = 1 << 16
+
+# A quota that is used up shows only when something is written: so something is, however quiet the workers are.
+_PROBE_SECONDS = 60.0
+
+
+class Storage:
+    """Looks at the files of an attempt now and then, from a thread.
+
+    Attributes:
+        problem: why nothing can be written; None as long as it can, or once it can again.
+
+    Args:
+        times: where it is written down when files grow.
+        folder: the directory of the files.
+    """
+
+    def __init__(self, times: OutputTimes, folder: Path) -> None:
+        self.problem: OSError | None = None
+        self._times = times
+        self._folder = folder
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="storage", daemon=True)
+        self._probe = 0.0
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look a last time, and no more."""
+        self._ending.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ending.wait(self._times.pause):
+            self._look()
+        self._look()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        self.problem = self._times.look(even_so=now > self._probe) or self._full()
+        if now > self._probe:
+            self._probe = now + _PROBE_SECONDS
+
+    def _full(self) -> OSError | None:
+        with contextlib.suppress(OSError):
+            status = os.statvfs(self._folder)
+            if status.f_blocks and status.f_bavail * status.f_frsize < _LEAST:
+                return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return None
