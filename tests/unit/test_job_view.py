@@ -312,7 +312,7 @@ def test_a_curve_of_many_points() -> None:
     """Its parts hold every point once and in order; of each the lowest and the highest are drawn, and the mean."""
     points = [(step, 1.0) for step in range(1000)]
     points[500], points[501] = (500, 9.0), (501, -9.0)
-    divided = drawing.parts(points)
+    divided = drawing.divide(points)
     reach = [point for part in divided for point in drawing.extremes(part)]
 
     assert len(divided) == 90
@@ -326,7 +326,7 @@ def test_a_curve_of_few_points() -> None:
     """It goes through each of them."""
     points = [(step * step, float(step)) for step in range(10)]
 
-    assert [drawing.mean(part) for part in drawing.parts(points[:2])] == points[:2]
+    assert [drawing.mean(part) for part in drawing.divide(points[:2])] == points[:2]
     assert drawing.plot("loss", [drawing.Line("rank 0", "#000", points[:2])]).count("<polyline") == 1
 
 
