@@ -117,7 +117,7 @@ def test_a_job_that_runs(tmp_path: Path) -> None:
     lines = text.render(found).splitlines()
 
     assert lines[0].startswith("train (job 4711): running, on gpu[001-002], 8 ranks, 1:30 so far, ")
-    assert "done in about " in lines[0]
+    assert "finishes in about " in lines[0]
     assert lines[1].startswith("  rank 0 on gpu001  |██████████          |  50%  step 50 of 100  lr 0.1  loss 0.02   █")
     assert lines[2].startswith("  rank 1 on gpu001  |████████            |  40%  step 40 of 100  lr 0.1  loss 0.025  █")
     assert lines[3:] == ["  last lines of rank 0:", *["  | first"] * 5, "  | green\ttab", f"  files in {path}"]
@@ -207,8 +207,8 @@ def test_a_job_without_a_directory(tmp_path: Path) -> None:
     gone = look(SUBJECT, Standing("RUNNING", start=NOW - 1), tmp_path / "logs/4711.0", NOW)
     unknown = look(SUBJECT, Standing("RUNNING", start=NOW - 1, note="Slurm does not answer"), None, NOW)
 
-    assert text.render(gone) == "train (job 4711): running, 1 s so far"
-    assert text.render(unknown) == "train (job 4711): running, 1 s so far, Slurm does not answer"
+    assert text.render(gone) == "train (job 4711): running, starting, 1 s so far"
+    assert text.render(unknown) == "train (job 4711): running, starting, 1 s so far, Slurm does not answer"
 
 
 def test_a_job_that_was_cancelled_before_it_began() -> None:
