@@ -64,11 +64,11 @@ def test_a_record_that_is_none(submitted: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cluster", "where"),
+    ("kind", "where"),
     [("slurm", "Slurm"), ("allocation", "allocation"), ("local", "this machine"), ("debug", "this process")],
 )
-def test_where_it_runs(cluster: str, where: str) -> None:
-    assert subject("7", {**SUBMITTED, "cluster": cluster}) == Subject("train", "7", where)
+def test_where_it_runs(kind: str, where: str) -> None:
+    assert subject("7", {**SUBMITTED, "cluster": kind}) == Subject("train", "7", where)
 
 
 def test_a_job_in_words(tmp_path: Path) -> None:
