@@ -32,6 +32,7 @@ demo: .venv/.demo
 
 test: lint
 	@tools/install_slurm.sh
+	@tools/install_browser.sh
 	$(BIN)/pytest -m "not soak" $(SHARED)
 
 lint: venv

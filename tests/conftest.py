@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 
 from hpc_launch.settings import files
+from tests import browser
 from tests.cluster import Cluster, ClusterConfig, why_unavailable
 from tests.cluster.releases import DEFAULT, NEWEST, Release
 
@@ -117,6 +118,13 @@ def _need(config: ClusterConfig) -> None:
         pytest.fail(reason, pytrace=False)
     if reason:
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def require_browser() -> None:
+    """Need a browser: tools/install_browser.sh installs one."""
+    if browser.program() is None:
+        (pytest.fail if REQUIRED else pytest.skip)(f"none of {', '.join(browser.PROGRAMS)} is installed")
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from hpc_launch.cli.explain import explain
 from hpc_launch.cli.hosts import hosts
 from hpc_launch.cli.logs import logs
 from hpc_launch.cli.options import Call
+from hpc_launch.cli.report import report
 from hpc_launch.cli.run import run
 from hpc_launch.cli.status import status
 from hpc_launch.cli.submit import submit
@@ -66,7 +67,7 @@ def cli() -> None:
     """  # noqa: D301 - click wants a real backspace before text that it is to leave alone
 
 
-for _command in (run, submit, template, check, env, explain, hosts, config, status, logs):
+for _command in (run, submit, template, check, status, logs, report, env, explain, hosts, config):
     cli.add_command(_command)
 
 

@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing import LogsSpecs, PContext, start
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from hpc_launch.elastic import ending
+from hpc_launch.elastic import ending, surroundings
 from hpc_launch.elastic.console import duration, say
 from hpc_launch.elastic.environment import Attempt, Place, worker_environment
 from hpc_launch.elastic.logs import JobLogs
@@ -178,7 +178,7 @@ class Agent(LocalElasticAgent):
             self._recorder.open(self._job, self._first_attempt)
             if self._plan.world.leader:
                 plan = self._job.plan(self._first_attempt)
-                directory.write_json(plan, self._plan.as_dict())
+                directory.write_json(plan, {**self._plan.as_dict(), **surroundings.describe(self._environ)})
                 directory.point_latest(self._job.last_plan, f"{plan.parent.name}/{plan.name}")
                 directory.point_latest(self._job.root / "latest", self._job.job)
             if self._plan.shares:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hpc_launch import hostlist
+from hpc_launch.errors import HostlistError
 from hpc_launch.records import causes
 from hpc_launch.records.causes import Group, RootCause
 from hpc_launch.records.model import Failure, Worker
@@ -91,8 +92,16 @@ def ranks(workers: Sequence[Worker]) -> str:
 def _who(group: Group) -> str:
     if len(group.workers) == 1:
         return f"rank {group.first.rank} on {group.first.host} (local rank {group.first.local_rank})"
-    hosts = hostlist.fold(sorted({worker.host for worker in group.workers}))
-    return f"ranks {ranks(group.workers)} on {hosts}"
+    return f"ranks {ranks(group.workers)} on {_hosts(group.workers)}"
+
+
+def _hosts(workers: Sequence[Worker]) -> str:
+    """Their nodes as a host list; names that no host list can have, as foreign records may, one by one."""
+    names = sorted({worker.host for worker in workers})
+    try:
+        return hostlist.fold(names)
+    except HostlistError:
+        return ",".join(names)
 
 
 def _failed(who: str, worker: Worker, what: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from hpc_launch.review import reports
 from tests.cluster import Cluster, ClusterConfig, Job
 from tests.cluster.jobs import JobResult
 from tests.cluster.releases import Release
@@ -298,6 +299,11 @@ def test_failures_are_counted(cluster: Cluster, tmp_path: Path) -> None:
     assert other == "not requeued: --max-requeues 1 is used up", turns.describe()
     assert (turns.requeues(), turns.attempts()) == ((1, 0), [0, 1]), turns.describe()
     assert turns.why() == [("failure", 0, 0, True)], turns.describe()
+    told = reports.of(turns.tree.path).report
+    assert (told.verdict.word, [line.requeued for line in told.attempts]) == ("Failed", ["failure", ""])
+    assert told.overview is not None
+    assert [flag.label for flag in told.overview.flags] == ["requeued"]
+    assert ["cause" in {box.style for box in row.boxes} for row in told.overview.rows].count(True) >= 1
 
 
 def test_a_job_that_gets_nowhere_is_not_run_for_ever(cluster: Cluster, tmp_path: Path) -> None:

@@ -71,15 +71,16 @@ def test_where_it_runs(kind: str, where: str) -> None:
     assert subject("7", {**SUBMITTED, "cluster": kind}) == Subject("train", "7", where)
 
 
-def test_a_job_in_words(tmp_path: Path) -> None:
+def test_a_job_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `print` says, what a front end gets that is no notebook's kernel, and the value are of the same moment."""
+    monkeypatch.setattr("time.time", lambda: 165.0)
     files = JobFiles(tmp_path / "submitted", "debug-1")
     directory.write_json(files.record, {**SUBMITTED, "cluster": "debug"})
     job: Job[None] = Job(files, InProcess(0), tmp_path / "debug-1")
 
     assert job.view().phase == "done"
     assert str(job) == job.status() == job._repr_mimebundle_()["text/plain"]
-    assert str(job).startswith("train (job debug-1): done")
+    assert str(job) == "train (job debug-1): done, asks for 2 nodes, 1:05 in all"
 
 
 def test_a_job_of_a_batch_that_has_not_ended(capsys: pytest.CaptureFixture[str]) -> None:

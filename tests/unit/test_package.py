@@ -106,6 +106,14 @@ def test_the_wheel_has_the_profiles(wheel: zipfile.ZipFile) -> None:
     assert expected - set(wheel.namelist()) == set()
 
 
+def test_the_wheel_has_the_pages(wheel: zipfile.ZipFile) -> None:
+    """The templates and the style of reports are in the wheel, in the package."""
+    expected = {str(path.relative_to(ROOT)) for path in ROOT.glob("hpc_launch/review/templates/*")}
+
+    assert {Path(name).suffix for name in expected} == {".css", ".jinja"}
+    assert expected - set(wheel.namelist()) == set()
+
+
 def test_the_wheel_has_the_entry_points(wheel: zipfile.ZipFile) -> None:
     """The command, and the rendezvous backend for torchrun, are declared and can be loaded."""
     declared = ConfigParser()
@@ -123,6 +131,7 @@ def test_the_dependencies_are_those_of_the_design(wheel: zipfile.ZipFile) -> Non
     expected = [
         "click",
         "cloudpickle",
+        "jinja2",
         "psutil",
         "python-hostlist",
         "setproctitle",

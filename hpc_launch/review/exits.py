@@ -1,0 +1,214 @@
+"""How the workers of an attempt ended, those that ended alike in one line, and where their output is. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_launch.records.model import Attempt, History, Usage, Worker
+from hpc_launch.review import phrases, words
+from hpc_launch.review.lanes import End
+from hpc_launch.review.timeline import Span, end_of, how, lost_hosts
+
+# A table has no more lines; those that would come then are one line together.
+_MOST_LINES = 40
+
+# Of an attempt's line the files of so many ranks are linked beside it.
+_LINKED = 3
+
+# Files of more workers than this are not linked one by one, but for those of the last attempt.
+MOST_FILES = 2048
+
+_ORDER = tuple(End)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a worker: what it is called here, where it is, and how many bytes it has."""
+
+    name: str
+    path: Path
+    size: int
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of one rank that are not empty."""
+
+    rank: int
+    files: tuple[File, ...]
+
+
+@dataclass(frozen=True)
+class NodeFiles:
+    """Where the workers of one node have written in one attempt; `ranks` is empty where they are not listed."""
+
+    host: str
+    path: Path
+    ranks: tuple[Files, ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Workers that ended alike.
+
+    Attributes:
+        ranks: their ranks, folded.
+        count: how many they are.
+        hosts: their nodes, folded.
+        kind: how they ended, in the words of the picture.
+        style: its name for a style sheet.
+        how: exit status, signal or exception.
+        ran: how long.
+        cpu: CPU time.
+        memory: the most that one had.
+        device: the device, if it is one worker.
+        files: those of the first ranks.
+    """
+
+    ranks: str
+    count: int
+    hosts: str
+    kind: str
+    style: str
+    how: str
+    ran: str
+    cpu: str
+    memory: str
+    device: str
+    files: tuple[Files, ...]
+
+
+@dataclass(frozen=True)
+class Exits:
+    """One attempt's workers."""
+
+    attempt: int
+    lines: tuple[Line, ...]
+    nodes: tuple[NodeFiles, ...]
+
+
+def paths(history: History) -> Iterator[Path]:
+    """The files that a report wants to link, so that somebody looks which of them are there."""
+    for attempt in _listed(history):
+        for worker in attempt.workers:
+            yield from (worker.files.out, worker.files.err, worker.files.error)
+    for attempt in history.attempts:
+        for worker in attempt.workers:
+            yield worker.files.out.parent
+
+
+def make(
+    history: History,
+    spans: Sequence[Span],
+    guilty: Mapping[int, AbstractSet[int]],
+    sizes: Mapping[Path, int],
+) -> tuple[Exits, ...]:
+    """Tell of all attempts, the last one first.
+
+    Args:
+        history: what happened.
+        spans: when the attempts were.
+        guilty: by attempt, the ranks that were the root cause.
+        sizes: bytes of the files, and zero for the directories, that are there.
+    """
+    when = {span.number: span for span in spans}
+    listed = {attempt.number for attempt in _listed(history)}
+    return tuple(
+        Exits(
+            attempt.number,
+            tuple(
+                _lines(
+                    attempt,
+                    when[attempt.number],
+                    guilty.get(attempt.number, frozenset()),
+                    lost_hosts(history, attempt.number),
+                    sizes,
+                )
+            ),
+            tuple(_nodes(attempt, sizes, each=attempt.number in listed)),
+        )
+        for attempt in reversed(history.attempts)
+        if attempt.workers and attempt.number in when
+    )
+
+
+def files_of(worker: Worker, sizes: Mapping[Path, int]) -> Files:
+    """The files of a worker that have something in them."""
+    named = (("out", worker.files.out), ("err", worker.files.err), ("error.json", worker.files.error))
+    return Files(worker.rank, tuple(File(name, path, sizes[path]) for name, path in named if sizes.get(path)))
+
+
+def _listed(history: History) -> list[Attempt]:
+    """The attempts whose files are linked one by one: from the last back, until it is too many."""
+    found: list[Attempt] = []
+    total = 0
+    for attempt in reversed(history.attempts):
+        total += len(attempt.workers)
+        if found and total > MOST_FILES:
+            break
+        found.append(attempt)
+    return found
+
+
+def _lines(
+    attempt: Attempt, span: Span, guilty: AbstractSet[int], lost: AbstractSet[str], sizes: Mapping[Path, int]
+) -> Iterator[Line]:
+    groups: dict[tuple[End, str], list[Worker]] = {}
+    for worker in attempt.workers:
+        kind = end_of(worker, attempt, span, guilty, lost)
+        groups.setdefault((kind, how(worker, kind)), []).append(worker)
+    ordered = sorted(groups.items(), key=lambda item: (_ORDER.index(item[0][0]), item[1][0].rank))
+    for (kind, said), workers in ordered[:_MOST_LINES]:
+        yield _line(kind, said, workers, span, sizes)
+    rest = ordered[_MOST_LINES:]
+    if rest:
+        workers = [worker for _, some in rest for worker in some]
+        kind = rest[0][0][0]
+        yield _line(kind, f"{len(rest)} more ways, which are not listed here", workers, span, sizes)
+
+
+def _line(kind: End, said: str, workers: Sequence[Worker], span: Span, sizes: Mapping[Path, int]) -> Line:
+    usages = [worker.usage for worker in workers if worker.usage is not None]
+    return Line(
+        ranks=words.fold_ranks(worker.rank for worker in workers),
+        count=len(workers),
+        hosts=words.fold_hosts(worker.host for worker in workers),
+        kind=kind.value,
+        style=kind.name.lower(),
+        how=said,
+        ran=_range((_ran(worker, span) for worker in workers), phrases.span),
+        cpu=_range((_cpu(usage) for usage in usages), phrases.span),
+        memory=_range((float(usage.max_rss) for usage in usages if usage.max_rss), phrases.size),
+        device=workers[0].device if len(workers) == 1 else "",
+        files=tuple(found for worker in workers[:_LINKED] if (found := files_of(worker, sizes)).files),
+    )
+
+
+def _ran(worker: Worker, span: Span) -> float:
+    begin = worker.started if worker.started is not None else span.begin
+    return max(0.0, (worker.ended if worker.ended is not None else span.end) - begin)
+
+
+def _cpu(usage: Usage) -> float:
+    return usage.user + usage.system
+
+
+def _range(values: Iterable[float], say: phrases.Say) -> str:
+    """The least and the most of some values, once if they are the same in words."""
+    found = sorted(values)
+    if not found:
+        return ""
+    least, most = say(found[0]), say(found[-1])
+    return least if least == most else f"{least} to {most}"
+
+
+def _nodes(attempt: Attempt, sizes: Mapping[Path, int], *, each: bool) -> Iterator[NodeFiles]:
+    by_place: dict[tuple[str, Path], list[Worker]] = {}
+    for worker in attempt.workers:
+        by_place.setdefault((worker.host, worker.files.out.parent), []).append(worker)
+    for (host, place), workers in by_place.items():
+        if place in sizes:
+            ranks = (files_of(worker, sizes) for worker in workers) if each else ()
+            yield NodeFiles(host, place, tuple(files for files in ranks if files.files))

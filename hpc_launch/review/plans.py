@@ -1,0 +1,90 @@
+"""The plans of a job's runs, with where each value came from, and what changed between runs. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hpc_launch.records.model import Run
+from hpc_launch.records.parsing import Fields
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of a plan. `before` has what it was in the runs before, where that was another."""
+
+    name: str
+    value: str
+    origin: str
+    before: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PlanView:
+    """The plan of the last run.
+
+    Attributes:
+        command: the script and its arguments, as a shell reads them.
+        derived: what was derived.
+        settings: what was set.
+        environment: variables that matter for training.
+        software: versions.
+        warnings: what looked wrong.
+        runs: how many runs there were.
+    """
+
+    command: str
+    derived: tuple[Value, ...]
+    settings: tuple[Value, ...]
+    environment: tuple[Value, ...]
+    software: tuple[Value, ...]
+    warnings: tuple[str, ...]
+    runs: int
+
+
+def make(runs: Sequence[Run]) -> PlanView | None:
+    """Look at the plans of all runs; None if no run is recorded."""
+    if not runs:
+        return None
+    plans = [Fields(run.plan) for run in runs]
+    last = plans[-1]
+    return PlanView(
+        command=shlex.join(last.texts("script")),
+        derived=_values([_told(plan.inner("derived")) for plan in plans]),
+        settings=_values([_told(plan.inner("settings")) for plan in plans]),
+        environment=_values([_plain(plan.inner("environment").values) for plan in plans]),
+        software=_values([_plain({**run.versions, **Fields(run.plan).inner("software").values}) for run in runs]),
+        warnings=last.texts("warnings"),
+        runs=len(runs),
+    )
+
+
+def _told(values: Fields) -> dict[str, tuple[str, str]]:
+    """Values with origins: {name: {value, origin}}."""
+    found = {}
+    for name in values.values:
+        entry = values.inner(str(name))
+        if "value" in entry.values:
+            found[str(name)] = (str(entry.values["value"]), entry.text("origin"))
+    return found
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    return {str(name): (str(value), "") for name, value in values.items() if isinstance(value, (str, int, float))}
+
+
+def _values(told: Sequence[Mapping[str, tuple[str, str]]]) -> tuple[Value, ...]:
+    """The last run's values, and of other runs' what was different."""
+    names = dict.fromkeys(name for values in reversed(told) for name in values)
+    return tuple(_compared(names, told))
+
+
+def _compared(names: Mapping[str, None], told: Sequence[Mapping[str, tuple[str, str]]]) -> Iterator[Value]:
+    readable = [values for values in told if values]
+    for name in names:
+        all_of_them = [values.get(name, ("", "")) for values in readable]
+        value, origin = all_of_them[-1]
+        before = tuple(dict.fromkeys(text or "not set" for text, _ in all_of_them if text != value))
+        yield Value(name, value, origin, before)

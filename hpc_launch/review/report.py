@@ -1,0 +1,319 @@
+"""A report of a job: everything that a person wants to know of it, as a value. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import tzinfo
+from pathlib import Path
+
+from hpc_launch import __version__
+from hpc_launch.records.model import Attempt, History, Mark
+from hpc_launch.review import exits, phrases, picture, plans, story, timeline, verdict, words
+from hpc_launch.review.blame import Blame
+from hpc_launch.review.exits import Exits, Files
+from hpc_launch.review.picture import Picture
+from hpc_launch.review.plans import PlanView
+from hpc_launch.review.timeline import Timeline
+from hpc_launch.review.verdict import Verdict
+
+# Of more attempts the middle ones are left out of the table.
+_MOST_ATTEMPTS = 100
+
+# A clock that is off by less makes no difference to anybody.
+_CLOCK = 0.5
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A name and a value."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Moment:
+    """An entry of the story, with its time in words, and how long after the beginning it was."""
+
+    time: str
+    after: str
+    tone: str
+    text: str
+
+
+@dataclass(frozen=True)
+class AttemptLine:
+    """A line of the table of attempts; one without number says that some are left out."""
+
+    number: int | None
+    began: str
+    took: str
+    ranks: str
+    hosts: str
+    ending: str
+    tone: str
+    requeued: str
+
+
+@dataclass(frozen=True)
+class Root:
+    """A root cause.
+
+    Attributes:
+        blame: it.
+        title: its title.
+        files: those of the rank.
+        before: in which attempts the same happened before.
+        past: the job has gone on since.
+    """
+
+    blame: Blame
+    title: str
+    files: Files | None
+    before: str
+    past: bool
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training came. `part` is between 0 and 1, None if no total was marked."""
+
+    text: str
+    part: float | None
+    values: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
+class NodeLine:
+    """Something about a node that somebody should know."""
+
+    host: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All of it; times are in words already.
+
+    Attributes:
+        path: the job directory.
+        name: the job.
+        written: when the report was made.
+        zone: what local time is.
+        version: of hpc-launch, which made it.
+        verdict: how it went.
+        facts: the most important of it.
+        root: the root cause of the last attempt that failed; None if none did.
+        overview: the picture.
+        every: the picture of all ranks, where the first one folds them.
+        attempts: the table of attempts.
+        story: one thing after another.
+        exits: how workers ended, by attempt, the last one first.
+        progress: how far training came.
+        requeues: the ledger.
+        nodes: what is special about nodes.
+        plan: what was planned, set and installed.
+        unreadable: what could not be read.
+    """
+
+    path: Path
+    name: str
+    written: str
+    zone: str
+    version: str
+    verdict: Verdict
+    facts: tuple[Fact, ...]
+    root: Root | None
+    overview: Picture | None
+    every: Picture | None
+    attempts: tuple[AttemptLine, ...]
+    story: tuple[Moment, ...]
+    exits: tuple[Exits, ...]
+    progress: tuple[Progress, ...]
+    requeues: tuple[Moment, ...]
+    nodes: tuple[NodeLine, ...]
+    plan: PlanView | None
+    unreadable: tuple[str, ...]
+
+
+def make(
+    history: History,
+    blames: Mapping[int, Blame],
+    sizes: Mapping[Path, int],
+    now: float,
+    zone: tzinfo | None = None,
+) -> Report:
+    """Make a report.
+
+    Args:
+        history: what happened.
+        blames: the root causes, by attempt.
+        sizes: which of the files that `exits.paths` names are there, and how large they are.
+        now: seconds since the epoch.
+        zone: what local time is; None for this machine's.
+    """
+    guilty = {number: blame.ranks for number, blame in blames.items()}
+    times = timeline.make(history, guilty)
+    begin = _begin(history, times)
+    told = story.make(history, times, {number: blame.headline for number, blame in blames.items()})
+    return Report(
+        path=history.path,
+        name=history.path.name,
+        written=phrases.full(now, zone),
+        zone=phrases.zone_name(begin or now, zone),
+        version=__version__,
+        verdict=verdict.judge(history, now, zone),
+        facts=_facts(history, times, begin, zone),
+        root=_root(history, blames, sizes),
+        overview=picture.overview(times, zone),
+        every=picture.every_rank(times, zone),
+        attempts=_attempts(history, times, blames, zone),
+        story=tuple(_moment(entry, begin, zone) for entry in told),
+        exits=exits.make(history, times.spans, guilty, sizes),
+        progress=_progress(history.progress, zone),
+        requeues=_requeues(history, begin, zone),
+        nodes=_nodes(history),
+        plan=plans.make(history.runs),
+        unreadable=history.unreadable,
+    )
+
+
+def _begin(history: History, times: Timeline) -> float | None:
+    begun = (phrases.sane(run.begin) for run in history.runs)
+    return min([*(time for time in begun if time is not None), *(span.begin for span in times.spans)], default=None)
+
+
+def _facts(history: History, times: Timeline, begin: float | None, zone: tzinfo | None) -> tuple[Fact, ...]:
+    last = history.attempts[-1] if history.attempts else None
+    left = (phrases.sane(run.end) for run in history.runs)
+    ends = [*(time for time in left if time is not None), *(span.end for span in times.spans)]
+    running = sum(span.end - span.begin for span in times.spans)
+    found = []
+    if last is not None:
+        found.append(Fact("Ranks", f"{last.world_size:,}"))
+        found.append(Fact("Nodes", f"{len(last.hosts):,}: {words.fold_hosts(last.hosts)}"))
+        found.append(Fact("Attempts", f"{len(history.attempts):,}"))
+    if history.requeues:
+        found.append(Fact("Requeues", f"{len(history.requeues):,}"))
+    if begin is not None:
+        found.append(Fact("Began", phrases.full(begin, zone)))
+    if ends and begin is not None:
+        found.append(
+            Fact("Last seen" if any(span.open for span in times.spans) else "Ended", phrases.full(max(ends), zone))
+        )
+        found.append(Fact("Took", phrases.span(max(ends) - begin)))
+        if max(ends) - begin - running > 0.05 * (max(ends) - begin):
+            found.append(Fact("Workers ran", phrases.span(running)))
+    return tuple(found)
+
+
+def _root(history: History, blames: Mapping[int, Blame], sizes: Mapping[Path, int]) -> Root | None:
+    """The root cause of the last attempt that failed, and how often it was the same."""
+    if not blames:
+        return None
+    last = max(blames)
+    blame = blames[last]
+    same = words.fold_ranks(number for number, other in blames.items() if other.what == blame.what and number != last)
+    past = last != history.attempts[-1].number or history.attempts[-1].ending == "restart"
+    return Root(
+        blame,
+        f"Why attempt {last} failed" if past else "Root cause",
+        exits.files_of(blame.first, sizes) if blame.first is not None else None,
+        f"The same happened in attempt{'' if same.isdecimal() else 's'} {same}." if same else "",
+        past,
+    )
+
+
+def _attempts(
+    history: History, times: Timeline, blames: Mapping[int, Blame], zone: tzinfo | None
+) -> tuple[AttemptLine, ...]:
+    spans = {span.number: span for span in times.spans}
+    after = {entry.attempt: entry for entry in history.requeues}
+    found = []
+    for attempt in history.attempts:
+        span = spans.get(attempt.number)
+        blame = blames.get(attempt.number)
+        said = story.ending(attempt, blame.headline if blame is not None else "")
+        is_open = span is not None and span.open
+        found.append(
+            AttemptLine(
+                attempt.number,
+                phrases.full(attempt.begin, zone),
+                phrases.span(span.end - span.begin) if span is not None else "",
+                f"{attempt.world_size:,}",
+                words.fold_hosts(attempt.hosts),
+                "no end recorded" if is_open else said or "nobody recorded how it ended",
+                _tone(attempt, is_open=is_open),
+                after[attempt.number].reason if attempt.number in after else "",
+            )
+        )
+    if len(found) > _MOST_ATTEMPTS:
+        half = _MOST_ATTEMPTS // 2
+        gap = AttemptLine(None, "", "", "", "", f"{len(found) - 2 * half:,} attempts are left out here", "plain", "")
+        found = [*found[:half], gap, *found[-half:]]
+    return tuple(found)
+
+
+def _tone(attempt: Attempt, *, is_open: bool) -> str:
+    if is_open:
+        return "plain"
+    return "good" if attempt.ending == "done" else "warn" if attempt.signal else "bad"
+
+
+def _moment(entry: story.Entry, begin: float | None, zone: tzinfo | None) -> Moment:
+    after = f"+{phrases.span(entry.time - begin)}" if entry.time is not None and begin is not None else ""
+    return Moment(phrases.full(entry.time, zone), after, entry.tone, entry.text)
+
+
+def _requeues(history: History, begin: float | None, zone: tzinfo | None) -> tuple[Moment, ...]:
+    found = []
+    for entry in history.requeues:
+        parts = [
+            f"after attempt {entry.attempt}",
+            phrases.line(entry.cause),
+            f"step {phrases.number(entry.step)}" if entry.step is not None else "",
+            "" if entry.counted else "not counted",
+        ]
+        after = f"+{phrases.span(entry.time - begin)}" if begin is not None else ""
+        text = f"{entry.reason}: {', '.join(filter(None, parts))}"
+        found.append(Moment(phrases.full(entry.time, zone), after, "warn", text))
+    return tuple(found)
+
+
+def _progress(marks: Sequence[Mark], zone: tzinfo | None) -> tuple[Progress, ...]:
+    """The mark of the rank that came furthest, and of the one that is furthest behind, if they differ."""
+    if not marks:
+        return ()
+    ordered = sorted(marks, key=lambda mark: (mark.attempt, -1.0 if mark.step is None else mark.step))
+    least, most = ordered[0], ordered[-1]
+    shown = [most] if (least.attempt, least.step) == (most.attempt, most.step) else [most, least]
+    return tuple(_progressed(mark, marks, zone) for mark in shown)
+
+
+def _progressed(mark: Mark, marks: Sequence[Mark], zone: tzinfo | None) -> Progress:
+    like_it = [other.rank for other in marks if (other.attempt, other.step) == (mark.attempt, mark.step)]
+    who = f"{'rank' if len(like_it) == 1 else 'ranks'} {words.fold_ranks(like_it)}"
+    part = min(1.0, max(0.0, mark.step / mark.total)) if mark.step is not None and mark.total else None
+    step = f"step {phrases.number(mark.step)}" if mark.step is not None else "a mark without a step"
+    total = f" of {phrases.number(mark.total)}" if mark.total else ""
+    percent = f" ({part:.0%})" if part is not None else ""
+    text = f"{step}{total}{percent} in attempt {mark.attempt}, marked by {who} at {phrases.full(mark.time, zone)}"
+    values = tuple(
+        Fact(name, value if isinstance(value, str) else phrases.number(value)) for name, value in mark.values.items()
+    )
+    return Progress(text[0].upper() + text[1:], part, values)
+
+
+def _nodes(history: History) -> tuple[NodeLine, ...]:
+    found = []
+    for node in history.nodes:
+        if abs(node.offset) >= _CLOCK:
+            ahead = "ahead of" if node.offset > 0 else "behind"
+            text = f"its clock was {phrases.span(abs(node.offset))} {ahead} that of the first node"
+            found.append(NodeLine(node.host, f"{text}; times here are corrected"))
+        if node.waiting:
+            found.append(
+                NodeLine(node.host, f"ranks {words.fold_ranks(node.waiting)} hung in the kernel when last seen")
+            )
+    return tuple(found)

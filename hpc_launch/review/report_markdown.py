@@ -1,0 +1,186 @@
+"""A report as Markdown: for an issue, a chat or a terminal. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from hpc_launch.review import phrases
+from hpc_launch.review.exits import Exits
+from hpc_launch.review.plans import PlanView, Value
+from hpc_launch.review.report import Report, Root
+
+# What would mean something: always, at the edge of a word, in a link, twice; and what would, at the beginning.
+_SPECIAL = re.compile(r"([\\`*<|]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|~(?=~)|&(?=[#\w]+;))")
+_BEGINNING = re.compile(r"^(\d+(?=[.)](?:\s|$))|(?=[#>=+-]))")
+_BACKTICKS = re.compile(r"`+")
+
+
+def render(report: Report) -> str:
+    """Write a report; what the job has said is shown as it is, and never as markup."""
+    return "\n".join(_lines(report)) + "\n"
+
+
+def _lines(report: Report) -> Iterator[str]:
+    yield f"# Job {text(report.name)}: {report.verdict.word}"
+    yield ""
+    yield text(report.verdict.sentence)
+    yield ""
+    yield from (f"- {fact.name}: {text(fact.value)}" for fact in report.facts)
+    if report.root is not None:
+        yield from _root(report.root)
+    if report.attempts:
+        yield from _heading("Attempts")
+        yield from _table(
+            ("attempt", "began", "took", "ranks", "nodes", "how it ended", "requeued"),
+            (
+                (
+                    "…" if line.number is None else str(line.number),
+                    line.began,
+                    line.took,
+                    line.ranks,
+                    code(line.hosts),
+                    text(line.ending),
+                    text(line.requeued),
+                )
+                for line in report.attempts
+            ),
+        )
+    if report.story:
+        yield from _heading(f"Story ({report.zone})" if report.zone else "Story")
+        yield from (f"- {moment.time} {moment.after}: {text(moment.text)}" for moment in report.story)
+    yield from _exits(report)
+    if report.progress:
+        yield from _heading("Progress")
+        for mark in report.progress:
+            yield f"- {text(mark.text)}" + "".join(f"; {text(fact.name)} {text(fact.value)}" for fact in mark.values)
+    if report.requeues:
+        yield from _heading("Requeues")
+        yield from (f"- {moment.time} {moment.after}: {text(moment.text)}" for moment in report.requeues)
+    if report.nodes:
+        yield from _heading("Nodes")
+        yield from (f"- {code(node.host)}: {text(node.text)}" for node in report.nodes)
+    if report.plan is not None:
+        yield from _plan(report.plan)
+    if report.unreadable:
+        yield from _heading("What could not be read")
+        yield from (f"- {text(what)}" for what in report.unreadable)
+    yield ""
+    yield f"Made by hpc-launch {report.version} at {report.written} from {code(str(report.path))}"
+
+
+def _root(root: Root) -> Iterator[str]:
+    yield from _heading(root.title)
+    yield f"**{text(root.blame.headline)}**"
+    yield ""
+    yield from (f"- {name}: {text(value)}" for name, value in root.blame.facts)
+    if root.files is not None:
+        yield from (f"- {file.name}: {code(str(file.path))}" for file in root.files.files)
+    if root.blame.lines:
+        yield ""
+        yield from block("\n".join(root.blame.lines))
+    if root.blame.also:
+        yield ""
+        yield from (f"- also: {text(other)}" for other in root.blame.also)
+    for sentence in filter(None, (root.blame.followed, root.before)):
+        yield ""
+        yield text(sentence)
+
+
+def _exits(report: Report) -> Iterator[str]:
+    """The last attempt, and the one that the root cause is of."""
+    failed = next((exits for exits in report.exits if any(line.style == "cause" for line in exits.lines)), None)
+    shown: list[Exits] = list(report.exits[:1])
+    if failed is not None and failed not in shown:
+        shown.append(failed)
+    for exits in shown:
+        yield from _heading(f"Exits of attempt {exits.attempt}")
+        yield from _table(
+            ("ranks", "how many", "nodes", "end", "how", "ran", "CPU time", "peak memory", "device"),
+            (
+                (
+                    code(line.ranks),
+                    f"{line.count:,}",
+                    code(line.hosts),
+                    line.kind,
+                    text(line.how),
+                    line.ran,
+                    line.cpu,
+                    line.memory,
+                    text(line.device),
+                )
+                for line in exits.lines
+            ),
+        )
+
+
+def _plan(plan: PlanView) -> Iterator[str]:
+    if plan.software:
+        yield from _heading("Software")
+        yield from _values("software", plan.software)
+    if plan.environment:
+        yield from _heading("Environment of the first node")
+        yield from _values("variable", plan.environment)
+    yield from _heading("Plan")
+    if plan.command:
+        yield from block(plan.command)
+    yield from (f"- {text(warning)}" for warning in plan.warnings)
+    if plan.derived:
+        yield ""
+        yield from _values("derived", plan.derived, "from")
+    if plan.settings:
+        yield ""
+        yield from _values("setting", plan.settings, "from")
+
+
+def _values(name: str, values: Iterable[Value], origin: str = "") -> Iterator[str]:
+    heads = (name, "value", *([origin] if origin else []))
+    yield from _table(
+        heads,
+        ((code(value.name), _value(value), *([text(value.origin)] if origin else [])) for value in values),
+    )
+
+
+def _value(value: Value) -> str:
+    before = f" (in another run: {', '.join(map(code, value.before))})" if value.before else ""
+    return code(value.value) + before
+
+
+def _heading(words: str) -> Iterator[str]:
+    yield ""
+    yield f"## {text(words)}"
+    yield ""
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{' --- |' * len(heads)}"
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+
+
+def text(words: str) -> str:
+    """Words that mean nothing to Markdown, in one line."""
+    return _BEGINNING.sub(r"\1\\", _SPECIAL.sub(r"\\\1", " ".join(phrases.visible(words).split())))
+
+
+def code(words: str) -> str:
+    """Words as they are, in one line; also within a table."""
+    line = " ".join(phrases.visible(words).split()).replace("|", "\\|")
+    if not line:
+        return ""
+    fence = "`" * (_longest(line) + 1)
+    space = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{space}{line}{space}{fence}"
+
+
+def block(words: str) -> Iterator[str]:
+    """Lines as they are."""
+    shown = phrases.visible(words)
+    fence = "`" * max(3, _longest(shown) + 1)
+    yield fence
+    yield shown
+    yield fence
+
+
+def _longest(words: str) -> int:
+    return max((len(run) for run in _BACKTICKS.findall(words)), default=0)

@@ -1,0 +1,96 @@
+"""The report of a job, from its directory to a page."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import tzinfo
+from html import escape
+from pathlib import Path
+
+from hpc_launch.records import history
+from hpc_launch.review import blame, exits, report, report_html, report_markdown
+from hpc_launch.review.report import Report
+
+
+def of(path: Path, *, now: float | None = None, zone: tzinfo | None = None) -> JobReport:
+    """Report on a job.
+
+    Args:
+        path: the job directory.
+        now: seconds since the epoch; None for now.
+        zone: what local time is; None for this machine's.
+    """
+    told = history.read(path)
+    sizes = sizes_of(exits.paths(told))
+    return JobReport(report.make(told, blame.find(told), sizes, time.time() if now is None else now, zone))
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """A report that can be looked at. In a notebook it shows as the page, printed as Markdown.
+
+    Attributes:
+        report: what it says.
+    """
+
+    report: Report
+
+    def html(self, beside: Path | None = None) -> str:
+        """The page, for a file in the directory `beside`; without one it has no links."""
+        return report_html.render(self.report, beside)
+
+    def write(self, path: Path | None = None) -> Path:
+        """Write the page, whole or not at all.
+
+        Args:
+            path: where; None for `report.html` in the job directory.
+
+        Returns:
+            Where it is.
+        """
+        path = path if path is not None else self.report.path / "report.html"
+        return _write(path, self.html(path.parent))
+
+    def markdown(self) -> str:
+        """The report as Markdown."""
+        return report_markdown.render(self.report)
+
+    def write_markdown(self, path: Path) -> Path:
+        """Write it as Markdown, whole or not at all."""
+        return _write(path, self.markdown())
+
+    def __str__(self) -> str:
+        return self.markdown()
+
+    def _repr_html_(self) -> str:
+        # A page of its own within the notebook, so that neither's style changes the other's.
+        page = escape(self.html(), quote=True)
+        return f'<iframe srcdoc="{page}" sandbox style="width: 100%; height: 900px; border: 0"></iframe>'
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a file by a rename; what is no plain file, such as /dev/stdout, is written to."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8", errors="replace")
+        return path
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def sizes_of(paths: Iterable[Path]) -> dict[Path, int]:
+    """Bytes of those files that are there, and zero for directories; each directory is read once."""
+    found: dict[Path, int] = {}
+    for path in dict.fromkeys(paths):
+        try:
+            found[path] = 0 if path.is_dir() else path.stat().st_size
+        except OSError:
+            continue
+    return found
