@@ -199,7 +199,8 @@ Path("train.py").write_text("import os, sys; print('train', *sys.argv[1:], os.en
 executor = submitit.AutoExecutor("logs", cluster="slurm")
 executor.update_parameters(nodes=2, tasks_per_node=1, timeout_min=10, cpus_per_task=2, slurm_mem="300M")
 script = executor.submit(ElasticTask("train.py", "--lr", "1e-3", ranks_per_node=2))
-function = executor.submit(ElasticTask(lambda x: [x, *place()], "x", ranks_per_node=1))
+executor.update_parameters(nodes=1)
+function = executor.submit(ElasticTask(lambda x: [x, *place()], "x", ranks_per_node=2))
 def paths(job):
     first, *others = job.results()
     return first["job_directory"], others
@@ -232,7 +233,7 @@ tell(results=results, ids=[job.job_id for job in jobs], questions=everybody.ques
 """
 
 
-@pytest.mark.parametrize("count", [pytest.param(6), pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [pytest.param(3), pytest.param(50, marks=pytest.mark.soak)])
 def test_an_array_of_small_jobs(cluster: Cluster, tmp_path: Path, count: int) -> None:
     """All results are right, and the controller is not asked more often for many jobs than for one."""
     write_program(tmp_path, ARRAY)
