@@ -203,8 +203,7 @@ class Agent(LocalElasticAgent):
         if self._foreign_logs is not None:
             logs = self._foreign_logs
         else:
-            before = self._logs.follower if self._logs is not None else None
-            logs = self._logs = JobLogs(self._plan.settings, self._job, self._plan.world.host, before)
+            logs = self._logs = JobLogs(self._plan.settings, self._job, self._plan.world.host, self._logs)
         arguments: dict[int, tuple[Any, ...]] = {
             worker.local_rank: replace_local_rank(spec.args, int(environs[worker.local_rank]["LOCAL_RANK"]))
             for worker in worker_group.workers
@@ -364,6 +363,7 @@ class Agent(LocalElasticAgent):
             self._pcontext.close(death_sig, timeout=max(1, int(min(self._window.left, _LONGEST_WAIT))))
         if self._logs is not None:
             self._logs.finish()
+            self._mind_the_disk(self._worker_group.spec.rdzv_handler)
         self._recorder.finish(
             self._pcontext, "" if self._worker_group.state is WorkerState.SUCCEEDED else death_sig.name
         )

@@ -75,21 +75,22 @@ class JobLogs(LogsSpecs):
         follower: shows the output of the attempt.
     """
 
-    def __init__(self, settings: Settings, job: JobDirectory, host: str, before: Follower | None = None) -> None:
+    def __init__(self, settings: Settings, job: JobDirectory, host: str, before: JobLogs | None = None) -> None:
         """Prepare for an attempt.
 
         Args:
             settings: what is filed and what is shown.
             job: the job directory.
             host: this node.
-            before: shows the output of the attempt before; None for the first.
+            before: those of the attempt before; None for the first.
         """
         super().__init__(str(job.path))
         self._settings = settings
         self._job = job
         self._host = host
-        self._before = before
-        self.follower = Follower([], before)
+        self._earlier = before.follower if before is not None else None
+        self._full = before is not None and before.problem is not None
+        self.follower: Follower = Follower([], self._earlier)
         self._storage: Storage | None = None
 
     @property
@@ -109,6 +110,8 @@ class JobLogs(LogsSpecs):
             rank = int(environ["RANK"])
             files = self._job.rank(attempt, self._host, rank)
             chosen = outputs(self._settings, int(environ["LOCAL_RANK"]), rank, int(environ["WORLD_SIZE"]))
+            if self._full:  # the console is all that is left; a worker that cannot write may fail for it
+                chosen = Outputs(Streams.NONE, chosen.shown)
             destination.stdouts[local] = _path(chosen, Streams.OUT, files.out)
             destination.stderrs[local] = _path(chosen, Streams.ERR, files.err)
             destination.error_files[local] = environ["TORCHELASTIC_ERROR_FILE"] = str(files.error)
@@ -126,7 +129,7 @@ class JobLogs(LogsSpecs):
                     filed[f"{rank}.{path.suffix[1:]}"] = path
         if filed:
             self._storage = Storage(OutputTimes(self._job.times(attempt, self._host), filed), folder)
-        self.follower = Follower(sources, self._before)
+        self.follower = Follower(sources, self._earlier)
         return destination
 
     def _make(self, folder: Path) -> None:
@@ -134,7 +137,7 @@ class JobLogs(LogsSpecs):
         try:
             directory.make(folder)
         except LogDirError:
-            if self._before is None:
+            if self._earlier is None:
                 raise
 
     def _prefix(self, environ: Mapping[str, str]) -> str:

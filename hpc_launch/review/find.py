@@ -155,8 +155,21 @@ def _latest(roots: tuple[Path, ...]) -> Search:
         job = path.parent if is_job_directory(path.parent) else path
         if is_job_directory(job):
             return Search(JobDirectory(job.parent, job.name), looked=roots)
+    for root in roots:
+        # The link is a convenience: it may not have come along, or not be possible there.
+        jobs = _jobs(root) if root.name == "logs" or len(roots) == 1 else []
+        if jobs:
+            return Search(JobDirectory(root, max(jobs)[1]), looked=roots)
     why = f"no job has left anything in {_places(roots)}: name a job, its directory, or another place with --log-dir"
     return Search(None, looked=roots, why=why)
+
+
+def _jobs(root: Path) -> list[tuple[float, str]]:
+    """The job directories in a log directory, each after the time of its last change."""
+    try:
+        return [(path.stat().st_mtime, path.name) for path in root.iterdir() if is_job_directory(path)]
+    except OSError:
+        return []
 
 
 def _by_path(path: Path, said: str) -> Search:
