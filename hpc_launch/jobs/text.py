@@ -52,7 +52,7 @@ def _place(view: JobView) -> Iterator[str]:
     asked = view.standing.nodes_asked
     if view.hosts:
         yield f"on {hostlist.display(view.hosts)}"
-    elif asked and view.phase != "running":
+    elif asked and view.phase == "waiting":
         yield f"asks for {asked} node{'s' if asked > 1 else ''}"
     if view.world_size:
         yield f"{view.world_size} rank{'s' if view.world_size > 1 else ''}"

@@ -80,7 +80,7 @@ def test_a_job_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     assert job.view().phase == "done"
     assert str(job) == job.status() == job._repr_mimebundle_()["text/plain"]
-    assert str(job) == "train (job debug-1): done, asks for 2 nodes, 1:05 in all"
+    assert str(job) == "train (job debug-1): done, 1:05 in all"
 
 
 def test_a_job_of_a_batch_that_has_not_ended(capsys: pytest.CaptureFixture[str]) -> None:

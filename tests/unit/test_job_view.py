@@ -215,7 +215,7 @@ def test_a_job_that_was_cancelled_before_it_began() -> None:
     """It took no time, and nothing is said of it."""
     cancelled = Standing("CANCELLED", start=NOW, end=NOW, nodes_asked=2)
 
-    assert text.render(view(cancelled)) == "train (job 4711): stopped, asks for 2 nodes"
+    assert text.render(view(cancelled)) == "train (job 4711): stopped"
 
 
 # ---- words
