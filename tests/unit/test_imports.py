@@ -21,7 +21,7 @@ PACKAGE = Path(hpc_launch.__file__).parent
 FOUNDATIONS = {"hostlist", "settings", "errors", "world", "version"}
 MAY_IMPORT = {
     "entry": {"cli"},
-    "cli": {"launch", "submission", "check", "review", "plan", "slurm", "warm", *FOUNDATIONS},
+    "cli": {"launch", "submission", "check", "review", "records", "plan", "slurm", "warm", *FOUNDATIONS},
     "submitit": {"jobs"},
     "jobs": {"elastic", "review", "submission", "plan", "slurm", "node", "records", *FOUNDATIONS},
     "launch": {"plan", "slurm", "records", "warm", *FOUNDATIONS},
