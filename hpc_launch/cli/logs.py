@@ -13,7 +13,6 @@ from hpc_launch import hostlist
 from hpc_launch.cli.options import CONTEXT, GroupedCommand, settings_of
 from hpc_launch.cli.reading import job_options, job_search, note, output
 from hpc_launch.errors import UsageError
-from hpc_launch.records import history
 from hpc_launch.review import logs as reading, paint, show_logs
 from hpc_launch.review.files import Selection, missed
 from hpc_launch.review.fold import Fold
@@ -67,7 +66,6 @@ def logs(context: click.Context, /, *, job: str, **given: Any) -> None:
         directory = job_search(job, log_dir).needed
     if not own["follow"] and (problem := missed(directory, selection)):
         raise UsageError(problem)
-    found = history.read(directory.path)
     batches = reading.batches(
         directory,
         selection,
@@ -75,7 +73,6 @@ def logs(context: click.Context, /, *, job: str, **given: Any) -> None:
         tail=own["tail"],
         follow=own["follow"],
         ended=Ended(directory, selection, note),
-        offsets={node.host: node.offset for node in found.nodes},
         note=note,
     )
     with output():

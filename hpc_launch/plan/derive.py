@@ -48,6 +48,12 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         )
     step = here.slurm if isinstance(here.slurm, Step) and found.origin is Origin.STEP else None
     backend = _backend(settings, found)
+    if settings.hang_timeout and backend != "slurm":
+        raise UsageError(
+            f"--hang-timeout: the agents tell each other that somebody makes progress, which the {backend} rendezvous "
+            "has no place for: leave it out, or use --rdzv-backend slurm",
+            option="--hang-timeout",
+        )
     nnodes = _node_range(settings, found, backend)
     local_world_size, process_origin = _local_world_size(settings, here, found)
     run_id, run_origin = _run_id(settings, here, found, step)

@@ -7,6 +7,7 @@
     <log_dir>/<job>/end_time.json                           when the job really ends, as Slurm said last
     <log_dir>/<job>/progress/rank_<r>.json                  how far training is, as a worker says
     <log_dir>/<job>/progress/rank_<r>.jsonl                 what it said on the way, a line each
+    <log_dir>/<job>/stacks/<when>/<host>/rank_<r>.txt       where a worker was when somebody asked, or it hung
     <log_dir>/<job>/nodes/<host>/events.jsonl               what the agents of that node saw, a line each
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.out, .err   a worker's output
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.error.json  a worker's exception, where it left one
@@ -122,6 +123,14 @@ class JobDirectory:
         """What one worker has said on the way of how far training is (`records.progress`)."""
         return self.path / "progress" / f"rank_{rank}.jsonl"
 
+    def stacks(self, name: str) -> Path:
+        """Where all processes were at one moment."""
+        return self.path / "stacks" / name
+
+    def rank_stacks(self, name: str, host: str, rank: int) -> Path:
+        """Where one worker, and the processes below it, were then."""
+        return self.stacks(name) / _file_name(host) / f"rank_{rank}.txt"
+
     @property
     def ledger(self) -> Path:
         """The job's requeues, one after another."""
@@ -185,7 +194,12 @@ def claim(path: Path) -> bool:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a file whole or not at all: a reader never sees half of it."""
-    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a reader never sees half of it."""
+    write_whole(path, text.encode())
 
 
 def write_whole(path: Path, data: bytes) -> None:

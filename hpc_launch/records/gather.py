@@ -223,6 +223,7 @@ def _run(number: int, plan: Mapping[str, Any], mine: Sequence[_Event]) -> Run:
         begin=min((event.time for event in begun or mine), default=None),
         end=max(event.time for event in left) if left and len(left) >= len(begun) else None,
         status=max(statuses, default=None),
+        agents=tuple((event.host, event.fields.whole("pid")) for event in begun),
     )
 
 

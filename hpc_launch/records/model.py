@@ -27,6 +27,7 @@ class Run:
         begin: when its first agent began; None if no event says so.
         end: when its last agent left; None while one is there, or if one was killed.
         status: its exit status; None as long as no agent has said one.
+        agents: host and process id of each of its agents, as far as they are known.
     """
 
     first_attempt: int
@@ -37,6 +38,7 @@ class Run:
     begin: float | None
     end: float | None
     status: int | None
+    agents: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)

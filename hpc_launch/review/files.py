@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hpc_launch.records import times
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.parsing import entries
+from hpc_launch.records.events import CLOCK
+from hpc_launch.records.parsing import content, entries, parse_lines
 from hpc_launch.review import words
 from hpc_launch.settings import Streams
 
@@ -162,6 +163,23 @@ class Folders:
 
     def _below(self, path: Path) -> str:
         return str(path.relative_to(self.directory.path)) if path != self.directory.path else str(path)
+
+
+def clock_offsets(directory: JobDirectory) -> dict[str, float]:
+    """By how many seconds the clocks of nodes were ahead when they were measured last; of others nothing is known.
+
+    Of the records only this is read, since jobs with many ranks have many.
+    """
+    found = {}
+    hosts = entries(directory.events("_").parents[1])
+    for host in hosts if isinstance(hosts, list) else []:
+        data = content(directory.events(host))
+        lines = [line for line in data.splitlines() if b'"clock"' in line] if isinstance(data, bytes) else []
+        for fields in parse_lines(b"\n".join(lines))[0]:
+            offset = fields.number("offset")
+            if fields.text("event") == CLOCK and offset is not None:
+                found[host] = offset
+    return found
 
 
 def missed(directory: JobDirectory, selection: Selection) -> str:

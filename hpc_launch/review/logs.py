@@ -17,7 +17,7 @@ from itertools import chain, groupby
 
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.lines import Lines
-from hpc_launch.review.files import Folders, Note, OutputFile, Piece, Selection
+from hpc_launch.review.files import Folders, Note, OutputFile, Piece, Selection, clock_offsets
 from hpc_launch.settings import Streams
 
 _CHUNK = 1 << 20
@@ -72,7 +72,6 @@ def lines(
     tail: int | None = None,
     follow: bool = False,
     ended: Callable[[], bool] = lambda: False,
-    offsets: Mapping[str, float] | None = None,
     note: Note = lambda _: None,
 ) -> Iterator[Line]:
     """Read the output of a job.
@@ -85,7 +84,6 @@ def lines(
         follow: go on with what is written from now on, with the attempts that follow, and through requeues. Those come
             in the order in which they are seen.
         ended: says that nothing more comes, to end the following.
-        offsets: by how many seconds clocks of nodes were ahead.
         note: told what could not be read.
     """
     found = batches(
@@ -95,7 +93,6 @@ def lines(
         tail=tail,
         follow=follow,
         ended=ended,
-        offsets=offsets,
         note=note,
     )
     return chain.from_iterable(batch.lines for batch in found)
@@ -109,7 +106,6 @@ def batches(
     tail: int | None = None,
     follow: bool = False,
     ended: Callable[[], bool] = lambda: False,
-    offsets: Mapping[str, float] | None = None,
     note: Note = lambda _: None,
 ) -> Iterator[Batch]:
     """Read as `lines` does, what comes together together; while nothing comes, an empty batch now and then."""
@@ -119,8 +115,8 @@ def batches(
     there = folders.attempts()
     attempts = folders.wanted_attempts(there)
     files = sorted(folders.files(attempts), key=_place)
-    known = offsets or {}
-    pieces = folders.pieces(files, lambda host: known.get(host, 0.0))
+    offsets = clock_offsets(directory)
+    pieces = folders.pieces(files, lambda host: offsets.get(host, 0.0))
     yield from _past(reader, pieces, per_rank=per_rank, tail=tail, final=not follow)
     if follow:
         yield from _Following(folders, reader, set(files), attempts).batches(ended)

@@ -55,7 +55,7 @@ def _head(status: Status, paint: Paint) -> list[tuple[str, str]]:
         ("progress", _progress(status.progress, status.now) if status.progress is not None else ""),
         ("notice", f"{status.notice.signal}, {words.ago(status.now - status.notice.time)}" if status.notice else ""),
         ("requeues", _requeues(status) if status.requeues else ""),
-        ("failure", f"attempt {status.failure.number}: {status.failure.cause}" if status.failure is not None else ""),
+        ("failure", f"attempt {status.failure[0]}: {status.failure[1]}" if status.failure is not None else ""),
         ("files", str(status.path) if status.path != Path() else "there is no job directory yet"),
         *(("unread", paint(line, "yellow")) for line in status.unreadable[:_MOST_UNREADABLE]),
     ]
@@ -249,9 +249,7 @@ def as_dict(status: Status) -> dict[str, Any]:
             {"time": one.time, "reason": one.reason, "cause": one.cause, "attempt": one.attempt}
             for one in status.requeues
         ],
-        "failure": None
-        if status.failure is None
-        else {"attempt": status.failure.number, "status": status.failure.status, "cause": status.failure.cause},
+        "failure": None if status.failure is None else {"attempt": status.failure[0], "cause": status.failure[1]},
         "now": status.now,
         "unreadable": list(status.unreadable),
     }

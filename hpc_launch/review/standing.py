@@ -6,11 +6,11 @@ has said so itself.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from shutil import which
 
 from hpc_launch.records.model import Attempt, History, Run
 from hpc_launch.review import words
@@ -18,8 +18,9 @@ from hpc_launch.review.find import SlurmStep
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.controller import OVER, WAITING, JobRecord
 
-# A run that has written anything within these seconds lives: its agents say so now and then, if nothing else happens.
-FRESH = 300.0
+# A run that has written anything within these seconds lives: if nothing else happens, its agents say so every ten
+# minutes (elastic/recording.py), and one such sign may be missed.
+FRESH = 1300.0
 
 # Seconds that the controller may take, and between two questions of one who keeps asking.
 _PATIENCE = 5.0
@@ -190,7 +191,7 @@ def ask(step: SlurmStep, *, quiet: bool, patience: float = _PATIENCE) -> Seen:
         quiet: it gives no signs of life, so that it matters whether its step is still there.
         patience: seconds that each answer may take.
     """
-    if shutil.which("scontrol") is None:
+    if which("scontrol") is None:
         return Seen(blind="there is no scontrol here")
     records = controller.ask_jobs(step.job, patience)
     if records is None:

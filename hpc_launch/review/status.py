@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hpc_launch import hostlist
 from hpc_launch.errors import HostlistError
-from hpc_launch.records import history
+from hpc_launch.records import causes, history, telling
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import Attempt, History, Mark, NodeEvent, Notice, Requeue, Worker
 from hpc_launch.review.files import Folders, Selection
@@ -81,7 +81,7 @@ class Status:
         job_end: when the job ends; None where there is no such time.
         requeues: so far.
         notice: the last notice signal.
-        failure: how the last attempt that failed did so; None if none has.
+        failure: why the last attempt that failed did so, its number first; None if none has.
         now: the time of all this.
         unreadable: what could not be read, a line each.
     """
@@ -103,7 +103,7 @@ class Status:
     job_end: float | None
     requeues: tuple[Requeue, ...]
     notice: Notice | None
-    failure: Attempt | None
+    failure: tuple[int, str] | None
     now: float
     unreadable: tuple[str, ...]
 
@@ -196,7 +196,7 @@ def make(found: History, directory: JobDirectory, looked: Looked) -> Status:
         job_end=record.end if record is not None and record.end is not None else found.end_time,
         requeues=found.requeues,
         notice=found.notices[-1] if found.notices and found.notices[-1].time >= (since or 0.0) else None,
-        failure=next((one for one in reversed(found.attempts) if one.ending in ("restart", "failed")), None),
+        failure=_failure(found),
         now=now,
         unreadable=(*found.unreadable, *(line for line in looked.noted if line not in found.unreadable)),
     )
@@ -234,6 +234,14 @@ def _state(worker: Worker, *, running: bool) -> Rank:
     if worker.exitcode == 0:
         return Rank.DONE
     return Rank.STOPPED if worker.told else Rank.FAILED
+
+
+def _failure(found: History) -> tuple[int, str] | None:
+    failed = next((one for one in reversed(found.attempts) if one.ending in ("restart", "failed")), None)
+    if failed is None:
+        return None
+    cause = causes.of(found, failed)
+    return failed.number, telling.headline(cause) if cause is not None else failed.cause
 
 
 def _hosts(found: History, attempt: Attempt | None) -> tuple[str, ...]:
@@ -307,12 +315,9 @@ def _changed(path: Path) -> float | None:
 
 
 def _alive(found: History) -> bool | None:
-    """Whether processes of the last attempt are there; None if that was on other machines, or none is known."""
-    attempt = found.attempts[-1] if found.attempts else None
-    if attempt is None or not attempt.workers:
-        return None
+    """Whether an agent of the last run is there; None if they were on other machines, or are not known."""
+    agents = found.runs[-1].agents if found.runs else ()
     here = socket.gethostname().partition(".")[0]
-    if any(worker.host not in (here, "localhost", "127.0.0.1") for worker in attempt.workers):
+    if not agents or any(host not in (here, "localhost", "127.0.0.1") or not pid for host, pid in agents):
         return None
-    pids = [worker.pid for worker in attempt.workers if worker.pid and worker.ended is None]
-    return any(Path(f"/proc/{pid}").exists() for pid in pids)
+    return any(Path(f"/proc/{pid}").exists() for _, pid in agents)

@@ -414,6 +414,16 @@ class Settings:
         group=RESTARTS,
         help="How often the agent looks at its workers and at the other nodes.",
     )
+    hang_timeout: float = _option(
+        "--hang-timeout",
+        read=readers.seconds_or_none,
+        default=0.0,
+        metavar="SECONDS|none",
+        group=RESTARTS,
+        torchrun_variable=False,
+        help="End an attempt in which no rank has written anything or marked progress (runtime.mark_progress) for so "
+        "long, after the stacks of all ranks were written into the job directory. Default: none.",
+    )
     signals_to_handle: tuple[str, ...] = _option(
         "--signals-to-handle",
         read=readers.signal_names,

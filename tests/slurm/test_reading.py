@@ -92,7 +92,7 @@ def test_a_node_that_is_gone_is_seen_by_slurm(cluster: Cluster, tmp_path: Path) 
     wait_for(
         lambda: any("begin" in path.read_text() for path in out.parent.glob("*/rank_0.out")), DEADLINE, job.describe
     )
-    cluster.run(["scancel", "--signal=KILL", "--full", job.id])
+    cluster.run(["scancel", "--signal=KILL", f"{job.id}.0"])
     ended(job, tmp_path)
     found = json.loads(cluster.run([*HPC_LAUNCH, "status", "--json"], cwd=tmp_path).stdout)
     assert (found["state"], found["over"]) == ("failed", True), found

@@ -53,7 +53,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "restarts": {"nodes": 4, "per_node": 8, "attempts": 6, "requeues": [1, 3], "ending": "failed"},
     "many attempts": {"nodes": 3, "per_node": 2, "attempts": 30, "requeues": range(0, 30, 3), "ending": "stopped"},
     "running": {"nodes": 2, "per_node": 2, "attempts": 2, "ending": "", "length": 40_000.0, "requeues": [0]},
-    "1,024 ranks": {"nodes": 128, "per_node": 8, "attempts": 10, "requeues": [4], "ending": "failed"},
+    "1,024 ranks": {"nodes": 128, "per_node": 8, "attempts": 3, "requeues": [1], "ending": "failed"},
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpc_launch import cli
+from hpc_launch.records.directory import JobDirectory
 from hpc_launch.review import find, standing
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.controller import JobRecord
@@ -21,7 +22,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stand in a directory with a job, where nobody can ask Slurm."""
     histories.write(tmp_path / "logs/12.0", output=2, ending="failed", fails={1: 6})
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(standing.shutil, "which", lambda _: None)
+    monkeypatch.setattr(standing, "which", lambda _: None)
     monkeypatch.setattr(controller, "ask_job", lambda *_: None)
     return tmp_path
 
@@ -155,9 +156,7 @@ def test_watching_begins_before_the_job_does(
     """A job that waits is shown by Slurm's word, until it has a directory."""
     record = JobRecord("13", "PENDING", reason="Priority", label="13")
     looks = iter([find.Search(None, record), find.Search(None, record)])
-    monkeypatch.setattr(
-        find, "search", lambda *_, **__: next(looks, find.Search(find.JobDirectory(work / "logs", "12.0")))
-    )
+    monkeypatch.setattr(find, "search", lambda *_, **__: next(looks, find.Search(JobDirectory(work / "logs", "12.0"))))
     states = [json.loads(text)["state"] for text in "".join(
         shown(capsys, "status", "13", "--watch", "--json", "--interval", "0.1")
     ).replace("}{", "}\n{").splitlines()]  # fmt: skip

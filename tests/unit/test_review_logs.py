@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from hpc_launch.records import times
+from hpc_launch.records import events, times
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.events import EventLog
 from hpc_launch.records.lines import Lines
 from hpc_launch.records.times import OutputTimes
 from hpc_launch.review import logs
-from hpc_launch.review.files import OutputFile, Piece, Selection, cut, missed
+from hpc_launch.review.files import OutputFile, Selection, cut, missed
 from hpc_launch.review.fold import Fold
 from hpc_launch.review.logs import Line
 from hpc_launch.settings import Streams
@@ -80,7 +81,13 @@ def test_clocks_are_corrected(job: JobDirectory) -> None:
     times_of(job, {"time": 100, "0.out": 3}, {"time": 102, "0.out": 6})
     times_of(job, {"time": 191, "1.out": 3}, {"time": 193, "1.out": 6}, host="gpu02")
 
-    assert texts(logs.lines(job, offsets={"gpu02": 90.0})) == ["a1", "b1", "a2", "b2"]
+    log = EventLog(job.events("gpu02"), 1)
+    log.record(events.CLOCK, offset=3.0)
+    log.record(events.CLOCK, offset=90.0)
+    job.events("gpu03").parent.mkdir()
+    job.events("gpu03").write_bytes(b'"clock"\n{"event": "clock", "offset": "much"}\0')
+
+    assert texts(logs.lines(job)) == ["a1", "b1", "a2", "b2"]
 
 
 def test_what_nobody_has_written_down_counts_as_late_as_the_file(job: JobDirectory) -> None:
@@ -251,14 +258,16 @@ class Followed:
 
     def __init__(self, job: JobDirectory, selection: Selection | None = None, tail: int | None = None) -> None:
         self.lines: list[str] = []
+        self.begun = threading.Event()
         self.over = threading.Event()
-        self._found = logs.lines(job, selection, follow=True, ended=self.over.is_set, tail=tail)
+        self._found = logs.batches(job, selection, follow=True, ended=self.over.is_set, tail=tail)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def _run(self) -> None:
-        for line in self._found:
-            self.lines.append(f"{line.attempt}:{line.rank} {line.text}")
+        for batch in self._found:
+            self.lines += [f"{line.attempt}:{line.rank} {line.text}" for line in batch.lines]
+            self.begun.set()
 
     def wait(self, line: str) -> None:
         wait_for(lambda: line in self.lines, PATIENCE, lambda: f"no {line}: {self.lines}")
@@ -328,6 +337,7 @@ def test_following_begins_with_the_last_lines(job: JobDirectory, follow: Callabl
     """--tail 0 shows only what is new, whole lines of it."""
     write(job, 0, "one\ntw")
     followed = follow(job, tail=0)
+    assert followed.begun.wait(PATIENCE)
     write(job, 0, "o\n")
     followed.wait("0:0 two")
 
@@ -422,7 +432,7 @@ def test_pieces_cover_a_file_in_order(steps: list[tuple[float, int]], size: int,
 
     assert [byte for piece in pieces for byte in range(piece.begin, piece.end)] == list(range(size))
     assert [piece.time for piece in pieces] == sorted(piece.time for piece in pieces)
-    assert all(isinstance(piece, Piece) and piece.end > piece.begin for piece in pieces)
+    assert all(piece.end > piece.begin for piece in pieces)
 
 
 @given(pieces=st.lists(st.binary(max_size=8).map(lambda data: data.replace(b"\r", b"\n")), max_size=12))

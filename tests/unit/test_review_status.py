@@ -20,6 +20,7 @@ from hpc_launch.review.files import Selection
 from hpc_launch.review.standing import Eyes, Seen, State, judge
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.controller import JobRecord
+from hpc_launch.slurm.steps import RunningStep
 from tests import histories
 
 NOW = 1_718_000_500.0
@@ -193,10 +194,10 @@ def test_what_slurm_says(
     monkeypatch: pytest.MonkeyPatch, records: Any, accounting: Any, steps: Any, expected: Seen
 ) -> None:
     """The controller first, then accounting; and whether the step is there."""
-    monkeypatch.setattr(standing.shutil, "which", lambda _: "/bin/scontrol")
+    monkeypatch.setattr(standing, "which", lambda _: "/bin/scontrol")
     monkeypatch.setattr(controller, "ask_jobs", lambda *_: records)
     monkeypatch.setattr(controller, "ask_accounting", lambda *_: accounting)
-    named = None if steps is None else tuple(controller.RunningStep(name, "", ()) for name in steps)
+    named = None if steps is None else tuple(RunningStep(name, "", ()) for name in steps)
     monkeypatch.setattr(controller, "ask_steps", lambda *_: named)
 
     assert expected == standing.ask(find.SlurmStep("12", 0), quiet=True)
@@ -204,7 +205,7 @@ def test_what_slurm_says(
 
 def test_where_slurm_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a container there is nobody to ask."""
-    monkeypatch.setattr(standing.shutil, "which", lambda _: None)
+    monkeypatch.setattr(standing, "which", lambda _: None)
 
     assert standing.ask(find.SlurmStep("12", 0), quiet=False) == Seen(blind="there is no scontrol here")
 
@@ -279,7 +280,7 @@ def test_a_job_that_runs(job: JobDirectory) -> None:
         "nodes": "2: gpu[001-002]",
         "workers": "8: 8 up",
         "progress": "step 200 of 1000, 20 %, loss 0.125; rank 0, 40 s ago",
-        "failure": "attempt 0: rank 7 on gpu002 (local rank 3) failed with exit status 1",
+        "failure": "attempt 0: rank 7 on gpu002 (local rank 3) failed with exit status 1: ValueError: loss is nan",
         "files": str(job.path),
     }
     assert rows(found) == [
@@ -447,7 +448,7 @@ def test_following_ends_with_the_job(job: JobDirectory, monkeypatch: pytest.Monk
 
 def test_waiting_for_a_directory(job: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that Slurm knows is waited for, and it is said why it waits."""
-    monkeypatch.setattr(follow.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     waits = [JobRecord("47", "PENDING", reason=reason, label="47") for reason in ("Priority", "Priority", "Resources")]
     answers = iter([*(find.Search(None, waiting) for waiting in waits), find.Search(job)])
     said: list[str] = []
