@@ -9,17 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hpc_launch import runtime, submitit
+    from hpc_launch import errors, runtime, submitit
     from hpc_launch.jobs.executor import Executor, submit
     from hpc_launch.jobs.job import Job
 
 __version__ = "0.1.0"
 
-__all__ = ["Executor", "Job", "runtime", "submit", "submitit"]
+__all__ = ["Executor", "Job", "errors", "runtime", "submit", "submitit"]
 
 # Where each is. `import hpc_launch` imports none of them: the launcher itself does so on every node.
 _PLACES = {"Executor": "jobs.executor", "Job": "jobs.job", "submit": "jobs.executor"}
-_MODULES = ("runtime", "submitit")
+_MODULES = ("errors", "runtime", "submitit")
 
 
 def __getattr__(name: str) -> Any:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from hpc_launch.errors import LogDirError, UsageError, reason
-from hpc_launch.jobs import carrier, command, debug, place, request, sizes, supervise
+from hpc_launch.errors import CallError, LogDirError, UsageError, reason
+from hpc_launch.jobs import calls, carrier, command, debug, place, request, sizes, supervise
 from hpc_launch.jobs.files import SUBMITTED, JobFiles
 from hpc_launch.jobs.handles import Handle, Queued, Started
 from hpc_launch.jobs.job import Job
@@ -29,6 +29,9 @@ from hpc_launch.slurm.environment import Allocation
 from hpc_launch.submission.run import ask_nodes
 
 R = TypeVar("R")
+
+# So many times the limit of one call those of an array may have together.
+_TOGETHER = 4
 
 
 class Executor:
@@ -104,6 +107,14 @@ class Executor:
     # ---- starting
 
     def _start(self, tasks: Sequence[ElasticTask]) -> list[Job[Any]]:
+        most = _TOGETHER * self.resources.max_pickle_mb
+        together = sum(len(task.call) for task in tasks) / calls.MEGABYTE
+        if together > most:
+            raise CallError(
+                f"the calls of these {len(tasks)} jobs have {together:.0f} MB together, and the limit is {most} MB "
+                f"({_TOGETHER} times max_pickle_mb): write what they share to a file that the nodes see, and pass "
+                "the path"
+            )
         found = here.gather(os.environ, Settings()).slurm
         choice = place.choose(self.cluster, found, has_slurm=_has_slurm, resources=self.resources)
         base = self.folder / SUBMITTED

@@ -17,6 +17,7 @@ from hpc_launch.jobs.view import JobView
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.controller import JobRecord
+from hpc_launch.submission.watch import end_of
 
 R = TypeVar("R")
 
@@ -169,10 +170,7 @@ class Job(Generic[R]):
         """What the launcher said last that sounds like a reason."""
         files = self._of()
         for path in (files.errors, files.log):
-            try:
-                lines = path.read_text(errors="replace").splitlines()[-_LAST_LINES:]
-            except OSError:
-                continue
+            lines = end_of(str(path), _LAST_LINES).splitlines()
             ours = [line.partition("hpc-launch: ")[2] for line in lines if "hpc-launch: " in line]
             told = ours or [line for line in lines if line.startswith(("srun: error", "slurmstepd: error"))]
             if told:

@@ -99,8 +99,13 @@ def failure(job: JobDirectory, job_id: str, status: int, state: str, last_words:
         state: what Slurm calls it.
         last_words: gives what the launcher said last.
     """
-    blamed = _blamed(job)
-    raised = _raised(job, blamed)
+    found = history.read(job.path)
+    attempt = found.attempts[-1] if found.attempts else None
+    cause = causes.of(found, attempt) if attempt is not None else None
+    blamed = cause.first if cause is not None else None
+    # What workers raise because they are stopped is no reason for anything.
+    stopped = attempt is not None and bool(attempt.signal)
+    raised = None if stopped else _raised(job, blamed)
     if raised is not None:
         log = _log(job, raised.host, raised.rank)
         again = remote.again(raised, job_id, log)
@@ -136,15 +141,8 @@ def failure(job: JobDirectory, job_id: str, status: int, state: str, last_words:
     )
 
 
-def _blamed(job: JobDirectory) -> Worker | None:
-    """The worker that is the root cause of the last attempt's end; None where none is to blame."""
-    found = history.read(job.path)
-    cause = causes.of(found, found.attempts[-1]) if found.attempts else None
-    return cause.first if cause is not None else None
-
-
 def _raised(job: JobDirectory, blamed: Worker | None) -> remote.Raised | None:
-    """What that worker has raised; without one to blame, what was raised first."""
+    """What the worker that is to blame has raised; without one, what was raised first."""
     noted = _numbered(job, _RAISED)
     paths = [*noted.values()] if blamed is None else [noted[blamed.rank]] if blamed.rank in noted else []
     found = [raised for path in paths if (raised := remote.read(path)) is not None]

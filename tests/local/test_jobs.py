@@ -171,6 +171,16 @@ def test_a_batch_that_fails_submits_nothing(tmp_path: Path) -> None:
     assert executor.map_array(int, []) == []
 
 
+def test_an_array_is_not_too_large_either(tmp_path: Path) -> None:
+    """Each of its calls may be small enough, and all together gigabytes."""
+    executor = hpc_launch.Executor(tmp_path / "logs", cluster="debug", max_pickle_mb=1)
+    words = r"the calls of these 6 jobs have 5 MB together, and the limit is 4 MB \(4 times max_pickle_mb\): write what"
+    with pytest.raises(CallError, match=words):
+        executor.map_array(len, [bytes(900_000)] * 6)
+
+    assert executor.map_array(len, [bytes(900_000)] * 4)[3].result() == 900_000
+
+
 def test_a_script_has_no_arguments_with_names(tmp_path: Path) -> None:
     """It would not get them."""
     with pytest.raises(UsageError, match="a script is given words, not lr="):

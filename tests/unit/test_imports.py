@@ -53,6 +53,7 @@ EXCEPTIONS = {
     ("__init__", "jobs"): "for type checkers; what a notebook uses is imported when it is used",
     ("__init__", "submitit"): "as above",
     ("__init__", "runtime"): "as above",
+    ("__init__", "errors"): "as above",
     ("launch.__main__", "cli"): "an entry point, as `python -m hpc_launch` is: it only calls cli",
 }
 

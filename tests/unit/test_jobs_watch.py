@@ -9,11 +9,12 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hpc_launch.errors import JobFailed, UsageError
-from hpc_launch.jobs import files, results
+from hpc_launch.errors import JobFailed, UsageError, WorkerFailed
+from hpc_launch.jobs import files, remote, results
 from hpc_launch.jobs.files import JobFiles, outcome_of, read_outcome, write_once
 from hpc_launch.jobs.handles import Ending, Queued, Started
 from hpc_launch.jobs.job import Job
@@ -21,6 +22,7 @@ from hpc_launch.jobs.watch import Watch
 from hpc_launch.node import processes
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.slurm.controller import JobRecord, read_queue
+from tests import histories
 
 
 @dataclass
@@ -312,3 +314,66 @@ def test_a_job_that_is_not_there_is_said(tmp_path: Path) -> None:
     """With where it was looked for."""
     with pytest.raises(UsageError, match=f"there is no job '99' in {tmp_path}"):
         Job.load("99", tmp_path)
+
+
+# ---- what ended it
+
+
+def ended(folder: Path, **facts: Any) -> JobDirectory:
+    """A job of eight ranks that failed in its second attempt, in which all ranks have raised something."""
+    path = histories.write(folder / "logs" / "12.0", ending="failed", **facts)
+    job = JobDirectory(path.parent, path.name)
+    for rank in range(8):
+        files = job.rank(1, histories.host_of(rank // 4), rank)
+        files.raised.parent.mkdir(parents=True, exist_ok=True)
+        error = ValueError("mine") if rank == 5 else ConnectionError("a peer is gone")
+        remote.note(files.raised, error, None, rank, histories.host_of(rank // 4))
+    return job
+
+
+def failure(job: JobDirectory) -> BaseException:
+    return results.failure(job, "12", 1, "FAILED", lambda: "the last words")
+
+
+def test_the_exception_is_that_of_the_root_cause(tmp_path: Path) -> None:
+    """Not of those who lost their connection to it, whoever has noted it first."""
+    error = failure(ended(tmp_path, fails={1: 5}))
+
+    assert isinstance(error, ValueError)
+    assert isinstance(error.__cause__, remote.RemoteTraceback)
+    assert (error.__cause__.rank, error.__cause__.host) == (5, histories.host_of(1))
+
+
+def test_a_worker_that_was_killed_has_raised_nothing(tmp_path: Path) -> None:
+    """Then what the others have raised is no cause either."""
+    job = ended(tmp_path, fails={1: 5}, exception=None)
+    job.rank(1, histories.host_of(1), 5).raised.unlink()
+    error = failure(job)
+
+    assert isinstance(error, WorkerFailed)
+    assert (error.rank, error.host, error.signal, error.status) == (5, histories.host_of(1), "SIGKILL", 137)
+    assert "rank 5 on gpu002 ended with SIGKILL (" in str(error), "with what the kernel did"
+
+
+def test_what_is_raised_in_a_stop_is_no_cause(tmp_path: Path) -> None:
+    """A job that was cancelled was cancelled, whatever its workers say of that."""
+    job = ended(tmp_path)
+    histories.write(job.path, ending="stopped")
+    error = results.failure(job, "12", 143, "CANCELLED", lambda: "the last words")
+
+    assert type(error) is JobFailed
+    assert (error.state, error.exit_status) == ("CANCELLED", 143)
+    assert str(error) == "job 12 ended with status 143 (CANCELLED): the last words"
+
+
+def test_an_exception_that_stays_there_is_told_in_words(tmp_path: Path) -> None:
+    """With the traceback as its cause all the same."""
+    job = ended(tmp_path, fails={1: 5})
+    path = job.rank(1, histories.host_of(1), 5).raised
+    note = pickle.loads(path.read_bytes())
+    path.write_bytes(pickle.dumps({**note, "pickled": b"not to be read"}))
+    error = failure(job)
+
+    assert isinstance(error, WorkerFailed)
+    assert str(error).startswith("job 12: rank 5 on gpu002 raised ValueError: mine; its log: ")
+    assert isinstance(error.__cause__, remote.RemoteTraceback)
