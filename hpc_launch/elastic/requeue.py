@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from hpc_launch.errors import HpcLaunchError, LogDirError, RendezvousError, RoundRefused, WorkerError
 from hpc_launch.plan import requeue
@@ -16,6 +14,7 @@ from hpc_launch.plan.model import Plan
 from hpc_launch.plan.requeue import Entry, Policy, Progress, Reason
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.progress import last_words
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.controller import Ending, JobRecord
 
@@ -139,28 +138,14 @@ def _reason(run: Run, ending: Ending) -> tuple[Reason, str] | None:
 
 def _progress(run: Run, begin: float | None) -> Progress:
     """What the workers have marked, the one that has come furthest for all."""
-    marks: list[dict[str, Any]] = []
-    with contextlib.suppress(OSError):
-        for path in run.job.progress(0).parent.glob("rank_*.json"):
-            with contextlib.suppress(OSError, ValueError):
-                mark = json.loads(path.read_text())
-                if isinstance(mark, dict):
-                    marks.append(mark)
-    furthest = max(marks, key=lambda mark: _number(mark.get("step"), -1.0), default={})
+    marks = last_words(run.job)
+    furthest = max(marks, key=lambda mark: -1.0 if mark.step is None else mark.step, default=None)
     return Progress(
-        marked=any(_number(mark.get("attempt"), -1.0) >= run.first_attempt for mark in marks),
+        marked=any(mark.attempt >= run.first_attempt for mark in marks),
         begin=begin,
-        step=_optional(furthest.get("step")),
-        total=_optional(furthest.get("total")),
+        step=None if furthest is None else furthest.step,
+        total=None if furthest is None else furthest.total,
     )
-
-
-def _optional(value: Any) -> float | None:
-    return value if isinstance(value, (int, float)) else None
-
-
-def _number(value: Any, otherwise: float) -> float:
-    return value if isinstance(value, (int, float)) else otherwise
 
 
 def _text(job: JobDirectory) -> str:

@@ -81,7 +81,7 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         Derived("omp_num_threads", str(omp or here.environ.get("OMP_NUM_THREADS", "")), omp_origin),
         Derived("start", how.how, how.reason),
         Derived("log_dir", str(log_root), log_origin),
-        Derived("job_directory", job_name or "local-<time>-<pid>", "job and step" if job_name else "chosen at start"),
+        Derived("job_directory", job_name or "local-<time>-<pid>", _job_name_origin(settings, job_name)),
     )
     return Plan(
         settings=settings,
@@ -332,6 +332,8 @@ def _run_id(settings: Settings, here: Here, found: World, step: Step | None) -> 
 
 
 def _job_name(settings: Settings, here: Here, found: World) -> str:
+    if settings.log_name is not None:
+        return settings.log_name
     if isinstance(here.slurm, Step) and not settings.standalone:
         return f"{here.slurm.job_label}.{here.slurm.step_id}"
     if isinstance(here.slurm, Allocation) and not settings.standalone:
@@ -339,6 +341,12 @@ def _job_name(settings: Settings, here: Here, found: World) -> str:
     if settings.rdzv_id is not None and len(found.hosts) > 1:
         return settings.rdzv_id.replace("/", "_").lstrip(".") or "none"
     return ""
+
+
+def _job_name_origin(settings: Settings, job_name: str) -> str:
+    if settings.log_name is not None:
+        return settings.origin("log_name").value
+    return "job and step" if job_name else "chosen at start"
 
 
 def local_job_name(now: float, pid: int) -> str:

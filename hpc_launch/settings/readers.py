@@ -20,6 +20,13 @@ def text(given: str) -> str:
     return given
 
 
+def file_name(given: str) -> str:
+    """Read the name of a file or directory, without any directory."""
+    if not given or given.startswith(".") or "/" in given or "\0" in given:
+        raise Unreadable("a name without '/', and without a dot at its beginning")
+    return given
+
+
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:
     """Return the reader of whole numbers within bounds, both included."""
     expected = f"a whole number from {low}" + (f" to {high}" if high is not None else " on")

@@ -504,6 +504,15 @@ class Settings:
         group=LOGS,
         help="Where job directories are made. Derived: logs/ in the directory of submission, else in this one.",
     )
+    log_name: str | None = _option(
+        "--log-name",
+        read=readers.file_name,
+        metavar="NAME",
+        group=LOGS,
+        torchrun_variable=False,
+        not_in_files=_ONE_RUN,
+        help="Name of the job directory. Derived: the Slurm job and step, else local-<time>-<pid>.",
+    )
     redirects: StreamChoice | None = _option(
         "-r",
         "--redirects",

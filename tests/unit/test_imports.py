@@ -22,6 +22,8 @@ FOUNDATIONS = {"hostlist", "settings", "errors", "world", "version"}
 MAY_IMPORT = {
     "entry": {"cli"},
     "cli": {"launch", "submission", "check", "review", "records", "plan", "slurm", "warm", *FOUNDATIONS},
+    "submitit": {"jobs"},
+    "jobs": {"elastic", "review", "submission", "plan", "slurm", "node", "records", *FOUNDATIONS},
     "launch": {"plan", "slurm", "records", "warm", *FOUNDATIONS},
     "submission": {"plan", "slurm", "node", "records", *FOUNDATIONS},
     "check": {"probes", "plan", "slurm", "node", *FOUNDATIONS},
@@ -48,17 +50,23 @@ EXCEPTIONS = {
         "elastic",
     ): "running is what launch is for; inside of functions, so that errors and explanations come without torch",
     ("launch.step", "elastic"): "the console, a part of it that knows no torch; inside of a function as above",
+    ("__init__", "jobs"): "for type checkers; what a notebook uses is imported when it is used",
+    ("__init__", "submitit"): "as above",
+    ("__init__", "runtime"): "as above",
+    ("__init__", "errors"): "as above",
     ("launch.__main__", "cli"): "an entry point, as `python -m hpc_launch` is: it only calls cli",
 }
 
 # What takes long to import, or starts threads, and must wait until something is run.
-HEAVY = {"torch", "numpy", "submitit", "psutil"}
+HEAVY = {"torch", "numpy", "submitit", "cloudpickle", "psutil"}
 
 # Where os.environ is changed nevertheless: (module, function, method), with the reason.
 ENVIRONMENT_CHANGES = {
     ("elastic.workers", "run_path", "pop"): "in a worker of torch's making, whose environment torch has filled",
     ("warm.factory", "_changed", "update"): "while modules are imported, and put back then",
     ("warm.factory", "_changed", "[]"): "as above",
+    ("jobs.debug", "_alone", "[]"): "a function that is called in process finds what a worker has, and no longer",
+    ("jobs.debug", "_alone", "pop"): "as above",
     ("check.bench", "_dress", "setdefault"): "in a process that has just been forked to be one rank",
     ("check.bench", "_dress", "[]"): "as above",
     ("warm.child", "_replace_environment", "[]"): "a worker gets the environment that it was given",
@@ -284,6 +292,10 @@ def test_toml_is_read_by_those_who_need_it(
         "hpc_launch.elastic.environment",
         "hpc_launch.elastic.locator",
         "hpc_launch.elastic.rounds",
+        "hpc_launch.jobs.display",
+        "hpc_launch.jobs.executor",
+        "hpc_launch.jobs.look",
+        "hpc_launch.jobs.worker",
         "hpc_launch.launch.run",
         "hpc_launch.records.events",
         "hpc_launch.records.history",

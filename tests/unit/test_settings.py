@@ -118,6 +118,7 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "max_requeues": [("0", 0), ("100", 100)],
     "requeue_patience": [("1", 1), ("5", 5)],
     "log_dir": [("logs", "logs")],
+    "log_name": [("run-7", "run-7"), ("a b", "a b")],
     "redirects": [
         ("0", StreamChoice()),
         ("3", StreamChoice(Streams.ALL)),
