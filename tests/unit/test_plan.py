@@ -237,6 +237,34 @@ def test_a_list_of_hosts_names_the_run_alike_on_every_node() -> None:
     assert runs[0].run_id != plan(hosts="a,b,d", node_rank="0").run_id
 
 
+@pytest.mark.parametrize(
+    ("options", "nnodes", "elastic"),
+    [
+        ({}, NodeRange(4, 4), False),
+        ({"nnodes": "4"}, NodeRange(4, 4), False),
+        ({"nnodes": "2:8"}, NodeRange(2, 4), True),
+        ({"nnodes": "4:8"}, NodeRange(4, 4), False),
+        ({"spares": "1"}, NodeRange(3, 4), True),
+        ({"nnodes": "2:4", "spares": "1"}, NodeRange(2, 4), True),
+        ({"nnodes": "4", "spares": "3"}, NodeRange(1, 4), True),
+    ],
+)
+def test_how_many_nodes_may_be_lost(options: dict[str, str], nnodes: NodeRange, *, elastic: bool) -> None:
+    """Down to the least number that was asked for, or to as many as work at first."""
+    made = plan(here(ONE_TASK_PER_NODE), **options)
+
+    assert (made.nnodes, made.elastic) == (nnodes, elastic)
+
+
+def test_where_no_node_may_be_lost() -> None:
+    """Spares need somebody to work, our rendezvous, and one task on each node."""
+    assert "one at least is to work" in refused(UsageError, here(ONE_TASK_PER_NODE), spares="4")
+    assert "needs the rendezvous backend slurm" in refused(
+        UsageError, here(ONE_TASK_PER_NODE), spares="1", rdzv_backend="c10d"
+    )
+    assert "has one task on each" in refused(UsageError, here(BLOCK), nnodes="2:4")
+
+
 def test_by_hand_as_for_torchrun() -> None:
     """--nnodes, --node-rank and --master-addr mean static rendezvous at torchrun's port, Slurm apart."""
     made = plan(nnodes="2", node_rank="1", master_addr="head", nproc_per_node="8")

@@ -247,6 +247,8 @@ def test_the_line() -> None:
     ]
     assert "--gpus-per-node=4" in steps.line(StepRequest("12", ("a1", "a2"), gpus=(4, 4), even=True), ["x"])
     assert "--gpus=4" in steps.line(StepRequest("12", ("a1",), gpus=(4,)), ["x"])
+    assert "--no-kill" not in line
+    assert "--no-kill" in steps.line(StepRequest("12", ("a1", "a2"), no_kill=True), ["x"])
     assert {"--overlap", "--immediate=10", "--export=ALL", "--cpu-bind=none", "--input=none"} < set(line)
     assert line[-2:] == ["hpc-launch", "a b.py"]
     assert not [

@@ -161,6 +161,18 @@ def test_what_was_decided_is_told() -> None:
     ]
 
 
+def test_a_job_that_may_lose_nodes_tells_slurm_so() -> None:
+    """--no-kill for the job and for its step, and the spares are added to the nodes that were asked for."""
+    spared = made(DGX, template="multi_node", nodes="2-4", spares=2, no_kill=True)
+
+    assert picked(spared, "nodes", "no-kill") == ("4-6", "")
+    assert "export SLURM_NO_KILL=set" in spared.script
+    assert "--nodes=4-6, 2 of them to spare" in spared.notes
+    assert "NO_KILL" not in made(DGX, template="multi_node", nodes="2").script
+    with pytest.raises(UsageError, match="--spares 1: all is no number of nodes"):
+        made(DGX, template="multi_node", nodes="all", spares=1)
+
+
 @pytest.mark.parametrize(
     ("after", "dependency"),
     [
