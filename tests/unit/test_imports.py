@@ -21,7 +21,7 @@ PACKAGE = Path(hpc_launch.__file__).parent
 FOUNDATIONS = {"hostlist", "settings", "errors", "world", "version"}
 MAY_IMPORT = {
     "entry": {"cli"},
-    "cli": {"launch", "submission", "check", "review", "plan", "records", "slurm", "warm", *FOUNDATIONS},
+    "cli": {"launch", "submission", "check", "review", "records", "plan", "slurm", "warm", *FOUNDATIONS},
     "launch": {"plan", "slurm", "records", "warm", *FOUNDATIONS},
     "submission": {"plan", "slurm", "node", "records", *FOUNDATIONS},
     "check": {"plan", "slurm", "node", *FOUNDATIONS},
