@@ -5,6 +5,7 @@ The tree:
     HpcLaunchError           70  the base: something inside went wrong
     +-- UsageError            2  an option, a value or a combination of them
     |   +-- HostlistError     2  a host list or host file that cannot be read
+    +-- CallError            65  a function, its arguments or its result cannot be sent
     +-- ScriptError          66  the training script is not there or not readable
     +-- JobNotFoundError     66  there is no directory of the job that is asked about
     +-- RendezvousError      69  the nodes did not come together
@@ -15,6 +16,8 @@ The tree:
     +-- StepError            75  Slurm did not start the step that is to do the work
     +-- ContextError         78  what Slurm says and what was asked for contradict each other
     +-- WorkerError           *  a worker failed: its own status (128+N for signal N)
+    +-- JobFailed             *  a job that was watched from Python ended without success: its own status
+    |   +-- WorkerFailed      *  because of a worker, which left no exception
     +-- Interrupted       128+N  the launcher was told to stop by signal N
 
 The numbers from 64 on are those of BSD's sysexits.h, which leaves 1 to 63 to the training scripts.
@@ -64,6 +67,12 @@ class HostlistError(UsageError):
         super().__init__(message)
         self.expression = expression
         self.part = part
+
+
+class CallError(HpcLaunchError):
+    """A function, its arguments or its result cannot be sent between here and a job's workers."""
+
+    exit_status = 65
 
 
 class ScriptError(HpcLaunchError):
@@ -148,6 +157,43 @@ class WorkerError(HpcLaunchError):
     def __init__(self, message: str, *, exit_status: int) -> None:
         super().__init__(message)
         self.exit_status = exit_status
+
+
+class JobFailed(HpcLaunchError):
+    """A job ended without success, and no exception of a worker says why.
+
+    Attributes:
+        job_id: the job's id.
+        state: what became of it, in Slurm's words: FAILED, TIMEOUT, CANCELLED and so on.
+    """
+
+    def __init__(self, message: str, *, job_id: str = "", state: str = "FAILED", exit_status: int = 1) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+        self.state = state
+        self.exit_status = exit_status or 1
+
+
+class WorkerFailed(JobFailed):
+    """A worker failed first, and left no exception that can be raised here: a crash, a signal, `os._exit`.
+
+    Attributes:
+        rank: which one.
+        host: on which node.
+        signal: the name of the signal that ended it, such as `SIGSEGV`; empty where none did.
+        status: its exit status; 128+N for signal N.
+        log: the file with its errors; empty where it is not known.
+    """
+
+    def __init__(
+        self, message: str, *, job_id: str = "", rank: int, host: str, signal: str = "", status: int, log: str = ""
+    ) -> None:
+        super().__init__(message, job_id=job_id, exit_status=status)
+        self.rank = rank
+        self.host = host
+        self.signal = signal
+        self.status = status
+        self.log = log
 
 
 class Interrupted(HpcLaunchError):

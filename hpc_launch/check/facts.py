@@ -100,7 +100,7 @@ def _address(plan: Plan) -> tuple[str, str]:
     """The address of this node for the others, as a run would choose it, or why there is none."""
     settings, world = plan.settings, plan.world
     try:
-        found = network.asked_address(settings.local_addr, settings.interface)
+        found = network.asked_address(settings.local_addr, settings.interface, settings.places.get("interface", ""))
     except HpcLaunchError as error:
         return "", str(error)
     if found is not None and not network.is_local(found):

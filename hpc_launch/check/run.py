@@ -27,8 +27,8 @@ from hpc_launch.check.evidence import (
 )
 from hpc_launch.check.pairs import Pair
 from hpc_launch.check.request import Request, some_of
-from hpc_launch.check.session import Session, python_line
 from hpc_launch.errors import Interrupted, StepError
+from hpc_launch.probes.session import Session, python_line
 from hpc_launch.slurm import steps
 
 # How often a step is started anew without the nodes on which Slurm could not start it.
@@ -134,7 +134,9 @@ class _Course:
             step = some_of(request.step, nodes)
             # The last of two options that contradict each other counts: srun is to hand on what it reads.
             more = ["--input=all", "--label", "--no-kill"]
-            session = Session(steps.line(step, [*more, *python_line()]), environ, nodes, request.timeout)
+            session = Session(
+                steps.line(step, [*more, *python_line("hpc_launch.check.tasks")]), environ, nodes, request.timeout
+            )
             self._sessions.append(session)
             if session.begin():
                 return

@@ -19,6 +19,7 @@ from hpc_launch.cli.logs import logs
 from hpc_launch.cli.options import Call
 from hpc_launch.cli.report import report
 from hpc_launch.cli.run import run
+from hpc_launch.cli.stacks import stacks
 from hpc_launch.cli.status import status
 from hpc_launch.cli.submit import submit
 from hpc_launch.cli.template import template
@@ -67,7 +68,7 @@ def cli() -> None:
     """  # noqa: D301 - click wants a real backspace before text that it is to leave alone
 
 
-for _command in (run, submit, template, check, status, logs, report, env, explain, hosts, config):
+for _command in (run, submit, template, check, status, logs, stacks, report, env, explain, hosts, config):
     cli.add_command(_command)
 
 

@@ -46,9 +46,9 @@ def explain(context: click.Context, /, script: str, args: tuple[str, ...], **giv
         check_script(settings, script, here.directory)
     plan = derive.make(settings, here, (script, *args) if script else ())
     ranks = plan.world.agents * plan.local_world_size
-    click.echo(
-        f"{ranks} ranks on {len(plan.world.hosts)} node(s), if all are like this one: {hostlist.fold(plan.world.hosts)}"
-    )
+    nodes = len(plan.world.hosts)
+    where = f"{nodes} nodes, if all are like this one" if nodes > 1 else "1 node"
+    click.echo(f"{ranks} rank{'s' if ranks > 1 else ''} on {where}: {hostlist.fold(plan.world.hosts)}")
     width = max(len(item.name) for item in plan.derived)
     for item in plan.derived:
         click.echo(f"  {item.name:<{width}}  {item.value}  ({item.origin})")

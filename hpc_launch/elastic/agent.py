@@ -22,9 +22,10 @@ from torch.distributed.elastic.multiprocessing import LogsSpecs, PContext, start
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from hpc_launch.elastic import ending, surroundings
+from hpc_launch.elastic import ending, hang, surroundings
 from hpc_launch.elastic.console import duration, say
 from hpc_launch.elastic.environment import Attempt, Place, worker_environment
+from hpc_launch.elastic.hang import Activity, HangWatch
 from hpc_launch.elastic.logs import JobLogs
 from hpc_launch.elastic.notices import Notices
 from hpc_launch.elastic.outlook import Outlook
@@ -47,6 +48,7 @@ from hpc_launch.plan import derive
 from hpc_launch.plan.model import Plan
 from hpc_launch.records import causes, directory, events, telling
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.stacks import HANG
 from hpc_launch.settings import Origin
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.controller import JobRecord
@@ -128,6 +130,7 @@ class Agent(LocalElasticAgent):
         self._window = Window(_grace(plan, environ), self._slurm_facts, signals)
         self._facts = SlurmFacts()
         self._next_facts = 0.0
+        self._hang: HangWatch | None = None
         self._told_of_disk = False
         self._notices = Notices(lambda: signals.notices, self._heard, self._send)
         if isinstance(spec.rdzv_handler, SlurmRendezvous):
@@ -137,6 +140,11 @@ class Agent(LocalElasticAgent):
     def job(self) -> JobDirectory:
         """The job directory."""
         return self._job
+
+    @property
+    def begun(self) -> bool:
+        """Whether there has been an attempt."""
+        return self._attempt >= 0
 
     @property
     def attempts(self) -> tuple[int, int]:
@@ -227,10 +235,31 @@ class Agent(LocalElasticAgent):
             self._logs.start()
         pids: dict[int, Any] = self._pcontext.pids()
         self._notices.begin([*pids.values()])
+        self._hang = self._hang_watch({worker.global_rank: pids[worker.local_rank] for worker in worker_group.workers})
         with self._recorder.together():
             for worker in worker_group.workers:
                 self._recorder.started(worker.local_rank, worker.global_rank, self._pcontext)
         return pids
+
+    def _hang_watch(self, pids: Mapping[int, int]) -> HangWatch | None:
+        """What watches whether this attempt hangs; None where nobody asked for it."""
+        plan, world = self._plan, self._plan.world
+        if not plan.settings.hang_timeout:
+            return None
+        label = self._first_attempt + self._attempt
+        files = [self._job.rank(label, world.host, rank) for rank in pids]
+        watched = [path for one in files for path in (one.out, one.err)] + [self._job.progress(rank) for rank in pids]
+        return HangWatch(
+            timeout=plan.settings.hang_timeout,
+            job=self._job,
+            attempt=label,
+            host=world.host,
+            agents=world.agents,
+            agent=world.agent_rank,
+            leader=world.leader,
+            workers=lambda: {rank: pid for rank, pid in pids.items() if processes.alive(pid)},
+            activity=Activity(watched),
+        )
 
     def _start_commands(self, common: dict[str, Any]) -> CommandWorkers:
         """Start workers that are commands, forked if possible."""
@@ -510,13 +539,24 @@ class Agent(LocalElasticAgent):
                     return failed, handler.report_failure(status, cause)
             if stop is not None:
                 handler.report_end(128 + stop, f"stopped by {stop.name} on {self._plan.world.host}", stop.name)
-            end = handler.end()
+            end = handler.end() or self._hanging(handler)
             if end is not None:
                 if end.ending == Ending.DONE.value:
                     return result, end
                 return RunResult(WorkerState.FAILED), end
-            pause = min(group.spec.monitor_interval, self._notices.pause)
+            pause = min(group.spec.monitor_interval, self._notices.pause, self._hang.pause if self._hang else math.inf)
             alarm.wait(pause if patience == math.inf else min(pause, _LOOK_SECONDS), self._factory)
+
+    def _hanging(self, handler: SlurmRendezvous) -> RoundEnd | None:
+        """Watch whether the job hangs; the end of the round if it does, and all stacks have been taken."""
+        verdict = self._hang.turn(handler) if self._hang is not None else None
+        if verdict is None:
+            return None
+        stacks = f"; stacks in {verdict.path}" if verdict.path is not None else ""
+        say(f"attempt {self._first_attempt + self._attempt}: {verdict.cause}{stacks}")
+        name = verdict.path.name if verdict.path is not None else ""
+        self._recorder.say(events.HANG, seconds=self._plan.settings.hang_timeout, cause=verdict.cause, stacks=name)
+        return handler.report_failure(hang.STATUS, verdict.cause)
 
     def _cause(self, failures: Mapping[int, ProcessFailure]) -> tuple[int, str, bool]:
         """The status and the cause of a failure here, and whether it looks as if it followed another one."""
@@ -532,7 +572,8 @@ class Agent(LocalElasticAgent):
             return
         label = self._first_attempt + self._attempt
         if end.ending == Ending.RESTART.value:
-            say(f"attempt {label}: {end.cause}; starting again")
+            # Where a job hangs was said when it was seen.
+            say(f"attempt {label}: {'it hangs' if end.cause.startswith(HANG) else end.cause}; starting again")
             return
         cause = ending.root_cause(self._job, label, Counter(handler.hosts), _RECORDS_SECONDS)
         say(f"attempt {label}: " + "\n    ".join(telling.block(cause) if cause else [end.cause]))

@@ -219,7 +219,8 @@ def last_lines(path: Path, count: int, limit: int = 1 << 15) -> list[str]:
             data = stream.read()
     except OSError:
         return []
-    return [visible(line).decode(errors="replace") for line in data.splitlines()][-count:]
+    lines = data.removesuffix(b"\n").split(b"\n") if data else []
+    return [visible(line).decode(errors="replace") for line in lines[-count:]]
 
 
 class Pace:

@@ -6,14 +6,16 @@ Looking costs a few reads of small files, and is done only for workers that have
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpc_launch.elastic.console import last_lines
 from hpc_launch.node import memory
+from hpc_launch.node.kernel_log import KernelLog
 from hpc_launch.records import parsing, tracebacks
 from hpc_launch.records.directory import RankFiles
 
@@ -30,6 +32,12 @@ _GPU = re.compile(
     r"NCCL (?:error|WARN|failure)|ncclInternalError|ncclSystemError|\bXid\b|uncorrectable ECC|Level Zero error"
 )
 
+# Lines in which the kernel's drivers do.
+_DRIVER = re.compile(r"NVRM: Xid|amdgpu.*(?:fault|reset|RAS|ring .* timeout)|GPU HANG")
+
+# The kernel's word of a process that it has killed (mm/oom_kill.c).
+_KILLED = re.compile(r"(?P<group>Memory cgroup o|O)ut of memory.*: Killed process (?P<pid>\d+)")
+
 # What a program says whose child was killed (torch's DataLoader, concurrent.futures).
 _CHILD_KILLED = re.compile(r"killed by signal: Killed|terminated abruptly")
 
@@ -38,29 +46,36 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Before:
-    """What the counters said when the attempt began."""
+    """Where the kernel's counters and its log stood when the attempt began."""
 
     kills: memory.Kills
+    log: KernelLog | None = None
 
     @classmethod
     def now(cls) -> Before:
-        """Read them."""
-        return cls(memory.kills())
+        """Look."""
+        return cls(memory.kills(), KernelLog())
+
+    def close(self) -> None:
+        """The attempt is over."""
+        if self.log is not None:
+            self.log.close()
 
 
-def gather(files: RankFiles, exitcode: int, before: Before, *, ended: float) -> dict[str, Any]:
+def gather(files: RankFiles, pid: int, exitcode: int, before: Before, *, ended: float) -> dict[str, Any]:
     """Look at what a worker has left behind.
 
     Args:
         files: where it wrote; what it did not write is not there.
+        pid: its process id.
         exitcode: how it ended, -N for signal N.
-        before: the counters when the attempt began.
+        before: where the kernel stood when the attempt began.
         ended: when it ended.
 
     Returns:
         The `failure` of its event (`records.events`).
     """
-    errors, output = _tail(files.err), _tail(files.out)
+    errors, output = (last_lines(path, _TAIL, _TAIL) for path in (files.err, files.out))
     found: dict[str, Any] = {}
     exception = _left(files.error, ended)
     if exception is None and exitcode == 1:
@@ -73,11 +88,14 @@ def gather(files: RankFiles, exitcode: int, before: Before, *, ended: float) -> 
     if shown:
         found["log"] = str(files.err if any(errors) else files.out)
         found["lines"] = [line[:_LONGEST_LINE] for line in shown[-_LINES:]]
-    gpu = list(dict.fromkeys(line[:_LONGEST_LINE] for line in [*errors, *output] if _GPU.search(line)))
+    kernel = before.log.said() if before.log is not None else ()
+    mine = [line for line in kernel if f"pid={pid}," in f"{line}," or "pid=" not in line]
+    speaking = [*(line for line in [*errors, *output] if _GPU.search(line)), *filter(_DRIVER.search, mine)]
+    gpu = list(dict.fromkeys(line[:_LONGEST_LINE] for line in speaking))
     if gpu:
         found["gpu"] = gpu[:_GPU_LINES]
     if exitcode == -signal.SIGKILL or any(_CHILD_KILLED.search(line) for line in errors):
-        oom = _oom(before.kills, memory.kills())
+        oom = _oom(pid, before.kills, memory.kills(), kernel)
         if oom:
             found["oom"] = oom
     return found
@@ -121,29 +139,14 @@ def _left(path: Path, ended: float) -> dict[str, Any] | None:
     }
 
 
-def _tail(path: Path) -> list[str]:
-    """The last lines of a file that may be anything; none where there is none."""
-    try:
-        with path.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            stream.seek(max(0, size - _TAIL))
-            data = stream.read(_TAIL)
-    except OSError:
-        return []
-    return [_shown(line) for line in data.splitlines()]
-
-
-def _shown(line: bytes) -> str:
-    """What a terminal would show of a line: a progress bar's last state."""
-    return line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")
-
-
-def _oom(before: memory.Kills, after: memory.Kills) -> str:
+def _oom(pid: int, before: memory.Kills, after: memory.Kills, kernel: Sequence[str]) -> str:
     """What the kernel did, in words; empty if it did nothing."""
-    if before.group is not None and after.group is not None and after.group > before.group:
+    killed = [found for line in kernel if (found := _KILLED.search(line)) and int(found["pid"]) == pid]
+    counted = before.group is not None and after.group is not None and after.group > before.group
+    if counted or any(found["group"] != "O" for found in killed):
         size = memory.limit()
         at = f" ({size / _GIB:.1f} GiB)" if size is not None else ""
         return f"the kernel killed a process for reaching the job's memory limit{at}: ask for more with --mem"
-    if before.node is not None and after.node is not None and after.node > before.node:
+    if killed or (before.node is not None and after.node is not None and after.node > before.node):
         return "the kernel killed a process of this node because the node was out of memory"
     return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from hpc_launch.elastic.window import SlurmFacts
@@ -28,7 +29,7 @@ class Outlook:
     """
 
     def __init__(self, job: str, file: Path, end: float | None) -> None:
-        """Begin to ask.
+        """Nothing is asked before `begin`.
 
         Args:
             job: the job, as scontrol names it.
@@ -44,7 +45,12 @@ class Outlook:
         self._wanted = True
         self._asking = False
         self._closed = False
+        self._heard: Callable[[JobRecord], object] = lambda _: None
         self._thread = threading.Thread(target=self._ask, name="outlook", daemon=True)
+
+    def begin(self, heard: Callable[[JobRecord], object] | None = None) -> None:
+        """Begin to ask; `heard` is called with each answer, in the thread, before anybody else has it."""
+        self._heard = heard or self._heard
         self._thread.start()
 
     @property
@@ -84,6 +90,7 @@ class Outlook:
             record = controller.ask_job(self._job)
             if record is not None:
                 self._note(record)
+                self._heard(record)
             with self._changed:
                 self._asking = False
                 self._changed.notify_all()

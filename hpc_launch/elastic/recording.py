@@ -117,6 +117,7 @@ class Recorder:
         """An attempt begins."""
         world = self._plan.world
         self._attempt, self._workers, self._waiting = attempt, {}, set()
+        self._before.close()
         self._before = Before.now()
         self.say(events.ATTEMPT, host=world.host, world_size=world_size, agents=world.agents)
 
@@ -128,9 +129,8 @@ class Recorder:
     def started(self, local_rank: int, rank: int, workers: PContext) -> None:
         """A worker has been started."""
         pid = workers.pids()[local_rank]
-        self._files[local_rank] = RankFiles(
-            Path(workers.stdouts[local_rank]), Path(workers.stderrs[local_rank]), Path(workers.error_files[local_rank])
-        )
+        paths = (workers.stdouts, workers.stderrs, workers.error_files)
+        self._files[local_rank] = RankFiles(*(Path(files.get(local_rank, "")) for files in paths))
         plan, now = self._plan, time.time()
         place = plan.world.local_agent if plan.world.task_per_rank else local_rank
         device = self._device(place)
@@ -227,7 +227,7 @@ class Recorder:
             facts["usage"] = dataclasses.asdict(usage)
         failure: dict[str, Any] = {}
         if exitcode != 0:
-            failure = evidence.gather(self._files[local_rank], exitcode, self._before, ended=when)
+            failure = evidence.gather(self._files[local_rank], worker.pid, exitcode, self._before, ended=when)
             if told and "exception" not in failure:
                 failure = {}  # it was well
             elif Path(failure.get("log", "")).parent == worker.files.err.parent:

@@ -211,6 +211,12 @@ class SlurmRendezvous(RendezvousHandler):
                     self._notices = json.loads(self._store().get("notices"))
         return self._notices
 
+    def count(self, name: str, amount: int) -> int:
+        """Add to a counter of this round that all agents share, which begins at 0; returns what it is then."""
+        self._mind_the_leader()
+        with self._translated():
+            return int(self._store().add(f"{self._key}/count/{name}", amount))
+
     def share(self, name: str, message: Message) -> None:
         """Leave something for the other agents to read when they need it."""
         with self._translated():
@@ -429,7 +435,9 @@ class SlurmRendezvous(RendezvousHandler):
     def _leader_own_address(self) -> str:
         """The leader's address: the one that the user chose, else what its name or the way to the others gives."""
         party = self._party
-        found = network.asked_address(party.local_addr, party.interface)
+        # A node that is alone talks to nobody by an interface.
+        interface = party.interface if len(party.hosts) > 1 else "auto"
+        found = network.asked_address(party.local_addr, interface)
         found = found or network.own_address(party.host, party.hosts, party.leaders)
         if found is None:
             raise RendezvousError(

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from hpc_launch.errors import HpcLaunchError, RendezvousError, RoundRefused, WorkerError
+from hpc_launch.errors import HpcLaunchError, LogDirError, RendezvousError, RoundRefused, WorkerError
 from hpc_launch.plan import requeue
 from hpc_launch.plan.model import Plan
-from hpc_launch.plan.requeue import Entry, Progress, Reason
+from hpc_launch.plan.requeue import Entry, Policy, Progress, Reason
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.progress import last_words
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.controller import Ending, JobRecord
+
+_BY_SLURM = "requeued by Slurm"
+_SLURM_DOES_IT = "Slurm itself has the job run again: not counted"
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ def settle(plan: Plan, environ: Mapping[str, str], run: Run) -> str:
     policy = requeue.policy(settings.requeue, settings.max_requeues, settings.requeue_patience)
     job_id = controller.requeue_id(environ)
     restarts = int(environ.get("SLURM_RESTART_COUNT") or 0)
+    ledger = requeue.read(_text(run.job))
+    if ledger and ledger[-1].restart_count == restarts and ledger[-1].attempt >= run.first_attempt:
+        return _amend(policy, run, ledger)
     ending = controller.ending(run.record, restarts)
     found = _reason(run, ending)
     if not policy.on or not job_id or found is None:
@@ -57,7 +63,6 @@ def settle(plan: Plan, environ: Mapping[str, str], run: Run) -> str:
     reason, cause = found
     if reason == "preempt" and run.noticed and reason not in policy.on:
         reason = "notice"
-    ledger = requeue.read(_text(run.job))
     progress = _progress(run, ledger[-1].step if ledger else None)
     decision = requeue.decide(policy, reason, cause, ledger, progress)
     entry = Entry(
@@ -71,9 +76,34 @@ def settle(plan: Plan, environ: Mapping[str, str], run: Run) -> str:
         counted=decision.counted and ending is not Ending.REQUEUED,
     )
     if ending is Ending.REQUEUED:
-        _write(run.job, entry)  # Slurm does it by itself
-        return ""
+        _write(run.job, entry)
+        return _SLURM_DOES_IT
     return _ask(run.job, job_id, entry) or decision.why if decision.requeue else decision.why
+
+
+def settle_early(plan: Plan, environ: Mapping[str, str], run: Run) -> None:
+    """Settle it while the workers still end, where Slurm is about to kill: afterwards there may be no time left.
+
+    Only where Slurm has ended the job already, so that the requeue takes none of the workers' time, and only if it is
+    right without what they have yet to do.
+    """
+    ending = controller.ending(run.record, int(environ.get("SLURM_RESTART_COUNT") or 0))
+    over = run.record is not None and run.record.state == "COMPLETING"
+    if ending is Ending.REQUEUED or (over and ending in (Ending.TIME_LIMIT, Ending.PREEMPTED)):
+        settle(plan, environ, run)
+
+
+def _amend(policy: Policy, run: Run, ledger: Sequence[Entry]) -> str:
+    """Write down how far a run came that has been requeued early; returns what was done."""
+    *before, entry = ledger
+    progress = _progress(run, before[-1].step if before else None)
+    entry = dataclasses.replace(entry, step=progress.step, progressed=progress.made)
+    with contextlib.suppress(OSError, LogDirError):
+        directory.write_text(run.job.ledger, "".join(each.line() for each in (*before, entry)))
+    if entry.cause == _BY_SLURM:
+        return _SLURM_DOES_IT
+    decision = requeue.decide(policy, entry.reason, entry.cause, before, progress)
+    return decision.why if decision.requeue else f"requeued: {entry.cause}"
 
 
 def _ask(job: JobDirectory, job_id: str, entry: Entry) -> str:
@@ -92,7 +122,7 @@ def _reason(run: Run, ending: Ending) -> tuple[Reason, str] | None:
     by_slurm: dict[Ending, tuple[Reason, str] | None] = {
         Ending.TIME_LIMIT: ("timeout", "time limit"),
         Ending.PREEMPTED: ("preempt", "preemption"),
-        Ending.REQUEUED: ("preempt", "requeued by Slurm"),
+        Ending.REQUEUED: ("preempt", _BY_SLURM),
         Ending.CANCELLED: None,
     }
     if ending in by_slurm:
@@ -108,28 +138,14 @@ def _reason(run: Run, ending: Ending) -> tuple[Reason, str] | None:
 
 def _progress(run: Run, begin: float | None) -> Progress:
     """What the workers have marked, the one that has come furthest for all."""
-    marks: list[dict[str, Any]] = []
-    with contextlib.suppress(OSError):
-        for path in run.job.progress(0).parent.glob("rank_*.json"):
-            with contextlib.suppress(OSError, ValueError):
-                mark = json.loads(path.read_text())
-                if isinstance(mark, dict):
-                    marks.append(mark)
-    furthest = max(marks, key=lambda mark: _number(mark.get("step"), -1.0), default={})
+    marks = last_words(run.job)
+    furthest = max(marks, key=lambda mark: -1.0 if mark.step is None else mark.step, default=None)
     return Progress(
-        marked=any(_number(mark.get("attempt"), -1.0) >= run.first_attempt for mark in marks),
+        marked=any(mark.attempt >= run.first_attempt for mark in marks),
         begin=begin,
-        step=_optional(furthest.get("step")),
-        total=_optional(furthest.get("total")),
+        step=None if furthest is None else furthest.step,
+        total=None if furthest is None else furthest.total,
     )
-
-
-def _optional(value: Any) -> float | None:
-    return value if isinstance(value, (int, float)) else None
-
-
-def _number(value: Any, otherwise: float) -> float:
-    return value if isinstance(value, (int, float)) else otherwise
 
 
 def _text(job: JobDirectory) -> str:

@@ -37,7 +37,7 @@ from hpc_launch.plan import binding
 from hpc_launch.plan.model import Plan
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.settings import Origin, Settings, StreamChoice, Streams
-from hpc_launch.slurm.controller import requeue_id
+from hpc_launch.slurm.controller import JobRecord, requeue_id
 from hpc_launch.warm.factory import Factory
 
 # torchrun's macro for the local rank (torch/distributed/elastic/utils/api.py).
@@ -112,7 +112,9 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
                 logs = _foreign_logs(settings)
                 agent = Agent(spec, plan, environ, logs, factory=factory, signals=signals, outlook=outlook)
                 stack.callback(agent.close)
-                _announce(plan)
+                if outlook is not None:
+                    outlook.begin(lambda record: _requeue_early(plan, environ, agent, record))
+                _announce(plan, int(environ.get("SLURM_RESTART_COUNT") or 0))
                 flush()
         except SignalException as stop:
             raise Interrupted(stop.sigval, stop.sigval.name) from None
@@ -131,6 +133,12 @@ def _requeue(plan: Plan, environ: Mapping[str, str], agent: Agent, error: HpcLau
         word = requeue.settle(plan, environ, ended)
         if word:
             say(word)
+
+
+def _requeue_early(plan: Plan, environ: Mapping[str, str], agent: Agent, record: JobRecord) -> None:
+    """Do so while the workers end, where Slurm may not leave the time for it afterwards. Called in a thread."""
+    if plan.settings.requeue and agent.begun:
+        requeue.settle_early(plan, environ, requeue.Run(None, agent.noticed, record, agent.job, *agent.attempts))
 
 
 def _outlook(plan: Plan, environ: Mapping[str, str]) -> Outlook | None:
@@ -317,7 +325,7 @@ def _torch_streams(choice: StreamChoice | None) -> Std | dict[int, Std]:
     return {rank: Std(int(streams)) for rank, streams in choice.per_rank} or Std(int(choice.everyone or Streams.NONE))
 
 
-def _announce(plan: Plan) -> None:
+def _announce(plan: Plan, requeues: int) -> None:
     """One line that says what begins, from the first node; then what is probably not meant."""
     if not plan.world.leader:
         return
@@ -332,9 +340,10 @@ def _announce(plan: Plan) -> None:
     if plan.settings.verbose:
         for item in plan.derived:
             say(f"{item.name} = {item.value} ({item.origin})")
+    again = f"after {requeues} requeue{'s' if requeues > 1 else ''}: " if requeues else ""
     in_full = len(world.hosts) > 1 or plan.settings.verbose
-    if in_full:
-        say(f"{size}{omp}, logs in {plan.log_root / plan.job_name}")
+    if in_full or again:
+        say(f"{again}{size}{omp}, logs in {plan.log_root / plan.job_name}")
     if in_full or plan.binding.located:
         for line in binding.table(plan.binding, plan.omp_num_threads):
             say(line)

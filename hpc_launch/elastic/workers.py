@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from hpc_launch.elastic.console import say
 from hpc_launch.elastic.window import Window
-from hpc_launch.warm import child
+from hpc_launch.warm import answering, child
 from hpc_launch.warm.factory import Ended, Factory, FactoryLostError
 from hpc_launch.warm.server import Order
 
@@ -266,6 +266,7 @@ def run_path(hidden: Sequence[str], cpus: Sequence[int], script: str, *arguments
         child.bind(cpus, thread)
     for name in hidden:
         os.environ.pop(name, None)
+    answering.install(os.environ)
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
 

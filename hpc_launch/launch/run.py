@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hpc_launch.errors import HpcLaunchError, UsageError
 from hpc_launch.launch import step
 from hpc_launch.plan import derive
-from hpc_launch.plan.here import Here, check_script
+from hpc_launch.plan.here import Here, check_address, check_script
 from hpc_launch.plan.model import Plan
 from hpc_launch.plan.start import WARM
 from hpc_launch.plan.step import wanted
@@ -103,7 +103,10 @@ def _prepare(settings: Settings, script: Sequence[str], here: Here) -> Plan:
         from hpc_launch.elastic.run import count_processes  # noqa: PLC0415 - torch is slow to import
 
         settings = dataclasses.replace(settings, nproc_per_node=count_processes(settings.nproc_per_node))
-    return derive.make(settings, here, script)
+    plan = derive.make(settings, here, script)
+    if plan.own_rendezvous and len(plan.world.hosts) > 1:
+        check_address(settings, leader=plan.world.leader)
+    return plan
 
 
 def _tell_others(settings: Settings, script: Sequence[str], here: Here, problem: HpcLaunchError) -> None:
@@ -122,6 +125,8 @@ def _tell_others(settings: Settings, script: Sequence[str], here: Here, problem:
         nproc_per_node=None,
         cpu_bind=CpuBind("none"),
         virtual_local_rank=False,
+        interface="auto",
+        local_addr=None,
     )
     try:
         plan = derive.make(bare, here, script)

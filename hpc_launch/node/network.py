@@ -140,12 +140,13 @@ def interfaces() -> tuple[Interface, ...]:
     return tuple(found)
 
 
-def choose(wanted: str, among: Sequence[Interface]) -> str:
+def choose(wanted: str, among: Sequence[Interface], said: str = "--interface") -> str:
     """The address that `--interface` means. Pure.
 
     Args:
         wanted: the name of an interface, or a subnet.
         among: the interfaces that there are.
+        said: where it was said.
 
     Raises:
         UsageError: naming those that there are.
@@ -158,19 +159,24 @@ def choose(wanted: str, among: Sequence[Interface]) -> str:
         fitting = [address for interface in among for address in interface.addresses if _parse(address) in subnet]
     if not fitting:
         there = ", ".join(f"{interface.name} ({', '.join(interface.addresses)})" for interface in among) or "none"
-        raise UsageError(f"--interface: no '{wanted}' with an address here; there is {there}", option="--interface")
+        raise UsageError(f"{said}: no '{wanted}' with an address here; there is {there}", option="--interface")
     return fitting[0]
 
 
-def asked_address(local_addr: str | None, interface: str) -> str | None:
+def asked_address(local_addr: str | None, interface: str, said: str = "--interface") -> str | None:
     """The address of this node that the user chose with --local-addr or --interface; None where it is left open.
+
+    Args:
+        local_addr: the one, as it was given.
+        interface: the other.
+        said: where the interface was said.
 
     Raises:
         UsageError: when there is no such interface here.
     """
     if local_addr:
         return local_addr
-    return None if interface == "auto" else choose(interface, interfaces())
+    return None if interface == "auto" else choose(interface, interfaces(), said)
 
 
 def own_address(host: str, hosts: Sequence[str], names: Sequence[str]) -> str | None:

@@ -6,7 +6,19 @@ import contextlib
 import os
 import signal
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
+
+_STATES = {
+    "R": "running",
+    "S": "waiting",
+    "D": "hanging in the kernel",
+    "T": "stopped",
+    "t": "stopped by a debugger",
+    "Z": "ended",
+    "X": "ended",
+    "I": "idle",
+}
 
 
 def descendants(ancestor: int) -> list[int]:
@@ -32,6 +44,110 @@ def descendants(ancestor: int) -> list[int]:
     return found
 
 
+@dataclass(frozen=True)
+class Handling:
+    """What a thread does about signals: sets of them, as the kernel's masks."""
+
+    _pending: int
+    _blocked: int
+    _caught: int
+
+    def caught(self, *signums: int) -> bool:
+        """Whether its process has handlers for all of these."""
+        return all(self._caught >> signum - 1 & 1 for signum in signums)
+
+    def pending(self, signum: int) -> bool:
+        """Whether it has still to be handled."""
+        return bool(self._pending >> signum - 1 & 1)
+
+    def blocked(self, signum: int) -> bool:
+        """Whether it is blocked, as it is while its handler runs."""
+        return bool(self._blocked >> signum - 1 & 1)
+
+
+def signals(pid: int, thread: int) -> Handling | None:
+    """What a thread does about signals; None if it is gone."""
+    try:
+        lines = Path("/proc", str(pid), "task", str(thread), "status").read_text(errors="replace").splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        return Handling(*(int(fields[name], 16) for name in ("SigPnd", "SigBlk", "SigCgt")))
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def numbers() -> list[int]:
+    """The processes that there are."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - names are all that is wanted
+
+
+def threads(pid: int) -> list[int]:
+    """The threads of a process, the oldest first; none if it is gone."""
+    try:
+        return sorted(map(int, os.listdir(f"/proc/{pid}/task")))  # noqa: PTH208 - names are all that is wanted
+    except OSError:
+        return []
+
+
+def name(pid: int, thread: int | None = None) -> str:
+    """The name of a process or of one of its threads, of up to 15 characters; empty if it is gone."""
+    try:
+        return Path(_folder(pid, thread), "comm").read_text(errors="replace").rstrip("\n")
+    except OSError:
+        return ""
+
+
+def parent(pid: int) -> int:
+    """The parent of a process; 0 if it is gone."""
+    fields = _fields(pid)
+    return int(fields[1]) if fields else 0
+
+
+def state(pid: int, thread: int | None = None) -> tuple[str, str]:
+    """What a process or a thread does: the letter that the kernel has for it, empty if it is gone, and words for it.
+
+    Where in the kernel it waits is told to those who may trace it only (`/proc/PID/wchan`).
+    """
+    fields = _fields(pid, thread)
+    if not fields:
+        return "", "gone"
+    letter = fields[0]
+    words = _STATES.get(letter, letter)
+    try:
+        function = Path(_folder(pid, thread), "wchan").read_text(errors="replace") if letter in "SD" else ""
+    except OSError:
+        function = ""
+    return letter, f"{words} in {function}" if function.strip("0") else words
+
+
+def environment(pid: int) -> dict[str, str]:
+    """The environment that the program of a process was started with; empty where it cannot be read."""
+    try:
+        text = Path("/proc", str(pid), "environ").read_bytes().decode(errors="surrogateescape")
+    except OSError:
+        return {}
+    pairs = (entry.partition("=") for entry in text.split("\0"))
+    return {name: value for name, equals, value in pairs if equals}
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that is still to be reaped does not."""
+    fields = _fields(pid)
+    return bool(fields) and fields[0] not in "ZX"
+
+
+def _folder(pid: int, thread: int | None) -> str:
+    return f"/proc/{pid}" if thread is None else f"/proc/{pid}/task/{thread}"
+
+
+def _fields(pid: int, thread: int | None = None) -> list[str]:
+    """The fields of `stat` from the state on; empty if it is gone."""
+    try:
+        # The name of the program, in parentheses, may hold anything.
+        return Path(_folder(pid, thread), "stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
 def would_die_of(pid: int, signum: int) -> bool:
     """Whether a signal would end a process because it does nothing about it: no handler, not ignored, not blocked.
 
@@ -55,7 +171,5 @@ def send(pid: int, signum: int, *, group: bool = False) -> None:
 
 def start_time(pid: int) -> str:
     """When a process began, as the kernel counts: with its number, it names it for good. Empty if it is gone."""
-    try:
-        return Path("/proc", str(pid), "stat").read_text(errors="replace").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+    fields = _fields(pid)
+    return fields[19] if len(fields) > 19 else ""  # noqa: PLR2004 - proc(5), starttime

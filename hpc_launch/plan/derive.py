@@ -48,6 +48,12 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         )
     step = here.slurm if isinstance(here.slurm, Step) and found.origin is Origin.STEP else None
     backend = _backend(settings, found)
+    if settings.hang_timeout and backend != "slurm":
+        raise UsageError(
+            f"--hang-timeout: the agents tell each other that somebody makes progress, which the {backend} rendezvous "
+            "has no place for: leave it out, or use --rdzv-backend slurm",
+            option="--hang-timeout",
+        )
     nnodes = _node_range(settings, found, backend)
     local_world_size, process_origin = _local_world_size(settings, here, found)
     run_id, run_origin = _run_id(settings, here, found, step)
@@ -75,7 +81,7 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         Derived("omp_num_threads", str(omp or here.environ.get("OMP_NUM_THREADS", "")), omp_origin),
         Derived("start", how.how, how.reason),
         Derived("log_dir", str(log_root), log_origin),
-        Derived("job_directory", job_name or "local-<time>-<pid>", "job and step" if job_name else "chosen at start"),
+        Derived("job_directory", job_name or "local-<time>-<pid>", _job_name_origin(settings, job_name)),
     )
     return Plan(
         settings=settings,
@@ -303,6 +309,8 @@ def _run_id(settings: Settings, here: Here, found: World, step: Step | None) -> 
 
 
 def _job_name(settings: Settings, here: Here, found: World) -> str:
+    if settings.log_name is not None:
+        return settings.log_name
     if isinstance(here.slurm, Step) and not settings.standalone:
         return f"{here.slurm.job_label}.{here.slurm.step_id}"
     if isinstance(here.slurm, Allocation) and not settings.standalone:
@@ -310,6 +318,12 @@ def _job_name(settings: Settings, here: Here, found: World) -> str:
     if settings.rdzv_id is not None and len(found.hosts) > 1:
         return settings.rdzv_id.replace("/", "_").lstrip(".") or "none"
     return ""
+
+
+def _job_name_origin(settings: Settings, job_name: str) -> str:
+    if settings.log_name is not None:
+        return settings.origin("log_name").value
+    return "job and step" if job_name else "chosen at start"
 
 
 def local_job_name(now: float, pid: int) -> str:

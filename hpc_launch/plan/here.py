@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_launch.errors import ContextError, ScriptError, reason
+from hpc_launch.errors import ContextError, ScriptError, UsageError, reason
 from hpc_launch.node import devices, locations, network, topology
 from hpc_launch.node.devices import Devices
 from hpc_launch.node.locations import Location
@@ -171,6 +171,27 @@ def check_script(settings: Settings, script: str, directory: Path) -> None:
         raise ScriptError(f"'{script}' is a directory without __main__.py: name a script, or use -m for a package")
     if not os.access(path, os.R_OK):
         raise ScriptError(f"the training script '{script}' is not readable by this user: chmod a+r it")
+
+
+def check_address(settings: Settings, *, leader: bool) -> None:
+    """See that this node has the address that was asked for, before anybody waits for it.
+
+    Of the first node only, an address itself is looked at: people give all of them the same.
+
+    Args:
+        settings: what was asked for.
+        leader: whether this is the first node.
+
+    Raises:
+        UsageError: naming where it was said.
+    """
+    address = network.asked_address(settings.local_addr, settings.interface, settings.places.get("interface", ""))
+    if leader and address and network.is_address(address) and not network.is_local(address):
+        raise UsageError(
+            f"{settings.places['local_addr']}: {address} is no address of the first node: leave it out, or say "
+            "--interface",
+            option="--local-addr",
+        )
 
 
 def _misplaced_option(script: str) -> str:

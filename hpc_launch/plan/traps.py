@@ -108,6 +108,17 @@ def _other_libraries_names(case: Case) -> str | None:
     return f"{name}={value} is written as for NCCL: Gloo wants the name of an interface; unset it, or use --interface"
 
 
+def _unwatched_output(case: Case) -> str | None:
+    settings = case.settings
+    if not settings.hang_timeout or (settings.redirects is None and settings.tee is None and not settings.logs_specs):
+        return None
+    how = "--logs-specs" if settings.logs_specs else "-r or -t"
+    return (
+        f"--hang-timeout watches output in files of the job directory only: what {how} sends elsewhere is no sign of "
+        "life, and ranks should call runtime.mark_progress"
+    )
+
+
 TRAPS: tuple[Callable[[Case], str | None], ...] = (
     _few_cpus,
     _numbered_otherwise,
@@ -117,4 +128,5 @@ TRAPS: tuple[Callable[[Case], str | None], ...] = (
     _single_device_processes,
     _ranks_already_set,
     _other_libraries_names,
+    _unwatched_output,
 )

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hpc_launch.records.model import Attempt, Failure, History, NodeEvent, Worker
+from hpc_launch.records.stacks import HANG
 
 # Why a rank can fail for no reason of its own.
 LOST = "lost their connection"
@@ -115,9 +116,10 @@ def find(attempt: Attempt, nodes: Sequence[NodeEvent] = (), slack: float = 0.0) 
     lost = next((event.hosts for event in nodes if event.kind == "lost" and event.attempt == attempt.number), "")
     failed = [worker for worker in attempt.workers if worker.failed or _hangs(worker)]
     reasons = {worker.rank: follows(worker, attempt.decided) for worker in failed}
-    own = [worker for worker in failed if not reasons[worker.rank]]
+    hangs = attempt.cause.startswith(HANG)  # and no worker failed but for being ended
+    own = [worker for worker in failed if not reasons[worker.rank] and not hangs]
     followers = Counter(reason for reason in reasons.values() if reason)
-    if not own and not lost:
+    if not own and not lost and not hangs:
         own = _suspects(attempt, failed, reasons)
         for worker in own:
             followers[reasons.get(worker.rank, "")] -= 1

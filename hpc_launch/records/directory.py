@@ -6,9 +6,14 @@
     <log_dir>/<job>/requeues.jsonl                          when and why the job was requeued, a line each
     <log_dir>/<job>/end_time.json                           when the job really ends, as Slurm said last
     <log_dir>/<job>/progress/rank_<r>.json                  how far training is, as a worker says
+    <log_dir>/<job>/progress/rank_<r>.jsonl                 what it said on the way, a line each
+    <log_dir>/<job>/stacks/<when>/<host>/rank_<r>.txt       where a worker was when somebody asked, or it hung
     <log_dir>/<job>/nodes/<host>/events.jsonl               what the agents of that node saw, a line each
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.out, .err   a worker's output
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.error.json  a worker's exception, where it left one
+    <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.result.pkl  what a function returned, where one was called from Python
+    <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.raised.pkl  what it raised
+    <log_dir>/<job>/attempt_<n>/checkpoint.pkl              the call as a checkpoint in that attempt has left it
     <log_dir>/<job>/attempt_<n>/<host>/times.jsonl          when the files with the output grew
 
 Names are stable and say host and global rank. A job that Slurm starts again goes on with the next attempt number, so
@@ -39,6 +44,19 @@ class RankFiles:
     out: Path
     err: Path
     error: Path
+
+    @property
+    def result(self) -> Path:
+        """What a function returned, where one was called from Python."""
+        return self._beside("result.pkl")
+
+    @property
+    def raised(self) -> Path:
+        """What it raised."""
+        return self._beside("raised.pkl")
+
+    def _beside(self, ending: str) -> Path:
+        return self.out.with_name(f"{self.out.name.removesuffix('.out')}.{ending}")
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,10 @@ class JobDirectory:
         base = self.node(attempt, host)
         return RankFiles(base / f"rank_{rank}.out", base / f"rank_{rank}.err", base / f"rank_{rank}.error.json")
 
+    def checkpoint(self, attempt: int) -> Path:
+        """The call of a function, as it is to go on after an attempt."""
+        return self.attempt(attempt) / "checkpoint.pkl"
+
     def times(self, attempt: int, host: str) -> Path:
         """When the files of one node's workers grew in one attempt."""
         return self.node(attempt, host) / "times.jsonl"
@@ -97,6 +119,18 @@ class JobDirectory:
         """How far training is, as one worker says."""
         return self.path / "progress" / f"rank_{rank}.json"
 
+    def curve(self, rank: int) -> Path:
+        """What one worker has said on the way of how far training is (`records.progress`)."""
+        return self.path / "progress" / f"rank_{rank}.jsonl"
+
+    def stacks(self, name: str) -> Path:
+        """Where all processes were at one moment."""
+        return self.path / "stacks" / name
+
+    def rank_stacks(self, name: str, host: str, rank: int) -> Path:
+        """Where one worker, and the processes below it, were then."""
+        return self.stacks(name) / _file_name(host) / f"rank_{rank}.txt"
+
     @property
     def ledger(self) -> Path:
         """The job's requeues, one after another."""
@@ -106,15 +140,19 @@ class JobDirectory:
         """A file of the one, of all steps of the job, that has it requeued."""
         return self.root / f".requeued-{job_id}-{restart_count}"
 
-    def next_attempt(self) -> int:
-        """The first attempt number that no earlier start of this job has used."""
+    def attempts(self) -> list[int]:
+        """The numbers of the attempts that there are, in order."""
         try:
             names = [entry.name for entry in self.path.iterdir()]
         except FileNotFoundError:
-            return 0
+            return []
         except OSError as error:
             raise _unusable(self.path, error) from error
-        return 1 + max((int(match[1]) for name in names if (match := _ATTEMPT.fullmatch(name))), default=-1)
+        return sorted(int(match[1]) for name in names if (match := _ATTEMPT.fullmatch(name)))
+
+    def next_attempt(self) -> int:
+        """The first attempt number that no earlier start of this job has used."""
+        return 1 + max(self.attempts(), default=-1)
 
 
 def check_writable(root: Path) -> None:
@@ -156,15 +194,42 @@ def claim(path: Path) -> bool:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a file whole or not at all: a reader never sees half of it."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a reader never sees half of it."""
+    write_whole(path, text.encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        LogDirError: naming the directory and the reason.
+    """
     make(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise _unusable(path.parent, error) from error
+
+
+def append(path: Path, lines: str) -> None:
+    """Append whole lines in one write, so that what others append to the same file does not come in between.
+
+    Raises:
+        OSError: as open(2) and write(2) have it.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        os.write(handle, lines.encode())
+    finally:
+        os.close(handle)
 
 
 def point_latest(link: Path, target: str) -> None:

@@ -15,6 +15,7 @@ agent that wrote it) and, once there is one, `attempt` (as in the job directory)
     heartbeat       seldom: running (workers), waiting (ranks that hang in the kernel)
     node missing    the leader waits for nodes: hosts (folded), joined, expected, waited (seconds)
     node lost       an agent was lost: hosts (folded)
+    hang            nobody does anything: seconds (of silence), cause (with where they are), stacks (their directory)
     round ended     ending (done, restart, failed), by (host), status, cause, signal (of a stop)
     run ended       the agent leaves: status, cause
 
@@ -53,6 +54,7 @@ NOTICE = "notice"
 HEARTBEAT = "heartbeat"
 NODE_MISSING = "node missing"
 NODE_LOST = "node lost"
+HANG = "hang"
 ROUND_ENDED = "round ended"
 RUN_ENDED = "run ended"
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.gather import Gathered
 from hpc_launch.records.model import History, Mark, Requeue
-from hpc_launch.records.parsing import Fields, content, entries, number, parse, parse_lines
+from hpc_launch.records.parsing import Fields, content, entries, parse, parse_lines
+from hpc_launch.records.progress import read_mark
 
 _MARK = re.compile(r"rank_(\d{1,9})\.json")
 _ATTEMPT = re.compile(r"attempt_(\d{1,9})")
@@ -59,7 +60,7 @@ class _Reader:
             match = _MARK.fullmatch(name)
             fields = self._object(folder / name) if match else None
             if match and fields is not None:
-                found.append(_mark(int(match[1]), fields))
+                found.append(read_mark(int(match[1]), fields))
         return tuple(sorted(found, key=lambda mark: mark.rank))
 
     def _object(self, path: Path) -> Fields | None:
@@ -113,20 +114,4 @@ def _requeue(fields: Fields) -> Requeue:
         attempt=fields.whole("attempt"),
         step=fields.number("step"),
         counted=fields.values.get("counted") is not False,
-    )
-
-
-def _mark(rank: int, fields: Fields) -> Mark:
-    values = {
-        str(name): value
-        for name, value in fields.inner("values").values.items()
-        if isinstance(value, str) or number(value) is not None
-    }
-    return Mark(
-        rank=rank,
-        time=fields.number("time") or 0.0,
-        attempt=fields.whole("attempt"),
-        step=fields.number("step"),
-        total=fields.number("total"),
-        values=values,
     )

@@ -20,6 +20,9 @@ from hpc_launch.review.verdict import Verdict
 # Of more attempts the middle ones are left out of the table.
 _MOST_ATTEMPTS = 100
 
+# More lines about what could not be read are counted.
+_MOST_UNREADABLE = 100
+
 # A clock that is off by less makes no difference to anybody.
 _CLOCK = 0.5
 
@@ -110,6 +113,7 @@ class Report:
         attempts: the table of attempts.
         story: one thing after another.
         exits: how workers ended, by attempt, the last one first.
+        stacks: directories with the stacks of workers, as somebody asked for them or a hang was found.
         progress: how far training came.
         requeues: the ledger.
         nodes: what is special about nodes.
@@ -130,6 +134,7 @@ class Report:
     attempts: tuple[AttemptLine, ...]
     story: tuple[Moment, ...]
     exits: tuple[Exits, ...]
+    stacks: tuple[Path, ...]
     progress: tuple[Progress, ...]
     requeues: tuple[Moment, ...]
     nodes: tuple[NodeLine, ...]
@@ -141,8 +146,10 @@ def make(
     history: History,
     blames: Mapping[int, Blame],
     sizes: Mapping[Path, int],
+    *,
     now: float,
     zone: tzinfo | None = None,
+    stacks: Sequence[Path] = (),
 ) -> Report:
     """Make a report.
 
@@ -152,6 +159,7 @@ def make(
         sizes: which of the files that `exits.paths` names are there, and how large they are.
         now: seconds since the epoch.
         zone: what local time is; None for this machine's.
+        stacks: directories with stacks.
     """
     guilty = {number: blame.ranks for number, blame in blames.items()}
     times = timeline.make(history, guilty)
@@ -171,11 +179,12 @@ def make(
         attempts=_attempts(history, times, blames, zone),
         story=tuple(_moment(entry, begin, zone) for entry in told),
         exits=exits.make(history, times.spans, guilty, sizes),
+        stacks=tuple(stacks),
         progress=_progress(history.progress, zone),
         requeues=_requeues(history, begin, zone),
         nodes=_nodes(history),
         plan=plans.make(history.runs),
-        unreadable=history.unreadable,
+        unreadable=_unreadable(history.unreadable),
     )
 
 
@@ -303,6 +312,11 @@ def _progressed(mark: Mark, marks: Sequence[Mark], zone: tzinfo | None) -> Progr
         Fact(name, value if isinstance(value, str) else phrases.number(value)) for name, value in mark.values.items()
     )
     return Progress(text[0].upper() + text[1:], part, values)
+
+
+def _unreadable(lines: tuple[str, ...]) -> tuple[str, ...]:
+    rest = len(lines) - _MOST_UNREADABLE
+    return lines if rest <= 0 else (*lines[:_MOST_UNREADABLE], f"and {rest:,} more")
 
 
 def _nodes(history: History) -> tuple[NodeLine, ...]:

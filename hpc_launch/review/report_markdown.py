@@ -50,16 +50,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield from _heading(f"Story ({report.zone})" if report.zone else "Story")
         yield from (f"- {moment.time} {moment.after}: {text(moment.text)}" for moment in report.story)
     yield from _exits(report)
-    if report.progress:
-        yield from _heading("Progress")
-        for mark in report.progress:
-            yield f"- {text(mark.text)}" + "".join(f"; {text(fact.name)} {text(fact.value)}" for fact in mark.values)
-    if report.requeues:
-        yield from _heading("Requeues")
-        yield from (f"- {moment.time} {moment.after}: {text(moment.text)}" for moment in report.requeues)
-    if report.nodes:
-        yield from _heading("Nodes")
-        yield from (f"- {code(node.host)}: {text(node.text)}" for node in report.nodes)
+    yield from _beside(report)
     if report.plan is not None:
         yield from _plan(report.plan)
     if report.unreadable:
@@ -112,6 +103,23 @@ def _exits(report: Report) -> Iterator[str]:
                 for line in exits.lines
             ),
         )
+
+
+def _beside(report: Report) -> Iterator[str]:
+    """Stacks, progress, requeues and nodes."""
+    if report.stacks:
+        yield from _heading("Stacks")
+        yield from (f"- {code(str(folder))}" for folder in report.stacks)
+    if report.progress:
+        yield from _heading("Progress")
+        for mark in report.progress:
+            yield f"- {text(mark.text)}" + "".join(f"; {text(fact.name)} {text(fact.value)}" for fact in mark.values)
+    if report.requeues:
+        yield from _heading("Requeues")
+        yield from (f"- {moment.time} {moment.after}: {text(moment.text)}" for moment in report.requeues)
+    if report.nodes:
+        yield from _heading("Nodes")
+        yield from (f"- {code(node.host)}: {text(node.text)}" for node in report.nodes)
 
 
 def _plan(plan: PlanView) -> Iterator[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from html import escape
 from pathlib import Path
 
 from hpc_launch.records import history
+from hpc_launch.records.parsing import entries
 from hpc_launch.review import blame, exits, report, report_html, report_markdown
 from hpc_launch.review.report import Report
 
@@ -25,7 +28,8 @@ def of(path: Path, *, now: float | None = None, zone: tzinfo | None = None) -> J
     """
     told = history.read(path)
     sizes = sizes_of(exits.paths(told))
-    return JobReport(report.make(told, blame.find(told), sizes, time.time() if now is None else now, zone))
+    moment = time.time() if now is None else now
+    return JobReport(report.make(told, blame.find(told), sizes, now=moment, zone=zone, stacks=stacks_of(path)))
 
 
 @dataclass(frozen=True)
@@ -85,12 +89,17 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
+def stacks_of(path: Path) -> list[Path]:
+    """The directories in which `hpc-launch stacks` or the hang watcher has left where workers were."""
+    found = entries(path / "stacks")
+    return [folder for name in found if (folder := path / "stacks" / name).is_dir()] if isinstance(found, list) else []
+
+
 def sizes_of(paths: Iterable[Path]) -> dict[Path, int]:
-    """Bytes of those files that are there, and zero for directories; each directory is read once."""
+    """Bytes of those files that are there, and zero for directories."""
     found: dict[Path, int] = {}
     for path in dict.fromkeys(paths):
-        try:
-            found[path] = 0 if path.is_dir() else path.stat().st_size
-        except OSError:
-            continue
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            found[path] = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import signal as signals
@@ -16,6 +17,13 @@ class Unreadable(ValueError):
 
 def text(given: str) -> str:
     """Read anything."""
+    return given
+
+
+def file_name(given: str) -> str:
+    """Read the name of a file or directory, without any directory."""
+    if not given or given.startswith(".") or "/" in given or "\0" in given:
+        raise Unreadable("a name without '/', and without a dot at its beginning")
     return given
 
 
@@ -44,6 +52,17 @@ def seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise Unreadable("a positive number of seconds")
     return value
+
+
+def seconds_or_none(text: str) -> float:
+    """Read a time, or none: `none`, or 0."""
+    with contextlib.suppress(ValueError):
+        if text == "none" or float(text) == 0:
+            return 0.0
+    try:
+        return seconds(text)
+    except Unreadable as error:
+        raise Unreadable(f"{error}, or none") from None
 
 
 def switch(text: str) -> bool:

@@ -414,6 +414,16 @@ class Settings:
         group=RESTARTS,
         help="How often the agent looks at its workers and at the other nodes.",
     )
+    hang_timeout: float = _option(
+        "--hang-timeout",
+        read=readers.seconds_or_none,
+        default=0.0,
+        metavar="SECONDS|none",
+        group=RESTARTS,
+        torchrun_variable=False,
+        help="End an attempt in which no rank has written anything or marked progress (runtime.mark_progress) for so "
+        "long, after the stacks of all ranks were written into the job directory. Default: none.",
+    )
     signals_to_handle: tuple[str, ...] = _option(
         "--signals-to-handle",
         read=readers.signal_names,
@@ -474,6 +484,15 @@ class Settings:
         metavar="DIR",
         group=LOGS,
         help="Where job directories are made. Derived: logs/ in the directory of submission, else in this one.",
+    )
+    log_name: str | None = _option(
+        "--log-name",
+        read=readers.file_name,
+        metavar="NAME",
+        group=LOGS,
+        torchrun_variable=False,
+        not_in_files=_ONE_RUN,
+        help="Name of the job directory. Derived: the Slurm job and step, else local-<time>-<pid>.",
     )
     redirects: StreamChoice | None = _option(
         "-r",

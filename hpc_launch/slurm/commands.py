@@ -37,6 +37,20 @@ def show_job(job: str) -> list[str]:
     return ["scontrol", "--oneliner", *_of_cluster(cluster), "show", "job", number]
 
 
+def show_queue(jobs: Sequence[str]) -> list[str]:
+    """The line that asks how several jobs stand, in a line for each of them, and for each task of an array (squeue(1)).
+
+    The reason comes last: a site's own may have anything in it.
+    """
+    line = ["squeue", "--noheader", "--all", "--array", "--states=all", "--format=%i|%T|%S|%e|%N|%r"]
+    return [*line, f"--jobs={','.join(jobs)}"]
+
+
+def cancel(job: str) -> list[str]:
+    """The line that ends a job, or a task of an array."""
+    return ["scancel", job]
+
+
 def show_job_details(job: str) -> list[str]:
     """The line that asks for a job, with what it has on each of its nodes."""
     return ["scontrol", "--oneliner", "--details", "show", "job", job]

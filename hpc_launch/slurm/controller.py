@@ -39,6 +39,9 @@ _ALREADY_REQUEUED = "Job is pending execution"
 # What it says of a job that it does not know (ESLURM_INVALID_JOB_ID).
 _NO_SUCH_JOB = "Invalid job id"
 
+# What it says of a job that has ended (ESLURM_ALREADY_DONE).
+_OVER_ALREADY = "already completing or completed"
+
 # What Slurm says of the steps of a job that has none.
 _NO_STEPS = " not found"
 
@@ -271,6 +274,27 @@ def _job(line: str) -> JobRecord | None:
     )
 
 
+def read_queue(text: str) -> tuple[JobRecord, ...]:
+    """Read what `squeue` prints of several jobs; `label` is the id of each, `12_3` for a task of an array. Pure."""
+    found = []
+    for line in text.splitlines():
+        job, state, start, end, nodes, reason = (*line.strip().split("|", 5), "", "", "", "", "")[:6]
+        if state:
+            found.append(
+                JobRecord(
+                    job.partition("_")[0],
+                    state,
+                    reason=_word(reason),
+                    start=_moment(start),
+                    end=_moment(end),
+                    nodes=_word(nodes),
+                    task=job.partition("_")[2],
+                    label=job,
+                )
+            )
+    return tuple(found)
+
+
 def read_accounting(text: str) -> tuple[JobRecord, ...]:
     """Read what `sacct` prints of a job: its state, without the reason. Pure.
 
@@ -283,7 +307,9 @@ def read_accounting(text: str) -> tuple[JobRecord, ...]:
             status, _, signal = code.partition(":")
             task = job.partition("_")[2].strip("[]")
             numbers = int(_number(status, 0)), int(_number(signal, 0))
-            found.append(JobRecord(job, state.split()[0], exit_code=numbers[0], signal=numbers[1], task=task))
+            found.append(
+                JobRecord(job, state.split()[0], exit_code=numbers[0], signal=numbers[1], task=task, label=job)
+            )
     return tuple(found)
 
 
@@ -370,6 +396,38 @@ def ask_jobs(job: str, patience: float = PATIENCE) -> tuple[JobRecord, ...] | No
     return () if _NO_SUCH_JOB in done.stderr else None
 
 
+def ask_queue(jobs: Sequence[str], patience: float = PATIENCE) -> tuple[JobRecord, ...] | None:
+    """Ask how several jobs stand, by one question; those that the controller does not know are left out.
+
+    Returns:
+        None where it cannot be learnt.
+    """
+    try:
+        done = _run(commands.show_queue(jobs), patience)
+    except (subprocess.TimeoutExpired, OSError):
+        return None
+    if done.returncode == 0:
+        return read_queue(done.stdout)
+    return () if _NO_SUCH_JOB in done.stderr else None
+
+
+def cancel(job: str, patience: float = PATIENCE) -> str:
+    """Have a job ended.
+
+    Returns:
+        Why that did not succeed, in Slurm's words; empty if it did, and of a job that has ended already.
+    """
+    try:
+        done = _run(commands.cancel(job), patience)
+    except subprocess.TimeoutExpired:
+        return f"scancel {job} took longer than {patience:g} s"
+    except OSError as error:
+        return f"cannot run scancel: {error.strerror or error}"
+    if done.returncode == 0 or _NO_SUCH_JOB in done.stderr or _OVER_ALREADY in done.stderr:
+        return ""
+    return "; ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
+
+
 def ask_accounting(job: str, patience: float = PATIENCE) -> tuple[JobRecord, ...]:
     """Ask accounting for a job, or for all tasks of an array; nothing where there is no accounting."""
     text = _ask(commands.show_accounting(job), patience)
@@ -439,6 +497,11 @@ def ask_whether_node(host: str, patience: float = PATIENCE) -> bool:
     return names is None or bool(names.strip()) or _ask(commands.show_node(host), patience) is not None
 
 
+def has_cluster(patience: float = PATIENCE) -> bool:
+    """Whether Slurm is set up here: its programs are, and find a configuration. The controller need not answer."""
+    return _ask(commands.show_node_names(), patience) is not None
+
+
 def ask_script(job: str, patience: float = PATIENCE) -> str | None:
     """Ask for a job's batch script; None where it cannot be learnt: there is none, or it is another user's."""
     return _ask(commands.write_batch_script(job), patience)
@@ -490,8 +553,9 @@ def _run(command: Sequence[str], patience: float) -> subprocess.CompletedProcess
 
 
 def _once(command: Sequence[str], patience: float) -> subprocess.CompletedProcess[str]:
-    # sinfo and sacct take options from there, which somebody else has set for other questions.
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("SINFO_", "SACCT_"))}
+    # These take options from there, which somebody else has set for other questions.
+    others = ("SINFO_", "SACCT_", "SQUEUE_", "SCANCEL_")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     return subprocess.run(
         command,
         env={**environ, "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"},

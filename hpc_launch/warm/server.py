@@ -32,8 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hpc_launch.node import processes
-from hpc_launch.warm import child
+from hpc_launch.node import processes, reserved
+from hpc_launch.warm import answering, child
 from hpc_launch.warm.channel import Channel
 from hpc_launch.warm.script import Become, Script
 
@@ -103,7 +103,7 @@ def serve(connection: socket.socket, surroundings: Surroundings) -> NoReturn:
     """Do what the agent asks until it is gone, then end everything. A forked worker leaves by `Become`."""
     if os.getsid(0) != os.getpid():
         os.setsid()
-    child.name_process("hpc-launch: worker factory", "hpc-launch")
+    child.name_process("hpc-launch: worker factory", reserved.FACTORY)
     become_subreaper()
     server = _Server(Channel(connection), surroundings)
     with contextlib.suppress(OSError, EOFError):
@@ -216,6 +216,7 @@ class _Server:
             if not order.forked:
                 child.execute(order.program, order.arguments, order.environ, mask)
             child.begin_anew(order.environ, mask)
+            answering.install(order.environ)
             os.close(begun)
             child.name_process(" ".join([sys.executable, *order.arguments]), Path(sys.executable).name)
             surroundings.allow_threads(order.environ)

@@ -27,6 +27,7 @@ class ClusterConfig:
         accounting: Whether slurmdbd runs, so that sacct works.
         proctrack: ``cgroup`` is what production uses: a signal reaches only the first process of a task, and
             devices are constrained. ``linuxproc`` does without cgroups altogether, as some sites do.
+        signal_children: Whether a signal reaches all processes of a step with ``cgroup`` too (from Slurm 23.11 on).
         prefix: Nodes are called ``<prefix>001`` and so on (see `host.free_prefix` for the exception).
         second_network: Whether nodes have a second interface eth1, as with InfiniBand, named ``<node>i`` in hosts.
         extra: Further lines of slurm.conf; one that sets a parameter again replaces it.
@@ -41,6 +42,7 @@ class ClusterConfig:
     release: releases.Release = releases.DEFAULT
     accounting: bool = False
     proctrack: Literal["cgroup", "linuxproc"] = "cgroup"
+    signal_children: bool = False
     prefix: str = "gpu"
     second_network: bool = False
     extra: tuple[str, ...] = ()
@@ -94,7 +96,7 @@ def files(config: ClusterConfig, run_dir: Path, cgroup: str) -> dict[str, str]:
     texts = {
         "slurm.conf": slurm_conf(config, run_dir),
         "gres.conf": "".join(f"Name=gpu File={run_dir}/dev/gpu{gpu}\n" for gpu in range(config.gpus)),
-        "cgroup.conf": cgroup_conf(cgroup, memory_limits=config.memory_limits),
+        "cgroup.conf": cgroup_conf(config, cgroup),
         "hosts": hosts(config),
     }
     return texts | ({"slurmdbd.conf": slurmdbd_conf(config, run_dir)} if config.accounting else {})
@@ -181,12 +183,13 @@ def slurm_conf(config: ClusterConfig, run_dir: Path) -> str:
     return "\n".join([f"{key}={value}" for key, value in settings.items()] + lines) + "\n"
 
 
-def cgroup_conf(cgroup: str, *, memory_limits: bool) -> str:
+def cgroup_conf(config: ClusterConfig, cgroup: str) -> str:
     """Write cgroup.conf. A test has no business with the host's systemd: with v2 slurmd makes its groups itself."""
     lines = [f"CgroupPlugin=cgroup/{cgroup}", "ConstrainDevices=yes", "ConstrainCores=no"]
-    if memory_limits:
-        lines += ["ConstrainRAMSpace=yes", "ConstrainSwapSpace=yes"]
-    return "\n".join(lines + (["IgnoreSystemd=yes"] if cgroup == "v2" else [])) + "\n"
+    lines += ["ConstrainRAMSpace=yes", "ConstrainSwapSpace=yes"] if config.memory_limits else []
+    lines += ["IgnoreSystemd=yes"] if cgroup == "v2" else []
+    lines += ["SignalChildrenProcesses=yes"] if config.signal_children else []
+    return "\n".join(lines) + "\n"
 
 
 def slurmdbd_conf(config: ClusterConfig, run_dir: Path) -> str:

@@ -27,6 +27,10 @@ ENVIRONMENT = {
     "HOME": os.environ.get("HOME", "/"),
     "LANG": "C.UTF-8",
     "PYTHONPATH": str(REPOSITORY),
+    # What makes it a worker, which can be asked where it is.
+    "HPC_LAUNCH_JOB_DIRECTORY": "/nowhere/logs/1.0",
+    "HPC_LAUNCH_ATTEMPT": "0",
+    "RANK": "0",
     # A worker leaves its exception in this file, which cannot be made: nothing of that may show.
     "TORCHELASTIC_ERROR_FILE": "/proc/nowhere/error.json",
 }

@@ -16,14 +16,18 @@ def stream(stream):
         type(buffer).__name__, buffer.name, buffer.mode, type(raw).__name__, raw.closefd, raw.mode,
     ]
 
+RESERVED = signal.SIGRTMIN + 10, signal.SIGRTMIN + 11
+
 def handlers():
-    return {int(s): str(signal.getsignal(s)) for s in signal.valid_signals() if s not in (9, 19)}
+    return {int(s): str(signal.getsignal(s)) for s in signal.valid_signals() if s not in (9, 19, *RESERVED)}
 
 status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
 descriptors = {}
 for name in sorted(os.listdir("/proc/self/fd"), key=int):
     try:
-        descriptors[name] = [os.readlink(f"/proc/self/fd/{name}"), os.get_inheritable(int(name))]
+        link = os.readlink(f"/proc/self/fd/{name}")
+        if not link.startswith("/memfd:hpc-launch "):
+            descriptors[name] = [link, os.get_inheritable(int(name))]
     except OSError:
         pass  # the one of the listing itself
 usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -51,7 +55,8 @@ facts = {
     "environ of a child": sorted(os.popen("env").read().splitlines()),
     "handlers": handlers(),
     "mask": sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))),
-    "signals": {name: status[name] for name in ("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt")},
+    "signals": {name: int(status[name], 16) & ~sum(1 << s - 1 for s in RESERVED)
+                for name in ("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt")},
     "timers": [signal.getitimer(kind) for kind in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)],
     "wakeup": signal.set_wakeup_fd(-1),
     "capabilities": {name: status[name] for name in ("CapInh", "CapPrm", "CapEff", "NoNewPrivs", "Seccomp", "Umask")},

@@ -42,6 +42,11 @@ def refuse(done: Finished, status: int, *words: str) -> None:
         (["--node-rank", "2", "--nnodes", "2"], ["--node-rank", "2"]),
         (["--hosts", "gpu[1-2].invalid"], ["--hosts", "gpu", "--node-rank"]),
         (["--hosts", "gpu[1-"], ["--hosts", "gpu[1-"]),
+        (
+            ["--hosts", "a,b", "--node-rank", "0", "--local-addr", "192.0.2.7"],
+            ["--local-addr: 192.0.2.7", "no address of"],
+        ),
+        (["--hosts", "a,b", "--node-rank", "1", "--interface", "none0"], ["--interface: no 'none0'"]),
         (["--hostfile", "nowhere.txt"], ["--hostfile", "nowhere.txt"]),
         (["--rdzv-conf", "timeout"], ["--rdzv-conf", "timeout"]),
         (["-t", "4"], ["--tee", "'4'"]),

@@ -57,7 +57,8 @@ def test_an_exception_is_told_without_record(tmp_path: Path, words: list[str], s
     done = launch(tmp_path, *words, "--nproc-per-node", "2", probe(tmp_path, RAISE))
     told = read(tmp_path)
     last = told.attempts[-1]
-    raised = last.workers[1].failure and last.workers[1].failure.exception
+    failure = last.workers[1].failure
+    raised = failure.exception if failure is not None else None
     cause = causes.of(told, last)
 
     assert done.status == 1, done.err

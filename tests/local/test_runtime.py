@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_launch import runtime
+from hpc_launch.runtime import agreement
 from tests.local.launching import HPC_LAUNCH, TIMEOUT, TORCHRUN, free_port, launch, probe, running
 from tests.support import wait_for
 
@@ -105,12 +105,12 @@ def test_without_a_launcher(tmp_path: Path, python: str, collective: bool) -> No
 def test_a_store_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody serves the store, the error is one line that names the place."""
     port = free_port()
-    monkeypatch.setattr(runtime, "_CONNECT_S", 1.0)
+    monkeypatch.setattr(agreement, "_CONNECT_S", 1.0)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(port))
 
     with pytest.raises(RuntimeError) as caught:
-        runtime._open_store(serve=False)
+        agreement.open_store(serve=False)
     line = f"should_stop(all_ranks=True) cannot reach the store of the ranks at 127.0.0.1:{port}: "
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)

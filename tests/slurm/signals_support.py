@@ -20,7 +20,8 @@ from tests.support import wait_for
 #   --until FILE   ends well when that is there
 #   --on NAME S    on that signal works for S seconds on `saved.<rank>`, which says "whole" in the end, and leaves
 #   --stubborn     ignores SIGTERM
-#   --family       has children: one of multiprocessing's, and one that was forked twice, in a session of its own
+#   --family       has children: one of multiprocessing's, and one that was forked twice, in a session of its own, which
+#                  notes a SIGUSR1 of its own in `child.<rank>`
 #   --fail R       rank R fails as soon as the file `fail` is there
 STAYER = """
 import multiprocessing, os, signal, sys, time
@@ -54,6 +55,7 @@ if __name__ == "__main__":
             os.setsid()
             if os.fork() == 0:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                signal.signal(signal.SIGUSR1, lambda *_: Path(f"child.{rank}").write_text("SIGUSR1"))
                 Path(f"child.{rank}").touch()
                 pause()
             os._exit(0)
@@ -72,6 +74,9 @@ if __name__ == "__main__":
 """
 
 SCRIPT = "stayer.py"
+
+# The ports that hpc-launch takes: the first one, and the one after the last.
+PORTS = (20000, 32000)
 
 
 @dataclass(frozen=True)
@@ -143,8 +148,12 @@ class Running:
                     continue
 
     def check_nothing_is_left(self) -> None:
-        """See that no process is left on any node, and that no node was drained."""
+        """See that no process is left on any node, nobody listens on a port of ours, and no node was drained."""
         wait_for(lambda: not [*self.left()], DEADLINE, lambda: f"{[*self.left()]} are left\n{self.describe()}")
+        ours = range(*PORTS)
+        for node in self.cluster.nodes:
+            listening = self.cluster.on(node, ["ss", "--no-header", "--tcp", "--listening", "--numeric"]).stdout
+            assert not [port for port in re.findall(r":(\d+)\s", listening) if int(port) in ours], listening
         self.cluster.wait_idle(DEADLINE)
         assert self.cluster.run(["sinfo", "--noheader", "--list-reasons"]).stdout == ""
 

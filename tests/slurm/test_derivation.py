@@ -243,10 +243,10 @@ def test_a_contradiction_ends_the_step_with_one_line(refused: dict[str, Ended], 
     assert not step.logs.exists() or not list(step.logs.rglob("rank_*"))
 
 
-# An agent that leaves its exit status; on the second node a command goes before it. Should it wait for the other, it
-# is not to be for ten minutes.
+# An agent that leaves its exit status; on the second node, or on that of $BAD, a command goes before it. Should it wait
+# for the other, it is not to be for ten minutes.
 AGENT = """
-test $SLURM_NODEID = 0 || eval "$1"
+test $SLURM_NODEID != ${BAD:-1} || eval "$1"
 shift
 hpc-launch --join-timeout 90 "$@"
 status=$?
@@ -254,7 +254,7 @@ echo $status >$NAME.agent.$SLURM_NODEID
 exit $status
 """
 
-# Two nodes of two GPUs, where something is wrong on the second only: a command and its status.
+# Two nodes of two GPUs, where something is wrong on one only: a command and its status.
 ON_ONE_NODE = {
     "node_rank": ("srun sh on_second.sh true --node-rank 0 --nproc-per-node 1 probe.py", 78),
     "script": (
@@ -265,6 +265,7 @@ ON_ONE_NODE = {
         "srun sh on_second.sh 'export CUDA_VISIBLE_DEVICES=0' --nproc-per-node 2 probe.py",
         2,
     ),
+    "leader": ("BAD=0 srun sh on_second.sh 'export HPC_LAUNCH_INTERFACE=ib0' --nproc-per-node 1 probe.py", 2),
 }
 
 
@@ -285,7 +286,8 @@ def test_what_is_wrong_on_one_node_ends_all(on_one_node: dict[str, Ended], name:
     step, status = on_one_node[name], ON_ONE_NODE[name][1]
     agents = {path.name: int(path.read_text()) for path in step.logs.parent.glob(f"{name}.agent.*")}
     assert agents == {f"{name}.agent.0": status, f"{name}.agent.1": status}, step.output
-    assert len([line for line in step.ours if "gpu002" in line]) == 1, step.output
+    bad = "gpu001" if name == "leader" else "gpu002"
+    assert len([line for line in step.ours if bad in line]) == 1, step.output
 
 
 def test_the_tasks_of_an_array_do_not_meet(cluster: Cluster, tmp_path: Path) -> None:

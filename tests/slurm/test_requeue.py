@@ -44,6 +44,7 @@ runpy.run_path({str(EXAMPLE)!r}, run_name="__main__")
 #   --last N   turn N ends well by itself; those before wait to be told to leave
 #   --fail     fails at once
 #   --idle N   makes no progress from turn N on
+#   --late     does not leave before it is killed, in turns that are told to
 TURNS = """
 import os, sys, time
 from pathlib import Path
@@ -61,6 +62,8 @@ if "--fail" in sys.argv:
     sys.exit(3)
 while turn < given("--last") and not runtime.should_stop(all_ranks=True):
     time.sleep(0.02)
+if "--late" in sys.argv and turn < given("--last"):
+    time.sleep(3600)
 """
 
 
@@ -146,8 +149,8 @@ def await_up(turns: Turns, turn: int, ranks: int) -> None:
 # --- a training, with and without interruptions
 
 
-def train(cluster: Cluster, folder: Path, template: str, nodes: str, pace: float) -> Turns:
-    """Submit the example by a template, on two nodes of two ranks."""
+def train(cluster: Cluster, folder: Path, template: str, nodes: str, pace: float, *, array: bool = False) -> Turns:
+    """Submit the example by a template, on two nodes of two ranks, as a job or as a task of an array."""
     folder.mkdir()
     (folder / "counted.py").write_text(COUNTED)
     (folder / "pace").write_text(str(pace))
@@ -155,10 +158,11 @@ def train(cluster: Cluster, folder: Path, template: str, nodes: str, pace: float
     options = [
         f"--nodelist={nodes}",
         *shlex.split("--nodes=2 --gpus-per-node=2 --cpus-per-task=2 --mem=1000 --time=30"),
+        *(["--array=7"] if array else []),
     ]
     with clean_environment():
         said = cluster.run(["sbatch", "--parsable", *options, "job.sbatch", "counted.py"], cwd=folder).stdout
-    return Turns(cluster, Job(cluster, said.strip()), folder)
+    return Turns(cluster, Job(cluster, said.strip() + "_7" * array), folder)
 
 
 def steps(turns: Turns, rank: int = 0) -> Counter[int]:
@@ -220,21 +224,27 @@ def check_no_step_is_lost(parts: Turns) -> None:
 
 @pytest.mark.parametrize("repetition", REPETITIONS)
 def test_interruptions_change_nothing(some_cluster: Cluster, tmp_path: Path, repetition: int) -> None:
-    """Preempted twice, and at its time limit once: the same network after as many steps, none of them done twice."""
+    """Preempted twice, and at its time limit once: the same network after as many steps, none of them done twice.
+
+    That holds for a job, and for a task of an array.
+    """
     one, two, *others = some_cluster.nodes
     nodes, noticed = f"{one},{two}", repetition % 2 == 1
     template = TEMPLATE.read_text()
     if not noticed:
         template = re.sub(r"(?m)^#SBATCH --signal=.*\n", "", template)
     whole = train(some_cluster, tmp_path / "whole", template, ",".join(others), 0)
-    parts = train(some_cluster, tmp_path / "parts", template, nodes, 0.2)
+    array = repetition % 4 < 2
+    parts = train(some_cluster, tmp_path / "parts", template, nodes, 0.2, array=array)
     for attempt in (0, 1):
         await_steps(parts, attempt, 5 + 3 * repetition)
         preempt(parts, nodes)
     await_steps(parts, 2, 5)
     (parts.folder / "pace").write_text("0")
-    # The controller looks at time limits every half a minute; the notice of the template comes before the limit.
-    update(parts, "timelimit=1" if noticed else "endtime=now")
+    # The controller looks at time limits every half a minute; the notice of the template comes a minute or two before
+    # the limit, from which the turn is not to be nearer, however long it has taken to begin.
+    minutes, seconds = map(int, parts.job.record()["RunTime"].split(":")[-2:])
+    update(parts, f"timelimit={minutes + 1 + (seconds > 0)}" if noticed else "endtime=now")
     wait_for(lambda: len(parts.ledger()) == 3, DEADLINE, parts.describe)
     update(parts, "timelimit=30")
     result = parts.wait()
@@ -247,6 +257,7 @@ def test_interruptions_change_nothing(some_cluster: Cluster, tmp_path: Path, rep
     expected = [("preempt", 0, 0, False), ("preempt", 1, 1, False), (reason, 2, 2, True)]
     assert parts.why() == expected, parts.describe()
     assert len(parts.ours("requeued (1 of 10): ")) == 1, parts.describe()
+    assert len(parts.ours("after 3 requeues: 2 nodes, 4 ranks")) == 1, parts.describe()
     assert parts.requeues() == (3, 0)
     logs = [f"attempt_{n}/{(one, two)[rank // 2]}/rank_{rank}.out" for n in range(4) for rank in range(4)]
     assert parts.tree.files("rank_*.out") == sorted(logs), parts.describe()
@@ -363,15 +374,19 @@ def test_where_a_preemption_cancels(any_release: Release, tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("slurm_host")
 def test_where_slurm_signals_all_processes(tmp_path: Path) -> None:
-    """With proctrack/linuxproc the scontrol that asks for the requeue is signalled as well."""
-    with Cluster(ClusterConfig(nodes=2, proctrack="linuxproc")) as cluster:
+    """With proctrack/linuxproc the scontrol that asks for the requeue is signalled as well.
+
+    Nor does it matter that workers need all the time that there is at the limit.
+    """
+    with Cluster(ClusterConfig(nodes=2, proctrack="linuxproc", kill_wait=10)) as cluster:
         turns = submit(cluster, tmp_path / "notice", "--requeue on-notice turns.py --last 1", "--nodes=2", "--time=30")
         await_up(turns, 0, 4)
         turns.job.signal("USR1")
         assert turns.wait().state == "COMPLETED", turns.describe()
         assert (turns.why(), turns.requeues()) == ([("notice", 0, 0, True)], (1, 0)), turns.describe()
 
-        turns = submit(cluster, tmp_path / "limit", "--requeue on-timeout turns.py --last 1", "--nodes=2", "--time=30")
+        launcher = "--requeue on-timeout turns.py --last 1 --late"
+        turns = submit(cluster, tmp_path / "limit", launcher, "--nodes=2", "--time=30")
         await_up(turns, 0, 4)
         update(turns, "endtime=now")
         wait_for(turns.ledger, DEADLINE, turns.describe)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.cluster import Cluster, ClusterConfig, Job
-from tests.cluster.releases import Release
+from tests.cluster.releases import NEWEST, Release
 from tests.slurm.jobs_support import DEADLINE
 from tests.slurm.signals_support import Running, await_up, submit
 from tests.support import wait_for
@@ -23,10 +23,17 @@ from tests.support import wait_for
 REPETITIONS = [pytest.param(number, marks=[pytest.mark.soak] if number else []) for number in range(20)]
 
 
+# Where Slurm signals all processes of a step, and not only the first one of each task.
+ALL_PROCESSES = (
+    ClusterConfig(nodes=2, proctrack="linuxproc"),
+    ClusterConfig(nodes=2, release=NEWEST, signal_children=True),
+)
+
+
 def check_told_once(running: Running) -> None:
-    """See that each rank got one SIGUSR1, and that SIGUSR2, sent after it, finds no second one on its way."""
+    """See that each rank got one SIGUSR1, and one SIGUSR2 that comes to the second node only, on all nodes."""
     running.await_signal("SIGUSR1")
-    running.job.signal("USR2")
+    running.agent(2).send_signal(signal.SIGUSR2)
     running.await_signal("SIGUSR2")
     running.release()
     result = running.job.wait(DEADLINE)
@@ -47,14 +54,6 @@ def test_a_notice_reaches_every_rank_once(any_cluster: Cluster, tmp_path: Path, 
         running.agent(2 * (repetition // 2 % 2)).send_signal(signal.SIGUSR1)
     else:
         running.job.signal("USR1")
-    check_told_once(running)
-
-
-def test_a_notice_to_one_agent_reaches_all_nodes(cluster: Cluster, tmp_path: Path) -> None:
-    """A signal to the second node's agent is passed on to the first node's workers."""
-    running = submit(cluster, tmp_path, "--until go", "--time=10")
-    await_up(running)
-    running.agent(2).send_signal(signal.SIGUSR1)
     check_told_once(running)
 
 
@@ -87,8 +86,9 @@ def check_they_have_their_time(running: Running, *, by_slurm: bool) -> None:
     if by_slurm:
         running.job.cancel()
     else:
-        running.agent(0).send_signal(signal.SIGTERM)
-    assert running.job.wait(DEADLINE).state == ("CANCELLED" if by_slurm else "FAILED"), running.describe()
+        running.agent(2).send_signal(signal.SIGTERM)
+    result = running.job.wait(DEADLINE)
+    assert (result.state, result.exit_code) == ("CANCELLED" if by_slurm else "FAILED", 143), running.describe()
     assert running.got() == {rank: Counter(SIGTERM=1) for rank in range(4)}, running.describe()
     wait_for(lambda: running.saved() == dict.fromkeys(range(4), "whole"), DEADLINE, running.describe)
     running.check_nothing_is_left()
@@ -98,7 +98,8 @@ def check_they_have_their_time(running: Running, *, by_slurm: bool) -> None:
 
 def test_workers_have_the_time_that_slurm_gives(any_cluster: Cluster, tmp_path: Path) -> None:
     """What they do with it is whole, and nothing is left; the log says how much it is."""
-    check_they_have_their_time(submit(any_cluster, tmp_path, "--on SIGTERM 8"), by_slurm=True)
+    by_slurm = any_cluster.config.release != NEWEST
+    check_they_have_their_time(submit(any_cluster, tmp_path, "--on SIGTERM 8"), by_slurm=by_slurm)
 
 
 @pytest.mark.soak  # the ninth second is all that a busy machine has for everything else
@@ -108,18 +109,6 @@ def test_a_window_that_is_just_long_enough(tmp_path: Path, repetition: int) -> N
     """8 seconds after SIGTERM are within a KillWait of 10, also where a single agent gets the signal."""
     with Cluster(ClusterConfig(nodes=2, kill_wait=10)) as cluster:
         check_they_have_their_time(submit(cluster, tmp_path, "--on SIGTERM 8"), by_slurm=repetition % 2 == 0)
-
-
-def test_a_stop_of_one_agent_is_everybody_s(cluster: Cluster, tmp_path: Path) -> None:
-    """SIGTERM to one agent: the workers of both nodes get it, once, and the status and the first node say so."""
-    running = submit(cluster, tmp_path, "--on SIGTERM 1")
-    await_up(running)
-    running.agent(2).send_signal(signal.SIGTERM)
-    result = running.job.wait(DEADLINE)
-    assert (result.state, result.exit_code) == ("FAILED", 143), running.describe()
-    assert running.got() == {rank: Counter(SIGTERM=1) for rank in range(4)}, running.describe()
-    assert running.saved() == dict.fromkeys(range(4), "whole"), running.describe()
-    running.check_nothing_is_left()
 
 
 def test_the_window_is_the_same_when_workers_restart(cluster: Cluster, tmp_path: Path) -> None:
@@ -193,12 +182,15 @@ def test_nothing_is_left(cluster: Cluster, tmp_path: Path, way: str, repetition:
 
 
 @pytest.mark.usefixtures("slurm_host")
-def test_where_slurm_signals_all_processes(tmp_path: Path) -> None:
-    """With proctrack/linuxproc Slurm signals the workers as well: they get each signal once all the same."""
-    with Cluster(ClusterConfig(nodes=2, proctrack="linuxproc")) as cluster:
-        running = submit(cluster, tmp_path / "notice", "--until go", "--time=10")
+@pytest.mark.parametrize("config", ALL_PROCESSES, ids=["linuxproc", "SignalChildrenProcesses"])
+def test_where_slurm_signals_all_processes(config: ClusterConfig, tmp_path: Path) -> None:
+    """Where Slurm signals the workers as well, they get each signal once all the same."""
+    with Cluster(config) as cluster:
+        running = submit(cluster, tmp_path / "notice", "--until go --family", "--time=10")
         await_up(running)
         running.job.signal("USR1")
+        children = [running.folder / f"child.{rank}" for rank in range(4)]
+        wait_for(lambda: all(child.read_text() for child in children), DEADLINE, running.describe)
         check_told_once(running)
 
         running = submit(cluster, tmp_path / "stop", "--on SIGTERM 2 --family")

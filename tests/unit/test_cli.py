@@ -371,7 +371,7 @@ def test_explain_says_all_without_a_script(command: Command) -> None:
     out = command("explain", environ={**BLOCK, "RANK": "0"}).out
     lines = [" ".join(line.split()) for line in out.splitlines()]
 
-    assert lines[0] == "16 ranks on 4 node(s), if all are like this one: gpu[01-04]"
+    assert lines[0] == "16 ranks on 4 nodes, if all are like this one: gpu[01-04]"
     assert "master_addr gpu01 (first of the Slurm step's nodes)" in lines
     assert "note: RANK is set already: the workers get their own" in lines
 

@@ -9,12 +9,26 @@ from pathlib import Path
 import pytest
 
 from hpc_launch import errors
-from hpc_launch.errors import HostlistError, HpcLaunchError, Interrupted, RendezvousTimeout, UsageError, WorkerError
+from hpc_launch.errors import (
+    HostlistError,
+    HpcLaunchError,
+    Interrupted,
+    JobFailed,
+    RendezvousTimeout,
+    UsageError,
+    WorkerError,
+    WorkerFailed,
+)
 
 ROOT = Path(__file__).parents[2]
 
 # The classes whose instances have a status of their own, and how the documentation writes it.
-OWN_STATUS = {WorkerError: {"*", "any other"}, Interrupted: {"128+N"}}
+OWN_STATUS = {
+    WorkerError: {"*", "any other"},
+    JobFailed: {"*", "any other"},
+    WorkerFailed: {"*", "any other"},
+    Interrupted: {"128+N"},
+}
 
 
 def tree(kind: type[HpcLaunchError] = HpcLaunchError, depth: int = 0) -> Iterator[tuple[int, type[HpcLaunchError]]]:

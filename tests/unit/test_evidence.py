@@ -12,6 +12,7 @@ import pytest
 from hpc_launch.elastic import evidence
 from hpc_launch.elastic.evidence import Before
 from hpc_launch.node import memory
+from hpc_launch.node.kernel_log import KernelLog
 from hpc_launch.node.memory import Kills
 from hpc_launch.records import gather
 from hpc_launch.records.directory import RankFiles
@@ -39,9 +40,9 @@ def kill(monkeypatch: pytest.MonkeyPatch, group: int, node: int) -> None:
     monkeypatch.setattr(memory, "limit", lambda: 3 << 29)
 
 
-def gathered(files: RankFiles, exitcode: int) -> dict[str, Any]:
+def gathered(files: RankFiles, exitcode: int, before: Before = BEFORE) -> dict[str, Any]:
     """Look at what there is; see that a reader of the event understands it."""
-    found = evidence.gather(files, exitcode, BEFORE, ended=100.0)
+    found = evidence.gather(files, 7, exitcode, before, ended=100.0)
     assert (gather.failure(Fields(json.loads(json.dumps(found)))) is None) == (not found)
     return found
 
@@ -74,7 +75,7 @@ def test_the_file_of_torchs_record(files: RankFiles, ended: float, time: float) 
     """torch's own file has whole seconds, and its type only in the report."""
     extra = {"py_callstack": REPORT, "timestamp": "99"}
     files.error.write_text(json.dumps({"message": {"message": "ValueError: loss is nan", "extraInfo": extra}}))
-    found = gather.failure(Fields(evidence.gather(files, 1, BEFORE, ended=ended)))
+    found = gather.failure(Fields(evidence.gather(files, 7, 1, BEFORE, ended=ended)))
 
     assert found is not None
     assert found.exception == Raised("ValueError", "loss is nan", "train.py:3", "hook", time)
@@ -140,3 +141,25 @@ def test_lines_about_the_device(files: RankFiles, line: str) -> None:
 def test_a_process_that_hangs() -> None:
     """This one does not, and one that is gone neither."""
     assert (evidence.hung_in(os.getpid()), evidence.hung_in(1 << 22)) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "expected"),
+    [
+        ("NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.", "gpu", True),
+        ("NVRM: Xid (PCI:0000:3b:00): 13, pid=7, name=python", "gpu", True),
+        ("NVRM: Xid (PCI:0000:3b:00): 13, pid=78, name=python", "gpu", False),
+        ("amdgpu 0000:c3:00.0: amdgpu: GPU reset begin!", "gpu", True),
+        ("eth0: link is up", "gpu", False),
+        ("Memory cgroup out of memory: Killed process 7 (python) total-vm:1kB", "the job's memory limit", True),
+        ("Out of memory: Killed process 7 (python) total-vm:1kB", "the node was out of memory", True),
+        ("Out of memory: Killed process 71 (python) total-vm:1kB", "out of memory", False),
+    ],
+)
+def test_what_the_kernel_has_said(files: RankFiles, line: str, field: str, expected: bool) -> None:
+    """Its words about the worker, or about a device, are those of the worker's failure."""
+    log = KernelLog(files.err)
+    log._said.append(line)
+    found = gathered(files, -9, Before(BEFORE.kills, log))
+
+    assert expected == (field in found or field in found.get("oom", ""))

@@ -130,6 +130,7 @@ def test_the_dependencies_are_those_of_the_design(wheel: zipfile.ZipFile) -> Non
     names = [line.partition(">")[0] for line in lines if "extra ==" not in line]
     expected = [
         "click",
+        "cloudpickle",
         "jinja2",
         "psutil",
         "python-hostlist",

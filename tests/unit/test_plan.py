@@ -480,6 +480,11 @@ def test_more_nodes_than_the_job_has() -> None:
                 "torch knows"
             ),
         ),
+        (
+            {"hang_timeout": "60", "rdzv_backend": "c10d"},
+            Devices(),
+            "--hang-timeout: the agents tell each other that somebody makes progress, which the c10d rendezvous",
+        ),
         ({"master_addr": "h:port"}, Devices(), "'h:port' is not an endpoint: expected HOST:PORT"),
     ],
 )
@@ -752,6 +757,14 @@ def test_workers_that_see_one_device_each(devices: Devices, options: Mapping[str
             "Slurm gave 4 GPUs on gpu03 but 1 are visible (CUDA_VISIBLE_DEVICES=0)",
         ),
         (here(devices=TWO_MIGS), {}, "MIG devices: each worker sees its own as device 0 and has LOCAL_RANK=0"),
+        (
+            here(),
+            {"hang_timeout": "60", "redirects": "1"},
+            (
+                "--hang-timeout watches output in files of the job directory only: what -r or -t sends elsewhere is no "
+                "sign of life, and ranks should call runtime.mark_progress"
+            ),
+        ),
         (here({"RANK": "0"}), {}, "RANK is set already: the workers get their own"),
         (
             here({"MASTER_PORT": "1", "WORLD_SIZE": "4"}),

@@ -77,8 +77,8 @@ def test_all_agree_on_a_round(group: Callable[[Party], Group], tmp_path: Path) -
 
 
 def test_one_agent_alone_needs_no_address(tmp_path: Path) -> None:
-    """A single node meets on loopback, whatever its name and its interfaces are."""
-    handler = SlurmRendezvous(party(tmp_path, 1, local_addr=None, leaders=["127.0.0.1"]))
+    """A single node meets on loopback, whatever its name and its interfaces are, and whichever was asked for."""
+    handler = SlurmRendezvous(party(tmp_path, 1, local_addr=None, interface="none0", leaders=["127.0.0.1"]))
     info = handler.next_rendezvous()
 
     assert (info.rank, info.world_size, handler.plan.master_addr) == (0, 1, "127.0.0.1")

@@ -90,6 +90,8 @@ def hostile(tmp_path: Path) -> Path:
 def test_a_page_is_complete(tmp_path: Path) -> None:
     """It asks for nothing that is not in it, its links lead to what is there, and it is well formed."""
     job = tmp_path / "logs/4711.0"
+    stacks = job / "stacks/12:00 by <hand>/gpu001"
+    stacks.mkdir(parents=True)
     page = page_of(report_of(job, nodes=2, per_node=4, attempts=3, requeues=[0], output=3, ending="failed"))
 
     assert page.from_elsewhere == []
@@ -97,6 +99,7 @@ def test_a_page_is_complete(tmp_path: Path) -> None:
     assert page.problems == []
     assert len(page.ids) == len(set(page.ids))
     assert len([address for address in page.addresses if address.endswith(".out")]) >= 24
+    assert "./stacks/12%3A00%20by%20%3Chand%3E/" in page.addresses
 
 
 def test_a_page_can_be_anywhere(tmp_path: Path) -> None:

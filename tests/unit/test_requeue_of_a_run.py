@@ -118,13 +118,16 @@ def check_reason(folder: Path, asked: list[str], ended: Run, reason: str | None)
 
 
 def test_a_requeue_of_slurm_s_own_is_written_down(tmp_path: Path, asked: list[str]) -> None:
-    """It is under way already, so nobody asks; the ledger knows of it, and it is free."""
+    """It is under way already, so nobody asks; the ledger and a line tell of it, and it is free."""
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
-    assert requeue.settle(plan("on-preempt"), ENVIRON, run(job, TERM, REQUEUED)) == ""
+    requeue.settle_early(plan("on-preempt"), ENVIRON, run(job, None, REQUEUED))
+    mark(job, 0, json.dumps({"attempt": 3, "step": 50, "total": 100}))
+    word = requeue.settle(plan("on-preempt"), ENVIRON, run(job, TERM, REQUEUED))
+    assert word == "Slurm itself has the job run again: not counted"
     assert asked == []
     [entry] = read(job.ledger.read_text())
-    assert (entry.cause, entry.counted) == ("requeued by Slurm", False)
+    assert (entry.cause, entry.counted, entry.step) == ("requeued by Slurm", False, 50)
 
 
 def test_one_agent_of_all_steps_asks(tmp_path: Path, asked: list[str]) -> None:
@@ -174,6 +177,53 @@ def mark(job: JobDirectory, rank: int, text: str) -> None:
     path = job.progress(rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
+
+
+def test_a_requeue_while_the_workers_end(tmp_path: Path, asked: list[str]) -> None:
+    """Where Slurm is about to kill it is asked at once, and once; how far workers then come is written down."""
+    job = JobDirectory(tmp_path, "7.0")
+    job.path.mkdir()
+    mark(job, 0, json.dumps({"attempt": 3, "step": 40, "total": 100}))
+    requeue.settle_early(plan(), ENVIRON, run(job, None, TIME_LIMIT))
+    [entry] = read(job.ledger.read_text())
+    assert (entry.reason, entry.step, asked) == ("timeout", 40, ["7"])
+    mark(job, 0, json.dumps({"attempt": 3, "step": 50, "total": 100}))
+    word = requeue.settle(plan(), ENVIRON, run(job, TERM, REQUEUED))
+    [entry] = read(job.ledger.read_text())
+
+    assert word == "requeued (1 of 10): time limit"
+    assert (entry.reason, entry.step, entry.counted, asked) == ("timeout", 50, True, ["7"])
+
+
+@pytest.mark.parametrize("record", [None, RUNNING, IN_GRACE, CANCELLED])
+def test_what_can_wait_for_the_workers(tmp_path: Path, asked: list[str], record: JobRecord | None) -> None:
+    """A requeue of a job that still runs would end it; whatever else it may be waits for the end of the workers."""
+    job = JobDirectory(tmp_path, "7.0")
+    job.path.mkdir()
+    requeue.settle_early(plan(), ENVIRON, run(job, None, record, noticed=True))
+
+    assert (asked, job.ledger.exists()) == ([], False)
+
+
+def test_what_is_not_right_yet(tmp_path: Path, asked: list[str]) -> None:
+    """A run that made no progress so far may make some in its last seconds: that decides."""
+    job = JobDirectory(tmp_path, "7.0")
+    job.path.mkdir()
+    idle = [
+        Entry(1.0, "timeout", "time limit", turn, turn, step=40, progressed=not turn, counted=True) for turn in (0, 1)
+    ]
+    job.ledger.write_text("".join(entry.line() for entry in idle))
+    mark(job, 0, json.dumps({"attempt": 1, "step": 40, "total": 100}))
+    environ = ENVIRON | {"SLURM_RESTART_COUNT": "2"}
+    words = plan(requeue_patience="2")
+    record = JobRecord("7", "COMPLETING", "TimeLimit", restarts=2)
+    requeue.settle_early(words, environ, run(job, None, record))
+    assert asked == []
+    mark(job, 0, json.dumps({"attempt": 3, "step": 50, "total": 100}))
+    requeue.settle(words, environ, run(job, TERM, record))
+
+    assert asked == ["7"]
+    assert [entry.step for entry in read(job.ledger.read_text())] == [40, 40, 50]
 
 
 def test_progress_is_that_of_the_rank_which_came_furthest(tmp_path: Path, asked: list[str]) -> None:

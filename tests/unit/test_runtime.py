@@ -21,6 +21,11 @@ from hypothesis import example, given, strategies as st
 
 from hpc_launch import runtime
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.runtime.agreement import Agreement
+from hpc_launch.runtime.end_time import EndTime
+from hpc_launch.runtime.notices import Notices
+from hpc_launch.runtime.process import Process
+from hpc_launch.runtime.progress import Progress
 
 # No script here takes longer, on however slow a machine.
 TIMEOUT = 60
@@ -29,7 +34,7 @@ TIMEOUT = 60
 @pytest.fixture(autouse=True)
 def process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test begin with a process that knows nothing."""
-    fresh = runtime._Process()
+    fresh = Process()
     fresh._arranged = True  # the process of the tests is not to call it at its end
     monkeypatch.setattr(runtime, "_process", fresh)
 
@@ -164,8 +169,8 @@ def now(monkeypatch: pytest.MonkeyPatch) -> float:
 def clock() -> Clock:
     """Let the time between two looks pass only as a test says."""
     clock = Clock()
-    runtime._process.end_time = runtime._EndTime(clock.monotonic)
-    runtime._process.progress = runtime._Progress(clock.monotonic)
+    runtime._process.end_time = EndTime(clock.monotonic)
+    runtime._process.progress = Progress(clock.monotonic)
     return clock
 
 
@@ -279,7 +284,7 @@ def test_progress_is_written(job: JobDirectory, now: float, monkeypatch: pytest.
 
     values = {"loss": 0.5, "phase": "warm-up", "best": True}
     assert {"time": now, "attempt": 2, "step": 100, "total": 1000, "values": values} == word(job, 3)
-    assert [job.progress(3)] == list(job.progress(3).parent.iterdir())
+    assert [job.progress(3), job.curve(3)] == sorted(job.progress(3).parent.iterdir())
 
 
 def test_progress_is_written_once_a_second(job: JobDirectory, clock: Clock) -> None:
@@ -321,8 +326,9 @@ def test_progress_is_written_when_python_exits(job: JobDirectory, python: str) -
     script = """
         import json, os, sys
         from hpc_launch import runtime
+        from hpc_launch.runtime import progress
 
-        runtime._WRITE_S = 1e9
+        progress._WRITE_S = 1e9
         for step in range(1, 51):
             runtime.mark_progress(step, 100)
         if os.fork() == 0:
@@ -638,7 +644,7 @@ def test_signals_are_handled_while_other_ranks_are_waited_for(start: Callable[..
 
         runtime.should_stop()
         runtime.on_notice(lambda name: say(name))
-        runtime._process._agreement = runtime._Agreement(Store(), 1)
+        runtime._process._agreement = runtime.process.Agreement(Store(), 1)
         say("waiting")
         runtime.should_stop(all_ranks=True)
     """,
@@ -670,7 +676,7 @@ def test_before_the_end(
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the signals of the process of the tests alone."""
-    monkeypatch.setattr(runtime._Notices, "install", lambda _: None)
+    monkeypatch.setattr(Notices, "install", lambda _: None)
 
 
 @pytest.mark.usefixtures("quiet")
@@ -700,7 +706,7 @@ def test_the_end_counts_on_rank_0_only(monkeypatch: pytest.MonkeyPatch, now: flo
         monkeypatch.setenv("RANK", str(rank))
         store = DictStore()
         store.set("record", "5")
-        runtime._process._agreement = runtime._Agreement(store, rank)
+        runtime._process._agreement = Agreement(store, rank)
         runtime.should_stop(all_ranks=True, before_end=60)
         told.append(store.values)
 
@@ -789,7 +795,7 @@ class Ranks:
     def _live(self, rank: int) -> None:
         self._turns[rank].acquire()
         try:
-            agreement = runtime._Agreement(_Interrupted(self, rank), rank, _Sleeper(self, rank), patience=math.inf)
+            agreement = Agreement(_Interrupted(self, rank), rank, _Sleeper(self, rank), patience=math.inf)
             for _ in range(self.calls):
                 self.answers[rank].append(agreement.answer(lambda: self._wants(rank)))
                 self.park(rank)
@@ -874,12 +880,12 @@ def test_all_ranks_get_the_same_answers(size: int, calls: int, told: dict[int, i
 def test_rank_0_waits_for_nobody() -> None:
     """It makes all its calls while no other rank has made one; these then hear the same, late."""
     clock, store = Clock(), DictStore()
-    first = runtime._Agreement(store, 0, clock)
+    first = Agreement(store, 0, clock)
     answers = []
     for number in range(50):
         clock.now += 0.3
         answers.append(first.answer(lambda number=number: number > 30))  # type: ignore[misc]
-    second = runtime._Agreement(store, 1, clock)
+    second = Agreement(store, 1, clock)
 
     assert answers == [second.answer(never) for _ in range(50)]
     assert answers[-1]
@@ -888,7 +894,7 @@ def test_rank_0_waits_for_nobody() -> None:
 def test_a_promise_binds_rank_0() -> None:
     """Told within a lease, it answers False up to its end, as the others do who do not ask."""
     clock, store = Clock(), DictStore()
-    ranks = [runtime._Agreement(store, rank, clock) for rank in (0, 1)]
+    ranks = [Agreement(store, rank, clock) for rank in (0, 1)]
     answers = [[rank.answer(never) for rank in ranks] for _ in range(200)]
     lease = int(store.values["record"])
     late = [[rank.answer(always) for rank in ranks] for _ in range(lease - 200 + 3)]
@@ -904,7 +910,7 @@ def test_a_promise_binds_rank_0() -> None:
 def test_a_promise_is_for_about_a_second(step: float, shortest: int, longest: int) -> None:
     """Its length follows the time between calls, grows slowly, and has a limit."""
     clock, store = Clock(), DictStore()
-    agreement = runtime._Agreement(store, 0, clock)
+    agreement = Agreement(store, 0, clock)
     lengths, before = [], 0
     for _ in range(2000):
         agreement.answer(never)
@@ -923,7 +929,7 @@ def test_a_promise_is_for_about_a_second(step: float, shortest: int, longest: in
 def test_a_slow_call_makes_promises_short() -> None:
     """What was slow once may be slow again."""
     clock, store = Clock(), DictStore()
-    agreement = runtime._Agreement(store, 0, clock)
+    agreement = Agreement(store, 0, clock)
     for _ in range(1000):
         agreement.answer(never)
     granted = int(store.values["record"])
@@ -938,7 +944,7 @@ def test_most_calls_ask_nothing() -> None:
     """Within a promise, and after the end, the store is left alone."""
     clock, stores = Clock(), [DictStore(), DictStore()]
     stores[1].values = stores[0].values
-    ranks = [runtime._Agreement(store, rank, clock) for rank, store in enumerate(stores)]
+    ranks = [Agreement(store, rank, clock) for rank, store in enumerate(stores)]
     for _ in range(5000):
         for rank in ranks:
             rank.answer(never)
@@ -956,7 +962,7 @@ def test_most_calls_ask_nothing() -> None:
 def test_patience_has_an_end() -> None:
     """A rank whose call rank 0 never makes is told so, after a long time."""
     clock, store = Clock(), DictStore()
-    agreement = runtime._Agreement(store, 1, clock)
+    agreement = Agreement(store, 1, clock)
     store.set("record", "1")
 
     assert not agreement.answer(never)
@@ -976,13 +982,13 @@ def test_a_store_that_is_lost() -> None:
         with pytest.raises(
             RuntimeError, match=r"^should_stop\(all_ranks=True\) lost the store of the ranks: Broken pipe$"
         ):
-            runtime._Agreement(Lost(), rank, Clock()).answer(never)
+            Agreement(Lost(), rank, Clock()).answer(never)
 
 
 def test_the_one_who_serves_the_store_lingers() -> None:
     """Rank 0 stays until others have read its last word, but not for ever; a promise does not keep it, once read."""
     clock, store = Clock(), DictStore()
-    ranks = [runtime._Agreement(store, rank, clock, confirm=True) for rank in (0, 1, 2)]
+    ranks = [Agreement(store, rank, clock, confirm=True) for rank in (0, 1, 2)]
     answers = [ranks[0].answer(always), ranks[1].answer(never)]
     began = clock.now
     ranks[0].linger(2)
@@ -999,7 +1005,7 @@ def test_the_one_who_serves_the_store_lingers() -> None:
 def test_who_has_said_nothing_does_not_linger() -> None:
     """A rank 0 that never made a call leaves at once."""
     clock = Clock()
-    runtime._Agreement(DictStore(), 0, clock, confirm=True).linger(3)
+    Agreement(DictStore(), 0, clock, confirm=True).linger(3)
 
     assert clock.now == Clock().now
 
@@ -1024,8 +1030,8 @@ def test_who_serves_the_store(
     store.set("record", "9")
     for name, value in {"RANK": rank, "WORLD_SIZE": "3", "TORCHELASTIC_USE_AGENT_STORE": agent_store}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(runtime, "_open_store", opened)
-    monkeypatch.setattr(runtime._Agreement, "linger", lambda _, others: lingered.append(others))
+    monkeypatch.setattr("hpc_launch.runtime.agreement.open_store", opened)
+    monkeypatch.setattr(Agreement, "linger", lambda _, others: lingered.append(others))
     runtime.should_stop(all_ranks=True)
     runtime.should_stop(all_ranks=True)
     runtime._process._end()

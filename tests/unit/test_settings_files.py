@@ -519,7 +519,7 @@ def values(name: str, spec: OptionSpec) -> st.SearchStrategy[Any]:
         return st.booleans()
     if spec.metavar == "N" or name == "shutdown_timeout":
         return st.integers(1)
-    if spec.metavar == "SECONDS":
+    if spec.metavar in ("SECONDS", "SECONDS|none"):
         return st.floats(min_value=0, exclude_min=True, allow_infinity=False)
     return NAMES
 

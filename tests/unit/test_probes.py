@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from hpc_launch.check import wire
 from hpc_launch.check.evidence import Way
 from hpc_launch.check.facts import look_at
 from hpc_launch.check.reach import Answerer, call, reach
-from hpc_launch.check.session import Session
 from hpc_launch.errors import ContextError
 from hpc_launch.node import network
+from hpc_launch.probes import wire
+from hpc_launch.probes.session import Session
 from tests.support import wait_for
 
 NODES = ("n1", "n2", "n3")
@@ -27,7 +27,7 @@ NODES = ("n1", "n2", "n3")
 #   order()               the next order, None at the end
 STAGE = """
 import json, os, sys, time
-from hpc_launch.check import wire
+from hpc_launch.probes import wire
 
 def say(number, **record):
     for line in wire.encode(record).splitlines():
@@ -45,7 +45,7 @@ def error(text):
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait for what never comes as long as for a real cluster."""
-    monkeypatch.setattr("hpc_launch.check.session._LAUNCH", 0.0)
+    monkeypatch.setattr("hpc_launch.probes.session._LAUNCH", 0.0)
 
 
 def session(play: str, patience: float = 60.0) -> Session:
@@ -66,7 +66,7 @@ def test_records_arrive_in_pieces(record: dict[str, str], noise: str) -> None:
     assert [decoder.feed(noise + line) for line in lines] == [*[None] * (len(lines) - 1), record]
 
 
-@pytest.mark.parametrize("line", ["", "hello", "#hpc-launch-check:", "#hpc-launch-check:.{", "#hpc-launch-check:.[1]"])
+@pytest.mark.parametrize("line", ["", "hello", "#hpc-launch-probe:", "#hpc-launch-probe:.{", "#hpc-launch-probe:.[1]"])
 def test_what_is_not_ours_is_no_record(line: str) -> None:
     """Greetings of modules, and broken records, are passed over."""
     assert wire.Decoder().feed(line) is None
@@ -191,7 +191,7 @@ def test_a_probe_ends_with_its_input(python: str) -> None:
     """Nothing is left of a probe whose command is gone, and until then it answers."""
     order = json.dumps({"order": 1, "do": "clock"})
     done = subprocess.run(
-        [python, "-m", "hpc_launch.check.probe"],
+        [python, "-m", "hpc_launch.probes.probe", "hpc_launch.check.tasks"],
         input=f"{order}\n",
         capture_output=True,
         text=True,
@@ -206,7 +206,7 @@ def test_a_probe_ends_with_its_input(python: str) -> None:
 def test_a_probe_survives_what_it_cannot_do(python: str) -> None:
     """An order that fails is answered with the error."""
     orders = [json.dumps({"order": number, "do": do}) for number, do in enumerate(("nonsense", "clock"))]
-    command = [python, "-m", "hpc_launch.check.probe"]
+    command = [python, "-m", "hpc_launch.probes.probe", "hpc_launch.check.tasks"]
     done = subprocess.run(
         command, input="\n".join(orders) + "\n", capture_output=True, text=True, check=True, timeout=60
     )

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from hpc_launch import hostlist
-from hpc_launch.check.wire import Decoder
 from hpc_launch.errors import ContextError, HostlistError
+from hpc_launch.probes.wire import Decoder
 
 # What all nodes but a few have done in some time, these get three times as long for, and at least so many seconds more.
 _GRACE = 10.0
@@ -153,7 +153,7 @@ class Session:
         except OSError as error:
             raise ContextError(
                 f"cannot run srun ({error.strerror or error}), which starts a probe on each node: call hpc-launch "
-                "check where Slurm's commands are, outside of the container for instance"
+                "where Slurm's commands are, outside of the container for instance"
             ) from error
         self._open_streams = 2
         for name, stream in (("out", self._srun.stdout), ("err", self._srun.stderr)):
@@ -295,6 +295,6 @@ def _reason(node: _Node) -> str:
     return f"{node.ended}: {said}" if said else node.ended
 
 
-def python_line() -> list[str]:
-    """What a probe is started with: the Python that runs this."""
-    return [sys.executable, "-m", "hpc_launch.check.probe"]
+def python_line(tasks: str) -> list[str]:
+    """What a probe is started with: the Python that runs this, and the name of the module with its tasks."""
+    return [sys.executable, "-m", "hpc_launch.probes.probe", tasks]

@@ -1,33 +1,43 @@
 """The program on each node: it does what it is told, one line of its standard input after another.
 
 It says so before it does what might never end (a file system, an import, a driver), so that whoever waits for it knows
-where it hangs. When its input ends, it ends: nothing is left of a check whose command is gone.
+where it hangs. When its input ends, it ends: nothing is left of a command that is gone.
 
-    python -m hpc_launch.check.probe
+    python -m hpc_launch.probes.probe MODULE
+
+The module has a class `Tasks`: what can be asked for.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from hpc_launch.check import wire
+from hpc_launch.probes import wire
 
 # After so many seconds a probe ends, whatever it does and whether or not anybody is left to tell it.
 _LONGEST_LIFE = 600
+
+
+class Tasks(Protocol):
+    """What a probe can be asked to do."""
+
+    def do(self, order: Mapping[str, Any]) -> Any:
+        """Do what `order["do"]` names; the answer is to be plain values."""
 
 
 def main() -> None:
     """Serve until the input ends."""
     signal.alarm(_LONGEST_LIFE)
     say(hello=os.environ.get("SLURMD_NODENAME", ""), nodes=os.environ.get("SLURM_STEP_NODELIST", ""))
-    from hpc_launch.check.tasks import Tasks  # noqa: PLC0415 - that it has begun is to be known before this is read
-
-    tasks = Tasks(os.environ, Path.cwd(), lambda what: say(doing=what))
+    # That it has begun is to be known before this is read.
+    tasks: Tasks = importlib.import_module(sys.argv[1]).Tasks(os.environ, Path.cwd(), lambda what: say(doing=what))
     for line in sys.stdin:
         order = json.loads(line)
         try:

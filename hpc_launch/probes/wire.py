@@ -13,7 +13,7 @@ from typing import Any
 
 # srun reads at most 1024 bytes of a line at a time (MAX_MSG_LEN, slurm/src/api/step_io.c), its label among them.
 _PIECE = 800
-_MARK = "#hpc-launch-check:"
+_MARK = "#hpc-launch-probe:"
 _MORE, _LAST = "+", "."
 
 

@@ -1,0 +1,249 @@
+"""The hang watcher: nobody writes and nobody makes progress, for so long that the job hangs (`--hang-timeout`).
+
+Every agent looks at the files of its own workers, and adds to a counter in the store when something has changed there.
+A counter that does not move any more, as the leader sees it, is a job in which nobody does anything. No clocks are
+compared, and what an agent asks of the store does not grow with the number of agents. A rank that waits for another is
+no hang as long as that one, or any other, goes on.
+
+When the job hangs the leader says so in the store; all agents take the stacks of their workers, write them into the job
+directory and leave the gist for the leader, which folds it and ends the attempt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hpc_launch.elastic.rendezvous import SlurmRendezvous
+from hpc_launch.elastic.rounds import Message
+from hpc_launch.errors import LogDirError
+from hpc_launch.node import stacks
+from hpc_launch.records import stack_files
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.stacks import HANG, Folded, Seen, fold
+
+# The exit status of a job that hung: that of timeout(1).
+STATUS = 124
+
+# Seconds between two looks: a twentieth of the timeout, but not often and not seldom; and so many agents look in a
+# second at most, for there is one store.
+_OFTEN, _SELDOM = 0.25, 5.0
+_PART = 20
+_AGENTS_PER_SECOND = 5000
+
+# An agent that has not looked for so many times longer was stopped itself, maybe with the job (scontrol suspend).
+_STOPPED = 4
+
+# Seconds that the agents have to take stacks, and for which the leader waits for them.
+_TAKE = 20.0
+_WAIT = 30.0
+
+# What an agent leaves for the leader of each worker: characters of its stacks.
+_LONGEST = 1 << 14
+
+
+@dataclass(frozen=True)
+class Quiet:
+    """What an agent knows of the silence of all. Pure.
+
+    Attributes:
+        since: when something was last heard.
+        looked: when this was last looked at.
+        count: what the counter was then.
+    """
+
+    since: float
+    looked: float
+    count: int = 0
+
+    def after(self, now: float, *, count: int, pause: float) -> Quiet:
+        """What is known after another look.
+
+        Time for which this agent was stopped does not count: the others may have been, too.
+
+        Args:
+            now: when it was made.
+            count: the counter.
+            pause: seconds that lie between two looks, if all goes well.
+        """
+        if count != self.count:
+            return Quiet(now, now, count)
+        gap = now - self.looked
+        lost = gap - pause if gap > _STOPPED * pause + 1 else 0.0
+        return Quiet(self.since + lost, now, count)
+
+    def lasts(self, timeout: float) -> bool:
+        """Whether it has lasted for so long that the job hangs."""
+        return self.looked - self.since >= timeout
+
+
+def pause_for(timeout: float, agents: int) -> float:
+    """Seconds between two looks. Pure."""
+    return min(max(timeout / _PART, _OFTEN), _SELDOM) + agents / _AGENTS_PER_SECOND
+
+
+class Activity:
+    """Sees when files change: what workers write, and the progress that they mark."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
+        self._last = self._look()
+
+    def changed(self) -> bool:
+        """Whether any of them has changed since this was last asked."""
+        last, self._last = self._last, self._look()
+        return last != self._last
+
+    def _look(self) -> list[tuple[int, int]]:
+        found = []
+        for path in self._files:
+            try:
+                status = path.stat()
+            except OSError:
+                found.append((0, 0))
+            else:
+                found.append((status.st_size, status.st_mtime_ns))
+        return found
+
+
+@dataclass(frozen=True)
+class Hang(Message):
+    """What the leader says when the job hangs.
+
+    Attributes:
+        name: the directory for the stacks, in the job directory's.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Gist(Message):
+    """What an agent leaves for the leader: its workers, as JSON."""
+
+    seen: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The end of an attempt that hangs.
+
+    Attributes:
+        cause: what happened, in a line.
+        path: where the stacks are; None where they could not be written.
+    """
+
+    cause: str
+    path: Path | None
+
+
+@dataclass
+class HangWatch:
+    """One agent's part, in one attempt.
+
+    Attributes:
+        timeout: seconds of silence that are a hang.
+        job: the job directory.
+        attempt: the attempt, as it is called there.
+        host: this node's name.
+        agents: how many agents there are.
+        agent: this one's number.
+        leader: this agent decides.
+        workers: gives the process ids of the workers that run, by rank.
+        activity: sees what they do.
+        clock: gives the time.
+    """
+
+    timeout: float
+    job: JobDirectory
+    attempt: int
+    host: str
+    agents: int
+    agent: int
+    leader: bool
+    workers: Callable[[], Mapping[int, int]]
+    activity: Activity
+    clock: Callable[[], float] = time.monotonic
+    _quiet: Quiet = field(init=False)
+    _said: Hang | None = None
+    _deadline: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Begin to watch."""
+        now = self.clock()
+        self._quiet = Quiet(now, now)
+
+    @property
+    def pause(self) -> float:
+        """Seconds between two turns."""
+        return pause_for(self.timeout, self.agents)
+
+    def turn(self, store: SlurmRendezvous) -> Verdict | None:
+        """Look, if it is time to, and do what follows; returns the leader's verdict, once it has one.
+
+        Raises:
+            RendezvousError: when the store is lost.
+        """
+        now = self.clock()
+        if self._said is not None:
+            return self._verdict(store, now) if self.leader else None
+        if now < self._quiet.looked + self.pause:
+            return None
+        count = store.count("activity", int(self.activity.changed()))
+        self._quiet = self._quiet.after(now, count=count, pause=self.pause)
+        if self.leader and self._quiet.lasts(self.timeout):
+            store.share(self._key("hang"), Hang(self._reserve()))
+        self._said = store.shared(self._key("hang"), Hang)
+        if self._said is not None:
+            self._take(store, self._said)
+            self._deadline = self.clock() + _WAIT
+        return None
+
+    def _key(self, name: str) -> str:
+        return f"{name}/{self.attempt}"
+
+    def _reserve(self) -> str:
+        moment = time.time()
+        try:
+            return stack_files.reserve(self.job, moment)
+        except LogDirError:
+            return stack_files.name_of(moment)  # it is said when nothing can be written there
+
+    def _take(self, store: SlurmRendezvous, hang: Hang) -> None:
+        """Take the stacks of the workers here, write them down, and leave the gist for the leader."""
+        seen = stacks.take(self.workers(), self.host, patience=_TAKE)
+        with contextlib.suppress(LogDirError):
+            stack_files.write_ranks(self.job, hang.name, seen)
+        gist = [replace(one, text=one.text[:_LONGEST]).as_dict() for one in seen if not one.parent]
+        store.share(self._key(f"stacks/{self.agent}"), Gist(json.dumps(gist)))
+        store.count("stacks", 1)
+
+    def _verdict(self, store: SlurmRendezvous, now: float) -> Verdict | None:
+        """What all agents have seen, or those that were quick enough."""
+        if store.count("stacks", 0) < self.agents and now < self._deadline:
+            return None
+        gists = [store.shared(self._key(f"stacks/{agent}"), Gist) for agent in range(self.agents)]
+        seen = [Seen.of(one) for gist in gists if gist is not None for one in _records(gist)]
+        missing = gists.count(None)
+        return self._judge(fold(seen), seen, missing)
+
+    def _judge(self, folded: Folded, seen: Sequence[Seen], missing: int) -> Verdict:
+        assert self._said is not None  # noqa: S101 - nothing is judged before it was said
+        path: Path | None = self.job.stacks(self._said.name)
+        try:
+            stack_files.write_all(self.job, self._said.name, self.attempt, time.time(), seen)
+        except LogDirError:
+            path = None
+        late = f"; {missing} of {self.agents} agents did not answer" if missing else ""
+        silence = f"no output and no progress for {self.timeout:g} s (--hang-timeout)"
+        return Verdict(f"{HANG}{silence}: {folded.summary}{late}", path)
+
+
+def _records(gist: Gist) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(gist.seen)
+    return found

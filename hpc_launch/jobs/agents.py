@@ -1,0 +1,113 @@
+"""Run the agent of one node in a process of its own: signals go in, the exit status comes out.
+
+Its own process, because an agent wants to fork workers before anything has started threads, and to handle signals in
+its main thread; what runs this is submitit's process, or a small one that `submit` has started.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+
+from hpc_launch.jobs.files import JobFiles, outcome_of
+from hpc_launch.plan import requeue
+from hpc_launch.records import directory
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.slurm import controller
+
+_PR_SET_PDEATHSIG = 1
+
+_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+
+
+def run(words: Sequence[str]) -> int:
+    """Run an agent to its end.
+
+    Args:
+        words: the line that starts it.
+
+    Returns:
+        Its exit status, 128+N where signal N ended it.
+    """
+    early: list[int] = []
+    child: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        if child is None:
+            early.append(number)
+        else:
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
+    try:
+        child = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=_tied_to_this_process(),  # noqa: PLW1509 - what it calls takes no lock
+        )
+        for number in early:
+            child.send_signal(number)
+        status = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+    return status if status >= 0 else 128 - status
+
+
+def conclude(files: JobFiles, job: JobDirectory, status: int, environ: Mapping[str, str]) -> bool:
+    """Write down how a job has ended, unless it is going to run again.
+
+    Args:
+        files: the submission's.
+        job: the job directory.
+        status: the exit status of the agent.
+        environ: the environment.
+
+    Returns:
+        Whether the job has ended.
+    """
+    if _runs_again(job, status, environ):
+        return False
+    directory.write_json(files.outcome, outcome_of(status, job.path, time.time()))
+    return True
+
+
+def _runs_again(job: JobDirectory, status: int, environ: Mapping[str, str]) -> bool:
+    """Whether the agent has had the job requeued, or somebody else has."""
+    job_id = controller.requeue_id(environ)
+    if not job_id:
+        return False
+    restarts = int(environ.get("SLURM_RESTART_COUNT") or 0)
+    try:
+        entries = requeue.read(job.ledger.read_text(errors="replace"))
+    except OSError:
+        entries = ()
+    if any(entry.restart_count == restarts for entry in entries):
+        return True
+    if status <= 128:  # noqa: PLR2004 - statuses of signals follow
+        return False
+    return controller.ending(controller.ask_job(job_id), restarts) is controller.Ending.REQUEUED
+
+
+def _tied_to_this_process() -> Callable[[], None]:
+    """What the child does before it is the agent: see to it that it is stopped where this process is killed."""
+    libc, parent = ctypes.CDLL(None), os.getpid()
+
+    def tie() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(128 + signal.SIGTERM)
+
+    return tie

@@ -1,0 +1,81 @@
+"""Hand tasks to submitit, in a process with a clean environment: `python -m hpc_launch.jobs.carrier <ORDER >JOBS`.
+
+submitit calls sbatch with the environment that it finds, and sbatch gives all of it to the job. So this process is
+started with the right one, and nobody's `os.environ` changes; nor does a notebook import submitit.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpc_launch.errors import SlurmError
+from hpc_launch.jobs.task import ElasticTask
+
+_PREFIXES = ("sbatch: error: ", "sbatch: fatal: ", "sbatch: ")
+_REFUSED = "Batch job submission failed: "
+
+
+def carry(
+    folder: Path, tasks: Sequence[ElasticTask], parameters: Mapping[str, Any], environ: Mapping[str, str]
+) -> list[str]:
+    """Submit tasks: one as a job, several as a job array.
+
+    Args:
+        folder: submitit's.
+        tasks: what to run.
+        parameters: of submitit's AutoExecutor.
+        environ: what sbatch, and the job, are given.
+
+    Returns:
+        The ids of the jobs, in the order of the tasks.
+
+    Raises:
+        SlurmError: Slurm refuses the job; the message is Slurm's.
+    """
+    order = pickle.dumps({"folder": str(folder), "tasks": list(tasks), "parameters": dict(parameters)})
+    done = subprocess.run([sys.executable, "-m", __name__], input=order, capture_output=True, env=environ, check=False)
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no word"])[-1]
+        raise SlurmError(f"submitit could not be asked to submit: {last}") from None
+    if "refused" in answer:
+        raise SlurmError(f"Slurm refuses the job: {_told(answer['refused'])}")
+    jobs: list[str] = answer["jobs"]
+    return jobs
+
+
+def _told(text: str) -> str:
+    """What sbatch says, in one line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for prefix in (*_PREFIXES, _REFUSED):
+        lines = [line.removeprefix(prefix) for line in lines]
+    return "; ".join(dict.fromkeys(lines)) or "sbatch says nothing"
+
+
+def main() -> None:
+    """Do what `carry` asks."""
+    order = pickle.load(sys.stdin.buffer)  # noqa: S301 - from `carry`
+    submitit = importlib.import_module("submitit")
+    failed = importlib.import_module("submitit.core.utils").FailedJobError
+    executor = submitit.AutoExecutor(folder=order["folder"], cluster="slurm")
+    executor.update_parameters(**order["parameters"])
+    try:
+        jobs = (
+            executor.submit_array(order["tasks"]) if len(order["tasks"]) > 1 else [executor.submit(order["tasks"][0])]
+        )
+        answer: dict[str, Any] = {"jobs": [job.job_id for job in jobs]}
+    except failed as error:
+        answer = {"refused": str(error)}
+    print(json.dumps(answer))  # noqa: T201 - the answer
+
+
+if __name__ == "__main__":
+    main()

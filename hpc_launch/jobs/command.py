@@ -1,0 +1,105 @@
+"""The words that start the agent of a job, and what submitit is told of it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hpc_launch.jobs.request import Resources
+
+WORKER = "hpc_launch.jobs.worker"
+
+# What a callable that can be checkpointed runs again for, and any other. A time limit is seen coming (`notice`): where
+# the checkpoint was not written by then there is nothing to go on with.
+CHECKPOINTED = ("on-notice", "on-preempt")
+OTHERS = ("on-preempt",)
+
+# Minutes, where nobody says: submitit has five.
+DEFAULT_MINUTES = 60
+
+
+def agent(
+    python: str,
+    resources: Resources,
+    what: Sequence[str],
+    *,
+    log_dir: Path,
+    requeue: Sequence[str],
+    options: Sequence[str] = (),
+) -> list[str]:
+    """The line that starts an agent: `hpc-launch run`, by the Python that is used here.
+
+    Args:
+        python: the interpreter.
+        resources: what was asked for.
+        what: `-m` and a module, or a script, its arguments following.
+        log_dir: where the job directory goes.
+        requeue: when the job is to run again.
+        options: further options.
+    """
+    words = [python, "-m", "hpc_launch", "run", f"--log-dir={log_dir}"]
+    if resources.ranks_per_node is not None:
+        words.append(f"--nproc-per-node={resources.ranks_per_node}")
+    if resources.max_restarts:
+        words.append(f"--max-restarts={resources.max_restarts}")
+    if requeue:
+        words.append(f"--requeue={','.join(requeue)}")
+    if resources.max_requeues is not None:
+        words.append(f"--max-requeues={resources.max_requeues}")
+    words += options
+    for name, value in resources.launch.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is not None and value is not False:
+            words.append(flag if value is True else f"{flag}={value}")
+    return [*words, *what]
+
+
+def requeue_words(resources: Resources, *, checkpointed: bool) -> tuple[str, ...]:
+    """When a job is to run again: what was said, else what its callable can do."""
+    said = resources.requeue_words
+    if said is None:
+        return CHECKPOINTED if checkpointed else OTHERS
+    return () if "never" in said else said
+
+
+def submitit_parameters(resources: Resources, *, requeue: Sequence[str] = ()) -> dict[str, Any]:
+    """What `submitit.AutoExecutor.update_parameters` is given: one task on each node, an agent with its ranks.
+
+    Args:
+        resources: what was asked for.
+        requeue: when the job is to run again.
+    """
+    cpus = resources.cpus_per_task
+    minutes = resources.minutes or DEFAULT_MINUTES
+    additional: dict[str, Any] = dict(resources.slurm)
+    if requeue and not {"requeue", "no-requeue"} & additional.keys():
+        additional["requeue"] = True  # on some clusters no job runs again that does not say so
+    found: dict[str, Any] = {
+        "name": resources.name,
+        "timeout_min": minutes,
+        "nodes": resources.nodes,
+        "tasks_per_node": 1,
+        "cpus_per_task": cpus,
+        "gpus_per_node": resources.gpus_per_node or None,
+        "slurm_mem": f"{_memory(resources.mem)}" if resources.mem is not None else None,
+        "slurm_partition": resources.partition,
+        "slurm_account": resources.account,
+        "slurm_qos": resources.qos,
+        "slurm_constraint": resources.constraint,
+        "slurm_array_parallelism": resources.array_parallelism,
+        # Of a short job the larger part is to be over: a callable would be told at once, and never get anywhere.
+        "slurm_signal_delay_s": min(resources.notice, minutes * 60 // 3),
+        # Without the trap the shell of the job script would die of the first SIGTERM, and take srun along.
+        "slurm_setup": ["trap : TERM", *resources.setup],
+        # srun of Slurm 22.05 to 23.02 does not take the CPUs over from the job (slurm.commands.run_step).
+        "slurm_srun_args": [f"--cpus-per-task={cpus}"] if cpus else None,
+        "slurm_additional_parameters": additional or None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _memory(mem: str | float) -> str:
+    if isinstance(mem, str):
+        return mem
+    return f"{int(mem)}G" if mem == int(mem) else f"{int(mem * 1024)}M"

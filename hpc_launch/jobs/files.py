@@ -1,0 +1,109 @@
+"""The files of a submission, beside the job directory that its run has."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# In the folder of an executor, next to the job directories.
+SUBMITTED = "submitted"
+
+
+@dataclass(frozen=True)
+class JobFiles:
+    """The files of one submission; every name comes from here. Those that are submitit's have submitit's names.
+
+    Attributes:
+        base: the directory that they are in.
+        job_id: the job's id: `12`, `12_3` for one of an array, or what a job that Slurm does not know was called.
+    """
+
+    base: Path
+    job_id: str
+
+    @property
+    def record(self) -> Path:
+        """What was submitted."""
+        return self.base / f"{self.job_id}.json"
+
+    @property
+    def call(self) -> Path:
+        """The function with its arguments."""
+        return self.base / f"{self.job_id}_call.pkl"
+
+    @property
+    def outcome(self) -> Path:
+        """How it ended: written last, by the first task."""
+        return self.base / f"{self.job_id}_outcome.json"
+
+    @property
+    def process(self) -> Path:
+        """Which process sees to it, of a job that Slurm does not."""
+        return self.base / f"{self.job_id}_process.json"
+
+    @property
+    def log(self) -> Path:
+        """What the agent of the first task says."""
+        return self.base / f"{self.job_id}_0_log.out"
+
+    @property
+    def errors(self) -> Path:
+        """What it says as an error."""
+        return self.base / f"{self.job_id}_0_log.err"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        status: the exit status of its agents, the same on all nodes.
+        directory: its job directory.
+        time: when, in seconds since the epoch.
+    """
+
+    status: int
+    directory: Path
+    time: float = 0.0
+
+
+def read_outcome(path: Path) -> Outcome | None:
+    """How a job ended; None where that is not written yet."""
+    found = read_json(path)
+    if not isinstance(found.get("status"), int):
+        return None
+    return Outcome(found["status"], Path(str(found.get("directory", ""))), float(found.get("time", 0.0)))
+
+
+def outcome_of(status: int, directory: Path, now: float) -> Mapping[str, Any]:
+    """The outcome as it is written."""
+    return {"status": status, "directory": str(directory), "time": round(now, 3)}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object in a file; empty where there is none that can be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_once(path: Path, data: bytes) -> None:
+    """Write a file, whole; one that is there already stays. Several nodes may do so at the same time.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if path.exists():
+        return
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
+    temporary.write_bytes(data)
+    try:
+        temporary.rename(path)  # what another node has put there meanwhile is the same
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,63 @@
+"""Look at a job: read what its directory says now, and put it together with how Slurm says that it stands."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+
+from hpc_launch.jobs.standing import Standing, Subject
+from hpc_launch.jobs.view import JobView, Seen, chosen, compose, failures, root_cause
+from hpc_launch.records import history, progress
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.model import History, Worker
+
+# So many lines of output are shown.
+_LINES = 6
+
+# What terminals are told by: colours, cursor movements, titles.
+_CONTROL = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def look(subject: Subject, standing: Standing, directory: Path | None, now: float) -> JobView:
+    """See how a job is doing. Nothing in its directory makes this fail.
+
+    Args:
+        subject: the job.
+        standing: how it stands.
+        directory: its job directory, which need not be there; None where it is not known.
+        now: seconds since the epoch.
+    """
+    return compose(subject, standing, _read(directory), now)
+
+
+def _read(directory: Path | None) -> Seen:
+    if directory is None or not directory.is_dir():
+        return Seen(History(Path()))
+    found = history.read(directory)
+    cause = root_cause(found)
+    job = JobDirectory(directory.parent, directory.name)
+    curves = {rank: progress.curve(job, rank) for rank in chosen(found.progress, failures(cause))}
+    workers = found.attempts[-1].workers if found.attempts else ()
+    if not workers:
+        return Seen(found, curves)
+    # The worker that matters: the one that failed first, else rank 0.
+    source = (cause.first if cause is not None else None) or workers[0]
+    return Seen(found, curves, source.rank, _last_lines(source))
+
+
+def _last_lines(worker: Worker) -> tuple[str, ...]:
+    # Apart from this, nobody here needs what stands above.
+    from hpc_launch.elastic.console import last_lines  # noqa: PLC0415 - a part of elastic that knows no torch
+
+    files = [worker.files.err, worker.files.out]
+    if not worker.failed:
+        files.sort(key=_changed, reverse=True)
+    found = next((lines for path in files if (lines := last_lines(path, _LINES))), [])
+    return tuple(_CONTROL.sub("", line).rstrip() for line in found)
+
+
+def _changed(path: Path) -> float:
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0

@@ -1,0 +1,154 @@
+"""Read what the workers of a job have left: results by rank, and what ended it."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hpc_launch.errors import JobFailed, WorkerFailed
+from hpc_launch.jobs import remote
+from hpc_launch.jobs.files import read_json
+from hpc_launch.records import causes, history
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.model import Worker
+
+# What another node has written may be seen here some seconds later.
+LAG_SECONDS = 30.0
+
+_PAUSE = 0.2
+
+_RESULT = re.compile(r"rank_(\d+)\.result\.pkl")
+_RAISED = re.compile(r"rank_(\d+)\.raised\.pkl")
+
+
+def read(job: JobDirectory, job_id: str, *, functions: bool, patience: float = LAG_SECONDS) -> list[Any]:
+    """The results of all ranks, in their order, of the last attempt.
+
+    Args:
+        job: the job directory.
+        job_id: the job's id, for messages.
+        functions: a function was called; otherwise it was a script, which returns nothing.
+        patience: how long to wait for what other nodes have written.
+
+    Raises:
+        JobFailed: those of some ranks are not there.
+    """
+    end = time.monotonic() + patience
+    while True:
+        files = _numbered(job, _RESULT)
+        size = _world_size(files) if functions else _planned(job)
+        if not functions and size is not None:
+            return [None] * size
+        if size is not None and set(files) == set(range(size)):
+            return [_result(files[rank]) for rank in range(size)]
+        if time.monotonic() > end:
+            missing = ", ".join(map(str, sorted(set(range(size or 1)) - set(files))))
+            raise JobFailed(
+                f"job {job_id} ended well, but there is no result of rank {missing} in {job.path}", job_id=job_id
+            )
+        time.sleep(_PAUSE)
+
+
+def _numbered(job: JobDirectory, pattern: re.Pattern[str]) -> dict[int, Path]:
+    """The files of that name in the last attempt, by rank."""
+    attempts = job.attempts()
+    if not attempts:
+        return {}
+    found = {}
+    for path in job.attempt(attempts[-1]).glob("*/rank_*.pkl"):
+        match = pattern.fullmatch(path.name)
+        if match:
+            found[int(match[1])] = path
+    return found
+
+
+def _world_size(files: dict[int, Path]) -> int | None:
+    for path in files.values():
+        with path.open("rb") as file:
+            size: int = pickle.load(file)["world_size"]  # noqa: S301 - the user's own job wrote it
+            return size
+    return None
+
+
+def _planned(job: JobDirectory) -> int | None:
+    derived = read_json(job.last_plan).get("derived", {})
+    try:
+        nodes, ranks = (int(derived[name]["value"].partition(":")[0]) for name in ("nnodes", "nproc_per_node"))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return nodes * ranks
+
+
+def _result(path: Path) -> Any:
+    with path.open("rb") as file:
+        pickle.load(file)  # noqa: S301 - the header
+        return pickle.load(file)  # noqa: S301 - as above
+
+
+def failure(job: JobDirectory, job_id: str, status: int, state: str, last_words: Callable[[], str]) -> BaseException:
+    """What ended a job: the exception of the worker that failed first, else an error that says what is known.
+
+    Args:
+        job: the job directory.
+        job_id: the job's id.
+        status: the exit status of the job.
+        state: what Slurm calls it.
+        last_words: gives what the launcher said last.
+    """
+    found = history.read(job.path)
+    attempt = found.attempts[-1] if found.attempts else None
+    cause = causes.of(found, attempt) if attempt is not None else None
+    blamed = cause.first if cause is not None else None
+    # What workers raise because they are stopped is no reason for anything.
+    stopped = attempt is not None and bool(attempt.signal)
+    raised = None if stopped else _raised(job, blamed)
+    if raised is not None:
+        log = _log(job, raised.host, raised.rank)
+        again = remote.again(raised, job_id, log)
+        if again is not None:
+            return again
+        error: BaseException = WorkerFailed(
+            f"job {job_id}: rank {raised.rank} on {raised.host} raised {raised.kind}: {raised.message}; its log: {log}",
+            job_id=job_id,
+            rank=raised.rank,
+            host=raised.host,
+            status=status,
+            log=log,
+        )
+        error.__cause__ = remote.RemoteTraceback(raised.text, raised.rank, raised.host, log)
+        return error
+    if blamed is not None and blamed.exitcode is not None:
+        log, code = str(blamed.files.err), blamed.exitcode
+        why = causes.what(blamed)
+        return WorkerFailed(
+            f"job {job_id}: rank {blamed.rank} on {blamed.host} ended with {causes.ending(blamed)}"
+            f"{f' ({why})' if why else ''}; its log: {log}",
+            job_id=job_id,
+            rank=blamed.rank,
+            host=blamed.host,
+            signal=causes.signal_name(code) if code < 0 else "",
+            status=code if code >= 0 else 128 - code,
+            log=log,
+        )
+    words = last_words()
+    why = f": {words}" if words else ""
+    return JobFailed(
+        f"job {job_id} ended with status {status} ({state}){why}", job_id=job_id, state=state, exit_status=status
+    )
+
+
+def _raised(job: JobDirectory, blamed: Worker | None) -> remote.Raised | None:
+    """What the worker that is to blame has raised; without one, what was raised first."""
+    noted = _numbered(job, _RAISED)
+    paths = [*noted.values()] if blamed is None else [noted[blamed.rank]] if blamed.rank in noted else []
+    found = [raised for path in paths if (raised := remote.read(path)) is not None]
+    return min(found, key=lambda raised: raised.time, default=None)
+
+
+def _log(job: JobDirectory, host: str, rank: int) -> str:
+    attempts = job.attempts()
+    return str(job.rank(attempts[-1], host, rank).err) if attempts else ""

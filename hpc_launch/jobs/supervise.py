@@ -1,0 +1,53 @@
+"""See to a job that was started here, and outlive who has: `python -m hpc_launch.jobs.supervise BASE JOB`."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from hpc_launch.errors import HpcLaunchError
+from hpc_launch.jobs import agents
+from hpc_launch.jobs.files import JobFiles, read_json
+from hpc_launch.node import processes
+from hpc_launch.records import directory
+from hpc_launch.records.directory import JobDirectory
+
+
+def start(files: JobFiles) -> None:
+    """Start what the record of a job names. It is nobody's child, and goes on when this process ends.
+
+    Raises:
+        HpcLaunchError: it could not be started.
+    """
+    with files.log.open("ab") as out, files.errors.open("ab") as errors:
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, str(files.base), files.job_id],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=errors,
+            check=False,
+        )
+    if done.returncode:
+        raise HpcLaunchError(f"job {files.job_id} could not be started: see {files.errors}")
+
+
+def main(base: str, job_id: str) -> None:
+    """Leave a process behind that runs the agent, or the step, and writes down how it ended."""
+    files = JobFiles(Path(base), job_id)
+    pid = os.fork()  # this process has a single thread
+    if pid:
+        who = {"pid": pid, "started": processes.start_time(pid), "host": socket.gethostname()}
+        directory.write_json(files.process, who)
+        return
+    os.setsid()
+    record = read_json(files.record)
+    job = Path(record["directory"])
+    status = agents.run(record["command"])
+    agents.conclude(files, JobDirectory(job.parent, job.name), status, {})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

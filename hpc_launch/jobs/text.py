@@ -1,0 +1,176 @@
+"""A view of a job as plain text, for terminals, logs and `print(job)`. Pure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from hpc_launch import hostlist
+from hpc_launch.jobs.standing import Phase
+from hpc_launch.jobs.view import JobView, RankView
+
+# What a phase is called where people read it.
+WORDS: dict[Phase, str] = {
+    "waiting": "waiting",
+    "running": "running",
+    "ending": "ending",
+    "done": "done",
+    "failed": "failed",
+    "stopped": "stopped",
+    "unknown": "unknown",
+}
+
+_BAR, _CURVE = 20, 24
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_LEVELS = "▁▂▃▄▅▆▇█"
+
+# So many values of a rank fit in a line.
+_MOST_VALUES = 4
+
+# Seconds without a mark that are worth a word.
+_LONG_SILENCE = 60.0
+
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+
+
+def render(view: JobView) -> str:
+    """The whole view, several lines without an end of line after the last."""
+    return "\n".join(_lines(view))
+
+
+def headline(view: JobView) -> str:
+    """The view in one line."""
+    return ", ".join([f"{view.subject.name} (job {view.subject.job_id}): {WORDS[view.phase]}", *facts(view)])
+
+
+def facts(view: JobView) -> tuple[str, ...]:
+    """What is to be said about a job beside its state: a few words each."""
+    return tuple(word for word in (view.why_waiting, *_place(view), *_times(view), view.standing.note) if word)
+
+
+def _place(view: JobView) -> Iterator[str]:
+    asked = view.standing.nodes_asked
+    if view.hosts:
+        yield f"on {hostlist.display(view.hosts)}"
+    elif asked and view.phase == "waiting":
+        yield f"asks for {asked} node{'s' if asked > 1 else ''}"
+    if view.world_size:
+        yield f"{view.world_size} rank{'s' if view.world_size > 1 else ''}"
+    elif view.phase == "running":
+        yield "starting"
+    if view.attempt:
+        yield f"attempt {view.attempt}"
+
+
+def _times(view: JobView) -> Iterator[str]:
+    if view.estimate is not None:
+        yield f"expected to start at {clock(view.estimate, view.now)}"
+    if view.elapsed is not None:
+        yield f"{duration(view.elapsed)} {'in all' if view.standing.over else 'so far'}"
+    if view.time_left is not None:
+        yield f"{duration(view.time_left)} left"
+    if view.training_left is not None:
+        yield f"finishes in about {duration(view.training_left)}"
+    if view.silence is not None and view.silence > _LONG_SILENCE:
+        yield f"no progress for {duration(view.silence)}"
+
+
+def values(view: RankView) -> str:
+    """What a rank says beside its step: the first of it, where it says much."""
+    return "  ".join(f"{name} {number(value)}" for name, value in [*view.mark.values.items()][:_MOST_VALUES])
+
+
+def steps(view: RankView) -> str:
+    """How far a rank is."""
+    mark = view.mark
+    if mark.step is None:
+        return ""
+    return f"step {number(mark.step)}" + (f" of {number(mark.total)}" if mark.total is not None else "")
+
+
+def others(view: JobView) -> str:
+    """Where the ranks are that are not shown one by one; empty if there are none."""
+    reached = sorted(mark.step for mark in view.others if mark.step is not None)
+    if not view.others:
+        return ""
+    between = f": step {number(reached[0])}" if reached else ""
+    between += f" to {number(reached[-1])}" if reached and reached[-1] != reached[0] else ""
+    return f"and {len(view.others)} more ranks{between}"
+
+
+def number(value: float | str) -> str:
+    """A number as people write it, with four digits that matter; whole ones whole."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(int(value)) if value == int(value) else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as squeue has them: `1-02:03:04`, `2:03:04`, `3:04`, but `4 s`."""
+    whole = int(seconds)
+    if whole < _MINUTE:
+        return f"{whole} s"
+    days, rest = divmod(whole, _DAY)
+    hours, rest = divmod(rest, _HOUR)
+    minutes, rest = divmod(rest, _MINUTE)
+    if days:
+        return f"{days}-{hours:02}:{minutes:02}:{rest:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def clock(moment: float, now: float) -> str:
+    """A time of day, with the day if that is not within a day's time."""
+    form = "%H:%M" if abs(moment - now) < _DAY / 2 else "%Y-%m-%d %H:%M"
+    return time.strftime(form, time.localtime(moment))
+
+
+def bar(share: float, width: int = _BAR) -> str:
+    """A bar of text."""
+    eighths = round(share * width * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(width)
+
+
+def curve(points: Sequence[tuple[float, float]], width: int = _CURVE) -> str:
+    """A curve of text, by the value that each part of the way ended with; empty for less than two points."""
+    if len({step for step, _ in points}) < 2:  # noqa: PLR2004 - a line has two ends
+        return ""
+    first, last = points[0][0], points[-1][0]
+    found = {min(width - 1, int((step - first) / (last - first) * width)): value for step, value in points}
+    low, high = min(found.values()), max(found.values())
+    text, value = "", 0.0
+    for cell in range(width):
+        value = found.get(cell, value)
+        height = (value - low) / (high - low) if high > low else 0.5
+        text += _LEVELS[round(height * (len(_LEVELS) - 1))]
+    return text
+
+
+def _lines(view: JobView) -> Iterator[str]:
+    yield headline(view)
+    rows = [_row(each) for each in view.ranks]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield ("  " + "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True) if width)).rstrip()
+    if others(view):
+        yield f"  {others(view)}"
+    if view.cause:
+        yield f"  {view.cause}"
+    if view.lines:
+        yield f"  last lines of {view.source}:"
+        yield from (f"  | {line}" for line in view.lines)
+    if view.directory is not None:
+        yield f"  files in {view.directory}"
+
+
+def _row(each: RankView) -> tuple[str, ...]:
+    return (
+        f"rank {each.rank}" + (f" on {each.host}" if each.host else ""),
+        "" if each.share is None else f"|{bar(each.share)}| {each.share:4.0%}",
+        steps(each),
+        values(each),
+        curve(each.curve),
+        "failed" if each.failed else "",
+    )

@@ -1,0 +1,241 @@
+"""What there is to see of a job at one moment, as a value: its state, its nodes, how far each rank is. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hpc_launch.jobs.standing import Phase, Standing, Subject, explain
+from hpc_launch.records import causes, telling
+from hpc_launch.records.causes import RootCause
+from hpc_launch.records.model import History, Mark
+from hpc_launch.records.progress import points, share
+
+# More ranks are not shown one by one: who looks at a curve sees no more, and reading them costs.
+MOST_RANKS = 8
+
+
+@dataclass(frozen=True)
+class RankView:
+    """One rank.
+
+    Attributes:
+        rank: its number.
+        host: its node; empty where that is not known.
+        mark: what it marked last.
+        curve: a value over the steps, `JobView.value`; empty where there is none.
+        left: seconds until it reaches its total at its present pace; None where that cannot be told.
+        failed: whether it is known to have failed.
+    """
+
+    rank: int
+    host: str
+    mark: Mark
+    curve: tuple[tuple[float, float], ...] = ()
+    left: float | None = None
+    failed: bool = False
+
+    @property
+    def share(self) -> float | None:
+        """How much is done, from 0.0 to 1.0; None where that cannot be known."""
+        return share(self.mark)
+
+
+@dataclass(frozen=True)
+class JobView:
+    """What there is to see of a job.
+
+    Attributes:
+        subject: what it is of.
+        now: the moment of this view, in seconds since the epoch.
+        standing: how the job stands.
+        world_size: how many workers it has; 0 before they start.
+        attempt: the number of its last attempt; None before the first.
+        hosts: its nodes.
+        ranks: those that are shown one by one, of those that have marked progress.
+        others: the last marks of those that are not.
+        value: the name of the value that is drawn; empty where there is none.
+        lines: its last lines of output, and `source` whose they are.
+        cause: why it failed, in a line.
+        end: when it will end at the latest; None where that is open.
+        directory: the job directory; None where there is none yet.
+    """
+
+    subject: Subject
+    now: float
+    standing: Standing
+    world_size: int = 0
+    attempt: int | None = None
+    hosts: tuple[str, ...] = ()
+    ranks: tuple[RankView, ...] = ()
+    others: tuple[Mark, ...] = ()
+    value: str = ""
+    lines: tuple[str, ...] = ()
+    source: str = ""
+    cause: str = ""
+    end: float | None = None
+    directory: Path | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """What the job is doing."""
+        return self.standing.phase
+
+    @property
+    def elapsed(self) -> float | None:
+        """Seconds since it began, to its end; None before."""
+        start = self.standing.start
+        if self.phase == "waiting" or start is None:
+            return None
+        if not self.standing.over or self.standing.end is None:
+            return max(0.0, self.now - start)
+        return self.standing.end - start if self.standing.end > start else None  # it was cancelled before it began
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds until Slurm ends it; None where it has no such end, and when it does not run."""
+        if self.end is None or self.phase not in ("running", "ending"):
+            return None
+        return max(0.0, self.end - self.now)
+
+    @property
+    def estimate(self) -> float | None:
+        """When it is expected to start; None where nobody says so."""
+        start = self.standing.start
+        return start if self.phase == "waiting" and start is not None and start > self.now else None
+
+    @property
+    def why_waiting(self) -> str:
+        """Slurm's reason with what it means; empty where there is none."""
+        return explain(self.standing.reason) if self.phase == "waiting" else ""
+
+    @property
+    def share(self) -> float | None:
+        """How much of the training is done: as much as the rank has that is furthest behind."""
+        shares = [found for mark in self._marks() if (found := share(mark)) is not None]
+        return min(shares, default=None)
+
+    @property
+    def training_left(self) -> float | None:
+        """Seconds that the training will still take at its present pace; None where that cannot be told."""
+        found = [view.left for view in self.ranks if view.left is not None]
+        return max(found) if found and self.phase == "running" else None
+
+    @property
+    def silence(self) -> float | None:
+        """Seconds since a rank has last marked progress, while the job runs; None where none ever has."""
+        last = max((mark.time for mark in self._marks()), default=None)
+        return None if last is None or self.phase != "running" else max(0.0, self.now - last)
+
+    def _marks(self) -> Iterable[Mark]:
+        yield from (view.mark for view in self.ranks)
+        yield from self.others
+
+
+def chosen(marks: Sequence[Mark], failed: Iterable[int] = ()) -> tuple[int, ...]:
+    """The ranks that are shown one by one: all of a few; of many rank 0, those that failed, and those furthest behind.
+
+    Args:
+        marks: the last word of each rank.
+        failed: the ranks that have failed.
+    """
+    if len(marks) <= MOST_RANKS:
+        return tuple(mark.rank for mark in marks)
+    bad = set(failed)
+    behind = sorted(marks, key=lambda mark: (mark.rank != 0, mark.rank not in bad, mark.step or 0.0, mark.rank))
+    return tuple(sorted(mark.rank for mark in behind[:MOST_RANKS]))
+
+
+def main_value(marks: Iterable[Mark]) -> str:
+    """The name of the value that is worth a curve: the loss, else the first number. Pure."""
+    names = dict.fromkeys(name for mark in marks for name, value in mark.values.items() if not isinstance(value, str))
+    return next((name for name in names if "loss" in name.lower()), next(iter(names), ""))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen in a job directory.
+
+    Attributes:
+        history: what happened.
+        curves: what the ranks that are shown one by one have marked on the way (`chosen`).
+        source: the rank whose output matters; None where there is none yet.
+        lines: the last lines of it.
+    """
+
+    history: History
+    curves: Mapping[int, Sequence[Mark]] = field(default_factory=dict)
+    source: int | None = None
+    lines: tuple[str, ...] = ()
+
+
+def compose(subject: Subject, standing: Standing, seen: Seen, now: float) -> JobView:
+    """Put together what is known.
+
+    Args:
+        subject: the job.
+        standing: how it stands.
+        seen: what its directory says.
+        now: seconds since the epoch.
+    """
+    history = seen.history
+    attempt = history.attempts[-1] if history.attempts else None
+    marks = history.progress
+    value = main_value(marks)
+    hosts = {worker.rank: worker.host for worker in attempt.workers} if attempt is not None else {}
+    cause = root_cause(history)
+    failed = failures(cause)
+    return JobView(
+        subject=subject,
+        now=now,
+        standing=standing,
+        world_size=attempt.world_size if attempt is not None else 0,
+        attempt=attempt.number if attempt is not None else None,
+        hosts=standing.nodes or (attempt.hosts if attempt is not None else ()),
+        ranks=tuple(
+            RankView(
+                mark.rank,
+                hosts.get(mark.rank, ""),
+                mark,
+                points(seen.curves[mark.rank], value),
+                remaining(seen.curves[mark.rank], now),
+                mark.rank in failed,
+            )
+            for mark in marks
+            if mark.rank in seen.curves
+        ),
+        others=tuple(mark for mark in marks if mark.rank not in seen.curves),
+        value=value,
+        lines=seen.lines,
+        source="" if seen.source is None else f"rank {seen.source}",
+        cause=telling.headline(cause) if cause is not None and standing.over else "",
+        end=history.end_time if history.end_time is not None else standing.end,
+        directory=history.path if history.path.parts else None,
+    )
+
+
+def root_cause(history: History) -> RootCause | None:
+    """Why the last attempt failed; None if it did not, or not yet. Pure."""
+    return causes.of(history, history.attempts[-1]) if history.attempts else None
+
+
+def failures(cause: RootCause | None) -> tuple[int, ...]:
+    """The ranks that failed by themselves, the first one first. Pure."""
+    return tuple(worker.rank for group in cause.groups for worker in group.workers) if cause is not None else ()
+
+
+def remaining(curve: Sequence[Mark], now: float) -> float | None:
+    """Seconds until a rank reaches its total, at the pace of the second half of its attempt; None if unknown. Pure."""
+    last = curve[-1] if curve else None
+    if last is None or last.step is None or last.total is None:
+        return None
+    mine = [mark for mark in curve if mark.attempt == last.attempt and mark.step is not None]
+    earlier = [mark for mark in mine if mark.time <= (mine[0].time + last.time) / 2]
+    if not earlier:  # a clock that was put back
+        return None
+    steps, seconds = last.step - (earlier[-1].step or 0.0), last.time - earlier[-1].time
+    if steps <= 0 or seconds <= 0:
+        return None
+    left = (last.total - last.step) * seconds / steps - max(0.0, now - last.time)
+    return left if left > 0 else None

@@ -1,0 +1,103 @@
+"""How far training is, as its workers say (`runtime.mark_progress`): last words, and curves that stay small.
+
+A *mark* is one JSON object, `{"time": ..., "attempt": ..., "step": ..., "total": ..., "values": {...}}`. A rank's last
+one is `progress/rank_<r>.json`. Its curve, `progress/rank_<r>.jsonl`, has the mark of call 1, 2, ..., 400 of an
+attempt, and from then on of every one that is half a percent later than the one before (`next_point`). So nothing is
+ever rewritten, the last half of the training has more than a hundred points at any time, all ranks keep the same steps,
+and a million calls leave some 2,000 lines, a thousand million some 3,400.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Sequence
+
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.model import Mark
+from hpc_launch.records.parsing import Fields, content, entries, number, parse, parse_lines
+
+# So many calls are all kept, and of the later ones each that is this part of their number after the one before.
+_FINENESS = 200
+
+_RANK = re.compile(r"rank_(\d{1,9})\.json")
+
+# Bytes: more is not read of a curve's end. That is some 40,000 marks; only a job of very many attempts has more.
+_LARGEST = 1 << 22
+
+
+def next_point(call: int) -> int:
+    """The next call of an attempt whose mark is kept in the curve, after a call that was. Pure."""
+    return call + max(1, call // _FINENESS)
+
+
+def read_mark(rank: int, fields: Fields) -> Mark:
+    """Read a mark; what is missing or makes no sense is left out. Pure."""
+    values = {
+        str(name): value
+        for name, value in fields.inner("values").values.items()
+        if isinstance(value, (str, bool)) or number(value) is not None
+    }
+    return Mark(
+        rank=rank,
+        time=fields.number("time") or 0.0,
+        attempt=fields.whole("attempt"),
+        step=fields.number("step"),
+        total=fields.number("total"),
+        values=values,
+    )
+
+
+def share(mark: Mark) -> float | None:
+    """How much is done, from 0.0 to 1.0; None where that cannot be known. Pure."""
+    if mark.step is None or mark.total is None or mark.total <= 0:
+        return None
+    return min(max(mark.step / mark.total, 0.0), 1.0)
+
+
+def joined(marks: Sequence[Mark]) -> tuple[Mark, ...]:
+    """Leave out what was done again: a later attempt counts from its first step on. Pure."""
+    kept: list[Mark] = []
+    for mark in marks:
+        if mark.step is not None and kept and mark.attempt != kept[-1].attempt:
+            kept = [old for old in kept if old.step is None or old.step < mark.step]
+        kept.append(mark)
+    return tuple(kept)
+
+
+def points(marks: Iterable[Mark], value: str) -> tuple[tuple[float, float], ...]:
+    """The steps at which a value was said, with the value: what a curve of it goes through. Pure."""
+    return tuple(
+        (mark.step, float(found))
+        for mark in marks
+        if mark.step is not None and not isinstance(found := mark.values.get(value, ""), str)
+    )
+
+
+def last_words(job: JobDirectory) -> tuple[Mark, ...]:
+    """Read the last word of every rank that has said one, by rank."""
+    names = entries(job.progress(0).parent)
+    ranks = sorted(int(match[1]) for name in (names or ()) if (match := _RANK.fullmatch(name)))
+    return tuple(mark for rank in ranks if (mark := _last_word(job, rank)) is not None)
+
+
+def curve(job: JobDirectory, rank: int) -> tuple[Mark, ...]:
+    """Read what a rank has said on the way, to its last word; empty where it has said nothing.
+
+    Lines that are none (torn by a full disk or a killed worker) are left out.
+    """
+    data = b""
+    with contextlib.suppress(OSError), job.curve(rank).open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - _LARGEST))
+        data = file.read()
+    marks = [read_mark(rank, fields) for fields in parse_lines(data)[0]]
+    last = _last_word(job, rank)
+    if last is not None and (not marks or marks[-1] != last):
+        marks.append(last)
+    return joined(marks)
+
+
+def _last_word(job: JobDirectory, rank: int) -> Mark | None:
+    data = content(job.progress(rank))
+    fields = parse(data) if isinstance(data, bytes) else None
+    return None if fields is None else read_mark(rank, fields)

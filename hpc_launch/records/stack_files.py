@@ -1,0 +1,84 @@
+"""The files of stacks in a job directory: one for people per rank, and one for programs with all that was seen."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpc_launch.errors import LogDirError, reason
+from hpc_launch.records import directory
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.stacks import Seen
+
+
+def name_of(moment: float) -> str:
+    """The name of the directory for what is seen now; its users see to it that there is none yet."""
+    return time.strftime("%Y%m%d-%H%M%S", time.localtime(moment))
+
+
+def reserve(job: JobDirectory, moment: float) -> str:
+    """Make such a directory, whose name nobody has; returns the name.
+
+    Raises:
+        LogDirError: naming the directory and the reason.
+    """
+    name = name_of(moment)
+    directory.make(job.stacks(name).parent)
+    for number in range(1, 1000):
+        chosen = name if number == 1 else f"{name}-{number}"
+        try:
+            job.stacks(chosen).mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise LogDirError(f"cannot write in {job.stacks(chosen)}: {reason(error)}") from error
+        return chosen
+    raise LogDirError(f"cannot write in {job.stacks(name)}: it is there already")
+
+
+def write_ranks(job: JobDirectory, name: str, seen: Sequence[Seen]) -> None:
+    """Write what was seen of each rank.
+
+    Raises:
+        LogDirError: naming the directory and the reason.
+    """
+    ranks: dict[tuple[str, int], list[Seen]] = {}
+    for one in seen:
+        ranks.setdefault((one.host, one.rank), []).append(one)
+    for (host, rank), those in ranks.items():
+        path = job.rank_stacks(name, host, rank)
+        directory.make(path.parent)
+        try:
+            path.write_text(f"rank {rank} on {host}\n\n" + "\n".join(map(_text, those)))
+        except OSError as error:
+            raise LogDirError(f"cannot write in {path.parent}: {reason(error)}") from error
+
+
+def write_all(job: JobDirectory, name: str, attempt: int, moment: float, seen: Sequence[Seen]) -> None:
+    """Write all that was seen for programs.
+
+    Raises:
+        LogDirError: naming the directory and the reason.
+    """
+    facts = {"job": job.job, "attempt": attempt, "time": moment, "processes": [one.as_dict() for one in seen]}
+    directory.write_json(job.stacks(name) / "stacks.json", facts)
+
+
+def read_all(path: Path) -> tuple[Seen, ...]:
+    """Read that back.
+
+    Raises:
+        OSError, ValueError, TypeError, KeyError: where it cannot be read, or is something else.
+    """
+    return tuple(Seen.of(one) for one in json.loads(path.read_text())["processes"])
+
+
+def _text(one: Seen) -> str:
+    """What was seen of a process, for a person."""
+    whose = f", child of {one.parent}" if one.parent else ""
+    how = f"by {one.by}" if one.by else f"not seen: {one.why}" if one.why else ""
+    about = "; ".join(filter(None, (one.state, how)))
+    process = f"process {one.pid} ({one.name}){whose}: " if one.pid else ""
+    return f"{process}{about}\n{one.text}"

@@ -1,0 +1,73 @@
+"""Stacks as a person reads them: alike with alike, what the fewest ranks do first. Pure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from hpc_launch import hostlist
+from hpc_launch.records.stacks import Frame, Group, named
+from hpc_launch.review.stacks import Stacks
+
+# Of deeper stacks the innermost calls and the outermost are shown.
+_INNER = 12
+_OUTER = 4
+
+# Of further threads and children, so many kinds.
+_KINDS = 20
+
+
+def text(stacks: Stacks, *, whole: bool = False) -> str:
+    """All of it.
+
+    Args:
+        stacks: what was seen.
+        whole: every call of every stack, and those of further threads and children too.
+    """
+    return "\n".join(_lines(stacks, whole=whole))
+
+
+def _lines(stacks: Stacks, *, whole: bool) -> Iterator[str]:
+    folded = stacks.folded
+    total = len({one.rank for one in stacks.seen})
+    when = time.strftime("%H:%M:%S", time.localtime(stacks.time))
+    ranks = f"{total} rank{'s' if total != 1 else ''}"
+    yield f"{stacks.job}, attempt {stacks.attempt}, {ranks} at {when}; innermost call first"
+    for group in folded.groups:
+        of = f" ({len(group.ranks)} of {total})" if len(folded.groups) > 1 or folded.unseen else ""
+        yield ""
+        yield f"{named(group.ranks)} on {hostlist.display(group.hosts)}{of}"
+        yield from _frames(group.frames, whole=whole) if group.frames else iter(["    outside of Python"])
+    for those in folded.unseen:
+        yield ""
+        yield f"{named(those.ranks)} on {hostlist.display(those.hosts)} ({len(those.ranks)} of {total}): no stack"
+        for words in filter(None, (those.state, those.why)):
+            yield f"    {words}"
+    if folded.others:
+        yield ""
+        yield "further threads and child processes"
+        yield from _others(folded.others, whole=whole)
+    if stacks.path is not None:
+        yield ""
+        yield f"in full: {stacks.path}"
+    for note in stacks.notes:
+        yield f"note: {note}"
+
+
+def _others(groups: Sequence[Group], *, whole: bool) -> Iterator[str]:
+    for group in groups if whole else groups[:_KINDS]:
+        yield f"    {group.count} x {group.what} of {named(group.ranks)}: {group.place}"
+        if whole:
+            yield from (f"    {line}" for line in _frames(group.frames, whole=True))
+    if len(groups) > _KINDS and not whole:
+        yield f"    and {len(groups) - _KINDS} more kinds (--whole)"
+
+
+def _frames(frames: Sequence[Frame], *, whole: bool) -> Iterator[str]:
+    left_out = 0 if whole else max(0, len(frames) - _INNER - _OUTER)
+    shown = frames if left_out <= 1 else (*frames[:_INNER], *frames[-_OUTER:])
+    for number, frame in enumerate(shown):
+        if left_out > 1 and number == _INNER:
+            yield f"    ... {left_out} more calls (--whole)"
+        where = f"{frame.short}:{frame.line}" if frame.line else frame.short
+        yield f"    {frame.function} ({where})"

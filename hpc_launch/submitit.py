@@ -1,0 +1,7 @@
+"""For those who keep their own submitit executor: `executor.submit(ElasticTask("train.py", "--lr", "1e-3"))`."""
+
+from __future__ import annotations
+
+from hpc_launch.jobs.task import ElasticTask
+
+__all__ = ["ElasticTask"]

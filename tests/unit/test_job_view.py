@@ -1,0 +1,344 @@
+"""What is to be seen of a job, at every moment of its life: as a value, as text and as HTML."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from hpc_launch.jobs import drawing, html, text
+from hpc_launch.jobs.look import look
+from hpc_launch.jobs.standing import Standing, Subject, explain
+from hpc_launch.jobs.view import JobView, RankView, chosen, main_value, remaining
+from hpc_launch.records import directory
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.model import Mark
+from tests import histories
+
+NOW = 1_718_000_100.0
+SUBJECT = Subject("train", "4711", "Slurm")
+RUNNING = Standing("RUNNING", nodes=("gpu001", "gpu002"), start=NOW - 90, end=NOW + 3600)
+
+
+def mark(rank: int, step: float | None, time: float = NOW, values: Mapping[str, float | str] | None = None) -> Mark:
+    return Mark(rank, time, 0, step, 100, values or {})
+
+
+def view(standing: Standing = RUNNING, **facts: Any) -> JobView:
+    return dataclasses.replace(JobView(SUBJECT, NOW, standing, end=standing.end), **facts)
+
+
+def seen(folder: Path, standing: Standing = RUNNING, made: histories.Made | None = None) -> JobView:
+    """See a job of some history."""
+    path = histories.write(folder / "logs" / "4711.0", made)
+    return look(SUBJECT, standing, path, NOW)
+
+
+# ---- waiting
+
+
+def test_a_job_that_waits() -> None:
+    """Slurm's reason is there with its meaning, and the start that Slurm expects; nothing of times that are not yet."""
+    waiting = Standing("PENDING", "Priority", nodes_asked=2, start=NOW + 2400, end=NOW + 6000)
+
+    assert re.fullmatch(
+        r"train \(job 4711\): waiting, Priority: others are first, asks for 2 nodes, expected to start at \d\d:\d\d",
+        text.render(view(waiting)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("reason", "meaning"),
+    [
+        ("None", ""),
+        ("", ""),
+        ("Resources", "Resources: first in the queue, until enough nodes are free"),
+        ("ReqNodeNotAvail, Reserved", "ReqNodeNotAvail, Reserved: a node that it needs is down, drained or reserved"),
+        ("QOSMaxJobsPerUserLimit", "QOSMaxJobsPerUserLimit: a limit of yours, or of your group, is reached"),
+        ("AssocGrpGRESMinutes", "AssocGrpGRESMinutes: a limit of yours, or of your group, is reached"),
+        ("SomethingNew", "SomethingNew"),
+    ],
+)
+def test_reasons(reason: str, meaning: str) -> None:
+    """What is not known is said as Slurm says it."""
+    assert explain(reason) == meaning
+
+
+def test_an_expected_start_that_has_passed() -> None:
+    """It is no estimate any more."""
+    assert view(Standing("PENDING", start=NOW - 1)).estimate is None
+
+
+@pytest.mark.parametrize(
+    ("state", "phase", "over"),
+    [
+        ("PENDING", "waiting", False),
+        ("REQUEUED", "waiting", False),
+        ("RUNNING", "running", False),
+        ("COMPLETING", "ending", False),
+        ("COMPLETED", "done", True),
+        ("TIMEOUT", "failed", True),
+        ("CANCELLED", "stopped", True),
+        ("", "unknown", False),
+        ("NEW_STATE", "unknown", False),
+    ],
+)
+def test_states(state: str, phase: str, *, over: bool) -> None:
+    assert (Standing(state).phase, Standing(state).over) == (phase, over)
+
+
+# ---- running
+
+
+def test_a_job_that_runs(tmp_path: Path) -> None:
+    """Nodes, ranks, times, progress, last lines and files: what its directory says, put together."""
+    made = histories.Made(attempts=1, ending="", begin=NOW - 90)
+    path = histories.write(tmp_path / "logs/4711.0", made)
+    job = JobDirectory(path.parent, path.name)
+    for rank, step in enumerate([50, 40]):
+        directory.make(job.curve(rank).parent)
+        words = [
+            {"time": NOW - 50 + each, "attempt": 0, "step": each, "total": 100, "values": {"lr": 0.1, "loss": 1 / each}}
+            for each in range(1, step + 1)
+        ]
+        directory.append(job.curve(rank), "".join(f"{json.dumps(word)}\n" for word in words))
+        directory.write_json(job.progress(rank), words[-1])
+    out = job.rank(0, "gpu001", 0).out
+    directory.make(out.parent)
+    out.write_text("first\n" * 9 + "10%\r20%\r\x1b[32mgreen\x1b[0m\ttab\n")
+    found = look(SUBJECT, RUNNING, path, NOW)
+    lines = text.render(found).splitlines()
+
+    assert lines[0].startswith("train (job 4711): running, on gpu[001-002], 8 ranks, 1:30 so far, ")
+    assert "finishes in about " in lines[0]
+    assert lines[1].startswith("  rank 0 on gpu001  |██████████          |  50%  step 50 of 100  lr 0.1  loss 0.02   █")
+    assert lines[2].startswith("  rank 1 on gpu001  |████████            |  40%  step 40 of 100  lr 0.1  loss 0.025  █")
+    assert lines[3:] == ["  last lines of rank 0:", *["  | first"] * 5, "  | green\ttab", f"  files in {path}"]
+    assert (found.value, found.share) == ("loss", 0.4)
+
+
+def test_many_ranks(tmp_path: Path) -> None:
+    """Of many ranks a few are shown one by one, and of the others how far they are."""
+    path = histories.write(tmp_path / "logs/1.0", histories.Made(nodes=4, per_node=8, attempts=1, ending=""))
+    job = JobDirectory(path.parent, path.name)
+    for rank in range(32):
+        directory.write_json(job.progress(rank), {"time": NOW, "attempt": 0, "step": 1000 - rank, "values": {}})
+    found = look(SUBJECT, RUNNING, path, NOW)
+
+    assert [each.rank for each in found.ranks] == [0, *range(25, 32)]
+    assert text.others(found) == "and 24 more ranks: step 976 to 999"
+
+
+def test_who_is_shown() -> None:
+    """Rank 0, those that failed, and those furthest behind."""
+    marks = [mark(rank, 100 + rank) for rank in range(100)]
+
+    assert chosen(marks[:8]) == tuple(range(8))
+    assert chosen(marks, failed=[99, 50]) == (0, 1, 2, 3, 4, 5, 50, 99)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [(["lr", "train_loss", "loss"], "train_loss"), (["accuracy"], "accuracy"), (["phase"], ""), ([], "")],
+)
+def test_the_value_that_is_drawn(names: list[str], expected: str) -> None:
+    """A loss, else the first number."""
+    values: dict[str, float | str] = {name: "warm" if name == "phase" else 0.5 for name in names}
+
+    assert main_value([mark(0, 1, values=values)]) == expected
+
+
+@pytest.mark.parametrize(
+    ("steps", "left"),
+    [
+        ([(0, 0), (10, 10), (20, 20)], 80),
+        ([(0, 0), (20, 10), (40, 50)], 25),  # the pace of the second half
+        ([(0, 0), (0.5, 10), (1, 50), (2, 100)], None),
+        ([(0, 50)], None),
+        ([(0, 50), (10, 50)], None),
+        ([(10, 40), (0, 50)], None),
+        ([], None),
+    ],
+)
+def test_what_is_left_of_the_training(steps: list[tuple[float, float]], left: float | None) -> None:
+    """The pace of the second half goes on; what makes no sense gives no number."""
+    assert remaining([mark(0, step, time=time) for time, step in steps], max([0, *(time for time, _ in steps)])) == left
+
+
+def test_a_rank_that_is_late() -> None:
+    """One that should have been done says nothing of when it will be."""
+    assert remaining([mark(0, 0, time=0), mark(0, 50, time=10)], 15) == 5
+    assert remaining([mark(0, 0, time=0), mark(0, 50, time=10)], 25) is None
+
+
+def test_silence() -> None:
+    """Where ranks have marked progress, that they have stopped to do so is said."""
+    quiet = view(ranks=(RankView(0, "gpu001", mark(0, 5, time=NOW - 200)),))
+
+    assert "no progress for 3:20" in text.headline(quiet)
+    assert "no progress" not in text.headline(view())
+
+
+# ---- ended
+
+
+def test_a_job_that_failed(tmp_path: Path) -> None:
+    """The rank that failed first, why, and what it said last."""
+    made = histories.Made(attempts=1, ending="failed", begin=NOW - 90, fails={0: 5})
+    failed = Standing("FAILED", nodes=("gpu001", "gpu002"), start=NOW - 90, end=NOW - 30)
+    found = seen(tmp_path, failed, made)
+
+    assert found.cause == "rank 5 on gpu002 (local rank 1) failed with exit status 1: ValueError: loss is nan"
+    assert f"  {found.cause}" in text.render(found).splitlines()
+    assert found.source == "rank 5"
+    assert "1:00 in all" in text.headline(found)
+    assert " left" not in text.headline(found)
+
+
+def test_a_job_without_a_directory(tmp_path: Path) -> None:
+    """Before its first line a job can be shown as well."""
+    gone = look(SUBJECT, Standing("RUNNING", start=NOW - 1), tmp_path / "logs/4711.0", NOW)
+    unknown = look(SUBJECT, Standing("RUNNING", start=NOW - 1, note="Slurm does not answer"), None, NOW)
+
+    assert text.render(gone) == "train (job 4711): running, starting, 1 s so far"
+    assert text.render(unknown) == "train (job 4711): running, starting, 1 s so far, Slurm does not answer"
+
+
+def test_a_job_that_was_cancelled_before_it_began() -> None:
+    """It took no time, and nothing is said of it."""
+    cancelled = Standing("CANCELLED", start=NOW, end=NOW, nodes_asked=2)
+
+    assert text.render(view(cancelled)) == "train (job 4711): stopped"
+
+
+# ---- words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (59.9, "59 s"), (60, "1:00"), (3600, "1:00:00"), (86400 + 3723, "1-01:02:03")],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert text.duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(5.0, "5"), (0.123456, "0.1235"), (1e-9, "1e-09"), ("warm", "warm"), (True, "yes"), (123456.7, "1.235e+05")],
+)
+def test_numbers(value: float | str, words: str) -> None:
+    assert text.number(value) == words
+
+
+def test_a_start_on_another_day() -> None:
+    """Its day is said."""
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", text.clock(NOW + 100_000, NOW))
+
+
+@given(st.floats(min_value=0, max_value=1), st.integers(min_value=1, max_value=50))
+def test_bars_of_text(share: float, width: int) -> None:
+    assert len(text.bar(share, width)) == width
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.floats(-1e9, 1e9)), max_size=50), st.integers(1, 40))
+def test_curves_of_text(points: list[tuple[float, float]], width: int) -> None:
+    """A curve is as wide as it was asked for, or not there."""
+    assert len(text.curve(sorted(points), width)) == (width if len({step for step, _ in points}) > 1 else 0)
+
+
+# ---- HTML
+
+
+def test_html_is_well_formed_and_nothing_in_it_is_the_job_s_own() -> None:
+    """Whatever a job says is text: no tag, script or attribute of it reaches the page."""
+    evil = "\"><script>alert(1)</script><img src=x onerror='x'>&amp;"
+    ranks = tuple(
+        RankView(rank, evil, mark(rank, step, values={evil: 0.5, "phase": evil}), ((1, 2.0), (2, 1.0)), failed=True)
+        for rank, step in enumerate([5, None])
+    )
+    shown = html.render(
+        dataclasses.replace(
+            view(Standing("FAILED", note=evil)),
+            subject=Subject(evil, evil, evil),
+            ranks=ranks,
+            value=evil,
+            lines=(evil,),
+            source=evil,
+            cause=evil,
+            others=(mark(7, 3),),
+            directory=Path(evil),
+        )
+    )
+    tree = ET.fromstring(shown)
+
+    assert {element.tag for element in tree.iter()} <= {
+        "div",
+        "span",
+        "strong",
+        "svg",
+        *["line", "text", "polyline", "title", "circle"],
+    }
+    assert not any(name.startswith("on") or name == "src" for element in tree.iter() for name in element.attrib)
+    assert "".join(tree.itertext()).count("<script>alert(1)</script>") >= 5
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "COMPLETED", "FAILED", "CANCELLED", "?"])
+def test_html_of_every_state(state: str) -> None:
+    """Each is shown by its word, in the colours of what is around it."""
+    standing = Standing(state, start=NOW - 5, end=NOW + 5)
+    shown = html.render(view(standing))
+
+    assert f">{text.WORDS[standing.phase]}</span>" in shown
+    assert "color:inherit" in shown
+    assert "background:transparent" in shown
+
+
+def test_html_stays_small() -> None:
+    """A page does not grow with the training: curves are thinned out."""
+    points = tuple((step, 1 / step + step % 7) for step in range(1, 5000))
+    ranks = tuple(RankView(rank, "gpu001", mark(rank, 50, values={"loss": 0.5}), points) for rank in range(8))
+
+    assert len(html.render(view(ranks=ranks, value="loss"))) < 40_000
+
+
+def test_a_curve_of_many_points() -> None:
+    """Its parts hold every point once and in order; of each the lowest and the highest are drawn, and the mean."""
+    points = [(step, 1.0) for step in range(1000)]
+    points[500], points[501] = (500, 9.0), (501, -9.0)
+    divided = drawing.divide(points)
+    reach = [point for part in divided for point in drawing.extremes(part)]
+
+    assert len(divided) == 90
+    assert [point for part in divided for point in part] == points
+    assert {points[500], points[501]} <= set(reach)
+    assert (len(reach) < 200, reach) == (True, sorted(reach))
+    assert drawing.mean([(1, 2.0), (3, 6.0)]) == (2, 4.0)
+
+
+def test_a_curve_of_few_points() -> None:
+    """It goes through each of them."""
+    points = [(step * step, float(step)) for step in range(10)]
+
+    assert [drawing.mean(part) for part in drawing.divide(points[:2])] == points[:2]
+    assert drawing.plot("loss", [drawing.Line("rank 0", "#000", points[:2])]).count("<polyline") == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [((1.0, 0.001), "loss, logarithmic"), ((1.0, 0.5), "loss"), ((1.0, -5.0), "loss"), ((1.0, 1.0), "loss")],
+)
+def test_values_of_many_sizes_are_drawn_by_their_logarithms(values: tuple[float, float], named: str) -> None:
+    shown = drawing.plot("loss", [drawing.Line("rank 0", "#000", list(enumerate(values)))])
+
+    assert f">{named}</text>" in shown
+
+
+def test_a_point_is_no_curve() -> None:
+    assert drawing.plot("loss", [drawing.Line("rank 0", "#000", [(1, 2.0)]), drawing.Line("rank 1", "#000", [])]) == ""

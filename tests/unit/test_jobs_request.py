@@ -1,0 +1,259 @@
+"""Jobs from Python: what is asked for, what submitit is told of it, and where it is to run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpc_launch.errors import ContextError, UsageError
+from hpc_launch.jobs import command, place, request, sizes
+from hpc_launch.jobs.command import submitit_parameters
+from hpc_launch.jobs.place import Choice, choose
+from hpc_launch.jobs.request import Resources
+from hpc_launch.slurm.environment import Allocation, Place, Step
+from hpc_launch.slurm.inventory import NodeGroup
+
+
+def test_keywords_are_divided() -> None:
+    """What names a resource is the job's, all others are the function's."""
+    keywords = {"nodes": 2, "lr": 0.1, "slurm_reservation": "x", "timeout_min": 3, "name": "a"}
+
+    assert request.divide(keywords) == (
+        {"nodes": 2, "slurm_reservation": "x", "timeout_min": 3, "name": "a"},
+        {"lr": 0.1},
+    )
+
+
+def test_submitits_names_are_understood() -> None:
+    """Who comes from submitit need not learn new names; its prefix brings any option of sbatch."""
+    given = {
+        "timeout_min": 90,
+        "mem_gb": 1.5,
+        "slurm_partition": "gpu",
+        "slurm_nodelist": "gpu01",
+        "slurm_additional_parameters": {"reservation": "x"},
+    }
+    found = request.read(given, Resources(nodes=3, slurm={"wckey": "w"}))
+
+    assert (found.nodes, found.minutes, found.mem, found.partition) == (3, 90, 1.5, "gpu")
+    assert found.slurm == {"wckey": "w", "nodelist": "gpu01", "reservation": "x"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"nods": 2}, "there is no resource 'nods'; did you mean 'nodes'?"),
+        ({"nodes": 0}, "nodes=0: a whole number from 1 on is expected"),
+        ({"nodes": "2"}, "nodes='2': a whole number from 1 on is expected"),
+        ({"ranks_per_node": True}, "ranks_per_node=True: a whole number from 1 on is expected"),
+        ({"time": "soon"}, "time='soon': minutes, or a limit such as '1-12:00:00', is expected"),
+        ({"requeue": "on-monday"}, "requeue='on-monday': on-notice, on-timeout, on-preempt, on-failure or never"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(given: dict[str, Any], message: str) -> None:
+    """The message names the keyword, what was given, and what is expected."""
+    with pytest.raises(UsageError) as refused:
+        request.read(given)
+
+    assert str(refused.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("time", "minutes"), [(None, None), (5, 5), ("90", 90), ("1:30:00", 90), ("1-0", 1440), ("0:30", 1), ("2:01", 3)]
+)
+def test_time_limits_are_whole_minutes(time: int | str | None, minutes: int | None) -> None:
+    """No job gets less time than was asked for."""
+    assert Resources(time=time).minutes == minutes
+
+
+def test_one_task_is_started_on_each_node() -> None:
+    """What submitit is told: sizes, CPUs repeated for srun, a shell that survives SIGTERM, requeues allowed."""
+    resources = Resources(
+        nodes=2,
+        gpus_per_node=4,
+        cpus_per_task=32,
+        mem="64G",
+        time="2:00:00",
+        partition="gpu",
+        name="train",
+        setup=("module load cuda",),
+        notice=120,
+        array_parallelism=8,
+        slurm={"reservation": "x"},
+    )
+
+    assert submitit_parameters(resources, requeue=("on-notice",)) == {
+        "name": "train",
+        "timeout_min": 120,
+        "nodes": 2,
+        "tasks_per_node": 1,
+        "cpus_per_task": 32,
+        "gpus_per_node": 4,
+        "slurm_mem": "64G",
+        "slurm_partition": "gpu",
+        "slurm_array_parallelism": 8,
+        "slurm_signal_delay_s": 120,
+        "slurm_setup": ["trap : TERM", "module load cuda"],
+        "slurm_srun_args": ["--cpus-per-task=32"],
+        "slurm_additional_parameters": {"reservation": "x", "requeue": True},
+    }
+
+
+def test_what_nobody_says_is_left_to_slurm() -> None:
+    """Without sizes there are none, but for the time limit that submitit always writes."""
+    assert submitit_parameters(Resources()) == {
+        "timeout_min": 60,
+        "nodes": 1,
+        "tasks_per_node": 1,
+        "slurm_signal_delay_s": 90,
+        "slurm_setup": ["trap : TERM"],
+    }
+    assert submitit_parameters(Resources(gpus_per_node=0, mem=1.5))["slurm_mem"] == "1536M"
+    assert submitit_parameters(Resources(time=1))["slurm_signal_delay_s"] == 20
+    assert "gpus_per_node" not in submitit_parameters(Resources(gpus_per_node=0))
+
+
+@pytest.mark.parametrize(
+    ("resources", "checkpointed", "words"),
+    [
+        (Resources(), False, ("on-preempt",)),
+        (Resources(), True, ("on-notice", "on-preempt")),
+        (Resources(requeue="never"), True, ()),
+        (Resources(requeue="on-failure, on-timeout"), True, ("on-failure", "on-timeout")),
+        (Resources(requeue=["on-failure"]), False, ("on-failure",)),
+    ],
+)
+def test_who_runs_again(resources: Resources, *, checkpointed: bool, words: tuple[str, ...]) -> None:
+    """A callable that can be checkpointed does so after a notice too, others after a preemption; one's word counts."""
+    assert command.requeue_words(resources, checkpointed=checkpointed) == words
+
+
+def test_the_agents_line() -> None:
+    """It is a line of `hpc-launch run`, with further options as they were given."""
+    resources = Resources(
+        ranks_per_node=2,
+        max_restarts=1,
+        max_requeues=3,
+        launch={"tee": 3, "use_env": True, "role": None, "verbose": False},
+    )
+    line = command.agent(
+        "python", resources, ("train.py", "--x"), log_dir=Path("/logs"), requeue=("on-preempt", "on-notice")
+    )
+
+    assert line == [
+        *("python", "-m", "hpc_launch", "run", "--log-dir=/logs", "--nproc-per-node=2", "--max-restarts=1"),
+        *("--requeue=on-preempt,on-notice", "--max-requeues=3", "--tee=3", "--use-env", "train.py", "--x"),
+    ]
+
+
+# ---- sizes
+
+
+def group(**more: Any) -> NodeGroup:
+    facts: dict[str, Any] = {"partition": "gpu", "default": True, "nodes": 4, "cpus": 64, "memory": 1, "gpus": {"": 8}}
+    return NodeGroup(**{**facts, **more})
+
+
+@pytest.mark.parametrize(
+    ("resources", "nodes", "cpus", "time"),
+    [
+        (Resources(gpus_per_node=2), (group(),), 16, 60),
+        (Resources(gpus_per_node=2, cpus_per_task=3, time=5), (group(),), 3, 5),
+        (Resources(gpus_per_node=2, slurm={"exclusive": True}), (group(),), None, 60),
+        (Resources(ranks_per_node=4), (), 4, 60),
+        (Resources(), (), None, 60),
+        (Resources(), (group(time_limit="30:00"),), None, 30),
+        (Resources(slurm={"time": "1"}), (group(time_limit="30:00"),), None, None),
+    ],
+)
+def test_what_is_missing_is_derived(
+    resources: Resources, nodes: tuple[NodeGroup, ...], cpus: int | None, time: int
+) -> None:
+    """CPUs are the GPUs' share of a node, or one for each rank; the time is what there is, and at most an hour."""
+    found, _ = sizes.complete(resources, nodes)
+
+    assert (found.cpus_per_task, found.time) == (cpus, time)
+
+
+def test_too_many_nodes_are_noted() -> None:
+    """Slurm may let such a job wait for ever."""
+    _, notes = sizes.complete(Resources(nodes=9, time=1), (group(),))
+
+    assert [note for note in notes if "--nodes=9, but partition gpu has 4 nodes" in note] != []
+
+
+# ---- where
+
+
+def allocation(where: Place = Place.SHELL, hosts: int = 2, gpus: int | None = None) -> Allocation:
+    names = tuple(f"n{number}" for number in range(hosts))
+    return Allocation("12", "12", where, names, "n0", "/", 0, gpus_on_node=gpus)
+
+
+STEP = Step("12", "12", 0, ("n0",), "n0", 0, 1, 0, 1, 0, 1, None, 1, (), "/", 0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "here", "slurm", "resources", "chosen"),
+    [
+        ("auto", None, True, Resources(), "slurm"),
+        ("auto", None, False, Resources(), "local"),
+        ("auto", allocation(), True, Resources(nodes=2), "allocation"),
+        ("auto", allocation(Place.TERMINAL), True, Resources(), "allocation"),
+        ("auto", allocation(), True, Resources(nodes=3), "slurm"),
+        ("auto", allocation(gpus=2), True, Resources(gpus_per_node=4), "slurm"),
+        ("auto", allocation(Place.BATCH), True, Resources(), "slurm"),
+        ("auto", STEP, True, Resources(), "slurm"),
+        ("local", allocation(), True, Resources(), "local"),
+        ("debug", None, False, Resources(), "debug"),
+        ("slurm", allocation(), True, Resources(), "slurm"),
+        ("allocation", allocation(Place.BATCH), True, Resources(nodes=2), "allocation"),
+    ],
+)
+def test_where_a_job_runs(
+    asked: str, here: Step | Allocation | None, *, slurm: bool, resources: Resources, chosen: str
+) -> None:
+    """An allocation to work in comes before the queue, and the queue before this machine."""
+    assert choose(asked, here, has_slurm=lambda: slurm, resources=resources).cluster == chosen
+
+
+@pytest.mark.parametrize(
+    ("asked", "here", "message"),
+    [
+        ("slurm", None, "cluster='slurm', but there is no sbatch here"),
+        ("allocation", None, "cluster='allocation', but this is not the shell of an allocation"),
+        ("allocation", allocation(hosts=1), "cluster='allocation': 2 nodes are asked for, and the allocation 12 has 1"),
+        ("cloud", None, "cluster='cloud': auto, slurm, allocation, local, debug is expected"),
+    ],
+)
+def test_where_none_can_run(asked: str, here: Allocation | None, message: str) -> None:
+    """What is not to be had is said, with what is needed."""
+    with pytest.raises((ContextError, UsageError)) as refused:
+        choose(asked, here, has_slurm=lambda: False, resources=Resources(nodes=2))
+
+    assert str(refused.value).startswith(message)
+
+
+def test_the_choice_says_why() -> None:
+    """Where something is run that could be queued, the way to the queue is said."""
+    found = choose("auto", allocation(), has_slurm=lambda: True, resources=Resources())
+
+    assert found == Choice("allocation", "job 12 has its nodes already; cluster='slurm' would queue it")
+
+
+@pytest.mark.parametrize(
+    ("resources", "devices", "ranks"),
+    [
+        (Resources(), 0, 1),
+        (Resources(nodes=2, ranks_per_node=4), 0, 8),
+        (Resources(nodes=2, gpus_per_node=4), 0, 8),
+        (Resources(nodes=2, gpus_per_node=4), 2, 2),
+        (Resources(nodes=2, ranks_per_node=4), 2, 8),
+    ],
+)
+def test_on_one_machine_there_are_as_many_ranks(resources: Resources, devices: int, ranks: int) -> None:
+    """But for GPUs that it does not have."""
+    assert place.local_ranks(resources, devices)[0] == ranks

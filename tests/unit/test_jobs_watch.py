@@ -1,0 +1,379 @@
+"""Jobs from Python: how they stand, by files first, and by as few questions to Slurm as there can be."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpc_launch.errors import JobFailed, UsageError, WorkerFailed
+from hpc_launch.jobs import files, remote, results
+from hpc_launch.jobs.files import JobFiles, outcome_of, read_outcome, write_once
+from hpc_launch.jobs.handles import Ending, Queued, Started
+from hpc_launch.jobs.job import Job
+from hpc_launch.jobs.watch import Watch
+from hpc_launch.node import processes
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.slurm.controller import JobRecord, read_queue
+from tests import histories
+
+
+@dataclass
+class Slurm:
+    """A Slurm that knows what it is told, and counts."""
+
+    states: dict[str, str] = field(default_factory=dict)
+    remembered: dict[str, str] = field(default_factory=dict)
+    answers: bool = True
+    now: float = 0.0
+    asked: list[tuple[str, ...]] = field(default_factory=list)
+
+    def queue(self, jobs: Sequence[str]) -> tuple[JobRecord, ...] | None:
+        self.asked.append(tuple(jobs))
+        if not self.answers:
+            return None
+        known = [name for name in self.states if name.partition("_")[0] in jobs]
+        return tuple(JobRecord(name, self.states[name], label=name) for name in known)
+
+    def accounting(self, jobs: str) -> tuple[JobRecord, ...]:
+        names = [name for name in self.remembered if name.partition("_")[0] in jobs.split(",")]
+        return tuple(JobRecord(name, self.remembered[name], label=name) for name in names)
+
+    def watch(self) -> Watch:
+        return Watch(self.queue, self.accounting, lambda: self.now)
+
+
+def test_many_jobs_are_one_question() -> None:
+    """Fifty jobs of an array and one more, looked at a hundred times in a minute."""
+    slurm = Slurm({**{f"1_{number}": "RUNNING" for number in range(50)}, "2": "PENDING"})
+    watch = slurm.watch()
+    for _ in range(100):
+        states = {name: record.state for name in slurm.states if (record := watch.record(name)) is not None}
+        slurm.now += 0.6
+
+    assert states == slurm.states
+    assert slurm.asked[0] == ("1",), "the first look does not know of the others"
+    assert slurm.asked[-1] == ("1", "2")
+    assert watch.questions == len(slurm.asked) <= 12
+
+
+def test_a_change_is_looked_at_more_closely() -> None:
+    """Pauses grow to a quarter of a minute, and begin anew when a job is another than it was."""
+    slurm = Slurm({"1": "RUNNING", "2": "RUNNING"})
+    watch = slurm.watch()
+    for _ in range(1000):
+        watch.record("1")
+        watch.record("2")
+        slurm.now += 0.1
+    quiet = len(slurm.asked)
+    slurm.states["2"] = "COMPLETED"
+    for _ in range(200):
+        watch.record("1")
+        slurm.now += 0.1
+
+    assert len(slurm.asked) - quiet >= 5
+    assert slurm.asked[-1] == ("1",), "nobody asks for what has ended"
+
+
+def test_what_has_ended_is_not_asked_for() -> None:
+    """Its state stays."""
+    slurm = Slurm({"1": "FAILED"})
+    watch = slurm.watch()
+    for _ in range(100):
+        record = watch.record("1")
+        assert record is not None
+        assert record.state == "FAILED"
+        slurm.now += 10
+
+    assert slurm.asked == [("1",)]
+
+
+def test_accounting_knows_what_the_controller_has_forgotten() -> None:
+    """Where there is any."""
+    slurm = Slurm({"1": "RUNNING"}, {"1": "TIMEOUT", "3": "RUNNING"})
+    watch = slurm.watch()
+    watch.record("1")
+    del slurm.states["1"]
+    slurm.now += 100
+    record = watch.record("1")
+
+    assert record is not None
+    assert record.state == "TIMEOUT"
+    assert watch.record("3") is None, "what accounting calls running may be long gone"
+
+
+def test_a_job_that_nobody_knows_is_lost_after_some_questions() -> None:
+    """And is not asked for any more; a Slurm that does not answer says nothing."""
+    slurm = Slurm(answers=False)
+    watch = slurm.watch()
+    for _ in range(50):
+        watch.record("1")
+        slurm.now += 20
+    assert not watch.lost("1")
+    slurm.answers = True
+    for _ in range(8):
+        assert not watch.lost("1")
+        watch.record("1")
+        slurm.now += 20
+    count = len(slurm.asked)
+    watch.record("1")
+
+    assert watch.lost("1")
+    assert len(slurm.asked) == count
+
+
+def test_what_squeue_prints_is_read() -> None:
+    """A line each; the reason may hold anything."""
+    text = (
+        "12|RUNNING|2026-11-22T20:27:38|2026-11-22T21:27:38|gpu[001-002]|None\n"
+        "13_4|PENDING|N/A|N/A||Nodes required for job are DOWN|or reserved\n"
+        "\nnoise\n"
+    )
+    first, second = read_queue(text)
+
+    assert (first.label, first.job_id, first.state, first.nodes, first.reason) == (
+        "12",
+        "12",
+        "RUNNING",
+        "gpu[001-002]",
+        "",
+    )
+    assert first.start is not None
+    assert first.end == first.start + 3600
+    assert (second.label, second.task, second.start) == ("13_4", "4", None)
+    assert second.reason == "Nodes required for job are DOWN|or reserved"
+
+
+# ---- handles
+
+
+def queued(folder: Path, slurm: Slurm) -> Queued:
+    return Queued(JobFiles(folder, "1"), slurm.watch(), lambda: slurm.now)
+
+
+def write_outcome(job: JobFiles, status: int, time: float = 0.0) -> None:
+    job.outcome.write_text(json.dumps(outcome_of(status, Path("/logs/1.0"), time)))
+
+
+def test_a_job_that_says_how_it_ended_needs_no_question(tmp_path: Path) -> None:
+    """The file is enough."""
+    slurm = Slurm({"1": "RUNNING"})
+    handle = queued(tmp_path, slurm)
+    write_outcome(handle.files, 0)
+
+    assert handle.ending() == Ending(0, "COMPLETED", Path("/logs/1.0"))
+    assert (handle.state(), slurm.asked) == ("COMPLETED", [])
+    write_outcome(handle.files, 3)
+    assert handle.ending() == Ending(3, "FAILED", Path("/logs/1.0"))
+    assert slurm.asked == []
+
+
+def test_a_job_that_was_stopped_has_slurms_word(tmp_path: Path) -> None:
+    """143 is a time limit, a preemption or scancel: Slurm knows."""
+    slurm = Slurm({"1": "COMPLETING"})
+    handle = queued(tmp_path, slurm)
+    write_outcome(handle.files, 143, 4e9)
+    assert handle.ending() is None
+    slurm.states["1"] = "TIMEOUT"
+    slurm.now += 60
+
+    assert handle.ending() == Ending(143, "TIMEOUT", Path("/logs/1.0"))
+
+
+def test_a_job_that_ended_without_a_word_is_waited_for(tmp_path: Path) -> None:
+    """What its node has written may be seen later; after that it is what Slurm says, and no success."""
+    slurm = Slurm({"1": "COMPLETED"})
+    handle = queued(tmp_path, slurm)
+    assert handle.ending() is None
+    slurm.now += 10
+    assert handle.ending() is None
+    slurm.now += 10
+
+    assert handle.ending() == Ending(1, "COMPLETED")
+
+
+def test_a_job_that_is_requeued_after_a_preemption_has_not_ended(tmp_path: Path) -> None:
+    """Slurm calls it preempted for a moment, before the agent has had it requeued."""
+    slurm = Slurm({"1": "PREEMPTED"})
+    handle = queued(tmp_path, slurm)
+    assert handle.ending() is None
+    slurm.states["1"] = "PENDING"
+    for _ in range(20):
+        slurm.now += 2
+        assert handle.ending() is None
+
+    assert handle.state() == "PENDING"
+
+
+def test_a_job_that_is_forgotten_is_unknown(tmp_path: Path) -> None:
+    """Never a success."""
+    slurm = Slurm()
+    handle = queued(tmp_path, slurm)
+    for _ in range(20):
+        ending = handle.ending()
+        slurm.now += 20
+
+    assert ending == Ending(1, "UNKNOWN")
+    assert handle.state() == "UNKNOWN"
+
+
+def test_a_process_that_is_gone_has_failed(tmp_path: Path) -> None:
+    """One that is there runs; a number that another process has got is none; nobody knows of other machines."""
+    handle = Started(JobFiles(tmp_path, "local-1"))
+    here = {"pid": os.getpid(), "started": processes.start_time(os.getpid()), "host": socket.gethostname()}
+    states = []
+    for facts in (here, {**here, "started": "1"}, {**here, "started": "1", "host": "elsewhere"}):
+        handle.files.process.write_text(json.dumps(facts))
+        states.append(handle.state())
+
+    assert states == ["RUNNING", "FAILED", "RUNNING"]
+
+
+def test_the_calls_file_is_written_once(tmp_path: Path) -> None:
+    """Several tasks do so at the same time."""
+    write_once(tmp_path / "call", b"one")
+    write_once(tmp_path / "call", b"other")
+
+    assert (tmp_path / "call").read_bytes() == b"one"
+    assert [path.name for path in tmp_path.iterdir()] == ["call"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"status": "0"}'])
+def test_half_an_outcome_is_none(tmp_path: Path, text: str) -> None:
+    """It is written whole, but somebody else may have been there."""
+    (tmp_path / "x").write_text(text)
+
+    assert read_outcome(tmp_path / "x") is None
+    assert files.read_json(tmp_path / "none") == {}
+
+
+# ---- results
+
+
+def write_result(job: JobDirectory, attempt: int, rank: int, size: int, value: object) -> None:
+    path = job.rank(attempt, f"n{rank // 2}", rank).result
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps({"world_size": size}) + pickle.dumps(value))
+
+
+def test_results_are_those_of_the_last_attempt(tmp_path: Path) -> None:
+    """By rank, also from ten on, whatever an earlier attempt has left."""
+    job = JobDirectory(tmp_path, "1.0")
+    for rank in range(12):
+        write_result(job, 0, rank, 12, "old")
+        write_result(job, 1, rank, 12, rank)
+
+    assert results.read(job, "1", functions=True) == list(range(12))
+
+
+def test_a_result_that_is_missing_is_named(tmp_path: Path) -> None:
+    """Rather than a list that is too short."""
+    job = JobDirectory(tmp_path, "1.0")
+    for rank in (0, 2):
+        write_result(job, 0, rank, 4, rank)
+    with pytest.raises(JobFailed, match=r"job 1 ended well, but there is no result of rank 1, 3 in "):
+        results.read(job, "1", functions=True, patience=0)
+
+
+def test_a_job_of_no_batch_yet_says_so() -> None:
+    """Nothing is known of it before."""
+    job: Job[None] = Job(None, None, None)
+
+    assert repr(job) == "<Job, not submitted yet>"
+    with pytest.raises(UsageError, match="this job is submitted when its `with executor"):
+        job.done()
+
+
+@pytest.mark.parametrize("how", ["id", "directory", "record", "folder"])
+def test_a_job_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """By its id in the usual folder, or in another, and by the paths that it has."""
+    base = tmp_path / "logs" / files.SUBMITTED
+    base.mkdir(parents=True)
+    where = tmp_path / "logs" / "12_3.0"
+    where.mkdir()
+    (base / "12_3.json").write_text(json.dumps({"job_id": "12_3", "cluster": "slurm", "directory": str(where)}))
+    monkeypatch.chdir(tmp_path)
+    job = {
+        "id": lambda: Job.load("12_3"),
+        "directory": lambda: Job.load(where),
+        "record": lambda: Job.load(base / "12_3.json"),
+        "folder": lambda: Job.load("12_3", tmp_path / "logs"),
+    }[how]()
+
+    assert (job.job_id, job.directory) == ("12_3", where)
+
+
+def test_a_job_that_is_not_there_is_said(tmp_path: Path) -> None:
+    """With where it was looked for."""
+    with pytest.raises(UsageError, match=f"there is no job '99' in {tmp_path}"):
+        Job.load("99", tmp_path)
+
+
+# ---- what ended it
+
+
+def ended(folder: Path, **facts: Any) -> JobDirectory:
+    """A job of eight ranks that failed in its second attempt, in which all ranks have raised something."""
+    path = histories.write(folder / "logs" / "12.0", ending="failed", **facts)
+    job = JobDirectory(path.parent, path.name)
+    for rank in range(8):
+        files = job.rank(1, histories.host_of(rank // 4), rank)
+        files.raised.parent.mkdir(parents=True, exist_ok=True)
+        error = ValueError("mine") if rank == 5 else ConnectionError("a peer is gone")
+        remote.note(files.raised, error, None, rank, histories.host_of(rank // 4))
+    return job
+
+
+def failure(job: JobDirectory) -> BaseException:
+    return results.failure(job, "12", 1, "FAILED", lambda: "the last words")
+
+
+def test_the_exception_is_that_of_the_root_cause(tmp_path: Path) -> None:
+    """Not of those who lost their connection to it, whoever has noted it first."""
+    error = failure(ended(tmp_path, fails={1: 5}))
+
+    assert isinstance(error, ValueError)
+    assert isinstance(error.__cause__, remote.RemoteTraceback)
+    assert (error.__cause__.rank, error.__cause__.host) == (5, histories.host_of(1))
+
+
+def test_a_worker_that_was_killed_has_raised_nothing(tmp_path: Path) -> None:
+    """Then what the others have raised is no cause either."""
+    job = ended(tmp_path, fails={1: 5}, exception=None)
+    job.rank(1, histories.host_of(1), 5).raised.unlink()
+    error = failure(job)
+
+    assert isinstance(error, WorkerFailed)
+    assert (error.rank, error.host, error.signal, error.status) == (5, histories.host_of(1), "SIGKILL", 137)
+    assert "rank 5 on gpu002 ended with SIGKILL (" in str(error), "with what the kernel did"
+
+
+def test_what_is_raised_in_a_stop_is_no_cause(tmp_path: Path) -> None:
+    """A job that was cancelled was cancelled, whatever its workers say of that."""
+    job = ended(tmp_path)
+    histories.write(job.path, ending="stopped")
+    error = results.failure(job, "12", 143, "CANCELLED", lambda: "the last words")
+
+    assert type(error) is JobFailed
+    assert (error.state, error.exit_status) == ("CANCELLED", 143)
+    assert str(error) == "job 12 ended with status 143 (CANCELLED): the last words"
+
+
+def test_an_exception_that_stays_there_is_told_in_words(tmp_path: Path) -> None:
+    """With the traceback as its cause all the same."""
+    job = ended(tmp_path, fails={1: 5})
+    path = job.rank(1, histories.host_of(1), 5).raised
+    note = pickle.loads(path.read_bytes())
+    path.write_bytes(pickle.dumps({**note, "pickled": b"not to be read"}))
+    error = failure(job)
+
+    assert isinstance(error, WorkerFailed)
+    assert str(error).startswith("job 12: rank 5 on gpu002 raised ValueError: mine; its log: ")
+    assert isinstance(error.__cause__, remote.RemoteTraceback)
