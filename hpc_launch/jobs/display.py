@@ -10,9 +10,10 @@ from typing import Any, Protocol
 from hpc_launch.jobs import html, text
 from hpc_launch.jobs.view import JobView
 
-# Seconds between two looks at the jobs that are shown, and how many times as long as a look takes, at least.
+# Seconds between two looks at the jobs that are shown; longer where a look takes long, so many times, but not for ever.
 _PAUSE_S = 2.0
-_PATIENCE = 20
+_PATIENCE = 10
+_LONGEST_S = 15.0
 
 # Seconds that a cell may take longer for what is shown to be true at its end.
 _SETTLE_S = 1.0
@@ -138,7 +139,9 @@ class Board:
                 self._turn.notify_all()
                 if self._thread is None:
                     return
-                self._turn.wait_for(lambda: self._asked > self._answered, max(self._pause, _PATIENCE * took))
+                self._turn.wait_for(
+                    lambda: self._asked > self._answered, max(self._pause, min(_PATIENCE * took, _LONGEST_S))
+                )
 
 
 _board = Board()

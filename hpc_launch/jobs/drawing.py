@@ -60,12 +60,12 @@ def plot(title: str, lines: Sequence[Line]) -> str:
     )
 
 
-def parts(points: Points, count: int = _PARTS) -> list[Points]:
+def divide(points: Points, count: int = _PARTS) -> list[Points]:
     """Divide a curve into so many parts of the way, at most; those without a point are left out. Pure."""
     first, last = points[0][0], points[-1][0]
     groups: dict[int, list[tuple[float, float]]] = {}
     for point in points:
-        groups.setdefault(int((point[0] - first) / ((last - first) or 1) * (count - 1)), []).append(point)
+        groups.setdefault(min(int((point[0] - first) / ((last - first) or 1) * count), count - 1), []).append(point)
     return [*groups.values()]
 
 
@@ -103,7 +103,7 @@ def _text(across: float, up: float, words: str, anchor: str) -> str:
 
 def _line(line: Line, across: Callable[[float], float], up: Callable[[float], float]) -> str:
     """One curve: where it has more points than can be told apart, their mean, and behind it how far they reach."""
-    divided = parts(line.points)
+    divided = divide(line.points)
     places = [(across(step), up(value)) for step, value in map(mean, divided)]
     behind = ""
     if len(divided) < len(line.points):

@@ -257,5 +257,7 @@ def _size(resources: Resources) -> str:
 
 
 def _say(line: str) -> None:
+    # As the command line does; but notebooks show whatever is on stderr as if it had gone wrong.
+    stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr
     with contextlib.suppress(OSError, ValueError):
-        print(f"hpc-launch: {line}", file=sys.stderr, flush=True)  # noqa: T201 - as the command line does
+        print(f"hpc-launch: {line}", file=stream, flush=True)

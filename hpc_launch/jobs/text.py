@@ -52,10 +52,12 @@ def _place(view: JobView) -> Iterator[str]:
     asked = view.standing.nodes_asked
     if view.hosts:
         yield f"on {hostlist.display(view.hosts)}"
-    elif asked:
+    elif asked and view.phase == "waiting":
         yield f"asks for {asked} node{'s' if asked > 1 else ''}"
     if view.world_size:
         yield f"{view.world_size} rank{'s' if view.world_size > 1 else ''}"
+    elif view.phase == "running":
+        yield "starting"
     if view.attempt:
         yield f"attempt {view.attempt}"
 
@@ -68,7 +70,7 @@ def _times(view: JobView) -> Iterator[str]:
     if view.time_left is not None:
         yield f"{duration(view.time_left)} left"
     if view.training_left is not None:
-        yield f"done in about {duration(view.training_left)}"
+        yield f"finishes in about {duration(view.training_left)}"
     if view.silence is not None and view.silence > _LONG_SILENCE:
         yield f"no progress for {duration(view.silence)}"
 

@@ -39,7 +39,8 @@ _LOOK = 0.003
 # So many looks in a row must show that a signal is neither pending nor being handled: between them it is neither.
 _LOOKS = 3
 
-# Seconds after which a process that hangs in the kernel is believed to: when it forks, it does for a moment.
+# Seconds after which a process that hangs in the kernel, or blocks signals, is believed to: when it forks, or starts a
+# thread, it does for a moment.
 _HANGS = 2.0
 
 # Seconds that py-spy may take for a process: it reads symbol tables of large libraries.
@@ -224,7 +225,7 @@ def _alone(file: IO[bytes], deadline: float) -> Iterator[None]:
 def _ask(pid: int, file: IO[bytes]) -> tuple[str, str]:
     """Ask the process; where it does not answer, its threads."""
     file.truncate(0)
-    if not _send(pid, pid, reserved.ASK):
+    if not _wait(lambda: _send(pid, pid, reserved.ASK), _HANGS):
         return "", _CANNOT_ANSWER
     if _wait(lambda: _answer(file) or not processes.alive(pid), _ANSWER) and (text := _answer(file)):
         return text, ""
@@ -242,9 +243,9 @@ def _ask(pid: int, file: IO[bytes]) -> tuple[str, str]:
 def _dump(pid: int, thread: int, file: IO[bytes]) -> str:
     """Have a thread dump itself; empty if it is none of Python's, or did not."""
     before = os.fstat(file.fileno()).st_size
-    begin, quiet = time.monotonic(), 0
-    if not _send(pid, thread, reserved.DUMP):
+    if not _wait(lambda: _send(pid, thread, reserved.DUMP), _BEGIN if thread == pid else 0.0):
         return ""
+    begin, quiet = time.monotonic(), 0
     while quiet < _LOOKS and (signals := processes.signals(pid, thread)) is not None:
         dumping = signals.blocked(reserved.DUMP)
         quiet = 0 if dumping or signals.pending(reserved.DUMP) else quiet + 1

@@ -70,7 +70,7 @@ def test_it_looks_until_the_job_has_ended(board: Board) -> None:
     board.settle()
     wait_for(lambda: board._thread is None, TIMEOUT, "the thread is still there")
 
-    assert (handle.shown[0], handle.shown[-1]) == ("train (job 4711): running", "train (job 4711): done")
+    assert (handle.shown[0], handle.shown[-1]) == ("train (job 4711): running, starting", "train (job 4711): done")
     assert board.handle(job) is None
 
 
@@ -119,7 +119,7 @@ def test_a_job_that_cannot_be_seen(board: Board) -> None:
     board.settle()
     wait_for(lambda: board._thread is None, TIMEOUT, "the thread is still there")
 
-    assert said == "train (job 4711): running, it cannot be seen: Stale file handle"
+    assert said == "train (job 4711): running, starting, it cannot be seen: Stale file handle"
     assert (handle.shown[-1], untouched.shown[-1]) == ("train (job 4711): done", "other (job 4711): done")
 
 
@@ -167,12 +167,12 @@ print([thread.name for thread in threading.enumerate() if "display" in thread.na
     command = [python, "-m", "IPython", "--no-banner", "--quick", "--HistoryManager.enabled=False", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)
 
-    assert done.stdout == "train (job 4711): running\n[]\n"
+    assert done.stdout == "train (job 4711): running, starting\n[]\n"
 
 
 def test_a_notebook_can_choose() -> None:
     """There are both forms, of the same view."""
     forms = bundle(Job().view())
 
-    assert forms["text/plain"] == "train (job 4711): running"
+    assert forms["text/plain"] == "train (job 4711): running, starting"
     assert forms["text/html"].startswith("<div ")

@@ -117,7 +117,7 @@ def test_a_job_that_runs(tmp_path: Path) -> None:
     lines = text.render(found).splitlines()
 
     assert lines[0].startswith("train (job 4711): running, on gpu[001-002], 8 ranks, 1:30 so far, ")
-    assert "done in about " in lines[0]
+    assert "finishes in about " in lines[0]
     assert lines[1].startswith("  rank 0 on gpu001  |██████████          |  50%  step 50 of 100  lr 0.1  loss 0.02   █")
     assert lines[2].startswith("  rank 1 on gpu001  |████████            |  40%  step 40 of 100  lr 0.1  loss 0.025  █")
     assert lines[3:] == ["  last lines of rank 0:", *["  | first"] * 5, "  | green\ttab", f"  files in {path}"]
@@ -207,15 +207,15 @@ def test_a_job_without_a_directory(tmp_path: Path) -> None:
     gone = look(SUBJECT, Standing("RUNNING", start=NOW - 1), tmp_path / "logs/4711.0", NOW)
     unknown = look(SUBJECT, Standing("RUNNING", start=NOW - 1, note="Slurm does not answer"), None, NOW)
 
-    assert text.render(gone) == "train (job 4711): running, 1 s so far"
-    assert text.render(unknown) == "train (job 4711): running, 1 s so far, Slurm does not answer"
+    assert text.render(gone) == "train (job 4711): running, starting, 1 s so far"
+    assert text.render(unknown) == "train (job 4711): running, starting, 1 s so far, Slurm does not answer"
 
 
 def test_a_job_that_was_cancelled_before_it_began() -> None:
     """It took no time, and nothing is said of it."""
     cancelled = Standing("CANCELLED", start=NOW, end=NOW, nodes_asked=2)
 
-    assert text.render(view(cancelled)) == "train (job 4711): stopped, asks for 2 nodes"
+    assert text.render(view(cancelled)) == "train (job 4711): stopped"
 
 
 # ---- words
@@ -312,7 +312,7 @@ def test_a_curve_of_many_points() -> None:
     """Its parts hold every point once and in order; of each the lowest and the highest are drawn, and the mean."""
     points = [(step, 1.0) for step in range(1000)]
     points[500], points[501] = (500, 9.0), (501, -9.0)
-    divided = drawing.parts(points)
+    divided = drawing.divide(points)
     reach = [point for part in divided for point in drawing.extremes(part)]
 
     assert len(divided) == 90
@@ -326,7 +326,7 @@ def test_a_curve_of_few_points() -> None:
     """It goes through each of them."""
     points = [(step * step, float(step)) for step in range(10)]
 
-    assert [drawing.mean(part) for part in drawing.parts(points[:2])] == points[:2]
+    assert [drawing.mean(part) for part in drawing.divide(points[:2])] == points[:2]
     assert drawing.plot("loss", [drawing.Line("rank 0", "#000", points[:2])]).count("<polyline") == 1
 
 

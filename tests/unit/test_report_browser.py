@@ -26,12 +26,12 @@ LOOK = """(page) => {
         problems.push(`"${said}" is outside`);
       if (beside && box.x < 190 && box.x + box.width > 206) problems.push(`"${said}" lies on the bars`);
     }
-    words.sort((one, other) => one.box.y - other.box.y || one.box.x - other.box.x);
-    for (let at = 1; at < words.length; at++) {
-      const [one, other] = [words[at - 1], words[at]];
-      if (Math.abs(one.box.y - other.box.y) < 1 && one.box.x + one.box.width > other.box.x)
-        problems.push(`"${one.said}" lies on "${other.said}"`);
-    }
+    const beyond = (one, other) => one.x + one.width <= other.x || one.y + one.height / 2 <= other.y;
+    words.forEach((one, at) => {
+      for (const other of words.slice(at + 1))
+        if (!beyond(one.box, other.box) && !beyond(other.box, one.box))
+          problems.push(`"${one.said}" lies on "${other.said}"`);
+    });
     const bars = ["cause", "finished", "stopped", "followed", "running"].map((kind) => `path.${kind}`).join();
     for (const bar of picture.querySelectorAll(bars)) {
       const box = bar.getBBox();
