@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 # The classes whose instances have a status of their own, and how the documentation writes it.
 OWN_STATUS = {
-    WorkerError: {"*", "any other", "124"},
+    WorkerError: {"*", "any other"},
     JobFailed: {"*", "any other"},
     WorkerFailed: {"*", "any other"},
     Interrupted: {"128+N"},
