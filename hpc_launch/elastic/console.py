@@ -15,7 +15,8 @@ from pathlib import Path
 
 from hpc_launch.records.lines import Lines, visible
 
-_CHUNK = 1 << 20
+# What is read, and shown, at once: as much as a pipe takes.
+_CHUNK = 1 << 16
 
 # Seconds between two looks at the workers' files: what comes in the meantime is shown together.
 _PAUSE_SECONDS = 0.05

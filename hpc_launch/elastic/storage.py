@@ -17,6 +17,9 @@ _LEAST = 1 << 16
 # A quota that is used up shows only when something is written: so something is, however quiet the workers are.
 _PROBE_SECONDS = 60.0
 
+# So long the last look may take.
+_LAST_SECONDS = 5.0
+
 
 class Storage:
     """Looks at the files of an attempt now and then, from a thread.
@@ -42,10 +45,10 @@ class Storage:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look a last time, and no more."""
+        """Look a last time, and no more; a file system that hangs is not waited for."""
         self._ending.set()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(_LAST_SECONDS)
 
     def _run(self) -> None:
         while not self._ending.wait(self._times.pause):

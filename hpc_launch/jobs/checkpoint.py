@@ -71,12 +71,13 @@ class Checkpoints:
                 data = calls.pack(later.function, later.args, later.kwargs, self._limit_mb)
                 directory.write_whole(self._path, data)
                 _leave()
-            _say("checkpoint() returned None: the job goes on, and is not requeued")
+            what = "returned None"
         except Exception:  # noqa: BLE001 - whatever it is, it is no reason to lose what the function is doing
             traceback.print_exc()
-            _say("checkpoint() has failed: the job goes on, and is not requeued")
+            what = "has failed"
         finally:
             self._saving = False
+        _say(f"checkpoint() {what}: the job goes on, and is not requeued")
 
     def _leave_with_rank_0(self, descriptor: int, notices: list[signal.Signals]) -> None:
         while not set(os.read(descriptor, 64)) & set(notices):

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 from hpc_launch.errors import JobFailed, UsageError
 from hpc_launch.jobs import results
@@ -18,6 +18,10 @@ from hpc_launch.records.directory import JobDirectory
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.controller import JobRecord
 from hpc_launch.submission.watch import end_of
+
+if TYPE_CHECKING:
+    from hpc_launch.review.reports import JobReport
+    from hpc_launch.review.stacks import Stacks
 
 R = TypeVar("R")
 
@@ -208,6 +212,22 @@ class Job(Generic[R]):
         directory = JobDirectory(self.directory.parent, self.directory.name)
         found = logs.lines(directory, Selection(ranks=frozenset({rank})), follow=follow, ended=self.done)
         return (line.text for line in found)
+
+    def stacks(self) -> Stacks:
+        """Where each of its ranks is now: what `hpc-launch stacks` shows, and writes into the job directory.
+
+        Raises:
+            ContextError: nothing of it runs.
+        """
+        from hpc_launch.review import stacks  # noqa: PLC0415 - who only waits for results need not read it
+
+        return stacks.take(self.directory)
+
+    def report(self) -> JobReport:
+        """What happened, as `hpc-launch report` tells it: a page in a notebook, and a file by `.write()`."""
+        from hpc_launch.review import reports  # noqa: PLC0415 - as above
+
+        return reports.of(self.directory)
 
     def status(self) -> str:
         """How it stands, in lines for a person: what `print(job)` says."""

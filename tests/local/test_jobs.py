@@ -99,13 +99,31 @@ def test_a_worker_that_leaves_no_exception(jobs: Jobs) -> None:
     assert jobs.ended.state == "FAILED"
 
 
-def test_a_job_is_cancelled(tmp_path: Path) -> None:
-    """It runs without whoever has started it, and ends when it is told."""
-    job = hpc_launch.submit(time.sleep, 1000, cluster="local", folder=tmp_path / "logs")
+def test_a_report_says_what_happened(jobs: Jobs) -> None:
+    """It is what the command writes: of the rank that failed, and in the job directory."""
+    jobs.ended.wait(DEADLINE)
+    report = jobs.ended.report()
+
+    assert "rank 1 on " in str(report)
+    assert "exit status 7" in str(report)
+    assert report.write() == jobs.ended.directory / "report.html"
+
+
+def test_a_job_is_looked_at_and_cancelled(tmp_path: Path) -> None:
+    """It runs without whoever has started it, shows where it is, and ends when it is told."""
+
+    def wait_in_vain() -> None:
+        (tmp_path / "up").touch()
+        time.sleep(1000)
+
+    job = hpc_launch.submit(wait_in_vain, cluster="local", folder=tmp_path / "logs")
     assert not job.wait(0)
     with pytest.raises(TimeoutError, match="has not ended after 0 s: it is RUNNING"):
         job.results(0)
-    wait_for(lambda: list(job.directory.glob("attempt_0/*/rank_0.out")), DEADLINE, lambda: str(job.directory))
+    wait_for((tmp_path / "up").exists, DEADLINE, lambda: str(job.directory))
+    stacks = job.stacks()
+    assert stacks.complete, stacks
+    assert "wait_in_vain" in str(stacks)
     again = hpc_launch.Job.load(job.job_id, tmp_path / "logs")
     again.cancel()
     error = job.exception(DEADLINE)

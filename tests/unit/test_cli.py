@@ -97,7 +97,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
         (["run", "hosts", "x"], ["hosts", "x"]),
         (["run", "run"], ["run"]),
         (["-m", "package.train", "run"], ["package.train", "run"]),
-        (["logs"], ["logs"]),
+        (["run", "logs"], ["logs"]),
+        (["reports"], ["reports"]),
     ],
 )
 def test_what_follows_the_script_is_its_own(command: Command, runs: Runs, args: list[str], script: list[str]) -> None:

@@ -237,6 +237,8 @@ def test_changes_of_the_environment_would_be_found(code: str) -> None:
         ["template", "list"],
         ["template", "check", "--no-slurm", "cpu"],
         ["check", "--help"],
+        ["status", "--help"],
+        ["logs", "--help"],
         ["stacks", "--help"],
         ["report", "--help"],
         ["--print-completion", "bash"],
