@@ -44,7 +44,10 @@ STARTED = {
         *("apptainer", "exec", "--nv", "--bind", "/submit dir", "--pwd", "/"),
         *("--env", "PYTHONNOUSERSITE=1", "/path/to/image.sif", "hpc-launch"),
     ],
-    "elastic.sbatch": ["hpc-launch", "--max-restarts", "3", "--requeue", "on-failure", "--max-requeues", "3"],
+    "elastic.sbatch": [
+        *("hpc-launch", "--nnodes", "1:1"),  # of a job whose number of nodes is not known here
+        *("--max-restarts", "3", "--requeue", "on-failure", "--max-requeues", "3"),
+    ],
     "pyxis.sbatch": [
         *(
             "--container-image=/path/to/image.sqsh",
@@ -56,7 +59,7 @@ STARTED = {
 }
 
 # What it gets before the CPUs, and after the script.
-BEFORE = {"elastic.sbatch": ["--ntasks-per-node=1"]}
+BEFORE = {"elastic.sbatch": ["--no-kill", "--ntasks-per-node=1"]}
 AFTER = {"array.sbatch": ["--lr", "1e-4", "--seed", "1"]}
 
 # Words that are easily taken for something else.
@@ -112,7 +115,10 @@ def test_it_says_what_it_is_for(template: Path) -> None:
 
 def test_it_starts_one_task_per_node(template: Path) -> None:
     """An agent on each node; or one for each GPU, where that is the template's point."""
-    expected = {"task_per_gpu.sbatch": "#SBATCH --ntasks-per-node=4\n", "elastic.sbatch": "\nsrun --ntasks-per-node=1 "}
+    expected = {
+        "task_per_gpu.sbatch": "#SBATCH --ntasks-per-node=4\n",
+        "elastic.sbatch": "\nsrun --no-kill --ntasks-per-node=1 ",
+    }
 
     assert expected.get(template.name, "#SBATCH --ntasks-per-node=1\n") in template.read_text()
 
