@@ -22,6 +22,8 @@ from hpc_launch.submission.watch import end_of
 if TYPE_CHECKING:
     from hpc_launch.review.reports import JobReport
     from hpc_launch.review.stacks import Stacks
+    from hpc_launch.review.standing import Eyes
+    from hpc_launch.review.status import Status
 
 R = TypeVar("R")
 
@@ -45,6 +47,7 @@ class Job(Generic[R]):
         self._ending: Ending | None = None
         self._results: list[R] | None = None
         self._error: BaseException | None = None
+        self._eyes: Eyes | None = None
 
     @classmethod
     def load(cls, job: str | Path, folder: str | Path | None = None) -> Job[Any]:
@@ -229,16 +232,27 @@ class Job(Generic[R]):
 
         return reports.of(self.directory)
 
-    def status(self) -> str:
-        """How it stands, in lines for a person: what `print(job)` says."""
-        from hpc_launch.jobs import text  # noqa: PLC0415 - who only waits for results need not read it
+    def status(self) -> Status:
+        """Where it stands, rank by rank: what `hpc-launch status` shows, also when it is printed.
 
-        return text.render(self.view())
+        The job directory is read first. Slurm is asked every 15 seconds at most, however often this is called.
+        """
+        from hpc_launch.review import status  # noqa: PLC0415 - as above
+        from hpc_launch.review.find import slurm_step  # noqa: PLC0415 - as above
+        from hpc_launch.review.standing import Eyes  # noqa: PLC0415 - as above
+
+        record = self.record
+        if record is not None and not self.directory.is_dir():
+            return status.without_directory(record)
+        directory = JobDirectory(self.directory.parent, self.directory.name)
+        self._eyes = self._eyes or Eyes(slurm_step(directory))
+        return status.look(directory, eyes=self._eyes)
 
     def view(self) -> JobView:
-        """How it stands, as a value: state, nodes, progress of each rank, times, last lines.
+        """What a notebook shows of it: state, nodes, progress and curves of each rank, times, last lines.
 
-        It is made of the job directory and of what Slurm has said last, which is asked no more often than ever.
+        `print(job)` says the same. It is made of the job directory and of what Slurm has said last, which is asked no
+        more often than ever.
         """
         from hpc_launch.jobs.look import look  # noqa: PLC0415 - as above
         from hpc_launch.jobs.standing import standing, subject  # noqa: PLC0415 - as above
@@ -263,7 +277,9 @@ class Job(Generic[R]):
         return f"<Job {self._files.job_id}>" if self._files else "<Job, not submitted yet>"
 
     def __str__(self) -> str:
-        return self.status() if self._files else repr(self)
+        from hpc_launch.jobs import text  # noqa: PLC0415 - who only waits for results need not read it
+
+        return text.render(self.view()) if self._files else repr(self)
 
     def _ipython_display_(self) -> None:
         """Show it in a notebook, where it is kept up to date until it ends, or in IPython's terminal."""

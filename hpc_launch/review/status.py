@@ -120,6 +120,11 @@ class Status:
         marks = [rank.mark for rank in self.ranks if rank.mark is not None]
         return max(marks, key=lambda mark: (mark.step or 0.0, mark.time), default=None)
 
+    def __str__(self) -> str:
+        from hpc_launch.review.show_status import text  # noqa: PLC0415 - it shows what this module has
+
+        return text(self)
+
 
 @dataclass(frozen=True)
 class Looked:
@@ -286,13 +291,7 @@ def _outputs(found: History, folders: Folders) -> dict[int, tuple[float | None, 
     """When each rank of the last attempt wrote anything last, and on which node."""
     attempt = found.attempts[-1] if found.attempts else None
     if attempt is not None and attempt.workers:
-        return {
-            worker.rank: (
-                max(filter(None, map(_changed, (worker.files.out, worker.files.err))), default=None),
-                worker.host,
-            )
-            for worker in attempt.workers
-        }
+        return {worker.rank: (_last_output(worker), worker.host) for worker in attempt.workers}
     numbers = folders.attempts()
     outputs: dict[int, tuple[float | None, str]] = {}
     for file in folders.files(numbers[-1:]):

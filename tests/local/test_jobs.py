@@ -99,13 +99,15 @@ def test_a_worker_that_leaves_no_exception(jobs: Jobs) -> None:
     assert jobs.ended.state == "FAILED"
 
 
-def test_a_report_says_what_happened(jobs: Jobs) -> None:
-    """It is what the command writes: of the rank that failed, and in the job directory."""
+def test_status_and_report_say_what_happened(jobs: Jobs) -> None:
+    """They are what the commands show and write: of the rank that failed, and in the job directory."""
     jobs.ended.wait(DEADLINE)
     report = jobs.ended.report()
 
     assert "rank 1 on " in str(report)
     assert "exit status 7" in str(report)
+    assert "exit status 7" in str(jobs.ended.status())
+    assert jobs.ended.status().standing.status == 7
     assert report.write() == jobs.ended.directory / "report.html"
 
 
