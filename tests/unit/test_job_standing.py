@@ -79,7 +79,7 @@ def test_a_job_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     job: Job[None] = Job(files, InProcess(0), tmp_path / "debug-1")
 
     assert job.view().phase == "done"
-    assert str(job) == job.status() == job._repr_mimebundle_()["text/plain"]
+    assert str(job) == job._repr_mimebundle_()["text/plain"]
     assert str(job) == "train (job debug-1): done, 1:05 in all"
 
 
