@@ -154,7 +154,17 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(any_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Site:
-    folder = tmp_path_factory.mktemp("site")
+    return furnished(any_cluster, tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture
+def some_site(some_cluster: Cluster, tmp_path: Path) -> Site:
+    """Return one on either cluster."""
+    return furnished(some_cluster, tmp_path)
+
+
+def furnished(cluster: Cluster, folder: Path) -> Site:
+    """Put the stand-ins, and what stands for an image, into a folder."""
     for place, name, text in (("apptainer", "apptainer", APPTAINER), ("pyxis", "srun", PYXIS_SRUN)):
         (folder / place).mkdir()
         program = folder / place / name
@@ -162,7 +172,7 @@ def site(any_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Site
         program.chmod(0o755)
     image = folder / "an image.sif"
     image.touch()
-    return Site(any_cluster, folder, {"CONTAINER_IMAGE": str(image)})
+    return Site(cluster, folder, {"CONTAINER_IMAGE": str(image)})
 
 
 @pytest.fixture(scope="module")
@@ -246,12 +256,12 @@ def test_pyxis_gets_its_options(jobs: dict[str, Ran], site: Site) -> None:
 
 
 @pytest.mark.parametrize("template", ["amd", "apptainer", "array", "elastic", "pyxis", "task_per_gpu"])
-def test_signals_reach_the_ranks_and_these_have_their_time(site: Site, template: str) -> None:
+def test_signals_reach_the_ranks_and_these_have_their_time(some_site: Site, template: str) -> None:
     """A notice reaches each rank once; after scancel each can save, and what it says last is in the output."""
     small = SMALL[template]
     words = ["stayer.py", "--on", "SIGTERM", "1"]
-    job, _, project = site.submit(template, f"told {template}", small.options, *words)
-    running = Running(site.cluster, job, project, small.ranks)
+    job, _, project = some_site.submit(template, f"told {template}", small.options, *words)
+    running = Running(some_site.cluster, job, project, small.ranks)
     wait_for(lambda: len([*project.glob("up.*")]) == small.ranks, DEADLINE, running.describe)
     job.signal("USR1")
     running.await_signal("SIGUSR1")
@@ -286,14 +296,14 @@ while not Path("go").exists():
 """
 
 
-def test_an_elastic_job_takes_the_nodes_that_are_free_and_outlives_a_failure(site: Site) -> None:
+def test_an_elastic_job_takes_the_nodes_that_are_free_and_outlives_a_failure(some_site: Site) -> None:
     """Of 2 to 3 nodes it gets three; a rank that fails costs a restart of all, and the job ends well."""
-    site.cluster.wait_idle(DEADLINE)
-    folder = site.folder / "fails once"
+    some_site.cluster.wait_idle(DEADLINE)
+    folder = some_site.folder / "fails once"
     folder.mkdir()
     script = folder / "train.py"
     script.write_text(FAILS_ONCE)
-    job, submitted, _ = site.submit("elastic", "elastic", "--nodes=2-3 --gpus-per-node=1", str(script))
+    job, submitted, _ = some_site.submit("elastic", "elastic", "--nodes=2-3 --gpus-per-node=1", str(script))
     result = job.wait(DEADLINE)
 
     assert result.state == "COMPLETED", job.describe()
@@ -328,24 +338,24 @@ def test_an_elastic_job_goes_on_without_a_lost_node(cluster: Cluster, tmp_path: 
 # --- what Slurm says of them
 
 
-def test_check_says_what_slurm_says(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_check_says_what_slurm_says(some_cluster: Cluster, tmp_path: Path) -> None:
     """A template that fits the cluster is good; of one that does not, Slurm's refusal is a finding."""
     environ = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    fitting = any_cluster.run(["hpc-launch", "template", "check", "cpu"], cwd=tmp_path, env=environ)
+    fitting = some_cluster.run(["hpc-launch", "template", "check", "cpu"], cwd=tmp_path, env=environ)
     assert fitting.stdout.startswith(f"{CHECKOUT}/sbatch_templates/cpu.sbatch: good (")
     assert "Slurm: would start at " in fitting.stdout
-    large = any_cluster.run(["hpc-launch", "template", "check", "multi_node"], cwd=tmp_path, env=environ, check=False)
+    large = some_cluster.run(["hpc-launch", "template", "check", "multi_node"], cwd=tmp_path, env=environ, check=False)
     assert (large.returncode, large.stdout.count("\n")) == (1, 1), large.stdout
     assert "Requested node configuration is not available" in large.stdout
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_slurm_would_take_what_is_rendered(any_cluster: Cluster, tmp_path: Path, template: str) -> None:
+def test_slurm_would_take_what_is_rendered(some_cluster: Cluster, tmp_path: Path, template: str) -> None:
     """`hpc-launch submit` makes of every template a job that this cluster would run."""
     write_probe(tmp_path)
     gpus = [] if template == "cpu" else ["--gpus-per-node=1"]
     for options in ([], ["--nodes=2", "--time=10", *gpus]):
         command = ["hpc-launch", "submit", f"--template={template}", "--test-only", *options, "probe.py", *UGLY]
         with clean_environment():
-            said = any_cluster.run(command, cwd=tmp_path, check=False)
+            said = some_cluster.run(command, cwd=tmp_path, check=False)
         assert (said.returncode, said.stdout[:14]) == (0, "would start at"), said.stdout + said.stderr
