@@ -136,11 +136,17 @@ def test_modules_that_are_preloaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("start", STARTS)
 def test_a_worker_of_the_launch_sees_nothing_of_the_agent(tmp_path: Path, start: str) -> None:
-    """No descriptor of the agent's, no handler, no thread; the factory is its parent, and the agent the factory's."""
+    """No descriptor of the agent's, no handler, no thread; the factory is its parent, and the agent the factory's.
+
+    A forked worker has what `hpc-launch stacks` asks it by (`node.reserved`): a file, and two handlers of which Python
+    knows one.
+    """
     body = """
         import signal, threading
-        kept = [n for n in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{n}")]
-        handlers = [s for s in signal.valid_signals() if callable(signal.getsignal(s)) and s != signal.SIGINT]
+        names = [n for n in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{n}")]
+        kept = [n for n in names if not os.readlink(f"/proc/self/fd/{n}").startswith("/memfd:hpc-launch ")]
+        own = {signal.SIGINT, signal.SIGRTMIN + 10}
+        handlers = [s for s in signal.valid_signals() if callable(signal.getsignal(s)) and s not in own]
         above = Path("/proc", str(os.getppid()), "stat").read_text().rpartition(")")[2].split()[1]
         print(sorted(kept), handlers, threading.active_count(), above, os.getppid(), flush=True)
     """

@@ -426,6 +426,7 @@ def test_options_that_files_cannot_set() -> None:
     assert {name for name, spec in specs().items() if spec.not_in_files} == {
         *(
             "nnodes",
+            "log_name",
             "hosts",
             "nodes",
             "jobid",
@@ -517,7 +518,7 @@ def values(name: str, spec: OptionSpec) -> st.SearchStrategy[Any]:
         return st.sampled_from(spec.choices)
     if spec.is_flag:
         return st.booleans()
-    if spec.metavar == "N" or name == "shutdown_timeout":
+    if spec.metavar in ("K", "N") or name == "shutdown_timeout":
         return st.integers(1)
     if spec.metavar in ("SECONDS", "SECONDS|none"):
         return st.floats(min_value=0, exclude_min=True, allow_infinity=False)
