@@ -167,10 +167,9 @@ def _running(job: JobDirectory) -> Attempt:
     last = attempts[-1]
     if last.ending or all(worker.ended is not None for worker in last.workers):
         why = f" ({last.cause})" if last.cause else ""
-        raise ContextError(
-            f"no rank of {job.job} runs: attempt {last.number} has ended{why}; what was seen of a hang is in "
-            f"{job.path / 'stacks'}"
-        )
+        before = job.path / "stacks"
+        seen = f"what was seen before is in {before}" if before.is_dir() else "see 'hpc-launch report'"
+        raise ContextError(f"no rank of {job.job} runs: attempt {last.number} has ended{why}; {seen}")
     return last
 
 
