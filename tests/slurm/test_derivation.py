@@ -223,11 +223,11 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def refused(any_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+def refused(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     """Steps that contradict themselves."""
     commands = {name: command for name, (command, *_) in REFUSED.items()}
     options = ("--nodes=4", "--ntasks=4", "--cpus-per-task=4")
-    return run_commands(any_cluster, tmp_path_factory.mktemp("refused"), commands, *options)
+    return run_commands(cluster, tmp_path_factory.mktemp("refused"), commands, *options)
 
 
 @pytest.mark.parametrize("name", REFUSED)

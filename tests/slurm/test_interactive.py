@@ -194,7 +194,7 @@ def blocking(options: str, command: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def subsets(any_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+def subsets(modern_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     """Return what became of runs on some of four nodes."""
     commands = {
         "number": "hpc-launch --nodes 2 --nproc-per-node 1 probe.py",
@@ -210,7 +210,7 @@ def subsets(any_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> d
         "missing": "hpc-launch --nodes 2 prob.py",
         "explain": "hpc-launch explain --nodes 2 probe.py 'two words'; hpc-launch env --nodes 2",
     }
-    return run_commands(any_cluster, tmp_path_factory.mktemp("subsets"), commands, "--nodes=4", "--gpus-per-node=4")
+    return run_commands(modern_cluster, tmp_path_factory.mktemp("subsets"), commands, "--nodes=4", "--gpus-per-node=4")
 
 
 def hosts(ended: Ended) -> list[str]:
