@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpc_launch.records.lines import Lines, visible
+from hpc_launch.records.lines import Lines
 
 # What is read, and shown, at once: as much as a pipe takes.
 _CHUNK = 1 << 16
@@ -208,19 +208,6 @@ class Follower:
         news = [source.advance(final=final) for source in self._sources]
         self._shown += sum(news)
         return any(count == _CHUNK for count in news) or (final and any(news))
-
-
-def last_lines(path: Path, count: int, limit: int = 1 << 15) -> list[str]:
-    """The last lines of a file, for a person; empty if it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, stream.tell() - limit))
-            data = stream.read()
-    except OSError:
-        return []
-    lines = data.removesuffix(b"\n").split(b"\n") if data else []
-    return [visible(line).decode(errors="replace") for line in lines[-count:]]
 
 
 class Pace:

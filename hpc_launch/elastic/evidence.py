@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_launch.elastic.console import last_lines
 from hpc_launch.node import memory
 from hpc_launch.node.kernel_log import KernelLog
 from hpc_launch.records import parsing, tracebacks
 from hpc_launch.records.directory import RankFiles
+from hpc_launch.records.lines import last_lines
 
 # How much of the end of a worker's output is looked at, and how much of that is kept.
 _TAIL = 1 << 16

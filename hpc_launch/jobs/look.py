@@ -10,6 +10,7 @@ from hpc_launch.jobs.standing import Standing, Subject
 from hpc_launch.jobs.view import JobView, Seen, chosen, compose, failures, root_cause
 from hpc_launch.records import history, progress
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.lines import last_lines
 from hpc_launch.records.model import History, Worker
 
 # So many lines of output are shown.
@@ -47,9 +48,6 @@ def _read(directory: Path | None) -> Seen:
 
 
 def _last_lines(worker: Worker) -> tuple[str, ...]:
-    # Apart from this, nobody here needs what stands above.
-    from hpc_launch.elastic.console import last_lines  # noqa: PLC0415 - a part of elastic that knows no torch
-
     files = [worker.files.err, worker.files.out]
     if not worker.failed:
         files.sort(key=_changed, reverse=True)

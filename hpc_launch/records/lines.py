@@ -1,6 +1,12 @@
-"""The output of workers as lines, while it grows: whole ones, as a terminal would show them. Pure."""
+"""The output of workers as lines, while it grows: whole ones, as a terminal would show them.
+
+Pure, but for `last_lines`, which reads a file.
+"""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 
 class Lines:
@@ -41,3 +47,16 @@ class Lines:
 def visible(line: bytes) -> bytes:
     """What a terminal would show of a line: a progress bar's last state, not all of them."""
     return line.removesuffix(b"\r").rpartition(b"\r")[2]
+
+
+def last_lines(path: Path, count: int, limit: int = 1 << 15) -> list[str]:
+    """The last lines of a file, for a person; empty if it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, stream.tell() - limit))
+            data = stream.read()
+    except OSError:
+        return []
+    lines = data.removesuffix(b"\n").split(b"\n") if data else []
+    return [visible(line).decode(errors="replace") for line in lines[-count:]]

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from hpc_launch.elastic import console
-from hpc_launch.elastic.console import Follower, Pace, Source, last_lines, say
+from hpc_launch.elastic.console import Follower, Pace, Source, say
+from hpc_launch.records.lines import last_lines
 from tests.support import wait_for
 
 PATIENCE = 30.0

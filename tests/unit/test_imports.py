@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "entry": {"cli"},
     "cli": {"launch", "submission", "check", "review", "records", "plan", "slurm", "warm", *FOUNDATIONS},
     "submitit": {"jobs"},
-    "jobs": {"elastic", "review", "submission", "plan", "slurm", "node", "records", *FOUNDATIONS},
+    "jobs": {"review", "submission", "plan", "slurm", "node", "records", *FOUNDATIONS},
     "launch": {"plan", "slurm", "records", "warm", *FOUNDATIONS},
     "submission": {"plan", "slurm", "node", "records", *FOUNDATIONS},
     "check": {"probes", "plan", "slurm", "node", *FOUNDATIONS},
