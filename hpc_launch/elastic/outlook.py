@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -12,12 +13,16 @@ from hpc_launch.elastic.window import SlurmFacts
 from hpc_launch.errors import LogDirError
 from hpc_launch.records import directory
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.controller import JobRecord
+from hpc_launch.slurm.controller import JobRecord, Partition
 
 # The end of a job can be moved while it runs (scontrol update, preemption with a GraceTime). It is asked for again when
 # half of what was left has passed, but not more and not less often than this.
 _SOONEST_SECONDS = 30.0
 _LATEST_SECONDS = 3600.0
+
+# A question can get lost or refused where the controller is busy, and there may be only seconds to act on the answer.
+# After so long it is asked again beside the first one, and then each time after twice as long.
+_SECOND_QUESTION_SECONDS = 0.5
 
 
 class Outlook:
@@ -45,6 +50,8 @@ class Outlook:
         self._wanted = True
         self._asking = False
         self._closed = False
+        self._answers = False  # whether there is anybody who does
+        self._partition: Partition | None = None
         self._heard: Callable[[JobRecord], object] = lambda _: None
         self._thread = threading.Thread(target=self._ask, name="outlook", daemon=True)
 
@@ -85,15 +92,33 @@ class Outlook:
     def _ask(self) -> None:
         rules = controller.ask_rules()
         if rules is not None:
+            self._answers = True
             self.facts = SlurmFacts(kill_wait=rules.kill_wait)
         while self._await_question():
-            record = controller.ask_job(self._job)
+            record = self._asked()
             if record is not None:
+                self._answers = True
                 self._note(record)
                 self._heard(record)
             with self._changed:
                 self._asking = False
                 self._changed.notify_all()
+
+    def _asked(self) -> JobRecord | None:
+        """What Slurm says about the job; None without an answer in time."""
+        if not self._answers:
+            return controller.ask_job(self._job)
+        answers: queue.SimpleQueue[JobRecord | None] = queue.SimpleQueue()
+        deadline, wait = time.monotonic() + controller.PATIENCE, _SECOND_QUESTION_SECONDS
+        while time.monotonic() + wait < deadline and not self._closed:
+            threading.Thread(target=lambda: answers.put(controller.ask_job(self._job)), daemon=True).start()
+            with contextlib.suppress(queue.Empty):
+                record = answers.get(timeout=wait)
+                if record is not None:
+                    return record
+                time.sleep(wait)  # it was refused
+            wait *= 2
+        return None
 
     def _await_question(self) -> bool:
         """Wait until it is time to ask; False when nobody wants to know any more."""
@@ -110,13 +135,14 @@ class Outlook:
         with contextlib.suppress(LogDirError):
             directory.write_json(self._file, {"end": record.end, "asked": time.time()})
 
-    @staticmethod
-    def _grace_end(record: JobRecord) -> float:
+    def _grace_end(self, record: JobRecord) -> float:
         """When the GraceTime of a preemption is over; 0 where there is none."""
+        if self._partition is None or self._partition.name != record.partition:
+            # Also where nothing is preempted yet: then there is time to ask.
+            self._partition = controller.ask_partition(record.partition)
         if record.state != "RUNNING" or record.preempt_time is None:
             return 0.0
         if record.end is not None:
             return record.end
         # A job without a time limit has no end, even now.
-        partition = controller.ask_partition(record.partition)
-        return record.preempt_time + partition.grace_time if partition is not None else 0.0
+        return record.preempt_time + self._partition.grace_time if self._partition is not None else 0.0

@@ -1,0 +1,79 @@
+"""What Slurm says about the end of the job: asked again where a question is lost or refused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hpc_launch.elastic.outlook import Outlook
+from hpc_launch.slurm import controller
+from hpc_launch.slurm.controller import ClusterRules, JobRecord, Partition
+
+RUNNING = JobRecord("7", "RUNNING", partition="long")
+PREEMPTED = JobRecord("7", "RUNNING", partition="long", preempt_time=1_000_000.0)
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], JobRecord | None]]:
+    """What Slurm answers to one question about the job after the other."""
+    answers: list[Callable[[], JobRecord | None]] = []
+    monkeypatch.setattr(controller, "ask_rules", lambda: ClusterRules(kill_wait=5))
+    monkeypatch.setattr(controller, "ask_partition", lambda name: Partition(name, grace_time=60))
+    monkeypatch.setattr(controller, "ask_job", lambda _: answers.pop(0)())
+    return answers
+
+
+@pytest.fixture
+def outlook(tmp_path: Path) -> Iterator[Outlook]:
+    """One that asks about a job."""
+    outlook = Outlook("7", tmp_path / "end.json", None)
+    yield outlook
+    outlook.close()
+
+
+def test_the_grace_time_of_a_preemption_is_learnt(
+    answers: list[Callable[[], JobRecord | None]], outlook: Outlook
+) -> None:
+    """A job without a time limit has no end, so it is the partition's GraceTime that counts."""
+    answers += [lambda: RUNNING, lambda: PREEMPTED]
+    outlook.begin()
+    outlook.answer(60)
+    assert outlook.facts.grace_end == 0
+
+    assert outlook.asked_now() == PREEMPTED
+    assert (outlook.facts.kill_wait, outlook.facts.grace_end) == (5, 1_000_060)
+
+
+def test_a_question_that_is_lost_or_refused_is_asked_again(
+    answers: list[Callable[[], JobRecord | None]], outlook: Outlook
+) -> None:
+    """There may be only seconds between a signal and the end."""
+    lost = threading.Event()
+
+    def never() -> None:
+        lost.wait(60)
+
+    answers += [lambda: RUNNING, never, lambda: None, lambda: PREEMPTED]
+    outlook.begin()
+    outlook.answer(60)
+    try:
+        assert outlook.asked_now() == PREEMPTED
+    finally:
+        lost.set()
+    assert not answers
+
+
+def test_where_nobody_answers_one_question_is_enough(
+    monkeypatch: pytest.MonkeyPatch, answers: list[Callable[[], JobRecord | None]], outlook: Outlook
+) -> None:
+    """In a container without scontrol nobody waits."""
+    monkeypatch.setattr(controller, "ask_rules", lambda: None)
+    answers += [lambda: None, lambda: None]
+    outlook.begin()
+    outlook.answer(60)
+
+    assert outlook.asked_now() is None
+    assert not answers
