@@ -23,13 +23,23 @@ from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.post import Post, Session
 from hpc_launch.elastic.rounds import Ending, Member, RoundEnd, RoundPlan
 from hpc_launch.elastic.story import Caller, Start, Story
+from hpc_launch.elastic.tokens import Tokens
 from hpc_launch.errors import HpcLaunchError, RoundRefused
 from hpc_launch.records import events
+from hpc_launch.records.directory import JobDirectory
 
 # How often it is looked whether a round can begin.
 _LOOK_SECONDS = 0.02
 # So long at least a failure waits for what explains it: the agent of a node that dies may answer with its last breath.
 _SETTLE_SECONDS = 0.5
+
+# How long those that have lost others wait for them, in terms of --node-timeout. Nodes that notice a loss late do so
+# within half of it after the first, and a part of a network that may not go on has stopped its workers by 0.75 of it.
+_MISSING = 0.75
+# Half without the first node lets the other half be the first to take the token.
+_SECOND_HALF = 1.25
+# Who may not go on waits for others that come back.
+_LONGEST = 2.0
 
 
 @dataclass
@@ -80,6 +90,7 @@ class Leader(Post):
         self._newest = Membership(-1, ())
         self._proposal: Membership | None = None
         self._accepted: set[int] = set()
+        self._tokens = Tokens()
         self._drained: set[int] = set()
         # Whose connections were closed, not silent: these need not be waited for.
         self._gone: set[int] = set()
@@ -113,6 +124,12 @@ class Leader(Post):
             self._leads, self._running, self._proposal = False, None, None
             for connection in [*self._sessions]:
                 self._forget(connection)
+
+    def clear(self) -> None:
+        """Remove what nobody needs when the run has ended."""
+        end = self._running.end if self._leads and self._running is not None else None
+        if end is not None and end.ending != Ending.RESTART.value:
+            self._tokens.clear(self._directory.memberships)
 
     def _go_on(self, now: float) -> None:
         if self._leads and self._running is not None:
@@ -264,25 +281,30 @@ class Leader(Post):
         busy = members.keys() - ready.keys()
         missing = busy | {*self._newest.agents} - ready.keys() - self._gone
         if not missing or waited > self._party.join_timeout or (not busy and waited > self._patience(first=first)):
-            if membership.may_form(ready) and len(ready) >= self._party.minimum:
-                self._propose(ready)
-            elif waited > self._patience(first=first, enough=False):
-                self._give_up(ready, waited)
+            self._decide(ready, waited, late=bool(missing) and not first)
         elif self._pace.due():
             names = hostlist.display([self._known_hosts[agent] for agent in sorted(missing)])
             about = {"joined": len(ready), "expected": self._party.agents, "waited": round(waited, 1)}
             self._observe(events.NODE_MISSING, hosts=names, **about)
             say(f"waiting for {names} ({len(ready)}/{self._party.agents} joined, {waited:.0f} s)")
 
-    def _patience(self, *, first: bool, enough: bool = True) -> float:
-        """How long to wait for those that are missing.
+    def _decide(self, ready: Mapping[int, Knowledge], waited: float, *, late: bool) -> None:
+        """Nobody need be waited for any more: these go on if they may, and take tokens where it is for want of them."""
+        if membership.may_form(ready, self._tokens.taken):
+            if len(ready) >= self._party.minimum:
+                self._propose(ready)
+                return
+        # If both halves live, the one with the first node is to go on: srun is with it, mostly.
+        elif min(ready) == min(self._newest.agents) or not late or waited > _SECOND_HALF * self._party.node_timeout:
+            self._tokens.take(self._directory.memberships, membership.halves(ready))
+        if waited > self._patience(first=self._story.round < 0, enough=False):
+            self._give_up(ready, waited)
 
-        Nodes that notice a loss late do so within half of the timeout after the first; a part of a network that may not
-        go on has stopped its workers by then. Who may not go on waits for others somewhat longer.
-        """
+    def _patience(self, *, first: bool, enough: bool = True) -> float:
+        """How long to wait for those that are missing."""
         if first:
             return self._party.join_timeout
-        return self._party.node_timeout * (0.75 if enough else 2)
+        return self._party.node_timeout * (_MISSING if enough else _LONGEST)
 
     def _give_up(self, ready: Mapping[int, Knowledge], waited: float) -> None:
         here = hostlist.display([self._known_hosts[agent] for agent in sorted(ready)])
@@ -292,23 +314,45 @@ class Leader(Post):
                 f"{missing} did not join in {waited:.0f} s ({len(ready)}/{self._party.agents} joined): look at the "
                 "node's own output, exclude it, or wait longer with --join-timeout"
             )
-        elif membership.may_form(ready):
+        elif membership.may_form(ready, self._tokens.taken):
             why = f"only {here} is left, and --nnodes asks for {self._party.minimum} nodes at least"
+        elif membership.halves(ready) & self._tokens.refused:
+            place = self._directory.memberships
+            why = f"{here} cannot go on without {missing}: those have gone on, or {place} is not to be seen from here"
         else:
             why = f"{here} cannot go on without {missing}: those could be a majority, and train"
         # Who cannot know whether others train must not have the job run again.
-        again = self._story.round >= 0 and membership.may_form(ready)
+        again = self._story.round >= 0 and membership.may_form(ready, self._tokens.taken)
         self._broadcast("refuse", why=why, status=69, again=again)
         self._since = time.monotonic()  # all leave now
 
     def _propose(self, ready: Mapping[int, Knowledge]) -> None:
         proposal = membership.propose(ready)
-        self._proposal, self._accepted = proposal, set()
-        self._tell(proposal.agents, "propose", membership=story.pair(proposal))
+        try:
+            if self._story.round < 0:
+                self._prepare([one.ready for one in self._sessions.values() if one.ready and one.agent in ready])
+        except HpcLaunchError as error:
+            self._broadcast("refuse", why=str(error), status=error.exit_status)
+            return
+        token = self._tokens.put(self._directory.memberships, proposal.number)
+        proposal = self._proposal = replace(proposal, token=token)
+        self._accepted = set()
+        self._tell(proposal.agents, "propose", membership=story.plain_membership(proposal))
+
+    def _prepare(self, callers: Sequence[Caller]) -> None:
+        """Before the first round: see that these fit together, and choose the job directory."""
+        self._refuse_differences(sorted(callers, key=lambda caller: caller.agent))
+        if not self._story.job:
+            job, first_attempt = self._open_job()
+            self._story = replace(self._story, job=job, first_attempt=first_attempt)
+
+    @property
+    def _directory(self) -> JobDirectory:
+        return JobDirectory(self._party.job.root, self._story.job)
 
     def _note_accepted(self, agent: int, accepted: Sequence[Any]) -> None:
         proposal = self._proposal
-        if proposal is None or story.unpair(accepted) != proposal:
+        if proposal is None or story.read_membership(accepted) != proposal:
             return
         self._accepted.add(agent)
         if self._accepted >= {*proposal.agents}:
@@ -326,10 +370,7 @@ class Leader(Post):
         trouble = {int(agent): count for agent, count in self._story.trouble.items()}
         active = membership.active(agreed.agents, self._party.agents - self._party.spares, trouble)
         self._tell_drained(set(agreed.agents) - set(active), trouble)
-        if self._story.round < 0:
-            self._refuse_differences([callers[agent] for agent in agreed.agents])
-            job, first_attempt = self._open_job()
-            self._story = replace(self._story, job=job, first_attempt=first_attempt)
+        self._tokens.remove(self._directory.memberships, before=agreed.number)
         address, port = self._open_store(self._story.round + 1)
         workers = [callers[agent].workers for agent in active]
         self._story = replace(self._story, round=self._story.round + 1)
@@ -337,6 +378,7 @@ class Leader(Post):
         start = Start(
             number=agreed.number,
             agents=agreed.agents,
+            token=agreed.token,
             active=active,
             hosts=[self._known_hosts[agent] for agent in active],
             leader=self._party.agent,

@@ -4,14 +4,15 @@ Agents agree on *memberships*, numbered lists of agents. One of them, the leader
 it is to have; when every one of them has accepted, it is agreed, and the leader tells them to start. The rule:
 
     A proposal needs a quorum of the newest membership that any of those present knows to be agreed, and of every newer
-    one that any of them has accepted: more than half of its agents, or exactly half with the lowest of them.
+    one that any of them has accepted: more than half of its agents, or exactly half that has taken its token.
 
-Why that is enough. Two sets of agents that are each a quorum of one membership share an agent, and an agent is with one
-leader at a time and brings along what it has accepted. So whoever forms a membership knows of each one that may have
-been agreed before it, and has taken more than a quorum of it away from any other leader; and a membership of which one
-agent has gone over to another is not complete, so its workers do not train. Neither closed connections nor what Slurm
-says of a node are taken for proof that an agent is gone: it may be alive elsewhere, or have agreed to something with
-others before it died. `tests/unit/test_membership.py` goes through everything that can happen to up to four agents.
+Why that is enough. Two sets of agents that are each a quorum of one membership share an agent, as only one half can
+take a token (`tokens`), and an agent is with one leader at a time and brings along what it has accepted. So whoever
+forms a membership knows of each one that may have been agreed before it, and has taken more than a quorum of it away
+from any other leader; and a membership of which one agent has gone over to another is not complete, so its workers do
+not train. Neither closed connections nor what Slurm says of a node are taken for proof that an agent is gone: it may be
+alive elsewhere, or have agreed to something with others before it died. `tests/unit/test_membership.py` goes through
+everything that can happen to up to four agents.
 """
 
 from __future__ import annotations
@@ -31,9 +32,25 @@ class Membership:
     Attributes:
         number: greater than that of every membership that its agents knew before.
         agents: their numbers, ascending: they are those of their nodes in the host list.
+        token: what exactly half of them have to take to go on without the others. Without one, as before the first
+            round, or where none could be put, it is the half with the lowest agent that may.
     """
 
     number: int
+    agents: tuple[int, ...]
+    token: str = ""
+
+
+@dataclass(frozen=True)
+class Half:
+    """Exactly half of a membership.
+
+    Attributes:
+        token: that of the membership.
+        agents: who they are, ascending.
+    """
+
+    token: str
     agents: tuple[int, ...]
 
 
@@ -66,25 +83,53 @@ def pool(known: Iterable[Knowledge]) -> Knowledge:
     return Knowledge(agreed, tuple(sorted(newer)))
 
 
-def quorum(membership: Membership, present: AbstractSet[int]) -> bool:
-    """Whether these agents are enough of a membership: of two parts that share nobody, one at most is."""
-    here = sum(agent in present for agent in membership.agents)
-    return 2 * here > len(membership.agents) or (2 * here == len(membership.agents) and membership.agents[0] in present)
+def quorum(membership: Membership, present: AbstractSet[int], taken: AbstractSet[Half] = frozenset()) -> bool:
+    """Whether these agents are enough of a membership: of two parts that share nobody, one at most is.
+
+    Args:
+        membership: of which some agents are present.
+        present: who is; strangers do not count.
+        taken: the halves that have taken their tokens, as far as those present know.
+    """
+    here = _here(membership, present)
+    if 2 * len(here) != len(membership.agents):
+        return 2 * len(here) > len(membership.agents)
+    if not membership.token:
+        return membership.agents[0] in present
+    return Half(membership.token, here) in taken
 
 
-def may_form(present: Mapping[int, Knowledge]) -> bool:
-    """Whether those present may go on without all others."""
+def may_form(present: Mapping[int, Knowledge], taken: AbstractSet[Half] = frozenset()) -> bool:
+    """Whether those present may go on without all others, given which halves have taken their tokens."""
     if not present:
         return False
-    known = pool(present.values())
-    return all(quorum(membership, present.keys()) for membership in (known.agreed, *known.accepted))
+    return all(quorum(membership, present.keys(), taken) for membership in _in_question(present))
+
+
+def halves(present: Mapping[int, Knowledge]) -> frozenset[Half]:
+    """The halves that those present are and whose tokens they need; none where these would not be enough either."""
+    found = set()
+    for membership in _in_question(present) if present else ():
+        here = _here(membership, present.keys())
+        if membership.token and 2 * len(here) == len(membership.agents):
+            found.add(Half(membership.token, here))
+    return frozenset(found) if may_form(present, found) else frozenset()
 
 
 def propose(present: Mapping[int, Knowledge]) -> Membership:
-    """The membership that those present, who may form one, are to agree on."""
-    known = pool(present.values())
-    number = max(membership.number for membership in (known.agreed, *known.accepted))
+    """The membership that those present, who may form one, are to agree on; a token is put for it, and added."""
+    number = max(membership.number for membership in _in_question(present))
     return Membership(number + 1, tuple(sorted(present)))
+
+
+def _in_question(present: Mapping[int, Knowledge]) -> tuple[Membership, ...]:
+    """The memberships of which a new one needs a quorum."""
+    known = pool(present.values())
+    return (known.agreed, *known.accepted)
+
+
+def _here(membership: Membership, present: AbstractSet[int]) -> tuple[int, ...]:
+    return tuple(agent for agent in membership.agents if agent in present)
 
 
 def absent(present: Mapping[int, Knowledge]) -> tuple[int, ...]:

@@ -207,6 +207,7 @@ class MovingRendezvous(SlurmRendezvous):
                 while self._post.callers - {self._whole.agent} and time.monotonic() < deadline:
                     time.sleep(_LOOK_SECONDS)
                 self._remove_notice()
+                self._post.clear()
             self._post.close()
         if self._seat is not None:
             self._seat.close()
@@ -249,9 +250,9 @@ class MovingRendezvous(SlurmRendezvous):
     def _take(self, said: Mapping[str, Any]) -> None:
         word = said["do"]
         if word == "propose":
-            proposal = story.unpair(said["membership"])
+            proposal = story.read_membership(said["membership"])
             self._known = self._known.accept(proposal)
-            self._send("accept", membership=story.pair(proposal))
+            self._send("accept", membership=story.plain_membership(proposal))
         elif word == "go":
             self._begin(story.read(Start, said["start"]))
         elif word == "ping":
@@ -390,8 +391,8 @@ class MovingRendezvous(SlurmRendezvous):
             software=party.software,
             problem=str(party.problem) if party.problem else "",
             status=party.problem.exit_status if party.problem else 0,
-            agreed=story.pair(self._known.agreed),
-            accepted=[story.pair(one) for one in self._known.accepted],
+            agreed=story.plain_membership(self._known.agreed),
+            accepted=[story.plain_membership(one) for one in self._known.accepted],
             story=story.plain(self._story),
             gone=sorted(self._search.gone),
         )

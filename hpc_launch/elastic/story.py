@@ -66,7 +66,7 @@ class Caller(Message):
         software: what must be the same on every node.
         problem: why it cannot take part; empty if it can.
         status: the exit status that goes with the problem.
-        agreed: the newest membership that it knows to be agreed: number and agents.
+        agreed: the newest membership that it knows to be agreed: number, agents and token.
         accepted: those that it has accepted since.
         story: what it knows of the run.
         gone: agents whose connections to it were closed, not lost: nobody need wait for these.
@@ -88,7 +88,7 @@ class Caller(Message):
     @property
     def known(self) -> Knowledge:
         """What it knows of memberships."""
-        return Knowledge(unpair(self.agreed), tuple(map(unpair, self.accepted)))
+        return Knowledge(read_membership(self.agreed), tuple(map(read_membership, self.accepted)))
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ class Start(Message):
     Attributes:
         number: of the membership.
         agents: who belongs to it.
+        token: what half of them have to take.
         active: who has workers; the others are spares.
         hosts: the nodes of the active ones.
         leader: who says it.
@@ -108,6 +109,7 @@ class Start(Message):
 
     number: int
     agents: Sequence[int]
+    token: str
     active: Sequence[int]
     hosts: Sequence[str]
     leader: int
@@ -118,7 +120,7 @@ class Start(Message):
     @property
     def membership(self) -> Membership:
         """What was agreed."""
-        return Membership(self.number, tuple(self.agents))
+        return Membership(self.number, tuple(self.agents), self.token)
 
     @property
     def round_plan(self) -> RoundPlan:
@@ -146,11 +148,12 @@ def read(kind: type[_Kind], facts: Mapping[str, Any]) -> _Kind:
     return kind(**{name: fact for name, fact in facts.items() if name in names})
 
 
-def pair(one: Membership) -> list[Any]:
+def plain_membership(one: Membership) -> list[Any]:
     """A membership for JSON."""
-    return [one.number, list(one.agents)]
+    return [one.number, list(one.agents), one.token]
 
 
-def unpair(facts: Sequence[Any]) -> Membership:
-    """The inverse of `pair`."""
-    return Membership(int(facts[0]), tuple(map(int, facts[1])))
+def read_membership(facts: Sequence[Any]) -> Membership:
+    """The inverse of `plain_membership`."""
+    number, agents, token = facts
+    return Membership(int(number), tuple(map(int, agents)), str(token))

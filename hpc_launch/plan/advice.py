@@ -170,7 +170,7 @@ def _lost_nodes(about: Surroundings) -> Iterator[str]:
         return
     yield (
         f"a node without an answer for {about.settings.node_timeout:g} s is lost, and the others start again: if they "
-        "are more than half of those there were, or half with the first of them"
+        "are half of those there were, or more (of two halves that both live, one)"
     )
     if _script(about) is not None:
         yield (

@@ -9,6 +9,7 @@
     <log_dir>/<job>/progress/rank_<r>.jsonl                 what it said on the way, a line each
     <log_dir>/<job>/stacks/<when>/<host>/rank_<r>.txt       where a worker was when somebody asked, or it hung
     <log_dir>/<job>/nodes/<host>/events.jsonl               what the agents of that node saw, a line each
+    <log_dir>/<job>/memberships/<number>-<id>               what half of the nodes take to go on (`elastic.tokens`)
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.out, .err   a worker's output
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.error.json  a worker's exception, where it left one
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.result.pkl  what a function returned, where one was called from Python
@@ -100,6 +101,11 @@ class JobDirectory:
     def events(self, host: str) -> Path:
         """The events of one node."""
         return self.path / "nodes" / _file_name(host) / "events.jsonl"
+
+    @property
+    def memberships(self) -> Path:
+        """The tokens of memberships, in a run that may lose nodes; gone when it has ended."""
+        return self.path / "memberships"
 
     def plan(self, attempt: int) -> Path:
         """The plan of the run that began with an attempt."""

@@ -146,7 +146,7 @@ class Crowd:
 def measure(nodes: int, folder: str) -> list[str]:
     """Lose a node, and then the leader; returns a row of the table."""
     run_id = uuid.uuid4().hex
-    whole = [0, list(range(nodes))]
+    whole = [0, list(range(nodes)), ""]
     crowd = Crowd(run_id, nodes, dict.fromkeys(range(2, nodes)))
     context = multiprocessing.get_context("spawn")
     ends = [context.Pipe() for _ in range(2)]
@@ -168,7 +168,7 @@ def measure(nodes: int, folder: str) -> list[str]:
     crowd.hear("ended")
     noticed = time.monotonic() - begin
     for number in crowd.connections:
-        crowd.ready(number, [start["number"], start["agents"]], start["story"], [])
+        crowd.ready(number, [start["number"], start["agents"], start["token"]], start["story"], [])
     start = crowd.hear("go")["start"]
     agreed, lines = time.monotonic() - begin, crowd.said - before
     for number in range(2):
@@ -180,7 +180,7 @@ def measure(nodes: int, folder: str) -> list[str]:
     missed = time.monotonic() - begin
     while not _leads(ports[1], run_id):
         time.sleep(0.01)
-    crowd.call(ports[1], [start["number"], start["agents"]], start["story"], [0])
+    crowd.call(ports[1], [start["number"], start["agents"], start["token"]], start["story"], [0])
     crowd.hear("go")
     moved = time.monotonic() - begin
     agents[1].kill()

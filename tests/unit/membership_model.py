@@ -8,9 +8,10 @@ that die. Whom an agent calls, and when, is left open: every way in which a netw
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
-from hpc_launch.elastic.membership import Knowledge, Membership, may_form, pool, propose, quorum
+from hpc_launch.elastic.membership import Half, Knowledge, Membership, halves, may_form, pool, propose, quorum
 
 
 class Agent(NamedTuple):
@@ -62,11 +63,21 @@ class Leader(NamedTuple):
 
 
 class State(NamedTuple):
-    """All of it: agents and leaders by number, None for one that is dead or does not lead; faults that are left."""
+    """All of it.
+
+    Attributes:
+        agents: By number; None for one that is dead.
+        leaders: By number; None for one that does not lead.
+        faults: How many may still happen.
+        taken: The halves that have taken their tokens.
+        tokens: Whether there are any.
+    """
 
     agents: tuple[Agent | None, ...]
     leaders: tuple[Leader | None, ...]
     faults: int
+    taken: frozenset[Half] = frozenset()
+    tokens: bool = True
 
     def agent(self, number: int, agent: Agent | None) -> State:
         """The state with another agent in one place."""
@@ -77,14 +88,14 @@ class State(NamedTuple):
         return self._replace(leaders=(*self.leaders[:number], leader, *self.leaders[number + 1 :]))
 
 
-def begin(agents: int, faults: int) -> State:
+def begin(agents: int, faults: int, *, tokens: bool = True) -> State:
     """All are members and train, the first leads, and nothing has happened yet."""
-    whole = Membership(0, tuple(range(agents)))
+    whole = Membership(0, tuple(range(agents)), "first" if tokens else "")
     known = Knowledge(whole)
     everyone = tuple(Agent(known, 0, started=whole) for _ in range(agents))
     sessions = tuple((number, Session(None)) for number in range(agents))
     leaders = (Leader(sessions, running=whole), *(None for _ in range(agents - 1)))
-    return State(everyone, leaders, faults)
+    return State(everyone, leaders, faults, tokens=tokens)
 
 
 # ---- what can happen
@@ -101,7 +112,7 @@ def steps(state: State, *, faults: bool = True) -> Iterator[State]:
             yield from _leads(state, number, leader)
         if faults and state.faults:
             spent = state._replace(faults=state.faults - 1)
-            yield _die(spent, number)
+            yield die(spent, number)
             if agent.seat is not None and agent.seat != number and agent.linked:
                 yield _leave(spent, number)
                 yield _drop(spent, agent.seat, number)
@@ -144,10 +155,18 @@ def _leads(state: State, number: int, leader: Leader) -> Iterator[State]:
         elif not session.linked:
             yield _drop(state, number, other)
     ready = {other: session.known for other, session in leader.sessions if session.known is not None}
-    if leader.running is None and leader.proposal is None and may_form(ready):
+    if leader.running is not None or leader.proposal is not None:
+        return
+    if may_form(ready, state.taken):
         proposal = propose(ready)
+        if state.tokens:
+            proposal = replace(proposal, token=f"{number}: {proposal}")
         state = state.leader(number, leader._replace(proposal=proposal, accepted=()))
         yield _tell(state, number, proposal.agents, ("propose", proposal))
+    gone = {half.token for half in state.taken}
+    for half in halves(ready) - state.taken:
+        if half.token not in gone:
+            yield state._replace(taken=state.taken | {half})
 
 
 def _listen(state: State, number: int, leader: Leader, other: int, session: Session) -> State:
@@ -252,7 +271,7 @@ def _resign(state: State, number: int) -> State:
     return state.leader(number, None)
 
 
-def _die(state: State, number: int) -> State:
+def die(state: State, number: int) -> State:
     """An agent is gone, with all that it knew."""
     agent = state.agents[number]
     assert agent is not None
@@ -282,9 +301,13 @@ def alive(state: State) -> dict[int, Knowledge]:
 
 
 def has_majority(state: State) -> bool:
-    """Whether a quorum of the newest agreed membership is alive."""
+    """Whether enough of the newest agreed membership is alive: more than half, or half if it can take its token."""
     known = alive(state)
-    return bool(known) and quorum(pool(known.values()).agreed, known.keys())
+    if not known:
+        return False
+    agreed = pool(known.values()).agreed
+    here = tuple(agent for agent in agreed.agents if agent in known)
+    return quorum(agreed, known.keys(), frozenset({Half(agreed.token, here)}))
 
 
 def settle(state: State, settled: dict[State, State]) -> State:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 
 import pytest
 
 from hpc_launch.elastic import membership
-from hpc_launch.elastic.membership import Knowledge, Membership, may_form
+from hpc_launch.elastic.membership import Half, Knowledge, Membership, halves, may_form
 from tests.unit import membership_model as model
 from tests.unit.membership_model import State
 
@@ -27,9 +28,9 @@ SIZES = [
 ]
 
 
-def reachable(agents: int, faults: int) -> Iterator[State]:
+def reachable(agents: int, faults: int, *, tokens: bool) -> Iterator[State]:
     """Every state that can come about."""
-    start = model.begin(agents, faults)
+    start = model.begin(agents, faults, tokens=tokens)
     seen, todo = {start}, [start]
     while todo:
         state = todo.pop()
@@ -40,20 +41,25 @@ def reachable(agents: int, faults: int) -> Iterator[State]:
                 todo.append(following)
 
 
+with_tokens = pytest.mark.parametrize("tokens", [True, False], ids=["tokens", "no tokens"])
+
+
+@with_tokens
 @pytest.mark.parametrize(("agents", "faults"), SIZES)
-def test_there_are_never_two_worlds(agents: int, faults: int) -> None:
+def test_there_are_never_two_worlds(agents: int, faults: int, tokens: bool) -> None:
     """Whatever is lost, delayed or given up, in any order: of two memberships one at most has all its workers."""
-    for state in reachable(agents, faults):
+    for state in reachable(agents, faults, tokens=tokens):
         assert len(model.training(state)) <= 1, state
 
 
+@with_tokens
 @pytest.mark.parametrize(("agents", "faults"), [size for size in SIZES if size.values != (3, 2)])
-def test_a_majority_is_never_stuck(agents: int, faults: int) -> None:
+def test_a_majority_is_never_stuck(agents: int, faults: int, tokens: bool) -> None:
     """From wherever it is, who may go on trains again when the faults stop; with one fault a majority always may."""
     settled: dict[State, State] = {}
-    for state in filter(model.alive, reachable(agents, faults)):
+    for state in filter(model.alive, reachable(agents, faults, tokens=tokens)):
         later = model.settle(state, settled)
-        may = may_form(model.alive(later)) or (faults == 1 and model.has_majority(state))
+        may = may_form(model.alive(later), later.taken) or (faults == 1 and model.has_majority(state))
         trains = model.training(later)
         assert bool(trains) >= may, (state, later)
 
@@ -61,9 +67,29 @@ def test_a_majority_is_never_stuck(agents: int, faults: int) -> None:
 def test_the_model_would_find_two_worlds(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a rule that is too weak (what an agent has accepted does not count) there are some."""
     monkeypatch.setattr(membership.Knowledge, "accept", lambda self, _: self)
-    monkeypatch.setattr(membership, "quorum", lambda whole, present: bool(present & {*whole.agents}))
+    monkeypatch.setattr(membership, "quorum", lambda whole, present, _: bool(present & {*whole.agents}))
 
-    assert any(len(model.training(state)) > 1 for state in reachable(3, 2))
+    assert any(len(model.training(state)) > 1 for state in reachable(3, 2, tokens=False))
+
+
+def test_the_model_would_find_two_halves_that_both_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a token that both halves can take there are two worlds as well."""
+    monkeypatch.setattr(
+        membership, "quorum", lambda whole, present, _: 2 * len(present & {*whole.agents}) >= len(whole.agents)
+    )
+
+    assert any(len(model.training(state)) > 1 for state in reachable(2, 1, tokens=True))
+
+
+@pytest.mark.parametrize("dead", [(0,), (1,), *combinations(range(4), 2)])
+def test_any_half_goes_on_without_the_other(dead: tuple[int, ...]) -> None:
+    """Half of the nodes are lost at once, whichever they are: the others train, as the token is there to be taken."""
+    state = model.begin(2 * len(dead), 0)
+    for agent in dead:
+        state = model.die(state, agent)
+
+    (world,) = model.training(model.settle(state, {}))
+    assert set(world.agents) == set(range(2 * len(dead))) - set(dead)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +106,30 @@ def test_the_model_would_find_two_worlds(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_what_is_enough(agents: tuple[int, ...], present: set[int], enough: bool) -> None:
-    """More than half, or half with the lowest; strangers do not count."""
+    """More than half, or half with the lowest where there is no token; strangers do not count."""
     assert membership.quorum(Membership(3, agents), present) is enough
+
+
+def test_half_needs_the_token() -> None:
+    """Exactly half is enough where these very agents have taken the token, whichever half it is."""
+    whole = Membership(3, (0, 1, 2, 3), "x")
+
+    assert membership.quorum(whole, {1, 2, 3})
+    assert not membership.quorum(whole, {0, 1}, {Half("x", (2, 3)), Half("y", (0, 1))})
+    assert membership.quorum(whole, {2, 3, 9}, {Half("x", (2, 3))})
+
+
+def test_tokens_are_taken_only_where_they_help() -> None:
+    """Of two memberships in question those present are half of each, or more of one; or too few of one."""
+    whole = Knowledge(Membership(3, (0, 1, 2, 3), "x"))
+    newer = whole.accept(Membership(4, (2, 3, 4, 5), "y"))
+    lone = whole.accept(Membership(4, (1, 2, 4), "y"))
+
+    assert halves({}) == halves({0: whole}) == halves({1: whole, 2: whole, 3: whole}) == frozenset()
+    assert halves({1: whole, 2: whole}) == {Half("x", (1, 2))}
+    assert halves({2: newer, 3: newer}) == {Half("x", (2, 3)), Half("y", (2, 3))}
+    assert halves({1: lone, 3: whole}) == frozenset()
+    assert membership.propose({2: newer, 3: newer}) == Membership(5, (2, 3))
 
 
 def test_what_was_accepted_counts_until_something_newer_is_agreed() -> None:

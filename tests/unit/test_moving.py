@@ -15,6 +15,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
 from hpc_launch.elastic.moving import MovingRendezvous, SpareReleased
 from hpc_launch.elastic.rounds import Message
 from hpc_launch.errors import RendezvousError, RoundRefused
+from hpc_launch.records.directory import JobDirectory
 from hpc_launch.settings import Origin
 from hpc_launch.world import of_nodes
 from tests.support import wait_for
@@ -206,13 +207,48 @@ def test_too_few_say_so_and_end(group: Callable[..., Group]) -> None:
     assert {type(error) for error in refused} == {RendezvousError}  # for which a job is run again
     assert "only node[2-3] is left, and --nnodes asks for 3 nodes at least" in str(refused[0])
 
-    others = group(2)
+    others = group(3)
     meet(others)
-    die(others[0])
-    lost(others[1:], "node1")
-    with pytest.raises(RoundRefused, match="node2 cannot go on without node1: those could be a majority") as caught:
-        others[1].next_rendezvous()
+    for dead in others[:2]:
+        die(dead)
+    end_of(others[2])
+    with pytest.raises(RoundRefused, match=r"node3 cannot go on without node\[1-2\]: those could be a maj") as caught:
+        others[2].next_rendezvous()
     assert caught.value.exit_status == 69
+
+
+def test_any_half_goes_on_if_it_has_the_token(group: Callable[..., Group], tmp_path: Path) -> None:
+    """Two of four are lost, the first among them, then one of two; nothing is left of tokens when the run has ended."""
+    handlers = group(4)
+    meet(handlers)
+    for dead in handlers[:2]:
+        die(dead)
+    together([partial(end_of, handler) for handler in handlers[2:]])
+    meet(handlers[2:])
+    assert places(handlers[2:]) == [(1, 0, 2), (1, 1, 2)]
+    die(handlers[2])
+    lost(handlers[3:], "node3")
+    meet(handlers[3:])
+    assert places(handlers[3:]) == [(2, 0, 1)]
+    wait_for(lambda: len([*JobDirectory(tmp_path, "1.0").memberships.iterdir()]) == 1, DEADLINE, "old tokens")
+    handlers[3].report_done()
+    assert end_of(handlers[3]).ending == "done"
+    handlers[3].shutdown()
+
+    assert not JobDirectory(tmp_path, "1.0").memberships.exists()
+
+
+def test_half_without_the_token_stops(group: Callable[..., Group], tmp_path: Path) -> None:
+    """The other half has it, as far as anybody can know; so this one must not go on."""
+    handlers = group(2)
+    meet(handlers)
+    (token,) = JobDirectory(tmp_path, "1.0").memberships.iterdir()
+    token.rename(token.with_name(f"{token.name}.other"))
+    die(handlers[0])
+    lost(handlers[1:], "node1")
+
+    with pytest.raises(RoundRefused, match=r"node2 cannot go on without node1: those have gone on, or .*/1.0/member"):
+        handlers[1].next_rendezvous()
 
 
 def test_who_comes_back_waits_for_the_next_attempt(group: Callable[..., Group]) -> None:
