@@ -79,6 +79,10 @@ class Lines:
 
     def hear(self) -> list[dict[str, Any]]:
         """What has been said since the last time."""
+        return [said for line in self.hear_lines() if (said := _read(line)) is not None]
+
+    def hear_lines(self) -> list[bytes]:
+        """The same, as it was written."""
         while not self.broken:
             try:
                 data = self.connection.recv(_BLOCK)
@@ -93,7 +97,7 @@ class Lines:
             if len(self._heard) > _LONGEST:
                 self.broken = True
         *lines, self._heard = self._heard.split(b"\n")
-        return [said for line in lines if (said := _read(line)) is not None]
+        return lines
 
     def close(self) -> None:
         """Close this end."""

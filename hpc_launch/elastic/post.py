@@ -23,6 +23,8 @@ from hpc_launch.elastic.story import Caller
 
 # A caller that has not said who it is by then is a stranger.
 _STRANGER_SECONDS = 30.0
+# How often all connections are looked at: of a thousand nodes something comes more often.
+_CARE_SECONDS = 0.05
 
 _NOTHING = Knowledge(Membership(-1, ()))
 
@@ -65,6 +67,7 @@ class Post(ABC):
         self._listener = listener
         self._sessions: dict[socket.socket, Session] = {}
         self._keys: dict[int, str] = {}
+        self._next_care = 0.0
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._selector = selectors.DefaultSelector()
@@ -115,7 +118,7 @@ class Post(ABC):
     def _serve(self) -> None:
         try:
             while not self._ending.is_set():
-                ready = self._selector.select(timeout=0.05)
+                ready = self._selector.select(timeout=_CARE_SECONDS)
                 with self._lock:
                     for key, _ in ready:
                         if key.fileobj is self._listener:
@@ -156,13 +159,19 @@ class Post(ABC):
                 session.lines.broken = True  # none of ours
 
     def _turn(self, now: float) -> None:
+        if now >= self._next_care:
+            self._next_care = now + _CARE_SECONDS
+            self._look_after(now)
+        self._go_on(now)
+
+    def _look_after(self, now: float) -> None:
+        """Say on what could not be said at once, and part with those that are gone."""
         for connection, session in [*self._sessions.items()]:
             if session.lines.waiting:
                 session.lines.flush()
             stranger = session.agent is None and now - session.since > _STRANGER_SECONDS
             if connection in self._sessions and (session.lines.broken or stranger):
                 self._lose(connection)
-        self._go_on(now)
 
     def _hear(self, connection: socket.socket, session: Session, said: Mapping[str, Any]) -> None:
         if "run" in said:

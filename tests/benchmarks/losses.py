@@ -120,7 +120,10 @@ class Crowd:
 
     def hear(self, word: str, *, broken: bool = False) -> dict[str, Any]:
         """Wait until all have heard a word, or lost their leader; accepts what is proposed meanwhile."""
-        waiting, last = {*self.connections}, {}
+        # All hear the same line, which each node would read by itself, at the same time as the others: here once.
+        waiting = {*self.connections}
+        last: dict[str, Any] = {}
+        proposed: list[Any] = []
         with selectors.DefaultSelector() as selector:
             for number, lines in self.connections.items():
                 selector.register(lines.connection, selectors.EVENT_READ, number)
@@ -130,12 +133,13 @@ class Crowd:
                     sys.exit(f"{len(waiting)} agents of {self.nodes} wait for '{word}'")
                 for key, _ in selector.select(timeout=1):
                     lines = self.connections[key.data]
-                    for said in lines.hear():
-                        if said["do"] == "propose":
-                            self.say(key.data, "accept", membership=said["membership"])
-                        elif said["do"] == word:
+                    for line in lines.hear_lines():
+                        if line.startswith(b'{"do":"propose"'):
+                            proposed = proposed or json.loads(line)["membership"]
+                            self.say(key.data, "accept", membership=proposed)
+                        elif line.startswith(b'{"do":"%s"' % word.encode()):
                             waiting.discard(key.data)
-                            last = said
+                            last = last or json.loads(line)
                     if lines.broken:
                         selector.unregister(key.fileobj)
                         if broken:
