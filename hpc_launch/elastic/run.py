@@ -33,7 +33,7 @@ from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.elastic.rounds import Ending, shape
 from hpc_launch.elastic.signals import Signals
 from hpc_launch.errors import HpcLaunchError, Interrupted, RendezvousError, UsageError, WorkerError
-from hpc_launch.node import network
+from hpc_launch.node import limits, network
 from hpc_launch.plan import binding
 from hpc_launch.plan.model import Plan
 from hpc_launch.records.directory import JobDirectory
@@ -210,8 +210,25 @@ def _own_handler(plan: Plan, problem: HpcLaunchError | None = None) -> SlurmRend
     return MovingRendezvous(party) if party.elastic else SlurmRendezvous(party)
 
 
+# What a process has open besides connections to other nodes: logs, libraries, torch's own.
+_OTHER_FILES = 256
+
+
+def _allow_connections(plan: Plan) -> None:
+    """All agents may be connected to this one, and all workers to the store that it has for them."""
+    wanted = plan.world.agents + 2 * plan.world.agents * plan.local_world_size + _OTHER_FILES
+    allowed = limits.allow_open_files(wanted)
+    if allowed < wanted and plan.world.leader:
+        say(
+            f"note: {plan.world.agents} node(s) may need {wanted} connections to {plan.world.host}, where {allowed} "
+            "files can be open: raise the hard limit (ulimit -Hn where the job is submitted, or LimitNOFILE of slurmd)"
+        )
+
+
 def _handler(plan: Plan) -> RendezvousHandler:
     if plan.own_rendezvous:
+        if plan.world.leader or plan.elastic:
+            _allow_connections(plan)
         return _own_handler(plan)
     settings = plan.settings
     configuration: dict[str, Any] = dict(settings.rdzv_conf)

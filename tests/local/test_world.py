@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.launching import free_port, launch, launch_nodes, one_task_step, probe
+from tests.local.launching import HPC_LAUNCH, free_port, launch, launch_nodes, one_task_step, probe
 
 PLACE = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
 
@@ -172,3 +172,14 @@ def test_slurm_variables_of_the_workers(tmp_path: Path, choice: str, expected: l
     assert (0, expected) == (done.status, done.seen(*names)), done.err
     assert done.seen("SLURM_JOB_ID", "GROUP_RANK", "HPC_LAUNCH_HOST") == [("4711", "0", "node7")] * 2
     assert [path.name for path in (tmp_path / "logs" / "4711.2").glob("attempt_*")] == ["attempt_0"]
+
+
+def test_too_few_open_files_are_said(tmp_path: Path) -> None:
+    """Who serves all others raises its own soft limit, says where the hard one is too low; workers keep theirs."""
+    program = ("prlimit", "--nofile=150:200", *HPC_LAUNCH)
+    body = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE), flush=True)"
+    done = launch(tmp_path, "--nproc-per-node", "1", probe(tmp_path, body), program=program)
+
+    assert (done.status, done.out.strip().endswith("(150, 200)")) == (0, True), done.out + done.err
+    assert "note: 1 node(s) may need 259 connections to " in done.err
+    assert "where 200 files can be open: raise the hard limit" in done.err
