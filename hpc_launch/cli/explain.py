@@ -18,8 +18,9 @@ from hpc_launch.plan.requeue import policy
 from hpc_launch.plan.step import derived, wanted
 from hpc_launch.settings import Origin, Settings
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.controller import ClusterRules, JobRecord
-from hpc_launch.slurm.environment import Allocation, Place
+from hpc_launch.slurm.environment import Allocation, Place, requeue_id
+from hpc_launch.slurm.job import JobRecord
+from hpc_launch.slurm.rules import ClusterRules
 from hpc_launch.world import World, of_nodes
 
 # Seconds for each question to Slurm: somebody is waiting for the answer.
@@ -96,7 +97,7 @@ class _Told:
 
 def _ask(here: Here) -> _Told:
     """Ask the controller. One that is silent once is not asked again."""
-    job_id = controller.requeue_id(here.environ) if here.slurm is not None else ""
+    job_id = requeue_id(here.environ) if here.slurm is not None else ""
     rules = controller.ask_rules(_PATIENCE) if job_id else None
     return _Told(rules, controller.ask_job(job_id, _PATIENCE) if rules is not None else None)
 

@@ -16,7 +16,7 @@ from hpc_launch.review import paint, show_status
 from hpc_launch.review.find import slurm_step
 from hpc_launch.review.standing import Eyes
 from hpc_launch.review.status import Status, look, without_directory
-from hpc_launch.slurm.controller import OVER
+from hpc_launch.slurm.job import OVER
 
 # The screen from its upper left corner on, and nothing below what is written.
 _HOME, _REST = "\x1b[H\x1b[2J", "\x1b[J"

@@ -54,7 +54,8 @@ from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.stacks import HANG
 from hpc_launch.settings import Origin
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.controller import JobRecord
+from hpc_launch.slurm.environment import requeue_id
+from hpc_launch.slurm.job import JobRecord
 from hpc_launch.warm.factory import Factory, FactoryLostError, spawn
 from hpc_launch.warm.server import KILL_SECONDS
 
@@ -159,7 +160,7 @@ class Agent(LocalElasticAgent):
     def slurm_record(self) -> JobRecord | None:
         """What Slurm says of the job now that the run has ended; None where it says nothing."""
         if self._outlook is None:
-            return controller.ask_job(controller.requeue_id(self._environ))
+            return controller.ask_job(requeue_id(self._environ))
         return self._outlook.asked_now()
 
     @property

@@ -28,6 +28,7 @@ from hpc_launch.records.directory import JobDirectory, RankFiles
 from hpc_launch.records.events import EventLog
 from hpc_launch.records.model import Attempt, Usage, Worker
 from hpc_launch.records.parsing import Fields
+from hpc_launch.slurm.environment import restart_count
 
 # A sign of life is given after a minute, then ever less often: some five thousand of them in a month.
 _BEAT_SECONDS, _LONGEST_BEAT_SECONDS = 60, 600
@@ -44,7 +45,7 @@ class Recorder:
 
     def __init__(self, plan: Plan, environ: Mapping[str, str]) -> None:
         self._plan = plan
-        self._restarts = int(environ.get("SLURM_RESTART_COUNT") or 0)
+        self._restarts = restart_count(environ)
         self._log: EventLog | None = None
         self._held: list[tuple[str, float, dict[str, Any]]] = []
         self._begun = time.time()

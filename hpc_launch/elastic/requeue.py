@@ -16,7 +16,8 @@ from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.progress import last_words
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.controller import Ending, JobRecord
+from hpc_launch.slurm.environment import requeue_id, restart_count
+from hpc_launch.slurm.job import Ending, JobRecord, ending_of
 
 _BY_SLURM = "requeued by Slurm"
 _SLURM_DOES_IT = "Slurm itself has the job run again: not counted"
@@ -51,12 +52,12 @@ def settle(plan: Plan, environ: Mapping[str, str], run: Run) -> str:
     """
     settings = plan.settings
     policy = requeue.policy(settings.requeue, settings.max_requeues, settings.requeue_patience)
-    job_id = controller.requeue_id(environ)
-    restarts = int(environ.get("SLURM_RESTART_COUNT") or 0)
+    job_id = requeue_id(environ)
+    restarts = restart_count(environ)
     ledger = requeue.read(_text(run.job))
     if ledger and ledger[-1].restart_count == restarts and ledger[-1].attempt >= run.first_attempt:
         return _amend(policy, run, ledger)
-    ending = controller.ending(run.record, restarts)
+    ending = ending_of(run.record, restarts)
     found = _reason(run, ending)
     if not policy.on or not job_id or found is None:
         return ""
@@ -87,7 +88,7 @@ def settle_early(plan: Plan, environ: Mapping[str, str], run: Run) -> None:
     Only where Slurm has ended the job already, so that the requeue takes none of the workers' time, and only if it is
     right without what they have yet to do.
     """
-    ending = controller.ending(run.record, int(environ.get("SLURM_RESTART_COUNT") or 0))
+    ending = ending_of(run.record, restart_count(environ))
     over = run.record is not None and run.record.state == "COMPLETING"
     if ending is Ending.REQUEUED or (over and ending in (Ending.TIME_LIMIT, Ending.PREEMPTED)):
         settle(plan, environ, run)

@@ -38,7 +38,8 @@ from hpc_launch.plan import binding
 from hpc_launch.plan.model import Plan
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.settings import Origin, Settings, StreamChoice, Streams
-from hpc_launch.slurm.controller import JobRecord, requeue_id
+from hpc_launch.slurm.environment import requeue_id, restart_count
+from hpc_launch.slurm.job import JobRecord
 from hpc_launch.warm.factory import Factory
 
 # torchrun's macro for the local rank (torch/distributed/elastic/utils/api.py).
@@ -119,7 +120,7 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
                 agent = Agent(spec, plan, environ, logs, factory=factory, signals=signals, outlook=outlook)
                 stack.callback(agent.close)
                 agent.follow_slurm()
-                _announce(plan, int(environ.get("SLURM_RESTART_COUNT") or 0))
+                _announce(plan, restart_count(environ))
                 flush()
         except SignalException as stop:
             raise Interrupted(stop.sigval, stop.sigval.name) from None

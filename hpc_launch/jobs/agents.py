@@ -19,6 +19,8 @@ from hpc_launch.plan import requeue
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.slurm import controller
+from hpc_launch.slurm.environment import requeue_id, restart_count
+from hpc_launch.slurm.job import Ending, ending_of
 
 _PR_SET_PDEATHSIG = 1
 
@@ -86,10 +88,10 @@ def conclude(files: JobFiles, job: JobDirectory, status: int, environ: Mapping[s
 
 def _runs_again(job: JobDirectory, status: int, environ: Mapping[str, str]) -> bool:
     """Whether the agent has had the job requeued, or somebody else has."""
-    job_id = controller.requeue_id(environ)
+    job_id = requeue_id(environ)
     if not job_id:
         return False
-    restarts = int(environ.get("SLURM_RESTART_COUNT") or 0)
+    restarts = restart_count(environ)
     try:
         entries = requeue.read(job.ledger.read_text(errors="replace"))
     except OSError:
@@ -98,7 +100,7 @@ def _runs_again(job: JobDirectory, status: int, environ: Mapping[str, str]) -> b
         return True
     if status <= 128:  # noqa: PLR2004 - statuses of signals follow
         return False
-    return controller.ending(controller.ask_job(job_id), restarts) is controller.Ending.REQUEUED
+    return ending_of(controller.ask_job(job_id), restarts) is Ending.REQUEUED
 
 
 def _tied_to_this_process() -> Callable[[], None]:

@@ -17,7 +17,7 @@ from hpc_launch.jobs.files import JobFiles, Outcome, read_json, read_outcome
 from hpc_launch.jobs.watch import Watch, everybody
 from hpc_launch.node import processes
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.controller import JobRecord
+from hpc_launch.slurm.job import JobRecord
 from hpc_launch.submission.watch import over
 
 # So long after the end of a job what was written on its nodes is awaited, and after what was written, Slurm's word.

@@ -16,7 +16,7 @@ from hpc_launch.jobs.place import SLURM
 from hpc_launch.jobs.view import JobView
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.controller import JobRecord
+from hpc_launch.slurm.job import JobRecord
 from hpc_launch.submission.watch import end_of
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from hpc_launch import hostlist
 from hpc_launch.errors import HostlistError
 from hpc_launch.jobs.files import Outcome
 from hpc_launch.jobs.place import ALLOCATION, DEBUG, LOCAL, SLURM
-from hpc_launch.slurm.controller import JobRecord
+from hpc_launch.slurm.job import JobRecord
 
 Phase = Literal["waiting", "running", "ending", "done", "failed", "stopped", "unknown"]
 

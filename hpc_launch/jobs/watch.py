@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.controller import JobRecord
+from hpc_launch.slurm.job import JobRecord
 from hpc_launch.submission.watch import over
 
 # Seconds between two questions. They grow while nothing changes.

@@ -14,8 +14,9 @@ from hpc_launch.errors import HostlistError
 from hpc_launch.node import network
 from hpc_launch.plan.here import Here
 from hpc_launch.settings import Settings
-from hpc_launch.slurm.controller import ClusterRules, JobRecord
 from hpc_launch.slurm.environment import Allocation, Place, Step
+from hpc_launch.slurm.job import JobRecord
+from hpc_launch.slurm.rules import ClusterRules
 from hpc_launch.world import World
 
 # From and to these releases (the second no more), srun does not read SLURM_CPUS_PER_TASK (their release notes).

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from hpc_launch.plan.requeue import Policy
-from hpc_launch.slurm.controller import ClusterRules, JobRecord, Partition
+from hpc_launch.slurm.job import JobRecord
+from hpc_launch.slurm.rules import ClusterRules, Partition
 
 # Seconds before Slurm's SIGKILL in which the launcher ends what is left itself, and can still say so.
 MARGIN = 1.0

@@ -10,7 +10,7 @@ from pathlib import Path
 from hpc_launch.errors import JobNotFoundError
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.controller import JobRecord
+from hpc_launch.slurm.job import JobRecord
 
 # A job's id as people and programs write it: 12, 12.0, 12_3, 12_3.0, a component 12+1, and `12;CLUSTER` of sbatch.
 _ID = re.compile(r"(?P<job>\d+(?:_\d+)?)(?:\+\d+)?(?:\.(?P<step>\d+))?(?P<cluster>;[\w.-]+)?")

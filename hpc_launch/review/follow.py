@@ -12,7 +12,7 @@ from hpc_launch.review import status
 from hpc_launch.review.files import Note, Selection
 from hpc_launch.review.find import Search, slurm_step
 from hpc_launch.review.standing import Eyes, Standing, State
-from hpc_launch.slurm.controller import OVER
+from hpc_launch.slurm.job import OVER
 
 # Seconds between two looks at the records; more for large jobs, where looking takes longer.
 _PAUSE, _PAUSE_PER_LOOK = 2.0, 10.0

@@ -25,7 +25,7 @@ from hpc_launch.records.stacks import Folded, Seen, fold
 from hpc_launch.review import asking
 from hpc_launch.review.find import slurm_step
 from hpc_launch.slurm import controller, steps
-from hpc_launch.slurm.controller import JobRecord
+from hpc_launch.slurm.job import JobRecord
 from hpc_launch.slurm.steps import StepRequest
 
 # The ways to take stacks, by the word for them.

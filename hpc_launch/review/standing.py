@@ -16,7 +16,7 @@ from hpc_launch.records.model import Attempt, History, Run
 from hpc_launch.review import words
 from hpc_launch.review.find import SlurmStep
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.controller import OVER, WAITING, JobRecord
+from hpc_launch.slurm.job import OVER, WAITING, JobRecord
 
 # A run that has written anything within these seconds lives: if nothing else happens, its agents say so every ten
 # minutes (elastic/recording.py), and one such sign may be missed.

@@ -17,7 +17,7 @@ from hpc_launch.records.model import Attempt, History, Mark, NodeEvent, Notice, 
 from hpc_launch.review.files import Folders, Selection
 from hpc_launch.review.find import slurm_step
 from hpc_launch.review.standing import FRESH, Eyes, Seen, Standing, State, judge
-from hpc_launch.slurm.controller import JobRecord
+from hpc_launch.slurm.job import JobRecord
 
 
 class Rank(str, Enum):

@@ -152,6 +152,21 @@ def locate(environ: Mapping[str, str], cgroup: str = "", *, shell: bool = False)
     return _step(environ, job_id, step_id, ours=ours)
 
 
+def requeue_id(environ: Mapping[str, str]) -> str:
+    """The id by which to ask for this job and to requeue it; empty outside of Slurm.
+
+    For a task of an array it is `12_3`: the number of the last task is also that of the whole array, and a requeue by
+    that number hits all tasks. For a heterogeneous job it is the leader's, which stands for all components.
+    """
+    names = ("SLURM_JOB_ID_HET_GROUP_0", "SLURM_JOB_ID", "SLURM_JOBID")
+    return _job_label(environ, next((value for name in names if (value := environ.get(name))), ""))
+
+
+def restart_count(environ: Mapping[str, str]) -> int:
+    """How often Slurm has started this job again; 0 outside of Slurm."""
+    return _number(environ, "SLURM_RESTART_COUNT") or 0
+
+
 def _job_ids(environ: Mapping[str, str], job_id: str) -> set[str]:
     """The numbers of this job: the components of a heterogeneous one have a number each."""
     return {job_id} | {value for name, value in environ.items() if name.startswith("SLURM_JOB_ID_")}
@@ -191,7 +206,7 @@ def _allocation(
         hosts=hosts,
         node_name=here,
         submit_directory=environ.get("SLURM_SUBMIT_DIR", ""),
-        restart_count=_number(environ, "SLURM_RESTART_COUNT") or 0,
+        restart_count=restart_count(environ),
         step_id=step_id,
         gpus_on_node=_gpus_of_shell(environ, place) if here else None,
         components=_number(environ, "SLURM_HET_SIZE") or 1,
@@ -249,7 +264,7 @@ def _step(environ: Mapping[str, str], job_id: str, step_id: int, *, ours: bool) 
         job_hosts=_number(environ, "SLURM_JOB_NUM_NODES"),
         reserved_ports=_port_list(environ.get("SLURM_STEP_RESV_PORTS", "")),
         submit_directory=environ.get("SLURM_SUBMIT_DIR", ""),
-        restart_count=_number(environ, "SLURM_RESTART_COUNT") or 0,
+        restart_count=restart_count(environ),
         ours=ours,
     )
 

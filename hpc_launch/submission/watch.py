@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from hpc_launch.errors import SlurmError
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.controller import OVER, WAITING, JobRecord
+from hpc_launch.slurm.job import OVER, WAITING, JobRecord
 
 # Seconds between two questions to the controller. They grow while nothing changes.
 _SHORTEST_PAUSE, _LONGEST_PAUSE, _GROWTH = 0.25, 15.0, 1.4

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_launch.slurm import commands
-from hpc_launch.slurm.controller import JobRecord, read_job
+from hpc_launch.slurm.job import JobRecord, read_job
 from tests.cluster import Cluster, Job
 from tests.cluster.jobs import FINAL
 from tests.support import wait_for

@@ -20,13 +20,14 @@ from tests.support import wait_for
 ASK = """
 import dataclasses, json, os, pathlib, sys, time
 from hpc_launch.slurm import controller
+from hpc_launch.slurm.environment import requeue_id, restart_count
+from hpc_launch.slurm.job import ending_of
 
-job = controller.requeue_id(os.environ)
-count = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+job, count = requeue_id(os.environ), restart_count(os.environ)
 
 def look(said=None):
     record = controller.ask_job(job)
-    facts = {"job": dataclasses.asdict(record), "ending": controller.ending(record, count).name, "said": said}
+    facts = {"job": dataclasses.asdict(record), "ending": ending_of(record, count).name, "said": said}
     line = json.dumps({"id": job, "count": count, "now": time.time()} | facts)
     with pathlib.Path("told").open("a") as told:
         print(line, file=told)

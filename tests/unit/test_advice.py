@@ -13,8 +13,9 @@ from hpc_launch.node.devices import Devices
 from hpc_launch.plan import advice
 from hpc_launch.plan.here import Here
 from hpc_launch.settings import Origin, resolve
-from hpc_launch.slurm.controller import ClusterRules, JobRecord
 from hpc_launch.slurm.environment import locate
+from hpc_launch.slurm.job import JobRecord
+from hpc_launch.slurm.rules import ClusterRules
 from hpc_launch.world import World
 from tests.unit.slurm_variables import BATCH, HETEROGENEOUS, INTERACTIVE, LOGIN_SHELL, ONE_TASK_PER_NODE, SUBSET
 

@@ -16,8 +16,8 @@ from hpc_launch.node.devices import Devices
 from hpc_launch.plan.here import Here
 from hpc_launch.settings import resolve
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.controller import JobRecord
 from hpc_launch.slurm.environment import Allocation, Place, Step
+from hpc_launch.slurm.job import JobRecord
 from hpc_launch.slurm.steps import StepRequest
 
 NODES = ("gpu001", "gpu002", "gpu003", "gpu004")

@@ -10,7 +10,8 @@ import pytest
 from hpc_launch.plan import foretell
 from hpc_launch.plan.foretell import Notice, notice_of
 from hpc_launch.plan.requeue import Policy, policy
-from hpc_launch.slurm.controller import ClusterRules, JobRecord, Partition
+from hpc_launch.slurm.job import JobRecord
+from hpc_launch.slurm.rules import ClusterRules, Partition
 
 RULES = ClusterRules(kill_wait=30.0, preempt_type="preempt/partition_prio", preempt_mode="REQUEUE")
 JOB = JobRecord("12", "RUNNING", time_limit=3600.0, requeue=True, batch=True, partition="gpu")

@@ -12,7 +12,7 @@ from hpc_launch.jobs.handles import InProcess
 from hpc_launch.jobs.job import Job
 from hpc_launch.jobs.standing import Standing, Subject, standing, subject
 from hpc_launch.records import directory
-from hpc_launch.slurm.controller import JobRecord
+from hpc_launch.slurm.job import JobRecord
 
 SUBMITTED = {"cluster": "slurm", "name": "train", "submitted": 100.0, "resources": {"nodes": 2}}
 RUNNING = JobRecord("7", "RUNNING", "None", start=150.0, end=4000.0, nodes="gpu[001-002]")

@@ -21,7 +21,7 @@ from hpc_launch.jobs.job import Job
 from hpc_launch.jobs.watch import Watch
 from hpc_launch.node import processes
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.slurm.controller import JobRecord, read_queue
+from hpc_launch.slurm.job import JobRecord
 from tests import histories
 
 
@@ -127,28 +127,6 @@ def test_a_job_that_nobody_knows_is_lost_after_some_questions() -> None:
 
     assert watch.lost("1")
     assert len(slurm.asked) == count
-
-
-def test_what_squeue_prints_is_read() -> None:
-    """A line each; the reason may hold anything."""
-    text = (
-        "12|RUNNING|2026-11-22T20:27:38|2026-11-22T21:27:38|gpu[001-002]|None\n"
-        "13_4|PENDING|N/A|N/A||Nodes required for job are DOWN|or reserved\n"
-        "\nnoise\n"
-    )
-    first, second = read_queue(text)
-
-    assert (first.label, first.job_id, first.state, first.nodes, first.reason) == (
-        "12",
-        "12",
-        "RUNNING",
-        "gpu[001-002]",
-        "",
-    )
-    assert first.start is not None
-    assert first.end == first.start + 3600
-    assert (second.label, second.task, second.start) == ("13_4", "4", None)
-    assert second.reason == "Nodes required for job are DOWN|or reserved"
 
 
 # ---- handles

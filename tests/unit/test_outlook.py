@@ -10,7 +10,8 @@ import pytest
 
 from hpc_launch.elastic.outlook import Outlook
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.controller import ClusterRules, JobRecord, Partition
+from hpc_launch.slurm.job import JobRecord
+from hpc_launch.slurm.rules import ClusterRules, Partition
 
 RUNNING = JobRecord("7", "RUNNING", partition="long")
 PREEMPTED = JobRecord("7", "RUNNING", partition="long", preempt_time=1_000_000.0)

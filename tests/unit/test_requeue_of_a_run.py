@@ -16,7 +16,7 @@ from hpc_launch.plan.requeue import Entry, read
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.settings import resolve
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.controller import JobRecord
+from hpc_launch.slurm.job import JobRecord
 from tests.unit.test_plan import here
 
 RUNNING = JobRecord("7", "RUNNING")

@@ -13,7 +13,7 @@ from hpc_launch import cli
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.review import find, standing
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.controller import JobRecord
+from hpc_launch.slurm.job import JobRecord
 from tests import histories
 
 

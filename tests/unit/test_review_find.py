@@ -12,7 +12,7 @@ from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.review import find
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.controller import JobRecord
+from hpc_launch.slurm.job import JobRecord
 
 
 def make(root: Path, *names: str) -> None:

@@ -12,7 +12,7 @@ from hpc_launch.errors import ContextError
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.review import stacks
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.controller import JobRecord, read_job
+from hpc_launch.slurm.job import JobRecord, read_job
 from tests.histories import Made, write
 
 # Plays srun: it cannot start anything on gpu002, and the probes on the others see their workers in the same place.

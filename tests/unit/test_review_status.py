@@ -19,7 +19,7 @@ from hpc_launch.review import find, follow, paint, show_status, standing, status
 from hpc_launch.review.files import Selection
 from hpc_launch.review.standing import Eyes, Seen, State, judge
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.controller import JobRecord
+from hpc_launch.slurm.job import JobRecord
 from hpc_launch.slurm.steps import RunningStep
 from tests import histories
 

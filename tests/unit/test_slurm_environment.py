@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from hpc_launch.errors import ContextError
-from hpc_launch.slurm.environment import Allocation, Place, Step, locate
+from hpc_launch.slurm.environment import Allocation, Place, Step, locate, requeue_id
 from tests.unit.slurm_variables import (
     ARRAY,
     BATCH,
@@ -345,3 +345,16 @@ def test_whatever_the_variables_say_the_answer_is_a_place_or_one_line(changes: M
     damaged = {**ONE_TASK_PER_NODE, **changes}
     with contextlib.suppress(ContextError):
         assert is_sound(locate({name: value for name, value in damaged.items() if value is not None}))
+
+
+@pytest.mark.parametrize(("environ", "expected"), [
+    ({}, ""),
+    ({"SLURM_JOB_ID": "12"}, "12"),
+    ({"SLURM_JOBID": "12"}, "12"),
+    ({"SLURM_JOB_ID": "19", "SLURM_ARRAY_JOB_ID": "19", "SLURM_ARRAY_TASK_ID": "3"}, "19_3"),
+    ({"SLURM_JOB_ID": "20", "SLURM_ARRAY_JOB_ID": "19", "SLURM_ARRAY_TASK_ID": "0"}, "19_0"),
+    ({"SLURM_JOB_ID": "34", "SLURM_JOB_ID_HET_GROUP_0": "33", "SLURM_JOB_ID_HET_GROUP_1": "34"}, "33"),
+])  # fmt: skip
+def test_the_id_to_requeue(environ: dict[str, str], expected: str) -> None:
+    """A task of an array is asked for by its place there, a heterogeneous job by its leader."""
+    assert expected == requeue_id(environ)

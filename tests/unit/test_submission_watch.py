@@ -10,7 +10,7 @@ import pytest
 
 from hpc_launch.errors import SlurmError
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.controller import JobRecord
+from hpc_launch.slurm.job import JobRecord
 from hpc_launch.submission import watch
 
 
@@ -157,33 +157,3 @@ def test_the_end_of_a_file_is_shown(tmp_path: Path) -> None:
 
     assert watch.end_of(str(path), 2) == "line 9998\nline 9999"
     assert watch.end_of(str(tmp_path / "nothing"), 2) == ""
-
-
-ARRAY = """\
-JobId=14 ArrayJobId=12 ArrayTaskId=2-3%1 JobName=a UserId=b JobState=PENDING Reason=None\t UserId=ada(1) \
-JobState=PENDING Reason=JobArrayTaskLimit ExitCode=0:0 StdErr=/h/x y.out StdIn=/dev/null StdOut=/h/x y.out Power= \n
-JobId=13 ArrayJobId=12 ArrayTaskId=1 JobName=new
-line JobId=5 JobState=COMPLETED UserId=ada(1) JobState=FAILED Reason=NonZeroExitCode ExitCode=3:9 StdOut=/h/z.out \n
-"""
-
-
-def test_all_tasks_of_an_array_are_read() -> None:
-    """Whatever a job's name looks like, and with spaces in file names."""
-    found = controller.read_jobs(ARRAY)
-
-    assert [(r.job_id, r.state, r.task, r.exit_code, r.signal, r.output) for r in found] == [
-        ("14", "PENDING", "2-3%1", 0, 0, "/h/x y.out"),
-        ("13", "FAILED", "1", 3, 9, "/h/z.out"),
-    ]
-
-
-def test_accounting_is_read() -> None:
-    text = "12_0|COMPLETED|0:0\n12_1|CANCELLED by 1000|0:15\n12_[2-3]|PENDING|0:0\n13|FAILED|3:0\n\n"
-    found = controller.read_accounting(text)
-
-    assert [(r.state, r.task, r.exit_code, r.signal) for r in found] == [
-        ("COMPLETED", "0", 0, 0),
-        ("CANCELLED", "1", 0, 15),
-        ("PENDING", "2-3", 0, 0),
-        ("FAILED", "", 3, 0),
-    ]

@@ -1,0 +1,195 @@
+"""What Slurm says of a job, and what that means for a run. Pure.
+
+Times are seconds since the epoch, durations are seconds, and `math.inf` is what Slurm calls UNLIMITED. The forms are
+those of scontrol(1) from Slurm 20.11 on, and of squeue(1) and sacct(1) as `commands` asks them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from hpc_launch.slurm.times import read_moment, read_time_limit
+from hpc_launch.slurm.values import fields, number, word
+
+# A job's name can have spaces, line breaks and what looks like fields.
+_NAME = re.compile(r" JobName=.*? UserId=", re.DOTALL)
+_JOB_LINE = re.compile(r"^JobId=.*$", re.MULTILINE)
+_OUTPUT = re.compile(r" StdOut=(.*?)(?= [A-Z]\w*=|\s*$)")
+_WORK_DIRECTORY = re.compile(r" WorkDir=(.*?)(?= [A-Z]\w*=|\s*$)")
+_RUNNING = frozenset({"RUNNING", "SUSPENDED", "CONFIGURING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"})
+
+
+WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
+"""States of a job that has not begun, or not begun again."""
+
+OVER = frozenset(
+    {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
+    | {"REVOKED"}
+)
+"""States of a job that does not change any more, by itself."""
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """What the controller knows of a job.
+
+    Attributes:
+        state: RUNNING and so on. A job that is being ended is COMPLETING, whatever it is going to be.
+        reason: why it is in that state; `None` in Slurm's words where there is nothing to say.
+        start: when it began; the present where it has been requeued and not begun again.
+        end: when it will end, or did; None while that is open. It moves when the time limit is changed, and to the end
+            of the grace time in a preemption.
+        time_limit: seconds; None where unknown.
+        preempt_time: when it was preempted; None where it was not.
+        requeue: whether it may be requeued.
+        restarts: how often it was; one more than SLURM_RESTART_COUNT as soon as Slurm has accepted a requeue.
+        batch: whether it has a batch script.
+        exit_code: the status that it ended with, and `signal` the signal that ended it; 0 until then.
+        output: the file that it writes to; empty where it has none.
+        task: its numbers in the array that it is of, such as `3` or `4-7%2`; empty where it is of none.
+        nodes: its nodes, as a host list; empty where it has none.
+        label: its id as users see it, `12_3` for a task of an array.
+        heterogeneous: whether it is a component of a heterogeneous job.
+        directory: its working directory; where it was submitted, unless --chdir says otherwise.
+    """
+
+    job_id: str
+    state: str
+    reason: str = ""
+    start: float | None = None
+    end: float | None = None
+    time_limit: float | None = None
+    preempt_time: float | None = None
+    requeue: bool = False
+    restarts: int = 0
+    batch: bool = False
+    partition: str = ""
+    exit_code: int = 0
+    signal: int = 0
+    output: str = ""
+    task: str = ""
+    nodes: str = ""
+    label: str = ""
+    heterogeneous: bool = False
+    directory: str = ""
+
+
+class Ending(Enum):
+    """What a SIGTERM means, by the controller's word."""
+
+    TIME_LIMIT = "time limit"
+    PREEMPTED = "preemption"
+    CANCELLED = "cancelled"
+    """By scancel; or over otherwise: its script has ended, a node is lost."""
+    REQUEUED = "requeued by Slurm"
+    """Somebody has had it requeued: a preemption with PreemptMode=REQUEUE, `scontrol requeue`, a lost node."""
+    RUNNING = "signalled"
+    """The job goes on: only a signal was sent, or only the step was cancelled."""
+    UNKNOWN = "unknown"
+
+
+def ending_of(record: JobRecord | None, restart_count: int) -> Ending:
+    """Say what the controller means by a SIGTERM that has just come.
+
+    All that Slurm changes stands in the record before the first SIGTERM is sent, so that asking once is enough (tried
+    with 22.05 and 24.11). A preempted job with a grace time is still RUNNING.
+
+    Args:
+        record: the job, asked after the signal.
+        restart_count: the SLURM_RESTART_COUNT of this run.
+    """
+    if record is None:
+        return Ending.UNKNOWN
+    going_on = record.state in _RUNNING
+    if record.state in WAITING or (record.restarts > restart_count and not going_on):
+        return Ending.REQUEUED
+    if record.preempt_time is not None or record.state == "PREEMPTED":
+        return Ending.PREEMPTED
+    if going_on:
+        return Ending.RUNNING
+    return Ending.TIME_LIMIT if "TimeLimit" in record.reason or record.state == "TIMEOUT" else Ending.CANCELLED
+
+
+def read_job(text: str) -> JobRecord | None:
+    """Read the first job of `scontrol --oneliner show job`; None where there is none.
+
+    That of a heterogeneous job begins with its leader.
+    """
+    return next(iter(read_jobs(text)), None)
+
+
+def read_jobs(text: str) -> tuple[JobRecord, ...]:
+    """Read all jobs of `scontrol --oneliner show job`: several for an array, or a heterogeneous job."""
+    records = (_job(line) for line in _JOB_LINE.findall(_NAME.sub(" UserId=", text)))
+    return tuple(record for record in records if record is not None)
+
+
+def _job(line: str) -> JobRecord | None:
+    found = fields(line)
+    if "JobState" not in found:
+        return None
+    code, _, signal = found.get("ExitCode", "").partition(":")
+    output, directory = _OUTPUT.search(line), _WORK_DIRECTORY.search(line)
+    array, task = found.get("ArrayJobId", ""), found.get("ArrayTaskId", "")
+    return JobRecord(
+        job_id=found.get("JobId", ""),
+        state=found["JobState"],
+        reason=word(found.get("Reason", "")),
+        start=read_moment(found.get("StartTime", "")),
+        end=read_moment(found.get("EndTime", "")),
+        time_limit=read_time_limit(found.get("TimeLimit", "")),
+        preempt_time=read_moment(found.get("PreemptTime", "")),
+        requeue=found.get("Requeue") == "1",
+        restarts=int(number(found.get("Restarts", ""), 0)),
+        batch=found.get("BatchFlag", "0") != "0",
+        partition=word(found.get("Partition", "")),
+        exit_code=int(number(code, 0)),
+        signal=int(number(signal, 0)),
+        output=word(output[1]) if output else "",
+        task=found.get("ArrayTaskId", ""),
+        nodes=word(found.get("NodeList", "")),
+        label=f"{array}_{task}" if array and task.isdigit() else found.get("JobId", ""),
+        heterogeneous="HetJobId" in found,
+        directory=word(directory[1]) if directory else "",
+    )
+
+
+def read_queue(text: str) -> tuple[JobRecord, ...]:
+    """Read what `squeue` prints of several jobs; `label` is the id of each, `12_3` for a task of an array."""
+    found = []
+    for line in text.splitlines():
+        job, state, start, end, nodes, reason = (*line.strip().split("|", 5), "", "", "", "", "")[:6]
+        if state:
+            found.append(
+                JobRecord(
+                    job.partition("_")[0],
+                    state,
+                    reason=word(reason),
+                    start=read_moment(start),
+                    end=read_moment(end),
+                    nodes=word(nodes),
+                    task=job.partition("_")[2],
+                    label=job,
+                )
+            )
+    return tuple(found)
+
+
+def read_accounting(text: str) -> tuple[JobRecord, ...]:
+    """Read what `sacct` prints of a job: its state, without the reason.
+
+    A job that was cancelled is `CANCELLED by 1000` there, and accounting takes 128 off a status from 128 on.
+    """
+    found = []
+    for line in text.splitlines():
+        job, state, code = (*line.strip().split("|"), "", "")[:3]
+        if state:
+            status, _, signal = code.partition(":")
+            task = job.partition("_")[2].strip("[]")
+            numbers = int(number(status, 0)), int(number(signal, 0))
+            found.append(
+                JobRecord(job, state.split()[0], exit_code=numbers[0], signal=numbers[1], task=task, label=job)
+            )
+    return tuple(found)
