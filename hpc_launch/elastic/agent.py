@@ -49,7 +49,7 @@ from hpc_launch.errors import ContextError, HpcLaunchError, LogDirError, Rendezv
 from hpc_launch.node import processes
 from hpc_launch.plan import derive
 from hpc_launch.plan.model import Plan
-from hpc_launch.records import causes, directory, events, telling
+from hpc_launch.records import causes, directory, events, faults, telling
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.stacks import HANG
 from hpc_launch.settings import Origin
@@ -575,7 +575,8 @@ class Agent(LocalElasticAgent):
                 patience = min(patience, time.monotonic() + (_SYMPTOM_SECONDS if follows else 0))
                 if time.monotonic() >= patience or not follows:
                     failed = RunResult(WorkerState.FAILED, failures=result.failures)
-                    return failed, handler.report_failure(status, cause)
+                    fault = faults.any_of(self._recorder.workers)
+                    return failed, handler.report_failure(status, cause, own=not follows, fault=fault)
             if stop is not None:
                 handler.report_end(128 + stop, f"stopped by {stop.name} on {self._plan.world.host}", stop.name)
             end = handler.end() or self._hanging(handler)
@@ -595,7 +596,7 @@ class Agent(LocalElasticAgent):
         say(f"attempt {self._first_attempt + self._attempt}: {verdict.cause}{stacks}")
         name = verdict.path.name if verdict.path is not None else ""
         self._recorder.say(events.HANG, seconds=self._plan.settings.hang_timeout, cause=verdict.cause, stacks=name)
-        return handler.report_failure(hang.STATUS, verdict.cause)
+        return handler.report_failure(hang.STATUS, verdict.cause, own=False)
 
     def _cause(self, failures: Mapping[int, ProcessFailure]) -> tuple[int, str, bool]:
         """The status and the cause of a failure here, and whether it looks as if it followed another one."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from hpc_launch.node import memory
 from hpc_launch.node.kernel_log import KernelLog
-from hpc_launch.records import parsing, tracebacks
+from hpc_launch.records import faults, parsing, tracebacks
 from hpc_launch.records.directory import RankFiles
 from hpc_launch.records.lines import last_lines
 
@@ -26,14 +26,8 @@ _LONGEST_LINE = 400
 _LONGEST_MESSAGE = 1000
 _GPU_LINES = 5
 
-# Lines in which libraries speak of trouble with a device.
-_GPU = re.compile(
-    r"CUDA error|CUDA driver error|device-side assert|cuBLAS|CUBLAS_STATUS|cuDNN error|CUDNN_STATUS|HIP error|"
-    r"NCCL (?:error|WARN|failure)|ncclInternalError|ncclSystemError|\bXid\b|uncorrectable ECC|Level Zero error"
-)
-
-# Lines in which the kernel's drivers do.
-_DRIVER = re.compile(r"NVRM: Xid|amdgpu.*(?:fault|reset|RAS|ring .* timeout)|GPU HANG")
+# Whom the driver's line is about: `pid=1234`, or `pid='<unknown>'` where it is about the device.
+_ABOUT = re.compile(r"\bpid='?(\d+)")
 
 # The kernel's word of a process that it has killed (mm/oom_kill.c).
 _KILLED = re.compile(r"(?P<group>Memory cgroup o|O)ut of memory.*: Killed process (?P<pid>\d+)")
@@ -89,9 +83,10 @@ def gather(files: RankFiles, pid: int, exitcode: int, before: Before, *, ended: 
         found["log"] = str(files.err if any(errors) else files.out)
         found["lines"] = [line[:_LONGEST_LINE] for line in shown[-_LINES:]]
     kernel = before.log.said() if before.log is not None else ()
-    mine = [line for line in kernel if f"pid={pid}," in f"{line}," or "pid=" not in line]
-    speaking = [*(line for line in [*errors, *output] if _GPU.search(line)), *filter(_DRIVER.search, mine)]
-    gpu = list(dict.fromkeys(line[:_LONGEST_LINE] for line in speaking))
+    driver = [line for line in kernel if faults.by_kernel(line) and {*_ABOUT.findall(line)} <= {str(pid)}]
+    speaking = [*(line for line in [*errors, *output] if faults.DEVICE.search(line)), *driver]
+    # What shows that a device is broken is not to be among what is left out.
+    gpu = sorted(dict.fromkeys(line[:_LONGEST_LINE] for line in speaking), key=lambda line: not faults.broken(line))
     if gpu:
         found["gpu"] = gpu[:_GPU_LINES]
     if exitcode == -signal.SIGKILL or any(_CHILD_KILLED.search(line) for line in errors):

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hpc_launch import hostlist
-from hpc_launch.elastic import membership, rounds, story
+from hpc_launch.elastic import draining, membership, rounds, story
 from hpc_launch.elastic.console import Pace, say
 from hpc_launch.elastic.lines import Lines
 from hpc_launch.elastic.membership import Knowledge, Membership
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.post import Post, Session
 from hpc_launch.elastic.rounds import Ending, Member, RoundEnd, RoundPlan
-from hpc_launch.elastic.story import Caller, Start, Story
+from hpc_launch.elastic.story import Caller, Failed, Start, Story
 from hpc_launch.elastic.tokens import Tokens
 from hpc_launch.errors import HpcLaunchError, RoundRefused
 from hpc_launch.records import events
@@ -30,8 +30,6 @@ from hpc_launch.records.directory import JobDirectory
 
 # How often it is looked whether a round can begin.
 _LOOK_SECONDS = 0.02
-# So long at least a failure waits for what explains it: the agent of a node that dies may answer with its last breath.
-_SETTLE_SECONDS = 0.5
 
 # How long those that have lost others wait for them, in terms of --node-timeout. Nodes that notice a loss late do so
 # within half of it after the first, and a part of a network that may not go on has stopped its workers by 0.75 of it.
@@ -50,15 +48,19 @@ class _Running:
         start: what was said.
         end: how it ended; None while it goes on.
         done: agents whose workers have all ended well.
-        failure: the first failure, with when it came, until it is known to be none of a lost node.
+        failures: what agents say of failed workers, the first one first.
+        failed: when that came (time.monotonic); it is the end until it is known to be none of a lost node.
         answered: who has answered since.
+        begun: when it began (time.monotonic).
     """
 
     start: Start
     end: RoundEnd | None = None
     done: set[int] = field(default_factory=set)
-    failure: tuple[RoundEnd, float] | None = None
+    failures: dict[int, Failed] = field(default_factory=dict)
+    failed: float = 0.0
     answered: set[int] = field(default_factory=set)
+    begun: float = field(default_factory=time.monotonic)
 
 
 class Leader(Post):
@@ -91,7 +93,6 @@ class Leader(Post):
         self._proposal: Membership | None = None
         self._accepted: set[int] = set()
         self._tokens = Tokens()
-        self._drained: set[int] = set()
         # Whose connections were closed, not silent: these need not be waited for.
         self._gone: set[int] = set()
         self._running: _Running | None = None
@@ -201,12 +202,11 @@ class Leader(Post):
             running.done.add(agent)
             if running.done >= {*running.start.active}:
                 self._end(running, RoundEnd(Ending.DONE.value, agent, self._known_hosts[agent]))
-        elif word == "failed" and running.failure is None:
-            position = running.start.active.index(agent)
-            host = running.start.hosts[position]
-            end = RoundEnd(Ending.FAILED.value, position, host, said["status"], said["cause"])
-            running.failure = end, time.monotonic()
-            self._broadcast("ping")
+        elif word == "failed" and agent in running.start.active:
+            if not running.failures:
+                running.failed = time.monotonic()
+                self._broadcast("ping")
+            running.failures.setdefault(agent, story.read(Failed, said["failed"]))
         elif word == "pong":
             running.answered.add(agent)
 
@@ -221,25 +221,38 @@ class Leader(Post):
 
     def _judge(self, running: _Running, now: float) -> None:
         """Decide about a failure, and go on when all whose workers run have stopped them."""
-        if running.end is None and running.failure is not None:
-            end, since = running.failure
-            silent = {*running.start.active} - running.answered
-            if silent and now - since > self._party.node_timeout:
+        if running.end is None and running.failures:
+            active = {*running.start.active}
+            silent = active - running.answered
+            settled = now - running.failed >= draining.settle_seconds(running.failed - running.begun)
+            if silent and now - running.failed > self._party.node_timeout:
                 for connection, session in [*self._sessions.items()]:
                     if session.agent in silent:
                         self._lose(connection)  # its agent does not even answer
-            elif not silent and now - since >= _SETTLE_SECONDS:
-                self._fail(running, end)
+            elif not silent and (settled or running.failures.keys() == active):
+                self._fail(running)
         elif running.end is not None and running.end.ending == Ending.RESTART.value:
             self._running, self._since, self._pace = None, now, Pace(10, 60)
 
-    def _fail(self, running: _Running, end: RoundEnd) -> None:
+    def _fail(self, running: _Running) -> None:
+        agent, failed = min(running.failures.items(), key=lambda item: not item[1].own)
         again = self._story.spent < self._party.max_restarts
+        before = self._story.drained
+        self._story = replace(draining.noted(self._story, running.failures), spent=self._story.spent + again)
+        for bad in self._story.drained.keys() - before.keys():
+            self._tell_drained(int(bad), running, again=again)
+        ending = Ending.RESTART if again else Ending.FAILED
+        position = list(running.start.active).index(agent)
+        self._end(running, RoundEnd(ending.value, position, self._known_hosts[agent], failed.status, failed.cause))
+
+    def _tell_drained(self, agent: int, running: _Running, *, again: bool) -> None:
+        """Name a node that has shown to be bad: once, as all hear of it with the end of the round."""
+        host, why = self._known_hosts[agent], self._story.drained[str(agent)]
+        stays = agent in self._active(running.start.agents)
+        self._observe(events.NODE_DRAINED, hosts=host, why=why, stays=stays)
         if again:
-            agent = str(running.start.active[end.agent])
-            trouble = {**self._story.trouble, agent: self._story.trouble.get(agent, 0) + 1}
-            self._story = replace(self._story, spent=self._story.spent + 1, trouble=trouble)
-        self._end(running, replace(end, ending=(Ending.RESTART if again else Ending.FAILED).value))
+            what = "stays, as there is no spare" if stays else "goes behind the spares"
+            say(f"{host} {why}: it {what}; leave it out of the next job with --exclude={host}")
 
     def _end(self, running: _Running, end: RoundEnd) -> None:
         running.end = end
@@ -367,9 +380,7 @@ class Leader(Post):
         members = {*agreed.agents}
         sessions = {one.agent: one for one in self._sessions.values() if one.agent in members}
         callers = {agent: one.ready for agent, one in sessions.items() if one.ready is not None}
-        trouble = {int(agent): count for agent, count in self._story.trouble.items()}
-        active = membership.active(agreed.agents, self._party.agents - self._party.spares, trouble)
-        self._tell_drained(set(agreed.agents) - set(active), trouble)
+        active = self._active(agreed.agents)
         self._tokens.remove(self._directory.memberships, before=agreed.number)
         address, port = self._open_store(self._story.round + 1)
         workers = [callers[agent].workers for agent in active]
@@ -391,17 +402,10 @@ class Leader(Post):
             session.ready = None
         self._tell(agreed.agents, "go", start=story.plain(start))
 
-    def _tell_drained(self, spares: set[int], trouble: Mapping[int, int]) -> None:
-        """Name the nodes that have no workers any more because they have ended attempts, once."""
-        for agent in sorted(spares - self._drained):
-            if trouble.get(agent, 0) >= membership.TROUBLE:
-                self._drained.add(agent)
-                host = self._known_hosts[agent]
-                self._observe(events.NODE_DRAINED, hosts=host, attempts=trouble[agent])
-                say(
-                    f"{host} has ended {trouble[agent]} attempts by itself, and goes behind the spares: leave it out "
-                    f"of the next job with --exclude={host}"
-                )
+    def _active(self, agents: Sequence[int]) -> tuple[int, ...]:
+        """Which of these agents have workers."""
+        most = self._party.agents - self._party.spares
+        return membership.active(agents, most, [*map(int, self._story.drained)])
 
     def _refuse_differences(self, callers: Sequence[Caller]) -> None:
         members = [Member(one.agent, one.host, one.workers, one.software, one.problem, one.status) for one in callers]

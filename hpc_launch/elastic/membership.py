@@ -21,9 +21,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass
 
-# After so many attempts that a node has ended by itself it goes behind the spares.
-TROUBLE = 2
-
 
 @dataclass(frozen=True, order=True)
 class Membership:
@@ -137,18 +134,19 @@ def absent(present: Mapping[int, Knowledge]) -> tuple[int, ...]:
     return tuple(agent for agent in pool(present.values()).agreed.agents if agent not in present)
 
 
-def active(agents: Sequence[int], most: int, trouble: Mapping[int, int]) -> tuple[int, ...]:
+def active(agents: Sequence[int], most: int, drained: Sequence[int] = ()) -> tuple[int, ...]:
     """Who has workers; the others are spares.
 
     Args:
         agents: of the membership.
         most: how many nodes are to have workers at most.
-        trouble: how many attempts each agent has ended by itself; from `TROUBLE` on it goes behind the spares.
+        drained: agents of bad nodes, which are behind the spares: the first of these is the last to have workers again.
 
     Returns:
         Their numbers in host-list order: the index in it is the node rank.
     """
-    order = sorted(agents, key=lambda agent: (trouble.get(agent, 0) >= TROUBLE, agent))
+    behind = {agent: -place for place, agent in enumerate(drained)}
+    order = sorted(agents, key=lambda agent: (agent in behind, behind.get(agent, 0), agent))
     return tuple(sorted(order[:most]))
 
 

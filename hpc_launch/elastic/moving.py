@@ -28,7 +28,7 @@ from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.elastic.rounds import Ending, Message, RoundEnd
 from hpc_launch.elastic.search import Search
-from hpc_launch.elastic.story import Caller, Start, Story
+from hpc_launch.elastic.story import Caller, Failed, Start, Story
 from hpc_launch.errors import RendezvousError, RoundRefused
 from hpc_launch.node import network
 from hpc_launch.plan import derive
@@ -103,9 +103,9 @@ class MovingRendezvous(SlurmRendezvous):
         """How many nodes of the round have no workers."""
         return len(self._started().agents) - len(self._started().active)
 
-    def report_failure(self, status: int, cause: str) -> RoundEnd:
+    def report_failure(self, status: int, cause: str, *, own: bool = True, fault: str = "") -> RoundEnd:
         """Say that something failed here; returns how the round really ended: perhaps because a node was lost."""
-        self._send("failed", round=self._round, status=status, cause=cause)
+        self._send("failed", round=self._round, failed=story.plain(Failed(status, cause, own, fault)))
         end = RoundEnd(Ending.RESTART.value, self._party.agent, self._party.host, status, cause)
         return self._await_end(end, 4 * self._whole.node_timeout)
 

@@ -112,8 +112,15 @@ class SlurmRendezvous(RendezvousHandler):
             return ""
         return network.interface_of(self._own_address, network.interfaces())
 
-    def report_failure(self, status: int, cause: str) -> RoundEnd:
-        """Say that something failed here; returns how the round really ended (somebody may have been first)."""
+    def report_failure(self, status: int, cause: str, *, own: bool = True, fault: str = "") -> RoundEnd:  # noqa: ARG002 - here all nodes stay
+        """Say that something failed here; returns how the round really ended (somebody may have been first).
+
+        Args:
+            status: the exit status that goes with it.
+            cause: what happened, one line.
+            own: whether workers failed by themselves, and did not follow others.
+            fault: what shows that this node, or a device of it, is broken; empty if nothing does.
+        """
         end = rounds.end_after_failure(
             round_number=self._round,
             max_restarts=self._party.max_restarts,

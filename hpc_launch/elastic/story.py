@@ -25,7 +25,9 @@ class Story(Message):
     Attributes:
         round: the last round that has begun; -1 before the first.
         spent: restarts after failures so far. Lost nodes cost none.
-        trouble: how many attempts each agent has ended by itself, by its number as text.
+        trouble: how many attempts each agent's node has ended alone, by the agent's number as text.
+        drained: which nodes are bad, in the order in which they have shown to be: why, in words that go on with the
+            node's name, by the agent's number as text.
         notices: how often each notice signal came.
         job: name of the job directory; empty before the first round.
         first_attempt: number of the run's first attempt in it.
@@ -34,6 +36,7 @@ class Story(Message):
     round: int = -1
     spent: int = 0
     trouble: Mapping[str, int] = field(default_factory=dict)
+    drained: Mapping[str, str] = field(default_factory=dict)
     notices: Mapping[str, int] = field(default_factory=dict)
     job: str = ""
     first_attempt: int = 0
@@ -47,10 +50,28 @@ def together(stories: Iterable[Story]) -> Story:
         round=latest.round,
         spent=max(story.spent for story in stories),
         trouble=membership.merged(story.trouble for story in stories),
+        drained=max((story.drained for story in stories), key=len),
         notices=membership.merged(story.notices for story in stories),
         job=latest.job,
         first_attempt=latest.first_attempt,
     )
+
+
+@dataclass(frozen=True)
+class Failed(Message):
+    """What an agent says when workers of its node have failed.
+
+    Attributes:
+        status: the exit status that goes with it.
+        cause: what happened, one line.
+        own: whether they failed by themselves, and did not follow others.
+        fault: what shows that the node, or a device of it, is broken (`records.faults`); empty if nothing does.
+    """
+
+    status: int
+    cause: str
+    own: bool
+    fault: str
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ agent that wrote it) and, once there is one, `attempt` (as in the job directory)
     heartbeat       seldom: running (workers), waiting (ranks that hang in the kernel)
     node missing    the leader waits for nodes: hosts (folded), joined, expected, waited (seconds)
     node lost       an agent was lost: hosts (folded)
-    node drained    a node that ended attempts by itself went behind the spares: hosts, attempts (how many)
+    node drained    a node has shown to be bad, and is behind the spares from now on: hosts, why (words that go on with
+                    its name), stays (there is no spare in its place)
     hang            nobody does anything: seconds (of silence), cause (with where they are), stacks (their directory)
     round ended     ending (done, restart, failed), by (host), status, cause, signal (of a stop)
     run ended       the agent leaves: status, cause
@@ -26,7 +27,7 @@ agent that wrote it) and, once there is one, `attempt` (as in the job directory)
     lines      the last lines of stderr, or of stdout where there is nothing else
     log        the file that ends with these lines: its name, or its path where it is not in the job directory
     oom        the memory limit that the kernel enforced, in words
-    gpu        lines about the device: CUDA, NCCL, Xid
+    gpu        lines about the device, or about hardware that is broken: CUDA, NCCL, Xid
     hung       the process could not be killed: it hangs in the kernel, in this function
 
 What is longer than a reader needs is cut, so that an event is some kilobytes at most. Readers pass over events and

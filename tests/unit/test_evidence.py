@@ -138,6 +138,19 @@ def test_lines_about_the_device(files: RankFiles, line: str) -> None:
     assert gathered(files, 1)["gpu"] == [line]
 
 
+def test_of_many_lines_the_one_that_tells_most_is_kept(files: RankFiles) -> None:
+    """The driver speaks after the libraries do, and of a device that is broken."""
+    files.err.write_text("\n".join(f"CUDA error: number {number}" for number in range(9)))
+    log = KernelLog(files.err)
+    log._said += [
+        "NVRM: Xid (PCI:0000:3b:00): 45, pid=7",
+        "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.",
+    ]
+    found = gathered(files, -6, Before(BEFORE.kills, log))["gpu"]
+
+    assert (len(found), found[0]) == (5, log._said[-1])
+
+
 def test_a_process_that_hangs() -> None:
     """This one does not, and one that is gone neither."""
     assert (evidence.hung_in(os.getpid()), evidence.hung_in(1 << 22)) == ("", "")
@@ -147,9 +160,12 @@ def test_a_process_that_hangs() -> None:
     ("line", "field", "expected"),
     [
         ("NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.", "gpu", True),
+        ("NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.", "gpu", True),
         ("NVRM: Xid (PCI:0000:3b:00): 13, pid=7, name=python", "gpu", True),
+        ("NVRM: Xid (PCI:0000:3b:00): 13, pid='7', name=python", "gpu", True),
         ("NVRM: Xid (PCI:0000:3b:00): 13, pid=78, name=python", "gpu", False),
         ("amdgpu 0000:c3:00.0: amdgpu: GPU reset begin!", "gpu", True),
+        ("EDAC MC0: 1 UE memory read error on DIMM 0", "gpu", True),
         ("eth0: link is up", "gpu", False),
         ("Memory cgroup out of memory: Killed process 7 (python) total-vm:1kB", "the job's memory limit", True),
         ("Out of memory: Killed process 7 (python) total-vm:1kB", "the node was out of memory", True),

@@ -146,11 +146,12 @@ def test_what_was_accepted_counts_until_something_newer_is_agreed() -> None:
     assert whole.accept(proposal).agree(newer) == Knowledge(newer)
 
 
-def test_spares_are_the_last_and_the_troubled() -> None:
-    """A node whose attempts have failed twice goes behind the spares, and works where there is no other."""
-    assert membership.active((0, 2, 3, 5), 3, {}) == (0, 2, 3)
-    assert membership.active((0, 2, 3, 5), 3, {0: 1, 2: 2}) == (0, 3, 5)
-    assert membership.active((0, 2, 3), 3, {0: 2, 2: 2}) == (0, 2, 3)
+def test_spares_are_the_last_and_the_drained() -> None:
+    """A bad node goes behind the spares, and works where there is no other."""
+    assert membership.active((0, 2, 3, 5), 3) == (0, 2, 3)
+    assert membership.active((0, 2, 3, 5), 3, (2, 4)) == (0, 3, 5)
+    assert membership.active((0, 2, 3), 3, (0, 2)) == (0, 2, 3)
+    assert membership.active((0, 2, 3), 2, (0, 2)) == (2, 3)  # the last one stays, where all that is left is as bad
 
 
 def test_of_counts_the_greatest_stand() -> None:

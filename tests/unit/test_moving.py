@@ -173,25 +173,82 @@ def test_a_spare_takes_the_place_of_a_lost_node(group: Callable[..., Group]) -> 
     assert waiting[1].error.end.ending == "done"
 
 
-def test_a_node_that_fails_again_and_again_goes_behind_the_spares(group: Callable[..., Group]) -> None:
-    """After two attempts that it has ended by itself another one has its place."""
-    handlers = group(4, spares=1, max_restarts=5)
+def fail(handlers: Group, leader: MovingRendezvous, *failures: tuple[int, dict[str, Any]]) -> None:
+    """Let an attempt fail on some nodes, one report after the other, and see that another one is to follow."""
+    tasks = []
+    for position, facts in failures:
+        tasks.append(begin(partial(handlers[position].report_failure, 1, f"{position} broke", **facts)))
+        agent = handlers[position]._whole.agent
+        wait_for(partial(reported, leader, agent), DEADLINE, "it is not heard")
+    failed = {position for position, _ in failures}
+    others = [handler for position, handler in enumerate(handlers) if position not in failed]
+    ends = together([partial(end_of, handler) for handler in others])
+    finish(tasks)
+    assert {end.ending for end in [*ends, *(task.value for task in tasks)]} == {"restart"}
+
+
+def reported(leader: MovingRendezvous, agent: int) -> bool:
+    """Whether a leader has heard of a failure, or the round is over for it."""
+    running = leader._post._running if leader._post else None
+    return running is None or running.end is not None or agent in running.failures
+
+
+def test_a_node_that_fails_alone_again_and_again_goes_behind_the_spares(group: Callable[..., Group]) -> None:
+    """After two attempts that it has ended alone another one has its place; who only followed, or hangs, has not."""
+    handlers = group(4, spares=1, max_restarts=9)
     seen: list[tuple[str, dict[str, Any]]] = []
     handlers[0].observer = lambda event, **facts: seen.append((event, facts))
     waiting = begin(handlers[3].next_rendezvous)
-    for number in range(2):
+    stories: list[list[tuple[int, dict[str, Any]]]] = [
+        [(2, {"own": False})],
+        [(2, {"own": False}), (0, {"own": False})],
+        [(1, {}), (2, {})],
+        [(2, {}), (1, {}), (0, {})],
+        [(1, {}), (2, {"own": False})],
+        [(1, {})],
+    ]
+    for failures in stories:
+        assert not seen
         meet(handlers[:3])
-        assert places(handlers[:3])[0] == (number, 0, 3)
-        task = begin(partial(handlers[1].report_failure, 1, "a bad device"))
-        together([partial(end_of, handler) for handler in (handlers[0], handlers[2])])
-        finish([task])
+        fail(handlers[:3], handlers[0], *failures)
     behind = begin(handlers[1].next_rendezvous)
     meet([handlers[0], handlers[2]])
     finish([waiting])
 
-    assert places([handlers[0], handlers[2], handlers[3]]) == [(2, 0, 3), (2, 1, 3), (2, 2, 3)]
+    assert places([handlers[0], handlers[2], handlers[3]]) == [(6, 0, 3), (6, 1, 3), (6, 2, 3)]
     assert not behind.ended.is_set()
-    assert seen == [("node drained", {"hosts": "node2", "attempts": 2})]
+    assert seen == [("node drained", {"hosts": "node2", "why": "has ended 2 attempts alone", "stays": False})]
+
+
+def test_a_broken_node_is_drained_at_once_and_named_once(
+    group: Callable[..., Group], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first node is, and leads on as a spare; the next one stays for want of another; the next leader knows it."""
+    handlers = group(4, spares=1, max_restarts=9)
+    seen: list[tuple[str, Any, bool]] = []
+    for handler in handlers:
+        handler.observer = lambda event, **facts: seen.append((event, facts.get("why"), facts.get("stays", False)))
+    waiting = begin(handlers[3].next_rendezvous)
+    meet(handlers[:3])
+    fail(handlers[:3], handlers[0], (1, {}), (0, {"fault": "Xid 79"}))
+    behind = begin(handlers[0].next_rendezvous)
+    meet(handlers[1:3])
+    finish([waiting])
+    for number in range(2):
+        assert places(handlers[1:]) == [(number + 1, 0, 3), (number + 1, 1, 3), (number + 1, 2, 3)]
+        fail(handlers[1:], handlers[0], (0, {"fault": "Xid 48"}))
+        if number == 0:
+            meet(handlers[1:])
+    die(handlers[0])
+    finish([behind])
+    meet(handlers[1:])
+
+    assert [event for event in seen if event[0] == "node drained"] == [
+        ("node drained", "is broken (Xid 79)", False),
+        ("node drained", "is broken (Xid 48)", True),
+    ]
+    assert [*handlers[1]._story.drained] == ["0", "1"]
+    assert capfd.readouterr().err.count("--exclude=node2") == 1
 
 
 def test_too_few_say_so_and_end(group: Callable[..., Group]) -> None:
