@@ -183,6 +183,10 @@ class Leader(Post):
 
     def _welcome(self, connection: socket.socket, session: Session, caller: Caller) -> None:
         """An agent is there, or ready for another round."""
+        unfit = self._unfit(caller) if self._story.round >= 0 else None
+        if unfit is not None:
+            session.lines.send("refuse", why=unfit[0], status=unfit[1], alone=True)
+            return
         if session.agent is None:
             for other, one in [*self._sessions.items()]:
                 if one.agent == caller.agent and other is not connection:
@@ -193,6 +197,12 @@ class Leader(Post):
         if session.known.agreed.number > self._newest.number:
             self._newest = session.known.agreed
         self._story = story.together([self._story, story.read(Story, caller.story)])
+
+    def _unfit(self, caller: Caller) -> tuple[str, int] | None:
+        """Why an agent cannot join a run that has begun, which goes on without it; None if it can."""
+        party = self._party
+        own = Member(party.agent, party.host, party.workers, party.software)
+        return rounds.refusal([own, _member(caller)])
 
     def _note(self, running: _Running, agent: int, word: str, said: Mapping[str, Any]) -> None:
         """Something about the round that runs."""
@@ -408,7 +418,10 @@ class Leader(Post):
         return membership.active(agents, most, [*map(int, self._story.drained)])
 
     def _refuse_differences(self, callers: Sequence[Caller]) -> None:
-        members = [Member(one.agent, one.host, one.workers, one.software, one.problem, one.status) for one in callers]
-        refused = rounds.refusal(members)
+        refused = rounds.refusal([_member(one) for one in callers])
         if refused is not None:
             raise RoundRefused(refused[0], exit_status=refused[1])
+
+
+def _member(caller: Caller) -> Member:
+    return Member(caller.agent, caller.host, caller.workers, caller.software, caller.problem, caller.status)

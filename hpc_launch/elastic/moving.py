@@ -268,7 +268,8 @@ class MovingRendezvous(SlurmRendezvous):
                 self._refusal = RendezvousError(said["why"])
                 self._refusal.silent = not self.leads
             else:
-                self._refusal = RoundRefused(said["why"], exit_status=said["status"], silent=not self.leads)
+                silent = not self.leads and not said.get("alone")
+                self._refusal = RoundRefused(said["why"], exit_status=said["status"], silent=silent)
         else:
             self._note(word, said)
 

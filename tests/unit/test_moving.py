@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -333,6 +333,22 @@ class Word(Message):
     """Something to share."""
 
     text: str
+
+
+def test_who_comes_late_and_does_not_fit_is_refused_alone(group: Callable[..., Group]) -> None:
+    """Another torch, or something that is wrong on that node: it says so and ends, and the others go on."""
+    handlers = group(3, max_restarts=1, join_timeout=1.0, software={"torch": "2.4"})
+    late = handlers.pop()
+    meet(handlers)
+    late._whole = replace(late._whole, software={"torch": "2.5"})
+    with pytest.raises(RoundRefused, match=r"not run the same torch: 2\.4 on node1; 2\.5 on node3") as caught:
+        late.next_rendezvous()
+
+    assert (caught.value.exit_status, caught.value.silent) == (69, False)
+    assert [handler.end() for handler in handlers] == [None, None]
+    for handler in handlers:
+        handler.report_done()
+    assert [end_of(handler).ending for handler in handlers] == ["done"] * 2
 
 
 def test_what_agents_ask_the_leader(group: Callable[..., Group]) -> None:
