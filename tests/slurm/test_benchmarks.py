@@ -10,7 +10,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.mark.usefixtures("slurm_host")
-@pytest.mark.parametrize("name", ["restart.py", "rendezvous.py"])
+@pytest.mark.parametrize("name", ["restart.py", "rendezvous.py", "lost_node.py"])
 def test_a_benchmark_prints_its_table(name: str) -> None:
     """In its quick form each of them ends well, with a line for hpc-launch."""
     done = subprocess.run(
