@@ -19,10 +19,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hpc_launch.elastic.course import Course
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.elastic.rounds import Message
 from hpc_launch.errors import LogDirError
-from hpc_launch.node import stacks
+from hpc_launch.node import processes, stacks
 from hpc_launch.records import stack_files
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.stacks import HANG, Folded, Seen, fold
@@ -242,6 +243,31 @@ class HangWatch:
         late = f"; {missing} of {self.agents} agents did not answer" if missing else ""
         silence = f"no output and no progress for {self.timeout:g} s (--hang-timeout)"
         return Verdict(f"{HANG}{silence}: {folded.summary}{late}", path)
+
+
+def watch(course: Course, pids: Mapping[int, int]) -> HangWatch | None:
+    """What watches whether an attempt hangs; None where nobody asked for it.
+
+    Args:
+        course: the run.
+        pids: process ids of the workers here, by rank.
+    """
+    world, timeout = course.world, course.plan.settings.hang_timeout
+    if not timeout:
+        return None
+    files = [course.job.rank(course.label, world.host, rank) for rank in pids]
+    watched = [path for one in files for path in (one.out, one.err)] + [course.job.progress(rank) for rank in pids]
+    return HangWatch(
+        timeout=timeout,
+        job=course.job,
+        attempt=course.label,
+        host=world.host,
+        agents=world.agents,
+        agent=world.agent_rank,
+        leader=world.leader,
+        workers=lambda: {rank: pid for rank, pid in pids.items() if processes.alive(pid)},
+        activity=Activity(watched),
+    )
 
 
 def _records(gist: Gist) -> list[dict[str, Any]]:

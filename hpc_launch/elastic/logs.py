@@ -175,6 +175,50 @@ class JobLogs(LogsSpecs):
         self.follower.stop(_STOPPED_SECONDS, hurry)
 
 
+class Output:
+    """The output of all attempts of a run."""
+
+    def __init__(self, settings: Settings, host: str, foreign: LogsSpecs | None) -> None:
+        """Prepare for a run.
+
+        Args:
+            settings: what is filed and what is shown.
+            host: this node.
+            foreign: where output goes, if somebody else decides (--logs-specs).
+        """
+        self._settings = settings
+        self._host = host
+        self._foreign = foreign
+        self._logs: JobLogs | None = None
+
+    def of_next_attempt(self, job: JobDirectory) -> LogsSpecs:
+        """What torch is to ask where the workers of the next attempt write."""
+        if self._foreign is not None:
+            return self._foreign
+        self._logs = JobLogs(self._settings, job, self._host, self._logs)
+        return self._logs
+
+    @property
+    def problem(self) -> OSError | None:
+        """Why nothing can be written any more; None as long as it can, or somebody else decides where."""
+        return self._logs.problem if self._logs is not None else None
+
+    def start(self) -> None:
+        """The workers of the attempt have been started."""
+        if self._logs is not None:
+            self._logs.start()
+
+    def finish(self) -> None:
+        """They have ended."""
+        if self._logs is not None:
+            self._logs.finish()
+
+    def close(self, hurry: Callable[[], bool]) -> None:
+        """The run has ended: show the rest, unless the console takes nothing, or `hurry` says that there is no time."""
+        if self._logs is not None:
+            self._logs.close(hurry)
+
+
 def _path(chosen: Outputs, stream: Streams, path: Path) -> str:
     """A stream's file; an empty path is the agent's own stream, as torch has it."""
     if chosen.filed & stream:

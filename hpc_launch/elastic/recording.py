@@ -18,13 +18,14 @@ from torch.version import __version__ as torch_version
 import hpc_launch
 from hpc_launch.elastic import evidence
 from hpc_launch.elastic.console import Pace
+from hpc_launch.elastic.course import Course
 from hpc_launch.elastic.evidence import Before
+from hpc_launch.elastic.rounds import RoundEnd
 from hpc_launch.elastic.workers import CommandWorkers
 from hpc_launch.errors import LogDirError
 from hpc_launch.node.memory import Kills
-from hpc_launch.plan.model import Plan
 from hpc_launch.records import events, gather
-from hpc_launch.records.directory import JobDirectory, RankFiles
+from hpc_launch.records.directory import RankFiles
 from hpc_launch.records.events import EventLog
 from hpc_launch.records.model import Attempt, Usage, Worker
 from hpc_launch.records.parsing import Fields
@@ -43,13 +44,12 @@ class Recorder:
     What is said before the job directory is known is kept until then.
     """
 
-    def __init__(self, plan: Plan, environ: Mapping[str, str]) -> None:
-        self._plan = plan
+    def __init__(self, course: Course, environ: Mapping[str, str]) -> None:
+        self._course = course
         self._restarts = restart_count(environ)
         self._log: EventLog | None = None
         self._held: list[tuple[str, float, dict[str, Any]]] = []
         self._begun = time.time()
-        self._job = JobDirectory(plan.log_root, plan.job_name)
         self._attempt: int | None = None
         self._workers: dict[int, Worker] = {}
         self._files: dict[int, RankFiles] = {}
@@ -80,23 +80,14 @@ class Recorder:
         """Write the events of a while in one go, at its end."""
         return self._log.together() if self._log is not None else contextlib.nullcontext()
 
-    def moved(self, plan: Plan) -> None:
-        """Other nodes take part from now on."""
-        self._plan = plan
-
-    def open(self, job: JobDirectory, first_attempt: int) -> None:
-        """Begin to write.
-
-        Args:
-            job: where.
-            first_attempt: the first attempt of this run.
+    def open(self) -> None:
+        """Begin to write, in the job directory.
 
         Raises:
             LogDirError: when that cannot be.
         """
-        world = self._plan.world
-        self._job = job
-        self._log = EventLog(job.events(world.host), world.agent_rank)
+        world = self._course.world
+        self._log = EventLog(self._course.job.events(world.host), world.agent_rank)
         self._log.record(
             events.RUN,
             when=self._begun,
@@ -104,8 +95,8 @@ class Recorder:
             node_rank=world.node_rank,
             agents=world.agents,
             pid=os.getpid(),
-            run_id=self._plan.run_id,
-            first_attempt=first_attempt,
+            run_id=self._course.plan.run_id,
+            first_attempt=self._course.first_label,
             restart_count=self._restarts,
             versions={
                 "hpc-launch": hpc_launch.__version__,
@@ -118,10 +109,17 @@ class Recorder:
         for event, when, facts in held:
             self._log.record(event, when=when, **facts)
 
-    def begin(self, attempt: int, world_size: int) -> None:
+    def bound(self) -> None:
+        """Write down which CPUs the workers are given, where they are."""
+        plan = self._course.plan
+        if plan.shares:
+            shares = [share.as_dict() for share in plan.shares]
+            self.say(events.BINDING, why=plan.binding.reason, omp_num_threads=plan.omp_num_threads, shares=shares)
+
+    def begin(self, world_size: int) -> None:
         """An attempt begins."""
-        world = self._plan.world
-        self._attempt, self._workers, self._waiting = attempt, {}, set()
+        world = self._course.world
+        self._attempt, self._workers, self._waiting = self._course.label, {}, set()
         self._before.close()
         self._before = Before.now()
         self.say(events.ATTEMPT, host=world.host, world_size=world_size, agents=world.agents)
@@ -136,14 +134,14 @@ class Recorder:
         pid = workers.pids()[local_rank]
         paths = (workers.stdouts, workers.stderrs, workers.error_files)
         self._files[local_rank] = RankFiles(*(Path(files.get(local_rank, "")) for files in paths))
-        plan, now = self._plan, time.time()
-        place = plan.world.local_agent if plan.world.task_per_rank else local_rank
+        world, now = self._course.world, time.time()
+        place = world.local_agent if world.task_per_rank else local_rank
         device = self._device(place)
         self.say(events.WORKER_STARTED, rank=rank, local_rank=place, pid=pid, device=device)
         self._workers[local_rank] = Worker(
             rank=rank,
-            host=plan.world.host,
-            agent=plan.world.agent_rank,
+            host=world.host,
+            agent=world.agent_rank,
             local_rank=place,
             device=device,
             pid=pid,
@@ -153,7 +151,7 @@ class Recorder:
             told="",
             usage=None,
             failure=None,
-            files=self._job.rank(self._attempt or 0, plan.world.host, rank),
+            files=self._course.job.rank(self._course.label, world.host, rank),
         )
 
     def look(self, workers: PContext | None) -> None:
@@ -195,9 +193,20 @@ class Recorder:
             elif not isinstance(workers, CommandWorkers):
                 self._ended(local_rank, -15 if told else 0, time.time(), told, None)
 
+    def ended(self, end: RoundEnd) -> None:
+        """The attempt has ended, for all agents or for this one."""
+        self.say(
+            events.ROUND_ENDED,
+            ending=end.ending,
+            by=end.host,
+            status=end.status,
+            cause=end.cause,
+            signal=end.signal,
+        )
+
     def summary(self, cause: str) -> Attempt:
         """What is known here of this attempt, which has failed."""
-        workers, host = self.workers, self._plan.world.host
+        workers, host = self.workers, self._course.host
         return Attempt(
             number=self._attempt or 0,
             run=0,
@@ -216,9 +225,10 @@ class Recorder:
 
     def left(self, status: int, cause: str) -> None:
         """This agent leaves; where the directory is known, this is written down even if the agents had never met."""
-        if self._log is None and self._job.job:
+        if self._log is None and self._course.plan.job_name:
             try:
-                self.open(self._job, self._job.next_attempt())
+                self._course.first_label = self._course.job.next_attempt()
+                self.open()
             except LogDirError:
                 return
         self.say(events.RUN_ENDED, status=status, cause=cause)
@@ -251,7 +261,7 @@ class Recorder:
 
     def _device(self, local_rank: int) -> str:
         """What a worker uses, for people."""
-        tokens = self._plan.devices.tokens
+        tokens = self._course.plan.devices.tokens
         if not tokens:
             return ""
         token = tokens[local_rank % len(tokens)]

@@ -293,6 +293,7 @@ def test_toml_is_read_by_those_who_need_it(
         "hpc_launch.elastic.console",
         "hpc_launch.elastic.environment",
         "hpc_launch.elastic.locator",
+        "hpc_launch.elastic.others",
         "hpc_launch.elastic.rounds",
         "hpc_launch.jobs.display",
         "hpc_launch.jobs.executor",

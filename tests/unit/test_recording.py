@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from hpc_launch.elastic import evidence, recording
+from hpc_launch.elastic.course import Course
 from hpc_launch.elastic.recording import Recorder
 from hpc_launch.elastic.workers import CommandWorkers
 from hpc_launch.plan.derive import make
@@ -25,19 +27,25 @@ GONE = 1 << 22
 
 
 @pytest.fixture
-def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    """Return the recorder of an agent that knows its job directory from the beginning."""
-    monkeypatch.setattr(recording, "Pace", lambda *_: SimpleNamespace(due=lambda: False))
+def course(tmp_path: Path) -> Course:
+    """Return the course of a run that knows its job directory from the beginning."""
     plan = make(resolve({"log_dir": str(tmp_path), "rdzv_id": "run"}, {}), here(), ("train.py",))
-    return Recorder(plan, {"SLURM_RESTART_COUNT": "2"})
+    return Course(dataclasses.replace(plan, job_name="job"))
 
 
-def job_of(recorder: Recorder, tmp_path: Path) -> JobDirectory:
+@pytest.fixture
+def recorder(course: Course, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """Return the recorder of an agent on that course."""
+    monkeypatch.setattr(recording, "Pace", lambda *_: SimpleNamespace(due=lambda: False))
+    return Recorder(course, {"SLURM_RESTART_COUNT": "2"})
+
+
+def job_of(recorder: Recorder, course: Course) -> JobDirectory:
     """Begin to write in a job directory."""
-    job = JobDirectory(tmp_path, "job")
-    recorder.open(job, 4)
-    recorder.begin(5, 2)
-    return job
+    course.first_label, course.number = 4, 1
+    recorder.open()
+    recorder.begin(2)
+    return course.job
 
 
 def workers(folder: Path, pids: dict[int, int], ended: dict[int, Ended], **more: Any) -> CommandWorkers:
@@ -56,10 +64,10 @@ def lines(job: JobDirectory) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_what_was_said_before_there_was_a_place_for_it(recorder: Recorder, tmp_path: Path) -> None:
+def test_what_was_said_before_there_was_a_place_for_it(recorder: Recorder, course: Course) -> None:
     """It is written after the beginning of the run, with its own time."""
     recorder.say(events.NODE_MISSING, hosts="gpu007")
-    first, second, third = lines(job_of(recorder, tmp_path))
+    first, second, third = lines(job_of(recorder, course))
 
     assert [first["event"], second["event"], third["event"]] == [events.RUN, events.NODE_MISSING, events.ATTEMPT]
     assert (first["first_attempt"], first["restart_count"], second["hosts"]) == (4, 2, "gpu007")
@@ -67,9 +75,9 @@ def test_what_was_said_before_there_was_a_place_for_it(recorder: Recorder, tmp_p
     assert set(first["versions"]) == {"hpc-launch", "python", "torch", "kernel"}
 
 
-def test_workers_that_end(recorder: Recorder, tmp_path: Path) -> None:
+def test_workers_that_end(recorder: Recorder, course: Course, tmp_path: Path) -> None:
     """How each ended, what it used and why it failed is written down, once."""
-    job = job_of(recorder, tmp_path)
+    job = job_of(recorder, course)
     ended = {0: Ended(11, 0, 100.0, 1.5, 0.25, 1 << 20), 1: Ended(12, 3, 101.0, 0.0, 0.0, 0)}
     (tmp_path / "rank_1.err").write_text("the last line\n")
     found = workers(tmp_path, {0: 11, 1: 12}, ended)
@@ -91,9 +99,11 @@ def test_workers_that_end(recorder: Recorder, tmp_path: Path) -> None:
     assert lines(job)[-1]["event"] == events.RUN_ENDED
 
 
-def test_a_worker_that_cannot_be_killed(recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_cannot_be_killed(
+    recorder: Recorder, course: Course, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It has no end, but it is said that it hangs, and in what."""
-    job = job_of(recorder, tmp_path)
+    job = job_of(recorder, course)
     found = workers(tmp_path, {0: GONE}, {}, hung=(GONE,))
     recorder.started(0, 0, found)
     monkeypatch.setattr(evidence, "hung_in", lambda _: "nfs4_wait")
@@ -105,9 +115,9 @@ def test_a_worker_that_cannot_be_killed(recorder: Recorder, tmp_path: Path, monk
     assert worker.failure.hung == "nfs4_wait"
 
 
-def test_signs_of_life(recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signs_of_life(recorder: Recorder, course: Course, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rank that waits in the kernel at two of them in a row is named."""
-    job = job_of(recorder, tmp_path)
+    job = job_of(recorder, course)
     found = workers(tmp_path, {0: os.getpid(), 1: GONE}, {})
     for local in (0, 1):
         recorder.started(local, local, found)
@@ -126,7 +136,6 @@ def _hanging(pids: set[int]) -> Callable[[int], str]:
 
 def test_agents_that_never_met(recorder: Recorder, tmp_path: Path) -> None:
     """Where the directory is known, a run that never began is there with how it ended."""
-    recorder._job = JobDirectory(tmp_path, "job")
     JobDirectory(tmp_path, "job").attempt(6).mkdir(parents=True)
     recorder.say(events.NODE_MISSING, hosts="gpu007", joined=1, expected=2)
     recorder.left(69, "gpu007 did not join")
@@ -137,8 +146,9 @@ def test_agents_that_never_met(recorder: Recorder, tmp_path: Path) -> None:
     assert told.attempts == ()
 
 
-def test_agents_that_never_met_and_have_no_directory(recorder: Recorder, tmp_path: Path) -> None:
+def test_agents_that_never_met_and_have_no_directory(recorder: Recorder, course: Course, tmp_path: Path) -> None:
     """Where it is not known, nothing is written, and nothing fails."""
+    course.plan = dataclasses.replace(course.plan, job_name="")
     recorder.left(69, "nobody came")
 
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,82 @@
+"""The course of a run, as one agent knows it: which attempt it is at, what holds for it, where it is written down."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Mapping
+
+from hpc_launch.elastic import surroundings
+from hpc_launch.errors import LogDirError
+from hpc_launch.plan import derive
+from hpc_launch.plan.model import Plan
+from hpc_launch.records import directory
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.world import World
+
+
+class Course:
+    """It is moved on by the agent, at the beginning of each attempt, and read by all that it is made of.
+
+    Attributes:
+        plan: what this agent does; other nodes may take part from one attempt to the next.
+        job: the job directory.
+        number: the number of the attempt in this run, from 0; -1 before the first.
+        first_label: what the first attempt of this run is called in the job directory.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        # The first node may choose another name for all; other backends have no way to agree on one.
+        self.job = JobDirectory(plan.log_root, plan.job_name or derive.local_job_name(time.time(), os.getpid()))
+        self.number = -1
+        self.first_label = 0
+
+    @property
+    def label(self) -> int:
+        """What the attempt is called in the job directory: attempts are counted on when a job runs again."""
+        return self.first_label + max(0, self.number)
+
+    @property
+    def world(self) -> World:
+        """The nodes that take part, and the place of this one among them."""
+        return self.plan.world
+
+    @property
+    def host(self) -> str:
+        """This node."""
+        return self.plan.world.host
+
+    @property
+    def leader(self) -> bool:
+        """Whether this agent speaks and writes for all."""
+        return self.plan.world.leader
+
+    def move(self, world: World) -> None:
+        """Other nodes take part from now on."""
+        self.plan = dataclasses.replace(self.plan, world=world)
+
+    def describe(self, environ: Mapping[str, str]) -> None:
+        """Write down for all what is going to be done, and let `latest` lead to it.
+
+        Raises:
+            LogDirError: when that cannot be.
+        """
+        if self.leader:
+            plan = self.job.plan(self.first_label)
+            directory.write_json(plan, {**self.plan.as_dict(), **surroundings.describe(environ)})
+            directory.point_latest(self.job.last_plan, f"{plan.parent.name}/{plan.name}")
+            directory.point_latest(self.job.root / "latest", self.job.job)
+
+    def make_directory(self) -> None:
+        """Make the directory of the attempt, for all.
+
+        Raises:
+            LogDirError: when the first cannot be made; a disk that is full later ends no run.
+        """
+        if self.leader:
+            with contextlib.suppress(*[LogDirError] if self.number else []):
+                directory.make(self.job.attempt(self.label))
+            directory.point_latest(self.job.path / "latest", self.job.attempt(self.label).name)

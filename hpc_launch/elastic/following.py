@@ -1,0 +1,122 @@
+"""Follow one round of the `slurm` rendezvous to its end: the workers here, and the word of the others."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from hpc_launch.elastic import hang, speaking
+from hpc_launch.elastic.course import Course
+from hpc_launch.elastic.hang import HangWatch
+from hpc_launch.elastic.recording import Recorder
+from hpc_launch.elastic.rendezvous import SlurmRendezvous
+from hpc_launch.elastic.rounds import RoundEnd
+from hpc_launch.elastic.signals import Signals
+from hpc_launch.elastic.workers import status_of
+from hpc_launch.records import causes, events, faults, telling
+
+# A failure that looks as if it followed another one is reported when nobody has reported that one for so long.
+_SYMPTOM_SECONDS = 1.0
+_LOOK_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failure of workers here.
+
+    Attributes:
+        status: the exit status that it gives the job, if it was the first.
+        cause: what happened, in a line.
+        follows: it looks as if it followed another one, on another node perhaps.
+    """
+
+    status: int
+    cause: str
+    follows: bool
+
+
+def failure_of(course: Course, recorder: Recorder, failures: Iterable[ProcessFailure]) -> Failure:
+    """Judge a failure of workers here, and write it down."""
+    recorder.failed(failures)
+    worker = causes.first(recorder.workers)
+    if worker is None or worker.exitcode is None:
+        return Failure(70, f"the agent on {course.host} lost track of its workers", follows=False)
+    return Failure(status_of(worker.exitcode), telling.line(worker), bool(causes.follows(worker, None)))
+
+
+@dataclass
+class RoundWatch:
+    """One agent's look at a round.
+
+    Attributes:
+        course: the run.
+        handler: this agent's end of the rendezvous.
+        signals: what has come to this process.
+        recorder: writes down what happens.
+        hang: watches whether the job hangs; None where nobody asked for it.
+        monitor: looks at the workers here.
+        wait: waits for a worker's end, a signal, or so many seconds.
+    """
+
+    course: Course
+    handler: SlurmRendezvous
+    signals: Signals
+    recorder: Recorder
+    hang: HangWatch | None
+    monitor: Callable[[], RunResult]
+    wait: Callable[[float], None]
+    _done: bool = False
+    _report_at: float = math.inf
+
+    def follow(self) -> tuple[RoundEnd, RunResult]:
+        """Watch until the round has ended; returns how, and how the workers here stood then.
+
+        Raises:
+            RendezvousError: when the others are lost.
+        """
+        while True:
+            result = self.monitor()
+            end = self._report(result) or self.handler.end() or self._hanging()
+            if end is not None:
+                return end, result
+            self.wait(self._pause)
+
+    @property
+    def _pause(self) -> float:
+        """Seconds until there is something to do here."""
+        pause = self.hang.pause if self.hang is not None else math.inf
+        return pause if self._report_at == math.inf else min(pause, _LOOK_SECONDS)
+
+    def _report(self, result: RunResult) -> RoundEnd | None:
+        """Tell the others how it stands here; returns the end of the round where that was to end it."""
+        stop = self.signals.stop
+        if result.state is WorkerState.SUCCEEDED and not self._done:
+            self.handler.report_done()
+            self._done = True
+        if stop is not None:
+            cause = f"stopped by {stop.name} on {self.course.host}"
+            return self.handler.report_end(128 + stop, cause, stop.name)
+        if result.state in (WorkerState.SUCCEEDED, WorkerState.HEALTHY):
+            return None
+        failure = failure_of(self.course, self.recorder, result.failures.values())
+        self._report_at = min(self._report_at, time.monotonic() + (_SYMPTOM_SECONDS if failure.follows else 0))
+        if time.monotonic() < self._report_at:
+            return None
+        fault = faults.any_of(self.recorder.workers)
+        return self.handler.report_failure(failure.status, failure.cause, own=not failure.follows, fault=fault)
+
+    def _hanging(self) -> RoundEnd | None:
+        """Watch whether the job hangs; the end of the round if it does, and all stacks have been taken."""
+        verdict = self.hang.turn(self.handler) if self.hang is not None else None
+        if verdict is None:
+            return None
+        speaking.hang(self.course, verdict)
+        name = verdict.path.name if verdict.path is not None else ""
+        seconds = self.course.plan.settings.hang_timeout
+        self.recorder.say(events.HANG, seconds=seconds, cause=verdict.cause, stacks=name)
+        return self.handler.report_failure(hang.STATUS, verdict.cause, own=False)

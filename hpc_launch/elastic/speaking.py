@@ -1,0 +1,51 @@
+"""What an agent says on the console about the attempts of its run; mostly it is the first one, for all."""
+
+from __future__ import annotations
+
+from hpc_launch.elastic.console import duration, say
+from hpc_launch.elastic.course import Course
+from hpc_launch.elastic.hang import Verdict
+from hpc_launch.records import telling
+from hpc_launch.records.causes import RootCause
+from hpc_launch.records.stacks import HANG
+
+
+def notice(signum: str, left: float | None) -> None:
+    """The workers are told of a notice signal; the job has so many seconds left, where that is known."""
+    end = f"; the job ends in {duration(left)}" if left is not None else ""
+    say(f"{signum}: the workers are told{end}")
+
+
+def full_disk(course: Course, problem: OSError) -> None:
+    """Nothing can be written any more."""
+    where, why = course.job.path, problem.strerror or problem
+    say(
+        f"{course.host}: cannot write in {where}: {why}: training goes on, and what the workers print is lost until "
+        "there is room again"
+    )
+
+
+def hang(course: Course, verdict: Verdict) -> None:
+    """The job hangs."""
+    stacks = f"; stacks in {verdict.path}" if verdict.path is not None else ""
+    _say_of_attempt(course, f"{verdict.cause}{stacks}")
+
+
+def stop(course: Course, cause: str, left: float) -> None:
+    """The run is stopped, and the workers have so many seconds."""
+    _say_of_attempt(course, f"{cause}; the workers have {duration(left)} to end")
+
+
+def restart(course: Course, cause: str) -> None:
+    """The attempt has failed, and there will be another."""
+    # Where a job hangs was said when it was seen.
+    _say_of_attempt(course, f"{'it hangs' if cause.startswith(HANG) else cause}; starting again")
+
+
+def failure(course: Course, found: RootCause | None, otherwise: str) -> None:
+    """The last attempt has failed: at length if its cause was found."""
+    _say_of_attempt(course, "\n    ".join(telling.block(found) if found is not None else [otherwise]))
+
+
+def _say_of_attempt(course: Course, text: str) -> None:
+    say(f"attempt {course.label}: {text}")
