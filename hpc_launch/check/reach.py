@@ -26,7 +26,7 @@ class Answerer:
 
     def __init__(self, name: str, ports: Sequence[int]) -> None:
         self._name = name.encode() + b"\n"
-        self._listener = first_free(ports)
+        self._listener = network.first_free(ports)
         self.port: int | None = None
         if self._listener is not None:
             self.port = self._listener.getsockname()[1]
@@ -50,14 +50,6 @@ class Answerer:
                 return
             with connection, contextlib.suppress(OSError):
                 connection.sendall(self._name)
-
-
-def first_free(ports: Sequence[int]) -> socket.socket | None:
-    """Listen on the first port that is free, on all addresses."""
-    for port in ports:
-        with contextlib.suppress(OSError):
-            return network.listen(port)
-    return None
 
 
 def reach(name: str, leaders: Sequence[str], address: str, port: int) -> list[Attempt]:

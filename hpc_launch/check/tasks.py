@@ -13,8 +13,9 @@ from typing import Any
 from hpc_launch.check import bench, facts
 from hpc_launch.check.bench import Group, Ranks
 from hpc_launch.check.evidence import Facts
-from hpc_launch.check.reach import Answerer, first_free, reach
+from hpc_launch.check.reach import Answerer, reach
 from hpc_launch.errors import HpcLaunchError
+from hpc_launch.node import network
 from hpc_launch.plan.model import Plan
 from hpc_launch.slurm import steps
 
@@ -95,7 +96,7 @@ class Tasks:
             self._store = None
         if self._plan is None or self._host not in order["leaders"]:
             return None
-        self._store = first_free(self._plan.ports)
+        self._store = network.first_free(self._plan.ports)
         return int(self._store.getsockname()[1]) if self._store else None
 
     def _reduce(self, order: Mapping[str, Any]) -> str | None:

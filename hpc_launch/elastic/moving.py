@@ -15,11 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from torch.distributed import HashStore  # type: ignore[attr-defined]  # public, but its types do not export it
+from torch.distributed import (  # type: ignore[attr-defined]  # public, but its types do not export them
+    HashStore,
+    TCPStore,
+)
 from torch.distributed.elastic.rendezvous import RendezvousInfo
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousStoreInfo
 
-from hpc_launch.elastic import rendezvous, story
+from hpc_launch.elastic import finding, stores, story
 from hpc_launch.elastic.console import say
 from hpc_launch.elastic.leading import Leader
 from hpc_launch.elastic.lines import Lines, notice_silence
@@ -70,6 +73,8 @@ class MovingRendezvous(SlurmRendezvous):
         super().__init__(party)
         self.start: Start | None = None
         self._whole = party
+        self._whereabouts = finding.Whereabouts(party)
+        self._worker_server: TCPStore | None = None
         self._post: Leader | None = None
         self._seat: Lines | None = None
         self._search = Search(party.run_id, party.agent, uuid.uuid4().hex)
@@ -206,7 +211,7 @@ class MovingRendezvous(SlurmRendezvous):
                 deadline = time.monotonic() + _FAREWELL_SECONDS
                 while self._post.callers - {self._whole.agent} and time.monotonic() < deadline:
                     time.sleep(_LOOK_SECONDS)
-                self._remove_notice()
+                self._whereabouts.remove()
                 self._post.clear()
             self._post.close()
         if self._seat is not None:
@@ -327,12 +332,11 @@ class MovingRendezvous(SlurmRendezvous):
         asked = network.asked_address(party.local_addr, party.interface)
         self._own_address = asked or network.own_address(party.host, party.hosts, [party.host]) or ""
         if party.leader:
-            self._own_address = self._leader_own_address()
-        listener, _ = rendezvous.first_free(party.ports)
-        self._post = Leader(party, listener, self._open_round_store, self._open_job, self.observer)
+            self._own_address = finding.leader_address(party)
+        self._post = Leader(party, stores.listen(party.ports), self._open_round_store, self._open_job, self.observer)
         if party.leader:
             self._seat = self._lead()
-            self._write_notice(self._post.port)
+            self._whereabouts.write(self._post.port)
 
     def _take_seat(self, alone_since: float) -> float:
         """Be with a leader, if there is one; returns since when there is none (time.monotonic)."""
@@ -409,7 +413,7 @@ class MovingRendezvous(SlurmRendezvous):
 
     def _find_first(self) -> Lines:
         """The connection to the first node, where the run begins."""
-        found = self._locate(self._search.key)
+        found = finding.find_leader(self._whole, self._search.key)
         self._own_address = self._own_address or found.own_address
         self._leader = 0
         return self._led_by(0, found.lifeline.release())
@@ -463,7 +467,7 @@ class MovingRendezvous(SlurmRendezvous):
 
     def _open_round_store(self, number: int) -> tuple[str, int]:
         self._worker_server = None  # nobody uses that of the round before any more
-        self._worker_server, port = self._open_worker_store(number)
+        self._worker_server, port = stores.worker_store(self._whole, number)
         return self._own_address, port
 
     def _open_job(self) -> tuple[str, int]:

@@ -26,6 +26,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from hpc_launch.elastic import requeue, workers
 from hpc_launch.elastic.agent import Agent
 from hpc_launch.elastic.console import flush, say
+from hpc_launch.elastic.fixed import FixedRendezvous
 from hpc_launch.elastic.moving import MovingRendezvous
 from hpc_launch.elastic.outlook import Outlook
 from hpc_launch.elastic.party import party_of
@@ -208,7 +209,7 @@ def _quieten_torch(plan: Plan, environ: Mapping[str, str]) -> None:
 
 def _own_handler(plan: Plan, problem: HpcLaunchError | None = None) -> SlurmRendezvous:
     party = party_of(plan, problem)
-    return MovingRendezvous(party) if party.elastic else SlurmRendezvous(party)
+    return MovingRendezvous(party) if party.elastic else FixedRendezvous(party)
 
 
 # What a process has open besides connections to other nodes: logs, libraries, torch's own.

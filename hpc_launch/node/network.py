@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 from collections.abc import Sequence
@@ -210,6 +211,14 @@ def listen(port: int) -> socket.socket:
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
     return socket.create_server(("", port), backlog=1024)
+
+
+def first_free(ports: Sequence[int]) -> socket.socket | None:
+    """Listen on the first port that is free; None where none is."""
+    for port in ports:
+        with contextlib.suppress(OSError):
+            return listen(port)
+    return None
 
 
 def interface_of(address: str, among: Sequence[Interface]) -> str:

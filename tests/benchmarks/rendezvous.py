@@ -58,12 +58,12 @@ def replace_store(module: Any) -> None:
 
 def slurm_node(node: int, nodes: int, run_id: str, folder: str) -> Callable[[], Any]:
     """Prepare one node's rendezvous by hpc-launch's handler."""
-    from hpc_launch.elastic import rendezvous  # noqa: PLC0415 - only the processes with nodes import torch
+    from hpc_launch.elastic import fixed, stores  # noqa: PLC0415 - only the processes with nodes import torch
     from hpc_launch.elastic.party import Party  # noqa: PLC0415
     from hpc_launch.node import ports  # noqa: PLC0415
     from hpc_launch.records.directory import JobDirectory  # noqa: PLC0415
 
-    replace_store(rendezvous)
+    replace_store(stores)
     hosts = [f"node{number:04}" for number in range(nodes)]
     party = Party(
         run_id=run_id,
@@ -84,7 +84,7 @@ def slurm_node(node: int, nodes: int, run_id: str, folder: str) -> Callable[[], 
         job=JobDirectory(Path(folder), ""),
         software={"torch": "same", "script": "same"},
     )
-    handler = rendezvous.SlurmRendezvous(party)
+    handler = fixed.FixedRendezvous(party)
 
     def join() -> tuple[int, Any]:
         return handler.next_rendezvous().rank, handler

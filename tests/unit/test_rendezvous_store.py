@@ -19,8 +19,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousInfo, RendezvousParameters
 
 from hpc_launch.elastic import locator, plugin
+from hpc_launch.elastic.fixed import FixedRendezvous
 from hpc_launch.elastic.party import Party
-from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.elastic.rounds import Message, RoundEnd
 from hpc_launch.errors import LogDirError, RendezvousError, RendezvousTimeout, RoundRefused
 from hpc_launch.node import network
@@ -28,7 +28,7 @@ from hpc_launch.records.directory import JobDirectory
 from tests.support import wait_for
 from tests.unit.agents_support import DEADLINE, begin, end_of, errors, finish, parties, party, together
 
-Group = list[SlurmRendezvous]
+Group = list[FixedRendezvous]
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def group() -> Iterator[Callable[[Party], Group]]:
     made: Group = []
 
     def make(first: Party) -> Group:
-        handlers = [SlurmRendezvous(one) for one in parties(first)]
+        handlers = [FixedRendezvous(one) for one in parties(first)]
         made.extend(handlers)
         return handlers
 
@@ -45,12 +45,12 @@ def group() -> Iterator[Callable[[Party], Group]]:
     together([handler.shutdown for handler in made])
 
 
-def meet(handlers: Sequence[SlurmRendezvous]) -> list[RendezvousInfo]:
+def meet(handlers: Sequence[FixedRendezvous]) -> list[RendezvousInfo]:
     """Let all join the next round."""
     return together([handler.next_rendezvous for handler in handlers])
 
 
-def fail(handler: SlurmRendezvous, status: int = 1, cause: str = "it broke") -> RoundEnd:
+def fail(handler: FixedRendezvous, status: int = 1, cause: str = "it broke") -> RoundEnd:
     """Report a failure, and see that all agents of the handler's run would hear of it from the store."""
     return handler.report_failure(status, cause)
 
@@ -78,7 +78,7 @@ def test_all_agree_on_a_round(group: Callable[[Party], Group], tmp_path: Path) -
 
 def test_one_agent_alone_needs_no_address(tmp_path: Path) -> None:
     """A single node meets on loopback, whatever its name and its interfaces are, and whichever was asked for."""
-    handler = SlurmRendezvous(party(tmp_path, 1, local_addr=None, interface="none0", leaders=["127.0.0.1"]))
+    handler = FixedRendezvous(party(tmp_path, 1, local_addr=None, interface="none0", leaders=["127.0.0.1"]))
     info = handler.next_rendezvous()
 
     assert (info.rank, info.world_size, handler.plan.master_addr) == (0, 1, "127.0.0.1")
@@ -91,7 +91,7 @@ def test_agents_of_tasks_are_numbered_by_slurm(tmp_path: Path) -> None:
     first = party(tmp_path, 4, hosts=["node1", "node2"], agents_per_host=None)
     hosts = ["node2", "node1", "node2", "node1"]
     handlers = [
-        SlurmRendezvous(replace(first, agent=number, host=host, leader=number == 1, workers=1))
+        FixedRendezvous(replace(first, agent=number, host=host, leader=number == 1, workers=1))
         for number, host in enumerate(hosts)
     ]
 
@@ -104,7 +104,7 @@ def test_a_late_agent_is_waited_for(group: Callable[[Party], Group], tmp_path: P
     handlers = group(party(tmp_path, 3))
     early = [begin(handler.next_rendezvous) for handler in handlers[:2]]
     control = handlers[0]
-    wait_for(lambda: control._control and control._control.add("round/0/joined", 0) == 2, DEADLINE, "nobody joins")
+    wait_for(lambda: control._opened and control._store.add("round/0/joined", 0) == 2, DEADLINE, "nobody joins")
     assert [task.ended.is_set() for task in early] == [False, False]
     handlers[2].next_rendezvous()
     finish(early)
@@ -155,7 +155,7 @@ def test_of_failures_at_the_same_moment_the_first_counts(group: Callable[[Party]
         meet(handlers)
         barrier = threading.Barrier(6)
 
-        def all_fail(handler: SlurmRendezvous, barrier: threading.Barrier = barrier) -> RoundEnd:
+        def all_fail(handler: FixedRendezvous, barrier: threading.Barrier = barrier) -> RoundEnd:
             barrier.wait()
             return fail(handler, 10 + handler._party.agent)
 
@@ -226,7 +226,7 @@ def test_a_failure_has_no_signal(group: Callable[[Party], Group], tmp_path: Path
 
 def test_nobody_is_told_before_there_is_a_round(tmp_path: Path) -> None:
     """An agent that stops before it has found the others leaves without a word."""
-    assert SlurmRendezvous(party(tmp_path, 2)).report_end(143, "stopped by SIGTERM", "SIGTERM") is None
+    assert FixedRendezvous(party(tmp_path, 2)).report_end(143, "stopped by SIGTERM", "SIGTERM") is None
 
 
 @pytest.mark.parametrize("early", [True, False], ids=["others wait already", "others come later"])
@@ -240,7 +240,7 @@ def test_a_stop_between_rounds_ends_who_waits_for_the_next(
     fail(handlers[1])
     assert [end_of(handler).ending for handler in handlers] == ["restart"] * 4
     others = [handler for handler in handlers if handler is not handlers[who]]
-    control = handlers[1]._store()
+    control = handlers[1]._store
     waiting = [begin(handler.next_rendezvous) for handler in others] if early else []
     if early:
         wait_for(lambda: control.add("round/1/joined", 0) == 3, DEADLINE, "they do not join")
@@ -261,7 +261,7 @@ def test_a_stop_between_rounds_ends_who_waits_for_the_next(
 # ---- what concerns all rounds
 
 
-def hear(handler: SlurmRendezvous, expected: dict[str, int]) -> None:
+def hear(handler: FixedRendezvous, expected: dict[str, int]) -> None:
     """Wait until an agent knows how often each signal came."""
     wait_for(lambda: dict(handler.notices()) == expected, DEADLINE, lambda: f"{handler.notices()}, not {expected}")
 
@@ -291,7 +291,7 @@ def test_notices_at_the_same_moment_are_all_kept(group: Callable[[Party], Group]
     names = ["SIGUSR1", "SIGUSR2", "SIGCONT"]
     barrier = threading.Barrier(6)
 
-    def tell(handler: SlurmRendezvous) -> None:
+    def tell(handler: FixedRendezvous) -> None:
         number = handler._party.agent
         barrier.wait()
         for count in range(1, 21):
@@ -408,7 +408,7 @@ def test_a_pinned_port_that_is_taken_is_everybody_s_problem(group: Callable[[Par
 def test_a_problem_of_one_is_told_to_all(group: Callable[[Party], Group], tmp_path: Path) -> None:
     """A node that cannot take part ends the run for all, with its words and its status; only the leader says them."""
     handlers = group(party(tmp_path, 3))
-    handlers[1] = SlurmRendezvous(replace(handlers[1]._party, problem=LogDirError("cannot write in /logs")))
+    handlers[1] = FixedRendezvous(replace(handlers[1]._party, problem=LogDirError("cannot write in /logs")))
     refused = errors([handler.next_rendezvous for handler in handlers])
     assert [(type(error), str(error)) for error in refused] == [(RoundRefused, "node2: cannot write in /logs")] * 3
     assert [getattr(error, "exit_status", None) for error in refused] == [73] * 3
@@ -433,7 +433,7 @@ def test_different_software_is_refused(group: Callable[[Party], Group], tmp_path
     """Every node says the same: what differs, and where."""
     same = {"Python": "3.11.7", "torch": "2.13.0", "script": "train.py"}
     handlers = group(party(tmp_path, 4, software=same))
-    other = SlurmRendezvous(replace(handlers[2]._party, software={**same, name: "something"}))
+    other = FixedRendezvous(replace(handlers[2]._party, software={**same, name: "something"}))
     handlers[2].shutdown()
     handlers[2] = other
     refused = errors([handler.next_rendezvous for handler in handlers])
@@ -563,7 +563,7 @@ def test_runs_of_the_same_name_do_not_mix(group: Callable[[Party], Group], tmp_p
 
 def test_the_notice_leads_to_a_leader_whose_name_does_not_resolve(tmp_path: Path) -> None:
     """A file in the job directory says where the leader is; one of another run is not believed."""
-    handlers = [SlurmRendezvous(one) for one in parties(party(tmp_path, 2, leaders=["no-such-host.invalid"]))]
+    handlers = [FixedRendezvous(one) for one in parties(party(tmp_path, 2, leaders=["no-such-host.invalid"]))]
     notice = tmp_path / "1.0" / "rendezvous.json"
     notice.parent.mkdir()
     notice.write_text('{"run": "another", "addresses": ["127.0.0.1"], "port": 1}')
@@ -577,10 +577,10 @@ def test_the_notice_leads_to_a_leader_whose_name_does_not_resolve(tmp_path: Path
 LEADER = """
 import sys
 from pathlib import Path
-from hpc_launch.elastic.rendezvous import SlurmRendezvous
+from hpc_launch.elastic.fixed import FixedRendezvous
 from tests.unit.agents_support import party
 
-leader = SlurmRendezvous(party(Path(sys.argv[1]), 2, run_id=sys.argv[2], ports=[int(sys.argv[3])]))
+leader = FixedRendezvous(party(Path(sys.argv[1]), 2, run_id=sys.argv[2], ports=[int(sys.argv[3])]))
 leader.next_rendezvous()
 sys.stdin.read()
 """
@@ -593,7 +593,7 @@ def test_the_loss_of_the_leader_is_said_in_our_words(tmp_path: Path, python: str
     first = replace(first, ports=first.ports[:1])
     arguments = [str(tmp_path), first.run_id, str(first.ports[0])]
     checkout = Path(__file__).parents[2]
-    handler = SlurmRendezvous(parties(first)[1])
+    handler = FixedRendezvous(parties(first)[1])
     with contextlib.ExitStack() as stack:
         stack.callback(handler.shutdown)
         with subprocess.Popen([python, "-c", LEADER, *arguments], stdin=subprocess.PIPE, cwd=checkout) as leader:
@@ -618,11 +618,11 @@ AGENT = """
 import sys
 from pathlib import Path
 from dataclasses import replace
-from hpc_launch.elastic.rendezvous import SlurmRendezvous
+from hpc_launch.elastic.fixed import FixedRendezvous
 from tests.unit.agents_support import parties, party
 
 first = party(Path(sys.argv[1]), 3, run_id=sys.argv[2], ports=[int(sys.argv[3])])
-agent = SlurmRendezvous(parties(first)[2])
+agent = FixedRendezvous(parties(first)[2])
 agent.next_rendezvous()
 sys.stdin.read()
 """
@@ -632,7 +632,7 @@ def test_the_loss_of_an_agent_ends_the_run(tmp_path: Path, python: str) -> None:
     """An agent that is killed takes no leave: the others hear that it is lost, whatever is left of the budget."""
     first = party(tmp_path, 3, max_restarts=5)
     first = replace(first, ports=first.ports[:1])
-    handlers = [SlurmRendezvous(one) for one in parties(first)[:2]]
+    handlers = [FixedRendezvous(one) for one in parties(first)[:2]]
     arguments = [str(tmp_path), first.run_id, str(first.ports[0])]
     checkout = Path(__file__).parents[2]
     with subprocess.Popen([python, "-c", AGENT, *arguments], stdin=subprocess.PIPE, cwd=checkout) as agent:
@@ -672,5 +672,5 @@ def test_plain_torchrun_has_the_settings_of_files(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     handler = plugin.create(RendezvousParameters("slurm", "", "run", 1, 1))
 
-    assert isinstance(handler, SlurmRendezvous)
+    assert isinstance(handler, FixedRendezvous)
     assert set(handler._party.ports) == {30000, 30001, 30002}
