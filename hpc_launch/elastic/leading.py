@@ -391,7 +391,9 @@ class Leader(Post):
         sessions = {one.agent: one for one in self._sessions.values() if one.agent in members}
         callers = {agent: one.ready for agent, one in sessions.items() if one.ready is not None}
         active = self._active(agreed.agents)
-        self._tokens.remove(self._directory.memberships, before=agreed.number)
+        # Who does not hear that this one is agreed may need those before it.
+        needed = membership.oldest_in_question(caller.known for caller in callers.values())
+        self._tokens.remove(self._directory.memberships, before=needed)
         address, port = self._open_store(self._story.round + 1)
         workers = [callers[agent].workers for agent in active]
         self._story = replace(self._story, round=self._story.round + 1)

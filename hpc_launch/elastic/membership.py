@@ -119,6 +119,11 @@ def propose(present: Mapping[int, Knowledge]) -> Membership:
     return Membership(number + 1, tuple(sorted(present)))
 
 
+def oldest_in_question(known: Iterable[Knowledge]) -> int:
+    """The number of the oldest membership whose token any of these agents may need, if it is left alone with others."""
+    return min(one.agreed.number for one in known)
+
+
 def _in_question(present: Mapping[int, Knowledge]) -> tuple[Membership, ...]:
     """The memberships of which a new one needs a quorum."""
     known = pool(present.values())

@@ -11,7 +11,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from hpc_launch.elastic.membership import Half, Knowledge, Membership, halves, may_form, pool, propose, quorum
+from hpc_launch.elastic.membership import (
+    Half,
+    Knowledge,
+    Membership,
+    halves,
+    may_form,
+    oldest_in_question,
+    pool,
+    propose,
+    quorum,
+)
 
 
 class Agent(NamedTuple):
@@ -71,6 +81,7 @@ class State(NamedTuple):
         faults: How many may still happen.
         taken: The halves that have taken their tokens.
         tokens: Whether there are any.
+        removed: Tokens of memberships before this number are gone.
     """
 
     agents: tuple[Agent | None, ...]
@@ -78,6 +89,7 @@ class State(NamedTuple):
     faults: int
     taken: frozenset[Half] = frozenset()
     tokens: bool = True
+    removed: int = 0
 
     def agent(self, number: int, agent: Agent | None) -> State:
         """The state with another agent in one place."""
@@ -90,7 +102,7 @@ class State(NamedTuple):
 
 def begin(agents: int, faults: int, *, tokens: bool = True) -> State:
     """All are members and train, the first leads, and nothing has happened yet."""
-    whole = Membership(0, tuple(range(agents)), "first" if tokens else "")
+    whole = Membership(0, tuple(range(agents)), "0: first" if tokens else "")
     known = Knowledge(whole)
     everyone = tuple(Agent(known, 0, started=whole) for _ in range(agents))
     sessions = tuple((number, Session(None)) for number in range(agents))
@@ -160,12 +172,12 @@ def _leads(state: State, number: int, leader: Leader) -> Iterator[State]:
     if may_form(ready, state.taken):
         proposal = propose(ready)
         if state.tokens:
-            proposal = replace(proposal, token=f"{number}: {proposal}")
+            proposal = replace(proposal, token=f"{proposal.number}: of {number} for {proposal.agents}")
         state = state.leader(number, leader._replace(proposal=proposal, accepted=()))
         yield _tell(state, number, proposal.agents, ("propose", proposal))
     gone = {half.token for half in state.taken}
     for half in halves(ready) - state.taken:
-        if half.token not in gone:
+        if half.token not in gone and int(half.token.partition(":")[0]) >= state.removed:
             yield state._replace(taken=state.taken | {half})
 
 
@@ -182,9 +194,11 @@ def _listen(state: State, number: int, leader: Leader, other: int, session: Sess
     proposal = leader.proposal
     if proposal is None or leader.accepted != proposal.agents:
         return state.leader(number, leader)
-    for agent, one in leader.sessions:
-        if agent in proposal.agents:
-            leader = _with(leader, agent, one._replace(known=None))
+    members = {agent: one for agent, one in leader.sessions if agent in proposal.agents}
+    needed = oldest_in_question(one.known for one in members.values() if one.known is not None)
+    state = state._replace(removed=max(state.removed, needed))
+    for agent, one in members.items():
+        leader = _with(leader, agent, one._replace(known=None))
     leader = leader._replace(proposal=None, accepted=(), running=proposal)
     return _tell(state.leader(number, leader), number, proposal.agents, ("go", proposal))
 
@@ -298,6 +312,13 @@ def training(state: State) -> list[Membership]:
 def alive(state: State) -> dict[int, Knowledge]:
     """What those that are alive know."""
     return {number: agent.known for number, agent in enumerate(state.agents) if agent is not None}
+
+
+def may_go_on(state: State) -> bool:
+    """Whether those alive may form a membership, as soon as they have taken the tokens that no other half has."""
+    known = alive(state)
+    others = {half.token for half in state.taken - halves(known)}
+    return may_form(known, halves(known)) and not any(half.token in others for half in halves(known))
 
 
 def has_majority(state: State) -> bool:

@@ -21,6 +21,7 @@ SIZES = [
         (3, 1, False),
         (4, 1, False),
         (3, 2, False),
+        (2, 3, False),
         (2, 4, True),
         (3, 3, True),
         (4, 2, True),
@@ -59,7 +60,7 @@ def test_a_majority_is_never_stuck(agents: int, faults: int, tokens: bool) -> No
     settled: dict[State, State] = {}
     for state in filter(model.alive, reachable(agents, faults, tokens=tokens)):
         later = model.settle(state, settled)
-        may = may_form(model.alive(later), later.taken) or (faults == 1 and model.has_majority(state))
+        may = model.may_go_on(later) or (faults == 1 and model.has_majority(state))
         trains = model.training(later)
         assert bool(trains) >= may, (state, later)
 
@@ -79,6 +80,15 @@ def test_the_model_would_find_two_halves_that_both_go_on(monkeypatch: pytest.Mon
     )
 
     assert any(len(model.training(state)) > 1 for state in reachable(2, 1, tokens=True))
+
+
+def test_the_model_would_find_tokens_that_are_removed_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that did not hear what was agreed last still needs the token of the membership before."""
+    monkeypatch.setattr(model, "oldest_in_question", lambda known: 1 + max(one.agreed.number for one in known))
+    settled: dict[State, State] = {}
+    laters = [model.settle(state, settled) for state in filter(model.alive, reachable(2, 3, tokens=True))]
+
+    assert any(model.may_go_on(later) and not model.training(later) for later in laters)
 
 
 @pytest.mark.parametrize("dead", [(0,), (1,), *combinations(range(4), 2)])
