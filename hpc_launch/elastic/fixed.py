@@ -208,7 +208,7 @@ class FixedRendezvous(SlurmRendezvous):
             self._lifeline.close(ended=refused or self.is_closed())
         if self._locator is not None:
             deadline = time.monotonic() + _FAREWELL_SECONDS
-            while self._locator.present and time.monotonic() < deadline:
+            while self._locator.callers and time.monotonic() < deadline:
                 time.sleep(0.02)
             self._locator.close()
             self._whereabouts.remove()

@@ -15,6 +15,12 @@ _BLOCK = 1 << 16
 # A line that is longer is none of ours: that of a thousand nodes has some hundred thousand bytes.
 _LONGEST = 1 << 22
 
+# The word of an agent that has been answered, and stays.
+HERE = "here"
+
+NONSENSE = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
+"""What a line that is none of ours can do to json, and to those who look into it."""
+
 
 def notice_silence(connection: socket.socket, timeout: float) -> None:
     """Have the kernel give up a peer that has not answered for so many seconds (whole ones, three at least)."""

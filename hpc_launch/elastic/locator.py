@@ -4,8 +4,9 @@ The leader listens on the first free port of the run's candidates; the others tr
 under which the leader may be known, and believe nobody who does not answer with the run's name. So a foreign program on
 one of the ports, be it another job's store, is never joined, and costs one refused conversation.
 
-The conversation is one line of JSON each way, `{"run", "agent", "key"}` and `{"run", "port"}`, then `here`. The key
-tells apart two runs with the same name (two launches with the same host list): each run takes every agent number once.
+The conversation is one line of JSON each way, `{"run", "agent", "key"}` and `{"run", "port"}`, then `here` and other
+words (`lines`). The key tells apart two runs with the same name (two launches with the same host list): each run takes
+every agent number once.
 
 From then on the connection stays open as a lifeline. An agent that ends says `bye`; one that was killed, or whose node
 is gone, does not, and the kernel closes the connection for it, or lets it time out within some ten seconds (TCP
@@ -19,14 +20,15 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-import selectors
 import socket
-import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from hpc_launch.elastic.calls import Calls, Session
+from hpc_launch.elastic.lines import HERE, NONSENSE, encode, notice_silence
 from hpc_launch.node import network
 
 # How long to wait for an answer: at first, and, in later turns, as a busy node may need.
@@ -34,155 +36,64 @@ _FIRST_ANSWER_SECONDS = 0.3
 _ANSWER_SECONDS = 3.0
 _CONNECT_SECONDS = 3.0
 _LONGEST_LINE = 4096
-# A caller that has not said it is here by then is a stranger, or has given up.
-_STRANGER_SECONDS = 30.0
-_HERE, _BYE, _CLOCK = b"here\n", b"bye\n", b"clock\n"
+# A node that does not answer for so long is gone.
+_SILENCE_SECONDS = 10.0
+_BYE, _CLOCK = "bye", "clock"
 
 # The quickest of so many answers counts, and an answer that takes longer than this is none.
 _CLOCK_TURNS = 3
 _CLOCK_SECONDS = 1.0
 
-# What a line that is not ours can do to json and to those who look into it.
-_NONSENSE = (ValueError, KeyError, TypeError, RecursionError, OverflowError)
-
-# An idle peer is asked after 5 s, then every 2 s, and given up after the third silence: about ten seconds in all.
-_KEEPALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))
-
-
-def _keep_alive(connection: socket.socket) -> None:
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _KEEPALIVE:
-        connection.setsockopt(socket.IPPROTO_TCP, option, value)
-
 
 @dataclass
-class _Caller:
+class _Caller(Session):
     """Somebody who has connected to the locator.
 
     Attributes:
-        since: when (time.monotonic).
-        asked: the number of the agent, once it was answered.
-        agent: the same, once it has said that it is here: before that it may give up and call again.
-        heard: what it has said and was not yet dealt with.
+        asked: the number of the agent, once it was answered; before it says that it is here, it may give up and call
+            again.
     """
 
-    since: float
     asked: int | None = None
-    agent: int | None = None
-    heard: bytes = field(default=b"", repr=False)
 
 
-class Locator:
-    """The leader's server, in one thread however many agents there are."""
+class Locator(Calls[_Caller]):
+    """The leader's server."""
 
     def __init__(self, run_id: str, listener: socket.socket, store_port: int) -> None:
-        self.port: int = listener.getsockname()[1]
-        self._run_id = run_id
+        super().__init__(run_id, listener, _Caller, name="locator", silence=_SILENCE_SECONDS)
         self._store_port = store_port
-        self._keys: dict[int, str] = {}
         self._lost: list[int] = []
-        self._callers: dict[socket.socket, _Caller] = {}
-        self._ending = threading.Event()
-        self._listener = listener
-        listener.setblocking(False)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(listener, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._serve, name="locator", daemon=True)
-        self._thread.start()
+        self.open()
 
     @property
     def lost(self) -> tuple[int, ...]:
         """The agents whose connections broke without a word."""
         return tuple(self._lost)
 
-    @property
-    def present(self) -> int:
-        """How many agents are connected and have not taken leave."""
-        return sum(caller.agent is not None for caller in [*self._callers.values()])
-
-    def close(self) -> None:
-        """Stop answering and free the port."""
-        self._ending.set()
-        self._thread.join()
-
-    def _serve(self) -> None:
-        while not self._ending.is_set():
-            for key, _ in self._selector.select(timeout=0.1):
-                if key.fileobj is self._listener:
-                    self._accept()
-                elif isinstance(key.fileobj, socket.socket):
-                    self._hear(key.fileobj)
-            silent = [
-                connection
-                for connection, caller in self._callers.items()
-                if caller.agent is None and time.monotonic() - caller.since > _STRANGER_SECONDS
-            ]
-            for connection in silent:
-                self._forget(connection)
-        for connection in [*self._callers]:
-            self._forget(connection)
-        self._selector.close()
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            connection, _ = self._listener.accept()
-            connection.setblocking(False)
-            _keep_alive(connection)
-            self._callers[connection] = _Caller(since=time.monotonic())
-            self._selector.register(connection, selectors.EVENT_READ)
-
-    def _hear(self, connection: socket.socket) -> None:
-        caller = self._callers[connection]
-        try:
-            data = connection.recv(_LONGEST_LINE)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        caller.heard += data
-        while b"\n" in caller.heard and connection in self._callers:
-            line, _, caller.heard = caller.heard.partition(b"\n")
-            self._obey(connection, caller, line + b"\n")
-        if connection in self._callers and (not data or len(caller.heard) > _LONGEST_LINE):
-            if caller.agent is not None:
-                self._lost.append(caller.agent)
-            self._forget(connection)
-
-    def _obey(self, connection: socket.socket, caller: _Caller, line: bytes) -> None:
-        if caller.asked is None:
-            self._answer(connection, caller, line)
-        elif line == _HERE:
-            caller.agent = caller.asked
-        elif line == _CLOCK:
-            with contextlib.suppress(OSError):  # it will be missed
-                connection.sendall(f"{time.time():.6f}\n".encode())
+    def _hear(self, connection: socket.socket, session: _Caller, said: Mapping[str, Any]) -> None:
+        if session.asked is None:
+            self._answer(connection, session, said)
+        elif said["do"] == HERE:
+            session.agent = session.asked
+        elif said["do"] == _CLOCK:
+            self._reply(session, time=time.time())
         else:
             self._forget(connection)  # it takes leave
 
-    def _answer(self, connection: socket.socket, caller: _Caller, line: bytes) -> None:
-        try:
-            asked = json.loads(line)
-            mine = asked["run"] == self._run_id
-            agent, key = int(asked["agent"]), str(asked["key"])
-        except _NONSENSE:
-            self._forget(connection)
-            return
-        mine = mine and self._keys.setdefault(agent, key) == key
-        answer = {"run": self._run_id, "port": self._store_port} if mine else {"run": ""}
-        try:
-            connection.sendall(json.dumps(answer).encode() + b"\n")
-        except OSError:
-            mine = False
-        if mine:
-            caller.asked = agent
+    def _answer(self, connection: socket.socket, session: _Caller, said: Mapping[str, Any]) -> None:
+        if self._is_ours(said):
+            session.asked = int(said["agent"])
+            self._reply(session, run=self._run_id, port=self._store_port)
         else:
+            self._reply(session, run="")
             self._forget(connection)
 
-    def _forget(self, connection: socket.socket) -> None:
-        del self._callers[connection]
-        self._selector.unregister(connection)
-        connection.close()
+    def _lose(self, connection: socket.socket) -> None:
+        agent = self._sessions[connection].agent
+        if agent is not None:
+            self._lost.append(agent)
+        self._forget(connection)
 
 
 class Lifeline:
@@ -192,7 +103,7 @@ class Lifeline:
         self._connection = connection
         self._silent = False
         connection.settimeout(None)
-        _keep_alive(connection)
+        notice_silence(connection, _SILENCE_SECONDS)
 
     def broken(self) -> bool:
         """Whether the leader is gone."""
@@ -225,13 +136,13 @@ class Lifeline:
         begin = time.time()
         self._connection.settimeout(_CLOCK_SECONDS)
         try:
-            self._connection.sendall(_CLOCK)
+            self._connection.sendall(encode(_CLOCK))
             line = b""
             while not line.endswith(b"\n"):
                 line += self._connection.recv(_LONGEST_LINE) or b"gone\n"
             end = time.time()
-            return (begin + end) / 2 - float(line), max(0.0, end - begin) / 2
-        except (OSError, ValueError):
+            return (begin + end) / 2 - json.loads(line)["time"], max(0.0, end - begin) / 2
+        except (OSError, *NONSENSE):
             self._silent = True
             return None
         finally:
@@ -241,7 +152,7 @@ class Lifeline:
         """Close it, and take leave if the run has ended: otherwise the leader is to miss this agent."""
         if ended:
             with contextlib.suppress(OSError):
-                self._connection.sendall(_BYE)
+                self._connection.sendall(encode(_BYE))
         self._connection.close()
 
 
@@ -331,7 +242,7 @@ def _ask(question: bytes, address: str, connection: socket.socket, patience: flo
         if answer["run"] != json.loads(question)["run"]:
             return None
         found = Found(address, own[0], int(answer["port"]), Lifeline(connection))
-        connection.sendall(_HERE)
-    except (OSError, *_NONSENSE):
+        connection.sendall(encode(HERE))
+    except (OSError, *NONSENSE):
         return None
     return found

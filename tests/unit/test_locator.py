@@ -308,7 +308,7 @@ def test_an_agent_that_takes_leave_is_not_missed() -> None:
     """The end of an agent that says so is no loss."""
     with leader() as served:
         joined(served, 1).lifeline.close()
-        wait_for(lambda: not served._callers, PATIENCE, "the leader to hear it")
+        wait_for(lambda: not served._sessions, PATIENCE, "the leader to hear it")
         assert served.lost == ()
 
 
@@ -317,7 +317,7 @@ def test_an_agent_that_is_killed_is_missed(end: Callable[[socket.socket], None])
     """The kernel closes what a killed process leaves, and the leader knows which agent it was; the others stay."""
     with leader() as served:
         stays, killed = joined(served, 1), joined(served, 2)
-        wait_for(lambda: served.present == 2, PATIENCE, "the leader to hear that they are here")
+        wait_for(lambda: len(served.callers) == 2, PATIENCE, "the leader to hear that they are here")
         end(killed.lifeline._connection)
         wait_for(lambda: served.lost, PATIENCE, "the leader to see it")
         assert (served.lost, stays.lifeline.broken()) == ((2,), False)
@@ -329,7 +329,7 @@ def test_a_stranger_that_hangs_up_is_not_missed() -> None:
     with leader() as served:
         socket.create_connection((HERE, served.port)).close()
         assert look([served.port]) == THERE
-        wait_for(lambda: not served._callers, PATIENCE, "the leader to hear them")
+        wait_for(lambda: not served._sessions, PATIENCE, "the leader to hear them")
         assert served.lost == ()
 
 
@@ -339,7 +339,7 @@ def test_an_agent_that_gave_up_and_asks_again_is_not_missed() -> None:
         with socket.create_connection((HERE, served.port)) as connection:
             connection.sendall(json.dumps({"run": RUN, "agent": 1, "key": "mine"}).encode() + b"\n")
             assert b"5555" in connection.recv(4096)
-        wait_for(lambda: not served._callers, PATIENCE, "the leader to see it")
+        wait_for(lambda: not served._sessions, PATIENCE, "the leader to see it")
         again = joined(served, 1, key="mine")
         assert served.lost == ()
         again.lifeline.close()
@@ -378,8 +378,8 @@ def test_a_leader_that_does_not_tell_the_time(monkeypatch: pytest.MonkeyPatch) -
     lifeline = locator.Lifeline(ours)
     assert lifeline.clock() is None
     assert lifeline.clock() is None
-    assert theirs.recv(100) == b"clock\n"
-    theirs.sendall(b"123.0\n")
+    assert json.loads(theirs.recv(100)) == {"do": "clock"}
+    theirs.sendall(b'{"time": 123.0}\n')
 
     assert not lifeline.broken()
     theirs.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -385,3 +386,20 @@ def test_a_stop_is_everybody_s_end(group: Callable[..., Group]) -> None:
     assert (end.ending, end.status, end.signal) == ("failed", 143, "SIGTERM")
     assert isinstance(waiting.error, SpareReleased)
     assert waiting.error.end == end
+
+
+@pytest.mark.parametrize(
+    "words", [b'{"run": "", "agent": Infinity, "key": ""}\n', b"[1]\n{}\n", b"\xff\n" * 9 + b'{"do": 1}\n']
+)
+def test_strangers_are_parted_with(group: Callable[..., Group], words: bytes) -> None:
+    """Whatever they say, who listens goes on."""
+    handlers = group(2)
+    meet(handlers)
+    post = handlers[0]._post
+    assert post is not None
+    for _ in range(2):
+        with socket.create_connection(("127.0.0.1", post.port), DEADLINE) as connection:
+            connection.sendall(words)
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(100) == b""
+    assert handlers[1].clock() is not None
