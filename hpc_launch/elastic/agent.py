@@ -8,6 +8,7 @@ then is in the parts that an agent is made of: `course`, `crew`, `following`, `n
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -30,12 +31,12 @@ from hpc_launch.elastic.others import Nobody, Others
 from hpc_launch.elastic.outlook import Outlook
 from hpc_launch.elastic.recording import Recorder
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
-from hpc_launch.elastic.rounds import Ending, RoundEnd
+from hpc_launch.elastic.rounds import Ending, RoundEnd, RoundPlan
 from hpc_launch.elastic.signals import Signals
 from hpc_launch.elastic.slurm_word import SlurmWord
 from hpc_launch.elastic.window import Window
 from hpc_launch.elastic.workers import Wakeup, wakeup
-from hpc_launch.errors import HpcLaunchError
+from hpc_launch.errors import HpcLaunchError, LogDirError
 from hpc_launch.plan.model import Plan
 from hpc_launch.records import causes, events, telling
 from hpc_launch.records.directory import JobDirectory
@@ -102,6 +103,8 @@ class Agent(LocalElasticAgent):
         self._stop: RoundEnd | None = None
         if self._own is not None:
             self._own.observer = self._recorder.say
+        if isinstance(self._own, MovingRendezvous):
+            self._own.spared = self._record_as_spare
 
     # ---- what is asked when the run has ended
 
@@ -174,6 +177,14 @@ class Agent(LocalElasticAgent):
             if not self._recorder.opened:
                 course.first_label = course.job.next_attempt()
         self._write_down(worker_group.workers[0].world_size)
+
+    def _record_as_spare(self, plan: RoundPlan) -> None:
+        """Begin to write down what is seen here, where there are no workers: a spare may lead."""
+        if not self._recorder.opened:
+            course = self._course
+            course.job, course.first_label = JobDirectory(course.plan.log_root, plan.job), plan.first_attempt
+            with contextlib.suppress(LogDirError):  # of no concern before it has workers
+                self._recorder.open()
 
     def _write_down(self, world_size: int) -> None:
         """Write down the attempt that begins, and the run with the first."""

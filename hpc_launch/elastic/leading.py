@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -191,6 +191,9 @@ class Leader(Post):
             for other, one in [*self._sessions.items()]:
                 if one.agent == caller.agent and other is not connection:
                     self._lose(other)  # it has come back before its loss was noticed
+            if self._running is not None and caller.agent not in self._running.start.agents:
+                self._observe(events.NODE_BACK, hosts=caller.host, **self._story.where)
+                say(f"{caller.host} is there, and takes part from the next attempt on")
         session.agent, session.ready = caller.agent, caller
         self._gone = {*self._gone, *caller.gone} - {caller.agent}
         session.place, session.known = (caller.address, caller.port), caller.known
@@ -259,7 +262,7 @@ class Leader(Post):
         """Name a node that has shown to be bad: once, as all hear of it with the end of the round."""
         host, why = self._known_hosts[agent], self._story.drained[str(agent)]
         stays = agent in self._active(running.start.agents)
-        self._observe(events.NODE_DRAINED, hosts=host, why=why, stays=stays)
+        self._observe(events.NODE_DRAINED, hosts=host, why=why, stays=stays, **self._story.where)
         if again:
             what = "stays, as there is no spare" if stays else "goes behind the spares"
             say(f"{host} {why}: it {what}; leave it out of the next job with --exclude={host}")
@@ -276,6 +279,7 @@ class Leader(Post):
             self._gone.add(agent)
         if agent is None or not self._leads:
             return
+        self._tell_lost(agent)
         if self._proposal is not None and agent in self._proposal.agents:
             self._proposal = None
         running = self._running
@@ -283,6 +287,15 @@ class Leader(Post):
             host = self._known_hosts[agent]
             cause = f"lost the agent on {host}: it was killed, or its node is gone"
             self._end(running, RoundEnd(Ending.RESTART.value, -1, self._party.host, 69, cause, lost=host))
+
+    def _tell_lost(self, agent: int) -> None:
+        """Write down that a node was lost, unless the run is over; say it of one whose loss ends no attempt."""
+        running, host = self._running, self._known_hosts[agent]
+        if running is not None and running.end is not None and running.end.ending != Ending.RESTART.value:
+            return
+        self._observe(events.NODE_LOST, hosts=host, **self._story.where)
+        if running is not None and running.end is None and agent not in running.start.active:
+            say(f"lost {host}, which has no workers: its agent was killed, or the node is gone")
 
     def _leave(self, connection: socket.socket) -> None:
         """An agent takes leave; while the round goes on that is a loss like any other."""
@@ -410,9 +423,20 @@ class Leader(Post):
             places={str(agent): sessions[agent].place for agent in agreed.agents},
         )
         self._running = _Running(start)
+        self._observe(
+            events.NODES,
+            hosts=self._hosts_of(active),
+            spares=self._hosts_of(members - {*active}),
+            lost=self._hosts_of({*self._newest.agents} - members) if self._story.round else "",
+            leader=self._party.host,
+            **self._story.where,
+        )
         for session in sessions.values():
             session.ready = None
         self._tell(agreed.agents, "go", start=story.plain(start))
+
+    def _hosts_of(self, agents: Iterable[int]) -> str:
+        return hostlist.display([self._known_hosts[agent] for agent in sorted(agents)])
 
     def _active(self, agents: Sequence[int]) -> tuple[int, ...]:
         """Which of these agents have workers."""

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from hpc_launch.elastic.lines import Lines, notice_silence
 from hpc_launch.elastic.membership import Knowledge, Membership
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
-from hpc_launch.elastic.rounds import Ending, Message, RoundEnd
+from hpc_launch.elastic.rounds import Ending, Message, RoundEnd, RoundPlan
 from hpc_launch.elastic.search import Search
 from hpc_launch.elastic.story import Caller, Failed, Start, Story
 from hpc_launch.errors import RendezvousError, RoundRefused
@@ -67,10 +67,12 @@ class MovingRendezvous(SlurmRendezvous):
 
     Attributes:
         start: what the leader said of the current round.
+        spared: is told of the plan of a round in which this node has no workers.
     """
 
     def __init__(self, party: Party) -> None:
         super().__init__(party)
+        self.spared: Callable[[RoundPlan], object] = lambda _: None
         self.start: Start | None = None
         self._whole = party
         self._whereabouts = finding.Whereabouts(party)
@@ -266,8 +268,6 @@ class MovingRendezvous(SlurmRendezvous):
             self._story = story.together([self._story, story.read(Story, said["story"])])
             if self._end is None:
                 self._end = story.read(RoundEnd, said["end"])
-                if self._end.lost and self.leads:
-                    self.observer(events.NODE_LOST, hosts=self._end.lost)
         elif word == "refuse":
             if said.get("again"):
                 self._refusal = RendezvousError(said["why"])
@@ -308,7 +308,7 @@ class MovingRendezvous(SlurmRendezvous):
         if self._end is None:
             cause = f"lost the agent on {host}, which led the run: it was killed, or its node is gone"
             self._end = RoundEnd(Ending.RESTART.value, -1, self._whole.host, 69, cause, lost=host)
-            self.observer(events.NODE_LOST, hosts=host)
+            self.observer(events.NODE_LOST, hosts=host, **self._story.where)
 
     def _await_end(self, otherwise: RoundEnd, patience: float) -> RoundEnd:
         """Wait for the leader's word on how the round ended."""
@@ -365,6 +365,7 @@ class MovingRendezvous(SlurmRendezvous):
                 if not told:
                     say(f"{self._whole.host} is a spare")
                     told = True
+                    self.spared(self.start.round_plan)
             elif self.leads and self._known.agreed.number and time.monotonic() - searched > _SEARCH_SECONDS:
                 searched = time.monotonic()
                 self._yield_to_another()

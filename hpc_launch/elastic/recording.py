@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import platform
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -48,6 +49,7 @@ class Recorder:
         self._course = course
         self._restarts = restart_count(environ)
         self._log: EventLog | None = None
+        self._lock = threading.Lock()  # the rendezvous has a thread of its own
         self._held: list[tuple[str, float, dict[str, Any]]] = []
         self._begun = time.time()
         self._attempt: int | None = None
@@ -71,10 +73,11 @@ class Recorder:
         """Write down an event, or keep it until there is a place for it."""
         if self._attempt is not None:
             facts = {"attempt": self._attempt, **facts}
-        if self._log is not None:
-            self._log.record(event, when=when, **facts)
-        elif len(self._held) < _MOST_HELD:
-            self._held.append((event, time.time() if when is None else when, facts))
+        with self._lock:
+            if self._log is not None:
+                self._log.record(event, when=when, **facts)
+            elif len(self._held) < _MOST_HELD:
+                self._held.append((event, time.time() if when is None else when, facts))
 
     def together(self) -> contextlib.AbstractContextManager[None]:
         """Write the events of a while in one go, at its end."""
@@ -87,8 +90,8 @@ class Recorder:
             LogDirError: when that cannot be.
         """
         world = self._course.world
-        self._log = EventLog(self._course.job.events(world.host), world.agent_rank)
-        self._log.record(
+        log = EventLog(self._course.job.events(world.host), world.agent_rank)
+        log.record(
             events.RUN,
             when=self._begun,
             host=world.host,
@@ -105,9 +108,10 @@ class Recorder:
                 "kernel": platform.release(),
             },
         )
-        held, self._held = self._held, []
-        for event, when, facts in held:
-            self._log.record(event, when=when, **facts)
+        with self._lock:
+            self._log, held, self._held = log, self._held, []
+            for event, when, facts in held:
+                log.record(event, when=when, **facts)
 
     def bound(self) -> None:
         """Write down which CPUs the workers are given, where they are."""

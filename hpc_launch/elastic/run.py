@@ -23,7 +23,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousPa
 from torch.distributed.elastic.rendezvous.api import RendezvousError as TorchRendezvousError
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from hpc_launch.elastic import requeue, workers
+from hpc_launch.elastic import requeue, slurm_view, workers
 from hpc_launch.elastic.agent import Agent
 from hpc_launch.elastic.console import flush, say
 from hpc_launch.elastic.fixed import FixedRendezvous
@@ -120,6 +120,8 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
 
                 agent = Agent(spec, plan, environ, logs, factory=factory, signals=signals, outlook=outlook)
                 stack.callback(agent.close)
+                if isinstance(handler, MovingRendezvous) and plan.world.origin is Origin.STEP:
+                    stack.callback(slurm_view.follow(handler).close)
                 agent.follow_slurm()
                 _announce(plan, restart_count(environ))
                 flush()

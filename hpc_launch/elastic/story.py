@@ -41,6 +41,11 @@ class Story(Message):
     job: str = ""
     first_attempt: int = 0
 
+    @property
+    def where(self) -> dict[str, int]:
+        """What tells in which attempt something happened, as a fact of an event: a spare writes down none by itself."""
+        return {"attempt": self.first_attempt + self.round} if self.round >= 0 else {}
+
 
 def together(stories: Iterable[Story]) -> Story:
     """What agents know together: of everything the latest."""

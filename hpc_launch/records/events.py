@@ -14,7 +14,13 @@ agent that wrote it) and, once there is one, `attempt` (as in the job directory)
     notice          a notice signal was passed on: signal, number
     heartbeat       seldom: running (workers), waiting (ranks that hang in the kernel)
     node missing    the leader waits for nodes: hosts (folded), joined, expected, waited (seconds)
-    node lost       an agent was lost: hosts (folded)
+    nodes           of a run that may lose nodes, by its leader: who takes part in an attempt: hosts (those with
+                    workers), spares, leader (its host), lost (who took part before and does not any more)
+    node lost       an agent was lost: hosts (folded); of a parted network each side says so of the other
+    node back       a node that was lost is there again, and waits for the next attempt: hosts
+    node state      what Slurm says of a node that was lost: host, state, gone (whether no job can run there), reason,
+                    since (when there was that reason), booted, waited (seconds since the loss), last (it was not asked
+                    again)
     node drained    a node has shown to be bad, and is behind the spares from now on: hosts, why (words that go on with
                     its name), stays (there is no spare in its place)
     hang            nobody does anything: seconds (of silence), cause (with where they are), stacks (their directory)
@@ -39,6 +45,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +62,10 @@ WORKER_ENDED = "worker ended"
 NOTICE = "notice"
 HEARTBEAT = "heartbeat"
 NODE_MISSING = "node missing"
+NODES = "nodes"
 NODE_LOST = "node lost"
+NODE_BACK = "node back"
+NODE_STATE = "node state"
 NODE_DRAINED = "node drained"
 HANG = "hang"
 ROUND_ENDED = "round ended"
@@ -69,13 +79,14 @@ class EventLog:
     """Appends events to one file.
 
     Events are whole lines, one or several in a write, to a file opened for appending, so that the agents of a node can
-    share it. An event that cannot be written (a full disk) is dropped: training goes on.
+    share it. An event that cannot be written (a full disk) is dropped: training goes on. Threads may share this.
     """
 
     def __init__(self, path: Path, agent: int) -> None:
         self._path = path
         self._agent = agent
         self._held: list[str] | None = None
+        self._lock = threading.Lock()
         directory.make(path.parent)
 
     @contextlib.contextmanager
@@ -88,8 +99,9 @@ class EventLog:
         try:
             yield
         finally:
-            text, self._held = "".join(self._held), None
-            self._write(text)
+            with self._lock:
+                text, self._held = "".join(self._held), None
+                self._write(text)
 
     def record(self, event: str, *, when: float | None = None, **facts: Any) -> None:
         """Append one event.
@@ -104,10 +116,11 @@ class EventLog:
         line = json.dumps({**common, **facts}) + "\n"
         if len(line) > _LONGEST:
             line = json.dumps({**common, **{name: fact for name, fact in facts.items() if name != "failure"}}) + "\n"
-        if self._held is not None:
-            self._held.append(line)
-        else:
-            self._write(line)
+        with self._lock:
+            if self._held is not None:
+                self._held.append(line)
+            else:
+                self._write(line)
 
     def _write(self, text: str) -> None:
         if not text:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpc_launch.records import events
+from hpc_launch.records import events, members
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import (
     Attempt,
@@ -14,13 +14,23 @@ from hpc_launch.records.model import (
     Failure,
     Node,
     NodeEvent,
+    NodeState,
     Notice,
     Raised,
+    Roll,
     Run,
     Usage,
     Worker,
 )
 from hpc_launch.records.parsing import Fields
+
+# What is said about nodes, and what it is called here.
+_NODE_EVENTS = {
+    events.NODE_MISSING: "missing",
+    events.NODE_LOST: "lost",
+    events.NODE_BACK: "back",
+    events.NODE_DRAINED: "drained",
+}
 
 
 @dataclass(frozen=True)
@@ -84,12 +94,42 @@ class Gathered:
         return tuple(self._attempt(number, of) for number, of in sorted(mine.items()))
 
     def node_events(self) -> tuple[NodeEvent, ...]:
-        """What was said about nodes, by time."""
-        kinds = {events.NODE_MISSING: "missing", events.NODE_LOST: "lost"}
-        return tuple(
-            NodeEvent(event.time, event.attempt, kinds[event.kind], event.fields.text("hosts"), event.host)
-            for event in self._of(*kinds)
+        """What has become of nodes, by time."""
+        return members.told([self._node_event(event) for event in self._of(*_NODE_EVENTS)], self.rolls())
+
+    @staticmethod
+    def _node_event(event: _Event) -> NodeEvent:
+        hosts, why = event.fields.text("hosts"), event.fields.text("why")
+        return NodeEvent(event.time, event.attempt, _NODE_EVENTS[event.kind], hosts, event.host, why, event.run)
+
+    def node_states(self) -> tuple[NodeState, ...]:
+        """What Slurm has said of lost nodes, by time."""
+        return tuple(self._node_state(event) for event in self._of(events.NODE_STATE))
+
+    @staticmethod
+    def _node_state(event: _Event) -> NodeState:
+        fields = event.fields
+        return NodeState(
+            time=event.time,
+            host=fields.text("host"),
+            state=fields.text("state"),
+            gone=fields.values.get("gone") is True,
+            reason=fields.text("reason"),
+            since=fields.number("since"),
+            booted=fields.number("booted"),
+            waited=fields.number("waited") or 0.0,
+            last=fields.values.get("last") is True,
         )
+
+    def rolls(self) -> tuple[Roll, ...]:
+        """Who took part in each attempt, where leaders have said so: of two that did, the later one's word counts."""
+        found = {}
+        for event in self._of(events.NODES):
+            if event.attempt is not None:
+                hosts, spares = (members.expanded(event.fields.text(name)) for name in ("hosts", "spares"))
+                leader = event.fields.text("leader")
+                found[event.attempt] = Roll(event.time, event.attempt, event.run, hosts, spares, leader)
+        return tuple(roll for _, roll in sorted(found.items()))
 
     def notices(self) -> tuple[Notice, ...]:
         """The notice signals, by time."""

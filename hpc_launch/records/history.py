@@ -45,6 +45,8 @@ class _Reader:
             attempts=gathered.attempts(),
             nodes=gathered.nodes(),
             node_events=gathered.node_events(),
+            rolls=gathered.rolls(),
+            node_states=gathered.node_states(),
             notices=gathered.notices(),
             clocks=gathered.clocks(),
             requeues=tuple(map(_requeue, self._lines(self._job.ledger))),

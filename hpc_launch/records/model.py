@@ -172,9 +172,12 @@ class NodeEvent:
     Attributes:
         time: when.
         attempt: in which attempt; None before the first.
-        kind: `missing` (awaited) or `lost`.
+        kind: `missing` (awaited), `lost`, `back` (after it was lost), `drained` (it is bad) or `leads` (in another's
+            place).
         hosts: the nodes, as a host list.
         by: the host whose agent has said so.
+        text: why a node was drained; in whose place one leads.
+        run: the first attempt of the run.
     """
 
     time: float
@@ -182,6 +185,61 @@ class NodeEvent:
     kind: str
     hosts: str
     by: str
+    text: str = ""
+    run: int = 0
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """What Slurm has said of a node that was lost.
+
+    Attributes:
+        time: when.
+        host: the node.
+        state: in Slurm's words.
+        gone: whether Slurm knew that jobs could not run there.
+        reason: why, in the words of Slurm or of an administrator; empty where nobody has said.
+        since: since when there was that reason; None without one.
+        booted: when the node booted; None where that is not known.
+        waited: seconds since it was lost.
+        last: it was not asked again: by then Slurm must have noticed.
+    """
+
+    time: float
+    host: str
+    state: str
+    gone: bool
+    reason: str
+    since: float | None
+    booted: float | None
+    waited: float
+    last: bool
+
+
+@dataclass(frozen=True)
+class Roll:
+    """Who takes part in an attempt of a run that may lose nodes, as its leader has said.
+
+    Attributes:
+        time: when it said so.
+        attempt: the attempt.
+        run: the first attempt of the run.
+        hosts: the nodes that have workers.
+        spares: those that have none.
+        leader: the one that leads.
+    """
+
+    time: float
+    attempt: int
+    run: int
+    hosts: tuple[str, ...]
+    spares: tuple[str, ...]
+    leader: str
+
+    @property
+    def members(self) -> frozenset[str]:
+        """All of them."""
+        return frozenset({*self.hosts, *self.spares})
 
 
 @dataclass(frozen=True)
@@ -257,6 +315,8 @@ class History:
         attempts: by number.
         nodes: by name.
         node_events: by time.
+        rolls: who took part in each attempt, by attempt; none of runs that end with the first node that is lost.
+        node_states: what Slurm has said of lost nodes, by time.
         notices: by time.
         clocks: as measured.
         requeues: in order.
@@ -270,6 +330,8 @@ class History:
     attempts: tuple[Attempt, ...] = ()
     nodes: tuple[Node, ...] = ()
     node_events: tuple[NodeEvent, ...] = ()
+    rolls: tuple[Roll, ...] = ()
+    node_states: tuple[NodeState, ...] = ()
     notices: tuple[Notice, ...] = ()
     clocks: tuple[Clock, ...] = ()
     requeues: tuple[Requeue, ...] = ()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from hpc_launch import hostlist
-from hpc_launch.errors import HostlistError
-from hpc_launch.records import causes
+from hpc_launch.records import causes, members
 from hpc_launch.records.causes import Group, RootCause
-from hpc_launch.records.model import Failure, Worker
+from hpc_launch.records.model import Failure, NodeState, Worker
 
 # A message in a line of many is cut here.
 _LONGEST = 300
@@ -56,6 +56,24 @@ def block(cause: RootCause, lines: int = _LINES) -> list[str]:
     return told
 
 
+def slurms_word(said: NodeState) -> str:
+    """What Slurm has said of a node that was lost, and what follows from it."""
+    lost = said.time - said.waited
+    if said.gone:
+        since = f" since {_clock(said.since)}" if said.since is not None else ""
+        return f"Slurm says {said.state}{since}" + (f": {said.reason}" if said.reason else "")
+    if said.booted is not None and said.booted > lost:
+        return f"Slurm says that the node has booted again at {_clock(said.booted)} ({said.state})"
+    if not said.last:
+        return f"Slurm said {said.state} then, as it may not have noticed yet"
+    up = f"Slurm says that the node is up ({said.state}) {said.waited:.0f} s later"
+    return f"{up}: its agent was killed, or the network between the nodes failed"
+
+
+def _clock(moment: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(moment))
+
+
 def _details(group: Group, lines: int) -> list[str]:
     worker, failure = group.first, group.first.failure or Failure()
     told = []
@@ -92,16 +110,7 @@ def ranks(workers: Sequence[Worker]) -> str:
 def _who(group: Group) -> str:
     if len(group.workers) == 1:
         return f"rank {group.first.rank} on {group.first.host} (local rank {group.first.local_rank})"
-    return f"ranks {ranks(group.workers)} on {_hosts(group.workers)}"
-
-
-def _hosts(workers: Sequence[Worker]) -> str:
-    """Their nodes as a host list; names that no host list can have, as foreign records may, one by one."""
-    names = sorted({worker.host for worker in workers})
-    try:
-        return hostlist.fold(names)
-    except HostlistError:
-        return ",".join(names)
+    return f"ranks {ranks(group.workers)} on {members.folded(worker.host for worker in group.workers)}"
 
 
 def _failed(who: str, worker: Worker, what: str) -> str:

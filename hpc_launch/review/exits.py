@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set as Abstra
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc_launch.records import members
 from hpc_launch.records.model import Attempt, History, Usage, Worker
 from hpc_launch.review import phrases, words
 from hpc_launch.review.lanes import End
-from hpc_launch.review.timeline import Span, end_of, how, lost_hosts
+from hpc_launch.review.timeline import Span, end_of, how
 
 # A table has no more lines; those that would come then are one line together.
 _MOST_LINES = 40
@@ -123,7 +124,7 @@ def make(
                     attempt,
                     when[attempt.number],
                     guilty.get(attempt.number, frozenset()),
-                    lost_hosts(history, attempt.number),
+                    members.lost_in(history, attempt.number),
                     sizes,
                 )
             ),

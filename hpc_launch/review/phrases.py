@@ -6,9 +6,6 @@ import re
 from collections.abc import Callable
 from datetime import datetime, tzinfo
 
-from hpc_launch import hostlist
-from hpc_launch.errors import HostlistError
-
 Say = Callable[[float], str]
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
@@ -84,14 +81,6 @@ def zone_name(time: float | None, zone: tzinfo | None) -> str:
     name = at.tzname() or ""
     utc = f"UTC{offset[:3]}:{offset[3:5]}"
     return "UTC" if name == "UTC" else f"{name} ({utc})" if name and not name.startswith(("+", "-", "UTC")) else utc
-
-
-def expanded(text: str) -> tuple[str, ...]:
-    """The names of a host list; one that cannot be read is a name."""
-    try:
-        return hostlist.expand(text) if hostlist.count(text) <= hostlist.MAX_RANGE else (text,)
-    except HostlistError:
-        return (text,)
 
 
 def count(number: int, thing: str, things: str = "") -> str:

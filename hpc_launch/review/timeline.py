@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set as AbstractSet
 from dataclasses import dataclass
 
-from hpc_launch.records import causes
+from hpc_launch.records import causes, members
 from hpc_launch.records.model import Attempt, History, Worker
 from hpc_launch.review import phrases
 from hpc_launch.review.lanes import Bar, End, Track, unique
@@ -75,7 +75,7 @@ def make(history: History, guilty: Mapping[int, AbstractSet[int]]) -> Timeline:
         span = next((span for span in spans if span.number == attempt.number), None)
         if span is None:
             continue
-        lost = lost_hosts(history, attempt.number)
+        lost = members.lost_in(history, attempt.number)
         for worker in attempt.workers:
             kind = end_of(worker, attempt, span, guilty.get(attempt.number, frozenset()), lost)
             begin = _or(worker.started, span.begin)
@@ -152,16 +152,6 @@ def _or(time: float | None, otherwise: float) -> float:
 
 def _run_ended(history: History, attempt: Attempt) -> bool:
     return any(run.first_attempt == attempt.run and run.status is not None for run in history.runs)
-
-
-def lost_hosts(history: History, attempt: int) -> frozenset[str]:
-    """The nodes that were lost in an attempt."""
-    return frozenset(
-        host
-        for event in history.node_events
-        if event.kind == "lost" and event.attempt == attempt
-        for host in phrases.expanded(event.hosts)
-    )
 
 
 def _moments(history: History) -> tuple[Moment, ...]:

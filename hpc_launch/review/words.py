@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
-from hpc_launch import hostlist
-from hpc_launch.errors import HostlistError
+from hpc_launch.records import members
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
@@ -23,11 +22,7 @@ def fold_ranks(ranks: Iterable[int]) -> str:
 
 def fold_hosts(hosts: Iterable[str]) -> str:
     """Write nodes as a host list; names that no host list can have, one by one."""
-    names = sorted(set(hosts))
-    try:
-        return hostlist.display(names)
-    except HostlistError:
-        return ",".join(names)
+    return members.folded(hosts)
 
 
 def duration(seconds: float) -> str:

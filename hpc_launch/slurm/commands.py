@@ -71,9 +71,9 @@ def show_node_names() -> list[str]:
     return ["scontrol", "show", "aliases"]
 
 
-def show_node(name: str) -> list[str]:
-    """The line that asks the controller for a node: it knows those too that slurm.conf does not name."""
-    return ["scontrol", "--oneliner", "show", "node", name]
+def show_node(names: str) -> list[str]:
+    """The line that asks the controller for a node, or several: it knows those too that slurm.conf does not name."""
+    return ["scontrol", "--oneliner", "show", "node", names]
 
 
 def show_partition(name: str) -> list[str]:

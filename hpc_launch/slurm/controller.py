@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 
 from hpc_launch import hostlist
 from hpc_launch.errors import ContextError
-from hpc_launch.slurm import commands
+from hpc_launch.slurm import commands, nodes
 from hpc_launch.slurm.environment import Allocation, Place
 from hpc_launch.slurm.inventory import NodeGroup, read_nodes
 from hpc_launch.slurm.job import JobRecord, read_accounting, read_job, read_jobs, read_queue
+from hpc_launch.slurm.nodes import NodeRecord
 from hpc_launch.slurm.rules import ClusterRules, Partition, read_partition, read_rules
 from hpc_launch.slurm.steps import RunningStep, read_gpus, read_steps
 
@@ -76,6 +77,16 @@ def ask_nodes(partition: str = "", patience: float = PATIENCE) -> tuple[NodeGrou
     """Ask what the nodes of a partition are like, or those of all; nothing where it cannot be learnt."""
     text = _ask(commands.show_nodes(partition), patience)
     return read_nodes(text) if text else ()
+
+
+def ask_node_records(names: Sequence[str], patience: float = PATIENCE) -> tuple[NodeRecord, ...] | None:
+    """Ask how some nodes stand; those that the controller does not know are left out. None where it does not answer."""
+    try:
+        done = _run(commands.show_node(",".join(names)), patience)
+    except (subprocess.TimeoutExpired, OSError):
+        return None
+    found = nodes.read_nodes(done.stdout)
+    return found if found or done.returncode == 0 else None
 
 
 def ask_partition(name: str, patience: float = PATIENCE) -> Partition | None:

@@ -15,6 +15,7 @@ from hpc_launch.slurm.values import fields, number, word
 # slurmd waits at least so long between SIGTERM and SIGKILL, whatever KillWait is (slurmd/req.c).
 _SHORTEST_KILL_WAIT = 5.0
 _DEFAULT_KILL_WAIT = 30.0
+_DEFAULT_SLURMD_TIMEOUT = 300.0
 
 # Before 23.02, where it is no parameter, and its default since then (slurm.conf(5)).
 _DEFAULT_MAX_BATCH_REQUEUE = 5
@@ -35,6 +36,7 @@ class ClusterRules:
         max_batch_requeue: how often Slurm itself starts a job again, before it holds it.
         over_time_limit: seconds for which a job may exceed its time limit.
         proctrack: for instance `cgroup`: who gets the signals.
+        slurmd_timeout: seconds after which a node that does not answer is down; infinite where it never is.
         kill_on_bad_exit: a step ends when one of its tasks ends with an error, unless srun is told otherwise.
         release: of Slurm, as (22, 5); None where unknown.
     """
@@ -47,6 +49,7 @@ class ClusterRules:
     max_batch_requeue: int = _DEFAULT_MAX_BATCH_REQUEUE
     over_time_limit: float = 0.0
     proctrack: str = ""
+    slurmd_timeout: float = _DEFAULT_SLURMD_TIMEOUT
     kill_on_bad_exit: bool = False
     release: tuple[int, int] | None = None
 
@@ -84,6 +87,7 @@ def read_rules(text: str) -> ClusterRules:
         max_batch_requeue=int(number(found.get("MaxBatchRequeue", ""), _DEFAULT_MAX_BATCH_REQUEUE)),
         over_time_limit=math.inf if over == "UNLIMITED" else 60 * number(over, 0),
         proctrack=found.get("ProctrackType", "").removeprefix("proctrack/"),
+        slurmd_timeout=number(found.get("SlurmdTimeout", ""), _DEFAULT_SLURMD_TIMEOUT) or math.inf,
         kill_on_bad_exit=number(found.get("KillOnBadExit", ""), 0) != 0,
         release=(int(release[1]), int(release[2])) if release else None,
     )

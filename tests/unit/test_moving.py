@@ -16,6 +16,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
 from hpc_launch.elastic.moving import MovingRendezvous, SpareReleased
 from hpc_launch.elastic.rounds import Message
 from hpc_launch.errors import RendezvousError, RoundRefused
+from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.settings import Origin
 from hpc_launch.world import of_nodes
@@ -198,7 +199,7 @@ def test_a_node_that_fails_alone_again_and_again_goes_behind_the_spares(group: C
     """After two attempts that it has ended alone another one has its place; who only followed, or hangs, has not."""
     handlers = group(4, spares=1, max_restarts=9)
     seen: list[tuple[str, dict[str, Any]]] = []
-    handlers[0].observer = lambda event, **facts: seen.append((event, facts))
+    handlers[0].observer = lambda event, **facts: seen.append((event, facts)) if event != events.NODES else None
     waiting = begin(handlers[3].next_rendezvous)
     stories: list[list[tuple[int, dict[str, Any]]]] = [
         [(2, {"own": False})],
@@ -218,7 +219,8 @@ def test_a_node_that_fails_alone_again_and_again_goes_behind_the_spares(group: C
 
     assert places([handlers[0], handlers[2], handlers[3]]) == [(6, 0, 3), (6, 1, 3), (6, 2, 3)]
     assert not behind.ended.is_set()
-    assert seen == [("node drained", {"hosts": "node2", "why": "has ended 2 attempts alone", "stays": False})]
+    why = "has ended 2 attempts alone"
+    assert seen == [("node drained", {"hosts": "node2", "why": why, "stays": False, "attempt": 5})]
 
 
 def test_a_broken_node_is_drained_at_once_and_named_once(
@@ -250,6 +252,51 @@ def test_a_broken_node_is_drained_at_once_and_named_once(
     ]
     assert [*handlers[1]._story.drained] == ["0", "1"]
     assert capfd.readouterr().err.count("--exclude=node2") == 1
+
+
+def test_what_is_written_down_about_nodes(group: Callable[..., Group], capfd: pytest.CaptureFixture[str]) -> None:
+    """Who takes part, by whoever leads; losses of spares and of leaders; who comes back; a spare is told the plan."""
+    handlers = group(5, spares=1, max_restarts=1)
+    seen: list[tuple[int, str, dict[str, Any]]] = []
+    spared: list[tuple[str, int]] = []
+    for number, handler in enumerate(handlers):
+        handler.observer = lambda event, number=number, **facts: seen.append((number, event, facts))
+        handler.spared = lambda plan: spared.append((plan.job, plan.first_attempt))
+    waiting = begin(handlers[4].next_rendezvous)
+    meet(handlers[:4])
+    wait_for(lambda: spared, DEADLINE, "the spare is not told")
+    handlers[4]._refusal = RendezvousError("killed")
+    finish([waiting])
+    die(handlers[4])
+    wait_for(lambda: len(seen) == 2, DEADLINE, lambda: f"{seen}")
+    die(handlers[0])
+    lost(handlers[1:4], "node1")
+    meet(handlers[1:4])
+    assert handlers[3]._seat is not None
+    handlers[3]._seat.close()
+    lost(handlers[1:3], "node4")
+    meet(handlers[1:3])
+    back = begin(handlers[3].next_rendezvous)
+    wait_for(lambda: seen[-1][1] == events.NODE_BACK, DEADLINE, lambda: f"{seen}")
+    fail(handlers[1:3], handlers[1], (0, {}), (1, {}))
+    meet(handlers[1:3])
+    finish([back])
+
+    assert spared == [("1.0", 0)]
+    assert (3, "node lost", {"hosts": "node2", "attempt": 1}) in seen  # its own view, which comes to nothing
+    assert [said for said in seen if said[0] < 3 or said[2]["attempt"] == 0] == [
+        (0, "nodes", {"hosts": "node[1-4]", "spares": "node5", "lost": "", "leader": "node1", "attempt": 0}),
+        (0, "node lost", {"hosts": "node5", "attempt": 0}),
+        *((number, "node lost", {"hosts": "node1", "attempt": 0}) for number in sorted(who for who, *_ in seen[2:5])),
+        (1, "nodes", {"hosts": "node[2-4]", "spares": "", "lost": "node[1,5]", "leader": "node2", "attempt": 1}),
+        (1, "node lost", {"hosts": "node4", "attempt": 1}),
+        (1, "nodes", {"hosts": "node[2-3]", "spares": "", "lost": "node4", "leader": "node2", "attempt": 2}),
+        (1, "node back", {"hosts": "node4", "attempt": 2}),
+        (1, "nodes", {"hosts": "node[2-4]", "spares": "", "lost": "", "leader": "node2", "attempt": 3}),
+    ]
+    said = capfd.readouterr().err
+    assert "lost node5, which has no workers: " in said
+    assert "node4 is there, and takes part from the next attempt on" in said
 
 
 def test_too_few_say_so_and_end(group: Callable[..., Group]) -> None:

@@ -37,6 +37,8 @@ def test_the_rules() -> None:
     ("JobRequeue              = 1", "JobRequeue = 0", {"job_requeue": False}),
     ("KillOnBadExit", "MaxBatchRequeue = 9\nKillOnBadExit", {"max_batch_requeue": 9}),
     ("KillOnBadExit           = 0", "KillOnBadExit = 1", {"kill_on_bad_exit": True}),
+    ("KillOnBadExit", "SlurmdTimeout = 20 sec\nKillOnBadExit", {"slurmd_timeout": 20.0}),
+    ("KillOnBadExit", "SlurmdTimeout = 0 sec\nKillOnBadExit", {"slurmd_timeout": math.inf}),
     ("= 22.05.8", "= 24.11.5", {"release": (24, 11)}),
     ("= 22.05.8", "= unknown", {"release": None}),
     ("PreemptParameters       = (null)", "PreemptParameters = send_user_signal", {"preempt_user_signal": True}),

@@ -1,0 +1,124 @@
+"""Which nodes take part in a run, which were lost, came back, or are bad: by what leaders have said. Pure.
+
+An agent that loses another one says that this is lost, and where a network is parted both sides say so. Right is the
+side that went on, and what the leader of its next attempt says of who takes part: who did before and does not any more
+was lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from hpc_launch import hostlist
+from hpc_launch.errors import HostlistError
+from hpc_launch.records.model import History, NodeEvent, Roll
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The nodes of the last run, as they are or were in the end.
+
+    Attributes:
+        working: those with workers.
+        spares: those without.
+        lost: those that were lost and have not come back.
+        waiting: those that have come back, and wait for the next attempt.
+        drained: those that are bad, with why: words that go on with a node's name.
+    """
+
+    working: tuple[str, ...] = ()
+    spares: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
+    drained: Mapping[str, str] = field(default_factory=dict)
+
+
+def told(said: Sequence[NodeEvent], rolls: Sequence[Roll]) -> tuple[NodeEvent, ...]:
+    """What has become of nodes, by time: what was said, as far as it has turned out to be right, and what follows.
+
+    Args:
+        said: what agents have said, by time.
+        rolls: who took part in each attempt, in order.
+    """
+    following = {before.attempt: after for before, after in pairwise(rolls) if before.run == after.run}
+    found = [event for event in said if event.kind != "lost" or _right(event, following)]
+    for before, after in pairwise(rolls):
+        if before.run == after.run:
+            found += _between(before, after, said)
+    return tuple(sorted(found, key=lambda event: event.time))
+
+
+def _right(event: NodeEvent, following: Mapping[int, Roll]) -> bool:
+    """Whether a node was lost that somebody has lost: by the word of one who went on, or because it did not."""
+    after = following.get(event.attempt) if event.attempt is not None else None
+    return after is None or event.by in after.members or not after.members & {*expanded(event.hosts)}
+
+
+def _between(before: Roll, after: Roll, said: Sequence[NodeEvent]) -> Iterator[NodeEvent]:
+    """What is known from two attempts that follow each other, and was not said."""
+    mine = [event for event in said if event.attempt == before.attempt]
+    noticed = {
+        host
+        for event in mine
+        if event.kind == "lost" and _right(event, {before.attempt: after})
+        for host in expanded(event.hosts)
+    }
+    returned = {host for event in mine if event.kind == "back" for host in expanded(event.hosts)}
+    for host in sorted(before.members - after.members - noticed):
+        yield NodeEvent(after.time, before.attempt, "lost", host, after.leader, run=before.run)
+    for host in sorted((after.members - before.members | noticed & after.members) - returned):
+        yield NodeEvent(after.time, after.attempt, "back", host, after.leader, run=before.run)
+    if before.leader and after.leader and after.leader != before.leader:
+        yield NodeEvent(after.time, after.attempt, "leads", after.leader, after.leader, before.leader, before.run)
+
+
+def fleet(history: History) -> Fleet:
+    """The nodes of the last run."""
+    if not history.runs:
+        return Fleet()
+    run = history.runs[-1].first_attempt
+    rolls = [roll for roll in history.rolls if roll.run == run]
+    mine = [event for event in history.node_events if event.run == run]
+    gone: dict[str, str] = {}
+    for event in mine:
+        if event.kind in ("lost", "back"):
+            gone |= dict.fromkeys(expanded(event.hosts), event.kind)
+    last = rolls[-1] if rolls else None
+    attempts = [attempt for attempt in history.attempts if attempt.run == run]
+    there = last.hosts if last is not None else attempts[-1].hosts if attempts else ()
+    lost = {host for host, kind in gone.items() if kind == "lost"}
+    back = {host for host, kind in gone.items() if kind == "back"}
+    return Fleet(
+        working=tuple(host for host in there if host not in lost),
+        spares=tuple(host for host in (last.spares if last is not None else ()) if host not in lost),
+        lost=tuple(sorted(lost)),
+        waiting=tuple(sorted(back - last.members if last is not None else back)),
+        drained={host: event.text for event in mine if event.kind == "drained" for host in expanded(event.hosts)},
+    )
+
+
+def lost_in(history: History, attempt: int) -> frozenset[str]:
+    """The nodes that were lost in an attempt."""
+    events = (event for event in history.node_events if event.kind == "lost" and event.attempt == attempt)
+    return frozenset(host for event in events for host in expanded(event.hosts))
+
+
+def expanded(text: str) -> tuple[str, ...]:
+    """The names of a host list; one that cannot be read is a name."""
+    if not text:
+        return ()
+    try:
+        return hostlist.expand(text) if hostlist.count(text) <= hostlist.MAX_RANGE else (text,)
+    except HostlistError:
+        return (text,)
+
+
+def folded(hosts: Iterable[str]) -> str:
+    """Nodes as a host list; names that no host list can have, as foreign records may, one by one."""
+    names = sorted(set(hosts))
+    try:
+        return hostlist.display(names)
+    except HostlistError:
+        return ",".join(names)
