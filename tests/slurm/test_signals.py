@@ -79,14 +79,19 @@ def test_slurm_s_notice_before_the_end(some_cluster: Cluster, tmp_path: Path) ->
     staying.check_nothing_is_left()
 
 
-def check_they_have_their_time(running: Running, *, by_slurm: bool) -> None:
-    """See that workers which need 8 seconds have them, whether Slurm ends the job or a single agent is stopped."""
-    window = running.cluster.config.kill_wait - 1
-    await_up(running)
+def stop(running: Running, *, by_slurm: bool) -> None:
+    """Have Slurm end the job, or send SIGTERM to the agent of one node."""
     if by_slurm:
         running.job.cancel()
     else:
         running.agent(2).send_signal(signal.SIGTERM)
+
+
+def check_they_have_their_time(running: Running, *, by_slurm: bool) -> None:
+    """See that workers which need 8 seconds have them, whether Slurm ends the job or a single agent is stopped."""
+    window = running.cluster.config.kill_wait - 1
+    await_up(running)
+    stop(running, by_slurm=by_slurm)
     result = running.job.wait(DEADLINE)
     assert (result.state, result.exit_code) == ("CANCELLED" if by_slurm else "FAILED", 143), running.describe()
     assert running.got() == {rank: Counter(SIGTERM=1) for rank in range(4)}, running.describe()
@@ -102,13 +107,22 @@ def test_workers_have_the_time_that_slurm_gives(any_cluster: Cluster, tmp_path: 
     check_they_have_their_time(submit(any_cluster, tmp_path, "--on SIGTERM 8"), by_slurm=by_slurm)
 
 
-@pytest.mark.soak  # the ninth second is all that a busy machine has for everything else
+@pytest.mark.soak
 @pytest.mark.parametrize("repetition", range(20))
 @pytest.mark.usefixtures("slurm_host")
 def test_a_window_that_is_just_long_enough(tmp_path: Path, repetition: int) -> None:
-    """8 seconds after SIGTERM are within a KillWait of 10, also where a single agent gets the signal."""
+    """8 seconds after SIGTERM are within a KillWait of 10, also where a single agent gets the signal.
+
+    What takes 8 seconds is whole. The ninth is all that a busy machine has for the ends of four interpreters with torch,
+    so it can be that these are cut off.
+    """
     with Cluster(ClusterConfig(nodes=2, kill_wait=10)) as cluster:
-        check_they_have_their_time(submit(cluster, tmp_path, "--on SIGTERM 8"), by_slurm=repetition % 2 == 0)
+        running = submit(cluster, tmp_path, "--on SIGTERM 8")
+        await_up(running)
+        stop(running, by_slurm=repetition % 2 == 0)
+        running.job.wait(DEADLINE)
+        wait_for(lambda: running.saved() == dict.fromkeys(range(4), "whole"), DEADLINE, running.describe)
+        running.check_nothing_is_left()
 
 
 def test_the_window_is_the_same_when_workers_restart(cluster: Cluster, tmp_path: Path) -> None:
