@@ -68,14 +68,6 @@ def say(message: str) -> None:
     _CONSOLE.say(2, f"hpc-launch: {message}\n".encode(errors="replace"))
 
 
-def duration(seconds: float) -> str:
-    """A time as people say it: `45 s`, `12 min`, `3 h 20 min`."""
-    minutes = round(seconds / 60)
-    if seconds < 120:  # noqa: PLR2004 - two minutes
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"  # noqa: PLR2004 - an hour
-
-
 @dataclass
 class Source:
     """A worker's file that is followed.

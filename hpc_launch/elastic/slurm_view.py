@@ -15,7 +15,7 @@ from typing import Any
 
 from hpc_launch.elastic.console import say
 from hpc_launch.elastic.moving import MovingRendezvous
-from hpc_launch.records import events, members, telling
+from hpc_launch.records import events, telling, words
 from hpc_launch.records.model import NodeState
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.nodes import NodeRecord
@@ -51,7 +51,7 @@ class SlurmView:
 
     def note(self, event: str, facts: Mapping[str, Any]) -> None:
         """Something was said about nodes, by whoever leads."""
-        named = {name: members.expanded(str(facts.get(name, ""))) for name in ("hosts", "spares", "lost")}
+        named = {name: words.unfold_hosts(str(facts.get(name, ""))) for name in ("hosts", "spares", "lost")}
         if event in (events.NODE_LOST, events.NODES):
             self.lost(named["hosts"] if event == events.NODE_LOST else named["lost"])
         if event in (events.NODE_BACK, events.NODES):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from hpc_launch.elastic.console import duration, say
+from hpc_launch.elastic.console import say
 from hpc_launch.elastic.course import Course
 from hpc_launch.elastic.hang import Verdict
-from hpc_launch.records import telling
+from hpc_launch.records import telling, words
 from hpc_launch.records.causes import RootCause
 from hpc_launch.records.stacks import HANG
 
 
 def notice(signum: str, left: float | None) -> None:
     """The workers are told of a notice signal; the job has so many seconds left, where that is known."""
-    end = f"; the job ends in {duration(left)}" if left is not None else ""
+    end = f"; the job ends in {words.duration(left)}" if left is not None else ""
     say(f"{signum}: the workers are told{end}")
 
 
@@ -33,7 +33,7 @@ def hang(course: Course, verdict: Verdict) -> None:
 
 def stop(course: Course, cause: str, left: float) -> None:
     """The run is stopped, and the workers have so many seconds."""
-    _say_of_attempt(course, f"{cause}; the workers have {duration(left)} to end")
+    _say_of_attempt(course, f"{cause}; the workers have {words.duration(left)} to end")
 
 
 def restart(course: Course, cause: str) -> None:

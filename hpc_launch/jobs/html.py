@@ -10,7 +10,7 @@ from html import escape
 
 from hpc_launch.jobs.drawing import COLOURS, Line, plot
 from hpc_launch.jobs.standing import Phase
-from hpc_launch.jobs.text import WORDS, facts, others, steps, values
+from hpc_launch.jobs.text import facts, others, steps, values
 from hpc_launch.jobs.view import JobView, RankView
 
 _STATES: dict[Phase, str] = {
@@ -46,7 +46,7 @@ def _head(view: JobView) -> str:
         "white-space:nowrap"
     )
     return _row(
-        f'<span style="{badge}">{WORDS[view.phase]}</span>'
+        f'<span style="{badge}">{view.phase}</span>'
         f'<strong style="font-size:14px">{escape(view.subject.name)}</strong>'
         f'<span style="{_FAINT}">job {escape(view.subject.job_id)}</span>'
         f'<span style="{_FAINT};margin-left:auto">{escape(view.subject.where)}</span>',

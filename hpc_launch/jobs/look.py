@@ -39,7 +39,7 @@ def _read(directory: Path | None) -> Seen:
     cause = root_cause(found)
     job = JobDirectory(directory.parent, directory.name)
     curves = {rank: progress.curve(job, rank) for rank in chosen(found.progress, failures(cause))}
-    workers = found.attempts[-1].workers if found.attempts else ()
+    workers = found.last_attempt.workers if found.last_attempt is not None else ()
     if not workers:
         return Seen(found, curves)
     # The worker that matters: the one that failed first, else rank 0.

@@ -100,7 +100,7 @@ def failure(job: JobDirectory, job_id: str, status: int, state: str, last_words:
         last_words: gives what the launcher said last.
     """
     found = history.read(job.path)
-    attempt = found.attempts[-1] if found.attempts else None
+    attempt = found.last_attempt
     cause = causes.of(found, attempt) if attempt is not None else None
     blamed = cause.first if cause is not None else None
     # What workers raise because they are stopped is no reason for anything.

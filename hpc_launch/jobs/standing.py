@@ -6,38 +6,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hpc_launch import hostlist
-from hpc_launch.errors import HostlistError
 from hpc_launch.jobs.files import Outcome
 from hpc_launch.jobs.place import ALLOCATION, DEBUG, LOCAL, SLURM
-from hpc_launch.slurm.job import JobRecord
+from hpc_launch.records import words
+from hpc_launch.slurm.job import OVER, WAITING, JobRecord
 
 Phase = Literal["waiting", "running", "ending", "done", "failed", "stopped", "unknown"]
 
 _WHERE = {SLURM: "Slurm", ALLOCATION: "allocation", LOCAL: "this machine", DEBUG: "this process"}
 
 _PHASES: dict[str, Phase] = {
-    "PENDING": "waiting",
-    "REQUEUED": "waiting",
-    "REQUEUE_HOLD": "waiting",
-    "SPECIAL_EXIT": "waiting",
-    "CONFIGURING": "running",
-    "RUNNING": "running",
+    **dict.fromkeys(WAITING, "waiting"),
     "SUSPENDED": "waiting",
     "STOPPED": "waiting",
+    "CONFIGURING": "running",
+    "RESIZING": "running",
+    "RUNNING": "running",
     "COMPLETING": "ending",
     "SIGNALING": "ending",
     "STAGE_OUT": "ending",
+    **dict.fromkeys(OVER, "failed"),
     "COMPLETED": "done",
     "CANCELLED": "stopped",
     "PREEMPTED": "stopped",
     "REVOKED": "stopped",
-    "TIMEOUT": "failed",
-    "DEADLINE": "failed",
-    "FAILED": "failed",
-    "NODE_FAIL": "failed",
-    "BOOT_FAIL": "failed",
-    "OUT_OF_MEMORY": "failed",
 }
 
 # Slurm's reasons in other words (squeue(1), JOB REASON CODES); those that are not here speak for themselves.
@@ -153,19 +145,12 @@ def standing(
     return Standing(
         state=state,
         reason=record.reason if record is not None else "",
-        nodes=_expanded(record.nodes) if record is not None else (),
+        nodes=words.unfold_hosts(record.nodes) if record is not None else (),
         nodes_asked=_number(submitted.get("resources", {}), "nodes"),
         start=record.start if record is not None else _moment(submitted.get("submitted")),
         end=end,
         ended=done,
     )
-
-
-def _expanded(nodes: str) -> tuple[str, ...]:
-    try:
-        return hostlist.expand(nodes) if nodes else ()
-    except HostlistError:
-        return (nodes,)
 
 
 def _number(values: Any, name: str) -> int:

@@ -6,19 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from hpc_launch import hostlist
-from hpc_launch.jobs.standing import Phase
 from hpc_launch.jobs.view import JobView, RankView
-
-# What a phase is called where people read it.
-WORDS: dict[Phase, str] = {
-    "waiting": "waiting",
-    "running": "running",
-    "ending": "ending",
-    "done": "done",
-    "failed": "failed",
-    "stopped": "stopped",
-    "unknown": "unknown",
-}
 
 _BAR, _CURVE = 20, 24
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -40,7 +28,7 @@ def render(view: JobView) -> str:
 
 def headline(view: JobView) -> str:
     """The view in one line."""
-    return ", ".join([f"{view.subject.name} (job {view.subject.job_id}): {WORDS[view.phase]}", *facts(view)])
+    return ", ".join([f"{view.subject.name} (job {view.subject.job_id}): {view.phase}", *facts(view)])
 
 
 def facts(view: JobView) -> tuple[str, ...]:

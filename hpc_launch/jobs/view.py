@@ -180,7 +180,7 @@ def compose(subject: Subject, standing: Standing, seen: Seen, now: float) -> Job
         now: seconds since the epoch.
     """
     history = seen.history
-    attempt = history.attempts[-1] if history.attempts else None
+    attempt = history.last_attempt
     marks = history.progress
     value = main_value(marks)
     hosts = {worker.rank: worker.host for worker in attempt.workers} if attempt is not None else {}
@@ -210,14 +210,14 @@ def compose(subject: Subject, standing: Standing, seen: Seen, now: float) -> Job
         lines=seen.lines,
         source="" if seen.source is None else f"rank {seen.source}",
         cause=telling.headline(cause) if cause is not None and standing.over else "",
-        end=history.end_time if history.end_time is not None else standing.end,
+        end=standing.end if standing.end is not None else history.end_time,
         directory=history.path if history.path.parts else None,
     )
 
 
 def root_cause(history: History) -> RootCause | None:
     """Why the last attempt failed; None if it did not, or not yet. Pure."""
-    return causes.of(history, history.attempts[-1]) if history.attempts else None
+    return causes.of(history, history.last_attempt) if history.last_attempt is not None else None
 
 
 def failures(cause: RootCause | None) -> tuple[int, ...]:

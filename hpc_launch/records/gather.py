@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpc_launch.records import events, members
+from hpc_launch.records import events, members, words
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import (
     Attempt,
@@ -126,7 +126,7 @@ class Gathered:
         found = {}
         for event in self._of(events.NODES):
             if event.attempt is not None:
-                hosts, spares = (members.expanded(event.fields.text(name)) for name in ("hosts", "spares"))
+                hosts, spares = (words.unfold_hosts(event.fields.text(name)) for name in ("hosts", "spares"))
                 leader = event.fields.text("leader")
                 found[event.attempt] = Roll(event.time, event.attempt, event.run, hosts, spares, leader)
         return tuple(roll for _, roll in sorted(found.items()))

@@ -7,13 +7,12 @@ was lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from hpc_launch import hostlist
-from hpc_launch.errors import HostlistError
 from hpc_launch.records.model import History, NodeEvent, Roll
+from hpc_launch.records.words import unfold_hosts
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def told(said: Sequence[NodeEvent], rolls: Sequence[Roll]) -> tuple[NodeEvent, .
 def _right(event: NodeEvent, following: Mapping[int, Roll]) -> bool:
     """Whether a node was lost that somebody has lost: by the word of one who went on, or because it did not."""
     after = following.get(event.attempt) if event.attempt is not None else None
-    return after is None or event.by in after.members or not after.members & {*expanded(event.hosts)}
+    return after is None or event.by in after.members or not after.members & {*unfold_hosts(event.hosts)}
 
 
 def _between(before: Roll, after: Roll, said: Sequence[NodeEvent]) -> Iterator[NodeEvent]:
@@ -63,9 +62,9 @@ def _between(before: Roll, after: Roll, said: Sequence[NodeEvent]) -> Iterator[N
         host
         for event in mine
         if event.kind == "lost" and _right(event, {before.attempt: after})
-        for host in expanded(event.hosts)
+        for host in unfold_hosts(event.hosts)
     }
-    returned = {host for event in mine if event.kind == "back" for host in expanded(event.hosts)}
+    returned = {host for event in mine if event.kind == "back" for host in unfold_hosts(event.hosts)}
     for host in sorted(before.members - after.members - noticed):
         yield NodeEvent(after.time, before.attempt, "lost", host, after.leader, run=before.run)
     for host in sorted((after.members - before.members | noticed & after.members) - returned):
@@ -84,7 +83,7 @@ def fleet(history: History) -> Fleet:
     gone: dict[str, str] = {}
     for event in mine:
         if event.kind in ("lost", "back"):
-            gone |= dict.fromkeys(expanded(event.hosts), event.kind)
+            gone |= dict.fromkeys(unfold_hosts(event.hosts), event.kind)
     last = rolls[-1] if rolls else None
     attempts = [attempt for attempt in history.attempts if attempt.run == run]
     there = last.hosts if last is not None else attempts[-1].hosts if attempts else ()
@@ -95,30 +94,11 @@ def fleet(history: History) -> Fleet:
         spares=tuple(host for host in (last.spares if last is not None else ()) if host not in lost),
         lost=tuple(sorted(lost)),
         waiting=tuple(sorted(back - last.members if last is not None else back)),
-        drained={host: event.text for event in mine if event.kind == "drained" for host in expanded(event.hosts)},
+        drained={host: event.text for event in mine if event.kind == "drained" for host in unfold_hosts(event.hosts)},
     )
 
 
 def lost_in(history: History, attempt: int) -> frozenset[str]:
     """The nodes that were lost in an attempt."""
     events = (event for event in history.node_events if event.kind == "lost" and event.attempt == attempt)
-    return frozenset(host for event in events for host in expanded(event.hosts))
-
-
-def expanded(text: str) -> tuple[str, ...]:
-    """The names of a host list; one that cannot be read is a name."""
-    if not text:
-        return ()
-    try:
-        return hostlist.expand(text) if hostlist.count(text) <= hostlist.MAX_RANGE else (text,)
-    except HostlistError:
-        return (text,)
-
-
-def folded(hosts: Iterable[str]) -> str:
-    """Nodes as a host list; names that no host list can have, as foreign records may, one by one."""
-    names = sorted(set(hosts))
-    try:
-        return hostlist.display(names)
-    except HostlistError:
-        return ",".join(names)
+    return frozenset(host for event in events for host in unfold_hosts(event.hosts))

@@ -338,3 +338,13 @@ class History:
     progress: tuple[Mark, ...] = ()
     end_time: float | None = None
     unreadable: tuple[str, ...] = ()
+
+    @property
+    def last_run(self) -> Run | None:
+        """The last run; None as long as there is none."""
+        return self.runs[-1] if self.runs else None
+
+    @property
+    def last_attempt(self) -> Attempt | None:
+        """The last attempt of all runs; None as long as there is none."""
+        return self.attempts[-1] if self.attempts else None

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
-from hpc_launch import hostlist
-from hpc_launch.records import causes, members
+from hpc_launch.records import causes, words
 from hpc_launch.records.causes import Group, RootCause
 from hpc_launch.records.model import Failure, NodeState, Worker
 
@@ -102,15 +100,11 @@ def log_path(worker: Worker) -> str:
     return str(worker.files.err.parent / log) if log else str(worker.files.err)
 
 
-def ranks(workers: Sequence[Worker]) -> str:
-    """The ranks of workers, folded: `0-3,17`."""
-    return hostlist.fold([str(rank) for rank in sorted(worker.rank for worker in workers)]).strip("[]")
-
-
 def _who(group: Group) -> str:
     if len(group.workers) == 1:
         return f"rank {group.first.rank} on {group.first.host} (local rank {group.first.local_rank})"
-    return f"ranks {ranks(group.workers)} on {members.folded(worker.host for worker in group.workers)}"
+    ranks = words.fold_ranks(worker.rank for worker in group.workers)
+    return f"ranks {ranks} on {words.fold_hosts(worker.host for worker in group.workers)}"
 
 
 def _failed(who: str, worker: Worker, what: str) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set as Abstra
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_launch.records import members
+from hpc_launch.records import members, words
 from hpc_launch.records.model import Attempt, History, Usage, Worker
-from hpc_launch.review import phrases, words
+from hpc_launch.review import phrases
 from hpc_launch.review.lanes import End
 from hpc_launch.review.timeline import Span, end_of, how
 

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpc_launch.records import times
+from hpc_launch.records import times, words
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import CLOCK
 from hpc_launch.records.parsing import content, entries, parse_lines
-from hpc_launch.review import words
 from hpc_launch.settings import Streams
 
 _ATTEMPT = re.compile(r"attempt_(\d{1,9})")

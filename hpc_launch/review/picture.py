@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import tzinfo
 from itertools import groupby, islice
 
-from hpc_launch.review import lanes, phrases, scale, words
+from hpc_launch.records import words
+from hpc_launch.review import lanes, phrases, scale
 from hpc_launch.review.lanes import Bar, End, Lane, Track
 from hpc_launch.review.scale import Scale, Tick
 from hpc_launch.review.timeline import Moment, Span, Timeline

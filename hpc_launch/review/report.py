@@ -8,8 +8,9 @@ from datetime import tzinfo
 from pathlib import Path
 
 from hpc_launch import __version__
+from hpc_launch.records import words
 from hpc_launch.records.model import Attempt, History, Mark
-from hpc_launch.review import exits, phrases, picture, plans, story, timeline, verdict, words
+from hpc_launch.review import exits, phrases, picture, plans, story, timeline, verdict
 from hpc_launch.review.blame import Blame
 from hpc_launch.review.exits import Exits, Files
 from hpc_launch.review.picture import Picture
@@ -194,7 +195,7 @@ def _begin(history: History, times: Timeline) -> float | None:
 
 
 def _facts(history: History, times: Timeline, begin: float | None, zone: tzinfo | None) -> tuple[Fact, ...]:
-    last = history.attempts[-1] if history.attempts else None
+    last = history.last_attempt
     left = (phrases.sane(run.end) for run in history.runs)
     ends = [*(time for time in left if time is not None), *(span.end for span in times.spans)]
     running = sum(span.end - span.begin for span in times.spans)

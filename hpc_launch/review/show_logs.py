@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterable
 
-from hpc_launch.review import words
+from hpc_launch.records import words
 from hpc_launch.review.fold import Folded
 from hpc_launch.review.logs import Line
 from hpc_launch.review.paint import Paint

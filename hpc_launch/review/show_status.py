@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpc_launch.records import words
 from hpc_launch.records.model import Mark
-from hpc_launch.review import words
 from hpc_launch.review.paint import Paint
 from hpc_launch.review.standing import Seen, State
 from hpc_launch.review.status import Rank, RankStatus, Status

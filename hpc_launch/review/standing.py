@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from shutil import which
 
+from hpc_launch.records import words
 from hpc_launch.records.model import Attempt, History, Run
-from hpc_launch.review import words
 from hpc_launch.review.find import SlurmStep
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import OVER, WAITING, JobRecord
@@ -80,8 +80,8 @@ def judge(history: History, slurm: Seen | None, *, alive: bool | None, now: floa
         now: the time.
         sign: when it gave a sign of life last; None where it never did.
     """
-    run = history.runs[-1] if history.runs else None
-    attempt = history.attempts[-1] if history.attempts else None
+    run = history.last_run
+    attempt = history.last_attempt
     ended = _ended(run, attempt)
     record = slurm.record if slurm is not None else None
     if ended is not None:

@@ -177,8 +177,8 @@ def make(found: History, directory: JobDirectory, looked: Looked) -> Status:
     """Put together what is known. Pure."""
     seen, now = looked.slurm, looked.now
     standing = judge(found, seen, alive=looked.alive, now=now, sign=last_sign(found, _newest(looked.outputs)))
-    run = found.runs[-1] if found.runs else None
-    attempt = found.attempts[-1] if found.attempts else None
+    run = found.last_run
+    attempt = found.last_attempt
     running = standing.state is State.RUNNING
     words = run.plan.get("script") if run is not None else None
     since = attempt.begin if attempt is not None else run.begin if run is not None else None
@@ -250,7 +250,7 @@ def _failure(found: History) -> tuple[int, str] | None:
 
 
 def _hosts(found: History, attempt: Attempt | None) -> tuple[str, ...]:
-    named = found.runs[-1].plan.get("hosts") if found.runs else None
+    named = found.last_run.plan.get("hosts") if found.last_run is not None else None
     try:
         planned = hostlist.expand(named) if isinstance(named, str) else ()
     except HostlistError:
@@ -289,7 +289,7 @@ def _newest(outputs: Mapping[int, tuple[float | None, str]]) -> float | None:
 
 def _outputs(found: History, folders: Folders) -> dict[int, tuple[float | None, str]]:
     """When each rank of the last attempt wrote anything last, and on which node."""
-    attempt = found.attempts[-1] if found.attempts else None
+    attempt = found.last_attempt
     if attempt is not None and attempt.workers:
         return {worker.rank: (_last_output(worker), worker.host) for worker in attempt.workers}
     numbers = folders.attempts()
@@ -315,7 +315,7 @@ def _changed(path: Path) -> float | None:
 
 def _alive(found: History) -> bool | None:
     """Whether an agent of the last run is there; None if they were on other machines, or are not known."""
-    agents = found.runs[-1].agents if found.runs else ()
+    agents = found.last_run.agents if found.last_run is not None else ()
     here = socket.gethostname().partition(".")[0]
     if not agents or any(host not in (here, "localhost", "127.0.0.1") or not pid for host, pid in agents):
         return None

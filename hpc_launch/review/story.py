@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from hpc_launch.records import words
 from hpc_launch.records.model import Attempt, History, Run
-from hpc_launch.review import phrases, words
+from hpc_launch.review import phrases
 from hpc_launch.review.timeline import Span, Timeline
 
 # Of a longer story the middle is left out.

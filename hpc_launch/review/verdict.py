@@ -27,8 +27,8 @@ def judge(history: History, now: float, zone: tzinfo | None) -> Verdict:
         now: seconds since the epoch.
         zone: what local time is.
     """
-    last = history.attempts[-1] if history.attempts else None
-    run = history.runs[-1] if history.runs else None
+    last = history.last_attempt
+    run = history.last_run
     if last is None and run is None:
         return Verdict("Nothing recorded", "plain", "The job directory has no events that can be read.")
     status = _status(run, last)

@@ -23,16 +23,6 @@ from hpc_launch.plan.model import Plan
 from hpc_launch.settings import CpuBind, files, resolve
 from hpc_launch.slurm.environment import locate
 from tests.unit import sysfs_trees
-from tests.unit.sysfs_trees import unpack
-
-
-@pytest.fixture(scope="module")
-def machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the files of each machine, in a directory of its name."""
-    folder = tmp_path_factory.mktemp("machines")
-    for name in sysfs_trees.NAMES:
-        unpack(name, folder / name)
-    return folder
 
 
 def node(root: Path, allowed: Iterable[int] | None = None, environ: Mapping[str, str] | None = None) -> Here:

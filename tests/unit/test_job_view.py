@@ -16,10 +16,10 @@ from hypothesis import given, strategies as st
 from hpc_launch.jobs import drawing, html, text
 from hpc_launch.jobs.look import look
 from hpc_launch.jobs.standing import Standing, Subject, explain
-from hpc_launch.jobs.view import JobView, RankView, chosen, main_value, remaining
+from hpc_launch.jobs.view import JobView, RankView, Seen, chosen, compose, main_value, remaining
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.model import Mark
+from hpc_launch.records.model import History, Mark
 from tests import histories
 
 NOW = 1_718_000_100.0
@@ -39,6 +39,15 @@ def seen(folder: Path, standing: Standing = RUNNING, made: histories.Made | None
     """See a job of some history."""
     path = histories.write(folder / "logs" / "4711.0", made)
     return look(SUBJECT, standing, path, NOW)
+
+
+def test_the_end_is_what_slurm_says_and_else_what_the_job_has_heard() -> None:
+    """Both may have been asked a while ago, but a job asks Slurm only now and then."""
+    history = History(Path("logs/4711.0"), end_time=NOW + 60)
+    started_here = dataclasses.replace(RUNNING, end=None)
+
+    assert compose(SUBJECT, RUNNING, Seen(history), NOW).time_left == 3600
+    assert compose(SUBJECT, started_here, Seen(history), NOW).time_left == 60
 
 
 # ---- waiting
@@ -295,7 +304,7 @@ def test_html_of_every_state(state: str) -> None:
     standing = Standing(state, start=NOW - 5, end=NOW + 5)
     shown = html.render(view(standing))
 
-    assert f">{text.WORDS[standing.phase]}</span>" in shown
+    assert f">{standing.phase}</span>" in shown
     assert "color:inherit" in shown
     assert "background:transparent" in shown
 

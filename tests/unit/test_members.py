@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hpc_launch.records import members
+from hpc_launch.records import members, words
 from hpc_launch.records.members import Fleet
 from hpc_launch.records.model import Attempt, History, NodeEvent, Roll, Run
 
@@ -13,7 +13,7 @@ ALL = ("gpu1", "gpu2", "gpu3", "gpu4")
 
 def roll(attempt: int, hosts: str, spares: str = "", leader: str = "gpu1", run: int = 0) -> Roll:
     """Who takes part in an attempt that begins at ten times its number."""
-    return Roll(10.0 * attempt, attempt, run, members.expanded(hosts), members.expanded(spares), leader)
+    return Roll(10.0 * attempt, attempt, run, words.unfold_hosts(hosts), words.unfold_hosts(spares), leader)
 
 
 def said(time: float, kind: str, hosts: str, by: str = "gpu1", text: str = "") -> NodeEvent:
@@ -100,12 +100,3 @@ def test_the_fleet() -> None:
     )
     assert members.fleet(History(Path("job"))) == Fleet()
     assert members.lost_in(history(rolls, *events), 2) == {"gpu5", "gpu6"}
-
-
-def test_names_that_are_no_host_list() -> None:
-    """Foreign records may have anything."""
-    assert members.expanded("a[1-") == ("a[1-",)
-    assert members.expanded("x[1-99999999]") == ("x[1-99999999]",)
-    assert members.expanded("") == ()
-    assert members.folded(["b c", "a"]) == "a,b c"
-    assert members.folded(["gpu2", "gpu1", "gpu1"]) == "gpu[1-2]"

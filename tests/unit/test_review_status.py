@@ -15,7 +15,7 @@ from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import EventLog
 from hpc_launch.records.model import Attempt, History, Requeue, Run
-from hpc_launch.review import find, follow, paint, show_status, standing, status, words
+from hpc_launch.review import find, follow, paint, show_status, standing, status
 from hpc_launch.review.files import Selection
 from hpc_launch.review.standing import Eyes, Seen, State, judge
 from hpc_launch.slurm import controller
@@ -457,42 +457,7 @@ def test_waiting_for_a_directory(job: JobDirectory, monkeypatch: pytest.MonkeyPa
     assert said == ["job 47: waits (Priority)", "job 47: waits (Resources)"]
 
 
-# ---- words
-
-
-@pytest.mark.parametrize(
-    ("ranks", "expected"),
-    [([], ""), ([3], "3"), ([0, 1, 2, 3, 17], "0-3,17"), ([5, 3, 4, 3], "3-5"), ([1, 3, 5], "1,3,5")],
-)
-def test_ranks_are_folded(ranks: list[int], expected: str) -> None:
-    assert expected == words.fold_ranks(ranks)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        (0.4, "0 s"), (119, "119 s"), (120, "2 min"), (3599, "1 h"), (12_000, "3 h 20 min"), (190_000, "2 d 5 h"),
-        (172_800, "2 d"),
-    ],
-)  # fmt: skip
-def test_durations(seconds: float, expected: str) -> None:
-    assert expected == words.duration(seconds)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        (-3, "now"),
-        (4, "now"),
-        (8, "10 s ago"),
-        (61, "60 s ago"),
-        (130, "2 min ago"),
-        (7300, "2 h ago"),
-        (1e6, "12 d ago"),
-    ],
-)
-def test_how_long_ago(seconds: float, expected: str) -> None:
-    assert expected == words.ago(seconds)
+# ---- colours
 
 
 class Terminal:

@@ -29,15 +29,6 @@ def addresses(found: Devices, root: Path, environ: Mapping[str, str] | None = No
     return [place.address for place in locations.find(found, environ or {}, root)]
 
 
-@pytest.fixture(scope="module")
-def machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the files of each machine, in a directory of its name."""
-    folder = tmp_path_factory.mktemp("machines")
-    for name in sysfs_trees.NAMES:
-        unpack(name, folder / name)
-    return folder
-
-
 # ---- CPUs
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
-from hpc_launch.records import members
+from hpc_launch import hostlist
+from hpc_launch.errors import HostlistError
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
@@ -21,8 +22,22 @@ def fold_ranks(ranks: Iterable[int]) -> str:
 
 
 def fold_hosts(hosts: Iterable[str]) -> str:
-    """Write nodes as a host list; names that no host list can have, one by one."""
-    return members.folded(hosts)
+    """Write nodes as a host list; names that no host list can have, as foreign records may, one by one."""
+    names = sorted(set(hosts))
+    try:
+        return hostlist.display(names)
+    except HostlistError:
+        return ",".join(names)
+
+
+def unfold_hosts(text: str) -> tuple[str, ...]:
+    """The names of a host list; one that cannot be read is a name."""
+    if not text:
+        return ()
+    try:
+        return hostlist.expand(text) if hostlist.count(text) <= hostlist.MAX_RANGE else (text,)
+    except HostlistError:
+        return (text,)
 
 
 def duration(seconds: float) -> str:
