@@ -1,0 +1,185 @@
+"""A plan in torch's own words: what its agent, its rendezvous backends and its log specs are told, and to be quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.events.handlers import get_logging_handler
+from torch.distributed.elastic.multiprocessing import LogsSpecs, Std
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
+from torch.distributed.elastic.rendezvous.api import RendezvousError as TorchRendezvousError
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+from hpc_launch.elastic import workers
+from hpc_launch.errors import RendezvousError, UsageError
+from hpc_launch.node import network
+from hpc_launch.plan.model import Plan
+from hpc_launch.settings import Origin, Settings, StreamChoice, Streams
+
+# torchrun's macro for the local rank (torch/distributed/elastic/utils/api.py).
+_LOCAL_RANK = "${local_rank}"
+
+# The severity that torch's C++ parts still speak at (c10/util/Logging.h), and where that is kept.
+_CPP_FATAL = 3
+_CPP_LEVEL = "FLAGS_caffe2_log_level"
+
+
+def quieten(plan: Plan, environ: Mapping[str, str]) -> None:
+    """Silence torch in this process: what it says is said by us, in fewer words. -v or torch's variables bring it back.
+
+    Its C++ parts warn of host names without a reverse entry, and print stack traces of errors that are said in a line.
+    They read TORCH_CPP_LOG_LEVEL when torch is loaded, but so would the workers that are forked from there, and theirs
+    is the script's to choose. The flag behind it is an exported variable, so it can be set later.
+    """
+    if plan.settings.verbose:
+        return
+    if "LOGLEVEL" not in environ:
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+        logging.getLogger("torch.numa").setLevel(logging.CRITICAL)
+    if "TORCH_CPP_LOG_LEVEL" not in environ:
+        with contextlib.suppress(OSError, ValueError):  # a build of torch that has no such flag speaks
+            library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+            ctypes.c_int.in_dll(library, _CPP_LEVEL).value = _CPP_FATAL
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of torch says, without the C++ frames."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def other_handler(plan: Plan) -> RendezvousHandler:
+    """Make torch's handler of another rendezvous backend than ours.
+
+    Raises:
+        UsageError: when torch does not know it.
+        RendezvousError: when it cannot be made.
+    """
+    settings = plan.settings
+    configuration: dict[str, Any] = dict(settings.rdzv_conf)
+    configuration.setdefault("timeout", int(settings.join_timeout))
+    numbered = plan.world.origin in (Origin.STEP, Origin.HOSTS) or settings.node_rank is not None
+    if plan.backend == "static":
+        configuration["rank"] = plan.world.agent_rank
+    elif plan.backend == "c10d" and numbered and not plan.world.task_per_rank and len(plan.world.hosts) > 1:
+        # torch guesses the host by comparing names, and is wrong on nodes with several (pytorch/pytorch#73656).
+        named = network.short_name(network.split_endpoint(plan.endpoint)[0])
+        if named in (network.short_name(name) for name in (plan.world.hosts[0], *plan.leaders)):
+            configuration.setdefault("is_host", "1" if plan.world.node_rank == 0 else "0")
+    parameters = RendezvousParameters(
+        backend=plan.backend,
+        endpoint=plan.endpoint,
+        run_id=plan.run_id,
+        min_nodes=plan.nnodes.minimum,
+        max_nodes=plan.nnodes.maximum,
+        local_addr=settings.local_addr,
+        **configuration,
+    )
+    try:
+        return get_rendezvous_handler(parameters)
+    except (ValueError, TorchRendezvousError) as error:
+        if "not registered" in str(error):
+            raise UsageError(
+                f"--rdzv-backend: '{plan.backend}' is not a rendezvous backend that torch knows: slurm, static, c10d, "
+                "etcd, etcd-v2, or one from an installed package",
+                option="--rdzv-backend",
+            ) from None
+        raise RendezvousError(f"{plan.backend} rendezvous at '{plan.endpoint}': {first_line(error)}") from error
+
+
+def worker_spec(plan: Plan, handler: RendezvousHandler) -> WorkerSpec:
+    """What torch's agent is told of the workers.
+
+    Raises:
+        UsageError: when this torch does not know an option.
+    """
+    settings = plan.settings
+    entrypoint, arguments = _command(plan)
+    more: dict[str, Any] = {}
+    if plan.backend == "static":
+        # With static rendezvous the workers' endpoint is the given one (torch/distributed/launcher/api.py).
+        more["master_addr"], more["master_port"] = network.split_endpoint(plan.endpoint)
+    if settings.given("event_log_handler"):
+        more["event_log_handler"] = _event_log_handler(settings.event_log_handler)  # not in torch 2.4
+    if settings.numa_binding is not None:
+        more["numa_options"] = _numa_options(settings.numa_binding)
+    return WorkerSpec(
+        role=settings.role,
+        local_world_size=plan.local_world_size,
+        entrypoint=entrypoint,
+        args=arguments,
+        rdzv_handler=handler,
+        max_restarts=settings.max_restarts,
+        monitor_interval=settings.monitor_interval,
+        local_addr=settings.local_addr,
+        **more,
+    )
+
+
+def _command(plan: Plan) -> tuple[str | Callable[..., Any], tuple[Any, ...]]:
+    """What a worker runs, as torchrun makes it from the same options (torch/distributed/run.py, config_from_args)."""
+    settings = plan.settings
+    script, *arguments = plan.script
+    local_rank = () if settings.use_env else (f"--local-rank={_LOCAL_RANK}",)
+    if settings.run_path:
+        return workers.run_path, (script, *local_rank, *arguments)
+    if settings.no_python:
+        return script, (*local_rank, *arguments)
+    module = ("-m",) if settings.module else ()
+    return os.environ.get("PYTHON_EXEC", sys.executable), ("-u", *module, script, *local_rank, *arguments)
+
+
+def _event_log_handler(name: str) -> str:
+    try:
+        get_logging_handler(name)
+    except KeyError:
+        raise UsageError(
+            f"--event-log-handler: torch knows no handler '{name}'; it has null and console",
+            option="--event-log-handler",
+        ) from None
+    return name
+
+
+def _numa_options(mode: str) -> Any:
+    try:
+        from torch.numa.binding import AffinityMode, NumaOptions  # noqa: PLC0415 - not in older torch
+    except ImportError:
+        raise UsageError("--numa-binding needs torch 2.9 or newer", option="--numa-binding") from None
+    modes = [known.value for known in AffinityMode]
+    if mode not in modes:
+        raise UsageError(f"--numa-binding: '{mode}' is not one of {', '.join(modes)}", option="--numa-binding")
+    return NumaOptions(affinity_mode=AffinityMode(mode))
+
+
+def foreign_logs(settings: Settings) -> LogsSpecs | None:
+    """The log destinations of an entry point, if one was asked for."""
+    if settings.logs_specs is None:
+        return None
+    found = metadata.entry_points(group="torchrun.logs_specs", name=settings.logs_specs)
+    if not found:
+        raise UsageError(
+            f"--logs-specs: no installed package has a torchrun.logs_specs entry point '{settings.logs_specs}'",
+            option="--logs-specs",
+        )
+    specs: LogsSpecs = next(iter(found)).load()(
+        log_dir=settings.log_dir,
+        redirects=_torch_streams(settings.redirects),
+        tee=_torch_streams(settings.tee),
+        local_ranks_filter=set(settings.local_ranks_filter) or None,
+    )
+    return specs
+
+
+def _torch_streams(choice: StreamChoice | None) -> Std | dict[int, Std]:
+    if choice is None:
+        return Std.NONE
+    return {rank: Std(int(streams)) for rank, streams in choice.per_rank} or Std(int(choice.everyone or Streams.NONE))
