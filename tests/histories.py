@@ -269,3 +269,114 @@ def _write_progress(job: JobDirectory, made: Made) -> None:
     }
     job.progress(0).parent.mkdir(parents=True, exist_ok=True)
     job.progress(0).write_text(json.dumps(mark))
+
+
+class Losses:
+    """Writes a job that loses nodes, with two workers on each: the first node among them, and a rack of two.
+
+    gpu003 has a device that is broken, and the spare gpu006 takes its place. gpu001 leads, and is cut off; it says that
+    all others are lost, and comes back in the end. gpu004 and gpu005 are lost at once, of which only one is noticed.
+
+    Attributes:
+        begin: when the job began; each of its attempts but the last one has a minute.
+        ending: of the last attempt: `done`, or empty while it runs.
+    """
+
+    BROKEN = "CUDA error: uncorrectable ECC error encountered"
+    ATTEMPTS: Sequence[tuple[Sequence[int], Sequence[int]]] = (
+        ((1, 2, 3, 4, 5), (6,)),
+        ((1, 2, 4, 5, 6), (3,)),
+        ((2, 3, 4, 5, 6), ()),
+        ((2, 3, 6), ()),
+    )
+
+    def __init__(self, path: Path, ending: str = "done", begin: float = 1_718_000_000.0) -> None:
+        self.job = JobDirectory(path.parent, path.name)
+        self.begin, self.ending = begin, ending
+        self._events: dict[int, list[dict[str, Any]]] = {node: [] for node in range(1, 7)}
+
+    def write(self) -> Path:
+        """Write it; returns the path of the job directory."""
+        for node in range(1, 7):
+            host = f"gpu{node:03}"
+            about = {"host": host, "node_rank": node - 1, "agents": 5, "pid": node, "run_id": "1.0.0"}
+            self._say(node, -1, events.RUN, **about, first_attempt=0, restart_count=0, versions={"torch": "2.13.0"})
+        for number, (active, spares) in enumerate(self.ATTEMPTS):
+            self._attempt(number, active, spares)
+        self._nodes()
+        for node, found in self._events.items():
+            file = self.job.events(f"gpu{node:03}")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("".join(f"{json.dumps(event)}\n" for event in sorted(found, key=lambda one: one["time"])))
+        plan = {"script": ["train.py"], "hosts": "gpu[001-005]", "derived": {}, "settings": {}, "warnings": []}
+        self.job.attempt(0).mkdir(parents=True, exist_ok=True)
+        self.job.plan(0).write_text(json.dumps(plan))
+        self.job.progress(0).parent.mkdir(parents=True, exist_ok=True)
+        for rank in (0, 9):  # the last one is no more since the world has shrunk
+            mark: dict[str, Any] = {
+                "time": self.begin + 200,
+                "attempt": 3 if rank == 0 else 2,
+                "step": 400 - rank,
+                "values": {},
+            }
+            self.job.progress(rank).write_text(json.dumps(mark))
+        return self.job.path
+
+    def _say(self, node: int, moment: float, event: str, **facts: Any) -> None:
+        self._events[node].append({"time": self.begin + moment, "event": event, "agent": node - 1, **facts})
+
+    def _attempt(self, number: int, active: Sequence[int], spares: Sequence[int]) -> None:
+        start, about = 60.0 * number, {"attempt": number}
+        members, before = {*active, *spares}, {node for part in self.ATTEMPTS[max(0, number - 1)] for node in part}
+        named = {name: ",".join(f"gpu{node:03}" for node in sorted(nodes)) for name, nodes in (
+            ("hosts", active), ("spares", spares), ("lost", before - members))}  # fmt: skip
+        leader = 1 if number < 2 else 2
+        self._say(leader, start, events.NODES, **about, **named, leader=f"gpu{leader:03}")
+        following = {*self.ATTEMPTS[number + 1][0]} if number < 3 else {*active}
+        for place, node in enumerate(active):
+            self._say(node, start, events.ATTEMPT, **about, host=f"gpu{node:03}", world_size=2 * len(active), agents=0)
+            for local in range(2):
+                rank = {"rank": 2 * place + local, "local_rank": local}
+                self._say(node, start + 0.1, events.WORKER_STARTED, **about, **rank, pid=100 * node, device="")
+                gone = number in (1, 2) and node not in {*following, 3} and node != 1
+                if not gone and not (number == 3 and not self.ending):
+                    self._worker_ended(number, node, rank)
+            if number < 3:
+                self._say(node, start + 50, events.ROUND_ENDED, **about, **self._end(number))
+            elif self.ending:
+                end = {"ending": "done", "by": "gpu002", "status": 0, "cause": "", "signal": ""}
+                self._say(node, start + 600, events.ROUND_ENDED, **about, **end)
+                self._say(node, start + 601, events.RUN_ENDED, **about, status=0, cause="")
+
+    def _worker_ended(self, number: int, node: int, rank: dict[str, Any]) -> None:
+        facts: dict[str, Any] = {"exitcode": -9, "told": "SIGKILL"}
+        if number == 3:
+            facts = {"exitcode": 0, "told": ""}
+        elif number == 0 and node == 3 and rank["local_rank"] == 0:
+            raised = {"type": "RuntimeError", "message": self.BROKEN, "where": "train.py:9", "source": "hook"}
+            facts = {"exitcode": 1, "told": "", "failure": {"exception": raised, "lines": [self.BROKEN]}}
+        self._say(
+            node, 60 * number + (600 if number == 3 else 50), events.WORKER_ENDED, attempt=number, **rank, **facts
+        )
+
+    def _end(self, number: int) -> dict[str, Any]:
+        lost = {1: "gpu001", 2: "gpu004"}.get(number)
+        cause = f"lost the agent on {lost}" if lost else f"rank 4 on gpu003 failed: {self.BROKEN}"
+        by = "gpu003" if number == 0 else "gpu002"
+        return {"ending": "restart", "by": by, "status": 69 if lost else 1, "cause": cause, "signal": ""}
+
+    def _nodes(self) -> None:
+        """What was said about nodes: right, and wrong by the first one, which was cut off."""
+        why = "is broken (uncorrectable ECC error encountered)"
+        self._say(1, 50, events.NODE_DRAINED, attempt=0, hosts="gpu003", why=why, stays=False)
+        for node in (2, 4, 5, 6):
+            self._say(node, 110 + node / 2, events.NODE_LOST, attempt=1, hosts="gpu001")
+            self._say(1, 109 + node / 2, events.NODE_LOST, attempt=1, hosts=f"gpu{node:03}")
+        self._say(2, 170, events.NODE_LOST, attempt=2, hosts="gpu004")
+        self._say(2, 240, events.NODE_BACK, attempt=3, hosts="gpu001")
+        common = {"reason": "", "since": None, "booted": None, "waited": 1.0, "last": True}
+        down = {**common, "state": "DOWN+NOT_RESPONDING", "gone": True, "reason": "Not responding"}
+        up = {**common, "state": "MIXED", "gone": False}
+        self._say(2, 171, events.NODE_STATE, **{**up, "last": False}, host="gpu004")
+        self._say(2, 200, events.NODE_STATE, **{**down, "waited": 30.0, "since": self.begin + 190}, host="gpu004")
+        self._say(2, 221, events.NODE_STATE, **{**up, "waited": 41.0}, host="gpu005")

@@ -14,7 +14,7 @@ from hpc_launch.cli.options import CONTEXT, GroupedCommand, settings_of
 from hpc_launch.cli.reading import job_options, job_search, note, output
 from hpc_launch.errors import UsageError
 from hpc_launch.review import logs as reading, paint, show_logs
-from hpc_launch.review.files import Selection, missed
+from hpc_launch.review.files import Selection, lost_nodes, missed
 from hpc_launch.review.fold import Fold
 from hpc_launch.review.follow import Ended, wait_for_directory
 from hpc_launch.settings import Streams
@@ -66,6 +66,8 @@ def logs(context: click.Context, /, *, job: str, **given: Any) -> None:
         directory = job_search(job, log_dir).needed
     if not own["follow"] and (problem := missed(directory, selection)):
         raise UsageError(problem)
+    for line in lost_nodes(directory, selection):
+        note(line)
     batches = reading.batches(
         directory,
         selection,

@@ -352,8 +352,9 @@ class Agent(LocalElasticAgent):
             speaking.restart(self._course, end.cause)
         elif end.ending == Ending.FAILED.value:
             hosts = Counter(handler.hosts)
-            found = ending.root_cause(self._course.job, self._course.label, hosts, _RECORDS_SECONDS)
+            found, bad = ending.root_cause(self._course.job, self._course.label, hosts, _RECORDS_SECONDS)
             speaking.failure(self._course, found, end.cause)
+            speaking.advice(bad)
 
 
 def _grace(plan: Plan, environ: Mapping[str, str]) -> float | None:

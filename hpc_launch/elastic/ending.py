@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
-from hpc_launch.records import causes, events, history, parsing
+from hpc_launch.records import bad_nodes, causes, events, history, parsing
+from hpc_launch.records.bad_nodes import BadNode
 from hpc_launch.records.causes import RootCause
 from hpc_launch.records.directory import JobDirectory
 
@@ -12,7 +14,9 @@ from hpc_launch.records.directory import JobDirectory
 _LOOK_SECONDS = 0.1
 
 
-def root_cause(job: JobDirectory, attempt: int, hosts: dict[str, int], patience: float) -> RootCause | None:
+def root_cause(
+    job: JobDirectory, attempt: int, hosts: dict[str, int], patience: float
+) -> tuple[RootCause | None, Sequence[BadNode]]:
     """Find out why an attempt failed, when all agents have written down what they know.
 
     Args:
@@ -22,7 +26,7 @@ def root_cause(job: JobDirectory, attempt: int, hosts: dict[str, int], patience:
         patience: how many seconds to wait for them at most; one may be gone, or not share the directory.
 
     Returns:
-        Why; None where the attempt cannot be found in the directory.
+        Why, None where the attempt cannot be found in the directory; and the nodes that have shown to be bad.
     """
     deadline = time.monotonic() + patience
     waited_for = list(hosts)
@@ -32,7 +36,7 @@ def root_cause(job: JobDirectory, attempt: int, hosts: dict[str, int], patience:
             time.sleep(_LOOK_SECONDS)
     told = history.read(job.path)
     found = next((one for one in told.attempts if one.number == attempt), None)
-    return causes.of(told, found) if found is not None else None
+    return causes.of(told, found) if found is not None else None, bad_nodes.find(told)
 
 
 def _missing(job: JobDirectory, attempt: int, host: str, agents: int) -> bool:

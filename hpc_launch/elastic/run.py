@@ -13,7 +13,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 from torch.distributed.elastic.rendezvous.api import RendezvousError as TorchRendezvousError
 
-from hpc_launch.elastic import requeue, slurm_view, torch_side
+from hpc_launch.elastic import requeue, slurm_view, speaking, torch_side
 from hpc_launch.elastic.agent import Agent
 from hpc_launch.elastic.console import flush, say
 from hpc_launch.elastic.fixed import FixedRendezvous
@@ -23,10 +23,11 @@ from hpc_launch.elastic.party import party_of
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.elastic.rounds import Ending, shape
 from hpc_launch.elastic.signals import Signals
-from hpc_launch.errors import HpcLaunchError, Interrupted, RendezvousError, UsageError, WorkerError
+from hpc_launch.errors import HpcLaunchError, Interrupted, RendezvousError, RoundRefused, UsageError, WorkerError
 from hpc_launch.node import limits
 from hpc_launch.plan import binding
 from hpc_launch.plan.model import Plan
+from hpc_launch.records import bad_nodes, history
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.settings import Origin
 from hpc_launch.slurm.environment import requeue_id, restart_count
@@ -121,6 +122,8 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
         agent.left(error)
         # Before the others are waited for: Slurm may be about to kill.
         _requeue(plan, environ, agent, error)
+        if isinstance(error, RendezvousError) and not isinstance(error, RoundRefused) and agent.first and agent.begun:
+            speaking.advice(bad_nodes.find(history.read(agent.job.path)))
     if error is not None:
         raise error
 
@@ -205,10 +208,10 @@ def _announce(plan: Plan, requeues: int) -> None:
     if not plan.world.leader:
         return
     world = plan.world
-    ranks = world.agents * plan.local_world_size
-    size = (
-        f"{len(world.hosts)} node{'s' if len(world.hosts) > 1 else ''}, {shape([ranks])} rank{'s' if ranks > 1 else ''}"
-    )
+    spares = plan.settings.spares
+    ranks = (world.agents - spares) * plan.local_world_size
+    nodes = f"{len(world.hosts)} node{'s' if len(world.hosts) > 1 else ''}{f' ({spares} to spare)' if spares else ''}"
+    size = f"{nodes}, {shape([ranks])} rank{'s' if ranks > 1 else ''}"
     omp = f", OMP_NUM_THREADS={plan.omp_num_threads}" if plan.omp_num_threads else ""
     for line in plan.warnings:
         say(f"note: {line}")

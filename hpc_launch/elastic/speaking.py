@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hpc_launch.elastic.console import say
 from hpc_launch.elastic.course import Course
 from hpc_launch.elastic.hang import Verdict
-from hpc_launch.records import telling, words
+from hpc_launch.records import bad_nodes, telling, words
+from hpc_launch.records.bad_nodes import BadNode
 from hpc_launch.records.causes import RootCause
 from hpc_launch.records.stacks import HANG
 
@@ -45,6 +48,12 @@ def restart(course: Course, cause: str) -> None:
 def failure(course: Course, found: RootCause | None, otherwise: str) -> None:
     """The last attempt has failed: at length if its cause was found."""
     _say_of_attempt(course, "\n    ".join(telling.block(found) if found is not None else [otherwise]))
+
+
+def advice(bad: Sequence[BadNode]) -> None:
+    """What to do about bad nodes, where there are any."""
+    if bad:
+        say(bad_nodes.advice(bad))
 
 
 def _say_of_attempt(course: Course, text: str) -> None:

@@ -38,7 +38,7 @@ def _read(directory: Path | None) -> Seen:
     found = history.read(directory)
     cause = root_cause(found)
     job = JobDirectory(directory.parent, directory.name)
-    curves = {rank: progress.curve(job, rank) for rank in chosen(found.progress, failures(cause))}
+    curves = {rank: progress.curve(job, rank) for rank in chosen(found.marks, failures(cause))}
     workers = found.last_attempt.workers if found.last_attempt is not None else ()
     if not workers:
         return Seen(found, curves)

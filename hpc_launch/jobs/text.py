@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from hpc_launch import hostlist
 from hpc_launch.jobs.view import JobView, RankView
+from hpc_launch.records import words
 
 _BAR, _CURVE = 20, 24
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -40,6 +41,8 @@ def _place(view: JobView) -> Iterator[str]:
     asked = view.standing.nodes_asked
     if view.hosts:
         yield f"on {hostlist.display(view.hosts)}"
+        if view.lost:
+            yield f"without {words.fold_hosts(view.lost)}, lost"
     elif asked and view.phase == "waiting":
         yield f"asks for {asked} node{'s' if asked > 1 else ''}"
     if view.world_size:

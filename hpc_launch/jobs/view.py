@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc_launch.jobs.standing import Phase, Standing, Subject, explain
-from hpc_launch.records import causes, telling
+from hpc_launch.records import causes, members, telling
 from hpc_launch.records.causes import RootCause
 from hpc_launch.records.model import History, Mark
 from hpc_launch.records.progress import points, share
@@ -53,6 +53,7 @@ class JobView:
         world_size: how many workers it has; 0 before they start.
         attempt: the number of its last attempt; None before the first.
         hosts: its nodes.
+        lost: those that it goes on without.
         ranks: those that are shown one by one, of those that have marked progress.
         others: the last marks of those that are not.
         value: the name of the value that is drawn; empty where there is none.
@@ -68,6 +69,7 @@ class JobView:
     world_size: int = 0
     attempt: int | None = None
     hosts: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
     ranks: tuple[RankView, ...] = ()
     others: tuple[Mark, ...] = ()
     value: str = ""
@@ -181,7 +183,8 @@ def compose(subject: Subject, standing: Standing, seen: Seen, now: float) -> Job
     """
     history = seen.history
     attempt = history.last_attempt
-    marks = history.progress
+    marks = history.marks
+    fleet = members.fleet(history)
     value = main_value(marks)
     hosts = {worker.rank: worker.host for worker in attempt.workers} if attempt is not None else {}
     cause = root_cause(history)
@@ -192,7 +195,8 @@ def compose(subject: Subject, standing: Standing, seen: Seen, now: float) -> Job
         standing=standing,
         world_size=attempt.world_size if attempt is not None else 0,
         attempt=attempt.number if attempt is not None else None,
-        hosts=standing.nodes or (attempt.hosts if attempt is not None else ()),
+        hosts=fleet.working if fleet.lost else standing.nodes or (attempt.hosts if attempt is not None else ()),
+        lost=fleet.lost,
         ranks=tuple(
             RankView(
                 mark.rank,

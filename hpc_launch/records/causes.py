@@ -11,9 +11,10 @@ import re
 import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from hpc_launch.records.model import Attempt, Failure, History, NodeEvent, Worker
+from hpc_launch.records import members, words
+from hpc_launch.records.model import Attempt, Failure, History, NodeEvent, NodeState, Worker
 from hpc_launch.records.stacks import HANG
 
 # Why a rank can fail for no reason of its own.
@@ -83,6 +84,7 @@ class RootCause:
         followers: how many workers failed for no reason of their own, by reason (`LOST`, `WAITED`, `ENDED`).
         lost: nodes that were lost, as a host list; empty if none was.
         said: what the first agent that saw a failure said, for want of anything better.
+        states: what Slurm has said last of the nodes that were lost.
     """
 
     attempt: int
@@ -90,6 +92,7 @@ class RootCause:
     followers: Mapping[str, int]
     lost: str
     said: str
+    states: tuple[NodeState, ...] = ()
 
     @property
     def first(self) -> Worker | None:
@@ -100,7 +103,10 @@ class RootCause:
 def of(history: History, attempt: Attempt) -> RootCause | None:
     """Why an attempt of a history failed; None if it did not, or not yet, or was stopped by a signal."""
     errors = sorted((clock.error for clock in history.clocks if clock.attempt == attempt.number), reverse=True)
-    return find(attempt, history.node_events, slack=sum(errors[:2]))
+    found = find(attempt, history.node_events, slack=sum(errors[:2]))
+    lost = [event for event in history.node_events if event.kind == "lost" and event.attempt == attempt.number]
+    states = tuple(state for event in lost for state in members.states_of(history, event))
+    return replace(found, states=states) if found is not None else None
 
 
 def find(attempt: Attempt, nodes: Sequence[NodeEvent] = (), slack: float = 0.0) -> RootCause | None:
@@ -113,7 +119,8 @@ def find(attempt: Attempt, nodes: Sequence[NodeEvent] = (), slack: float = 0.0) 
     """
     if attempt.ending not in ("restart", "failed") or attempt.signal:
         return None
-    lost = next((event.hosts for event in nodes if event.kind == "lost" and event.attempt == attempt.number), "")
+    gone = [event.hosts for event in nodes if event.kind == "lost" and event.attempt == attempt.number]
+    lost = words.fold_hosts(host for hosts in gone for host in words.unfold_hosts(hosts))
     failed = [worker for worker in attempt.workers if worker.failed or _hangs(worker)]
     reasons = {worker.rank: follows(worker, attempt.decided) for worker in failed}
     hangs = attempt.cause.startswith(HANG)  # and no worker failed but for being ended

@@ -7,12 +7,15 @@ was lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from hpc_launch.records.model import History, NodeEvent, Roll
-from hpc_launch.records.words import unfold_hosts
+from hpc_launch.records.model import History, NodeEvent, NodeState, Roll
+from hpc_launch.records.words import fold_hosts, unfold_hosts
+
+# What happens to several nodes within this time has one reason.
+_SAME_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,51 @@ class Fleet:
 def told(said: Sequence[NodeEvent], rolls: Sequence[Roll]) -> tuple[NodeEvent, ...]:
     """What has become of nodes, by time: what was said, as far as it has turned out to be right, and what follows.
 
+    Nodes of which the same happened within a second are one event.
+
     Args:
         said: what agents have said, by time.
         rolls: who took part in each attempt, in order.
     """
-    following = {before.attempt: after for before, after in pairwise(rolls) if before.run == after.run}
-    found = [event for event in said if event.kind != "lost" or _right(event, following)]
-    for before, after in pairwise(rolls):
-        if before.run == after.run:
-            found += _between(before, after, said)
-    return tuple(sorted(found, key=lambda event: event.time))
+    pairs = [(before, after) for before, after in pairwise(rolls) if before.run == after.run]
+    found = [*_first_said(said, {before.attempt: after for before, after in pairs})]
+    for before, after in pairs:
+        found += _between(before, after, said)
+    return tuple(_together(sorted(found, key=lambda event: event.time)))
+
+
+def _first_said(said: Iterable[NodeEvent], following: Mapping[int, Roll]) -> Iterator[NodeEvent]:
+    """What was said, and is right; several agents lose the same node."""
+    seen: set[tuple[int | None, str]] = set()
+    for event in said:
+        hosts = [(event.attempt, host) for host in unfold_hosts(event.hosts)]
+        if event.kind == "lost":
+            new = [host for host in hosts if host not in seen] if _right(event, following) else []
+            seen.update(new)
+            if new:
+                yield replace(event, hosts=fold_hosts(host for _, host in new))
+        else:
+            seen.difference_update(hosts if event.kind == "back" else ())
+            yield event
+
+
+def _together(events: Iterable[NodeEvent]) -> list[NodeEvent]:
+    """Events by time, those of a rack of nodes as one."""
+    found: list[NodeEvent] = []
+    for event in events:
+        at = next((at for at, other in enumerate(found) if _alike(other, event)), None)
+        if at is None:
+            found.append(event)
+        else:
+            found[at] = replace(
+                found[at], hosts=fold_hosts([*unfold_hosts(found[at].hosts), *unfold_hosts(event.hosts)])
+            )
+    return found
+
+
+def _alike(one: NodeEvent, other: NodeEvent) -> bool:
+    same = one.kind == other.kind in ("lost", "back") and one.attempt == other.attempt
+    return same and abs(one.time - other.time) <= _SAME_SECONDS
 
 
 def _right(event: NodeEvent, following: Mapping[int, Roll]) -> bool:
@@ -96,6 +134,25 @@ def fleet(history: History) -> Fleet:
         waiting=tuple(sorted(back - last.members if last is not None else back)),
         drained={host: event.text for event in mine if event.kind == "drained" for host in unfold_hosts(event.hosts)},
     )
+
+
+def states_of(history: History, event: NodeEvent) -> tuple[NodeState, ...]:
+    """What Slurm has said last of each node of a loss, before the node was lost another time."""
+    hosts = {*unfold_hosts(event.hosts)}
+    again = min(
+        (
+            other.time
+            for other in history.node_events
+            if other.kind == "lost" and other.time > event.time and hosts & {*unfold_hosts(other.hosts)}
+        ),
+        default=float("inf"),
+    )
+    last = {
+        state.host: state
+        for state in history.node_states
+        if state.host in hosts and event.time <= state.time - state.waited + _SAME_SECONDS and state.time < again
+    }
+    return tuple(last[host] for host in sorted(last))
 
 
 def lost_in(history: History, attempt: int) -> frozenset[str]:

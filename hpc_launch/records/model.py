@@ -348,3 +348,13 @@ class History:
     def last_attempt(self) -> Attempt | None:
         """The last attempt of all runs; None as long as there is none."""
         return self.attempts[-1] if self.attempts else None
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """The progress of the ranks that there are in the last attempt: a world that has shrunk has fewer."""
+        size = self.last_attempt.world_size if self.last_attempt is not None else 0
+        return tuple(mark for mark in self.progress if not size or mark.rank < size)
+
+    def rolled(self, run: Run) -> bool:
+        """Whether it is known who takes part in the attempts of a run, because it may lose nodes."""
+        return any(roll.run == run.first_attempt for roll in self.rolls)

@@ -6,7 +6,7 @@ import time
 
 from hpc_launch.records import causes, words
 from hpc_launch.records.causes import Group, RootCause
-from hpc_launch.records.model import Failure, NodeState, Worker
+from hpc_launch.records.model import Failure, NodeEvent, NodeState, Worker
 
 # A message in a line of many is cut here.
 _LONGEST = 300
@@ -27,7 +27,7 @@ def headline(cause: RootCause) -> str:
         group = cause.groups[0]
         return _failed(_who(group), group.first, group.what)
     if cause.lost:
-        return f"lost {cause.lost}: its agent was killed, or the node is gone"
+        return f"lost {cause.lost}: {_why_lost(cause)}"
     return cause.said or "it is not known why"
 
 
@@ -47,11 +47,43 @@ def block(cause: RootCause, lines: int = _LINES) -> list[str]:
         told.append(f"also: {rest} more rank{'s' if rest > 1 else ''} in other ways")
     if cause.lost and cause.groups:
         told.append(f"also: lost {cause.lost}")
+    told.extend(line for line in map(state_line, cause.states) if cause.groups or line != _own_line(cause))
     followed = sum(cause.followers.values())
     if followed:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(cause.followers.items()))
         told.append(f"{followed} other rank{'s' if followed > 1 else ''} followed ({reasons})")
     return told
+
+
+def _why_lost(cause: RootCause) -> str:
+    """Why nodes may have been lost: by Slurm's word where it is about a single one, and knows."""
+    if len(words.unfold_hosts(cause.lost)) > 1:
+        return "their agents were killed, or the nodes are gone"
+    known = next((state for state in cause.states if state.gone or state.last), None)
+    return slurms_word(known) if known is not None else "its agent was killed, or the node is gone"
+
+
+def _own_line(cause: RootCause) -> str:
+    """The line that says the same as the headline."""
+    return f"{cause.lost}: {_why_lost(cause)}"
+
+
+def state_line(state: NodeState) -> str:
+    """What Slurm has said of a node that was lost, and of which."""
+    return f"{state.host}: {slurms_word(state)}"
+
+
+def node_event(event: NodeEvent) -> str:
+    """What has become of nodes, in a line."""
+    several = len(words.unfold_hosts(event.hosts)) > 1
+    said = {
+        "lost": f"lost {event.hosts}",
+        "back": f"{event.hosts} {'are' if several else 'is'} there again",
+        "drained": f"{event.hosts} {event.text or 'is bad'}",
+        "leads": f"{event.hosts} leads in place of {event.text}",
+        "missing": f"waiting for {event.hosts}",
+    }
+    return said[event.kind]
 
 
 def slurms_word(said: NodeState) -> str:
@@ -63,7 +95,7 @@ def slurms_word(said: NodeState) -> str:
     if said.booted is not None and said.booted > lost:
         return f"Slurm says that the node has booted again at {_clock(said.booted)} ({said.state})"
     if not said.last:
-        return f"Slurm said {said.state} then, as it may not have noticed yet"
+        return f"Slurm said {said.state} {said.waited:.0f} s later, and may not have noticed yet"
     up = f"Slurm says that the node is up ({said.state}) {said.waited:.0f} s later"
     return f"{up}: its agent was killed, or the network between the nodes failed"
 

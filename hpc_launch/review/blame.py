@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hpc_launch.records import causes, telling, words
@@ -54,7 +55,7 @@ def _blame(cause: RootCause) -> Blame:
         what=cause.groups[0].what or causes.ending(cause.groups[0].first) if cause.groups else headline,
         headline=phrases.line(headline, 600),
         first=first,
-        facts=_facts(cause, first, failure) if first is not None else (),
+        facts=(*(_facts(cause, first, failure) if first is not None else ()), *_about_nodes(cause)),
         lines=failure.lines,
         also=tuple(_also(cause)),
         followed=_followed(cause),
@@ -73,10 +74,19 @@ def _facts(cause: RootCause, first: Worker, failure: Failure) -> tuple[tuple[str
         ("Raised at", raised.where if raised is not None else ""),
         ("Memory", failure.oom if failure.oom != cause.groups[0].what else ""),
         ("Hangs in", failure.hung),
-        ("Nodes lost", cause.lost),
         *(("Device said", text) for text in failure.gpu if text not in failure.lines),
     )
     return tuple((name, phrases.line(value)) for name, value in facts if value)
+
+
+def _about_nodes(cause: RootCause) -> Iterator[tuple[str, str]]:
+    """Nodes that were lost as well, and what Slurm has said of lost ones."""
+    if cause.groups and cause.lost:
+        yield "Nodes lost", phrases.line(cause.lost)
+    for state in cause.states:
+        line = telling.slurms_word(state)
+        if line not in telling.headline(cause):
+            yield state.host, phrases.line(line)
 
 
 def _also(cause: RootCause) -> list[str]:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpc_launch.records import times, words
+from hpc_launch.records import history, members, times, words
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.events import CLOCK
+from hpc_launch.records.events import CLOCK, NODE_LOST
 from hpc_launch.records.parsing import content, entries, parse_lines
 from hpc_launch.settings import Streams
 
@@ -196,6 +196,23 @@ def missed(directory: JobDirectory, selection: Selection) -> str:
         return f"no worker of attempt {words.fold_ranks(attempts)} has a file with its output in {directory.path}"
     ranks, hosts = words.fold_ranks(file.rank for file in files), words.fold_hosts(file.host for file in files)
     return f"nothing fits: attempt {words.fold_ranks(attempts)} has files of ranks {ranks} on {hosts}"
+
+
+def lost_nodes(directory: JobDirectory, selection: Selection) -> list[str]:
+    """Of nodes that were lost in what is selected: a line for each attempt."""
+    hosts = entries(directory.events("_").parents[1])
+    said = (content(directory.events(host)) for host in hosts) if isinstance(hosts, list) else ()
+    if not any(isinstance(data, bytes) and f'"{NODE_LOST}"'.encode() in data for data in said):
+        return []  # there is no need to understand all of it
+    found = history.read(directory.path)
+    folders = Folders(directory, selection, lambda _: None)
+    lost = [(number, members.lost_in(found, number)) for number in folders.wanted_attempts(folders.attempts())]
+    wanted = [(number, nodes if selection.hosts is None else nodes & selection.hosts) for number, nodes in lost]
+    return [
+        f"attempt {number}: lost {words.fold_hosts(nodes)}, so the last that was written there may not be seen"
+        for number, nodes in wanted
+        if nodes
+    ]
 
 
 def cut(file: OutputFile, steps: Sequence[tuple[float, int]], size: int, changed: float) -> list[Piece]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from hpc_launch.records import history
+from hpc_launch.records import history, telling
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.model import History
+from hpc_launch.records.model import History, NodeEvent
 from hpc_launch.review import status
 from hpc_launch.review.files import Note, Selection
 from hpc_launch.review.find import Search, slurm_step
@@ -51,7 +51,7 @@ class Ended:
     Args:
         directory: its directory.
         selection: what is followed.
-        note: told what is worth knowing: that a job waits to run again, that nobody can see it.
+        note: told what is worth knowing: that a job waits to run again, that nobody can see it, that a node was lost.
         eyes: asks Slurm.
     """
 
@@ -62,6 +62,7 @@ class Ended:
         self._eyes = eyes if eyes is not None else Eyes(slurm_step(directory))
         self._next = 0.0
         self._said: State | None = None
+        self._nodes: int | None = None
 
     def __call__(self) -> bool:
         """Whether it has; what was found a moment ago counts."""
@@ -72,6 +73,7 @@ class Ended:
         now = time.monotonic()
         self._next = now + max(_PAUSE, _PAUSE_PER_LOOK * (now - begin))
         self._tell(found.standing)
+        self._tell_of_nodes([event for event in found.told if event.kind != "missing"])
         return found.standing.over or self._attempts_over()
 
     def _attempts_over(self) -> bool:
@@ -79,6 +81,12 @@ class Ended:
         if self._wanted is None or min(self._wanted, default=-1) < 0:
             return False
         return over(history.read(self._directory.path), self._wanted)
+
+    def _tell_of_nodes(self, events: Sequence[NodeEvent]) -> None:
+        """What has become of nodes since the last look."""
+        for event in events[len(events) if self._nodes is None else self._nodes :]:
+            self._note(f"job {self._directory.job}: {telling.node_event(event)}")
+        self._nodes = len(events)
 
     def _tell(self, standing: Standing) -> None:
         if standing.state in (State.REQUEUED, State.WAITING, State.UNKNOWN) and standing.state is not self._said:

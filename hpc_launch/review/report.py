@@ -8,7 +8,8 @@ from datetime import tzinfo
 from pathlib import Path
 
 from hpc_launch import __version__
-from hpc_launch.records import words
+from hpc_launch.records import bad_nodes, members, telling, words
+from hpc_launch.records.members import Fleet
 from hpc_launch.records.model import Attempt, History, Mark
 from hpc_launch.review import exits, phrases, picture, plans, story, timeline, verdict
 from hpc_launch.review.blame import Blame
@@ -108,6 +109,7 @@ class Report:
         version: of hpc-launch, which made it.
         verdict: how it went.
         facts: the most important of it.
+        advice: what to do about bad nodes; empty where there are none.
         root: the root cause of the last attempt that failed; None if none did.
         overview: the picture.
         every: the picture of all ranks, where the first one folds them.
@@ -129,6 +131,7 @@ class Report:
     version: str
     verdict: Verdict
     facts: tuple[Fact, ...]
+    advice: str
     root: Root | None
     overview: Picture | None
     every: Picture | None
@@ -174,6 +177,7 @@ def make(
         version=__version__,
         verdict=verdict.judge(history, now, zone),
         facts=_facts(history, times, begin, zone),
+        advice=_sentence(phrases.line(bad_nodes.advice(bad_nodes.find(history)), 1000)),
         root=_root(history, blames, sizes),
         overview=picture.overview(times, zone),
         every=picture.every_rank(times, zone),
@@ -181,7 +185,7 @@ def make(
         story=tuple(_moment(entry, begin, zone) for entry in told),
         exits=exits.make(history, times.spans, guilty, sizes),
         stacks=tuple(stacks),
-        progress=_progress(history.progress, zone),
+        progress=_progress(history.marks, zone),
         requeues=_requeues(history, begin, zone),
         nodes=_nodes(history),
         plan=plans.make(history.runs),
@@ -201,8 +205,11 @@ def _facts(history: History, times: Timeline, begin: float | None, zone: tzinfo 
     running = sum(span.end - span.begin for span in times.spans)
     found = []
     if last is not None:
-        found.append(Fact("Ranks", f"{last.world_size:,}"))
+        first = next(attempt for attempt in history.attempts if attempt.run == last.run)
+        grown = f" ({first.world_size:,} at first)" if first.world_size != last.world_size else ""
+        found.append(Fact("Ranks", f"{last.world_size:,}{grown}"))
         found.append(Fact("Nodes", f"{len(last.hosts):,}: {words.fold_hosts(last.hosts)}"))
+        found += _others(members.fleet(history))
         found.append(Fact("Attempts", f"{len(history.attempts):,}"))
     if history.requeues:
         found.append(Fact("Requeues", f"{len(history.requeues):,}"))
@@ -216,6 +223,16 @@ def _facts(history: History, times: Timeline, begin: float | None, zone: tzinfo 
         if max(ends) - begin - running > 0.05 * (max(ends) - begin):
             found.append(Fact("Workers ran", phrases.span(running)))
     return tuple(found)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _others(fleet: Fleet) -> list[Fact]:
+    """The nodes that have no workers, by why."""
+    named = (("To spare", fleet.spares), ("Lost", fleet.lost), ("Back", fleet.waiting), ("Drained", fleet.drained))
+    return [Fact(name, f"{len(hosts):,}: {words.fold_hosts(hosts)}") for name, hosts in named if hosts]
 
 
 def _root(history: History, blames: Mapping[int, Blame], sizes: Mapping[Path, int]) -> Root | None:
@@ -240,6 +257,7 @@ def _attempts(
 ) -> tuple[AttemptLine, ...]:
     spans = {span.number: span for span in times.spans}
     after = {entry.attempt: entry for entry in history.requeues}
+    spares = {roll.attempt: f"; to spare: {words.fold_hosts(roll.spares)}" for roll in history.rolls if roll.spares}
     found = []
     for attempt in history.attempts:
         span = spans.get(attempt.number)
@@ -252,7 +270,7 @@ def _attempts(
                 phrases.full(attempt.begin, zone),
                 phrases.span(span.end - span.begin) if span is not None else "",
                 f"{attempt.world_size:,}",
-                words.fold_hosts(attempt.hosts),
+                words.fold_hosts(attempt.hosts) + spares.get(attempt.number, ""),
                 "no end recorded" if is_open else said or "nobody recorded how it ended",
                 _tone(attempt, is_open=is_open),
                 after[attempt.number].reason if attempt.number in after else "",
@@ -312,7 +330,7 @@ def _progressed(mark: Mark, marks: Sequence[Mark], zone: tzinfo | None) -> Progr
     values = tuple(
         Fact(name, value if isinstance(value, str) else phrases.number(value)) for name, value in mark.values.items()
     )
-    return Progress(text[0].upper() + text[1:], part, values)
+    return Progress(_sentence(text), part, values)
 
 
 def _unreadable(lines: tuple[str, ...]) -> tuple[str, ...]:
@@ -321,7 +339,14 @@ def _unreadable(lines: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _nodes(history: History) -> tuple[NodeLine, ...]:
-    found = []
+    fleet = members.fleet(history)
+    states = {state.host: telling.slurms_word(state) for state in history.node_states}
+    found = [NodeLine(host, phrases.line(why)) for host, why in fleet.drained.items()]
+    alike: dict[str, list[str]] = {}
+    for host in fleet.lost:
+        alike.setdefault(f"was lost{f'; {states[host]}' if host in states else ''}", []).append(host)
+    found += [NodeLine(words.fold_hosts(hosts), phrases.line(text)) for text, hosts in alike.items()]
+    found += [NodeLine(host, "was lost and came back") for host in fleet.waiting]
     for node in history.nodes:
         if abs(node.offset) >= _CLOCK:
             ahead = "ahead of" if node.offset > 0 else "behind"

@@ -27,6 +27,9 @@ def _lines(report: Report) -> Iterator[str]:
     yield text(report.verdict.sentence)
     yield ""
     yield from (f"- {fact.name}: {text(fact.value)}" for fact in report.facts)
+    if report.advice:
+        yield ""
+        yield f"**{text(report.advice)}**"
     if report.root is not None:
         yield from _root(report.root)
     if report.attempts:
@@ -80,7 +83,8 @@ def _root(root: Root) -> Iterator[str]:
 
 def _exits(report: Report) -> Iterator[str]:
     """The last attempt, and the one that the root cause is of."""
-    failed = next((exits for exits in report.exits if any(line.style == "cause" for line in exits.lines)), None)
+    guilty = ("cause", "lost")
+    failed = next((exits for exits in report.exits if any(line.style in guilty for line in exits.lines)), None)
     shown: list[Exits] = list(report.exits[:1])
     if failed is not None and failed not in shown:
         shown.append(failed)

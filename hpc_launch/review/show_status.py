@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_launch.records import words
+from hpc_launch.records import telling, words
 from hpc_launch.records.model import Mark
 from hpc_launch.review.paint import Paint
 from hpc_launch.review.standing import Seen, State
@@ -23,7 +23,7 @@ _STATES = {
     State.FAILED: "red",
     State.UNKNOWN: "yellow",
 }
-_RANKS = {Rank.FAILED: "red", Rank.UNKNOWN: "yellow", Rank.STOPPED: "dim"}
+_RANKS = {Rank.FAILED: "red", Rank.LOST: "red", Rank.UNKNOWN: "yellow", Rank.STOPPED: "dim"}
 
 # So many lines of ranks, after folding, a person may want to read.
 _MOST_ROWS = 24
@@ -51,6 +51,9 @@ def _head(status: Status, paint: Paint) -> list[tuple[str, str]]:
         ("attempt", _attempt(status) if status.attempt is not None else ""),
         ("time left", _time_left(status) if status.time_left is not None else ""),
         ("nodes", _nodes(status, paint) if status.hosts or status.missing else ""),
+        ("lost", paint(_lost(status), "red") if status.fleet.lost else ""),
+        ("back", _back(status) if status.fleet.waiting else ""),
+        *(("drained", paint(f"{host} {why}", "red")) for host, why in status.fleet.drained.items()),
         ("workers", _workers(status, paint) if status.world_size or status.ranks else ""),
         ("progress", _progress(status.progress, status.now) if status.progress is not None else ""),
         ("notice", f"{status.notice.signal}, {words.ago(status.now - status.notice.time)}" if status.notice else ""),
@@ -102,11 +105,28 @@ def _attempt(status: Status) -> str:
 
 def _nodes(status: Status, paint: Paint) -> str:
     found = f"{len(status.hosts)}: {words.fold_hosts(status.hosts)}" if status.hosts else "none yet"
-    if status.lost:
-        found += paint(f"; lost: {status.lost}", "red")
+    if status.fleet.spares:
+        found += f"; to spare: {words.fold_hosts(status.fleet.spares)}"
     if status.missing and not status.standing.over:
         found += paint(f"; waiting for {status.missing}", "yellow")
     return found
+
+
+def _back(status: Status) -> str:
+    """Nodes that were lost and have come back."""
+    waits = "" if status.standing.over else ", which take part from the next attempt on"
+    return f"{words.fold_hosts(status.fleet.waiting)}{waits}"
+
+
+def _lost(status: Status) -> str:
+    """Lost nodes; of a single one what Slurm says."""
+    lost = words.fold_hosts(status.fleet.lost)
+    last = max((event.time for event in status.told if event.kind == "lost"), default=status.now)
+    when = f"{lost}, {'the last ' if len(status.fleet.lost) > 1 else ''}{words.ago(status.now - last)}"
+    if len(status.fleet.lost) == 1 and status.states:
+        return f"{when}: {telling.slurms_word(status.states[0])}"
+    gone = [state.host for state in status.states if state.gone]
+    return f"{when}; down, as Slurm says: {words.fold_hosts(gone)}" if gone else when
 
 
 def _workers(status: Status, paint: Paint) -> str:
@@ -241,7 +261,11 @@ def as_dict(status: Status) -> dict[str, Any]:
         "world_size": status.world_size,
         "hosts": list(status.hosts),
         "waiting_for": status.missing or None,
-        "lost": status.lost or None,
+        "spares": list(status.fleet.spares),
+        "lost": list(status.fleet.lost),
+        "back": list(status.fleet.waiting),
+        "drained": dict(status.fleet.drained),
+        "slurm_of_lost": {state.host: {"state": state.state, "reason": state.reason} for state in status.states},
         "time_left": _finite(status.time_left),
         "job_end": _finite(status.job_end),
         "ranks": [_rank(rank) for rank in status.ranks],

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
 from hpc_launch import hostlist
 from hpc_launch.errors import HostlistError
-from hpc_launch.records import causes, history, telling
+from hpc_launch.records import causes, history, members, telling
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.model import Attempt, History, Mark, NodeEvent, Notice, Requeue, Worker
+from hpc_launch.records.members import Fleet
+from hpc_launch.records.model import (
+    Attempt,
+    History,
+    Mark,
+    NodeEvent,
+    NodeState,
+    Notice,
+    Requeue,
+    Worker,
+)
 from hpc_launch.review.files import Folders, Selection
 from hpc_launch.review.find import slurm_step
 from hpc_launch.review.standing import FRESH, Eyes, Seen, Standing, State, judge
@@ -28,6 +38,8 @@ class Rank(str, Enum):
     FAILED = "failed"
     STOPPED = "stopped"
     """Its agent has ended it: because others failed, or the run was stopped."""
+    LOST = "lost"
+    """With its node."""
     UNKNOWN = "unknown"
     """Nobody has seen its end, and nobody can say that it is there."""
 
@@ -74,9 +86,11 @@ class Status:
         end: when it ended; None while it goes on, or if nobody saw it.
         restarts: how many attempts of the last run went before it.
         world_size: how many ranks it has.
-        hosts: the nodes of the run, as far as they are known.
+        hosts: the nodes of the run that have workers, as far as they are known.
         missing: the nodes that are awaited, as a host list.
-        lost: nodes that were lost in the last attempt, as a host list.
+        fleet: the other nodes of the run: spares, those that were lost, and what is known of it.
+        states: what Slurm has said last of lost nodes.
+        told: what has become of nodes in the run, by time.
         ranks: by number.
         job_end: when the job ends; None where there is no such time.
         requeues: so far.
@@ -98,7 +112,9 @@ class Status:
     world_size: int
     hosts: tuple[str, ...]
     missing: str
-    lost: str
+    fleet: Fleet
+    states: tuple[NodeState, ...]
+    told: tuple[NodeEvent, ...]
     ranks: tuple[RankStatus, ...]
     job_end: float | None
     requeues: tuple[Requeue, ...]
@@ -183,6 +199,7 @@ def make(found: History, directory: JobDirectory, looked: Looked) -> Status:
     words = run.plan.get("script") if run is not None else None
     since = attempt.begin if attempt is not None else run.begin if run is not None else None
     record = seen.record if seen is not None else None
+    fleet = members.fleet(found)
     return Status(
         path=found.path,
         name=directory.job,
@@ -194,9 +211,11 @@ def make(found: History, directory: JobDirectory, looked: Looked) -> Status:
         end=attempt.end if attempt is not None else None,
         restarts=sum(other.run == attempt.run for other in found.attempts) - 1 if attempt is not None else 0,
         world_size=attempt.world_size if attempt is not None else 0,
-        hosts=_hosts(found, attempt),
+        hosts=fleet.working if run is not None and found.rolled(run) else _hosts(found, attempt),
         missing=_missing(found, attempt),
-        lost=",".join(_of(found.node_events, "lost", since)),
+        fleet=fleet,
+        states=tuple({state.host: state for state in found.node_states if state.host in fleet.lost}.values()),
+        told=tuple(event for event in found.node_events if run is not None and event.run == run.first_attempt),
         ranks=_ranks(found, attempt, looked.outputs, running=running),
         job_end=record.end if record is not None and record.end is not None else found.end_time,
         requeues=found.requeues,
@@ -215,25 +234,34 @@ def _ranks(
 ) -> tuple[RankStatus, ...]:
     workers = {worker.rank: worker for worker in attempt.workers} if attempt is not None else {}
     marks = {mark.rank: mark for mark in found.progress}
+    lost = members.lost_in(found, attempt.number) if attempt is not None else frozenset()
     return tuple(
-        _rank(rank, workers.get(rank), outputs.get(rank, (None, "")), marks.get(rank), running=running)
+        _rank(rank, workers.get(rank), outputs.get(rank, (None, "")), marks.get(rank), lost, running=running)
         for rank in sorted({*workers, *outputs})
     )
 
 
 def _rank(
-    rank: int, worker: Worker | None, output: tuple[float | None, str], mark: Mark | None, *, running: bool
+    rank: int,
+    worker: Worker | None,
+    output: tuple[float | None, str],
+    mark: Mark | None,
+    lost: AbstractSet[str],
+    *,
+    running: bool,
 ) -> RankStatus:
     when, host = output
     if worker is None:  # nobody has written down that it was started, but it has files
         return RankStatus(rank, host, None, "", 0, Rank.UNKNOWN, None, when, mark)
-    state = _state(worker, running=running)
+    state = _state(worker, lost, running=running)
     return RankStatus(
         rank, worker.host, worker.local_rank, worker.device, worker.pid, state, worker.exitcode, when, mark
     )
 
 
-def _state(worker: Worker, *, running: bool) -> Rank:
+def _state(worker: Worker, lost: AbstractSet[str], *, running: bool) -> Rank:
+    if worker.exitcode is None and worker.ended is None and worker.host in lost:
+        return Rank.LOST
     if worker.exitcode is None:
         return Rank.UP if running and worker.ended is None else Rank.UNKNOWN
     if worker.exitcode == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from hpc_launch.records import words
+from hpc_launch.records import members, telling, words
 from hpc_launch.records.model import Attempt, History, Run
 from hpc_launch.review import phrases
 from hpc_launch.review.timeline import Span, Timeline
@@ -37,7 +37,7 @@ def make(history: History, timeline: Timeline, causes: Mapping[int, str]) -> tup
         timeline: when.
         causes: by attempt, the root cause of its end in a line.
     """
-    found = [*_runs(history), *_missing(history), *_moments(history)]
+    found = [*_runs(history), *_missing(history), *_moments(history), *_nodes(history, causes)]
     spans = {span.number: span for span in timeline.spans}
     first = {run.first_attempt for run in history.runs}
     for attempt in history.attempts:
@@ -45,7 +45,8 @@ def make(history: History, timeline: Timeline, causes: Mapping[int, str]) -> tup
         again = attempt.number not in first and before is not None
         if span is not None:
             pause = span.begin - before.end if again and before is not None else None
-            found += _attempt(attempt, span, causes.get(attempt.number, ""), pause)
+            lost = bool(members.lost_in(history, attempt.number))
+            found += _attempt(attempt, span, causes.get(attempt.number, ""), pause, lost=lost)
     ordered = sorted(found, key=lambda entry: entry.time or 0.0)
     if len(ordered) <= _LONGEST:
         return tuple(ordered)
@@ -63,8 +64,16 @@ def ending(attempt: Attempt, cause: str) -> str:
     return cause or phrases.line(attempt.cause) or ("" if attempt.end is None else "ended")
 
 
-def _attempt(attempt: Attempt, span: Span, cause: str, pause: float | None) -> Iterator[Entry]:
-    """How an attempt began and ended; `pause` is how long after the one before it was, in the same run."""
+def _attempt(attempt: Attempt, span: Span, cause: str, pause: float | None, *, lost: bool) -> Iterator[Entry]:
+    """How an attempt began and ended.
+
+    Args:
+        attempt: it.
+        span: when it was.
+        cause: why it failed.
+        pause: how long after the one before it was, in the same run.
+        lost: whether a node was lost in it.
+    """
     size = phrases.count(attempt.world_size, "rank")
     hosts = f" on {words.fold_hosts(attempt.hosts)}" if attempt.hosts else ""
     again = "" if pause is None else " again at once" if pause < 1 else f" again, {phrases.span(pause)} later"
@@ -76,8 +85,12 @@ def _attempt(attempt: Attempt, span: Span, cause: str, pause: float | None) -> I
         yield Entry(span.end, "bad", f"attempt {attempt.number}: {said or 'nobody recorded how it ended'}")
         return
     tone = "good" if attempt.ending == "done" else "warn" if attempt.signal else "bad"
-    others = sum(worker.failed for worker in attempt.workers) - 1
-    more = f"; {phrases.count(others, 'other rank')} ended with it" if tone == "bad" and others > 0 else ""
+    others = sum(worker.failed for worker in attempt.workers) - (not lost)
+    more = (
+        f"; {phrases.count(others, 'rank' if lost else 'other rank')} ended with it"
+        if tone == "bad" and others > 0
+        else ""
+    )
     yield Entry(span.end, tone, f"attempt {attempt.number}: {said}{more}")
 
 
@@ -110,12 +123,21 @@ def _moments(history: History) -> Iterator[Entry]:
     for (_, signal, _), where in told.items():
         hosts = words.fold_hosts(host for _, host in where)
         yield Entry(min(time for time, _ in where), "warn", f"{signal} was passed on to the workers of {hosts}")
-    for event in history.node_events:
-        if event.kind == "lost":
-            yield Entry(
-                event.time, "bad", f"lost {phrases.line(event.hosts)}" + (f", says {event.by}" if event.by else "")
-            )
     for requeue in history.requeues:
         step = f", training was at step {phrases.number(requeue.step)}" if requeue.step is not None else ""
         cause = phrases.line(requeue.cause) or requeue.reason
         yield Entry(requeue.time, "warn", f"Slurm was asked to run the job again: {cause}{step}")
+
+
+def _nodes(history: History, causes: Mapping[int, str]) -> Iterator[Entry]:
+    """What became of nodes, and what Slurm has said of those that were lost, as far as it knew."""
+    tones = {"lost": "bad", "drained": "bad", "back": "good", "leads": "plain"}
+    for event in history.node_events:
+        text = telling.node_event(event)
+        # That an attempt has ended for it says the same.
+        if event.kind in tones and not causes.get(-1 if event.attempt is None else event.attempt, "").startswith(text):
+            by = f", says {event.by}" if event.kind == "lost" and event.by else ""
+            yield Entry(event.time, tones[event.kind], f"{phrases.line(text)}{by}")
+    for state in history.node_states:
+        if state.gone or state.last:
+            yield Entry(state.time, "plain", phrases.line(telling.state_line(state)))

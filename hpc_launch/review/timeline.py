@@ -11,6 +11,9 @@ from hpc_launch.review import phrases
 from hpc_launch.review.lanes import Bar, End, Track, unique
 from hpc_launch.review.scale import Phase
 
+# What happened to nodes, after their names.
+_MARKS = {"lost": "lost", "back": "back", "drained": "drained", "leads": "leads"}
+
 
 @dataclass(frozen=True)
 class Span:
@@ -33,7 +36,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Moment:
-    """Something that happened at one time: `kind` is `notice`, `lost` or `requeue`."""
+    """Something that happened at one time: `kind` is `notice`, `requeue`, or what happened to nodes."""
 
     time: float
     kind: str
@@ -159,10 +162,10 @@ def _moments(history: History) -> tuple[Moment, ...]:
     for notice in history.notices:
         first.setdefault((notice.attempt, notice.signal, notice.number), notice.time)
     found = [Moment(time, "notice", signal) for (_, signal, _), time in first.items()]
-    lost: dict[tuple[int | None, str], float] = {}
-    for event in history.node_events:
-        if event.kind == "lost":
-            lost.setdefault((event.attempt, event.hosts), event.time)
-    found += [Moment(time, "lost", f"{hosts} lost") for (_, hosts), time in lost.items()]
+    found += [
+        Moment(event.time, event.kind, f"{event.hosts} {_MARKS[event.kind]}")
+        for event in history.node_events
+        if event.kind in _MARKS
+    ]
     found += [Moment(requeue.time, "requeue", "requeued") for requeue in history.requeues]
     return tuple(sorted(found, key=lambda moment: moment.time))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 
+from hpc_launch.records import members
 from hpc_launch.records.model import Attempt, History, Run
 from hpc_launch.review import phrases
 from hpc_launch.review.standing import FRESH
@@ -36,7 +38,7 @@ def judge(history: History, now: float, zone: tzinfo | None) -> Verdict:
         return _open(history, last, now, zone)
     if run is not None and run.status is not None and _requeued(history, run, last):
         return Verdict("Requeued", "warn", "The run has ended, and Slurm was asked to run the job again.")
-    return _ended(status, last)
+    return _ended(status, last, members.fleet(history).lost)
 
 
 def _status(run: Run | None, last: Attempt | None) -> int | None:
@@ -58,12 +60,13 @@ def _open(history: History, last: Attempt | None, now: float, zone: tzinfo | Non
     return Verdict("Running", "plain", f"{said}: {place}.")
 
 
-def _ended(status: int, last: Attempt | None) -> Verdict:
+def _ended(status: int, last: Attempt | None, lost: Sequence[str]) -> Verdict:
     if status == 0:
         size = last.world_size if last is not None else 1
         said = "The only rank" if size == 1 else f"All {size:,} ranks"
         where = f" in attempt {last.number}" if last is not None and last.number else ""
-        return Verdict("Finished", "good", f"{said} ended well{where}.")
+        on_the_way = f"; {phrases.count(len(lost), 'node')} lost on the way" if lost else ""
+        return Verdict("Finished", "good", f"{said} ended well{where}{on_the_way}.")
     if last is not None and last.signal:
         return Verdict("Stopped", "warn", f"It was stopped by {last.signal}, and ended with status {status}.")
     return Verdict("Failed", "bad", f"It ended with status {status}.")

@@ -1,6 +1,7 @@
 """What a report says of a job: how it went, how each rank ended, what was the same, what happened when."""
 
 import json
+import time
 from collections.abc import Callable
 from datetime import timezone
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from hpc_launch.review import reports
 from hpc_launch.review.report import Report
 from tests import histories
+from tests.histories import Losses
 
 BEGIN = 1_718_000_000.0
 
@@ -83,6 +85,54 @@ def test_a_node_that_is_lost(tmp_path: Path) -> None:
     assert told.overview is not None
     assert [(flag.label, flag.style) for flag in told.overview.flags] == [("gpu002 lost", "lost")]
     assert "lost gpu002" in " ".join(moment.text for moment in told.story)
+
+
+def test_a_job_that_loses_nodes(tmp_path: Path) -> None:
+    """Who was lost, came back, leads or is bad; how large each attempt was; and what to leave out of the next job."""
+    told = reports.of(Losses(tmp_path / "1.0").write(), now=BEGIN + 1000, zone=timezone.utc).report
+    facts = {fact.name: fact.value for fact in told.facts}
+    broken = "gpu003 is broken (uncorrectable ECC error encountered)"
+
+    assert told.verdict.sentence == "All 6 ranks ended well in attempt 3; 2 nodes lost on the way."
+    assert (facts["Ranks"], facts["Nodes"]) == ("6 (10 at first)", "3: gpu[002-003,006]")
+    assert (facts["Lost"], facts["Back"], facts["Drained"]) == ("2: gpu[004-005]", "1: gpu001", "1: gpu003")
+    assert told.advice == (
+        f"Bad nodes: {broken}; gpu004 was lost (Slurm: DOWN+NOT_RESPONDING, Not responding); for the next job: "
+        "--exclude=gpu[003-004]"
+    )
+    assert [(line.number, line.ranks, line.hosts) for line in told.attempts] == [
+        (0, "10", "gpu[001-005]; to spare: gpu006"),
+        (1, "10", "gpu[001-002,004-006]; to spare: gpu003"),
+        (2, "10", "gpu[002-006]"),
+        (3, "6", "gpu[002-003,006]"),
+    ]
+    assert told.overview is not None
+    assert [(flag.label, flag.style) for flag in told.overview.flags] == [
+        ("gpu003 drained", "drained"),
+        ("gpu001 lost", "lost"),
+        ("gpu002 leads", "leads"),
+        ("gpu004 lost", "lost"),
+        ("gpu005 lost", "lost"),
+        ("gpu001 back", "back"),
+    ]
+    assert ends(told, 2) == {"4-7": "lost with its node", "0-3,8-9": "stopped by hpc-launch"}
+    assert told.root is not None
+    assert told.root.blame.headline == "lost gpu[004-005]: their agents were killed, or the nodes are gone"
+    assert [name for name, _ in told.root.blame.facts] == ["gpu004", "gpu005"]
+    story = [moment.text for moment in told.story if "attempt" not in moment.text]
+    assert story[1:6] == [
+        broken,
+        "gpu002 leads in place of gpu001",
+        "lost gpu004, says gpu002",
+        "lost gpu005, says gpu002",
+        f"gpu004: Slurm says DOWN+NOT_RESPONDING since {clock(BEGIN + 190)}: Not responding",
+    ]
+    assert story[7] == "gpu001 is there again"
+    assert [mark.text for mark in told.progress] == ["Step 400 in attempt 3, marked by rank 0 at 2024-06-10 06:16:40"]
+
+
+def clock(moment: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(moment))
 
 
 def test_ends_that_nobody_saw(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from hpc_launch.review import reports
 from tests import browser, histories
+from tests.histories import Losses
 
 # What a person would see: words outside of the picture or upon each other, bars that are nothing, a page that is too
 # wide, colours that cannot be told apart from their ground.
@@ -64,9 +65,11 @@ def test_everything_has_its_place(tmp_path: Path) -> None:
     for name, facts in JOBS.items():
         job = histories.write(tmp_path / name, fails={1: 2, 2: 2}, **facts)
         pages[name] = reports.of(job).html(tmp_path)
+    for ending in ("done", ""):
+        pages[f"losses {ending}"] = reports.of(Losses(tmp_path / f"losses {ending}", ending).write()).html(tmp_path)
     found = browser.measure(pages, LOOK, [1300, 700])
 
-    assert len(found) == 2 * len(JOBS)
+    assert len(found) == 2 * len(pages)
     assert {name: page["problems"] for name, page in found.items() if page.get("problems") != []} == {}
     assert all(page["bars"] and page["titles"] and not page["scripts"] for page in found.values())
     assert {page["font"] for page in found.values()} == {"15px"}

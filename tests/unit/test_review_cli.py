@@ -15,6 +15,7 @@ from hpc_launch.review import find, standing
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
 from tests import histories
+from tests.histories import Losses
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +39,31 @@ def shown(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
     """Run a command that succeeds; returns its lines."""
     assert typed(*words) == 0
     return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("words", "lost"),
+    [
+        (["--attempt=all"], ["attempt 1: lost gpu001", "attempt 2: lost gpu[004-005]"]),
+        (["--attempt=all", "--host=gpu[002,005]"], ["attempt 2: lost gpu005"]),
+        (["--attempt=0"], []),
+    ],
+)
+def test_lost_nodes_are_named(
+    work: Path, capsys: pytest.CaptureFixture[str], words: list[str], lost: list[str]
+) -> None:
+    """Whoever reads what was written by then knows that it may not be all."""
+    job = JobDirectory(work / "logs", "13.0")
+    Losses(job.path).write()
+    for attempt, (active, _) in enumerate(Losses.ATTEMPTS):
+        for rank, node in enumerate(active):
+            files = job.rank(attempt, f"gpu{node:03}", rank)
+            files.out.parent.mkdir(parents=True, exist_ok=True)
+            files.out.write_text("here\n")
+    assert typed("logs", "13", *words) == 0
+
+    end = ", so the last that was written there may not be seen"
+    assert capsys.readouterr().err.splitlines() == [f"hpc-launch: note: {line}{end}" for line in lost]
 
 
 @pytest.mark.parametrize(

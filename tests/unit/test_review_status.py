@@ -22,6 +22,7 @@ from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
 from hpc_launch.slurm.steps import RunningStep
 from tests import histories
+from tests.histories import Losses
 
 NOW = 1_718_000_500.0
 
@@ -325,6 +326,55 @@ def test_a_job_that_waits(job: JobDirectory) -> None:
     assert not job.path.exists()
 
 
+def test_a_job_that_loses_nodes(job: JobDirectory) -> None:
+    """Who works, who was lost and what Slurm says of it, who came back, who is bad; the same for programs."""
+    Losses(job.path, "", NOW - 300).write()
+    found = seen(job, RUNNING)
+    told = head(found)
+
+    assert (told["nodes"], told["back"]) == (
+        "3: gpu[002-003,006]",
+        "gpu001, which take part from the next attempt on",
+    )
+    assert told["lost"] == "gpu[004-005], the last 2 min ago; down, as Slurm says: gpu004"
+    assert told["drained"] == "gpu003 is broken (uncorrectable ECC error encountered)"
+    assert told["workers"] == "6: 6 up"
+    facts = show_status.as_dict(found)
+    assert (facts["hosts"], facts["lost"], facts["back"]) == (
+        ["gpu002", "gpu003", "gpu006"],
+        ["gpu004", "gpu005"],
+        ["gpu001"],
+    )
+    assert facts["drained"] == {"gpu003": "is broken (uncorrectable ECC error encountered)"}
+    assert facts["slurm_of_lost"]["gpu005"]["state"] == "MIXED"
+
+
+def test_who_follows_a_job_is_told_of_nodes(job: JobDirectory) -> None:
+    """What has happened since, and not what was before."""
+    Losses(job.path, "", NOW - 300).write()
+    told: list[str] = []
+    ended = follow.Ended(job, Selection(), told.append, Slurm(RUNNING))
+    assert not ended()
+    EventLog(job.events("gpu002"), 1).record(events.NODE_LOST, when=NOW, attempt=3, hosts="gpu006")
+    ended._next = 0.0
+    assert not ended()
+
+    assert told == ["job 47.0: lost gpu006"]
+
+
+def test_ranks_of_a_lost_node(job: JobDirectory) -> None:
+    """They are lost with it, as long as no other attempt has begun."""
+    histories.write(job.path, begin=NOW - 130, ending="", attempts=1)
+    log = EventLog(job.events("gpu001"), 0)
+    log.record(events.NODE_LOST, when=NOW - 30, attempt=0, hosts="gpu002")
+    lost = {"host": "gpu002", "state": "DOWN", "gone": True, "reason": "it smokes", "waited": 1.0, "last": True}
+    log.record(events.NODE_STATE, when=NOW - 29, attempt=0, **lost)
+    told = head(seen(job, RUNNING))
+
+    assert told["lost"] == "gpu002, 30 s ago: Slurm says DOWN: it smokes"
+    assert told["workers"] == "8: 4 up, 4 lost"
+
+
 def test_nodes_that_are_awaited_and_lost(job: JobDirectory) -> None:
     """Whoever is waited for is named, until the next attempt has begun."""
     histories.write(job.path, begin=NOW - 130, ending="", attempts=1)
@@ -333,7 +383,8 @@ def test_nodes_that_are_awaited_and_lost(job: JobDirectory) -> None:
     log.record(events.NODE_MISSING, when=NOW - 20, hosts="gpu002", joined=1, expected=2)
     found = seen(job, RUNNING)
 
-    assert head(found)["nodes"] == "2: gpu[001-002]; lost: gpu002; waiting for gpu002"
+    assert head(found)["nodes"] == "2: gpu[001-002]; waiting for gpu002"
+    assert head(found)["lost"] == "gpu002, 30 s ago"
     log.record(events.ATTEMPT, when=NOW - 10, attempt=1, host="gpu001", world_size=8, agents=2)
     assert head(seen(job, RUNNING))["nodes"] == "2: gpu[001-002]"
 

@@ -146,5 +146,5 @@ def test_what_is_said_of_a_node() -> None:
     )
     assert word(state="IDLE+NOT_RESPONDING", gone=True) == "Slurm says IDLE+NOT_RESPONDING"
     assert word(booted=lost + 7) == f"Slurm says that the node has booted again at {clock} (MIXED)"
-    assert word(last=False) == "Slurm said MIXED then, as it may not have noticed yet"
+    assert word(last=False) == "Slurm said MIXED 40 s later, and may not have noticed yet"
     assert word().startswith("Slurm says that the node is up (MIXED) 40 s later: its agent was killed, or ")

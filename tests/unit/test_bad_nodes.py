@@ -1,0 +1,94 @@
+"""Which nodes the next job had better be without, and how an attempt is told that has lost nodes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hpc_launch.records import bad_nodes, causes, events, history, telling
+from hpc_launch.records.bad_nodes import BadNode
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.events import EventLog
+from hpc_launch.records.model import History
+from tests import histories
+from tests.histories import Losses
+
+ECC = "uncorrectable ECC error encountered"
+
+
+def test_drained_and_lost_nodes(tmp_path: Path) -> None:
+    """Not those that have come back, nor those that are up as Slurm says: their agents were killed."""
+    found = bad_nodes.find(history.read(Losses(tmp_path / "1.0").write()))
+
+    assert found == (
+        BadNode("gpu003", f"is broken ({ECC})"),
+        BadNode("gpu004", "was lost (Slurm: DOWN+NOT_RESPONDING, Not responding)"),
+    )
+    assert bad_nodes.find(History(tmp_path)) == ()
+
+
+@pytest.mark.parametrize(
+    ("exception", "why"), [(("RuntimeError", f"CUDA error: {ECC}"), f"is broken ({ECC})"), (("ValueError", "nan"), "")]
+)
+def test_a_run_that_cannot_lose_nodes_has_bad_ones_as_well(
+    tmp_path: Path, exception: tuple[str, str], why: str
+) -> None:
+    """The worker that failed first has evidence that its device is broken; and a node that is lost ends the run."""
+    path = histories.write(tmp_path / "1.0", attempts=2, ending="failed", fails={0: 6, 1: 6}, exception=exception)
+    EventLog(JobDirectory(tmp_path, "1.0").events("gpu001"), 0).record(
+        events.NODE_LOST, when=1_718_000_122.0, attempt=1, hosts="gpu001"
+    )
+
+    found = bad_nodes.find(history.read(path))
+    assert found == (BadNode("gpu001", "was lost"), *((BadNode("gpu002", why),) if why else ()))
+
+
+def test_those_of_an_earlier_run_are_of_no_interest(tmp_path: Path) -> None:
+    """The job runs again on whatever nodes Slurm has given it since."""
+    exception = ("RuntimeError", f"CUDA error: {ECC}")
+    path = histories.write(tmp_path / "1.0", attempts=2, requeues=[0], exception=exception)
+
+    assert bad_nodes.find(history.read(path)) == ()
+
+
+def test_advice_is_a_line() -> None:
+    """What is the same is told once, and what would be too long is left out; the option has all nodes."""
+    several = [BadNode(f"gpu{number}", "was lost") for number in range(3)]
+    many = [BadNode(f"gpu{number}", f"is broken ({number})") for number in range(9)]
+
+    assert bad_nodes.advice([]) == ""
+    assert bad_nodes.advice([*several, BadNode("gpu7", "is broken")]) == (
+        "bad nodes: each of gpu[0-2] was lost; gpu7 is broken; for the next job: --exclude=gpu[0-2,7]"
+    )
+    told = bad_nodes.advice(many)
+    assert "gpu3 is broken (3); and others; for the next job: --exclude=gpu[0-8]" in told
+    assert "gpu4 is" not in told
+
+
+def test_an_attempt_that_has_lost_nodes(tmp_path: Path) -> None:
+    """What Slurm knows of a single node stands in the headline, of several below it."""
+    path = Losses(tmp_path / "1.0").write()
+    told = history.read(path)
+    blocks = [telling.block(cause) for attempt in told.attempts if (cause := causes.of(told, attempt))]
+
+    assert [block[0] for block in blocks[1:]] == [
+        "lost gpu001: its agent was killed, or the node is gone",
+        "lost gpu[004-005]: their agents were killed, or the nodes are gone",
+    ]
+    assert blocks[2][1].startswith("gpu004: Slurm says DOWN+NOT_RESPONDING since ")
+    assert blocks[2][2].startswith(
+        "gpu005: Slurm says that the node is up (MIXED) 41 s later: its agent was killed, or"
+    )
+    state = {"host": "gpu001", "state": "DOWN", "gone": True, "reason": "it smokes", "waited": 2.0, "last": True}
+    line = json.dumps({"time": 1_718_000_113.0, "event": "node state", "agent": 1, "attempt": 1, **state})
+    with (path / "nodes/gpu002/events.jsonl").open("a") as stream:
+        stream.write(f"{line}\n")
+    told = history.read(path)
+    cause = causes.of(told, told.attempts[1])
+    assert cause is not None
+    assert telling.block(cause) == [
+        "lost gpu001: Slurm says DOWN: it smokes",
+        "10 other ranks followed (ended by hpc-launch: 10)",
+    ]
