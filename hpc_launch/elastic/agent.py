@@ -104,7 +104,7 @@ class Agent(LocalElasticAgent):
         if self._own is not None:
             self._own.observer = self._recorder.say
         if isinstance(self._own, MovingRendezvous):
-            self._own.spared = self._record_as_spare
+            self._own.spared, self._own.idle = self._record_as_spare, self._hear_notices
 
     # ---- what is asked when the run has ended
 
@@ -245,6 +245,12 @@ class Agent(LocalElasticAgent):
             self._slurm.ask_again()
             if self._course.leader:
                 speaking.notice(name, self._slurm.left)
+
+    def _hear_notices(self) -> None:
+        """Tell the other agents of notice signals that come to this one, which has no workers."""
+        for name, number in self._notices.turn([], self._others.notices()).items():
+            self._others.tell_notice(name, number)
+            self._slurm.ask_again()
 
     def _mind_the_disk(self) -> None:
         """Say once, on one node for all, that nothing can be written any more."""

@@ -199,7 +199,10 @@ class Leader(Post):
         session.place, session.known = (caller.address, caller.port), caller.known
         if session.known.agreed.number > self._newest.number:
             self._newest = session.known.agreed
+        before = self._story.notices
         self._story = story.together([self._story, story.read(Story, caller.story)])
+        if self._story.notices != before:
+            self._broadcast("notices", counts=self._story.notices)
 
     def _unfit(self, caller: Caller) -> tuple[str, int] | None:
         """Why an agent cannot join a run that has begun, which goes on without it; None if it can."""

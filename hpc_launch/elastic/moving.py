@@ -22,7 +22,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # public, but its
 from torch.distributed.elastic.rendezvous import RendezvousInfo
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousStoreInfo
 
-from hpc_launch.elastic import finding, stores, story
+from hpc_launch.elastic import finding, membership, stores, story
 from hpc_launch.elastic.console import say
 from hpc_launch.elastic.leading import Leader
 from hpc_launch.elastic.lines import Lines, notice_silence
@@ -68,11 +68,13 @@ class MovingRendezvous(SlurmRendezvous):
     Attributes:
         start: what the leader said of the current round.
         spared: is told of the plan of a round in which this node has no workers.
+        idle: is called again and again as long as it has none.
     """
 
     def __init__(self, party: Party) -> None:
         super().__init__(party)
         self.spared: Callable[[RoundPlan], object] = lambda _: None
+        self.idle: Callable[[], object] = lambda: None
         self.start: Start | None = None
         self._whole = party
         self._whereabouts = finding.Whereabouts(party)
@@ -148,6 +150,8 @@ class MovingRendezvous(SlurmRendezvous):
 
     def tell_notice(self, name: str, count: int) -> None:
         """Tell the other agents that a signal came for the `count`-th time."""
+        # It is in what this agent says of itself, too: whoever leads next may be told in no other way.
+        self._story = replace(self._story, notices=membership.merged([self._story.notices, {name: count}]))
         self._send("notice", name=name, count=count)
 
     def notices(self) -> Mapping[str, int]:
@@ -366,6 +370,7 @@ class MovingRendezvous(SlurmRendezvous):
                     say(f"{self._whole.host} is a spare")
                     told = True
                     self.spared(self.start.round_plan)
+                self.idle()
             elif self.leads and self._known.agreed.number and time.monotonic() - searched > _SEARCH_SECONDS:
                 searched = time.monotonic()
                 self._yield_to_another()

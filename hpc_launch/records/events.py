@@ -18,7 +18,7 @@ agent that wrote it) and, once there is one, `attempt` (as in the job directory)
                     workers), spares, leader (its host), lost (who took part before and does not any more)
     node lost       an agent was lost: hosts (folded); of a parted network each side says so of the other
     node back       a node that was lost is there again, and waits for the next attempt: hosts
-    node state      what Slurm says of a node that was lost: host, state, gone (whether no job can run there), reason,
+    node state      what Slurm says of a node that was lost: host, state, gone (no job is started there now), reason,
                     since (when there was that reason), booted, waited (seconds since the loss), last (it was not asked
                     again)
     node drained    a node has shown to be bad, and is behind the spares from now on: hosts, why (words that go on with

@@ -197,7 +197,7 @@ class NodeState:
         time: when.
         host: the node.
         state: in Slurm's words.
-        gone: whether Slurm knew that jobs could not run there.
+        gone: whether Slurm, or an administrator, knew that it is not as it should be.
         reason: why, in the words of Slurm or of an administrator; empty where nobody has said.
         since: since when there was that reason; None without one.
         booted: when the node booted; None where that is not known.

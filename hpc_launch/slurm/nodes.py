@@ -13,8 +13,8 @@ _BOOTED = re.compile(r" BootTime=(\S+)")
 # Whoever gives a reason can have anything in it; then Slurm says who it was, and when.
 _REASON = re.compile(r" Reason=(.*) \[[^\[\]\s]*@(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\]")
 
-# What Slurm takes for gone (slurm.h, node_states); `*` is how releases before 21.08 write that a node does not respond.
-_GONE = frozenset({"DOWN", "NOT_RESPONDING", "FAIL", "POWERED_DOWN", "POWERING_DOWN", "REBOOT_ISSUED"})
+# What no job is started on (slurm.h, node_states); `*` is how releases before 21.08 write that a node does not respond.
+_GONE = frozenset({"DOWN", "DRAIN", "NOT_RESPONDING", "FAIL", "POWERED_DOWN", "POWERING_DOWN", "REBOOT_ISSUED"})
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class NodeRecord:
 
     @property
     def gone(self) -> bool:
-        """Whether Slurm knows that jobs cannot run there now."""
+        """Whether Slurm, or an administrator, knows that it is not as it should be: no job would be started there."""
         return bool(_GONE & {*self.state.split("+")})
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from hpc_launch.records import history
 from tests.cluster import Cluster
 from tests.slurm.steps_support import DEADLINE, PREAMBLE, Ended
 from tests.support import wait_for
@@ -99,9 +102,11 @@ class Run:
 
 
 @contextlib.contextmanager
-def run(cluster: Cluster, folder: Path, *options: str, nodes: int = 4, script: Sequence[str] = ()) -> Iterator[Run]:
+def run(
+    cluster: Cluster, folder: Path, *options: str, nodes: int = 4, script: Sequence[str] = (), worker: str = TRAINS
+) -> Iterator[Run]:
     """Start a job that may lose nodes."""
-    (folder / "worker.py").write_text(TRAINS)
+    (folder / "worker.py").write_text(worker)
     script = script or ("worker.py",)
     srun = ["srun", "--no-kill", f"--nodes={nodes}", "--ntasks-per-node=1", "--mem=500"]
     launch = shlex.join(["hpc-launch", "--nproc-per-node=1", *options, *script])
@@ -146,6 +151,64 @@ def test_a_spare_takes_the_place_of_a_lost_node(cluster: Cluster, tmp_path: Path
         status = job.ends()
 
     assert status == 0, job.describe()
+
+
+# The same, with a device on gpu002 that breaks when it is told to, and ranks that write down that they were told.
+BREAKS = TRAINS.replace(
+    "told = False\n",
+    """told = False
+signal.signal(signal.SIGUSR1, lambda *_: say_so("told"))
+def say_so(word):
+    with open(f"{word}-{attempt}-{rank}", "a") as stream:
+        stream.write("x")
+say_so("here")
+""",
+).replace(
+    "    time.sleep(0.05)\n",
+    """    if os.environ["SLURMD_NODENAME"] == "gpu002" and attempt == 0 and pathlib.Path("break").exists():
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+    time.sleep(0.05)
+""",
+)
+
+
+def test_a_broken_node_and_one_that_slurm_knows_to_be_bad(cluster: Cluster, tmp_path: Path) -> None:
+    """A notice that only the spare gets is everybody's; it takes the place of a broken node; Slurm is asked."""
+
+    def told(attempt: int) -> list[str]:
+        return [path.read_text() for path in sorted(tmp_path.glob(f"told-{attempt}-*"))]
+
+    options = ("--nnodes=2:4", "--spares=1", "--max-restarts=1")
+    with run(cluster, tmp_path, *options, worker=BREAKS) as job:
+        job.trains_on(0, "gpu001", "gpu002", "gpu003")
+        wait_for(lambda: len(list(tmp_path.glob("here-0-*"))) == 3, DEADLINE, job.describe)
+        (path,) = (tmp_path / "logs").glob("*.*")
+        (spare,) = [pid for host, pid in history.read(path).runs[0].agents if host == "gpu004"]
+        os.kill(spare, signal.SIGUSR1)
+        wait_for(lambda: told(0) == ["x"] * 3, DEADLINE, job.describe)
+        (tmp_path / "break").touch()
+        job.trains_on(1, "gpu001", "gpu003", "gpu004")
+        wait_for(lambda: told(1) == ["x"] * 3, DEADLINE, job.describe)
+        cluster.run(["scontrol", "update", "nodename=gpu003", "state=drain", "reason=it smokes"])
+        cluster.kill("gpu003")
+        job.trains_on(2, "gpu001", "gpu002", "gpu004")
+        wait_for(lambda: history.read(path).node_states, DEADLINE, job.describe)
+        now = cluster.run(["hpc-launch", "status", str(path)], cwd=tmp_path).stdout
+        status = job.ends()
+    report = cluster.run(["hpc-launch", "report", "--markdown", str(path)], cwd=tmp_path).stdout
+
+    assert status == 0, job.describe()
+    assert (told(0), told(1)) == (["x"] * 3, ["x"] * 3), job.describe()
+    drained = "gpu002 is broken (uncorrectable ECC error encountered)"
+    assert f"hpc-launch: {drained}: it goes behind the spares" in job.so_far.console, job.describe()
+    assert re.search(r"hpc-launch: gpu003: Slurm says MIXED\+DRAIN since .*: it smokes", job.so_far.console), (
+        job.describe()
+    )
+    assert "nodes     3: gpu[001-002,004]\n" in now, now
+    assert re.search("^lost +gpu003, .*: Slurm says MIXED.*: it smokes$", now, re.MULTILINE), now
+    assert f"drained   {drained}\n" in now, now
+    assert "--exclude=gpu[002-003]" in report, report
+    assert "All 3 ranks ended well in attempt 2; 1 node lost on the way." in report, report
 
 
 @pytest.mark.parametrize(

@@ -254,6 +254,28 @@ def test_a_broken_node_is_drained_at_once_and_named_once(
     assert capfd.readouterr().err.count("--exclude=node2") == 1
 
 
+def test_a_notice_that_comes_to_a_spare(group: Callable[..., Group]) -> None:
+    """All hear of it, and so does who leads next where the one that led is lost with it."""
+    handlers = group(4, spares=1)
+    idle: list[int] = []
+    handlers[3].idle = lambda: idle.append(handlers[3].round_number)
+    waiting = begin(handlers[3].next_rendezvous)
+    meet(handlers[:3])
+    wait_for(lambda: idle, DEADLINE, "the spare does not look")
+    handlers[3].tell_notice("SIGUSR1", 1)
+    wait_for(lambda: all(handler.notices() for handler in handlers), DEADLINE, "no notice")
+    leader = handlers[0]._post
+    assert leader is not None
+    leader._inform = lambda *_: None  # type: ignore[method-assign]  # what is said to it is lost with it
+    handlers[3].tell_notice("SIGUSR1", 2)
+    die(handlers[0])
+    lost(handlers[1:3], "node1")
+    meet(handlers[1:3])
+    finish([waiting])
+
+    assert [handler.notices() for handler in handlers[1:]] == [{"SIGUSR1": 2}] * 3
+
+
 def test_what_is_written_down_about_nodes(group: Callable[..., Group], capfd: pytest.CaptureFixture[str]) -> None:
     """Who takes part, by whoever leads; losses of spares and of leaders; who comes back; a spare is told the plan."""
     handlers = group(5, spares=1, max_restarts=1)
