@@ -314,8 +314,11 @@ class Agent(LocalElasticAgent):
                     self._initialize_workers(self._worker_group)
                 except SpareReleased as released:
                     self.end = released.end
-                    well = released.end.ending == Ending.DONE.value
-                    return RunResult(WorkerState.SUCCEEDED if well else WorkerState.FAILED)
+                    if released.end.ending != Ending.DONE.value:
+                        return RunResult(WorkerState.FAILED)
+                    # torch wants to know of its workers, though there were none.
+                    nothing = dict.fromkeys(worker.global_rank for worker in self._worker_group.workers)
+                    return RunResult(WorkerState.SUCCEEDED, return_values=nothing)
                 self._recorder.clock(self._own.clock())
                 end, result = self._watch(self._own, alarm).follow()
                 self._end_round(self._own, end)

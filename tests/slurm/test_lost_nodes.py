@@ -172,6 +172,16 @@ say_so("here")
 )
 
 
+def test_a_spare_that_is_not_needed_ends_well(some_cluster: Cluster, tmp_path: Path) -> None:
+    """So does the job, and nothing is said of it but that it is a spare."""
+    with run(some_cluster, tmp_path, "--nnodes=1:2", "--spares=1", nodes=2) as job:
+        job.trains_on(0, "gpu001")
+        status = job.ends()
+
+    ours = [line for line in job.so_far.console.splitlines() if "gpu002" in line or "rror" in line]
+    assert (status, ours) == (0, ["hpc-launch: gpu002 is a spare"]), job.describe()
+
+
 def test_a_broken_node_and_one_that_slurm_knows_to_be_bad(cluster: Cluster, tmp_path: Path) -> None:
     """A notice that only the spare gets is everybody's; it takes the place of a broken node; Slurm is asked."""
 
