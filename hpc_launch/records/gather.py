@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,8 @@ class Gathered:
         mine: dict[int, list[_Event]] = {first: [] for first in plans}
         for event in self._events:
             mine.setdefault(event.run, []).append(event)
-        return tuple(_run(first, plans.get(first, {}), mine[first]) for first in sorted(mine))
+        last = {roll.run: roll.members for roll in self.rolls()}
+        return tuple(_run(first, plans.get(first, {}), mine[first], last.get(first)) for first in sorted(mine))
 
     def attempts(self) -> tuple[Attempt, ...]:
         """The attempts, by number."""
@@ -248,9 +249,12 @@ def _last(beats: Sequence[_Event], agent: int) -> tuple[int, ...]:
     return mine[-1].fields.wholes("waiting") if mine else ()
 
 
-def _run(number: int, plan: Mapping[str, Any], mine: Sequence[_Event]) -> Run:
+def _run(number: int, plan: Mapping[str, Any], mine: Sequence[_Event], members: AbstractSet[str] | None) -> Run:
+    """A run. Of one that may lose nodes it is those who took part in the last attempt that know how it ended."""
     begun = [event for event in mine if event.kind == events.RUN]
-    left = [event for event in mine if event.kind == events.RUN_ENDED]
+    stayed = [event for event in mine if members is None or event.host in members]
+    started = [event for event in stayed if event.kind == events.RUN]
+    left = [event for event in stayed if event.kind == events.RUN_ENDED]
     told = begun[0].fields if begun else Fields({})
     statuses = [int(status) for event in left if (status := event.fields.number("status")) is not None]
     versions = {name: value for name, value in told.inner("versions").values.items() if isinstance(value, str)}
@@ -261,7 +265,7 @@ def _run(number: int, plan: Mapping[str, Any], mine: Sequence[_Event]) -> Run:
         run_id=told.text("run_id") or Fields(plan).text("run_id"),
         restart_count=told.whole("restart_count"),
         begin=min((event.time for event in begun or mine), default=None),
-        end=max(event.time for event in left) if left and len(left) >= len(begun) else None,
+        end=max(event.time for event in left) if left and len(left) >= len(started) else None,
         status=max(statuses, default=None),
         agents=tuple((event.host, event.fields.whole("pid")) for event in begun),
     )

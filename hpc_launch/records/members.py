@@ -63,7 +63,7 @@ def _first_said(said: Iterable[NodeEvent], following: Mapping[int, Roll]) -> Ite
             seen.update(new)
             if new:
                 yield replace(event, hosts=fold_hosts(host for _, host in new))
-        else:
+        elif event.kind != "missing" or _went_on(event, following):
             seen.difference_update(hosts if event.kind == "back" else ())
             yield event
 
@@ -91,6 +91,12 @@ def _right(event: NodeEvent, following: Mapping[int, Roll]) -> bool:
     """Whether a node was lost that somebody has lost: by the word of one who went on, or because it did not."""
     after = following.get(event.attempt) if event.attempt is not None else None
     return after is None or event.by in after.members or not after.members & {*unfold_hosts(event.hosts)}
+
+
+def _went_on(event: NodeEvent, following: Mapping[int, Roll]) -> bool:
+    """Whether who said it took part in the next attempt."""
+    after = following.get(event.attempt) if event.attempt is not None else None
+    return after is None or event.by in after.members
 
 
 def _between(before: Roll, after: Roll, said: Sequence[NodeEvent]) -> Iterator[NodeEvent]:

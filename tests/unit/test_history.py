@@ -262,3 +262,23 @@ def test_a_leader_that_is_lost(path: Path) -> None:
     assert (attempt.ending, attempt.status, attempt.by, attempt.decided) == ("failed", 69, "gpu001", 112.0)
     assert cause is not None
     assert cause.lost == "gpu000"
+
+
+def test_a_run_ends_as_those_say_who_were_in_it(path: Path) -> None:
+    """A node that was cut off ends by itself, with a status of its own; one that was killed says nothing."""
+    job = JobDirectory(path.parent, path.name)
+    logs = {host: EventLog(job.events(host), agent) for agent, host in enumerate(("gpu000", "gpu001", "gpu002"))}
+    for host, log in logs.items():
+        log.record(events.RUN, when=90.0, host=host, first_attempt=0, pid=5)
+        log.record(events.ATTEMPT, when=100.0, attempt=0, host=host, world_size=3)
+    logs["gpu000"].record(events.NODES, when=100.0, attempt=0, hosts="gpu[000-002]", leader="gpu000")
+    logs["gpu000"].record(events.NODES, when=120.0, attempt=1, hosts="gpu000", leader="gpu000", lost="gpu[001-002]")
+    logs["gpu001"].record(events.NODE_MISSING, when=125.0, attempt=0, hosts="gpu[000,002]", joined=1, expected=3)
+    logs["gpu001"].record(events.RUN_ENDED, when=150.0, attempt=0, status=69, cause="cannot go on")
+    told = history.read(path)
+    assert (told.runs[0].end, told.runs[0].status) == (None, None)
+
+    logs["gpu000"].record(events.RUN_ENDED, when=140.0, attempt=1, status=0)
+    told = history.read(path)
+    assert (told.runs[0].end, told.runs[0].status) == (140.0, 0)
+    assert "missing" not in [event.kind for event in told.node_events]
