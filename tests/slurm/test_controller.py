@@ -88,6 +88,7 @@ def test_rules_and_partitions(any_cluster: Cluster, folder: Path, python: str) -
         "over_time_limit": 0.0,
         "proctrack": any_cluster.config.proctrack,
         "kill_on_bad_exit": False,
+        "slurmd_timeout": 20.0,
         "release": [int(number) for number in any_cluster.config.release.split(".")],
     }
     assert urgent == {"name": "urgent", "grace_time": 0.0, "preempt_mode": "OFF", "max_time": float("inf")}
