@@ -16,7 +16,7 @@ from types import FrameType
 
 from hpc_launch.jobs.files import JobFiles, outcome_of
 from hpc_launch.plan import requeue
-from hpc_launch.records import directory
+from hpc_launch.records import directory, history
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.environment import requeue_id, restart_count
@@ -66,6 +66,21 @@ def run(words: Sequence[str]) -> int:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
     return status if status >= 0 else 128 - status
+
+
+def final_status(job: JobDirectory, environ: Mapping[str, str]) -> int | None:
+    """The status of a run that may lose nodes, by its records; None as long as it goes on, without this node perhaps.
+
+    Args:
+        job: the job directory.
+        environ: the environment.
+    """
+    found = history.read(job.path)
+    run, attempt = found.last_run, found.last_attempt
+    if run is None or attempt is None or run.restart_count != restart_count(environ):
+        return None
+    over = attempt.run == run.first_attempt and attempt.ending in ("done", "failed")
+    return attempt.status if over else None
 
 
 def conclude(files: JobFiles, job: JobDirectory, status: int, environ: Mapping[str, str]) -> bool:

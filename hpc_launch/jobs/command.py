@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_launch.jobs.request import Resources
+from hpc_launch.submission import shares
 
 WORKER = "hpc_launch.jobs.worker"
 
@@ -55,6 +56,21 @@ def agent(
     return [*words, *what]
 
 
+def nodes(resources: Resources, most: int | None = None) -> tuple[str, ...]:
+    """The words about nodes for an agent on each of them: how many are enough, and how many are to spare.
+
+    Args:
+        resources: what was asked for.
+        most: how many nodes there are at most, if that is less than what was asked for.
+    """
+    everywhere = resources.all_nodes
+    most = everywhere.maximum if most is None else min(most, everywhere.maximum)
+    words = (f"--spares={resources.spares}",) if resources.spares else ()
+    if resources.node_range.minimum < resources.node_range.maximum:
+        return (f"--nnodes={resources.node_range.minimum}:{most}", *words)
+    return words
+
+
 def requeue_words(resources: Resources, *, checkpointed: bool) -> tuple[str, ...]:
     """When a job is to run again: what was said, else what its callable can do."""
     said = resources.requeue_words
@@ -73,13 +89,23 @@ def submitit_parameters(resources: Resources, *, requeue: Sequence[str] = ()) ->
     cpus = resources.cpus_per_task
     minutes = resources.minutes or DEFAULT_MINUTES
     additional: dict[str, Any] = dict(resources.slurm)
+    srun = [f"--cpus-per-task={cpus}"] if cpus else []
+    if resources.may_lose_nodes:
+        # Slurm is to let the job and the step live, also where a cluster ends steps for a task that has failed.
+        additional["no-kill"] = True
+        srun += ["--no-kill", "--kill-on-bad-exit=0"]
+    ranged = resources.node_range.minimum < resources.node_range.maximum
+    if ranged:
+        additional["nodes"] = sbatch_nodes(resources)
+        # Said to sbatch, Slurm would count tasks, and stop at the first nodes that are enough.
+        srun.append("--ntasks-per-node=1")
     if requeue and not {"requeue", "no-requeue"} & additional.keys():
         additional["requeue"] = True  # on some clusters no job runs again that does not say so
     found: dict[str, Any] = {
         "name": resources.name,
         "timeout_min": minutes,
-        "nodes": resources.nodes,
-        "tasks_per_node": 1,
+        "nodes": resources.all_nodes.maximum,
+        "tasks_per_node": None if ranged else 1,
         "cpus_per_task": cpus,
         "gpus_per_node": resources.gpus_per_node or None,
         "slurm_mem": f"{_memory(resources.mem)}" if resources.mem is not None else None,
@@ -93,10 +119,17 @@ def submitit_parameters(resources: Resources, *, requeue: Sequence[str] = ()) ->
         # Without the trap the shell of the job script would die of the first SIGTERM, and take srun along.
         "slurm_setup": ["trap : TERM", *resources.setup],
         # srun of Slurm 22.05 to 23.02 does not take the CPUs over from the job (slurm.commands.run_step).
-        "slurm_srun_args": [f"--cpus-per-task={cpus}"] if cpus else None,
+        "slurm_srun_args": srun or None,
         "slurm_additional_parameters": additional or None,
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def sbatch_nodes(resources: Resources) -> str:
+    """The value of --nodes for sbatch."""
+    asked = resources.node_range
+    text = str(asked.minimum) if asked.minimum == asked.maximum else f"{asked.minimum}-{asked.maximum}"
+    return shares.spared(text, resources.spares) or text
 
 
 def _memory(mem: str | float) -> str:

@@ -153,7 +153,10 @@ class Executor:
 
     def _in_allocation(self, base: Path, task: ElasticTask, why: str, job: Allocation) -> Job[Any]:
         files = _claim(base, f"{job.job_label}-{local_job_name(time.time(), os.getpid()).removeprefix('local-')}")
-        options = (f"--nodes={self.resources.nodes}", f"--log-name={files.job_id}")
+        words = command.nodes(self.resources, len(job.hosts))
+        if not any(word.startswith("--nnodes=") for word in words):
+            words = (f"--nodes={self.resources.all_nodes.maximum}", *words)
+        options = (*words, f"--log-name={files.job_id}")
         _say(f"job {files.job_id}: allocation ({why}), {_size(self.resources)}, logs in {self.folder}")
         return self._begin(files, task, place.ALLOCATION, options)
 
@@ -251,7 +254,9 @@ def _plain(value: Any) -> Any:
 
 
 def _size(resources: Resources) -> str:
-    nodes = f"{resources.nodes} node{'s' if resources.nodes > 1 else ''}"
+    asked, spares = resources.node_range, resources.spares
+    nodes = f"{str(asked).replace(':', ' to ')} node{'s' if asked.maximum > 1 else ''}"
+    nodes += f" and {spares} to spare" if spares else ""
     ranks = f" of {resources.ranks} ranks" if resources.ranks else ""
     return f"{nodes}{ranks}"
 

@@ -71,9 +71,10 @@ def choose(
 
 def _too_much(job: Allocation, resources: Resources) -> str:
     """Why an allocation is not enough; empty where it is, as far as is known."""
-    if resources.nodes > len(job.hosts):
+    needed = resources.all_nodes.minimum
+    if needed > len(job.hosts):
         return (
-            f"{resources.nodes} nodes are asked for, and the allocation {job.job_label} has {len(job.hosts)} "
+            f"{needed} nodes are asked for, and the allocation {job.job_label} has {len(job.hosts)} "
             f"({hostlist.fold(job.hosts)})"
         )
     gpus = job.gpus_on_node
@@ -89,7 +90,7 @@ def local_ranks(resources: Resources, devices: int) -> tuple[int, str]:
         resources: what was asked for.
         devices: the accelerators of this machine.
     """
-    asked = resources.nodes * (resources.ranks or 1)
+    asked = resources.node_range.maximum * (resources.ranks or 1)
     if resources.gpus_per_node and devices and asked > devices:
         return devices, f"{devices} ranks instead of {asked}, as this machine has {devices} GPU(s)"
     return asked, ""

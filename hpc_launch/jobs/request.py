@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hpc_launch.errors import UsageError
 from hpc_launch.plan.requeue import REASONS
+from hpc_launch.settings import NodeRange
 from hpc_launch.slurm.times import read_time_limit
 
 CLUSTERS = ("auto", "slurm", "allocation", "local", "debug")
@@ -23,7 +25,9 @@ class Resources:
     """What a job is to have; None is what nobody has said.
 
     Attributes:
-        nodes: how many nodes.
+        nodes: how many nodes. `"MIN:MAX"`, or a pair, is any number between: Slurm gives as many as there are, and the
+            run goes on without nodes that are lost as long as `MIN` are left.
+        spares: nodes besides, which take the place of nodes that are lost.
         gpus_per_node: GPUs of each node.
         ranks_per_node: workers of each node; one per GPU where that is not said, else one.
         cpus_per_task: CPUs of each node: there is one task on each, the agent, whose workers share them.
@@ -42,7 +46,8 @@ class Resources:
         slurm: further options of sbatch by their long names, such as `{"reservation": "maintenance"}`.
     """
 
-    nodes: int = 1
+    nodes: int | str | tuple[int, int] = 1
+    spares: int = 0
     gpus_per_node: int | None = None
     ranks_per_node: int | None = None
     cpus_per_task: int | None = None
@@ -68,6 +73,11 @@ class Resources:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):
                 raise UsageError(f"{name}={value!r}: a whole number from {least} on is expected", option=name)
+        if _node_range(self.nodes) is None:
+            raise UsageError(
+                f"nodes={self.nodes!r}: a whole number from 1 on, or a range such as '2:4' or (2, 4), is expected",
+                option="nodes",
+            )
         if self.time is not None and not self.minutes:
             raise UsageError(
                 f"time={self.time!r}: minutes, or a limit such as '1-12:00:00', is expected", option="time"
@@ -78,6 +88,25 @@ class Resources:
         if unknown:
             words = ", ".join(f"on-{one}" for one in REASONS)
             raise UsageError(f"requeue={unknown[0]!r}: {words} or never is expected", option="requeue")
+
+    @property
+    def node_range(self) -> NodeRange:
+        """How many nodes, without the spares."""
+        found = _node_range(self.nodes)
+        assert found is not None  # noqa: S101 - it was looked at
+        return found
+
+    @property
+    def all_nodes(self) -> NodeRange:
+        """How many nodes, the spares among them: what Slurm is asked for."""
+        return NodeRange(self.node_range.minimum + self.spares, self.node_range.maximum + self.spares)
+
+    @property
+    def may_lose_nodes(self) -> bool:
+        """Whether the run goes on without nodes that are lost."""
+        spares = self.spares or self.launch.get("spares")
+        ranges = filter(None, (self.node_range, _node_range(self.launch.get("nnodes", 1))))
+        return bool(spares) or any(one.minimum < one.maximum for one in ranges)
 
     @property
     def minutes(self) -> int | None:
@@ -100,8 +129,19 @@ class Resources:
         return None if self.requeue is None else tuple(self.requeue)
 
 
+def _node_range(value: Any) -> NodeRange | None:
+    """Read a number of nodes, or a range; None where it is neither."""
+    if isinstance(value, (tuple, list)):
+        value = ":".join(map(str, value)) if len(value) == 2 else ""  # noqa: PLR2004 - a pair
+    if type(value) not in (int, str):
+        return None
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", str(value).strip())
+    found = NodeRange(int(match[1]), int(match[2] or match[1])) if match else None
+    return found if found is not None and 1 <= found.minimum <= found.maximum else None
+
+
 _COUNTS = {
-    "nodes": 1,
+    "spares": 0,
     "gpus_per_node": 0,
     "ranks_per_node": 1,
     "cpus_per_task": 1,

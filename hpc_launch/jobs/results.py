@@ -12,7 +12,7 @@ from typing import Any
 from hpc_launch.errors import JobFailed, WorkerFailed
 from hpc_launch.jobs import remote
 from hpc_launch.jobs.files import read_json
-from hpc_launch.records import causes, history
+from hpc_launch.records import causes, history, telling
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import Worker
 
@@ -75,6 +75,10 @@ def _world_size(files: dict[int, Path]) -> int | None:
 
 
 def _planned(job: JobDirectory) -> int | None:
+    """How many ranks the last attempt has; by the plan, where nobody has written down an attempt."""
+    attempt = history.read(job.path).last_attempt
+    if attempt is not None and attempt.world_size:
+        return attempt.world_size
     derived = read_json(job.last_plan).get("derived", {})
     try:
         nodes, ranks = (int(derived[name]["value"].partition(":")[0]) for name in ("nnodes", "nproc_per_node"))
@@ -103,9 +107,10 @@ def failure(job: JobDirectory, job_id: str, status: int, state: str, last_words:
     attempt = found.last_attempt
     cause = causes.of(found, attempt) if attempt is not None else None
     blamed = cause.first if cause is not None else None
-    # What workers raise because they are stopped is no reason for anything.
+    # What workers raise because they are stopped, or others are lost, is no reason for anything.
     stopped = attempt is not None and bool(attempt.signal)
-    raised = None if stopped else _raised(job, blamed)
+    lost = cause is not None and bool(cause.lost) and blamed is None
+    raised = None if stopped or lost else _raised(job, blamed)
     if raised is not None:
         log = _log(job, raised.host, raised.rank)
         again = remote.again(raised, job_id, log)
@@ -134,7 +139,7 @@ def failure(job: JobDirectory, job_id: str, status: int, state: str, last_words:
             status=code if code >= 0 else 128 - code,
             log=log,
         )
-    words = last_words()
+    words = "; ".join(filter(None, [telling.headline(cause) if cause is not None and lost else "", last_words()]))
     why = f": {words}" if words else ""
     return JobFailed(
         f"job {job_id} ended with status {status} ({state}){why}", job_id=job_id, state=state, exit_status=status

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from hpc_launch.jobs.command import DEFAULT_MINUTES
+from hpc_launch.jobs.command import DEFAULT_MINUTES, sbatch_nodes
 from hpc_launch.jobs.request import Resources
 from hpc_launch.slurm.inventory import NodeGroup
 from hpc_launch.slurm.times import read_time_limit
@@ -43,7 +43,7 @@ def complete(resources: Resources, nodes: Sequence[NodeGroup]) -> tuple[Resource
 
 
 def _options(resources: Resources) -> dict[str, str]:
-    found = {"nodes": str(resources.nodes), "ntasks-per-node": "1"}
+    found = {"nodes": sbatch_nodes(resources), "ntasks-per-node": "1"}
     if resources.gpus_per_node:
         found["gpus-per-node"] = str(resources.gpus_per_node)
     return found

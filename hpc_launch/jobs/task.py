@@ -44,8 +44,9 @@ class ElasticTask:
         target: the path of a script, or a function.
         args: the arguments; those of a script are words.
         log_dir: where the job directory goes; submitit's folder where that is not said.
-        keywords: resources that matter within a job (`ranks_per_node`, `requeue`, `max_requeues`, `max_restarts`,
-            `launch`, `max_pickle_mb`); all others are arguments of the function.
+        keywords: resources that matter within a job (`ranks_per_node`, `spares`, `nodes` where it is a range,
+            `requeue`, `max_requeues`, `max_restarts`, `launch`, `max_pickle_mb`); all others are arguments of the
+            function.
 
     Raises:
         CallError: the function cannot be sent.
@@ -127,13 +128,16 @@ class ElasticTask:
             write_once(files.call, self.call)
         log_dir = Path(self.log_dir or here.paths.folder).absolute()
         slurm = here.cluster == "slurm"
+        lossy = slurm and self.resources.may_lose_nodes
         name = f"{here.job_id}.{os.environ.get('SLURM_STEP_ID', '0')}" if slurm else f"local-{here.job_id}"
-        options = () if slurm else (f"--log-name={name}", "--standalone")
+        options = command.nodes(self.resources) if slurm else (f"--log-name={name}", "--standalone")
         job = JobDirectory(log_dir, name)
         if here.global_rank == 0 and not files.record.exists():
             directory.write_json(files.record, self.record(here.job_id, here.cluster, job.path))
         status = agents.run(self.agent(files.call, log_dir, *options, requeue=slurm))
-        if here.global_rank == 0 and not agents.conclude(files, job, status, os.environ):
+        # Of a run that goes on without nodes that are lost the first one can be among these.
+        final = agents.final_status(job, os.environ) if lossy else status if here.global_rank == 0 else None
+        if final is not None and not agents.conclude(files, job, final, os.environ):
             raise SystemExit(status)  # without a word to submitit: the job runs again
         if status:
             raise _Ended(status, job.path)

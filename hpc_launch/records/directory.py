@@ -215,7 +215,8 @@ def write_whole(path: Path, data: bytes) -> None:
         LogDirError: naming the directory and the reason.
     """
     make(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Several nodes may write the same at the same time.
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
     try:
         temporary.write_bytes(data)
         temporary.replace(path)

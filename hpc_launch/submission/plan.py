@@ -157,14 +157,13 @@ def _spared(request: JobRequest, whole: Mapping[str, str | None]) -> dict[str, s
     """What a job needs that is to go on without nodes that are lost: that Slurm lets it, and nodes to spare."""
     found: dict[str, str | None] = {"no-kill": ""} if request.no_kill else {}
     if request.spares:
-        counts = shares.node_counts(whole.get("nodes") or "1")
-        if counts is None:
+        nodes = shares.spared(whole.get("nodes") or "1", request.spares)
+        if nodes is None:
             raise UsageError(
                 f"--spares {request.spares}: {whole['nodes']} is no number of nodes that some could be added to",
                 option="--spares",
             )
-        least, most = (count + request.spares for count in counts)
-        found["nodes"] = str(least) if least == most else f"{least}-{most}"
+        found["nodes"] = nodes
     return found
 
 

@@ -57,6 +57,15 @@ def node_counts(text: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2] or match[1])) if match else None
 
 
+def spared(text: str, spares: int) -> str | None:
+    """A value of --nodes with so many nodes besides; None where none can be added to it."""
+    counts = node_counts(text)
+    if counts is None:
+        return None
+    least, most = (count + spares for count in counts)
+    return str(least) if least == most else f"{least}-{most}"
+
+
 def gpus_of_a_node(options: Mapping[str, str]) -> Gpus | None:
     """The GPUs that a job asks for on each of its nodes; None where it asks for none, or that cannot be told."""
     if "gpus-per-node" in options:

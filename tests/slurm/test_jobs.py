@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hpc_launch.records import history
 from tests.cluster import Cluster, Job
 from tests.slurm.jobs_support import DEADLINE, clean_environment
 from tests.slurm.python_support import run, told, write_program
@@ -356,3 +359,60 @@ def test_a_job_that_slurm_ends(modern_accounting_cluster: Cluster, tmp_path: Pat
     assert waiting == {"kind": "JobFailed", "state": "CANCELLED"}
     assert refused["kind"] == "SlurmError"
     assert refused["text"].startswith("Slurm refuses the job: ")
+
+
+# Sums up over all ranks again and again, until a file says that it is enough.
+LOSES = """
+def train():
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    rank, attempt = dist.get_rank(), os.environ["HPC_LAUNCH_ATTEMPT"]
+    Path(f"here-{attempt}-{rank}").write_text(place()[1])
+    enough = torch.zeros(1)
+    while not enough[0]:
+        enough[0] = float(rank == 0 and Path("enough").exists())
+        dist.all_reduce(enough)
+        time.sleep(0.05)
+    return [*place(), dist.get_world_size()]
+
+job = hpc_launch.submit(train, nodes="2:3", spares=1, mem="400M", time=10)
+tell(directory=str(job.directory))
+tell(results=job.results(timeout=400), state=job.state, text=str(job), load=hpc_launch.Job.load(job.job_id).result())
+"""
+
+
+def test_results_of_a_job_that_loses_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    """A node is killed, and then the agent on the first one: the results are those of the ranks of the last attempt."""
+
+    def describe() -> str:
+        logs = "".join(f"\n== {path}\n{path.read_text()}" for path in tmp_path.glob("logs/submitted/*_log.*"))
+        return f"{(tmp_path / 'said').read_text()}{logs}\n{cluster.diagnose()}"
+
+    def trains_on(attempt: int, *nodes: str) -> None:
+        def here() -> list[str]:
+            return [path.read_text() for path in sorted(tmp_path.glob(f"here-{attempt}-*"))]
+
+        wait_for(lambda: here() == [*nodes], DEADLINE, describe)
+
+    with clean_environment(), (tmp_path / "said").open("w") as stream:
+        process = cluster.popen(write_program(tmp_path, LOSES), cwd=tmp_path, stdout=stream, stderr=stream)
+    try:
+        trains_on(0, "gpu001", "gpu002", "gpu003")
+        cluster.kill("gpu003")
+        trains_on(1, "gpu001", "gpu002", "gpu004")
+        directory = Path(told((tmp_path / "said").read_text())[0]["directory"])
+        agents = dict(history.read(directory).runs[0].agents)
+        os.kill(agents["gpu001"], signal.SIGKILL)
+        trains_on(2, "gpu002", "gpu004")
+        (tmp_path / "enough").touch()
+        status = process.wait(DEADLINE)
+    finally:
+        process.kill()
+
+    assert status == 0, describe()
+    end = told((tmp_path / "said").read_text())[1]
+    assert end["results"] == [[0, "gpu002", 2], [1, "gpu004", 2]], describe()
+    assert (end["load"], end["state"]) == ([0, "gpu002", 2], "COMPLETED"), describe()
+    assert "without gpu[001,003], lost" in end["text"], describe()

@@ -21,6 +21,7 @@ from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import History, Mark
 from tests import histories
+from tests.histories import Losses
 
 NOW = 1_718_000_100.0
 SUBJECT = Subject("train", "4711", "Slurm")
@@ -48,6 +49,16 @@ def test_the_end_is_what_slurm_says_and_else_what_the_job_has_heard() -> None:
 
     assert compose(SUBJECT, RUNNING, Seen(history), NOW).time_left == 3600
     assert compose(SUBJECT, started_here, Seen(history), NOW).time_left == 60
+
+
+def test_a_job_that_has_lost_nodes(tmp_path: Path) -> None:
+    """It shows the nodes that are left, and how far the ranks are that there still are."""
+    path = Losses(tmp_path / "logs" / "4711.0", "", NOW - 600).write()
+    view = look(SUBJECT, RUNNING, path, NOW)
+
+    assert (view.hosts, view.lost) == (("gpu002", "gpu003", "gpu006"), ("gpu004", "gpu005"))
+    assert [each.rank for each in view.ranks] == [0]
+    assert "on gpu[002-003,006], without gpu[004-005], lost, 6 ranks, attempt 3" in text.headline(view)
 
 
 # ---- waiting

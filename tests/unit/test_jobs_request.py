@@ -45,8 +45,12 @@ def test_submitits_names_are_understood() -> None:
     ("given", "message"),
     [
         ({"nods": 2}, "there is no resource 'nods'; did you mean 'nodes'?"),
-        ({"nodes": 0}, "nodes=0: a whole number from 1 on is expected"),
-        ({"nodes": "2"}, "nodes='2': a whole number from 1 on is expected"),
+        ({"nodes": 0}, "nodes=0: a whole number from 1 on, or a range such as '2:4' or (2, 4), is expected"),
+        ({"nodes": True}, "nodes=True: a whole number from 1 on"),
+        ({"nodes": "4:2"}, "nodes='4:2': a whole number from 1 on"),
+        ({"nodes": (1, 2, 3)}, "nodes=(1, 2, 3): a whole number from 1 on"),
+        ({"nodes": (1.5, 2)}, "nodes=(1.5, 2): a whole number from 1 on"),
+        ({"spares": -1}, "spares=-1: a whole number from 0 on is expected"),
         ({"ranks_per_node": True}, "ranks_per_node=True: a whole number from 1 on is expected"),
         ({"time": "soon"}, "time='soon': minutes, or a limit such as '1-12:00:00', is expected"),
         ({"requeue": "on-monday"}, "requeue='on-monday': on-notice, on-timeout, on-preempt, on-failure or never"),
@@ -100,6 +104,34 @@ def test_one_task_is_started_on_each_node() -> None:
         "slurm_srun_args": ["--cpus-per-task=32"],
         "slurm_additional_parameters": {"reservation": "x", "requeue": True},
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "words", "there"),
+    [
+        ({"nodes": 4}, None, (), ()),
+        ({"nodes": "4"}, None, (), ()),
+        ({"nodes": "2:4"}, "2-4", ("--nnodes=2:4",), ("--nnodes=2:3",)),
+        ({"nodes": (2, 4), "spares": 1}, "3-5", ("--nnodes=2:5", "--spares=1"), ("--nnodes=2:3", "--spares=1")),
+        ({"nodes": 3, "spares": 2}, None, ("--spares=2",), ("--spares=2",)),
+        ({"nodes": 4, "launch": {"nnodes": "2:4"}}, None, (), ()),
+    ],
+)
+def test_a_run_that_goes_on_without_nodes(
+    given: dict[str, Any], asked: str | None, words: tuple[str, ...], there: tuple[str, ...]
+) -> None:
+    """Slurm is asked for all nodes, and to let the others live; the agents hear how many are enough, and to spare."""
+    resources = request.read(given)
+    parameters = submitit_parameters(resources)
+    more = parameters.get("slurm_additional_parameters", {})
+    lossy = bool(words) or "launch" in given
+
+    assert resources.may_lose_nodes == more.get("no-kill", False) == lossy
+    srun = ["--no-kill", "--kill-on-bad-exit=0"] * lossy + ["--ntasks-per-node=1"] * (asked is not None)
+    assert parameters.get("slurm_srun_args", []) == srun
+    assert parameters.get("tasks_per_node") == (1 if asked is None else None)
+    assert (more.get("nodes"), parameters["nodes"]) == (asked, resources.all_nodes.maximum)
+    assert (command.nodes(resources), command.nodes(resources, 3)) == (words, there)
 
 
 def test_what_nobody_says_is_left_to_slurm() -> None:
@@ -183,6 +215,8 @@ def test_too_many_nodes_are_noted() -> None:
     _, notes = sizes.complete(Resources(nodes=9, time=1), (group(),))
 
     assert [note for note in notes if "--nodes=9, but partition gpu has 4 nodes" in note] != []
+    _, notes = sizes.complete(Resources(nodes=(4, 9), spares=1, time=1), (group(),))
+    assert [note for note in notes if "--nodes=5-10, but partition gpu has 4 nodes" in note] != []
 
 
 # ---- where
@@ -204,6 +238,8 @@ STEP = Step("12", "12", 0, ("n0",), "n0", 0, 1, 0, 1, 0, 1, None, 1, (), "/", 0)
         ("auto", allocation(), True, Resources(nodes=2), "allocation"),
         ("auto", allocation(Place.TERMINAL), True, Resources(), "allocation"),
         ("auto", allocation(), True, Resources(nodes=3), "slurm"),
+        ("auto", allocation(), True, Resources(nodes="2:4"), "allocation"),
+        ("auto", allocation(), True, Resources(nodes="2:4", spares=1), "slurm"),
         ("auto", allocation(gpus=2), True, Resources(gpus_per_node=4), "slurm"),
         ("auto", allocation(Place.BATCH), True, Resources(), "slurm"),
         ("auto", STEP, True, Resources(), "slurm"),
@@ -252,6 +288,7 @@ def test_the_choice_says_why() -> None:
         (Resources(nodes=2, gpus_per_node=4), 0, 8),
         (Resources(nodes=2, gpus_per_node=4), 2, 2),
         (Resources(nodes=2, ranks_per_node=4), 2, 8),
+        (Resources(nodes=(1, 3), spares=1), 0, 3),
     ],
 )
 def test_on_one_machine_there_are_as_many_ranks(resources: Resources, devices: int, ranks: int) -> None:

@@ -14,15 +14,18 @@ from typing import Any
 import pytest
 
 from hpc_launch.errors import JobFailed, UsageError, WorkerFailed
-from hpc_launch.jobs import files, remote, results
+from hpc_launch.jobs import agents, files, remote, results
 from hpc_launch.jobs.files import JobFiles, outcome_of, read_outcome, write_once
 from hpc_launch.jobs.handles import Ending, Queued, Started
 from hpc_launch.jobs.job import Job
 from hpc_launch.jobs.watch import Watch
 from hpc_launch.node import processes
+from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.events import EventLog
 from hpc_launch.slurm.job import JobRecord
 from tests import histories
+from tests.histories import Losses
 
 
 @dataclass
@@ -342,6 +345,41 @@ def test_what_is_raised_in_a_stop_is_no_cause(tmp_path: Path) -> None:
     assert type(error) is JobFailed
     assert (error.state, error.exit_status) == ("CANCELLED", 143)
     assert str(error) == "job 12 ended with status 143 (CANCELLED): the last words"
+
+
+def test_what_is_raised_for_a_lost_node_is_no_cause(tmp_path: Path) -> None:
+    """Too few are left: that is said, and not what a rank has raised that lost its connection."""
+    job = ended(tmp_path)
+    Losses(job.path, "").write()
+    log = EventLog(job.events("gpu002"), 1)
+    log.record(events.NODE_LOST, when=1_718_000_300.0, attempt=3, hosts="gpu006")
+    end = {"ending": "restart", "by": "gpu002", "status": 69, "cause": "lost the agent on gpu006", "signal": ""}
+    log.record(events.ROUND_ENDED, when=1_718_000_300.0, attempt=3, **end)
+    remote.note(job.rank(3, "gpu002", 0).raised, ConnectionError("a peer is gone"), None, 0, "gpu002")
+    error = results.failure(job, "12", 69, "FAILED", lambda: "only gpu[002-003] is left")
+
+    assert type(error) is JobFailed
+    assert str(error).startswith("job 12 ended with status 69 (FAILED): lost gpu006: its agent was killed, or the node")
+    assert str(error).endswith("; only gpu[002-003] is left")
+
+
+@pytest.mark.parametrize(("ending", "restarts", "status"), [("done", 0, 0), ("", 0, None), ("done", 1, None)])
+def test_the_end_of_a_run_that_loses_nodes(tmp_path: Path, ending: str, restarts: int, status: int | None) -> None:
+    """It is the last attempt's, of this run and no other: as long as that goes on, whoever ends was lost."""
+    job = JobDirectory(tmp_path, "12.0")
+    assert agents.final_status(job, {}) is None
+    Losses(job.path, ending).write()
+
+    assert agents.final_status(job, {"SLURM_RESTART_COUNT": str(restarts)}) == status
+
+
+def test_ranks_of_a_script_are_those_of_the_last_attempt(tmp_path: Path) -> None:
+    """The world may have shrunk."""
+    job = JobDirectory(tmp_path, "12.0")
+    Losses(job.path).write()
+    (job.attempt(3)).mkdir()
+
+    assert results.read(job, "12", functions=False) == [None] * 6
 
 
 def test_an_exception_that_stays_there_is_told_in_words(tmp_path: Path) -> None:
