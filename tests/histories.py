@@ -379,4 +379,5 @@ class Losses:
         up = {**common, "state": "MIXED", "gone": False}
         self._say(2, 171, events.NODE_STATE, **{**up, "last": False}, host="gpu004")
         self._say(2, 200, events.NODE_STATE, **{**down, "waited": 30.0, "since": self.begin + 190}, host="gpu004")
+        self._say(1, 151, events.NODE_STATE, **up, host="gpu002")
         self._say(2, 221, events.NODE_STATE, **{**up, "waited": 41.0}, host="gpu005")

@@ -253,13 +253,18 @@ class Leader(Post):
     def _fail(self, running: _Running) -> None:
         agent, failed = min(running.failures.items(), key=lambda item: not item[1].own)
         again = self._story.spent < self._party.max_restarts
-        before = self._story.drained
-        self._story = replace(draining.noted(self._story, running.failures), spent=self._story.spent + again)
-        for bad in self._story.drained.keys() - before.keys():
-            self._tell_drained(int(bad), running, again=again)
+        self._hold_against(running, running.failures, again=again)
+        self._story = replace(self._story, spent=self._story.spent + again)
         ending = Ending.RESTART if again else Ending.FAILED
         position = list(running.start.active).index(agent)
         self._end(running, RoundEnd(ending.value, position, self._known_hosts[agent], failed.status, failed.cause))
+
+    def _hold_against(self, running: _Running, failures: Mapping[int, Failed], *, again: bool) -> None:
+        """Note what failures say of nodes."""
+        before = self._story.drained
+        self._story = draining.noted(self._story, failures)
+        for bad in self._story.drained.keys() - before.keys():
+            self._tell_drained(int(bad), running, again=again)
 
     def _tell_drained(self, agent: int, running: _Running, *, again: bool) -> None:
         """Name a node that has shown to be bad: once, as all hear of it with the end of the round."""
@@ -289,6 +294,8 @@ class Leader(Post):
         if running is not None and running.end is None and agent in running.start.active:
             host = self._known_hosts[agent]
             cause = f"lost the agent on {host}: it was killed, or its node is gone"
+            # Workers fail because a node is lost, but no device breaks for it.
+            self._hold_against(running, {one: said for one, said in running.failures.items() if said.fault}, again=True)
             self._end(running, RoundEnd(Ending.RESTART.value, -1, self._party.host, 69, cause, lost=host))
 
     def _tell_lost(self, agent: int) -> None:

@@ -30,6 +30,7 @@ class SlurmView:
 
     Args:
         heard: is told what was heard.
+        wanted: says whether it is still asked from here.
         ask: asks about nodes.
         ask_rules: asks by what rules Slurm takes a node for down.
     """
@@ -37,10 +38,12 @@ class SlurmView:
     def __init__(
         self,
         heard: Callable[[NodeState], object],
+        wanted: Callable[[], bool] = lambda: True,
         ask: Callable[[Sequence[str]], tuple[NodeRecord, ...] | None] = controller.ask_node_records,
         ask_rules: Callable[[], ClusterRules | None] = controller.ask_rules,
     ) -> None:
-        self._heard, self._ask, self._ask_rules = heard, ask, ask_rules
+        self._heard, self._wanted = heard, wanted
+        self._ask, self._ask_rules = ask, ask_rules
         self._changed = threading.Condition()
         # When each node was lost, and when to ask about it (all time.time).
         self._lost: dict[str, float] = {}
@@ -84,6 +87,9 @@ class SlurmView:
 
     def _run(self) -> None:
         while hosts := self._await_due():
+            if not self._wanted():
+                self.there(hosts)  # somebody else asks
+                continue
             records = {record.name: record for record in self._ask(hosts) or ()}
             self._rules = self._rules or self._ask_rules()
             for host in hosts:
@@ -131,7 +137,7 @@ class SlurmView:
 def follow(handler: MovingRendezvous) -> SlurmView:
     """Ask about the nodes that a run loses, as long as its leader is here, and write down what is heard."""
     observe = handler.observer
-    view = SlurmView(lambda said: observe(events.NODE_STATE, **_facts(said)))
+    view = SlurmView(lambda said: observe(events.NODE_STATE, **_facts(said)), lambda: handler.leads)
 
     def note(event: str, **facts: Any) -> None:
         observe(event, **facts)

@@ -105,7 +105,8 @@ class Gathered:
 
     def node_states(self) -> tuple[NodeState, ...]:
         """What Slurm has said of lost nodes, by time."""
-        return tuple(self._node_state(event) for event in self._of(events.NODE_STATE))
+        said = [self._node_state(event) for event in self._of(events.NODE_STATE)]
+        return members.known_states(said, self.node_events())
 
     @staticmethod
     def _node_state(event: _Event) -> NodeState:

@@ -142,6 +142,21 @@ def fleet(history: History) -> Fleet:
     )
 
 
+def known_states(said: Sequence[NodeState], events: Sequence[NodeEvent]) -> tuple[NodeState, ...]:
+    """What Slurm has said of nodes that were lost: who has stopped may have asked about others.
+
+    Args:
+        said: what was written down.
+        events: what has become of nodes (`told`).
+    """
+    lost = [(event.time, {*unfold_hosts(event.hosts)}) for event in events if event.kind == "lost"]
+    return tuple(
+        state
+        for state in said
+        if any(state.host in hosts and time <= state.time - state.waited + _SAME_SECONDS for time, hosts in lost)
+    )
+
+
 def states_of(history: History, event: NodeEvent) -> tuple[NodeState, ...]:
     """What Slurm has said last of each node of a loss, before the node was lost another time."""
     hosts = {*unfold_hosts(event.hosts)}

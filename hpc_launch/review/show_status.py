@@ -53,7 +53,11 @@ def _head(status: Status, paint: Paint) -> list[tuple[str, str]]:
         ("nodes", _nodes(status, paint) if status.hosts or status.missing else ""),
         ("lost", paint(_lost(status), "red") if status.fleet.lost else ""),
         ("back", _back(status) if status.fleet.waiting else ""),
-        *(("drained", paint(f"{host} {why}", "red")) for host, why in status.fleet.drained.items()),
+        *(
+            ("drained" if node.host in status.fleet.drained else "bad", paint(f"{node.host} {node.why}", "red"))
+            for node in status.bad
+            if node.host not in status.fleet.lost
+        ),
         ("workers", _workers(status, paint) if status.world_size or status.ranks else ""),
         ("progress", _progress(status.progress, status.now) if status.progress is not None else ""),
         ("notice", f"{status.notice.signal}, {words.ago(status.now - status.notice.time)}" if status.notice else ""),
@@ -114,7 +118,8 @@ def _nodes(status: Status, paint: Paint) -> str:
 
 def _back(status: Status) -> str:
     """Nodes that were lost and have come back."""
-    waits = "" if status.standing.over else ", which take part from the next attempt on"
+    part = "takes part" if len(status.fleet.waiting) == 1 else "take part"
+    waits = "" if status.standing.over else f", which {part} from the next attempt on"
     return f"{words.fold_hosts(status.fleet.waiting)}{waits}"
 
 
@@ -265,6 +270,7 @@ def as_dict(status: Status) -> dict[str, Any]:
         "lost": list(status.fleet.lost),
         "back": list(status.fleet.waiting),
         "drained": dict(status.fleet.drained),
+        "bad": {node.host: node.why for node in status.bad},
         "slurm_of_lost": {state.host: {"state": state.state, "reason": state.reason} for state in status.states},
         "time_left": _finite(status.time_left),
         "job_end": _finite(status.job_end),

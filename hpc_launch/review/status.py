@@ -11,7 +11,8 @@ from pathlib import Path
 
 from hpc_launch import hostlist
 from hpc_launch.errors import HostlistError
-from hpc_launch.records import causes, history, members, telling
+from hpc_launch.records import bad_nodes, causes, history, members, telling
+from hpc_launch.records.bad_nodes import BadNode
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.members import Fleet
 from hpc_launch.records.model import (
@@ -91,6 +92,7 @@ class Status:
         fleet: the other nodes of the run: spares, those that were lost, and what is known of it.
         states: what Slurm has said last of lost nodes.
         told: what has become of nodes in the run, by time.
+        bad: the nodes that the next job had better be without.
         ranks: by number.
         job_end: when the job ends; None where there is no such time.
         requeues: so far.
@@ -115,6 +117,7 @@ class Status:
     fleet: Fleet
     states: tuple[NodeState, ...]
     told: tuple[NodeEvent, ...]
+    bad: tuple[BadNode, ...]
     ranks: tuple[RankStatus, ...]
     job_end: float | None
     requeues: tuple[Requeue, ...]
@@ -216,6 +219,7 @@ def make(found: History, directory: JobDirectory, looked: Looked) -> Status:
         fleet=fleet,
         states=tuple({state.host: state for state in found.node_states if state.host in fleet.lost}.values()),
         told=tuple(event for event in found.node_events if run is not None and event.run == run.first_attempt),
+        bad=bad_nodes.find(found),
         ranks=_ranks(found, attempt, looked.outputs, running=running),
         job_end=record.end if record is not None and record.end is not None else found.end_time,
         requeues=found.requeues,

@@ -223,6 +223,24 @@ def test_a_node_that_fails_alone_again_and_again_goes_behind_the_spares(group: C
     assert seen == [("node drained", {"hosts": "node2", "why": why, "stays": False, "attempt": 5})]
 
 
+def test_a_device_does_not_break_for_a_lost_node(group: Callable[..., Group]) -> None:
+    """Where one is lost at the same time, the evidence counts, and failures without any do not."""
+    handlers = group(4, max_restarts=9)
+    meet(handlers)
+    tasks = [
+        begin(partial(handlers[1].report_failure, 1, "it broke", own=True)),
+        begin(partial(handlers[2].report_failure, 1, "it broke", fault="Xid 79")),
+    ]
+    for agent in (1, 2):
+        wait_for(partial(reported, handlers[0], agent), DEADLINE, "it is not heard")
+    die(handlers.pop(3))
+    finish(tasks)
+    lost(handlers[:1], "node4")
+    meet(handlers)
+
+    assert (handlers[0]._story.drained, handlers[0]._story.trouble) == ({"2": "is broken (Xid 79)"}, {"2": 1})
+
+
 def test_a_broken_node_is_drained_at_once_and_named_once(
     group: Callable[..., Group], capfd: pytest.CaptureFixture[str]
 ) -> None:

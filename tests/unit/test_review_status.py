@@ -334,7 +334,7 @@ def test_a_job_that_loses_nodes(job: JobDirectory) -> None:
 
     assert (told["nodes"], told["back"]) == (
         "3: gpu[002-003,006]",
-        "gpu001, which take part from the next attempt on",
+        "gpu001, which takes part from the next attempt on",
     )
     assert told["lost"] == "gpu[004-005], the last 2 min ago; down, as Slurm says: gpu004"
     assert told["drained"] == "gpu003 is broken (uncorrectable ECC error encountered)"
@@ -347,6 +347,14 @@ def test_a_job_that_loses_nodes(job: JobDirectory) -> None:
     )
     assert facts["drained"] == {"gpu003": "is broken (uncorrectable ECC error encountered)"}
     assert facts["slurm_of_lost"]["gpu005"]["state"] == "MIXED"
+
+
+def test_a_bad_node_of_a_run_that_cannot_lose_any(job: JobDirectory) -> None:
+    """The evidence is there all the same."""
+    exception = ("RuntimeError", Losses.BROKEN)
+    histories.write(job.path, begin=NOW - 130, attempts=1, ending="failed", fails={0: 5}, exception=exception)
+
+    assert head(seen(job, RUNNING))["bad"] == "gpu002 is broken (uncorrectable ECC error encountered)"
 
 
 def test_who_follows_a_job_is_told_of_nodes(job: JobDirectory) -> None:

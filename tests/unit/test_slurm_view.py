@@ -30,6 +30,7 @@ class Slurm:
     answers: list[NodeRecord | None]
     asked: list[Sequence[str]] = field(default_factory=list)
     heard: list[NodeState] = field(default_factory=list)
+    wanted: bool = True
 
     def ask(self, names: Sequence[str]) -> tuple[NodeRecord, ...] | None:
         """Answer."""
@@ -45,7 +46,8 @@ def views(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made: list[SlurmView] = []
 
     def make(slurm: Slurm, timeout: float = 0.05) -> SlurmView:
-        made.append(SlurmView(slurm.heard.append, slurm.ask, lambda: ClusterRules(slurmd_timeout=timeout)))
+        rules = ClusterRules(slurmd_timeout=timeout)
+        made.append(SlurmView(slurm.heard.append, lambda: slurm.wanted, slurm.ask, lambda: rules))
         return made[-1]
 
     yield make
@@ -98,6 +100,18 @@ def test_where_slurm_never_takes_a_node_for_down(views: Any) -> None:
     wait_for(lambda: slurm.heard, DEADLINE, "nothing is heard")
 
     assert [state.last for state in slurm.heard] == [True]
+
+
+def test_who_does_not_lead_any_more_asks_no_more(views: Any) -> None:
+    """Whoever leads then does."""
+    slurm = Slurm([UP])
+    view = views(slurm)
+    view._due["gpu1"] = [0.0, 0.0]
+    slurm.wanted = False
+    view.lost(["gpu2"])
+    wait_for(lambda: not view._due, DEADLINE, "it asks and asks")
+
+    assert slurm.asked == []
 
 
 def test_one_that_comes_back_is_of_no_interest(views: Any) -> None:
