@@ -19,7 +19,7 @@ import torch.distributed as dist
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from hpc_launch import runtime
 
@@ -59,6 +59,21 @@ def datasets(device: torch.device) -> tuple[TensorDataset, TensorDataset]:
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SEED)).to(device)
     test, train = order[:TEST_SAMPLES], order[TEST_SAMPLES:]
     return TensorDataset(images[train], labels[train]), TensorDataset(images[test], labels[test])
+
+
+def shuffled(count: int, epoch: int) -> list[int]:
+    """Return the samples in the order of an epoch: the same on every rank, and when the epoch is run again."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(SEED + epoch)).tolist()
+
+
+def share(order: list[int], seen: int, rank: int, world_size: int) -> list[int]:
+    """Return what a rank is to see of what is left of an epoch: the ranks take turns, and get equally many.
+
+    What was seen is the first part of the order, however many ranks there were: so each sample is seen once in an
+    epoch, also where the number of ranks changes in the middle of it.
+    """
+    left = order[seen:]
+    return left[rank : len(left) - len(left) % world_size : world_size]
 
 
 def say(rank: int, text: str) -> None:
@@ -153,16 +168,14 @@ def train(args: argparse.Namespace, device: torch.device, rank: int, world_size:
 
     # The checkpoint holds the network itself, not DDP's wrapping, so that any number of ranks can read it.
     model = wrap(network, device) if world_size > 1 else network
-    sampler: DistributedSampler[Any] = DistributedSampler(train_set, world_size, rank, seed=SEED, drop_last=True)
+    steps_of_an_epoch = len(train_set) // world_size // batch_size
 
     while epoch < args.epochs:
-        sampler.set_epoch(epoch)  # shuffles anew, and in the same way when this epoch is run again
-        # The ranks take turns in the shuffled samples: what all have seen is the first part of what each is given.
-        unseen = list(sampler)[seen // world_size :]
+        unseen = share(shuffled(len(train_set), epoch), seen, rank, world_size)
         batches = DataLoader(train_set, batch_size, sampler=unseen, drop_last=True)
         steps, leave = train_on(batches, model, optimiser, args.step_seconds)
         step, seen = step + steps, seen + steps * batch_size * world_size
-        left = len(batches) - steps + (args.epochs - epoch - 1) * (len(sampler) // batch_size)
+        left = len(batches) - steps + (args.epochs - epoch - 1) * steps_of_an_epoch
         if steps == len(batches):
             epoch, seen = epoch + 1, 0
         if rank == 0:

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hpc_launch.elastic import locator
 from hpc_launch.elastic.console import Pace, say
@@ -17,11 +18,12 @@ from hpc_launch.records import directory
 
 
 class Whereabouts:
-    """A file in which the leader says where it is, for nodes on which its name does not resolve."""
+    """A file in which the leader says where it is: its name may not resolve, or another than the first node leads."""
 
     def __init__(self, party: Party) -> None:
         """There is one where there are others to read it, and the leader does not choose the directory."""
         self._run_id = party.run_id
+        self._note: dict[str, Any] | None = None
         self._path: Path | None = None
         if party.job.job and len(party.hosts) > 1:
             self._path = party.job.path / "rendezvous.json"
@@ -30,15 +32,16 @@ class Whereabouts:
         """Say that this node leads, and listens on a port."""
         if self._path is not None:
             addresses = [address for interface in network.interfaces() for address in interface.addresses]
-            note = {"run": self._run_id, "addresses": addresses, "port": port}
+            self._note = {"run": self._run_id, "addresses": addresses, "port": port}
             with contextlib.suppress(LogDirError):
-                directory.write_json(self._path, note)
+                directory.write_json(self._path, self._note)
 
     def remove(self) -> None:
-        """Nobody leads any more."""
+        """This node leads no more; what another one has said stays."""
         if self._path is not None:
-            with contextlib.suppress(OSError):
-                self._path.unlink()
+            with contextlib.suppress(OSError, ValueError):
+                if json.loads(self._path.read_text()) == self._note:
+                    self._path.unlink()
 
     def places(self) -> Sequence[tuple[str, Sequence[int]]]:
         """Addresses with the ports to try there, if it is of this run."""

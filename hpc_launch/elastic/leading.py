@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from hpc_launch.elastic.console import Pace, say
 from hpc_launch.elastic.lines import Lines
 from hpc_launch.elastic.membership import Knowledge, Membership
 from hpc_launch.elastic.party import Party
-from hpc_launch.elastic.post import Post, Session
+from hpc_launch.elastic.post import GONE, SILENT, Post, Session
 from hpc_launch.elastic.rounds import Ending, Member, RoundEnd, RoundPlan
 from hpc_launch.elastic.story import Caller, Failed, Start, Story
 from hpc_launch.elastic.tokens import Tokens
@@ -52,6 +52,7 @@ class _Running:
         failed: when that came (time.monotonic); it is the end until it is known to be none of a lost node.
         answered: who has answered since.
         begun: when it began (time.monotonic).
+        heard: whoever has said anything since the round began: its workers have started.
     """
 
     start: Start
@@ -61,6 +62,7 @@ class _Running:
     failed: float = 0.0
     answered: set[int] = field(default_factory=set)
     begun: float = field(default_factory=time.monotonic)
+    heard: set[int] = field(default_factory=set)
 
 
 class Leader(Post):
@@ -126,6 +128,39 @@ class Leader(Post):
             for connection in [*self._sessions]:
                 self._forget(connection)
 
+    @property
+    def awaited(self) -> Mapping[int, tuple[str, int]]:
+        """Other agents that all wait for, as they are to say something soon; and where they listen."""
+        with self._lock:
+            members = {one.agent: one for one in self._sessions.values() if one.agent is not None}
+            awaited = self._awaited(members) - {self._party.agent} if self._leads else set()
+            return {agent: members[agent].place for agent in awaited & members.keys()}
+
+    def _awaited(self, members: Mapping[int, Session]) -> AbstractSet[int]:
+        running = self._running
+        if self._proposal is not None:
+            return {*self._proposal.agents} - self._accepted
+        if running is None:
+            return {agent for agent, one in members.items() if one.ready is None}
+        if running.end is not None:
+            return set()
+        # Their workers are to start; and when those of one node have ended, those of the others are about to.
+        return {*running.start.active} - (running.done or running.heard)
+
+    def miss(self, agents: AbstractSet[int]) -> None:
+        """Wait no more for agents that do not listen any more."""
+        with self._lock:
+            self._gone |= agents - self.callers
+
+    def give_up(self, agent: int) -> None:
+        """Lose an agent that is awaited and does not answer, though its node does."""
+        with self._lock:
+            if self._running is None:
+                say(f"lost the agent on {self._known_hosts[agent]}: {SILENT}")
+            for connection, session in [*self._sessions.items()]:
+                if session.agent == agent:
+                    self._lose(connection, SILENT)
+
     def clear(self) -> None:
         """Remove what nobody needs when the run has ended."""
         end = self._running.end if self._leads and self._running is not None else None
@@ -143,6 +178,8 @@ class Leader(Post):
 
     def _obey(self, connection: socket.socket, session: Session, said: Mapping[str, Any]) -> None:
         word = said["do"]
+        if self._running is not None and session.agent is not None and session.ready is None:
+            self._running.heard.add(session.agent)
         if word == "ready":
             self._welcome(connection, session, story.read(Caller, said["caller"]))
         elif session.agent is None:
@@ -194,6 +231,7 @@ class Leader(Post):
             if self._running is not None and caller.agent not in self._running.start.agents:
                 self._observe(events.NODE_BACK, hosts=caller.host, **self._story.where)
                 say(f"{caller.host} is there, and takes part from the next attempt on")
+                self._expect({**self._story.waiting, str(caller.agent): (caller.address, caller.port)})
         session.agent, session.ready = caller.agent, caller
         self._gone = {*self._gone, *caller.gone} - {caller.agent}
         session.place, session.known = (caller.address, caller.port), caller.known
@@ -209,6 +247,11 @@ class Leader(Post):
         party = self._party
         own = Member(party.agent, party.host, party.workers, party.software)
         return rounds.refusal([own, _member(caller)])
+
+    def _expect(self, waiting: Mapping[str, Sequence[Any]]) -> None:
+        """Let all know who waits for the next round, should another lead it."""
+        self._story = replace(self._story, waiting=waiting)
+        self._broadcast("waiting", who=waiting)
 
     def _note(self, running: _Running, agent: int, word: str, said: Mapping[str, Any]) -> None:
         """Something about the round that runs."""
@@ -244,7 +287,7 @@ class Leader(Post):
             if silent and now - running.failed > self._party.node_timeout:
                 for connection, session in [*self._sessions.items()]:
                     if session.agent in silent:
-                        self._lose(connection)  # its agent does not even answer
+                        self._lose(connection, SILENT)
             elif not silent and (settled or running.failures.keys() == active):
                 self._fail(running)
         elif running.end is not None and running.end.ending == Ending.RESTART.value:
@@ -279,7 +322,7 @@ class Leader(Post):
         running.end = end
         self._broadcast("ended", round=self._story.round, end=story.plain(end), story=story.plain(self._story))
 
-    def _lose(self, connection: socket.socket) -> None:
+    def _lose(self, connection: socket.socket, why: str = GONE) -> None:
         """An agent is gone."""
         agent, closed = self._sessions[connection].agent, self._sessions[connection].lines.closed
         self._forget(connection)
@@ -291,9 +334,11 @@ class Leader(Post):
         if self._proposal is not None and agent in self._proposal.agents:
             self._proposal = None
         running = self._running
-        if running is not None and running.end is None and agent in running.start.active:
+        if running is not None and str(agent) in self._story.waiting:
+            self._expect({one: place for one, place in self._story.waiting.items() if one != str(agent)})
+        elif running is not None and running.end is None and agent in running.start.active:
             host = self._known_hosts[agent]
-            cause = f"lost the agent on {host}: it was killed, or its node is gone"
+            cause = f"lost the agent on {host}: {why}"
             # Workers fail because a node is lost, but no device breaks for it.
             self._hold_against(running, {one: said for one, said in running.failures.items() if said.fault}, again=True)
             self._end(running, RoundEnd(Ending.RESTART.value, -1, self._party.host, 69, cause, lost=host))
@@ -325,7 +370,7 @@ class Leader(Post):
         waited = now - self._since
         first = self._story.round < 0
         busy = members.keys() - ready.keys()
-        missing = busy | {*self._newest.agents} - ready.keys() - self._gone
+        missing = busy | {*self._newest.agents, *map(int, self._story.waiting)} - ready.keys() - self._gone
         if not missing or waited > self._party.join_timeout or (not busy and waited > self._patience(first=first)):
             self._decide(ready, waited, late=bool(missing) and not first)
         elif self._pace.due():
@@ -419,7 +464,7 @@ class Leader(Post):
         self._tokens.remove(self._directory.memberships, before=needed)
         address, port = self._open_store(self._story.round + 1)
         workers = [callers[agent].workers for agent in active]
-        self._story = replace(self._story, round=self._story.round + 1)
+        self._story = replace(self._story, round=self._story.round + 1, waiting={})
         plan = RoundPlan(address, port, workers, self._story.job, self._story.first_attempt)
         start = Start(
             number=agreed.number,

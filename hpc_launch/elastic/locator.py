@@ -158,12 +158,21 @@ class Lifeline:
 
 @dataclass(frozen=True)
 class Found:
-    """Where the store is, by which addresses the two nodes reach each other, and the connection that stays."""
+    """Where the store is, by which addresses the two nodes reach each other, and the connection that stays.
+
+    Attributes:
+        leader_address: of the node that was asked for.
+        own_address: of this node, on the way there.
+        port: as it says: of the store, or where it listens, if there is no store between the agents.
+        lifeline: the connection.
+        leader: the number of the agent there.
+    """
 
     leader_address: str
     own_address: str
     port: int
     lifeline: Lifeline
+    leader: int
 
 
 def find(
@@ -241,7 +250,8 @@ def _ask(question: bytes, address: str, connection: socket.socket, patience: flo
             answer = json.loads(stream.readline(_LONGEST_LINE))
         if answer["run"] != json.loads(question)["run"]:
             return None
-        found = Found(address, own[0], int(answer["port"]), Lifeline(connection))
+        leader = int(answer.get("leader", 0))
+        found = Found(address, own[0], int(answer["port"]), Lifeline(connection), leader)
         connection.sendall(encode(HERE))
     except (OSError, *NONSENSE):
         return None

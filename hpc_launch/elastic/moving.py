@@ -28,9 +28,10 @@ from hpc_launch.elastic.leading import Leader
 from hpc_launch.elastic.lines import Lines, notice_silence
 from hpc_launch.elastic.membership import Knowledge, Membership
 from hpc_launch.elastic.party import Party
+from hpc_launch.elastic.post import GONE, SILENT
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.elastic.rounds import Ending, Message, RoundEnd, RoundPlan
-from hpc_launch.elastic.search import Search
+from hpc_launch.elastic.search import Doubts, Search
 from hpc_launch.elastic.story import Caller, Failed, Start, Story
 from hpc_launch.errors import RendezvousError, RoundRefused
 from hpc_launch.node import network
@@ -45,6 +46,8 @@ _Shared = TypeVar("_Shared", bound=Message)
 _LOOK_SECONDS = 0.02
 # How often those that wait for more agents look whether these have another leader.
 _SEARCH_SECONDS = 1.0
+# How often an agent looks whom it waits for.
+_DOUBT_SECONDS = 0.1
 _FAREWELL_SECONDS = 15.0
 # An answer that takes longer is none.
 _ANSWER_SECONDS = 1.0
@@ -82,6 +85,9 @@ class MovingRendezvous(SlurmRendezvous):
         self._post: Leader | None = None
         self._seat: Lines | None = None
         self._search = Search(party.run_id, party.agent, uuid.uuid4().hex)
+        self._doubts = Doubts(self._search.silent, party.node_timeout)
+        self._next_doubt = 0.0
+        self._done = False
         self._known = Knowledge(Membership(0, tuple(range(party.agents))))
         self._story = Story()
         self._leader = -1
@@ -130,11 +136,14 @@ class MovingRendezvous(SlurmRendezvous):
     def report_done(self) -> None:
         """Say that all workers here ended well; the last agent to do so ends the round."""
         self._send("done", round=self._round)
+        self._done = True
 
     def end(self) -> RoundEnd | None:
         """How the current round ended; None while it goes on. Asks nobody: the leader says it."""
         if self._end is None:
             self._read()
+        if self._end is None:
+            self._mind_the_silent(waits=self._done)
         return self._end
 
     # ---- what concerns all rounds
@@ -286,33 +295,57 @@ class MovingRendezvous(SlurmRendezvous):
         """What has nothing to do with rounds."""
         if word == "notices":
             self._story = replace(self._story, notices=said["counts"])
+        elif word == "waiting":
+            self._story = replace(self._story, waiting=said["who"])
+            self._search.places.update(story.places(said["who"]))
         elif word == "told":
             self._answers[said["id"]] = said["value"]
 
     def _begin(self, start: Start) -> None:
         self._known = self._known.agree(start.membership)
-        self._search.gone &= {*start.agents}
+        self._search.gone.clear()  # they have all answered
         self.start, self._story, self._round = start, start.run, start.run.round
         self._end = self._plan = None
+        self._done = self._opened().sought = False
         self._leader = start.leader
-        places = {int(agent): (str(place[0]), int(place[1])) for agent, place in start.places.items()}
-        self._search.places.update(places)
+        self._search.places.update(story.places(start.places))
+        if self.leads and start.run.round:
+            self._whereabouts.write(self._opened().port)  # for who comes late, and does not find the first node
         if self._whole.agent in start.active:
             rank = list(start.active).index(self._whole.agent)
             self._party = replace(self._whole, agent=rank, agents=len(start.active), hosts=start.hosts)
             self._plan = start.round_plan
 
-    def _lose_leader(self, seat: Lines) -> None:
+    def _lose_leader(self, seat: Lines, why: str = GONE) -> None:
         """The leader is gone: the round is over."""
         host = self._host(self._leader)
-        if seat.closed:
+        if seat.closed and self._end is None:  # otherwise it may have given this agent up
             self._search.gone.add(self._leader)
         seat.close()
         self._seat = None
         if self._end is None:
-            cause = f"lost the agent on {host}, which led the run: it was killed, or its node is gone"
+            cause = f"lost the agent on {host}, which led the run: {why}"
             self._end = RoundEnd(Ending.RESTART.value, -1, self._whole.host, 69, cause, lost=host)
             self.observer(events.NODE_LOST, hosts=host, **self._story.where)
+
+    def _mind_the_silent(self, *, waits: bool) -> None:
+        """Give up who is waited for and does not answer: agents, if this one leads, or else the leader.
+
+        Args:
+            waits: whether this agent waits for a word of the leader.
+        """
+        now, post, seat = time.monotonic(), self._post, self._seat
+        if post is None or seat is None or now < self._next_doubt:
+            return
+        self._next_doubt = now + _DOUBT_SECONDS
+        if post.leads:
+            silent = self._doubts.turn(post.awaited, now)
+            if silent is not None:
+                post.give_up(silent)
+            return
+        places, waits = self._search.places, waits or post.sought
+        if self._doubts.turn({self._leader: places[self._leader]} if waits else {}, now) is not None:
+            self._lose_leader(seat, SILENT)
 
     def _await_end(self, otherwise: RoundEnd, patience: float) -> RoundEnd:
         """Wait for the leader's word on how the round ended."""
@@ -322,6 +355,7 @@ class MovingRendezvous(SlurmRendezvous):
                 self._end = otherwise
                 break
             self._read()
+            self._mind_the_silent(waits=True)
             if self._end is None:
                 time.sleep(_LOOK_SECONDS)
         if otherwise.ending == Ending.FAILED.value and self._end.lost:
@@ -363,6 +397,7 @@ class MovingRendezvous(SlurmRendezvous):
             if self._refusal is not None:
                 raise self._refusal
             self._mind_end_of_run()
+            self._mind_the_silent(waits=True)
             if self.start is not None:
                 if self._plan is not None:
                     return self.start
@@ -418,43 +453,45 @@ class MovingRendezvous(SlurmRendezvous):
         return post.lead()
 
     def _find_first(self) -> Lines:
-        """The connection to the first node, where the run begins."""
+        """The connection to the first node, where the run begins, or to whoever leads it when this one comes late."""
         found = finding.find_leader(self._whole, self._search.key)
         self._own_address = self._own_address or found.own_address
-        self._leader = 0
-        return self._led_by(0, found.lifeline.release())
+        self._search.places[found.leader] = found.leader_address, found.port
+        return self._led_by(found.leader, found.lifeline.release())
 
     def _look_for_leader(self) -> Lines | None:
         """The connection to whoever leads, this agent perhaps; None where that is not known yet."""
         own = self._whole.agent
         if not self._known.agreed.number:
             return self._find_first()
-        for agent in self._known.agreed.agents:
-            if agent == own:
-                say(f"{self._whole.host} takes over" + (f" from {self._host(self._leader)}" * (self._leader != own)))
-                return self._lead()
-            answer = None if agent in self._search.gone else self._search.leader_by(agent)
-            if answer is not None:
-                # Who does not lead is looking for a leader as well, or about to, and comes before this agent.
-                return self._led_by(answer.leader, answer.connection) if answer.connection else None
-        return None
+        answer = self._search.first(agent for agent in self._others() if agent < own)
+        if answer is None:
+            say(f"{self._whole.host} takes over" + (f" from {self._host(self._leader)}" * (self._leader != own)))
+            return self._lead()
+        # Who does not lead is looking for a leader as well, or about to, and comes before this agent.
+        return self._led_by(answer.leader, answer.connection) if answer.connection else None
+
+    def _others(self) -> list[int]:
+        """The agents with which this one may go on, in host-list order."""
+        return sorted({*self._known.agreed.agents, *map(int, self._story.waiting)} - {self._whole.agent})
 
     def _yield_to_another(self) -> None:
         """Lead no more where another agent does whose round has begun without this one, or who comes before it."""
         post, own = self._opened(), self._whole.agent
-        for agent in self._known.agreed.agents:
-            answer = None if agent in post.callers else self._search.leader_by(agent)
-            if answer is None or answer.connection is None:
-                continue
-            if post.formed or not (answer.number > self._known.agreed.number or answer.leader < own):
-                answer.connection.close()
-                continue
+        answers = self._search.ask([agent for agent in self._others() if agent not in post.callers])
+        post.miss(self._search.gone)
+        leaders = [one for one in answers.values() if one is not None and one.connection is not None]
+        better = [one for one in leaders if one.number > self._known.agreed.number or one.leader < own]
+        chosen = better[0] if better and not post.formed else None
+        for one in leaders:
+            if one is not chosen:
+                one.close()
+        if chosen is not None and chosen.connection is not None:
             post.resign()
             if self._seat is not None:
                 self._seat.close()
-            self._seat = self._led_by(answer.leader, answer.connection)
+            self._seat = self._led_by(chosen.leader, chosen.connection)
             self._present()
-            return
 
     def _led_by(self, leader: int, connection: socket.socket) -> Lines:
         notice_silence(connection, self._whole.node_timeout)

@@ -17,6 +17,10 @@ from hpc_launch.elastic.membership import Knowledge, Membership
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.story import Caller
 
+# Why an agent is lost, mostly and otherwise.
+GONE = "it was killed, or its node is gone"
+SILENT = "it does not answer, though its node does"
+
 _NOTHING = Knowledge(Membership(-1, ()))
 
 
@@ -47,6 +51,8 @@ class Post(Calls[Session]):
         super().__init__(party.run_id, listener, Session, name="post", silence=party.node_timeout)
         self.leader = -1
         """Whom this agent is with, for others to hear; -1 while it looks for one."""
+        self.sought = False
+        """Whether another agent looks for a leader, perhaps because this one's does not answer."""
         self._party = party
         self._leads = False
 
@@ -75,6 +81,7 @@ class Post(Calls[Session]):
     def _answer(self, connection: socket.socket, session: Session, said: Mapping[str, Any]) -> None:
         """Who calls asks whether this agent leads its run."""
         mine = self._is_ours(said)
+        self.sought = self.sought or (mine and not self._leads)
         if mine and (self._leads or said.get("again")):
             about = {"leads": self._leads, "leader": self.leader, "number": self._number}
             self._reply(session, run=self._run_id, port=self.port, **about)

@@ -1,13 +1,24 @@
-"""Look for the leader of a run that has lost it: ask agents whether they lead, and whomever they name."""
+"""Ask agents of a run that may lose nodes whether they lead, and those that are waited for whether they live.
+
+Who calls is answered by a thread that does nothing else (`post`), however busy an agent is. So one that does not
+answer, though its kernel keeps the connections, is stopped or hangs; one that takes long to end its workers is not.
+"""
 
 from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-# How long an agent waits for another that does not answer.
+# How long an agent waits for another that does not answer, and until it asks that one again; and how long where it will
+# ask again anyway, and has something else to do.
 _CALL_SECONDS = 1.5
+_AGAIN_SECONDS = 1.0
+_GLANCE_SECONDS = 0.25
+# How many are asked at a time at most.
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,11 @@ class Answer:
     leader: int
     number: int
     connection: socket.socket | None
+
+    def close(self) -> None:
+        """Hang up."""
+        if self.connection is not None:
+            self.connection.close()
 
 
 @dataclass
@@ -43,26 +59,65 @@ class Search:
     places: dict[int, tuple[str, int]] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
 
-    def leader_by(self, agent: int) -> Answer | None:
-        """Ask an agent whether it leads, or whomever it names; None where it cannot be reached."""
-        answer = self._ask(agent)
-        if answer is not None and answer.connection is None and answer.leader not in (-1, agent, self.agent):
-            return self._ask(answer.leader) or answer
-        return answer
+    def first(self, agents: Iterable[int]) -> Answer | None:
+        """Ask one after the other; what the first says that answers, None where none does.
 
-    def _ask(self, agent: int) -> Answer | None:
+        Those that are gone are left out. While none answers more of them are asked at a time: a whole rack may be off.
+        """
+        left, number = [agent for agent in agents if agent not in self.gone], 1
+        while left:
+            some, left = left[:number], left[number:]
+            answers = [answer for answer in self.ask(some, _CALL_SECONDS).values() if answer is not None]
+            for answer in answers[1:]:
+                answer.close()
+            if answers:
+                return answers[0]
+            number = min(2 * number, _AT_ONCE)
+        return None
+
+    def ask(self, agents: Sequence[int], patience: float = _GLANCE_SECONDS) -> dict[int, Answer | None]:
+        """Ask agents at the same time whether they lead, or whomever they name; None for those that are not reached."""
+
+        def ask(agent: int) -> Answer | None:
+            answer = self._ask(agent, patience)
+            if answer is not None and answer.connection is None and answer.leader not in (-1, agent, self.agent):
+                return self._ask(answer.leader, patience) or answer
+            return answer
+
+        if len(agents) < 2:  # noqa: PLR2004 - one needs no threads
+            return {agent: ask(agent) for agent in agents}
+        with ThreadPoolExecutor(min(len(agents), _AT_ONCE)) as pool:
+            return dict(zip(agents, pool.map(ask, agents), strict=True))
+
+    def silent(self, place: tuple[str, int]) -> bool:
+        """Whether the agent there takes no calls; of a node that is gone the kernel says so where it is connected."""
+        try:
+            with socket.create_connection(place, timeout=_CALL_SECONDS) as connection:
+                connection.sendall(self._question)
+                connection.recv(1)
+        except TimeoutError:
+            return True  # also where so many have called in vain that the kernel takes no more calls for it
+        except OSError:
+            pass
+        return False
+
+    @property
+    def _question(self) -> bytes:
         question = {"run": self.run_id, "agent": self.agent, "key": self.key, "again": True}
+        return json.dumps(question).encode() + b"\n"
+
+    def _ask(self, agent: int, patience: float) -> Answer | None:
         if agent not in self.places:
             return None
         try:
-            connection = socket.create_connection(self.places[agent], timeout=_CALL_SECONDS)
+            connection = socket.create_connection(self.places[agent], timeout=patience)
         except ConnectionRefusedError:
             self.gone.add(agent)  # it has listened for as long as it lived
             return None
         except OSError:
             return None
         try:
-            connection.sendall(json.dumps(question).encode() + b"\n")
+            connection.sendall(self._question)
             with connection.makefile("rb") as stream:
                 said = json.loads(stream.readline(1 << 12))
             if said["run"] == self.run_id:
@@ -75,3 +130,39 @@ class Search:
             pass
         connection.close()
         return None
+
+
+@dataclass
+class Doubts:
+    """What an agent thinks of those that it waits for.
+
+    Calls are counted, not seconds: all agents may have been stopped for a while, as when Slurm suspends the job.
+
+    Attributes:
+        silent: asks one, by its place.
+        timeout: so many seconds after it began to wait for one it asks that one, and again as long as it is answered;
+            one that has not answered for about as long is given up.
+    """
+
+    silent: Callable[[tuple[str, int]], bool]
+    timeout: float
+    _due: dict[int, float] = field(default_factory=dict)
+    _missed: dict[int, int] = field(default_factory=dict)
+
+    def turn(self, awaited: Mapping[int, tuple[str, int]], now: float) -> int | None:
+        """Ask one of those that are waited for, if it is time to; gives one that is to be given up.
+
+        Args:
+            awaited: who they are, and where they listen.
+            now: when this is (time.monotonic).
+        """
+        self._due = {agent: self._due.get(agent, now + self.timeout) for agent in awaited}
+        self._missed = {agent: self._missed.get(agent, 0) for agent in awaited}
+        agent = min(self._due, key=self._due.__getitem__, default=None)
+        if agent is None or now < self._due[agent]:
+            return None
+        silent = self.silent(awaited[agent])
+        self._missed[agent] = self._missed[agent] + 1 if silent else 0
+        self._due[agent] = now + (_CALL_SECONDS + _AGAIN_SECONDS if silent else self.timeout)
+        enough = max(2, round(self.timeout / (_CALL_SECONDS + _AGAIN_SECONDS)))
+        return agent if self._missed[agent] >= enough else None

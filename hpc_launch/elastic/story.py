@@ -31,6 +31,7 @@ class Story(Message):
         notices: how often each notice signal came.
         job: name of the job directory; empty before the first round.
         first_attempt: number of the run's first attempt in it.
+        waiting: agents that have come during the round, and are to be there in the next: where they listen, by number.
     """
 
     round: int = -1
@@ -40,6 +41,7 @@ class Story(Message):
     notices: Mapping[str, int] = field(default_factory=dict)
     job: str = ""
     first_attempt: int = 0
+    waiting: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     @property
     def where(self) -> dict[str, int]:
@@ -59,6 +61,7 @@ def together(stories: Iterable[Story]) -> Story:
         notices=membership.merged(story.notices for story in stories),
         job=latest.job,
         first_attempt=latest.first_attempt,
+        waiting={agent: place for one in stories if one.round == latest.round for agent, place in one.waiting.items()},
     )
 
 
@@ -172,6 +175,11 @@ def read(kind: type[_Kind], facts: Mapping[str, Any]) -> _Kind:
     """
     names = {one.name for one in dataclasses.fields(kind)}
     return kind(**{name: fact for name, fact in facts.items() if name in names})
+
+
+def places(facts: Mapping[str, Sequence[Any]]) -> dict[int, tuple[str, int]]:
+    """Where agents listen, by their numbers, from JSON."""
+    return {int(agent): (str(address), int(port)) for agent, (address, port) in facts.items()}
 
 
 def plain_membership(one: Membership) -> list[Any]:

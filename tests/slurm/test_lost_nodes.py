@@ -2,125 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import os
 import random
 import re
-import shlex
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hpc_launch.records import history
+from hpc_launch.records import events, history
 from tests.cluster import Cluster
-from tests.slurm.steps_support import DEADLINE, PREAMBLE, Ended
+from tests.slurm.losses_support import TRAINS, Run, run
+from tests.slurm.steps_support import DEADLINE
 from tests.support import wait_for
-
-# Sums up over all ranks again and again, until a file says that it is enough. Deaf to SIGTERM, as in a collective.
-TRAINS = (
-    PREAMBLE
-    + """
-import torch
-import torch.distributed as dist
-
-signal.signal(signal.SIGTERM, lambda *_: None)
-dist.init_process_group("gloo")
-told = False
-while True:
-    enough = torch.tensor([float(rank == 0 and pathlib.Path("enough").exists()), 1.0])
-    dist.all_reduce(enough)
-    if not told:
-        say(total=enough[1].item(), size=os.environ["GROUP_WORLD_SIZE"])
-        told = True
-    if enough[0]:
-        break
-    time.sleep(0.05)
-dist.destroy_process_group()
-"""
-)
-
-
-@dataclass
-class Run:
-    """A step that runs.
-
-    Attributes:
-        cluster: Where.
-        folder: Where it was started.
-        process: srun, which runs on none of its nodes.
-    """
-
-    cluster: Cluster
-    folder: Path
-    process: subprocess.Popen[str]
-
-    @property
-    def so_far(self) -> Ended:
-        """What can be seen of it."""
-        return Ended(0, (self.folder / "console").read_text(), self.folder / "logs")
-
-    def describe(self) -> str:
-        """Tell everything, for the message of a failure."""
-        return f"{self.so_far.describe()}\n{self.cluster.diagnose()}"
-
-    def trains_on(self, attempt: int, *nodes: str) -> dict[int, dict[str, Any]]:
-        """Wait until an attempt has the ranks of these nodes, in this order, and all have heard of each other."""
-
-        def told() -> dict[int, dict[str, Any]] | None:
-            with contextlib.suppress(ValueError):
-                said = self.so_far.said(attempt)
-                return said if len(said) == len(nodes) else None
-            return None
-
-        said = wait_for(told, DEADLINE, self.describe)
-        assert said is not None
-        assert [said[rank]["host"] for rank in sorted(said)] == [*nodes], self.describe()
-        size = len(nodes)
-        for facts in said.values():
-            assert (facts["total"], facts["WORLD_SIZE"], facts["size"]) == (size, str(size), str(size)), self.describe()
-        return said
-
-    def stops(self, *nodes: str, status: str = "69") -> None:
-        """Wait until the launchers of nodes have stopped: with the status of those that cannot go on, for the most."""
-        wait_for(lambda: all((self.folder / f"status-{node}").exists() for node in nodes), DEADLINE, self.describe)
-        assert {(self.folder / f"status-{node}").read_text().strip() for node in nodes} == {status}, self.describe()
-
-    def ends(self) -> int:
-        """Let it end; returns srun's status."""
-        (self.folder / "enough").touch()
-        try:
-            return self.process.wait(DEADLINE)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(self.describe()) from None
-
-
-@contextlib.contextmanager
-def run(
-    cluster: Cluster, folder: Path, *options: str, nodes: int = 4, script: Sequence[str] = (), worker: str = TRAINS
-) -> Iterator[Run]:
-    """Start a job that may lose nodes."""
-    (folder / "worker.py").write_text(worker)
-    script = script or ("worker.py",)
-    srun = ["srun", "--no-kill", f"--nodes={nodes}", "--ntasks-per-node=1", "--mem=500"]
-    launch = shlex.join(["hpc-launch", "--nproc-per-node=1", *options, *script])
-    # A launcher's own status, also of one that srun cannot hear of.
-    shell = f"trap : TERM; {launch}; status=$?; echo $status >status-$SLURMD_NODENAME; exit $status"
-    command = [*srun, "sh", "-c", shell]
-    with (
-        (folder / "console").open("w") as stream,
-        cluster.popen(command, cwd=folder, stdout=stream, stderr=stream) as process,
-    ):
-        try:
-            yield Run(cluster, folder, process)
-        finally:
-            process.kill()
 
 
 def test_nodes_are_lost_one_after_another(cluster: Cluster, tmp_path: Path) -> None:
@@ -221,6 +120,133 @@ def test_a_broken_node_and_one_that_slurm_knows_to_be_bad(cluster: Cluster, tmp_
     assert "All 3 ranks ended well in attempt 2; 1 node lost on the way." in report, report
 
 
+def others(cluster: Cluster, *lost: str) -> list[str]:
+    """Return the nodes that are left."""
+    return [node for node in cluster.nodes if node not in lost]
+
+
+PAIRS = [
+    pytest.param(pair, marks=[] if pair == (0, 2) else pytest.mark.soak) for pair in itertools.combinations(range(4), 2)
+]
+
+
+@pytest.mark.parametrize("how", [Cluster.kill, pytest.param(Cluster.cut, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_two_nodes_are_lost_at_once(
+    cluster: Cluster, tmp_path: Path, pair: tuple[int, int], how: Callable[[Cluster, str], None]
+) -> None:
+    """Whichever they are: the other two train, and those that are cut off stop themselves."""
+    lost = [cluster.nodes[position] for position in pair]
+    left = others(cluster, *lost)
+    with run(cluster, tmp_path, "--nnodes=1:4") as job:
+        job.trains_on(0, *cluster.nodes)
+        for node in lost:
+            how(cluster, node)
+        job.goes_on(*left)
+        if how is Cluster.cut:
+            job.stops(*lost)
+        job.ends_well(*left)
+
+
+# When a second node is lost: it has written down that something happened, or the console says so.
+MOMENTS: dict[str, Callable[[Run, str], None]] = {
+    "when it has heard of the end": lambda job, node: job.notes(node, events.ROUND_ENDED, 0),
+    "when its workers are dead": lambda job, node: job.notes(node, events.WORKER_ENDED, 0),
+    "when somebody has taken over": lambda job, _: job.sees("takes over"),
+    "when the next attempt is agreed": lambda job, node: job.notes(node, events.ATTEMPT, 1),
+    "when its workers have started": lambda job, node: job.notes(node, events.WORKER_STARTED, 1),
+}
+
+
+def losses() -> Iterator[Any]:
+    """Give the positions of two nodes and the moment at which the second is lost."""
+    essential = [(3, 1, "when its workers are dead"), (0, 1, "when somebody has taken over")]
+    essential += [(0, 1, "when its workers have started")]
+    for first, second in itertools.permutations(range(4), 2):
+        for moment in MOMENTS:
+            if first == 0 or "taken over" not in moment:
+                marks = [] if (first, second, moment) in essential else [pytest.mark.soak]
+                yield pytest.param(first, second, moment, marks=marks)
+
+
+@pytest.mark.parametrize(("first", "second", "moment"), [*losses()])
+def test_a_node_is_lost_while_all_start_again(
+    cluster: Cluster, tmp_path: Path, first: int, second: int, moment: str
+) -> None:
+    """Before the next attempt is agreed or its ranks have met, the new leader or another: the other two train."""
+    lost = cluster.nodes[first], cluster.nodes[second]
+    left = others(cluster, *lost)
+    with run(cluster, tmp_path, "--nnodes=1:4") as job:
+        job.trains_on(0, *cluster.nodes)
+        cluster.kill(lost[0])
+        MOMENTS[moment](job, lost[1])
+        cluster.kill(lost[1])
+        job.goes_on(*left)
+        job.ends_well(*left)
+
+
+LATE = "gpu004"
+IS_THERE = f"{LATE} is there, and takes part from the next attempt on"
+BEGIN_SOON = ("--nnodes=2:4", "--join-timeout=5", "--max-restarts=1")
+
+
+def test_a_node_comes_when_the_first_leader_is_lost(cluster: Cluster, tmp_path: Path) -> None:
+    """The run begins without it after --join-timeout. It finds whoever leads, and takes part when one more is lost."""
+    with run(cluster, tmp_path, *BEGIN_SOON, late=LATE) as job:
+        job.trains_on(0, "gpu001", "gpu002", "gpu003")
+        cluster.kill("gpu001")
+        job.trains_on(1, "gpu002", "gpu003")
+        job.comes(LATE)
+        job.sees(IS_THERE)
+        cluster.kill("gpu003")
+        job.trains_on(2, "gpu002", LATE)
+        job.ends_well("gpu002", LATE)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("repetition", range(5))
+@pytest.mark.parametrize("lost", ["gpu001", "gpu002"])
+def test_a_node_comes_while_another_is_lost(cluster: Cluster, tmp_path: Path, lost: str, repetition: int) -> None:
+    """At about the same time, the leader or not: it is there in the next attempt, or, if that has begun, after it."""
+    chance, left = random.Random(repetition), others(cluster, lost)
+    with run(cluster, tmp_path, *BEGIN_SOON, late=LATE) as job:
+        job.trains_on(0, "gpu001", "gpu002", "gpu003")
+        job.comes(LATE)
+        time.sleep(chance.random() * 3)  # at any moment: it imports torch for about as long
+        cluster.kill(lost)
+        if len(job.trains(1)) < len(left):
+            job.sees(IS_THERE, after="takes over" if lost == "gpu001" else "starting again")
+            job.fails(1, 0)
+        job.goes_on(*left)
+        job.ends_well(*left)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("lost", ["gpu002", "gpu003"])
+def test_a_node_is_lost_while_all_wait_for_one_that_is_late(cluster: Cluster, tmp_path: Path, lost: str) -> None:
+    """The run begins without both; the late one is there in the next attempt."""
+    begin, left = others(cluster, lost, LATE), others(cluster, lost)
+    with run(cluster, tmp_path, "--nnodes=2:4", "--join-timeout=20", "--max-restarts=1", late=LATE) as job:
+        job.sees(f"waiting for {LATE} (3/4 joined")
+        cluster.kill(lost)
+        job.trains_on(0, *begin)
+        job.comes(LATE)
+        job.sees(IS_THERE)
+        job.fails(0, 1)
+        job.trains_on(1, *left)
+        job.ends_well(*left)
+
+
+@pytest.mark.soak
+def test_all_begin_as_soon_as_the_late_one_is_there(cluster: Cluster, tmp_path: Path) -> None:
+    """They have waited for it, and said so."""
+    with run(cluster, tmp_path, "--nnodes=2:4", late=LATE) as job:
+        job.sees(f"waiting for {LATE} (3/4 joined")
+        job.comes(LATE)
+        job.trains_on(0, *cluster.nodes)
+        assert job.ends() == 0, job.describe()
+
+
 @pytest.mark.parametrize(
     ("apart", "others"),
     [
@@ -247,6 +273,31 @@ def test_of_a_parted_network_one_side_trains(
     if trains == others:  # otherwise srun was on the side that stopped
         job.stops(*trains, status="0")
     assert job.so_far.attempts() == [0, 1], job.describe()
+
+
+@pytest.mark.parametrize(
+    ("node", "also"),
+    [
+        pytest.param(node, also, marks=[] if (node, also) == ("gpu001", "") else pytest.mark.soak)
+        for node in ("gpu001", "gpu002", "gpu003", "gpu004")
+        for also in ("", "gpu002", "gpu004")
+        if node != also
+    ],
+)
+def test_the_world_grows_again(cluster: Cluster, tmp_path: Path, node: str, also: str) -> None:
+    """A node that was cut off, the leader or another, is there again in the next attempt: a failure's, or a loss's."""
+    with run(cluster, tmp_path, "--nnodes=1:4", "--max-restarts=1") as job:
+        job.trains_on(0, *cluster.nodes)
+        cluster.cut(node)
+        job.trains_on(1, *others(cluster, node))
+        cluster.heal(node)
+        job.sees(f"{node} is there, and takes part from the next attempt on")
+        if also:
+            cluster.kill(also)
+        else:
+            job.fails(1, 0)
+        job.trains_on(2, *others(cluster, also))
+        job.ends_well(*others(cluster, also))
 
 
 @pytest.mark.soak
@@ -295,5 +346,34 @@ def test_nothing_is_lost_of_what_is_learnt(cluster: Cluster, tmp_path: Path, pos
 
     found = re.search(r"digits: accuracy (\S+) after 20 epochs on 3 ranks", job.so_far.console)
     assert status == 0, job.describe()
+    assert found is not None, job.describe()
+    assert float(found[1]) > 0.96, job.describe()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("position", range(4))
+def test_nothing_is_lost_when_the_world_grows_again(cluster: Cluster, tmp_path: Path, position: int) -> None:
+    """Four ranks, three, and four again, from the last checkpoint: as many steps as ever, and as good a network."""
+    node = cluster.nodes[position]
+    options = ("--nnodes=2:4", "--max-restarts=1")
+    with run(cluster, tmp_path, *options, script=[str(EXAMPLE), "--step-seconds=0.05"]) as job:
+        job.sees("epoch 5 ")
+        cluster.cut(node)
+        job.sees("digits: going on after step ")
+        cluster.heal(node)
+        job.sees(f"{node} is there")
+        job.sees("epoch 10 ")
+        [rank] = [one for one in job.events(others(cluster, node)[1]) if one["event"] == events.WORKER_STARTED][1:]
+        os.kill(rank["pid"], signal.SIGKILL)
+        status = job.ended()
+    console = job.so_far.console
+    begun = [
+        (int(step), int(epoch)) for step, epoch in re.findall(r"going on after step (\d+) \(epoch (\d+)\)", console)
+    ]
+    found = re.search(r"digits: accuracy (\S+) after 20 epochs on 4 ranks", console)
+
+    assert status == 0, job.describe()
+    assert [step for step, _ in begun] == [22 * epoch for _, epoch in begun], job.describe()
+    assert "epoch 20 step 440 " in console, job.describe()
     assert found is not None, job.describe()
     assert float(found[1]) > 0.96, job.describe()

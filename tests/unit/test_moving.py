@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousInfo
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
 
+from hpc_launch.elastic import search
 from hpc_launch.elastic.moving import MovingRendezvous, SpareReleased
 from hpc_launch.elastic.rounds import Message
 from hpc_launch.errors import RendezvousError, RoundRefused
@@ -51,6 +53,12 @@ def die(handler: MovingRendezvous) -> None:
         post.close()
     if seat is not None:
         seat.close()
+
+
+def frozen(handler: MovingRendezvous) -> contextlib.AbstractContextManager[Any]:
+    """Let an agent be stopped, as by SIGSTOP, while nothing is asked of it here: it takes no calls."""
+    assert handler._post is not None
+    return handler._post._lock
 
 
 def meet(handlers: Sequence[MovingRendezvous]) -> list[RendezvousInfo]:
@@ -294,6 +302,26 @@ def test_a_notice_that_comes_to_a_spare(group: Callable[..., Group]) -> None:
     assert [handler.notices() for handler in handlers[1:]] == [{"SIGUSR1": 2}] * 3
 
 
+def test_who_waits_is_not_forgotten_with_the_leader(group: Callable[..., Group]) -> None:
+    """The first node has come back, and another comes late; the leader is lost that has heard of them: all begin."""
+    handlers = group(5, join_timeout=3.0)
+    late = handlers.pop()
+    meet(handlers)
+    assert places(handlers) == [(0, rank, 4) for rank in range(4)]
+    assert handlers[0]._post is not None
+    handlers[0]._post.resign()
+    lost(handlers, "node1")
+    meet(handlers[1:])
+    tasks = [begin(handler.next_rendezvous) for handler in (handlers[0], late)]
+    wait_for(lambda: not handlers[3].notices() and len(handlers[3]._story.waiting) == 2, DEADLINE, "they do not come")
+    die(handlers.pop(1))
+    lost(handlers[1:], "node2")
+    meet(handlers[1:])
+    finish(tasks)
+
+    assert places([*handlers, late]) == [(2, rank, 4) for rank in range(4)]
+
+
 def test_what_is_written_down_about_nodes(group: Callable[..., Group], capfd: pytest.CaptureFixture[str]) -> None:
     """Who takes part, by whoever leads; losses of spares and of leaders; who comes back; a spare is told the plan."""
     handlers = group(5, spares=1, max_restarts=1)
@@ -417,6 +445,67 @@ def test_who_comes_back_waits_for_the_next_attempt(group: Callable[..., Group]) 
     finish([back])
 
     assert places(handlers) == [(2, number, 4) for number in range(4)]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a call that is not answered be short."""
+    monkeypatch.setattr(search, "_CALL_SECONDS", 0.5)
+    monkeypatch.setattr(search, "_AGAIN_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_round_does_not_wait_for_a_frozen_agent(group: Callable[..., Group]) -> None:
+    """Whether it is to agree, or to start its workers, or to say that they have ended: it is lost, and comes back."""
+    handlers = group(5, max_restarts=1, node_timeout=2.0)
+    meet(handlers)
+    die(handlers.pop())
+    lost(handlers, "node5")
+    slow = handlers.pop()
+    with frozen(slow):
+        slow._present()  # that it is ready, and no more
+        meet(handlers)
+        assert places(handlers) == [(1, rank, 3) for rank in range(3)]
+    back = begin(slow.next_rendezvous)
+    wait_for(lambda: slow._seat and not slow._seat.broken, DEADLINE, "it does not come back")
+    task = begin(partial(handlers[1].report_failure, 1, "it broke"))
+    together([partial(end_of, handler) for handler in handlers])
+    finish([task])
+    meet(handlers)
+    finish([back])
+    assert places([*handlers, slow]) == [(2, rank, 4) for rank in range(4)]
+    with frozen(slow):
+        lost(handlers, "node4")  # it has not said anything in this round
+    meet(handlers)
+    silent = handlers.pop()
+    for handler in handlers:
+        handler.report_done()
+    with frozen(silent):
+        lost(handlers, "node3")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_nobody_waits_for_a_frozen_leader(group: Callable[..., Group]) -> None:
+    """Those that wait for its word take it for lost; it sees that when it runs again, and is one of all later."""
+    handlers = group(4, node_timeout=2.0)
+    meet(handlers)
+    with frozen(handlers[0]):
+        handlers[3].report_done()
+        tasks = [begin(partial(handler.report_failure, 1, "connection reset")) for handler in handlers[1:3]]
+        finish(tasks)
+        assert {task.value.lost for task in tasks} == {"node1"}
+        lost(handlers[3:], "node1")
+        meet(handlers[1:])
+        assert places(handlers[1:]) == [(1, rank, 3) for rank in range(3)]
+    end_of(handlers[0])
+    back = begin(handlers[0].next_rendezvous)
+    wait_for(lambda: handlers[0]._leader == 1 and handlers[0]._seat, DEADLINE, "it does not come back")
+    die(handlers.pop(2))
+    lost([handlers[1], handlers[2]], "node3")
+    meet(handlers[1:])
+    finish([back])
+
+    assert places(handlers) == [(2, rank, 3) for rank in range(3)]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,50 @@
+"""Agents are stopped (SIGSTOP) while their nodes and their workers go on: nobody waits for them for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import Cluster
+from tests.slurm.losses_support import Run, run
+
+
+@contextlib.contextmanager
+def frozen(job: Run, node: str) -> Iterator[None]:
+    """Stop the agent of a node for a while."""
+    agent = job.agent(node)
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(agent, signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("node", "killed", "words"),
+    [
+        pytest.param("gpu003", "gpu002", "lost the agent on gpu003: it does not answer", id="a member"),
+        pytest.param("gpu001", "gpu003", "gpu002 takes over from gpu001", id="the leader"),
+        pytest.param("gpu002", "gpu001", "gpu003 takes over from gpu001", id="the next", marks=pytest.mark.soak),
+    ],
+)
+def test_an_agent_is_frozen_when_another_is_lost(
+    cluster: Cluster, tmp_path: Path, node: str, killed: str, words: str
+) -> None:
+    """It is waited for, and named, and the others go on; when it runs again it takes part from the next attempt on."""
+    left = [one for one in cluster.nodes if one not in (node, killed)]
+    with run(cluster, tmp_path, "--nnodes=1:4", "--max-restarts=1") as job:
+        job.trains_on(0, *cluster.nodes)
+        with frozen(job, node):
+            cluster.kill(killed)
+            job.sees(words)
+            job.trains_on(1, *left)
+        job.sees(f"{node} is there, and takes part from the next attempt on")
+        job.fails(1, 0)
+        job.trains_on(2, *(one for one in cluster.nodes if one != killed))
+        job.ends_well(*left, node)
