@@ -31,7 +31,7 @@ from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.post import GONE, SILENT
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.elastic.rounds import Ending, Message, RoundEnd, RoundPlan
-from hpc_launch.elastic.search import Doubts, Search
+from hpc_launch.elastic.search import Doubts, Inquiry, Search
 from hpc_launch.elastic.story import Caller, Failed, Start, Story
 from hpc_launch.errors import RendezvousError, RoundRefused
 from hpc_launch.node import network
@@ -86,7 +86,8 @@ class MovingRendezvous(SlurmRendezvous):
         self._seat: Lines | None = None
         self._search = Search(party.run_id, party.agent, uuid.uuid4().hex)
         self._doubts = Doubts(self._search.silent, party.node_timeout)
-        self._next_doubt = 0.0
+        self._inquiry: Inquiry | None = None
+        self._next_doubt = self._next_inquiry = 0.0
         self._done = False
         self._known = Knowledge(Membership(0, tuple(range(party.agents))))
         self._story = Story()
@@ -307,6 +308,9 @@ class MovingRendezvous(SlurmRendezvous):
         self.start, self._story, self._round = start, start.run, start.run.round
         self._end = self._plan = None
         self._done = self._opened().sought = False
+        if self._inquiry is not None:
+            self._inquiry.drop()
+            self._inquiry = None
         self._leader = start.leader
         self._search.places.update(story.places(start.places))
         if self.leads and start.run.round:
@@ -390,7 +394,8 @@ class MovingRendezvous(SlurmRendezvous):
     def _await_start(self) -> Start:
         """Wait for the word to begin here."""
         told = False
-        alone_since = searched = time.monotonic()
+        alone_since = time.monotonic()
+        self._next_inquiry = alone_since + _SEARCH_SECONDS
         while True:
             alone_since = self._take_seat(alone_since)
             self._read()
@@ -406,8 +411,7 @@ class MovingRendezvous(SlurmRendezvous):
                     told = True
                     self.spared(self.start.round_plan)
                 self.idle()
-            elif self.leads and self._known.agreed.number and time.monotonic() - searched > _SEARCH_SECONDS:
-                searched = time.monotonic()
+            elif self.leads and self._known.agreed.number:
                 self._yield_to_another()
             time.sleep(_LOOK_SECONDS)
 
@@ -478,12 +482,18 @@ class MovingRendezvous(SlurmRendezvous):
     def _yield_to_another(self) -> None:
         """Lead no more where another agent does whose round has begun without this one, or who comes before it."""
         post, own = self._opened(), self._whole.agent
-        answers = self._search.ask([agent for agent in self._others() if agent not in post.callers])
+        now = time.monotonic()
+        if self._inquiry is None and now >= self._next_inquiry:
+            self._next_inquiry = now + _SEARCH_SECONDS
+            self._inquiry = Inquiry(self._search, [agent for agent in self._others() if agent not in post.callers])
+        found = self._inquiry.found if self._inquiry is not None else None
+        if found is None:
+            return
+        self._inquiry = None
         post.miss(self._search.gone)
-        leaders = [one for one in answers.values() if one is not None and one.connection is not None]
-        better = [one for one in leaders if one.number > self._known.agreed.number or one.leader < own]
+        better = [one for one in found if one.number > self._known.agreed.number or one.leader < own]
         chosen = better[0] if better and not post.formed else None
-        for one in leaders:
+        for one in found:
             if one is not chosen:
                 one.close()
         if chosen is not None and chosen.connection is not None:

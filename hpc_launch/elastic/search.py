@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-# How long an agent waits for another that does not answer, and until it asks that one again; and how long where it will
-# ask again anyway, and has something else to do.
+# How long an agent waits for another that does not answer, and until it asks that one again.
 _CALL_SECONDS = 1.5
 _AGAIN_SECONDS = 1.0
-_GLANCE_SECONDS = 0.25
 # How many are asked at a time at most.
 _AT_ONCE = 64
 
@@ -67,7 +66,7 @@ class Search:
         left, number = [agent for agent in agents if agent not in self.gone], 1
         while left:
             some, left = left[:number], left[number:]
-            answers = [answer for answer in self.ask(some, _CALL_SECONDS).values() if answer is not None]
+            answers = [answer for answer in self.ask(some).values() if answer is not None]
             for answer in answers[1:]:
                 answer.close()
             if answers:
@@ -75,19 +74,18 @@ class Search:
             number = min(2 * number, _AT_ONCE)
         return None
 
-    def ask(self, agents: Sequence[int], patience: float = _GLANCE_SECONDS) -> dict[int, Answer | None]:
+    def ask(self, agents: Sequence[int]) -> dict[int, Answer | None]:
         """Ask agents at the same time whether they lead, or whomever they name; None for those that are not reached."""
-
-        def ask(agent: int) -> Answer | None:
-            answer = self._ask(agent, patience)
-            if answer is not None and answer.connection is None and answer.leader not in (-1, agent, self.agent):
-                return self._ask(answer.leader, patience) or answer
-            return answer
-
         if len(agents) < 2:  # noqa: PLR2004 - one needs no threads
-            return {agent: ask(agent) for agent in agents}
+            return {agent: self._leader_by(agent) for agent in agents}
         with ThreadPoolExecutor(min(len(agents), _AT_ONCE)) as pool:
-            return dict(zip(agents, pool.map(ask, agents), strict=True))
+            return dict(zip(agents, pool.map(self._leader_by, agents), strict=True))
+
+    def _leader_by(self, agent: int) -> Answer | None:
+        answer = self._ask(agent)
+        if answer is not None and answer.connection is None and answer.leader not in (-1, agent, self.agent):
+            return self._ask(answer.leader) or answer
+        return answer
 
     def silent(self, place: tuple[str, int]) -> bool:
         """Whether the agent there takes no calls; of a node that is gone the kernel says so where it is connected."""
@@ -106,11 +104,11 @@ class Search:
         question = {"run": self.run_id, "agent": self.agent, "key": self.key, "again": True}
         return json.dumps(question).encode() + b"\n"
 
-    def _ask(self, agent: int, patience: float) -> Answer | None:
+    def _ask(self, agent: int) -> Answer | None:
         if agent not in self.places:
             return None
         try:
-            connection = socket.create_connection(self.places[agent], timeout=patience)
+            connection = socket.create_connection(self.places[agent], timeout=_CALL_SECONDS)
         except ConnectionRefusedError:
             self.gone.add(agent)  # it has listened for as long as it lived
             return None
@@ -130,6 +128,37 @@ class Search:
             pass
         connection.close()
         return None
+
+
+class Inquiry:
+    """A question to several agents whether they lead, in a thread: whoever asks goes on meanwhile."""
+
+    def __init__(self, search: Search, agents: Sequence[int]) -> None:
+        self._lock = threading.Lock()
+        self._found: list[Answer] | None = None
+        self._dropped = False
+        threading.Thread(target=self._ask, args=(search, agents), name="inquiry", daemon=True).start()
+
+    @property
+    def found(self) -> list[Answer] | None:
+        """The leaders that have answered, all with their connections; None as long as some may do so."""
+        return self._found
+
+    def drop(self) -> None:
+        """Nobody wants to know any more."""
+        with self._lock:
+            self._dropped = True
+            for answer in self._found or ():
+                answer.close()
+
+    def _ask(self, search: Search, agents: Sequence[int]) -> None:
+        found = [
+            answer for answer in search.ask(agents).values() if answer is not None and answer.connection is not None
+        ]
+        with self._lock:
+            self._found = found
+        if self._dropped:
+            self.drop()
 
 
 @dataclass
