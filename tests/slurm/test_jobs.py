@@ -383,12 +383,12 @@ tell(results=job.results(timeout=400), state=job.state, text=str(job), load=hpc_
 """
 
 
-def test_results_of_a_job_that_loses_nodes(cluster: Cluster, tmp_path: Path) -> None:
+def test_results_of_a_job_that_loses_nodes(some_cluster: Cluster, tmp_path: Path) -> None:
     """A node is killed, and then the agent on the first one: the results are those of the ranks of the last attempt."""
 
     def describe() -> str:
         logs = "".join(f"\n== {path}\n{path.read_text()}" for path in tmp_path.glob("logs/submitted/*_log.*"))
-        return f"{(tmp_path / 'said').read_text()}{logs}\n{cluster.diagnose()}"
+        return f"{(tmp_path / 'said').read_text()}{logs}\n{some_cluster.diagnose()}"
 
     def trains_on(attempt: int, *nodes: str) -> None:
         def here() -> list[str]:
@@ -397,10 +397,10 @@ def test_results_of_a_job_that_loses_nodes(cluster: Cluster, tmp_path: Path) -> 
         wait_for(lambda: here() == [*nodes], DEADLINE, describe)
 
     with clean_environment(), (tmp_path / "said").open("w") as stream:
-        process = cluster.popen(write_program(tmp_path, LOSES), cwd=tmp_path, stdout=stream, stderr=stream)
+        process = some_cluster.popen(write_program(tmp_path, LOSES), cwd=tmp_path, stdout=stream, stderr=stream)
     try:
         trains_on(0, "gpu001", "gpu002", "gpu003")
-        cluster.kill("gpu003")
+        some_cluster.kill("gpu003")
         trains_on(1, "gpu001", "gpu002", "gpu004")
         directory = Path(told((tmp_path / "said").read_text())[0]["directory"])
         agents = dict(history.read(directory).runs[0].agents)
