@@ -34,11 +34,12 @@ _SIGNALS = (
 )
 
 
-def run(words: Sequence[str]) -> int:
+def run(words: Sequence[str], *, alone: bool = False) -> int:
     """Run an agent to its end.
 
     Args:
         words: the line that starts it.
+        alone: where this process is killed, the agent is as well, and others go on without it; it stops all otherwise.
 
     Returns:
         Its exit status, 128+N where signal N ended it.
@@ -57,7 +58,7 @@ def run(words: Sequence[str]) -> int:
         child = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
-            preexec_fn=_tied_to_this_process(),  # noqa: PLW1509 - what it calls takes no lock
+            preexec_fn=_tied_to_this_process(signal.SIGKILL if alone else signal.SIGTERM),  # noqa: PLW1509 - as is said there
         )
         for number in early:
             child.send_signal(number)
@@ -118,13 +119,16 @@ def _runs_again(job: JobDirectory, status: int, environ: Mapping[str, str]) -> b
     return ending_of(controller.ask_job(job_id), restarts) is Ending.REQUEUED
 
 
-def _tied_to_this_process() -> Callable[[], None]:
-    """What the child does before it is the agent: see to it that it is stopped where this process is killed."""
+def _tied_to_this_process(by: signal.Signals) -> Callable[[], None]:
+    """What the child does before it is the agent: see to it that it is signalled where this process is killed.
+
+    What it calls takes no lock.
+    """
     libc, parent = ctypes.CDLL(None), os.getpid()
 
     def tie() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        libc.prctl(_PR_SET_PDEATHSIG, by, 0, 0, 0)
         if os.getppid() != parent:
-            os._exit(128 + signal.SIGTERM)
+            os._exit(128 + by)
 
     return tie

@@ -134,7 +134,7 @@ class ElasticTask:
         job = JobDirectory(log_dir, name)
         if here.global_rank == 0 and not files.record.exists():
             directory.write_json(files.record, self.record(here.job_id, here.cluster, job.path))
-        status = agents.run(self.agent(files.call, log_dir, *options, requeue=slurm))
+        status = agents.run(self.agent(files.call, log_dir, *options, requeue=slurm), alone=lossy)
         # Of a run that goes on without nodes that are lost the first one can be among these.
         final = agents.final_status(job, os.environ) if lossy else status if here.global_rank == 0 else None
         if final is not None and not agents.conclude(files, job, final, os.environ):
