@@ -126,6 +126,11 @@ def read_jobs(text: str) -> tuple[JobRecord, ...]:
     return tuple(record for record in records if record is not None)
 
 
+def _state(text: str) -> str:
+    """A state. While a signal is on its way Slurm says SIGNALING: of a preempted job, too, that asks what it means."""
+    return "RUNNING" if text == "SIGNALING" else text
+
+
 def _job(line: str) -> JobRecord | None:
     found = fields(line)
     if "JobState" not in found:
@@ -135,7 +140,7 @@ def _job(line: str) -> JobRecord | None:
     array, task = found.get("ArrayJobId", ""), found.get("ArrayTaskId", "")
     return JobRecord(
         job_id=found.get("JobId", ""),
-        state=found["JobState"],
+        state=_state(found["JobState"]),
         reason=word(found.get("Reason", "")),
         start=read_moment(found.get("StartTime", "")),
         end=read_moment(found.get("EndTime", "")),

@@ -111,6 +111,14 @@ def test_a_job() -> None:
     assert expected == read_job(RUNNING)
 
 
+def test_a_job_that_is_being_signalled_runs() -> None:
+    """Seen with 22.05 and 24.11, right after the SIGTERM of a preemption with a GraceTime has come."""
+    record = read_job("JobId=1 JobName=x UserId=me(1) JobState=SIGNALING PreemptTime=2026-11-26T09:00:37 Partition=p")
+
+    assert record is not None
+    assert (record.state, record.preempt_time is None) == ("RUNNING", False)
+
+
 @pytest.mark.parametrize(("text", "seconds"), [
     ("00:01:00", 60.0),
     ("1-02:03:04", 93784.0),
