@@ -62,7 +62,7 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
     bound = binding.decide(settings, here, found, step, local_world_size)
     omp, omp_origin = _omp_num_threads(settings, here, found, local_world_size, bound)
     leaders, leader_origin = _leaders(settings, found)
-    endpoint = _endpoint(settings, backend, leaders[0], candidates[0], step)
+    endpoint = _endpoint(settings, found, backend, leaders[0], candidates[0])
     how = start.choose(settings, here, script, bound=bool(bound.shares))
     log_root, log_origin = _log_root(settings, here)
     job_name = _job_name(settings, here, found)
@@ -369,14 +369,15 @@ def _leaders(settings: Settings, found: World) -> tuple[tuple[str, ...], str]:
     return ("127.0.0.1",), Origin.DEFAULT.value
 
 
-def _endpoint(settings: Settings, backend: str, leader: str, port: int, step: Step | None) -> str:
+def _endpoint(settings: Settings, found: World, backend: str, leader: str, port: int) -> str:
     """Where the backend is found: as given, else as torchrun would make it; our own needs no word about it."""
     if settings.rdzv_endpoint and not settings.standalone:
         return settings.rdzv_endpoint
     if backend == "static":
-        return network.join_endpoint(leader, settings.master_port or (port if step else _STATIC_PORT))
+        return network.join_endpoint(leader, settings.master_port or (port if found.origin is Origin.STEP else _STATIC_PORT))
     if backend == "c10d":
-        return network.join_endpoint(leader, port)
+        # An agent that meets nobody needs no port that others know, and must not meet another run's: they share "none".
+        return network.join_endpoint(leader, port if found.agents > 1 else 0)
     return ""
 
 

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from tests.local.launching import free_port, launch, probe, write
+from tests.local.launching import free_port, launch, probe, running, write
 
 # A backend as another package would publish it: it writes down what it was asked, and answers as `--rdzv-conf` says.
 BACKEND = """
@@ -87,6 +87,21 @@ def test_c10d_on_one_node_restarts(tmp_path: Path) -> None:
     done = launch(tmp_path, *words, probe(tmp_path, "raise SystemExit(43)"))
     names = ("RANK", "TORCHELASTIC_RESTART_COUNT")
     assert (done.status, done.seen(*names)) == (43, [("0", "0"), ("0", "1")]), done.err
+
+
+def test_two_c10d_runs_on_one_node_do_not_meet(tmp_path: Path) -> None:
+    """Both have the id 'none'; the second one begins and ends while the first one's worker waits for it."""
+    words = ["--rdzv-backend", "c10d", "--rdzv-conf", "read_timeout=30"]
+    waits = "while not Path('go').exists(): time.sleep(0.01)"
+    with running(tmp_path, *words, probe(tmp_path, f"import time\nfrom pathlib import Path\n{waits}")) as first:
+        first.await_records(1)
+        second = launch(tmp_path, *words, probe(tmp_path, name="other.py"))
+        (tmp_path / "go").touch()
+        done = first.finish()
+
+    assert (second.status, done.status) == (0, 0), second.err + done.err
+    assert {record["WORLD_SIZE"] for record in (*second.records, *done.records)} == {"1"}
+    assert len({record["MASTER_PORT"] for record in (*second.records, *done.records)}) == 2
 
 
 def test_an_endpoint_for_our_own_backend(tmp_path: Path) -> None:

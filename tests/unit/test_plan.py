@@ -294,6 +294,7 @@ def test_by_hand_as_for_torchrun() -> None:
         ({"nnodes": "1:2", "rdzv_backend": "c10d", "rdzv_endpoint": "h:29400"}, "c10d", "h:29400"),
         ({"nnodes": "2", "rdzv_backend": "etcd-v2", "rdzv_endpoint": "h"}, "etcd-v2", "h"),
         ({"rdzv_backend": "etcd"}, "etcd", ""),
+        ({"rdzv_backend": "c10d"}, "c10d", "127.0.0.1:0"),
         ({"nnodes": "2", "node_rank": "1", "rdzv_backend": "slurm", "master_addr": "h"}, "slurm", ""),
     ],
 )
