@@ -374,7 +374,8 @@ def _endpoint(settings: Settings, found: World, backend: str, leader: str, port:
     if settings.rdzv_endpoint and not settings.standalone:
         return settings.rdzv_endpoint
     if backend == "static":
-        return network.join_endpoint(leader, settings.master_port or (port if found.origin is Origin.STEP else _STATIC_PORT))
+        usual = port if found.origin is Origin.STEP else _STATIC_PORT
+        return network.join_endpoint(leader, settings.master_port or usual)
     if backend == "c10d":
         # An agent that meets nobody needs no port that others know, and must not meet another run's: they share "none".
         return network.join_endpoint(leader, port if found.agents > 1 else 0)
