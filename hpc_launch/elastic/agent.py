@@ -319,6 +319,7 @@ class Agent(LocalElasticAgent):
                     # torch wants to know of its workers, though there were none.
                     nothing = dict.fromkeys(worker.global_rank for worker in self._worker_group.workers)
                     return RunResult(WorkerState.SUCCEEDED, return_values=nothing)
+                self._own.report_begun()
                 self._recorder.clock(self._own.clock())
                 end, result = self._watch(self._own, alarm).follow()
                 self._end_round(self._own, end)

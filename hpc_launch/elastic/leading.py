@@ -1,8 +1,9 @@
 """A leader of a run that may lose nodes: it has all agents' connections, agrees with them, begins and ends rounds.
 
-It has the connections of all agents, that of its own agent among them; all decisions about memberships are those of
-`membership`. A round costs four lines for each agent (ready, propose, accept, go), and nothing is said while workers
-run. A failure ends a round when all agents have answered since: a worker often fails because another's node is gone.
+It has the connections of all agents, that of its own agent among them; what follows for memberships is decided by
+`membership` and `forming`. A round costs six lines for each agent (ready, propose, accept, go, and that workers have
+begun, from it and from all), and nothing is said while workers run. A failure ends a round when all agents have
+answered since: a worker often fails because another's node is gone.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hpc_launch import hostlist
-from hpc_launch.elastic import draining, membership, rounds, story
+from hpc_launch.elastic import draining, forming, membership, rounds, story
+from hpc_launch.elastic.awake import Awake
 from hpc_launch.elastic.console import Pace, say
+from hpc_launch.elastic.forming import Gathering, Move, Terms
 from hpc_launch.elastic.lines import Lines
 from hpc_launch.elastic.membership import Knowledge, Membership
 from hpc_launch.elastic.party import Party
@@ -31,38 +34,35 @@ from hpc_launch.records.directory import JobDirectory
 # How often it is looked whether a round can begin.
 _LOOK_SECONDS = 0.02
 
-# How long those that have lost others wait for them, in terms of --node-timeout. Nodes that notice a loss late do so
-# within half of it after the first, and a part of a network that may not go on has stopped its workers by 0.75 of it.
-_MISSING = 0.75
-# Half without the first node lets the other half be the first to take the token.
-_SECOND_HALF = 1.25
-# Who may not go on waits for others that come back.
-_LONGEST = 2.0
-
 
 @dataclass
 class _Running:
-    """A round that has begun.
+    """A round that has begun. Times are those of the leader's clock.
 
     Attributes:
         start: what was said.
+        since: when it began.
         end: how it ended; None while it goes on.
         done: agents whose workers have all ended well.
         failures: what agents say of failed workers, the first one first.
-        failed: when that came (time.monotonic); it is the end until it is known to be none of a lost node.
+        failed: when that came; it is the end until it is known to be none of a lost node.
         answered: who has answered since.
-        begun: when it began (time.monotonic).
-        heard: whoever has said anything since the round began: its workers have started.
+        begun: whose workers have started.
     """
 
     start: Start
+    since: float
     end: RoundEnd | None = None
     done: set[int] = field(default_factory=set)
     failures: dict[int, Failed] = field(default_factory=dict)
     failed: float = 0.0
     answered: set[int] = field(default_factory=set)
-    begun: float = field(default_factory=time.monotonic)
-    heard: set[int] = field(default_factory=set)
+    begun: set[int] = field(default_factory=set)
+
+    @property
+    def all_begun(self) -> bool:
+        """Whether all workers have started."""
+        return self.begun >= {*self.start.active}
 
 
 class Leader(Post):
@@ -86,7 +86,9 @@ class Leader(Post):
     ) -> None:
         super().__init__(party, listener)
         self._open_store, self._open_job, self._observe = open_store, open_job, observe
-        self._since = self._next_look = 0.0
+        self._terms = Terms(party.minimum, party.join_timeout, party.node_timeout)
+        self._awake = Awake()
+        self._now = self._since = self._last_busy = self._next_look = 0.0
         self._story = Story()
         self._shared: dict[str, str] = {}
         self._counts: Counter[tuple[int, str]] = Counter()
@@ -117,7 +119,7 @@ class Leader(Post):
         """Begin to lead; gives this agent's own end of its connection."""
         own, served = socket.socketpair()
         with self._lock:
-            self._leads, self._since, self._pace = True, time.monotonic(), Pace(10, 60)
+            self._leads, self._since, self._pace = True, self._now, Pace(10, 60)
             self._adopt(served)
         return Lines(own)
 
@@ -145,7 +147,7 @@ class Leader(Post):
         if running.end is not None:
             return set()
         # Their workers are to start; and when those of one node have ended, those of the others are about to.
-        return {*running.start.active} - (running.done or running.heard)
+        return {*running.start.active} - (running.done or running.begun)
 
     def miss(self, agents: AbstractSet[int]) -> None:
         """Wait no more for agents that do not listen any more."""
@@ -167,7 +169,8 @@ class Leader(Post):
         if end is not None and end.ending != Ending.RESTART.value:
             self._tokens.clear(self._directory.memberships)
 
-    def _go_on(self, now: float) -> None:
+    def _go_on(self, _: float) -> None:
+        now = self._now = self._awake.look()
         if self._leads and self._running is not None:
             self._judge(self._running, now)
         elif self._leads and self._proposal is None and now >= self._next_look:
@@ -178,8 +181,6 @@ class Leader(Post):
 
     def _obey(self, connection: socket.socket, session: Session, said: Mapping[str, Any]) -> None:
         word = said["do"]
-        if self._running is not None and session.agent is not None and session.ready is None:
-            self._running.heard.add(session.agent)
         if word == "ready":
             self._welcome(connection, session, story.read(Caller, said["caller"]))
         elif session.agent is None:
@@ -257,13 +258,17 @@ class Leader(Post):
         """Something about the round that runs."""
         if running.end is not None:
             return
+        before = running.all_begun
+        running.begun.add(agent)
+        if running.all_begun and not before:
+            self._broadcast("begun", round=self._story.round)
         if word == "done":
             running.done.add(agent)
             if running.done >= {*running.start.active}:
                 self._end(running, RoundEnd(Ending.DONE.value, agent, self._known_hosts[agent]))
         elif word == "failed" and agent in running.start.active:
             if not running.failures:
-                running.failed = time.monotonic()
+                running.failed = self._now
                 self._broadcast("ping")
             running.failures.setdefault(agent, story.read(Failed, said["failed"]))
         elif word == "pong":
@@ -283,7 +288,7 @@ class Leader(Post):
         if running.end is None and running.failures:
             active = {*running.start.active}
             silent = active - running.answered
-            settled = now - running.failed >= draining.settle_seconds(running.failed - running.begun)
+            settled = now - running.failed >= draining.settle_seconds(running.failed - running.since)
             if silent and now - running.failed > self._party.node_timeout:
                 for connection, session in [*self._sessions.items()]:
                     if session.agent in silent:
@@ -365,57 +370,44 @@ class Leader(Post):
         """Propose a membership if those that are there may form one, and nobody need be waited for."""
         members = {one.agent: one for one in self._sessions.values() if one.agent is not None}
         ready = {agent: one.known for agent, one in members.items() if one.ready is not None}
-        if not ready:
-            return
-        waited = now - self._since
-        first = self._story.round < 0
         busy = members.keys() - ready.keys()
-        missing = busy | {*self._newest.agents, *map(int, self._story.waiting)} - ready.keys() - self._gone
-        if not missing or waited > self._party.join_timeout or (not busy and waited > self._patience(first=first)):
-            self._decide(ready, waited, late=bool(missing) and not first)
-        elif self._pace.due():
-            names = hostlist.display([self._known_hosts[agent] for agent in sorted(missing)])
-            about = {"joined": len(ready), "expected": self._party.agents, "waited": round(waited, 1)}
-            self._observe(events.NODE_MISSING, hosts=names, **about)
-            say(f"waiting for {names} ({len(ready)}/{self._party.agents} joined, {waited:.0f} s)")
-
-    def _decide(self, ready: Mapping[int, Knowledge], waited: float, *, late: bool) -> None:
-        """Nobody need be waited for any more: these go on if they may, and take tokens where it is for want of them."""
-        if membership.may_form(ready, self._tokens.taken):
-            if len(ready) >= self._party.minimum:
-                self._propose(ready)
-                return
-        # If both halves live, the one with the first node is to go on: srun is with it, mostly.
-        elif min(ready) == min(self._newest.agents) or not late or waited > _SECOND_HALF * self._party.node_timeout:
+        if busy:
+            self._last_busy = now
+        here = Gathering(
+            ready,
+            busy,
+            self._newest,
+            newcomers={*map(int, self._story.waiting)},
+            gone=self._gone,
+            taken=self._tokens.taken,
+            refused=self._tokens.refused,
+            waited=now - self._since,
+            idle=now - max(self._since, self._last_busy),
+            first=self._story.round < 0,
+        )
+        move = forming.decide(here, self._terms)
+        if move is Move.PROPOSE:
+            self._propose(ready)
+        elif move is Move.TAKE:
             self._tokens.take(self._directory.memberships, membership.halves(ready))
-        if waited > self._patience(first=self._story.round < 0, enough=False):
-            self._give_up(ready, waited)
+        elif move is Move.GIVE_UP:
+            self._give_up(here)
+        elif ready and self._pace.due():
+            self._tell_missing(here)
 
-    def _patience(self, *, first: bool, enough: bool = True) -> float:
-        """How long to wait for those that are missing."""
-        if first:
-            return self._party.join_timeout
-        return self._party.node_timeout * (_MISSING if enough else _LONGEST)
+    def _tell_missing(self, here: Gathering) -> None:
+        joined, names = len(here.ready), self._hosts_of(here.missing)
+        about = {"joined": joined, "expected": self._party.agents, "waited": round(here.waited, 1)}
+        if names:
+            self._observe(events.NODE_MISSING, hosts=names, **about)
+            say(f"waiting for {names} ({joined}/{self._party.agents} joined, {here.waited:.0f} s)")
 
-    def _give_up(self, ready: Mapping[int, Knowledge], waited: float) -> None:
-        here = hostlist.display([self._known_hosts[agent] for agent in sorted(ready)])
-        missing = hostlist.display([self._known_hosts[agent] for agent in membership.absent(ready)])
-        if self._story.round < 0:
-            why = (
-                f"{missing} did not join in {waited:.0f} s ({len(ready)}/{self._party.agents} joined): look at the "
-                "node's own output, exclude it, or wait longer with --join-timeout"
-            )
-        elif membership.may_form(ready, self._tokens.taken):
-            why = f"only {here} is left, and --nnodes asks for {self._party.minimum} nodes at least"
-        elif membership.halves(ready) & self._tokens.refused:
-            place = self._directory.memberships
-            why = f"{here} cannot go on without {missing}: those have gone on, or {place} is not to be seen from here"
-        else:
-            why = f"{here} cannot go on without {missing}: those could be a majority, and train"
+    def _give_up(self, here: Gathering) -> None:
+        why = forming.why_not(here, self._terms, self._hosts_of, self._directory.memberships)
         # Who cannot know whether others train must not have the job run again.
-        again = self._story.round >= 0 and membership.may_form(ready, self._tokens.taken)
+        again = not here.first and membership.may_form(here.ready, here.taken)
         self._broadcast("refuse", why=why, status=69, again=again)
-        self._since = time.monotonic()  # all leave now
+        self._since = self._now  # all leave now
 
     def _propose(self, ready: Mapping[int, Knowledge]) -> None:
         proposal = membership.propose(ready)
@@ -426,7 +418,7 @@ class Leader(Post):
             self._broadcast("refuse", why=str(error), status=error.exit_status)
             return
         token = self._tokens.put(self._directory.memberships, proposal.number)
-        proposal = self._proposal = replace(proposal, token=token)
+        proposal = self._proposal = replace(proposal, token=token, active=self._active(proposal.agents))
         self._accepted = set()
         self._tell(proposal.agents, "propose", membership=story.plain_membership(proposal))
 
@@ -458,7 +450,7 @@ class Leader(Post):
         members = {*agreed.agents}
         sessions = {one.agent: one for one in self._sessions.values() if one.agent in members}
         callers = {agent: one.ready for agent, one in sessions.items() if one.ready is not None}
-        active = self._active(agreed.agents)
+        active = agreed.active
         # Who does not hear that this one is agreed may need those before it.
         needed = membership.oldest_in_question(caller.known for caller in callers.values())
         self._tokens.remove(self._directory.memberships, before=needed)
@@ -477,7 +469,7 @@ class Leader(Post):
             story=story.plain(self._story),
             places={str(agent): sessions[agent].place for agent in agreed.agents},
         )
-        self._running = _Running(start)
+        self._running = _Running(start, self._now)
         self._observe(
             events.NODES,
             hosts=self._hosts_of(active),

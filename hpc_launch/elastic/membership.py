@@ -4,14 +4,17 @@ Agents agree on *memberships*, numbered lists of agents. One of them, the leader
 it is to have; when every one of them has accepted, it is agreed, and the leader tells them to start. The rule:
 
     A proposal needs a quorum of the newest membership that any of those present knows to be agreed, and of every newer
-    one that any of them has accepted: more than half of its agents, or exactly half that has taken its token.
+    one that any of them has accepted: more than half of its agents, or exactly half that has taken its token, and of
+    those that have workers one at least.
 
 Why that is enough. Two sets of agents that are each a quorum of one membership share an agent, as only one half can
 take a token (`tokens`), and an agent is with one leader at a time and brings along what it has accepted. So whoever
 forms a membership knows of each one that may have been agreed before it, and has taken more than a quorum of it away
-from any other leader; and a membership of which one agent has gone over to another is not complete, so its workers do
-not train. Neither closed connections nor what Slurm says of a node are taken for proof that an agent is gone: it may be
-alive elsewhere, or have agreed to something with others before it died. `tests/unit/test_membership.py` goes through
+from any other leader; and a membership of which one agent with workers has gone over to another is not complete, so its
+workers do not train. Spares alone form none, however many they are: without them the others would train on.
+
+Neither closed connections nor what Slurm says of a node are taken for proof that an agent is gone: it may be alive
+elsewhere, or have agreed to something with others before it died. `tests/unit/test_membership.py` goes through
 everything that can happen to up to four agents.
 """
 
@@ -31,11 +34,13 @@ class Membership:
         agents: their numbers, ascending: they are those of their nodes in the host list.
         token: what exactly half of them have to take to go on without the others. Without one, as before the first
             round, or where none could be put, it is the half with the lowest agent that may.
+        active: those of them that have workers, ascending; the others are spares. None has before the first round.
     """
 
     number: int
     agents: tuple[int, ...]
     token: str = ""
+    active: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,8 @@ def quorum(membership: Membership, present: AbstractSet[int], taken: AbstractSet
         present: who is; strangers do not count.
         taken: the halves that have taken their tokens, as far as those present know.
     """
+    if membership.active and present.isdisjoint(membership.active):
+        return False
     here = _here(membership, present)
     if 2 * len(here) != len(membership.agents):
         return 2 * len(here) > len(membership.agents)
@@ -114,7 +121,10 @@ def halves(present: Mapping[int, Knowledge]) -> frozenset[Half]:
 
 
 def propose(present: Mapping[int, Knowledge]) -> Membership:
-    """The membership that those present, who may form one, are to agree on; a token is put for it, and added."""
+    """The membership that those present, who may form one, are to agree on.
+
+    Who of them has workers is to be added, and a token that is put for it.
+    """
     number = max(membership.number for membership in _in_question(present))
     return Membership(number + 1, tuple(sorted(present)))
 
@@ -137,6 +147,11 @@ def _here(membership: Membership, present: AbstractSet[int]) -> tuple[int, ...]:
 def absent(present: Mapping[int, Knowledge]) -> tuple[int, ...]:
     """Who belongs to the last agreed membership, and is not there."""
     return tuple(agent for agent in pool(present.values()).agreed.agents if agent not in present)
+
+
+def only_spares(present: Mapping[int, Knowledge]) -> bool:
+    """Whether those present have no workers, as far as any of them knows, and others have."""
+    return any(one.active and present.keys().isdisjoint(one.active) for one in _in_question(present))
 
 
 def active(agents: Sequence[int], most: int, drained: Sequence[int] = ()) -> tuple[int, ...]:

@@ -2,17 +2,16 @@
 
 Agents and their leader talk over connections of their own (`leading`), not through a store, whose answer an agent would
 wait for as long as the kernel tries to reach a host that is gone. Where the leader is lost, the others look for each
-other in host-list order: the first that finds none before itself leads. Each round has its store for the workers.
+other (`election`). Each round has its store for the workers.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from torch.distributed import (  # type: ignore[attr-defined]  # public, but its types do not export them
@@ -24,14 +23,15 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 
 from hpc_launch.elastic import finding, membership, stores, story
 from hpc_launch.elastic.console import say
+from hpc_launch.elastic.election import Election
 from hpc_launch.elastic.leading import Leader
-from hpc_launch.elastic.lines import Lines, notice_silence
+from hpc_launch.elastic.lines import Lines
 from hpc_launch.elastic.membership import Knowledge, Membership
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.post import GONE, SILENT
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.elastic.rounds import Ending, Message, RoundEnd, RoundPlan
-from hpc_launch.elastic.search import Doubts, Inquiry, Search
+from hpc_launch.elastic.search import Doubts, Search
 from hpc_launch.elastic.story import Caller, Failed, Start, Story
 from hpc_launch.errors import RendezvousError, RoundRefused
 from hpc_launch.node import network
@@ -44,13 +44,26 @@ _Shared = TypeVar("_Shared", bound=Message)
 
 # How often an agent that waits looks for news.
 _LOOK_SECONDS = 0.02
-# How often those that wait for more agents look whether these have another leader.
-_SEARCH_SECONDS = 1.0
+# So often a leader is looked for at least before an agent gives up, which may have been stopped for most of the time.
+_SEARCHES = 3
 # How often an agent looks whom it waits for.
 _DOUBT_SECONDS = 0.1
 _FAREWELL_SECONDS = 15.0
 # An answer that takes longer is none.
 _ANSWER_SECONDS = 1.0
+
+
+@dataclass
+class _Alone:
+    """The time without a leader.
+
+    Attributes:
+        since: when it began (time.monotonic).
+        searches: how often one has been looked for since, in vain.
+    """
+
+    since: float = field(default_factory=time.monotonic)
+    searches: int = 0
 
 
 class SpareReleased(Exception):
@@ -83,15 +96,14 @@ class MovingRendezvous(SlurmRendezvous):
         self._whereabouts = finding.Whereabouts(party)
         self._worker_server: TCPStore | None = None
         self._post: Leader | None = None
+        self._election: Election | None = None
         self._seat: Lines | None = None
         self._search = Search(party.run_id, party.agent, uuid.uuid4().hex)
         self._doubts = Doubts(self._search.silent, party.node_timeout)
-        self._inquiry: Inquiry | None = None
-        self._next_doubt = self._next_inquiry = 0.0
-        self._done = False
+        self._next_doubt = 0.0
+        self._begun = self._done = False
         self._known = Knowledge(Membership(0, tuple(range(party.agents))))
         self._story = Story()
-        self._leader = -1
         self._asked = 0
         self._answers: dict[int, Any] = {}
         self._refusal: RendezvousError | None = None
@@ -134,6 +146,10 @@ class MovingRendezvous(SlurmRendezvous):
         self._send("stop", end=story.plain(end))
         return self._await_end(end, self._whole.node_timeout)
 
+    def report_begun(self) -> None:
+        """Say that the workers here have started; until all have, those that have may wait for them."""
+        self._send("begun", round=self._round)
+
     def report_done(self) -> None:
         """Say that all workers here ended well; the last agent to do so ends the round."""
         self._send("done", round=self._round)
@@ -144,7 +160,7 @@ class MovingRendezvous(SlurmRendezvous):
         if self._end is None:
             self._read()
         if self._end is None:
-            self._mind_the_silent(waits=self._done)
+            self._mind_the_silent(waits=self._done or not self._begun)
         return self._end
 
     # ---- what concerns all rounds
@@ -230,9 +246,11 @@ class MovingRendezvous(SlurmRendezvous):
                 self._whereabouts.remove()
                 self._post.clear()
             self._post.close()
+        if self._election is not None:
+            self._election.close()
         if self._seat is not None:
             self._seat.close()
-        self._post = self._seat = None
+        self._post = self._election = self._seat = None
         self._worker_server = None
         return True
 
@@ -278,6 +296,8 @@ class MovingRendezvous(SlurmRendezvous):
             self._begin(story.read(Start, said["start"]))
         elif word == "ping":
             self._send("pong", round=self._round)
+        elif word == "begun":
+            self._begun = self._begun or said["round"] == self._round
         elif word == "ended":
             self._story = story.together([self._story, story.read(Story, said["story"])])
             if self._end is None:
@@ -307,11 +327,8 @@ class MovingRendezvous(SlurmRendezvous):
         self._search.gone.clear()  # they have all answered
         self.start, self._story, self._round = start, start.run, start.run.round
         self._end = self._plan = None
-        self._done = self._opened().sought = False
-        if self._inquiry is not None:
-            self._inquiry.drop()
-            self._inquiry = None
-        self._leader = start.leader
+        self._begun = self._done = self._opened().sought = False
+        self._elections().end(start.leader)
         self._search.places.update(story.places(start.places))
         if self.leads and start.run.round:
             self._whereabouts.write(self._opened().port)  # for who comes late, and does not find the first node
@@ -322,9 +339,10 @@ class MovingRendezvous(SlurmRendezvous):
 
     def _lose_leader(self, seat: Lines, why: str = GONE) -> None:
         """The leader is gone: the round is over."""
-        host = self._host(self._leader)
+        leader = self._elections().leader
+        host = self._whole.hosts[max(0, leader)]
         if seat.closed and self._end is None:  # otherwise it may have given this agent up
-            self._search.gone.add(self._leader)
+            self._search.gone.add(leader)
         seat.close()
         self._seat = None
         if self._end is None:
@@ -347,8 +365,8 @@ class MovingRendezvous(SlurmRendezvous):
             if silent is not None:
                 post.give_up(silent)
             return
-        places, waits = self._search.places, waits or post.sought
-        if self._doubts.turn({self._leader: places[self._leader]} if waits else {}, now) is not None:
+        leader, waits = self._elections().leader, waits or post.sought
+        if self._doubts.turn({leader: self._search.places[leader]} if waits else {}, now) is not None:
             self._lose_leader(seat, SILENT)
 
     def _await_end(self, otherwise: RoundEnd, patience: float) -> RoundEnd:
@@ -376,33 +394,35 @@ class MovingRendezvous(SlurmRendezvous):
         if party.leader:
             self._own_address = finding.leader_address(party)
         self._post = Leader(party, stores.listen(party.ports), self._open_round_store, self._open_job, self.observer)
+        self._election = Election(party, self._search, self._post)
         if party.leader:
-            self._seat = self._lead()
+            self._seat = self._election.lead()
             self._whereabouts.write(self._post.port)
 
-    def _take_seat(self, alone_since: float) -> float:
-        """Be with a leader, if there is one; returns since when there is none (time.monotonic)."""
+    def _take_seat(self, alone: _Alone) -> _Alone:
+        """Be with a leader, if there is one; returns since when there is none."""
         if self._seat is None:
             self._seat = self._look_for_leader()
-            if self._seat is not None:
-                self._present()
-            elif time.monotonic() - alone_since > 3 * self._whole.node_timeout:
-                host = self._whole.host
-                raise RoundRefused(f"{host} finds none of the other nodes, which could go on without it")
-        return alone_since if self._seat is None else time.monotonic()
+            if self._seat is None:
+                alone.searches += 1
+                if alone.searches >= _SEARCHES and time.monotonic() - alone.since > 3 * self._whole.node_timeout:
+                    host = self._whole.host
+                    raise RoundRefused(f"{host} finds none of the other nodes, which could go on without it")
+                return alone
+            self._present()
+        return _Alone()
 
     def _await_start(self) -> Start:
         """Wait for the word to begin here."""
-        told = False
-        alone_since = time.monotonic()
-        self._next_inquiry = alone_since + _SEARCH_SECONDS
+        told, alone = False, _Alone()
+        self._elections().begin()
         while True:
-            alone_since = self._take_seat(alone_since)
+            alone = self._take_seat(alone)
             self._read()
             if self._refusal is not None:
                 raise self._refusal
             self._mind_end_of_run()
-            self._mind_the_silent(waits=True)
+            self._mind_the_silent(waits=self.start is None or not self._begun)
             if self.start is not None:
                 if self._plan is not None:
                     return self.start
@@ -450,71 +470,37 @@ class MovingRendezvous(SlurmRendezvous):
 
     # ---- who leads
 
-    def _lead(self) -> Lines:
-        """Lead; gives this agent's own connection to itself."""
-        post = self._opened()
-        self._leader = post.leader = self._whole.agent
-        return post.lead()
-
     def _find_first(self) -> Lines:
         """The connection to the first node, where the run begins, or to whoever leads it when this one comes late."""
         found = finding.find_leader(self._whole, self._search.key)
         self._own_address = self._own_address or found.own_address
         self._search.places[found.leader] = found.leader_address, found.port
-        return self._led_by(found.leader, found.lifeline.release())
+        return self._elections().follow(found.leader, found.lifeline.release())
 
     def _look_for_leader(self) -> Lines | None:
         """The connection to whoever leads, this agent perhaps; None where that is not known yet."""
-        own = self._whole.agent
         if not self._known.agreed.number:
             return self._find_first()
-        answer = self._search.first(agent for agent in self._others() if agent < own)
-        if answer is None:
-            say(f"{self._whole.host} takes over" + (f" from {self._host(self._leader)}" * (self._leader != own)))
-            return self._lead()
-        # Who does not lead is looking for a leader as well, or about to, and comes before this agent.
-        return self._led_by(answer.leader, answer.connection) if answer.connection else None
-
-    def _others(self) -> list[int]:
-        """The agents with which this one may go on, in host-list order."""
-        return sorted({*self._known.agreed.agents, *map(int, self._story.waiting)} - {self._whole.agent})
+        return self._elections().look(self._known.agreed, map(int, self._story.waiting))
 
     def _yield_to_another(self) -> None:
-        """Lead no more where another agent does whose round has begun without this one, or who comes before it."""
-        post, own = self._opened(), self._whole.agent
-        now = time.monotonic()
-        if self._inquiry is None and now >= self._next_inquiry:
-            self._next_inquiry = now + _SEARCH_SECONDS
-            self._inquiry = Inquiry(self._search, [agent for agent in self._others() if agent not in post.callers])
-        found = self._inquiry.found if self._inquiry is not None else None
-        if found is None:
-            return
-        self._inquiry = None
-        post.miss(self._search.gone)
-        better = [one for one in found if one.number > self._known.agreed.number or one.leader < own]
-        chosen = better[0] if better and not post.formed else None
-        for one in found:
-            if one is not chosen:
-                one.close()
-        if chosen is not None and chosen.connection is not None:
-            post.resign()
+        """Follow another leader, if there is one whose round has begun without this one, or who comes before it."""
+        seat = self._elections().resign(self._known.agreed, map(int, self._story.waiting))
+        if seat is not None:
             if self._seat is not None:
                 self._seat.close()
-            self._seat = self._led_by(chosen.leader, chosen.connection)
+            self._seat = seat
             self._present()
 
-    def _led_by(self, leader: int, connection: socket.socket) -> Lines:
-        notice_silence(connection, self._whole.node_timeout)
-        self._leader = self._opened().leader = leader
-        return Lines(connection)
+    def _elections(self) -> Election:
+        if self._election is None:
+            raise RendezvousError("the rendezvous is not open")
+        return self._election
 
     def _opened(self) -> Leader:
         if self._post is None:
             raise RendezvousError("the rendezvous is not open")
         return self._post
-
-    def _host(self, agent: int) -> str:
-        return self._whole.hosts[max(0, agent)]
 
     # ---- for the post's thread
 

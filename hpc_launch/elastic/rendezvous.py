@@ -103,6 +103,9 @@ class SlurmRendezvous(RendezvousHandler):
             How the round really ended (somebody may have been first); None when there is none.
         """
 
+    def report_begun(self) -> None:
+        """Say that the workers here have started."""
+
     @abstractmethod
     def report_done(self) -> None:
         """Say that all workers here ended well; the last agent to do so ends the round."""

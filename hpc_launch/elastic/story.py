@@ -95,7 +95,7 @@ class Caller(Message):
         software: what must be the same on every node.
         problem: why it cannot take part; empty if it can.
         status: the exit status that goes with the problem.
-        agreed: the newest membership that it knows to be agreed: number, agents and token.
+        agreed: the newest membership that it knows to be agreed: number, agents, token and the active ones.
         accepted: those that it has accepted since.
         story: what it knows of the run.
         gone: agents whose connections to it were closed, not lost: nobody need wait for these.
@@ -149,7 +149,7 @@ class Start(Message):
     @property
     def membership(self) -> Membership:
         """What was agreed."""
-        return Membership(self.number, tuple(self.agents), self.token)
+        return Membership(self.number, tuple(self.agents), self.token, tuple(self.active))
 
     @property
     def round_plan(self) -> RoundPlan:
@@ -184,10 +184,10 @@ def places(facts: Mapping[str, Sequence[Any]]) -> dict[int, tuple[str, int]]:
 
 def plain_membership(one: Membership) -> list[Any]:
     """A membership for JSON."""
-    return [one.number, list(one.agents), one.token]
+    return [one.number, list(one.agents), one.token, list(one.active)]
 
 
 def read_membership(facts: Sequence[Any]) -> Membership:
     """The inverse of `plain_membership`."""
-    number, agents, token = facts
-    return Membership(int(number), tuple(map(int, agents)), str(token))
+    number, agents, token, active = facts
+    return Membership(int(number), tuple(map(int, agents)), str(token), tuple(map(int, active)))

@@ -169,9 +169,10 @@ def _lost_nodes(about: Surroundings) -> Iterator[str]:
     """What a run survives, and what not."""
     if not about.settings.may_lose_nodes or about.here.slurm is None:
         return
+    spares = ", and not spares only" if about.settings.spares else ""
     yield (
         f"a node without an answer for {about.settings.node_timeout:g} s is lost, and the others start again: if they "
-        "are half of those there were, or more (of two halves that both live, one)"
+        f"are half of those there were, or more (of two halves that both live, one){spares}"
     )
     if _script(about) is not None:
         yield (

@@ -76,9 +76,14 @@ class Run:
 
     def goes_on(self, *nodes: str) -> int:
         """Wait until some attempt has the ranks of these nodes, whichever it is; returns its number."""
+        return self.goes_on_in(nodes)[0]
 
-        def found() -> list[int]:
-            return [number for number in self.so_far.attempts() if self._hosts(number) == [*nodes]]
+    def goes_on_in(self, *worlds: Sequence[str]) -> tuple[int, list[str]]:
+        """Wait until some attempt has the ranks of one of these lists of nodes; returns its number and the nodes."""
+
+        def found() -> list[tuple[int, list[str]]]:
+            seen = [(number, self._hosts(number)) for number in self.so_far.attempts()]
+            return [one for one in seen if one[1] in map(list, worlds)]
 
         return wait_for(found, DEADLINE, self.describe)[0]
 

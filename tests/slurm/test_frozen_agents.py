@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hpc_launch.records import events
 from tests.cluster import Cluster
 from tests.slurm.losses_support import Run, run
 
@@ -48,3 +49,40 @@ def test_an_agent_is_frozen_when_another_is_lost(
         job.fails(1, 0)
         job.trains_on(2, *(one for one in cluster.nodes if one != killed))
         job.ends_well(*left, node)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("node", ["gpu001", "gpu003"])
+def test_an_agent_is_frozen_while_workers_run(cluster: Cluster, tmp_path: Path, node: str) -> None:
+    """That disturbs nobody until the workers of all others have ended: these go on without it, and end well."""
+    left = [one for one in cluster.nodes if one != node]
+    with run(cluster, tmp_path, "--nnodes=1:4") as job:
+        job.trains_on(0, *cluster.nodes)
+        with frozen(job, node):
+            job.ends_well(*left)
+
+    assert job.so_far.attempts() == [0, 1], job.describe()
+    assert [one["host"] for _, one in sorted(job.so_far.said(1).items())] == left, job.describe()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("node", ["gpu001", "gpu002", "gpu004"])
+@pytest.mark.parametrize("moment", [events.ROUND_ENDED, events.WORKER_ENDED, events.ATTEMPT])
+def test_an_agent_is_frozen_while_all_start_again(cluster: Cluster, tmp_path: Path, node: str, moment: str) -> None:
+    """At whatever moment, the leader too: the others train, and the agent is one of all in the next attempt.
+
+    If its workers have begun just before, all train, and nobody waits for it.
+    """
+    together = [one for one in cluster.nodes if one != "gpu003"]
+    left = [one for one in together if one != node]
+    with run(cluster, tmp_path, "--nnodes=1:4", "--max-restarts=1") as job:
+        job.trains_on(0, *cluster.nodes)
+        cluster.kill("gpu003")
+        job.notes(node, moment, attempt=int(moment == events.ATTEMPT))
+        with frozen(job, node):
+            attempt, hosts = job.goes_on_in(left, together)
+        if hosts == left:
+            job.sees(f"{node} is there, and takes part from the next attempt on")
+        job.fails(attempt, 0)
+        job.trains_on(attempt + 1, *together)
+        job.ends_well(*together)

@@ -15,6 +15,7 @@ from hpc_launch.elastic.membership import (
     Half,
     Knowledge,
     Membership,
+    active,
     halves,
     may_form,
     oldest_in_question,
@@ -82,6 +83,7 @@ class State(NamedTuple):
         taken: The halves that have taken their tokens.
         tokens: Whether there are any.
         removed: Tokens of memberships before this number are gone.
+        most: How many agents of a membership have workers at most; the others are spares.
     """
 
     agents: tuple[Agent | None, ...]
@@ -90,6 +92,7 @@ class State(NamedTuple):
     taken: frozenset[Half] = frozenset()
     tokens: bool = True
     removed: int = 0
+    most: int = 99
 
     def agent(self, number: int, agent: Agent | None) -> State:
         """The state with another agent in one place."""
@@ -100,14 +103,15 @@ class State(NamedTuple):
         return self._replace(leaders=(*self.leaders[:number], leader, *self.leaders[number + 1 :]))
 
 
-def begin(agents: int, faults: int, *, tokens: bool = True) -> State:
-    """All are members and train, the first leads, and nothing has happened yet."""
-    whole = Membership(0, tuple(range(agents)), "0: first" if tokens else "")
+def begin(agents: int, faults: int, *, tokens: bool = True, spares: int = 0) -> State:
+    """All are members and train but for the last ones, the spares; the first leads, and nothing has happened yet."""
+    everyone = tuple(range(agents))
+    whole = Membership(0, everyone, "0: first" if tokens else "", everyone[: agents - spares])
     known = Knowledge(whole)
-    everyone = tuple(Agent(known, 0, started=whole) for _ in range(agents))
-    sessions = tuple((number, Session(None)) for number in range(agents))
+    members = tuple(Agent(known, 0, started=whole) for _ in everyone)
+    sessions = tuple((number, Session(None)) for number in everyone)
     leaders = (Leader(sessions, running=whole), *(None for _ in range(agents - 1)))
-    return State(everyone, leaders, faults, tokens=tokens)
+    return State(members, leaders, faults, tokens=tokens, most=agents - spares)
 
 
 # ---- what can happen
@@ -171,6 +175,7 @@ def _leads(state: State, number: int, leader: Leader) -> Iterator[State]:
         return
     if may_form(ready, state.taken):
         proposal = propose(ready)
+        proposal = replace(proposal, active=active(proposal.agents, state.most))
         if state.tokens:
             proposal = replace(proposal, token=f"{proposal.number}: of {number} for {proposal.agents}")
         state = state.leader(number, leader._replace(proposal=proposal, accepted=()))
@@ -258,7 +263,7 @@ def _leave(state: State, number: int) -> State:
 
 
 def _drop(state: State, number: int, other: int) -> State:
-    """A leader has lost an agent: the membership with it is over, and a proposal as well."""
+    """A leader has lost an agent: a proposal with it is over, and a round in which it has workers."""
     leader = state.leaders[number]
     assert leader is not None
     agent, session = state.agents[other], dict(leader.sessions)[other]
@@ -268,7 +273,7 @@ def _drop(state: State, number: int, other: int) -> State:
     if leader.proposal is not None and other in leader.proposal.agents:
         leader = leader._replace(proposal=None, accepted=())
     over = leader.running
-    if over is None or other not in over.agents:
+    if over is None or other not in over.active:
         return state.leader(number, leader)
     state = state.leader(number, leader._replace(running=None))
     return _tell(state, number, over.agents, ("end", over))
@@ -300,12 +305,12 @@ def die(state: State, number: int) -> State:
 
 
 def training(state: State) -> list[Membership]:
-    """The memberships of which every agent has its workers running."""
+    """The memberships of which every agent that is no spare has its workers running."""
     begun = {agent.started for agent in state.agents if agent is not None and agent.started is not None}
     return [
         membership
         for membership in begun
-        if all((agent := state.agents[number]) and agent.started == membership for number in membership.agents)
+        if all((agent := state.agents[number]) and agent.started == membership for number in membership.active)
     ]
 
 

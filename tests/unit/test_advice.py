@@ -203,6 +203,7 @@ def test_what_a_run_survives() -> None:
     (rule,) = told(ONE_TASK_PER_NODE, spares="1", node_timeout="20", nnodes="3:4")
 
     assert "a node without an answer for 20 s is lost" in rule
+    assert "not spares only" in rule
     assert "--no-kill" in told(BATCH, nnodes="1:2")[-1]
 
 

@@ -3,35 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
 
 from hpc_launch.elastic import membership
-from hpc_launch.elastic.membership import Half, Knowledge, Membership, halves, may_form
+from hpc_launch.elastic.membership import Half, Knowledge, Membership, halves, may_form, quorum
 from tests.unit import membership_model as model
 from tests.unit.membership_model import State
 
-# Numbers of agents and of faults. A fault is the death of an agent, a session that one of its ends gives up, or a
-# leader that resigns; each loss of a network is made of some of them.
+# Numbers of agents, of spares among them and of faults. A fault is the death of an agent, a session that one of its
+# ends gives up, or a leader that resigns; each loss of a network is made of some of them.
 SIZES = [
-    pytest.param(agents, faults, marks=[pytest.mark.soak] if soak else [], id=f"{agents} agents, {faults} faults")
-    for agents, faults, soak in [
-        (2, 2, False),
-        (3, 1, False),
-        (4, 1, False),
-        (3, 2, False),
-        (2, 3, False),
-        (2, 4, True),
-        (3, 3, True),
-        (4, 2, True),
+    pytest.param(
+        agents,
+        spares,
+        faults,
+        marks=[pytest.mark.soak] if soak else [],
+        id=f"{agents} agents, {spares} spares, {faults} faults",
+    )
+    for agents, spares, faults, soak in [
+        (2, 0, 2, False),
+        (3, 0, 1, False),
+        (4, 0, 1, False),
+        (3, 0, 2, False),
+        (2, 0, 3, False),
+        (2, 1, 3, False),
+        (3, 1, 1, False),
+        (3, 2, 2, False),
+        (4, 1, 1, False),
+        (4, 2, 1, False),
+        (4, 3, 1, False),
+        (2, 0, 4, True),
+        (3, 0, 3, True),
+        (4, 0, 2, True),
+        (3, 1, 2, True),
+        (4, 1, 2, True),
+        (4, 2, 2, True),
+        (4, 3, 2, True),
     ]
 ]
 
 
-def reachable(agents: int, faults: int, *, tokens: bool) -> Iterator[State]:
+def reachable(agents: int, faults: int, *, tokens: bool, spares: int = 0) -> Iterator[State]:
     """Every state that can come about."""
-    start = model.begin(agents, faults, tokens=tokens)
+    start = model.begin(agents, faults, tokens=tokens, spares=spares)
     seen, todo = {start}, [start]
     while todo:
         state = todo.pop()
@@ -46,19 +63,19 @@ with_tokens = pytest.mark.parametrize("tokens", [True, False], ids=["tokens", "n
 
 
 @with_tokens
-@pytest.mark.parametrize(("agents", "faults"), SIZES)
-def test_there_are_never_two_worlds(agents: int, faults: int, tokens: bool) -> None:
+@pytest.mark.parametrize(("agents", "spares", "faults"), SIZES)
+def test_there_are_never_two_worlds(agents: int, spares: int, faults: int, tokens: bool) -> None:
     """Whatever is lost, delayed or given up, in any order: of two memberships one at most has all its workers."""
-    for state in reachable(agents, faults, tokens=tokens):
+    for state in reachable(agents, faults, tokens=tokens, spares=spares):
         assert len(model.training(state)) <= 1, state
 
 
 @with_tokens
-@pytest.mark.parametrize(("agents", "faults"), [size for size in SIZES if size.values != (3, 2)])
-def test_a_majority_is_never_stuck(agents: int, faults: int, tokens: bool) -> None:
+@pytest.mark.parametrize(("agents", "spares", "faults"), [size for size in SIZES if size.values != (3, 0, 2)])
+def test_a_majority_is_never_stuck(agents: int, spares: int, faults: int, tokens: bool) -> None:
     """From wherever it is, who may go on trains again when the faults stop; with one fault a majority always may."""
     settled: dict[State, State] = {}
-    for state in filter(model.alive, reachable(agents, faults, tokens=tokens)):
+    for state in filter(model.alive, reachable(agents, faults, tokens=tokens, spares=spares)):
         later = model.settle(state, settled)
         may = model.may_go_on(later) or (faults == 1 and model.has_majority(state))
         trains = model.training(later)
@@ -80,6 +97,17 @@ def test_the_model_would_find_two_halves_that_both_go_on(monkeypatch: pytest.Mon
     )
 
     assert any(len(model.training(state)) > 1 for state in reachable(2, 1, tokens=True))
+
+
+@pytest.mark.parametrize(("agents", "spares", "faults"), [(2, 1, 1), (3, 2, 2), (4, 2, 1)])
+def test_the_model_would_find_spares_that_go_on_alone(
+    monkeypatch: pytest.MonkeyPatch, agents: int, spares: int, faults: int
+) -> None:
+    """Where enough spares may form a membership by themselves, those that have the workers train on as well."""
+    monkeypatch.setattr(membership, "quorum", lambda whole, *there: quorum(replace(whole, active=()), *there))
+
+    states = reachable(agents, faults, tokens=True, spares=spares)
+    assert any(len(model.training(state)) > 1 for state in states)
 
 
 def test_the_model_would_find_tokens_that_are_removed_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +146,20 @@ def test_any_half_goes_on_without_the_other(dead: tuple[int, ...]) -> None:
 def test_what_is_enough(agents: tuple[int, ...], present: set[int], enough: bool) -> None:
     """More than half, or half with the lowest where there is no token; strangers do not count."""
     assert membership.quorum(Membership(3, agents), present) is enough
+
+
+def test_spares_alone_are_never_enough() -> None:
+    """However many they are; with one node that has workers they are, if they are enough otherwise."""
+    whole = Membership(3, (0, 1, 2, 3, 4), "x", (0, 1))
+    known = Knowledge(whole)
+
+    assert not membership.quorum(whole, {2, 3, 4})
+    assert membership.quorum(whole, {1, 3, 4})
+    assert not membership.quorum(whole, {1, 4})
+    assert membership.only_spares({2: known, 3: known, 4: known})
+    assert not membership.only_spares({1: known, 4: known})
+    assert not membership.only_spares({0: Knowledge(Membership(0, (0, 1)))})
+    assert halves({2: Knowledge(Membership(3, (0, 2), "x", (0,)))}) == frozenset()
 
 
 def test_half_needs_the_token() -> None:

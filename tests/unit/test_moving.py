@@ -46,8 +46,10 @@ def group(tmp_path: Path) -> Iterator[Callable[..., Group]]:
 
 def die(handler: MovingRendezvous) -> None:
     """Be killed: the kernel closes everything."""
-    post, seat = handler._post, handler._seat
-    handler._post = handler._seat = None  # first, for the thread that may be in it
+    post, election, seat = handler._post, handler._election, handler._seat
+    handler._post = handler._election = handler._seat = None  # first, for the thread that may be in it
+    if election is not None:
+        election.close()
     if post is not None:
         post.resign()
         post.close()
@@ -414,6 +416,20 @@ def test_any_half_goes_on_if_it_has_the_token(group: Callable[..., Group], tmp_p
     assert not tokens.exists()
 
 
+def test_spares_do_not_go_on_alone(group: Callable[..., Group]) -> None:
+    """Though they are more than half: the one node that has workers may do without them."""
+    handlers = group(3, spares=2)
+    waiting = [begin(handler.next_rendezvous) for handler in handlers[1:]]
+    meet(handlers[:1])
+    die(handlers[0])
+    for task in waiting:
+        assert task.ended.wait(DEADLINE)
+
+    assert {str(task.error) for task in waiting} == {
+        "node[2-3] cannot go on without node1: those have the workers, and could train"
+    }
+
+
 def test_half_without_the_token_stops(group: Callable[..., Group], tmp_path: Path) -> None:
     """The other half has it, as far as anybody can know; so this one must not go on."""
     handlers = group(2)
@@ -499,13 +515,34 @@ def test_nobody_waits_for_a_frozen_leader(group: Callable[..., Group]) -> None:
         assert places(handlers[1:]) == [(1, rank, 3) for rank in range(3)]
     end_of(handlers[0])
     back = begin(handlers[0].next_rendezvous)
-    wait_for(lambda: handlers[0]._leader == 1 and handlers[0]._seat, DEADLINE, "it does not come back")
+    wait_for(lambda: handlers[0]._elections().leader == 1 and handlers[0]._seat, DEADLINE, "it does not come back")
     die(handlers.pop(2))
     lost([handlers[1], handlers[2]], "node3")
     meet(handlers[1:])
     finish([back])
 
     assert places(handlers) == [(2, rank, 3) for rank in range(3)]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_leader_that_is_frozen_before_its_workers_start(group: Callable[..., Group]) -> None:
+    """Those whose workers have started wait for them, and take it for lost; once all have, it may be frozen."""
+    handlers = group(4, node_timeout=2.0, spares=1)
+    waiting = begin(handlers[3].next_rendezvous)
+    meet(handlers[:3])
+    for handler in handlers[1:3]:
+        handler.report_begun()
+    with frozen(handlers[0]):
+        lost(handlers[1:3], "node1")
+        meet(handlers[1:3])
+        finish([waiting])
+    for handler in handlers[1:]:
+        handler.report_begun()
+
+    def heard() -> bool:
+        return [handler.end() for handler in handlers[1:]] == [None] * 3 and all(one._begun for one in handlers[1:])
+
+    wait_for(heard, DEADLINE, "not all know that all have begun")
 
 
 @dataclass(frozen=True)

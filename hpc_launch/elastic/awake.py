@@ -1,0 +1,34 @@
+"""Time that passes only while this process runs: not while it is stopped, or its job suspended.
+
+Whoever runs again after such a time has to see what the others have done meanwhile, and not that it has waited for them
+in vain for so long.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+# Who looks at the time much more often than this was stopped in between, or as good as.
+_GAP_SECONDS = 1.0
+
+
+class Awake:
+    """A clock that has to be looked at again and again, several times in a second.
+
+    Args:
+        clock: gives the time, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last = clock()
+        self._passed = 0.0
+
+    def look(self) -> float:
+        """The time in seconds; where it was not looked at for long, it has stood still in between."""
+        now = self._clock()
+        if now - self._last < _GAP_SECONDS:
+            self._passed += now - self._last
+        self._last = now
+        return self._passed

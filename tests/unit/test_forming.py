@@ -1,0 +1,102 @@
+"""When those that have come to a leader go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from hpc_launch.elastic import forming
+from hpc_launch.elastic.forming import Gathering, Move, Terms
+from hpc_launch.elastic.membership import Half, Knowledge, Membership
+
+TERMS = Terms(minimum=2, join_timeout=600.0, node_timeout=10.0)
+WHOLE = Membership(3, (0, 1, 2, 3), "x", (0, 1, 2))
+
+
+def gathering(*agents: int, busy: Iterable[int] = (), newest: Membership = WHOLE, **others: Any) -> Gathering:
+    """These are ready, and know the newest membership."""
+    others.setdefault("idle", others.get("waited", 0.0))
+    return Gathering(dict.fromkeys(agents, Knowledge(newest)), {*busy}, newest, **others)
+
+
+@pytest.mark.parametrize(
+    ("here", "move"),
+    [
+        (gathering(), Move.WAIT),
+        (gathering(0, 1, 2, 3), Move.PROPOSE),
+        (gathering(0, 1, 2), Move.WAIT),
+        (gathering(0, 1, 2, gone={3}), Move.PROPOSE),
+        (gathering(0, 1, 2, waited=7.6), Move.PROPOSE),
+        (gathering(0, 1, 2, busy=[3], gone={3}, waited=7.6), Move.PROPOSE),
+        (gathering(0, 1, 2, busy=[3], waited=599.0, idle=0.0), Move.WAIT),
+        (gathering(0, 1, 2, busy=[3], waited=601.0, idle=0.0), Move.PROPOSE),
+        (gathering(0, 1, 2, 3, newcomers={4}, waited=1.0), Move.WAIT),
+        (gathering(1, 2, 3, gone={0}, first=True, waited=1.0), Move.PROPOSE),
+        (gathering(1, 2, 3, first=True, waited=599.0), Move.WAIT),
+        (gathering(1, 2, 3, first=True, waited=601.0), Move.PROPOSE),
+        (gathering(1, first=True, waited=601.0), Move.GIVE_UP),
+    ],
+    ids=str,
+)
+def test_who_is_waited_for(here: Gathering, move: Move) -> None:
+    """All members and newcomers that may still come: at first for long, and for those that end their workers too."""
+    assert forming.decide(here, TERMS) is move
+
+
+@pytest.mark.parametrize(
+    ("here", "move"),
+    [
+        (gathering(0, 3, waited=7.6), Move.TAKE),
+        (gathering(1, 2, waited=7.6), Move.WAIT),
+        (gathering(1, 2, waited=12.6), Move.TAKE),
+        (gathering(1, 2, gone={0, 3}), Move.TAKE),
+        (gathering(1, 2, gone={0, 3}, taken={Half("x", (1, 2))}), Move.PROPOSE),
+        (gathering(1, 2, gone={0, 3}, refused={Half("x", (1, 2))}), Move.WAIT),
+        (gathering(1, 2, gone={0, 3}, refused={Half("x", (1, 2))}, waited=20.1), Move.GIVE_UP),
+        (gathering(1, gone={0, 2, 3}), Move.WAIT),
+        (gathering(1, waited=20.1), Move.GIVE_UP),
+        (gathering(1, waited=300.0, idle=20.1), Move.GIVE_UP),
+        (gathering(1, 2, waited=300.0, idle=1.0), Move.TAKE),
+        (gathering(0, busy=[1], waited=600.1, idle=0.0), Move.WAIT),
+        (gathering(0, busy=[1], waited=620.1, idle=0.0), Move.GIVE_UP),
+    ],
+    ids=str,
+)
+def test_too_few_for_a_majority(here: Gathering, move: Move) -> None:
+    """Half asks for its token, that with the first node at once; who may not go on gives up when nobody comes back."""
+    assert forming.decide(here, TERMS) is move
+
+
+def test_fewer_than_were_asked_for() -> None:
+    """They wait for others to come back, and end."""
+    pair = Membership(4, (1, 3), "y", (1, 3))
+    token = {Half("y", (1,))}
+    assert forming.decide(gathering(1, newest=pair, taken=token, waited=8.0), TERMS) is Move.WAIT
+    assert forming.decide(gathering(1, newest=pair, taken=token, waited=21.0), TERMS) is Move.GIVE_UP
+
+
+@pytest.mark.parametrize(
+    ("here", "why"),
+    [
+        (gathering(0, 2, first=True, waited=601.2), "1 3 did not join in 601 s (2/4 joined): look at the node's own"),
+        (gathering(0, 1, 2), "only 0 1 2 is left, and --nnodes asks for 2 nodes at least"),
+        (
+            gathering(1, 3, refused={Half("x", (1, 3))}),
+            "1 3 cannot go on without 0 2: those have gone on, or /logs/7/memberships is not to be seen from here",
+        ),
+        (gathering(1), "1 cannot go on without 0 2 3: those could be a majority, and train"),
+        (
+            gathering(2, 3, newest=Membership(3, (0, 1, 2, 3), "x", (0, 1))),
+            "2 3 cannot go on without 0 1: those have the workers, and could train",
+        ),
+    ],
+)
+def test_why_they_do_not_go_on(here: Gathering, why: str) -> None:
+    """Who is there, who is missing, and what that means."""
+
+    def names(agents: Iterable[int]) -> str:
+        return " ".join(map(str, sorted(agents)))
+
+    assert forming.why_not(here, TERMS, names, "/logs/7/memberships").startswith(why)
