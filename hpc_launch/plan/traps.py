@@ -119,6 +119,17 @@ def _unwatched_output(case: Case) -> str | None:
     )
 
 
+def _spares_of_one(case: Case) -> str | None:
+    """Spares alone never begin (`elastic.membership`): they cannot know that the others train no more."""
+    nodes, spares = len(case.world.hosts), case.settings.spares
+    if not spares or nodes - spares > 1:
+        return None
+    return (
+        f"--spares {spares} leaves one node with workers, and without it spares do not begin: leave --spares out, "
+        f"and of {nodes} nodes --nnodes 1:{nodes} goes on with those that are left"
+    )
+
+
 TRAPS: tuple[Callable[[Case], str | None], ...] = (
     _few_cpus,
     _numbered_otherwise,
@@ -129,4 +140,5 @@ TRAPS: tuple[Callable[[Case], str | None], ...] = (
     _ranks_already_set,
     _other_libraries_names,
     _unwatched_output,
+    _spares_of_one,
 )

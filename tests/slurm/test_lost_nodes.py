@@ -275,6 +275,36 @@ def test_of_a_parted_network_one_side_trains(
     assert job.so_far.attempts() == [0, 1], job.describe()
 
 
+WORK, SPARE = ("gpu001", "gpu002"), ("gpu003", "gpu004")
+
+
+def test_spares_that_are_cut_off_stop(cluster: Cluster, tmp_path: Path) -> None:
+    """They are half of the nodes, and could take a token; those that have workers train on all the time."""
+    with run(cluster, tmp_path, "--nnodes=1:4", "--spares=2") as job:
+        job.trains_on(0, *WORK)
+        cluster.part(*SPARE)
+        try:
+            job.stops(*SPARE)
+        finally:
+            cluster.unite()
+        job.ends_well(*WORK)
+
+    assert job.so_far.attempts() == [0], job.describe()
+
+
+@pytest.mark.soak
+def test_spares_do_not_go_on_alone(cluster: Cluster, tmp_path: Path) -> None:
+    """All nodes with workers are lost: the spares cannot know that these do not train, and end."""
+    with run(cluster, tmp_path, "--nnodes=1:4", "--spares=2") as job:
+        job.trains_on(0, *WORK)
+        for node in WORK:
+            cluster.kill(node)
+        job.stops(*SPARE)
+        job.sees("gpu[003-004] cannot go on without gpu[001-002]: those have the workers, and could train")
+
+    assert job.so_far.attempts() == [0], job.describe()
+
+
 @pytest.mark.parametrize(
     ("node", "also"),
     [

@@ -796,6 +796,14 @@ def test_workers_that_see_one_device_each(devices: Devices, options: Mapping[str
         ),
         (here({"RANK": "0"}), {}, "RANK is set already: the workers get their own"),
         (
+            here(ONE_TASK_PER_NODE),
+            {"spares": "3"},
+            (
+                "--spares 3 leaves one node with workers, and without it spares do not begin: leave --spares out, "
+                "and of 4 nodes --nnodes 1:4 goes on with those that are left"
+            ),
+        ),
+        (
             here({"MASTER_PORT": "1", "WORLD_SIZE": "4"}),
             {},
             "WORLD_SIZE, MASTER_PORT are set already: the workers get their own",
@@ -812,6 +820,7 @@ def test_warnings(place: Here, options: Mapping[str, str], expected: str) -> Non
     [
         (here(ONE_TASK_PER_NODE, devices=FOUR_GPUS), {}),
         (here(ONE_TASK_PER_NODE), {}),
+        (here(ONE_TASK_PER_NODE), {"spares": "2"}),
         (here(BLOCK), {}),
         (here({**BLOCK, "SLURM_GPUS_ON_NODE": "1"}, devices=ONE_GPU), {}),
         (here(BLOCK, devices=FOUR_GPUS), {}),
@@ -820,7 +829,7 @@ def test_warnings(place: Here, options: Mapping[str, str], expected: str) -> Non
         (here(HETEROGENEOUS), {"standalone": True}),
     ],
 )
-def test_no_warning_where_all_is_well(place: Here, options: Mapping[str, bool]) -> None:
+def test_no_warning_where_all_is_well(place: Here, options: Mapping[str, Any]) -> None:
     """Ordinary runs are silent."""
     assert plan(place, **options).warnings == ()
 
