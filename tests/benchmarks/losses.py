@@ -61,6 +61,7 @@ def agent(one: Any, told: Connection) -> None:
     handler = MovingRendezvous(one)
     while True:
         handler.next_rendezvous()
+        handler.report_begun()
         told.send(handler._post.port if handler._post else 0)
         while handler.end() is None:
             time.sleep(0.1)
@@ -113,6 +114,13 @@ class Crowd:
         }
         self.say(number, "ready", caller=caller)
 
+    def begin(self) -> dict[str, Any]:
+        """Wait until all have heard that a round begins, and say that the workers have started."""
+        start: dict[str, Any] = self.hear("go")["start"]
+        for number in self.connections:
+            self.say(number, "begun", round=start["story"]["round"])
+        return start
+
     def say(self, number: int, word: str, **facts: Any) -> None:
         """Say something as an agent."""
         self.said += 1
@@ -150,7 +158,7 @@ class Crowd:
 def measure(nodes: int, folder: str) -> list[str]:
     """Lose a node, and then the leader; returns a row of the table."""
     run_id = uuid.uuid4().hex
-    whole = [0, list(range(nodes)), ""]
+    whole = [0, list(range(nodes)), "", []]
     crowd = Crowd(run_id, nodes, dict.fromkeys(range(2, nodes)))
     context = multiprocessing.get_context("spawn")
     ends = [context.Pipe() for _ in range(2)]
@@ -163,7 +171,7 @@ def measure(nodes: int, folder: str) -> list[str]:
     leader = _leader_port(run_id)
     begin = time.monotonic()
     crowd.call(leader, whole, {}, [])
-    start = crowd.hear("go")["start"]
+    start = crowd.begin()
     joined = time.monotonic() - begin
     ports = [ends[number][0].recv() for number in range(2)]
 
@@ -172,8 +180,8 @@ def measure(nodes: int, folder: str) -> list[str]:
     crowd.hear("ended")
     noticed = time.monotonic() - begin
     for number in crowd.connections:
-        crowd.ready(number, [start["number"], start["agents"], start["token"]], start["story"], [])
-    start = crowd.hear("go")["start"]
+        crowd.ready(number, _membership(start), start["story"], [])
+    start = crowd.begin()
     agreed, lines = time.monotonic() - begin, crowd.said - before
     for number in range(2):
         ends[number][0].recv()
@@ -184,8 +192,8 @@ def measure(nodes: int, folder: str) -> list[str]:
     missed = time.monotonic() - begin
     while not _leads(ports[1], run_id):
         time.sleep(0.01)
-    crowd.call(ports[1], [start["number"], start["agents"], start["token"]], start["story"], [0])
-    crowd.hear("go")
+    crowd.call(ports[1], _membership(start), start["story"], [0])
+    crowd.begin()
     moved = time.monotonic() - begin
     agents[1].kill()
     for process in agents:
@@ -195,6 +203,11 @@ def measure(nodes: int, folder: str) -> list[str]:
         *(f"{seconds:.2f}" for seconds in (joined, noticed, agreed, missed, moved)),
         f"{lines / len(crowd.connections):.1f}",
     ]
+
+
+def _membership(start: dict[str, Any]) -> list[Any]:
+    """What agents know to be agreed when a round has begun."""
+    return [start["number"], start["agents"], start["token"], start["active"]]
 
 
 def _leader_port(run_id: str) -> int:
