@@ -7,10 +7,12 @@ from those of the agents that it has.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from hpc_launch import ranges
 from hpc_launch.elastic import membership
 from hpc_launch.elastic.membership import Knowledge, Membership
 from hpc_launch.elastic.rounds import Message, RoundPlan
@@ -183,11 +185,17 @@ def places(facts: Mapping[str, Sequence[Any]]) -> dict[int, tuple[str, int]]:
 
 
 def plain_membership(one: Membership) -> list[Any]:
-    """A membership for JSON."""
-    return [one.number, list(one.agents), one.token, list(one.active)]
+    """A membership for JSON: short, as every agent sends what it knows to the leader."""
+    return [one.number, ranges.fold(one.agents), one.token, ranges.fold(one.active)]
 
 
 def read_membership(facts: Sequence[Any]) -> Membership:
     """The inverse of `plain_membership`."""
     number, agents, token, active = facts
-    return Membership(int(number), tuple(map(int, agents)), str(token), tuple(map(int, active)))
+    return Membership(int(number), _agents(agents), str(token), _agents(active))
+
+
+@functools.lru_cache(maxsize=64)
+def _agents(written: str) -> tuple[int, ...]:
+    """Who is written there; read once, as a thousand agents say the same, and there are few memberships."""
+    return ranges.unfold(written)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hpc_launch.node import devices
 from hpc_launch.node.devices import Devices
-from hpc_launch.node.topology import cpu_list, text
+from hpc_launch.node.topology import listed, text
 
 _ADDRESS = re.compile(r"([0-9a-f]{4,}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])")
 
@@ -134,7 +134,7 @@ def _location(address: str, root: Path) -> Location:
     node = text(f"{folder}/numa_node")
     if node and node != "-1":
         return Location(address, int(node))
-    return Location(address, -1, cpu_list(text(f"{folder}/local_cpulist")))
+    return Location(address, -1, listed(f"{folder}/local_cpulist"))
 
 
 def _addresses(folder: str) -> list[str]:

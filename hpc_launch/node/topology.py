@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hpc_launch import ranges
+
 # Of another node when the kernel gives no distance (ACPI 6.5, 5.2.17: 10 is here).
 _ELSEWHERE = 20
 
@@ -67,8 +69,8 @@ def read(allowed: Iterable[int], root: Path = Path("/")) -> Topology:
     usable = frozenset(allowed)
     if not text(f"{system}/cpu/online"):
         return Topology()
-    numbers = sorted(cpu_list(text(f"{system}/node/has_cpu")))
-    nodes = {number: cpu_list(text(f"{system}/node/node{number}/cpulist")) for number in numbers}
+    numbers = sorted(listed(f"{system}/node/has_cpu"))
+    nodes = {number: listed(f"{system}/node/node{number}/cpulist") for number in numbers}
     nodes = nodes or {0: usable}  # a kernel without NUMA
     threads = text(f"{system}/cpu/smt/active") != "0"
     cores: list[Core] = []
@@ -89,7 +91,7 @@ def _caches(cpus: frozenset[int], folder: str) -> dict[int, int]:
     found: dict[int, int] = {}
     for cpu in sorted(cpus):
         if cpu not in found:
-            members = cpu_list(text(f"{folder}/cpu{cpu}/cache/index3/shared_cpu_list")) & cpus or cpus
+            members = listed(f"{folder}/cpu{cpu}/cache/index3/shared_cpu_list") & cpus or cpus
             found.update(dict.fromkeys({*members, cpu} - found.keys(), min(members)))
     return found
 
@@ -102,7 +104,7 @@ def _siblings(members: frozenset[int], usable: frozenset[int], folder: str) -> s
     """
 
     def ask(cpu: int) -> tuple[int, ...]:
-        return tuple(sorted(cpu_list(text(f"{folder}/cpu{cpu}/topology/thread_siblings_list")) or {cpu}))
+        return tuple(sorted(listed(f"{folder}/cpu{cpu}/topology/thread_siblings_list") or {cpu}))
 
     first, last = min(members), max(members)
     model = ask(first)
@@ -123,7 +125,7 @@ def _distances(numbers: list[int], folder: str) -> dict[tuple[int, int], int]:
     """The lines of the nodes' `distance` files: a number for each node that is online, those without CPUs included."""
     if len(numbers) < 2:  # noqa: PLR2004 - nothing is far away
         return {}
-    online = sorted(cpu_list(text(f"{folder}/online")))
+    online = sorted(listed(f"{folder}/online"))
     return {
         (number, other): int(distance)
         for number in numbers
@@ -148,21 +150,6 @@ def text(path: str) -> str:
         os.close(descriptor)
 
 
-def cpu_list(written: str) -> frozenset[int]:
-    """Read numbers as the kernel lists them: `0-3,8`."""
-    found: set[int] = set()
-    for part in filter(None, written.split(",")):
-        low, _, high = part.partition("-")
-        found.update(range(int(low), int(high or low) + 1))
-    return frozenset(found)
-
-
-def fold(numbers: Iterable[int]) -> str:
-    """Write numbers as the kernel lists them."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and runs[-1][1] == number - 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(f"{low}-{high}" if low != high else str(low) for low, high in runs)
+def listed(path: str) -> frozenset[int]:
+    """The numbers in one of the kernel's small files, as `0-3,8`; none where it cannot be read."""
+    return frozenset(ranges.unfold(text(path)))

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hpc_launch import ranges
 from hpc_launch.errors import ContextError, UsageError
 from hpc_launch.node.locations import Location
-from hpc_launch.node.topology import Topology, fold
+from hpc_launch.node.topology import Topology
 from hpc_launch.plan import shares
 from hpc_launch.plan.here import Here
 from hpc_launch.settings import Settings
@@ -60,7 +61,7 @@ class Share:
             "device": self.device or None,
             "address": place.address or None,
             "numa_node": node,
-            "cpus": fold(self.cpus),
+            "cpus": ranges.fold(self.cpus),
         }
 
 
@@ -187,9 +188,10 @@ def _mapped(settings: Settings, here: Here, ranks: int) -> Binding:
     for rank, cpus in enumerate(lists[:ranks]):
         beyond = set(cpus) - allowed
         if beyond:
+            foreign, own = ranges.fold(beyond), ranges.fold(allowed)
             raise ContextError(
-                f"--cpu-bind map: CPU {fold(beyond)} for local rank {rank} on {here.host}, where this process may use "
-                f"{fold(allowed)} only: choose among these, or ask Slurm for more (srun --cpus-per-task, --exclusive)"
+                f"--cpu-bind map: CPU {foreign} for local rank {rank} on {here.host}, where this process may use {own} "
+                "only: choose among these, or ask Slurm for more (srun --cpus-per-task, --exclusive)"
             )
     tokens = here.devices.tokens if len(here.devices) >= ranks else ("",) * ranks
     made = tuple(Share(rank, tuple(sorted(set(cpus))), tokens[rank]) for rank, cpus in enumerate(lists[:ranks]))
@@ -215,7 +217,7 @@ def table(binding: Binding, threads: int | None) -> list[str]:
     if not binding.shares:
         return []
     if not binding.located:
-        each = "/".join(fold(share.cpus) for share in binding.shares)
+        each = "/".join(ranges.fold(share.cpus) for share in binding.shares)
         return [f"CPUs of the local ranks (--cpu-bind): {each}"]
     head = ("local rank", "device", "at", "NUMA node", "CPUs", "threads")
     rows = [head, *(_row(share, threads) for share in binding.shares)]
@@ -226,7 +228,7 @@ def table(binding: Binding, threads: int | None) -> list[str]:
 def _row(share: Share, threads: int | None) -> tuple[str, ...]:
     facts = share.as_dict()
     words = (facts[name] for name in ("local_rank", "device", "address", "numa_node"))
-    return (*("-" if word is None else str(word) for word in words), fold(share.cpus), str(threads or "-"))
+    return (*("-" if word is None else str(word) for word in words), ranges.fold(share.cpus), str(threads or "-"))
 
 
 def _count(number: int, what: str) -> str:

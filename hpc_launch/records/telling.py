@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from hpc_launch import ranges
 from hpc_launch.records import causes, words
 from hpc_launch.records.causes import Group, RootCause
 from hpc_launch.records.model import Failure, NodeEvent, NodeState, Worker
@@ -135,7 +136,7 @@ def log_path(worker: Worker) -> str:
 def _who(group: Group) -> str:
     if len(group.workers) == 1:
         return f"rank {group.first.rank} on {group.first.host} (local rank {group.first.local_rank})"
-    ranks = words.fold_ranks(worker.rank for worker in group.workers)
+    ranks = ranges.fold(worker.rank for worker in group.workers)
     return f"ranks {ranks} on {words.fold_hosts(worker.host for worker in group.workers)}"
 
 

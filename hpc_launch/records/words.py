@@ -1,24 +1,13 @@
-"""How ranks, nodes and times are written for people. Pure."""
+"""How nodes and times are written for people. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import pairwise
 
 from hpc_launch import hostlist
 from hpc_launch.errors import HostlistError
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
-
-
-def fold_ranks(ranks: Iterable[int]) -> str:
-    """Write ranks as they are read by `--rank`: `0-3,17`."""
-    numbers = sorted(set(ranks))
-    if not numbers:
-        return ""
-    breaks = [index + 1 for index, (one, next_) in enumerate(pairwise(numbers)) if next_ != one + 1]
-    runs = [numbers[begin:end] for begin, end in pairwise([0, *breaks, len(numbers)])]
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def fold_hosts(hosts: Iterable[str]) -> str:

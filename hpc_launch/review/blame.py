@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hpc_launch.records import causes, telling, words
+from hpc_launch import ranges
+from hpc_launch.records import causes, telling
 from hpc_launch.records.causes import RootCause
 from hpc_launch.records.model import Failure, History, Worker
 from hpc_launch.review import phrases
@@ -93,7 +94,7 @@ def _also(cause: RootCause) -> list[str]:
     groups = cause.groups[1:]
     found = []
     for group in groups[:_OTHERS]:
-        who = words.fold_ranks(worker.rank for worker in group.workers)
+        who = ranges.fold(worker.rank for worker in group.workers)
         what = f": {group.what}" if group.what else ""
         found.append(
             phrases.line(f"{'ranks' if len(group.workers) > 1 else 'rank'} {who}, {causes.ending(group.first)}{what}")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set as Abstra
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc_launch import ranges
 from hpc_launch.records import members, words
 from hpc_launch.records.model import Attempt, History, Usage, Worker
 from hpc_launch.review import phrases
@@ -173,7 +174,7 @@ def _lines(
 def _line(kind: End, said: str, workers: Sequence[Worker], span: Span, sizes: Mapping[Path, int]) -> Line:
     usages = [worker.usage for worker in workers if worker.usage is not None]
     return Line(
-        ranks=words.fold_ranks(worker.rank for worker in workers),
+        ranks=ranges.fold(worker.rank for worker in workers),
         count=len(workers),
         hosts=words.fold_hosts(worker.host for worker in workers),
         kind=kind.value,

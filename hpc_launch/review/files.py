@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hpc_launch import ranges
 from hpc_launch.records import history, members, times, words
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import CLOCK, NODE_LOST
@@ -189,13 +190,13 @@ def missed(directory: JobDirectory, selection: Selection) -> str:
     if next(folders.files(attempts), None) is not None:
         return ""
     if not attempts:
-        return f"no such attempt: there are {words.fold_ranks(there)}" if there else "there is no attempt yet"
+        return f"no such attempt: there are {ranges.fold(there)}" if there else "there is no attempt yet"
     all_of_them = Selection(attempts=selection.attempts)
     files = list(Folders(directory, all_of_them, lambda _: None).files(attempts))
     if not files:
-        return f"no worker of attempt {words.fold_ranks(attempts)} has a file with its output in {directory.path}"
-    ranks, hosts = words.fold_ranks(file.rank for file in files), words.fold_hosts(file.host for file in files)
-    return f"nothing fits: attempt {words.fold_ranks(attempts)} has files of ranks {ranks} on {hosts}"
+        return f"no worker of attempt {ranges.fold(attempts)} has a file with its output in {directory.path}"
+    ranks, hosts = ranges.fold(file.rank for file in files), words.fold_hosts(file.host for file in files)
+    return f"nothing fits: attempt {ranges.fold(attempts)} has files of ranks {ranks} on {hosts}"
 
 
 def lost_nodes(directory: JobDirectory, selection: Selection) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import tzinfo
 from itertools import groupby, islice
 
+from hpc_launch import ranges
 from hpc_launch.records import words
 from hpc_launch.review import lanes, phrases, scale
 from hpc_launch.review.lanes import Bar, End, Lane, Track
@@ -245,14 +246,14 @@ class _Pen:
 
 
 def _name(lane: Lane) -> str:
-    ranks = f"rank {lane.ranks[0]}" if len(lane.ranks) == 1 else f"ranks {_short(words.fold_ranks(lane.ranks), 120)}"
+    ranks = f"rank {lane.ranks[0]}" if len(lane.ranks) == 1 else f"ranks {_short(ranges.fold(lane.ranks), 120)}"
     return f"{ranks} on {_short(words.fold_hosts(lane.hosts), 120)}"
 
 
 def _in_short(bars: Sequence[Bar]) -> Iterator[str]:
     """What bars say without their times, attempts that ended alike together."""
     for said, alike in islice(groupby(bars, key=_ended), _SAID):
-        numbers = words.fold_ranks(bar.attempt for bar in alike)
+        numbers = ranges.fold(bar.attempt for bar in alike)
         yield f"attempt{'s' if '-' in numbers else ''} {numbers}: {said}"
 
 
@@ -266,7 +267,7 @@ def _labels(lane: Lane, host: str, *, two_lines: bool) -> tuple[str, str]:
         return str(lane.ranks[0]), _short(host, 22)
     if len(lane.ranks) == 1:
         return f"rank {lane.ranks[0]}", _short(host, 30)
-    return phrases.count(len(lane.ranks), "rank"), _short(f"{words.fold_ranks(lane.ranks)} · {host}", 36)
+    return phrases.count(len(lane.ranks), "rank"), _short(f"{ranges.fold(lane.ranks)} · {host}", 36)
 
 
 def _band(span: Span, at: int, axis: Scale, zone: tzinfo | None) -> Band:

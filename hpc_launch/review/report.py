@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import tzinfo
 from pathlib import Path
 
-from hpc_launch import __version__
+from hpc_launch import __version__, ranges
 from hpc_launch.records import bad_nodes, members, telling, words
 from hpc_launch.records.members import Fleet
 from hpc_launch.records.model import Attempt, History, Mark
@@ -241,7 +241,7 @@ def _root(history: History, blames: Mapping[int, Blame], sizes: Mapping[Path, in
         return None
     last = max(blames)
     blame = blames[last]
-    same = words.fold_ranks(number for number, other in blames.items() if other.what == blame.what and number != last)
+    same = ranges.fold(number for number, other in blames.items() if other.what == blame.what and number != last)
     past = last != history.attempts[-1].number or history.attempts[-1].ending == "restart"
     return Root(
         blame,
@@ -321,7 +321,7 @@ def _progress(marks: Sequence[Mark], zone: tzinfo | None) -> tuple[Progress, ...
 
 def _progressed(mark: Mark, marks: Sequence[Mark], zone: tzinfo | None) -> Progress:
     like_it = [other.rank for other in marks if (other.attempt, other.step) == (mark.attempt, mark.step)]
-    who = f"{'rank' if len(like_it) == 1 else 'ranks'} {words.fold_ranks(like_it)}"
+    who = f"{'rank' if len(like_it) == 1 else 'ranks'} {ranges.fold(like_it)}"
     part = min(1.0, max(0.0, mark.step / mark.total)) if mark.step is not None and mark.total else None
     step = f"step {phrases.number(mark.step)}" if mark.step is not None else "a mark without a step"
     total = f" of {phrases.number(mark.total)}" if mark.total else ""
@@ -353,7 +353,5 @@ def _nodes(history: History) -> tuple[NodeLine, ...]:
             text = f"its clock was {phrases.span(abs(node.offset))} {ahead} that of the first node"
             found.append(NodeLine(node.host, f"{text}; times here are corrected"))
         if node.waiting:
-            found.append(
-                NodeLine(node.host, f"ranks {words.fold_ranks(node.waiting)} hung in the kernel when last seen")
-            )
+            found.append(NodeLine(node.host, f"ranks {ranges.fold(node.waiting)} hung in the kernel when last seen"))
     return tuple(found)

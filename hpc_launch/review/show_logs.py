@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterable
 
+from hpc_launch import ranges
 from hpc_launch.records import words
 from hpc_launch.review.fold import Folded
 from hpc_launch.review.logs import Line
@@ -39,7 +40,7 @@ def folded_text(lines: Iterable[Folded], paint: Paint, *, times: bool = False) -
 
 def _folded(line: Folded, paint: Paint, *, times: bool) -> str:
     hosts = words.fold_hosts(line.ranks.values())
-    ranks = words.fold_ranks(line.ranks)
+    ranks = ranges.fold(line.ranks)
     label = f"[{hosts}:{ranks}]" if len(line.ranks) == 1 else f"[{hosts} ranks {ranks}]"
     colour = "red" if line.stream is Streams.ERR else "cyan"
     return f"{_clock(line.time) if times else ''}{paint(label, colour)} {line.text}\n"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpc_launch import ranges
 from hpc_launch.records import telling, words
 from hpc_launch.records.model import Mark
 from hpc_launch.review.paint import Paint
@@ -201,7 +202,7 @@ def _row(members: Sequence[RankStatus], output: str, state: str = "") -> _Row:
     steps = sorted({member.mark.step for member in members if member.mark and member.mark.step is not None})
     step = "" if not steps else f"{steps[0]:.15g}" if len(steps) == 1 else f"{steps[0]:.15g} to {steps[-1]:.15g}"
     return _Row(
-        ranks=words.fold_ranks(member.rank for member in members),
+        ranks=ranges.fold(member.rank for member in members),
         hosts=words.fold_hosts(member.host for member in members),
         state=state or _how(first),
         output=output,

@@ -8,6 +8,7 @@ import re
 import signal as signals
 from collections.abc import Callable
 
+from hpc_launch import ranges
 from hpc_launch.settings.values import Console, CpuBind, NodeRange, StreamChoice, Streams
 
 
@@ -136,23 +137,16 @@ def streams(text: str) -> StreamChoice:
     return StreamChoice(per_rank=tuple(sorted(pairs.items())))
 
 
-# More than any job has: a slip of the finger is not to fill the memory.
-_MOST_RANKS = 1 << 20
-
-
 def ranks(text: str) -> tuple[int, ...]:
     """Read ranks and ranges of them."""
     expected = "ranks such as 0,3 or 0-3,17"
-    found: list[int] = []
-    for part in text.split(","):
-        low, dash, high = part.strip().partition("-")
-        if not (low.isascii() and low.isdigit()) or (dash and not (high.isascii() and high.isdigit())):
-            raise Unreadable(expected)
-        ranks = range(int(low), int(high or low) + 1)
-        if not 0 < len(ranks) <= _MOST_RANKS:
-            raise Unreadable(expected)
-        found.extend(ranks)
-    return tuple(found)
+    try:
+        found = ranges.unfold(text)
+    except ValueError:
+        raise Unreadable(expected) from None
+    if not found:
+        raise Unreadable(expected)
+    return found
 
 
 def console(text: str) -> Console:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from hpc_launch import hostlist
+from hpc_launch import hostlist, ranges
 from hpc_launch.errors import ContextError, HostlistError
 from hpc_launch.slurm.steps import MARK
 
@@ -327,9 +327,7 @@ def _device_count(text: str) -> int | None:
 
 def _port_list(text: str) -> tuple[int, ...]:
     """Read `12000-12003` or `12000,12005` as SLURM_STEP_RESV_PORTS writes them."""
-    ports: list[int] = []
-    for part in filter(None, text.split(",")):
-        low, _, high = part.partition("-")
-        if _is_number(low) and (not high or _is_number(high)):
-            ports.extend(range(int(low), int(high or low) + 1))
-    return tuple(ports)
+    try:
+        return ranges.unfold(text)
+    except ValueError:
+        return ()  # whoever wrote that has reserved none

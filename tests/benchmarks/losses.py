@@ -22,6 +22,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from hpc_launch import ranges
+
 HOST = "127.0.0.1"
 PATIENCE = 600.0
 
@@ -158,7 +160,7 @@ class Crowd:
 def measure(nodes: int, folder: str) -> list[str]:
     """Lose a node, and then the leader; returns a row of the table."""
     run_id = uuid.uuid4().hex
-    whole = [0, list(range(nodes)), "", []]
+    whole = [0, ranges.fold(range(nodes)), "", ""]
     crowd = Crowd(run_id, nodes, dict.fromkeys(range(2, nodes)))
     context = multiprocessing.get_context("spawn")
     ends = [context.Pipe() for _ in range(2)]
@@ -207,7 +209,7 @@ def measure(nodes: int, folder: str) -> list[str]:
 
 def _membership(start: dict[str, Any]) -> list[Any]:
     """What agents know to be agreed when a round has begun."""
-    return [start["number"], start["agents"], start["token"], start["active"]]
+    return [start["number"], ranges.fold(start["agents"]), start["token"], ranges.fold(start["active"])]
 
 
 def _leader_port(run_id: str) -> int:

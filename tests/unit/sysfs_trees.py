@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from hpc_launch.node.topology import cpu_list, fold
+from hpc_launch import ranges
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ def machine(name: str) -> Machine:
         words = kind.split()
         if words[0] == "node":
             cpus, _, distances = rest.partition(";")
-            made.nodes[int(words[1])] = cpu_list(cpus.strip().strip("-"))
+            made.nodes[int(words[1])] = frozenset(ranges.unfold(cpus.strip().strip("-")))
             made.distances[int(words[1])] = distances.strip()
         elif words[0] == "threads":
             threads = rest.strip()
@@ -95,7 +95,7 @@ def _cores(made: Machine, threads: str) -> Iterator[frozenset[int]]:
         yield from (frozenset({cpu}) for cpu in sorted(made.cpus))
         return
     cpus, how = threads.split()
-    first = sorted(cpu_list(cpus))
+    first = sorted(ranges.unfold(cpus))
     if how == "pairs":
         yield from map(frozenset, _chunks(first, 2))
     else:
@@ -110,19 +110,19 @@ def unpack(name: str, root: Path) -> Machine:
     """Make the files of a machine below `root`."""
     made = machine(name)
     system = root / "sys/devices/system"
-    write(system / "cpu/online", fold(made.cpus))
+    write(system / "cpu/online", ranges.fold(made.cpus))
     write(system / "cpu/smt/active", str(int(made.smt)))
-    write(system / "node/online", fold(made.nodes))
-    write(system / "node/has_cpu", fold(number for number, cpus in made.nodes.items() if cpus))
+    write(system / "node/online", ranges.fold(made.nodes))
+    write(system / "node/has_cpu", ranges.fold(number for number, cpus in made.nodes.items() if cpus))
     for number, cpus in made.nodes.items():
-        write(system / f"node/node{number}/cpulist", fold(cpus))
+        write(system / f"node/node{number}/cpulist", ranges.fold(cpus))
         write(system / f"node/node{number}/distance", made.distances[number])
     for core in made.cores:
         for cpu in core:
-            write(system / f"cpu/cpu{cpu}/topology/thread_siblings_list", fold(core))
+            write(system / f"cpu/cpu{cpu}/topology/thread_siblings_list", ranges.fold(core))
     for cache in made.caches:
         for cpu in cache:
-            write(system / f"cpu/cpu{cpu}/cache/index3/shared_cpu_list", fold(cache))
+            write(system / f"cpu/cpu{cpu}/cache/index3/shared_cpu_list", ranges.fold(cache))
     for position, gpu in enumerate(made.gpus):
         write_gpu(root, made, gpu, position)
     if any(gpu.maker == "amd" for gpu in made.gpus):
@@ -136,7 +136,7 @@ def write_gpu(root: Path, made: Machine, gpu: Gpu, position: int) -> None:
     """Write the files of one GPU, the n-th."""
     device = root / f"sys/bus/pci/devices/{gpu.address}"
     write(device / "numa_node", str(gpu.node))
-    write(device / "local_cpulist", fold(made.nodes.get(gpu.node, made.cpus)))
+    write(device / "local_cpulist", ranges.fold(made.nodes.get(gpu.node, made.cpus)))
     if gpu.maker == "nvidia":
         write(root / "dev/nvidiactl")
         write(root / f"dev/nvidia{gpu.minor}")

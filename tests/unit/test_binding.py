@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
+from hpc_launch import ranges
 from hpc_launch.errors import ContextError, HpcLaunchError, UsageError
 from hpc_launch.node import devices, locations, topology
 from hpc_launch.node.devices import Devices
 from hpc_launch.node.locations import Location
-from hpc_launch.node.topology import Core, Topology, fold
+from hpc_launch.node.topology import Core, Topology
 from hpc_launch.plan import binding, derive, shares
 from hpc_launch.plan.here import Here
 from hpc_launch.plan.model import Plan
@@ -50,7 +51,7 @@ def plan(here: Here, /, **options: str | bool) -> Plan:
 
 
 def cpus(made: Plan) -> list[str]:
-    return [fold(share.cpus) for share in made.binding.shares]
+    return [ranges.fold(share.cpus) for share in made.binding.shares]
 
 
 def why(made: Plan) -> str:
@@ -92,7 +93,10 @@ def refused(kind: type[HpcLaunchError], here: Here, **options: str | bool) -> st
         # The threads of core 0 are 0 and 24.
         (
             "interleaved",
-            [f"{fold(range(core, core + 12, 2))},{fold(range(core + 24, core + 36, 2))}" for core in (0, 12, 1, 13)],
+            [
+                f"{ranges.fold(range(core, core + 12, 2))},{ranges.fold(range(core + 24, core + 36, 2))}"
+                for core in (0, 12, 1, 13)
+            ],
         ),
         ("cloud", ["0-7", "8-15", "16-23", "24-31"]),
     ],
@@ -143,7 +147,7 @@ def test_cpus_mostly_on_one_socket(machines: Path) -> None:
     """Where locality would leave ranks poor, all get the same number, from their homes first."""
     made = plan(node(machines / "dgx_h100", range(64)))
 
-    assert cpus(made) == [fold(range(first, first + 8)) for first in range(0, 32, 8)] + [
+    assert cpus(made) == [ranges.fold(range(first, first + 8)) for first in range(0, 32, 8)] + [
         "32-37,56-57",
         "38-43,58-59",
         "44-49,60-61",
@@ -299,7 +303,7 @@ def test_tasks_that_slurm_has_not_bound_divide_the_node(machines: Path) -> None:
     plans = [plan(node(machines / "perlmutter", environ=step(task, 4))) for task in range(4)]
 
     assert all(made.binding == plans[0].binding for made in plans)
-    assert [[fold(share.cpus) for share in made.shares] for made in plans] == [
+    assert [[ranges.fold(share.cpus) for share in made.shares] for made in plans] == [
         ["48-63,112-127"],
         ["32-47,96-111"],
         ["16-31,80-95"],
@@ -312,7 +316,7 @@ def test_tasks_that_see_one_device_each_share_equally(machines: Path) -> None:
     """A task that sees its own device only does not know the others', so none goes by the devices."""
     plans = [plan(node(machines / "perlmutter", environ=step(task, 4, CUDA_VISIBLE_DEVICES="0"))) for task in range(4)]
 
-    assert [fold(made.shares[0].cpus) for made in plans] == [
+    assert [ranges.fold(made.shares[0].cpus) for made in plans] == [
         "0-15,64-79",
         "16-31,80-95",
         "32-47,96-111",

@@ -18,7 +18,7 @@ import hpc_launch
 PACKAGE = Path(hpc_launch.__file__).parent
 
 # What each part of the package may import of the others. The first of two parts stands above the second.
-FOUNDATIONS = {"hostlist", "settings", "errors", "world", "version"}
+FOUNDATIONS = {"hostlist", "ranges", "settings", "errors", "world", "version"}
 MAY_IMPORT = {
     "entry": {"cli"},
     "cli": {"launch", "submission", "check", "review", "records", "plan", "slurm", "warm", *FOUNDATIONS},
@@ -31,15 +31,16 @@ MAY_IMPORT = {
     "probes": {"hostlist", "errors"},
     "elastic": {"plan", "slurm", "node", "records", "warm", *FOUNDATIONS},
     "plan": {"slurm", "node", *FOUNDATIONS},
-    "slurm": {"hostlist", "errors"},
-    "node": {"records", "errors"},
-    "records": {"hostlist", "errors"},
+    "slurm": {"hostlist", "ranges", "errors"},
+    "node": {"records", "ranges", "errors"},
+    "records": {"hostlist", "ranges", "errors"},
     "runtime": {"records", "errors"},
     "warm": {"node", "errors"},
     "world": {"settings"},
-    "settings": {"errors"},
+    "settings": {"ranges", "errors"},
     "hostlist": {"errors"},
     "errors": set[str](),
+    "ranges": set[str](),
     "version": set[str](),
 }
 

@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 from hpc_launch.node import devices, locations, topology
 from hpc_launch.node.devices import Devices
 from hpc_launch.node.locations import Location
-from hpc_launch.node.topology import Core, Topology, cpu_list, fold
+from hpc_launch.node.topology import Core, Topology
 from tests.unit import sysfs_trees
 from tests.unit.sysfs_trees import unpack, uuid, write
 
@@ -131,19 +131,6 @@ def test_this_machine() -> None:
     allowed = os.sched_getaffinity(0)
 
     assert sorted(cpu for core in topology.read(allowed).cores for cpu in core.cpus) == sorted(allowed)
-
-
-@given(st.sets(st.integers(0, 600)))
-def test_lists_are_written_and_read(numbers: set[int]) -> None:
-    """A list that was folded reads as the same numbers."""
-    assert cpu_list(fold(numbers)) == numbers
-
-
-def test_lists_are_folded_as_the_kernel_does() -> None:
-    """Neighbours are a range, also two of them."""
-    assert fold([9, 3, 2, 1, 7, 8]) == "1-3,7-9"
-    assert fold([1, 3]) == "1,3"
-    assert fold([]) == ""
 
 
 # ---- devices

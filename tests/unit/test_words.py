@@ -1,18 +1,10 @@
-"""How ranks, nodes and times are written."""
+"""How nodes and times are written."""
 
 from __future__ import annotations
 
 import pytest
 
 from hpc_launch.records import words
-
-
-@pytest.mark.parametrize(
-    ("ranks", "expected"),
-    [([], ""), ([3], "3"), ([0, 1, 2, 3, 17], "0-3,17"), ([5, 3, 4, 3], "3-5"), ([1, 3, 5], "1,3,5")],
-)
-def test_ranks_are_folded(ranks: list[int], expected: str) -> None:
-    assert expected == words.fold_ranks(ranks)
 
 
 @pytest.mark.parametrize(
