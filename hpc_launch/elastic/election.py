@@ -81,6 +81,11 @@ class Election:
         # Who does not lead is looking for a leader as well, or about to, and comes before this agent.
         return self.follow(answer.leader, answer.connection) if answer.connection else None
 
+    def join(self, others: Iterable[int]) -> Lines | None:
+        """Find who leads a run that this agent has no part in yet, so that it leads it in no case; None as `look`."""
+        answer = self._search.first(sorted(others))
+        return self.follow(answer.leader, answer.connection) if answer is not None and answer.connection else None
+
     def resign(self, agreed: Membership, newcomers: Iterable[int]) -> Lines | None:
         """Lead no more where another agent does whose round has begun without this one, or who comes before it.
 

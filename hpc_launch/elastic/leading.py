@@ -233,6 +233,8 @@ class Leader(Post):
                 self._observe(events.NODE_BACK, hosts=caller.host, **self._story.where)
                 say(f"{caller.host} is there, and takes part from the next attempt on")
                 self._expect({**self._story.waiting, str(caller.agent): (caller.address, caller.port)})
+                # Should this leader be lost before the next round, there is nothing else by which it would find them.
+                session.lines.send("places", who=self._running.start.places)
         session.agent, session.ready = caller.agent, caller
         self._gone = {*self._gone, *caller.gone} - {caller.agent}
         session.place, session.known = (caller.address, caller.port), caller.known

@@ -104,6 +104,8 @@ class MovingRendezvous(SlurmRendezvous):
         self._begun = self._done = False
         self._known = Knowledge(Membership(0, tuple(range(party.agents))))
         self._story = Story()
+        # Where those are that this agent is to join, if it comes late: the leader that it has found says it.
+        self._others: Mapping[int, tuple[str, int]] = {}
         self._asked = 0
         self._answers: dict[int, Any] = {}
         self._refusal: RendezvousError | None = None
@@ -319,6 +321,9 @@ class MovingRendezvous(SlurmRendezvous):
         elif word == "waiting":
             self._story = replace(self._story, waiting=said["who"])
             self._search.places.update(story.places(said["who"]))
+        elif word == "places":
+            self._others = story.places(said["who"])
+            self._search.places.update(self._others)
         elif word == "told":
             self._answers[said["id"]] = said["value"]
 
@@ -479,9 +484,9 @@ class MovingRendezvous(SlurmRendezvous):
 
     def _look_for_leader(self) -> Lines | None:
         """The connection to whoever leads, this agent perhaps; None where that is not known yet."""
-        if not self._known.agreed.number:
-            return self._find_first()
-        return self._elections().look(self._known.agreed, map(int, self._story.waiting))
+        if self._known.agreed.number:
+            return self._elections().look(self._known.agreed, map(int, self._story.waiting))
+        return self._elections().join(self._others) if self._others else self._find_first()
 
     def _yield_to_another(self) -> None:
         """Follow another leader, if there is one whose round has begun without this one, or who comes before it."""

@@ -324,6 +324,23 @@ def test_who_waits_is_not_forgotten_with_the_leader(group: Callable[..., Group])
     assert places([*handlers, late]) == [(2, rank, 4) for rank in range(4)]
 
 
+def test_who_comes_late_finds_the_others_when_the_first_leader_is_lost(group: Callable[..., Group]) -> None:
+    """It has been told where they are, as nobody would be where it came to know the run: all begin together."""
+    handlers = group(5, join_timeout=2.0)
+    late = handlers.pop()
+    meet(handlers)
+    task = begin(late.next_rendezvous)
+    wait_for(lambda: not handlers[1].notices() and handlers[1]._story.waiting, DEADLINE, "it does not come")
+    # All agents are on one machine here: it is not to find others where it has looked for the first.
+    late._whole = replace(late._whole, ports=[1])
+    die(handlers.pop(0))
+    lost(handlers, "node1")
+    meet(handlers)
+    finish([task])
+
+    assert places([*handlers, late]) == [(1, rank, 4) for rank in range(4)]
+
+
 def test_what_is_written_down_about_nodes(group: Callable[..., Group], capfd: pytest.CaptureFixture[str]) -> None:
     """Who takes part, by whoever leads; losses of spares and of leaders; who comes back; a spare is told the plan."""
     handlers = group(5, spares=1, max_restarts=1)
