@@ -197,8 +197,14 @@ class CoordinatorServer:
     def received(self, connection: Connection, payload: bytes) -> None:
         """An agent has sent a message."""
         session = self._sessions.get(connection)
-        if session is not None:
+        if session is None:
+            return
+        try:
             self._coordinator.receive(session, codec.decode(payload, FROM_AGENTS))
+        except MessageError as error:
+            if session.hello.instance == self._own.instance:
+                raise RuntimeError(f"a message of this agent itself: {error}") from error
+            raise
 
     def received_bulk(self, connection: Connection, payload: bytes) -> None:
         """No agent sends bulk data to a coordinator."""

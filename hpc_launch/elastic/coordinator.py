@@ -339,6 +339,7 @@ class Coordinator:
             raise MessageError(f"agent {hello.agent} of {hello.host}: this run has agents 0 to {party.agents - 1}")
         elif self._instances.setdefault(hello.agent, hello.instance) != hello.instance:
             verdict = Verdict.TAKEN
+            self._mind_equal_run(hello)
         elif self._leads:
             verdict = Verdict.WELCOME
             number = self._running.start.membership.number if self._running is not None else -1
@@ -355,6 +356,12 @@ class Coordinator:
             words=party.identity.words[:_LONGEST_WORDS] if verdict in (Verdict.OTHER_PROGRAM, Verdict.TAKEN) else "",
         )
         return answer, verdict is Verdict.WELCOME and hello.purpose is not Purpose.CALL
+
+    def _mind_equal_run(self, hello: Hello) -> None:
+        """End a run that has not begun where there is an equal one: their agents would be paired at random."""
+        equal = hello.purpose is Purpose.CALL and hello.agent == self._party.agent
+        if equal and self._leads and self._state.round < 0 and self._refusal is None:
+            self._refuse(RefusalKind.PROBLEM, rounds.equal_runs(self._party.identity.words), 69)
 
     def opened(self, session: Session) -> None:
         """An authenticated agent is connected."""
@@ -794,7 +801,7 @@ class Coordinator:
         needed = membership.oldest_in_question(one.known for one in ready.values())
         if self._party.elastic:
             self._effects.remove_tokens(self._directory.memberships, before=needed)
-        workers = tuple(ready[agent].workers for agent in active if agent is not None)
+        workers = tuple(ready[agent].workers for agent in active)
         self._state = replace(self._state, round=self._state.round + 1, waiting={})
         self._preparation = _Preparation()
         start = Start(

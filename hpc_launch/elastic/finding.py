@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpc_launch.elastic import rounds
 from hpc_launch.elastic.console import Pace, say
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.search import read_answer
@@ -262,7 +263,4 @@ def equal_run(party: Party, hello: Hello, taken: Sequence[int], address: str) ->
     finding.turn([(address, taken)], _ANSWER_SECONDS)
     if Verdict.TAKEN not in finding.others:
         return ""
-    return (
-        f"another run of the same command ({party.identity.words}) is under way in the same step: give each run an "
-        "--rdzv-id of its own"
-    )
+    return rounds.equal_runs(party.identity.words)

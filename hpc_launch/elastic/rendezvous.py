@@ -17,6 +17,7 @@ listens, and where the coordinator is lost, the others elect another (`election`
 
 from __future__ import annotations
 
+import contextlib
 import select
 import time
 import traceback
@@ -440,7 +441,8 @@ class SlurmRendezvous(RendezvousHandler):
     def _remove_secret(self) -> None:
         """Remove the key that was left for the other agents of this place."""
         if self._whole.job.job and self._whole.keyring is not None:
-            self._whole.job.secret(self._whole.identity.place).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._whole.job.secret(self._whole.identity.place).unlink()
 
     # ---- messages
 
@@ -529,7 +531,8 @@ class SlurmRendezvous(RendezvousHandler):
     def _note(self, message: Notices | Waiting | Places | Told) -> None:
         """What has nothing to do with rounds."""
         if isinstance(message, Notices):
-            self._state = replace(self._state, notices=message.counts)
+            # An earlier word of the coordinator may come after this agent's own count.
+            self._state = replace(self._state, notices=membership.merged([self._state.notices, message.counts]))
         elif isinstance(message, Waiting):
             self._state = replace(self._state, waiting=message.agents)
             self._search.places.update(messages.places(message.agents))
@@ -542,7 +545,8 @@ class SlurmRendezvous(RendezvousHandler):
     def _begin(self, start: Start) -> None:
         self._known = self._known.agree(start.membership)
         self._search.gone.clear()  # they have all answered
-        self.start, self._state, self._round = start, start.state, start.state.round
+        notices = membership.merged([self._state.notices, start.state.notices])
+        self.start, self._state, self._round = start, replace(start.state, notices=notices), start.state.round
         self._end = self._plan = None
         self._begun = self._done = False
         self._search.places.update(messages.places(start.places))
@@ -738,6 +742,8 @@ class SlurmRendezvous(RendezvousHandler):
 
     def _look_for_coordinator(self) -> Connection | None:
         """The connection to the coordinator, this agent perhaps; None where that is not known yet."""
+        if self.elastic and self._election is None:
+            raise RendezvousError("the rendezvous is closed")
         if self._election is not None and self._known.agreed.number:
             return self._election.look(self._known.agreed, map(int, self._state.waiting))
         if self._election is not None and self._others:

@@ -55,6 +55,14 @@ def refusal(members: Sequence[Member]) -> tuple[str, int] | None:
     return None
 
 
+def equal_runs(words: str) -> str:
+    """Why a run cannot start beside another one of the same command in the same place, with what mends it."""
+    return (
+        f"two runs of the same command ({words}) are under way in one step, and nothing tells their agents apart: give "
+        "each run an --rdzv-id of its own"
+    )
+
+
 def missing_hosts(hosts: Sequence[str], expected: Sequence[int], joined: Sequence[str]) -> tuple[str, ...]:
     """Hosts from which fewer agents have joined than are expected there.
 

@@ -114,8 +114,10 @@ class Search:
         if agent not in self.places:
             return None
         hello = Hello(Purpose.ASK, self.hello.agent, self.hello.host, self.hello.instance, self.hello.program)
-        timeouts = {"connect_timeout": _CALL_SECONDS, "patience": _CALL_SECONDS}
-        reached = connect(*self.places[agent], self.keyring, codec.encode(hello), **timeouts)
+        address, port = self.places[agent]
+        reached = connect(
+            address, port, self.keyring, codec.encode(hello), connect_timeout=_CALL_SECONDS, patience=_CALL_SECONDS
+        )
         if isinstance(reached, Failure) and reached.kind is Kind.REFUSED:
             self.gone.add(agent)  # it has listened for as long as it lived
         answer = read_answer(reached.answer)

@@ -22,6 +22,7 @@ from hpc_launch import ranges
 from hpc_launch.rendezvous import codec, membership
 from hpc_launch.rendezvous.codec import array, checked, integer, nested, table, text
 from hpc_launch.rendezvous.membership import Knowledge, Membership
+from hpc_launch.rendezvous.transport.faults import MessageError
 
 _Word = TypeVar("_Word", bound="Message")
 
@@ -89,11 +90,6 @@ def _membership(value: Any) -> Membership:
         raise ValueError("expected a membership")
     number, agents, token, active = value
     return Membership(_ROUND(number), _numbers(agents), _JOB(token), _numbers(active))
-
-
-def plain_membership(one: Membership) -> list[Any]:
-    """A membership for JSON: short, as every agent sends what it knows to the coordinator."""
-    return [one.number, ranges.fold(one.agents), one.token, ranges.fold(one.active)]
 
 
 def line(words: str) -> str:
@@ -345,15 +341,6 @@ class Ready:
         """What it knows of memberships."""
         return Knowledge(self.agreed, tuple(self.accepted))
 
-    def plain(self) -> dict[str, Any]:
-        """The fields for JSON."""
-        facts = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-        return {
-            **facts,
-            "agreed": plain_membership(self.agreed),
-            "accepted": [plain_membership(one) for one in self.accepted],
-            "state": self.state,
-        }
 
 
 @dataclass(frozen=True)
@@ -362,9 +349,6 @@ class Accept:
 
     membership: Membership = checked(_membership)
 
-    def plain(self) -> dict[str, Any]:
-        """The fields for JSON."""
-        return {"membership": plain_membership(self.membership)}
 
 
 @dataclass(frozen=True)
@@ -469,9 +453,6 @@ class Propose:
 
     membership: Membership = checked(_membership)
 
-    def plain(self) -> dict[str, Any]:
-        """The fields for JSON."""
-        return {"membership": plain_membership(self.membership)}
 
 
 @dataclass(frozen=True)
@@ -502,7 +483,7 @@ class Start:
         """
         active = self.membership.active
         if not len(active) == len(self.hosts) == len(self.plan.workers) or self.coordinator not in self.agents:
-            raise codec.MessageError("Start: hosts, workers and active agents contradict each other")
+            raise MessageError("Start: hosts, workers and active agents contradict each other")
 
     @property
     def agents(self) -> tuple[int, ...]:
@@ -514,10 +495,6 @@ class Start:
         """Those of them that have workers; the others are spares."""
         return self.membership.active
 
-    def plain(self) -> dict[str, Any]:
-        """The fields for JSON."""
-        facts = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-        return {**facts, "membership": plain_membership(self.membership), "plan": self.plan, "state": self.state}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from hpc_launch.elastic.membership import Half
+from hpc_launch.rendezvous.membership import Half
 from hpc_launch.elastic.tokens import Tokens
 from tests.support import wait_for
 from tests.unit.agents_support import DEADLINE, together
