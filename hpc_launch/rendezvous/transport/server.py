@@ -38,9 +38,8 @@ _GRACE_SECONDS = 0.1
 _ACCEPTS = 64
 # How long nothing is accepted after descriptors or memory ran out.
 _PAUSE_SECONDS = 0.25
-# How many credentials are checked at a time, and wait for that.
+# How many credentials are checked at a time.
 _CHECKERS = 2
-_CREDENTIALS = 256
 # How many refusals are reported in a span of so many seconds.
 _REFUSALS = 10
 _REFUSALS_SECONDS = 10.0
@@ -107,7 +106,7 @@ class _Unknown:
     since: float
     machine: Listening
     received: int = 0
-    checking: bool = False
+    check: Future[bytes | None] | None = None
 
 
 @dataclass
@@ -182,7 +181,6 @@ class Server:
         self._ending = threading.Event()
         self._linger = 0.0
         self._checkers: ThreadPoolExecutor | None = None
-        self._checking = 0
         self._reserve: int | None = _open_reserve()
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
@@ -247,7 +245,7 @@ class Server:
             wait = self._turn()
             while not self._ending.is_set():
                 for key, mask in self._selector.select(wait):
-                    if key.fd in self._selector.get_map():  # not closed meanwhile by another
+                    if self._selector.get_map().get(key.fd) is key:  # neither closed nor reused meanwhile
                         key.data(mask)
                 wait = self._turn()
             self._send_rest()
@@ -307,15 +305,13 @@ class Server:
                     self._save_descriptors()
                     return
                 continue  # that one is gone already
-            self._greet(accepted, str(address[0]))
+            self._greet(accepted, str(address[0]).removeprefix("::ffff:"))
 
     def _greet(self, accepted: socket.socket, address: str) -> None:
         machine = Listening(self._keyring.place_key, self._keyring.known, secrets.token_bytes(wire.NONCE_BYTES))
         unknown = _Unknown(accepted, address, self._clock(), machine)
         try:
             accepted.setblocking(False)
-            set_keepalive(accepted, self._silence)
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             accepted.send(machine.greeting)  # the buffer of a new socket has room for it
         except OSError:
             accepted.close()
@@ -388,18 +384,16 @@ class Server:
     def _check(self, unknown: _Unknown, credential: Credential) -> None:
         """Have a credential checked elsewhere: that takes a command, which may hang."""
         tools = self._keyring.munge
-        if tools is None or self._checking >= _CREDENTIALS:
-            self._reject(unknown, "too many credentials at a time")
+        if tools is None:
+            self._reject(unknown, "a credential of munge, and no munge here")
             return
         if self._checkers is None:
             self._checkers = ThreadPoolExecutor(_CHECKERS, thread_name_prefix="munge")
-        self._checking += 1
-        checked = self._checkers.submit(tools.open, credential.data)
-        checked.add_done_callback(lambda done: self.call(lambda: self._checked(unknown, done)))
+        unknown.check = self._checkers.submit(tools.open, credential.data)
+        unknown.check.add_done_callback(lambda done: self.call(lambda: self._checked(unknown, done)))
 
     def _checked(self, unknown: _Unknown, done: Future[bytes | None]) -> None:
-        self._checking -= 1
-        if unknown.socket not in self._unknown:
+        if done.cancelled() or unknown.socket not in self._unknown:
             return
         key = done.result()
         if key is None:
@@ -419,6 +413,7 @@ class Server:
         self._unknown.pop(unknown.socket)
         self._selector.unregister(unknown.socket)
         if greeting.stay:
+            set_keepalive(unknown.socket, self._silence)
             connection = Connection(unknown.socket, channel, hello=hello, received=rest, unsent=proof)
             connection.flush()
             self.adopt(connection)
@@ -452,6 +447,8 @@ class Server:
         del self._unknown[unknown.socket]
         self._selector.unregister(unknown.socket)
         unknown.socket.close()
+        if unknown.check is not None:
+            unknown.check.cancel()  # the others' are not to wait for it
 
     def _report(self, connection: Connection | None, why: str) -> None:
         if self._refusals.pass_on(self._clock()):
