@@ -9,6 +9,7 @@ from typing import Any
 from hpc_launch import hostlist
 from hpc_launch.node.devices import Devices
 from hpc_launch.plan.binding import Binding, Share
+from hpc_launch.plan.identity import Identity
 from hpc_launch.plan.start import Start
 from hpc_launch.settings import NodeRange, Settings
 from hpc_launch.world import World
@@ -35,6 +36,7 @@ class Plan:
         endpoint: where that is found; empty where our own backend finds it by itself.
         leaders: names or addresses under which the first node may be found.
         run_id: the name of the run, the same on every node.
+        identity: which agents may be of the run, and where it is.
         ports: the ports to try, in order.
         local_world_size: workers of this agent.
         devices: what they may use.
@@ -56,6 +58,7 @@ class Plan:
     endpoint: str
     leaders: tuple[str, ...]
     run_id: str
+    identity: Identity
     ports: tuple[int, ...]
     local_world_size: int
     devices: Devices

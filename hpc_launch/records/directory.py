@@ -3,6 +3,7 @@
     <log_dir>/latest -> <job>
     <log_dir>/<job>/latest -> attempt_<n>
     <log_dir>/<job>/job.json -> attempt_<n>/job.json        the plan of the last run, which began with attempt n
+    <log_dir>/<job>/claims/<place>-<n>                      the run that has the directory (`records.claims`)
     <log_dir>/<job>/requeues.jsonl                          when and why the job was requeued, a line each
     <log_dir>/<job>/end_time.json                           when the job really ends, as Slurm said last
     <log_dir>/<job>/progress/rank_<r>.json                  how far training is, as a worker says
@@ -103,6 +104,11 @@ class JobDirectory:
         return self.path / "nodes" / _file_name(host) / "events.jsonl"
 
     @property
+    def claims(self) -> Path:
+        """Which starts of which run have had this directory (`records.claims`)."""
+        return self.path / "claims"
+
+    @property
     def memberships(self) -> Path:
         """The tokens of memberships, in a run that may lose nodes; gone when it has ended."""
         return self.path / "memberships"
@@ -153,7 +159,7 @@ class JobDirectory:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise _unusable(self.path, error) from error
+            raise unusable(self.path, error) from error
         return sorted(int(match[1]) for name in names if (match := _ATTEMPT.fullmatch(name)))
 
     def next_attempt(self) -> int:
@@ -172,7 +178,7 @@ def check_writable(root: Path) -> None:
         with tempfile.TemporaryFile(dir=root):
             pass
     except OSError as error:
-        raise _unusable(root, error) from error
+        raise unusable(root, error) from error
 
 
 def make(path: Path) -> None:
@@ -184,7 +190,7 @@ def make(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unusable(path, error) from error
+        raise unusable(path, error) from error
 
 
 def claim(path: Path) -> bool:
@@ -223,7 +229,7 @@ def write_whole(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise _unusable(path.parent, error) from error
+        raise unusable(path.parent, error) from error
 
 
 def append(path: Path, lines: str) -> None:
@@ -255,5 +261,6 @@ def _file_name(host: str) -> str:
     return host.replace("/", "_").lstrip(".") or "_"
 
 
-def _unusable(path: Path, error: OSError) -> LogDirError:
+def unusable(path: Path, error: OSError) -> LogDirError:
+    """The error of a log directory in which something cannot be written."""
     return LogDirError(f"cannot write in {path}: {error.strerror or error}; name another place with --log-dir")

@@ -1,1 +1,1 @@
-"""How the agents of a run meet, and what they say to each other."""
+"""The rendezvous: how the agents of a run find each other, prove themselves and agree. Nothing here imports torch."""
