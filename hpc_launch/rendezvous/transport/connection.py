@@ -234,9 +234,14 @@ def pair(hello: bytes = b"", answer: bytes = b"") -> tuple[Connection, Connectio
     )
 
 
+def plain(address: str) -> str:
+    """An address as people write it: IPv4 as such, also where it came to a listener for IPv6."""
+    return address.removeprefix("::ffff:")
+
+
 def _peer(connection: socket.socket) -> str:
     try:
         name = connection.getpeername()
     except OSError:
         return ""
-    return str(name[0]) if isinstance(name, tuple) else ""
+    return plain(str(name[0])) if isinstance(name, tuple) else ""

@@ -112,21 +112,26 @@ def _read(directory: int, path: Path) -> bytes:
         raise Absent("it is not there") from None
     except OSError as error:
         raise Unusable(_reason(error)) from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise Unusable("it is not a regular file")
-        if status.st_uid != os.geteuid():
-            raise Unusable(f"it belongs to user {status.st_uid}, expected {os.geteuid()}")
-        if status.st_mode & 0o077:
-            raise Unusable(f"others may use it (mode {stat.S_IMODE(status.st_mode):04o}): chmod 600 {path}")
-        try:
+    try:
+        _check(os.fstat(descriptor), path)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
             content = file.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise Unusable(_reason(error)) from None
+    except OSError as error:
+        raise Unusable(_reason(error)) from None
+    finally:
+        os.close(descriptor)
     if len(content) > MAX_BYTES:
         raise Unusable(f"it has more than {MAX_BYTES} bytes")
     return content.strip()
+
+
+def _check(status: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise Unusable("it is not a regular file")
+    if status.st_uid != os.geteuid():
+        raise Unusable(f"it belongs to user {status.st_uid}, expected {os.geteuid()}")
+    if status.st_mode & 0o077:
+        raise Unusable(f"others may use it (mode {stat.S_IMODE(status.st_mode):04o}): chmod 600 {path}")
 
 
 def _write(directory: int, name: str, content: bytes) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hpc_launch.rendezvous.transport import wire
-from hpc_launch.rendezvous.transport.connection import Connection, Kind, set_keepalive
+from hpc_launch.rendezvous.transport.connection import Connection, Kind, plain, set_keepalive
 from hpc_launch.rendezvous.transport.faults import HandshakeError, MessageError
 from hpc_launch.rendezvous.transport.handshake import Credential, Listening, Proved
 from hpc_launch.rendezvous.transport.keys import Keyring
@@ -178,6 +178,7 @@ class Server:
         self._actions: deque[Callable[[], None]] = deque()
         self._refusals = _Refusals()
         self._accept_again = math.inf
+        self._full = False
         self._ending = threading.Event()
         self._linger = 0.0
         self._checkers: ThreadPoolExecutor | None = None
@@ -269,8 +270,8 @@ class Server:
 
     def _next_deadline(self, now: float) -> float:
         """Part with peers that have had their time; gives the moment at which others will have had it."""
-        if now >= self._accept_again:
-            self._accept_again = math.inf
+        if now >= self._accept_again or (self._full and len(self._unknown) < self._limit):
+            self._accept_again, self._full = math.inf, False
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         for unknown in [*self._unknown.values()]:  # in the order in which they came
             if now < unknown.since + UNKNOWN_SECONDS:
@@ -305,7 +306,7 @@ class Server:
                     self._save_descriptors()
                     return
                 continue  # that one is gone already
-            self._greet(accepted, str(address[0]).removeprefix("::ffff:"))
+            self._greet(accepted, plain(str(address[0])))
 
     def _greet(self, accepted: socket.socket, address: str) -> None:
         machine = Listening(self._keyring.place_key, self._keyring.known, secrets.token_bytes(wire.NONCE_BYTES))
@@ -327,6 +328,7 @@ class Server:
         ready = victim.since + _GRACE_SECONDS
         if self._clock() < ready:
             self._pause(ready)
+            self._full = True
             return False
         self._reject(victim, "too many unknown peers")
         return True
