@@ -18,10 +18,7 @@ from hpc_launch.rendezvous.transport import munge, private, wire
 from hpc_launch.rendezvous.transport.handshake import Known, Method, place_key
 from hpc_launch.rendezvous.transport.munge import Munge
 from hpc_launch.rendezvous.transport.private import Absent, Unusable
-
-SECRET = "HPC_LAUNCH_SECRET"  # noqa: S105 - the variable's name
-SECRET_FILE = "HPC_LAUNCH_SECRET_FILE"  # noqa: S105 - as above
-STEP_SECRET = "HPC_LAUNCH_STEP_SECRET"  # noqa: S105 - as above
+from hpc_launch.secret import SECRET, SECRET_FILE, STEP_SECRET
 
 MIN_BYTES = 16
 """The fewest bytes of a secret: those of `openssl rand -hex 32` are 64."""

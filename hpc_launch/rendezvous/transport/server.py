@@ -190,7 +190,7 @@ class Server:
         self._selector.register(self._woken, selectors.EVENT_READ, self._wake)
         if listener is not None:
             listener.setblocking(False)
-            self._selector.register(listener, selectors.EVENT_READ, self._accept)
+            self._selector.register(listener, selectors.EVENT_READ, lambda _mask: self._accept(listener))
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
 
     # ---- for other threads
@@ -277,9 +277,10 @@ class Server:
 
     def _next_deadline(self, now: float) -> float:
         """Part with peers that have had their time; gives the moment at which others will have had it."""
-        if now >= self._accept_again or (self._full and len(self._unknown) < self._limit):
+        listener = self._listener
+        if listener is not None and (now >= self._accept_again or (self._full and len(self._unknown) < self._limit)):
             self._accept_again, self._full = math.inf, False
-            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+            self._selector.register(listener, selectors.EVENT_READ, lambda _mask: self._accept(listener))
         for unknown in [*self._unknown.values()]:  # in the order in which they came
             if now < unknown.since + UNKNOWN_SECONDS:
                 break
@@ -300,17 +301,17 @@ class Server:
 
     # ---- unknown peers
 
-    def _accept(self, _mask: int) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         for _ in range(_ACCEPTS):
-            if not self._make_room():
+            if not self._make_room(listener):
                 return
             try:
-                accepted, address = self._listener.accept()
+                accepted, address = listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno in _EXHAUSTED:
-                    self._save_descriptors()
+                    self._save_descriptors(listener)
                     return
                 continue  # that one is gone already
             self._greet(accepted, plain(str(address[0])))
@@ -327,14 +328,14 @@ class Server:
         self._unknown[accepted] = unknown
         self._selector.register(accepted, selectors.EVENT_READ, lambda _mask: self._listen(unknown))
 
-    def _make_room(self) -> bool:
+    def _make_room(self, listener: socket.socket) -> bool:
         """See to it that one more unknown peer may come; otherwise pause."""
         if len(self._unknown) < self._limit:
             return True
         victim = self._victim()
         ready = victim.since + _GRACE_SECONDS
         if self._clock() < ready:
-            self._pause(ready)
+            self._pause(listener, ready)
             self._full = True
             return False
         self._reject(victim, "too many unknown peers")
@@ -345,23 +346,23 @@ class Server:
         most = Counter(unknown.address for unknown in self._unknown.values()).most_common(1)[0][0]
         return next(unknown for unknown in self._unknown.values() if unknown.address == most)
 
-    def _save_descriptors(self) -> None:
+    def _save_descriptors(self, listener: socket.socket) -> None:
         """There are no descriptors left: hang up on an unknown peer, or on the next one that waits."""
         if self._unknown:
             self._reject(self._victim(), "too many open files")
         elif self._reserve is not None:
             os.close(self._reserve)
             with contextlib.suppress(OSError):
-                self._listener.accept()[0].close()
+                listener.accept()[0].close()
             self._reserve = _open_reserve()
         else:
             self._reserve = _open_reserve()
-        self._pause(self._clock() + _PAUSE_SECONDS)
+        self._pause(listener, self._clock() + _PAUSE_SECONDS)
 
-    def _pause(self, until: float) -> None:
+    def _pause(self, listener: socket.socket, until: float) -> None:
         """Accept nothing until then; the kernel keeps those that wait."""
         if self._accept_again == math.inf:
-            self._selector.unregister(self._listener)
+            self._selector.unregister(listener)
         self._accept_again = until
 
     def _listen(self, unknown: _Unknown) -> None:
