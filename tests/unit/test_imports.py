@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ MAY_IMPORT = {
     "check": {"probes", "plan", "slurm", "node", *FOUNDATIONS},
     "review": {"probes", "plan", "slurm", "node", "records", *FOUNDATIONS},
     "probes": {"hostlist", "errors"},
-    "elastic": {"plan", "slurm", "node", "records", "warm", *FOUNDATIONS},
+    "elastic": {"rendezvous", "plan", "slurm", "node", "records", "warm", *FOUNDATIONS},
+    "rendezvous": {"ranges", "secret", "errors"},
     "plan": {"slurm", "node", *FOUNDATIONS},
     "slurm": {"hostlist", "ranges", "errors"},
     "node": {"records", "ranges", "errors"},
@@ -294,7 +296,6 @@ def test_toml_is_read_by_those_who_need_it(
         "hpc_launch.elastic",
         "hpc_launch.elastic.console",
         "hpc_launch.elastic.environment",
-        "hpc_launch.elastic.locator",
         "hpc_launch.elastic.others",
         "hpc_launch.elastic.rounds",
         "hpc_launch.jobs.display",
@@ -303,6 +304,9 @@ def test_toml_is_read_by_those_who_need_it(
         "hpc_launch.jobs.worker",
         "hpc_launch.launch.run",
         "hpc_launch.records.events",
+        "hpc_launch.rendezvous.messages",
+        "hpc_launch.rendezvous.transport.connecting",
+        "hpc_launch.rendezvous.transport.server",
         "hpc_launch.records.history",
         "hpc_launch.records.telling",
         "hpc_launch.review.find",
@@ -324,3 +328,17 @@ def test_what_is_pure_imports_nothing_heavy(python: str, module: str) -> None:
     done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True)
 
     assert HEAVY & set(json.loads(done.stdout)) == set()
+
+
+def test_the_transport_needs_the_standard_library_only(python: str) -> None:
+    """It works before torch and click are imported, and where they cannot be."""
+    module = "hpc_launch.rendezvous.transport"
+    program = f"""
+import sys
+before = {{*sys.modules}}
+import {module}.server, {module}.connecting
+print(*{{name.split(".")[0] for name in {{*sys.modules}} - before}})
+"""
+    done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True)
+
+    assert {*done.stdout.split()} - {*sys.stdlib_module_names} == {"hpc_launch"}
