@@ -7,6 +7,7 @@ import dataclasses
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from hpc_launch.console import say
 from hpc_launch.errors import HpcLaunchError, UsageError
 from hpc_launch.launch import step
 from hpc_launch.plan import derive
@@ -92,8 +93,6 @@ def _factory(plan: Plan, environ: Mapping[str, str], mask: Iterable[int]) -> Fac
 def _explain(plan: Plan, reason: str) -> None:
     """Say once why workers do not start as fast as they could."""
     if plan.world.leader:
-        from hpc_launch.elastic.console import say  # noqa: PLC0415 - as above
-
         say(f"note: workers are started by exec: {reason}")
 
 
