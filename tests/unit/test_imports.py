@@ -18,7 +18,7 @@ import hpc_launch
 PACKAGE = Path(hpc_launch.__file__).parent
 
 # What each part of the package may import of the others. The first of two parts stands above the second.
-FOUNDATIONS = {"hostlist", "ranges", "settings", "errors", "world", "secret", "console", "version"}
+FOUNDATIONS = {"hostlist", "ranges", "settings", "errors", "world", "secret", "console", "patience", "version"}
 MAY_IMPORT = {
     "entry": {"cli"},
     "cli": {"launch", "submission", "check", "review", "records", "plan", "slurm", "warm", *FOUNDATIONS},
@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "ranges": set[str](),
     "secret": set[str](),
     "console": set[str](),
+    "patience": {"console"},
     "version": set[str](),
 }
 
@@ -293,6 +294,7 @@ def test_toml_is_read_by_those_who_need_it(
         "hpc_launch.check.run",
         "hpc_launch.elastic",
         "hpc_launch.console",
+        "hpc_launch.patience",
         "hpc_launch.elastic.console",
         "hpc_launch.elastic.environment",
         "hpc_launch.elastic.locator",
