@@ -13,9 +13,15 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 from torch.distributed.elastic.rendezvous.api import RendezvousError as TorchRendezvousError
 
+from hpc_launch.console import CONSOLE, flush, say
 from hpc_launch.elastic import requeue, slurm_view, speaking, torch_side
 from hpc_launch.elastic.agent import Agent
+<<<<<<< HEAD
 from hpc_launch.elastic.console import flush, say
+=======
+from hpc_launch.elastic.fixed import FixedRendezvous
+from hpc_launch.elastic.moving import MovingRendezvous
+>>>>>>> plumbing
 from hpc_launch.elastic.outlook import Outlook
 from hpc_launch.elastic.party import party_of
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
@@ -63,6 +69,7 @@ def refuse(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError) -> N
     Raises:
         RendezvousError: with the words and the status that all nodes end with.
     """
+    CONSOLE.serve()
     torch_side.quieten(plan, environ)
     settings = dataclasses.replace(plan.settings, join_timeout=min(plan.settings.join_timeout, _PATIENCE))
     handler = _own_handler(dataclasses.replace(plan, settings=settings), environ, problem)
@@ -85,6 +92,7 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
         Interrupted: when a signal told the agents to stop.
         RendezvousError: when the nodes did not come together, or lost each other.
     """
+    CONSOLE.serve()  # the factory is there: threads may be started from here on
     torch_side.quieten(plan, environ)
     settings = plan.settings
     signals = Signals(settings.signals_to_handle, settings.notice_signals, at_once=not plan.own_rendezvous)

@@ -12,7 +12,6 @@ So a signal that would be lost on it goes to the tasks by way of the controller 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import shutil
@@ -23,6 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from hpc_launch import hostlist, secret
+from hpc_launch.console import say
 from hpc_launch.errors import ContextError, Interrupted, StepError, WorkerError
 from hpc_launch.plan import step as plan
 from hpc_launch.plan.here import Here, check_script
@@ -102,9 +102,9 @@ def run(settings: Settings, script: Sequence[str], here: Here, job: Allocation) 
     if prepared.request.overlap and not settings.overlap:
         _refuse_a_second(prepared)
     for note in prepared.notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     whole = f": {commands.quote(prepared.line)}" if settings.verbose else ""
-    _say(f"starting on {hostlist.fold(prepared.request.hosts)} of job {job.job_label}{whole}")
+    say(f"starting on {hostlist.fold(prepared.request.hosts)} of job {job.job_label}{whole}")
     child = _Step(prepared, here, settings)
     status = child.wait()
     if status == steps.SRUN_FAILED and child.stopped_by is not None:
@@ -243,10 +243,3 @@ def _tied_to_this_process(mask: Iterable[int]) -> Callable[[], None]:
             os._exit(128 + signal.SIGINT)
 
     return tie
-
-
-def _say(message: str) -> None:
-    from hpc_launch.elastic.console import say  # noqa: PLC0415 - elastic is above; this part of it knows no torch
-
-    with contextlib.suppress(OSError):  # a terminal that is gone
-        say(message)

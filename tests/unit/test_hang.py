@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,3 +158,22 @@ def test_an_agent_that_does_not_answer_is_not_waited_for_forever(agents: list[Sl
     assert verdict is not None
     assert verdict.cause.endswith(": nothing was seen; 1 of 2 agents did not answer")
     assert verdict.path is None
+
+
+def test_files_that_cannot_be_seen_are_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a file server does not answer it is unknown whether a worker writes, and the job does not hang."""
+    path, answers = tmp_path / "rank_0.out", threading.Event()
+    activity = Activity([path])
+    look = Activity._look
+
+    def hanging(one: Activity) -> list[tuple[int, int]]:
+        answers.wait(30)
+        return look(one)
+
+    monkeypatch.setattr("hpc_launch.elastic.hang._LOOK", 0.01)
+    monkeypatch.setattr(Activity, "_look", hanging)
+    unseen = [activity.changed(), activity.changed()]
+    answers.set()
+    monkeypatch.setattr("hpc_launch.elastic.hang._LOOK", 30.0)
+
+    assert (unseen, activity.changed()) == ([True, True], False)

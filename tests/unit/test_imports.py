@@ -19,7 +19,7 @@ import hpc_launch
 PACKAGE = Path(hpc_launch.__file__).parent
 
 # What each part of the package may import of the others. The first of two parts stands above the second.
-FOUNDATIONS = {"hostlist", "ranges", "settings", "errors", "world", "secret", "version"}
+FOUNDATIONS = {"hostlist", "ranges", "settings", "errors", "world", "secret", "console", "patience", "version"}
 MAY_IMPORT = {
     "entry": {"cli"},
     "cli": {"launch", "submission", "check", "review", "records", "plan", "slurm", "warm", *FOUNDATIONS},
@@ -44,6 +44,8 @@ MAY_IMPORT = {
     "errors": set[str](),
     "ranges": set[str](),
     "secret": set[str](),
+    "console": set[str](),
+    "patience": {"console"},
     "version": set[str](),
 }
 
@@ -53,7 +55,6 @@ EXCEPTIONS = {
         "launch.run",
         "elastic",
     ): "running is what launch is for; inside of functions, so that errors and explanations come without torch",
-    ("launch.step", "elastic"): "the console, a part of it that knows no torch; inside of a function as above",
     ("__init__", "jobs"): "for type checkers; what a notebook uses is imported when it is used",
     ("__init__", "submitit"): "as above",
     ("__init__", "runtime"): "as above",
@@ -294,6 +295,8 @@ def test_toml_is_read_by_those_who_need_it(
         "hpc_launch.probes.probe",
         "hpc_launch.check.run",
         "hpc_launch.elastic",
+        "hpc_launch.console",
+        "hpc_launch.patience",
         "hpc_launch.elastic.console",
         "hpc_launch.elastic.environment",
         "hpc_launch.elastic.others",
