@@ -145,6 +145,7 @@ class Crew:
             forked=self.factory.forks,
             group=self._course.plan.settings.no_python,
             window=self._window,
+            job=self._course.job.path,
             cpus=self._cpus,
         )
         workers.start()

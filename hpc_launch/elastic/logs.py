@@ -128,14 +128,14 @@ class JobLogs(LogsSpecs):
                 if chosen.filed & stream:
                     filed[f"{rank}.{path.suffix[1:]}"] = path
         if filed:
-            self._storage = Storage(OutputTimes(self._job.times(attempt, self._host), filed), folder)
+            self._storage = Storage(OutputTimes(self._job.times(attempt, self._host), filed, self._job.path), folder)
         self.follower = Follower(sources, self._earlier)
         return destination
 
     def _make(self, folder: Path) -> None:
         """Make a directory; one that cannot be made any more ends no run that has begun."""
         try:
-            directory.make(folder)
+            directory.make(folder, self._job.path)
         except LogDirError:
             if self._earlier is None:
                 raise

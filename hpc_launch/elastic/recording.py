@@ -25,7 +25,7 @@ from hpc_launch.elastic.rounds import RoundEnd
 from hpc_launch.elastic.workers import CommandWorkers
 from hpc_launch.errors import LogDirError
 from hpc_launch.node.memory import Kills
-from hpc_launch.records import events, gather
+from hpc_launch.records import directory, events, gather
 from hpc_launch.records.directory import RankFiles
 from hpc_launch.records.events import EventLog
 from hpc_launch.records.model import Attempt, Usage, Worker
@@ -90,7 +90,9 @@ class Recorder:
             LogDirError: when that cannot be.
         """
         world = self._course.world
-        log = EventLog(self._course.job.events(world.host), world.agent_rank)
+        job = self._course.job
+        directory.make(job.path, private=self._course.plan.settings.private_logs)
+        log = EventLog(job.events(world.host), world.agent_rank, job.path)
         log.record(
             events.RUN,
             when=self._begun,

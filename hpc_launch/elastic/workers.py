@@ -17,6 +17,8 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from hpc_launch.elastic.console import say
 from hpc_launch.elastic.window import Window
+from hpc_launch.owners import NotOwnError
+from hpc_launch.records import directory
 from hpc_launch.warm import answering, child
 from hpc_launch.warm.factory import Ended, Factory, FactoryLostError
 from hpc_launch.warm.server import Order
@@ -87,6 +89,7 @@ class CommandWorkers(PContext):
         forked: bool,
         group: bool,
         window: Window,
+        job: Path,
         cpus: Callable[[int], Sequence[int]] = lambda _: (),
         **kwargs: Any,
     ) -> None:
@@ -98,6 +101,7 @@ class CommandWorkers(PContext):
             forked: fork them, instead of starting programs.
             group: signals are for the process group of a worker, not only for itself.
             window: the time they have to end.
+            job: the job directory: their files in it have to be one's own.
             cpus: gives the CPUs that a worker may use, by local rank; none leaves it all.
             kwargs: as torch's PContext has them.
         """
@@ -106,6 +110,7 @@ class CommandWorkers(PContext):
         self._forked = forked
         self._group = group
         self._window = window
+        self._job = job
         self._cpus = cpus
         self._pids: dict[int, int] = {}
         self._statuses: dict[int, int] = {}
@@ -122,7 +127,7 @@ class CommandWorkers(PContext):
         with contextlib.ExitStack() as stack:
             orders = []
             for local_rank in range(self.nprocs):
-                files = (_destination(stack, path[local_rank]) for path in (self.stdouts, self.stderrs))
+                files = (_destination(stack, path[local_rank], self._job) for path in (self.stdouts, self.stderrs))
                 out, err = (file.fileno() if file is not None else None for file in files)
                 order = Order(
                     program=str(self.entrypoint),
@@ -226,16 +231,20 @@ class CommandWorkers(PContext):
         self.stop(death_sig, told=False)
 
 
-def _destination(stack: contextlib.ExitStack, path: str) -> Any:
+def _destination(stack: contextlib.ExitStack, path: str, job: Path) -> Any:
     """Where a stream goes: the agent's own for an empty path, else the end of that file, or nowhere if it has none.
 
     That there is no room for files is said elsewhere, and is no reason not to train.
     """
     if not path:
         return None
+    file = Path(path)
     try:
-        return stack.enter_context(Path(path).open("ab"))
-    except OSError:
+        # Others than JobLogs (--logs-specs) name files wherever they like.
+        return stack.enter_context(directory.open_output(file, job) if job in file.parents else file.open("ab"))
+    except OSError as error:
+        if isinstance(error, NotOwnError):
+            say(f"the output for {file.name} is lost: {error.strerror}")
         return stack.enter_context(Path(os.devnull).open("ab"))
 
 

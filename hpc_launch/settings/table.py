@@ -513,6 +513,22 @@ class Settings:
         not_in_files=_ONE_RUN,
         help="Name of the job directory. Derived: the Slurm job and step, else local-<time>-<pid>.",
     )
+    private_logs: bool = _flag(
+        "--private-logs",
+        group=LOGS,
+        torchrun_variable=False,
+        help="Let nobody else into the job directory (mode 0700). Otherwise the umask says who may read it.",
+    )
+    secret_names: tuple[str, ...] = _option(
+        "--secret-names",
+        read=readers.words,
+        default=(),
+        metavar="PATTERN,...",
+        group=LOGS,
+        torchrun_variable=False,
+        help="More arguments and variables whose values are left out of records, reports and process titles, by their "
+        "names ('DB_*'). Those of keys, tokens, passwords and the like are left out in any case.",
+    )
     redirects: StreamChoice | None = _option(
         "-r",
         "--redirects",

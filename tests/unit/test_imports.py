@@ -18,7 +18,7 @@ import hpc_launch
 PACKAGE = Path(hpc_launch.__file__).parent
 
 # What each part of the package may import of the others. The first of two parts stands above the second.
-FOUNDATIONS = {"hostlist", "ranges", "settings", "errors", "world", "version"}
+FOUNDATIONS = {"hostlist", "hidden", "owners", "ranges", "settings", "errors", "text", "world", "version"}
 MAY_IMPORT = {
     "entry": {"cli"},
     "cli": {"launch", "submission", "check", "review", "records", "plan", "slurm", "warm", *FOUNDATIONS},
@@ -33,13 +33,16 @@ MAY_IMPORT = {
     "plan": {"slurm", "node", *FOUNDATIONS},
     "slurm": {"hostlist", "ranges", "errors"},
     "node": {"records", "ranges", "errors"},
-    "records": {"hostlist", "ranges", "errors"},
+    "records": {"hostlist", "owners", "ranges", "errors"},
     "runtime": {"records", "errors"},
-    "warm": {"node", "errors"},
+    "warm": {"hidden", "node", "errors"},
     "world": {"settings"},
-    "settings": {"ranges", "errors"},
+    "settings": {"owners", "ranges", "errors"},
     "hostlist": {"errors"},
     "errors": set[str](),
+    "hidden": set[str](),
+    "owners": set[str](),
+    "text": set[str](),
     "ranges": set[str](),
     "version": set[str](),
 }
