@@ -42,7 +42,7 @@ _MOST_LINKS = 40
 # Directories whose parents were found good; once per process is enough, as only their owners can change that.
 _GOOD_PARENTS: set[str] = set()
 
-# The owners that file systems show for new files of this process, by device, where it is not this process's user.
+# The owners that file systems show for new files of this process, by device.
 _SHOWN_OWNERS: dict[int, int] = {}
 
 
@@ -229,6 +229,25 @@ class Folder:
 
 
 @contextlib.contextmanager
+def open_shared(path: Path) -> Iterator[Folder]:
+    """Open a directory for a while that may belong to somebody else, for the files of one's own that are in it.
+
+    Its owner and its group can rename and remove these, and cannot make others.
+
+    Raises:
+        NotOwnError: everybody can do so.
+        OSError: it is not there.
+    """
+    path = path.absolute()
+    check_parents(path)
+    here = os.open(path, _SEARCH)
+    try:
+        yield Folder(path, here, _own_uid(here, os.fstat(here)))
+    finally:
+        os.close(here)
+
+
+@contextlib.contextmanager
 def open_folder(path: Path, top: Path | None = None, *, make: bool = False, private: bool = False) -> Iterator[Folder]:
     """Open a directory of one's own for a while.
 
@@ -277,6 +296,17 @@ def read_own(path: Path, top: Path | None = None) -> bytes:
         OSError: it is not there, or cannot be read.
     """
     with open_folder(path.parent, top) as folder, os.fdopen(folder.open(path.name, os.O_RDONLY), "rb") as file:
+        return file.read()
+
+
+def read_shared(path: Path) -> bytes:
+    """Read a regular file of one's own in a directory that may belong to somebody else.
+
+    Raises:
+        NotOwnError: it is not.
+        OSError: it is not there, or cannot be read.
+    """
+    with open_shared(path.parent) as folder, os.fdopen(folder.open(path.name, os.O_RDONLY), "rb") as file:
         return file.read()
 
 
@@ -395,19 +425,20 @@ def _own_uid(folder: int, status: os.stat_result) -> int:
         return uid
     shown = _SHOWN_OWNERS.get(status.st_dev)
     if shown is None:
-        shown = _try_owner(folder, uid)
-        if shown != uid:
-            _SHOWN_OWNERS[status.st_dev] = shown
+        shown = _try_owner(folder)
+        if shown is None:
+            return uid
+        _SHOWN_OWNERS[status.st_dev] = shown
     return shown
 
 
-def _try_owner(folder: int, uid: int) -> int:
-    """The owner of a new file in a directory; `uid` where none can be made."""
+def _try_owner(folder: int) -> int | None:
+    """The owner of a new file in a directory; None where none can be made."""
     name = unique("owner")
     try:
         handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE, 0o600, dir_fd=folder)
     except OSError:
-        return uid
+        return None
     try:
         return os.fstat(handle).st_uid
     finally:

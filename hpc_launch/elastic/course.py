@@ -66,7 +66,9 @@ class Course:
         """
         if self.leader:
             plan = self.job.plan(self.first_label)
-            directory.write_json(plan, {**self.plan.as_dict(), **surroundings.describe(environ)})
+            directory.write_json(
+                plan, {**self.plan.as_dict(), **surroundings.describe(environ, self.plan.settings.secret_names)}
+            )
             directory.point_latest(self.job.last_plan, f"{plan.parent.name}/{plan.name}")
             directory.point_latest(self.job.root / "latest", self.job.job)
 
@@ -78,5 +80,5 @@ class Course:
         """
         if self.leader:
             with contextlib.suppress(*[LogDirError] if self.number else []):
-                directory.make(self.job.attempt(self.label))
+                directory.make(self.job.attempt(self.label), self.job.path)
             directory.point_latest(self.job.path / "latest", self.job.attempt(self.label).name)

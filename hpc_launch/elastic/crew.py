@@ -146,6 +146,7 @@ class Crew:
             group=self._course.plan.settings.no_python,
             window=self._window,
             job=self._course.job.path,
+            secret_names=self._course.plan.settings.secret_names,
             cpus=self._cpus,
         )
         workers.start()

@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.distributed.elastic.multiprocessing import PContext
 from torch.distributed.elastic.multiprocessing.api import RunProcsResult
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from hpc_launch import hidden
 from hpc_launch.elastic.console import say
 from hpc_launch.elastic.window import Window
 from hpc_launch.owners import NotOwnError
@@ -90,6 +92,7 @@ class CommandWorkers(PContext):
         group: bool,
         window: Window,
         job: Path,
+        secret_names: Sequence[str] = (),
         cpus: Callable[[int], Sequence[int]] = lambda _: (),
         **kwargs: Any,
     ) -> None:
@@ -102,6 +105,7 @@ class CommandWorkers(PContext):
             group: signals are for the process group of a worker, not only for itself.
             window: the time they have to end.
             job: the job directory: their files in it have to be one's own.
+            secret_names: more names of arguments whose values are no part of a process title (`hidden`).
             cpus: gives the CPUs that a worker may use, by local rank; none leaves it all.
             kwargs: as torch's PContext has them.
         """
@@ -111,6 +115,7 @@ class CommandWorkers(PContext):
         self._group = group
         self._window = window
         self._job = job
+        self._secret_names = secret_names
         self._cpus = cpus
         self._pids: dict[int, int] = {}
         self._statuses: dict[int, int] = {}
@@ -129,13 +134,15 @@ class CommandWorkers(PContext):
             for local_rank in range(self.nprocs):
                 files = (_destination(stack, path[local_rank], self._job) for path in (self.stdouts, self.stderrs))
                 out, err = (file.fileno() if file is not None else None for file in files)
+                arguments = tuple(map(str, self.args[local_rank]))
                 order = Order(
                     program=str(self.entrypoint),
-                    arguments=tuple(map(str, self.args[local_rank])),
+                    arguments=arguments,
                     environ=self.envs[local_rank],
                     outputs=(out, err),
                     forked=self._forked,
                     cpus=tuple(self._cpus(local_rank)),
+                    title=" ".join([sys.executable, *hidden.arguments(arguments, self._secret_names)]),
                 )
                 orders.append(order)
             self._swept = False
@@ -268,7 +275,6 @@ def run_path(hidden: Sequence[str], cpus: Sequence[int], script: str, *arguments
         arguments: its arguments.
     """
     import runpy  # noqa: PLC0415 - only workers of this kind need it
-    import sys  # noqa: PLC0415
 
     # Libraries that were imported to get here may have started threads.
     for thread in map(int, os.listdir("/proc/self/task")):  # noqa: PTH208 - names are all that is wanted

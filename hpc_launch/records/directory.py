@@ -236,21 +236,30 @@ def write_whole(path: Path, data: bytes, top: Path | None = None, *, mode: int =
     """
     try:
         with owners.open_folder(path.parent, top, make=True) as folder:
-            # Several threads and nodes may write the same at the same time.
-            temporary = owners.unique(path.name)
-            handle = folder.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            try:
-                try:
-                    _write(handle, data)
-                finally:
-                    os.close(handle)
-                folder.rename(temporary, path.name)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    folder.unlink(temporary)
-                raise
+            put(folder, path.name, data, mode)
     except OSError as error:
         raise unusable(path.parent, error) from error
+
+
+def put(folder: owners.Folder, name: str, data: bytes, mode: int = 0o666) -> None:
+    """Write a file of a directory whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # Several threads and nodes may write the same at the same time.
+    temporary = owners.unique(name)
+    handle = folder.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        try:
+            _write(handle, data)
+        finally:
+            os.close(handle)
+        folder.rename(temporary, name)
+    except OSError:
+        with contextlib.suppress(OSError):
+            folder.unlink(temporary)
+        raise
 
 
 def append(path: Path, lines: str, top: Path | None = None) -> int:
