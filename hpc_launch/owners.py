@@ -149,15 +149,19 @@ def fault_of_settings(entry: Entry, uid: int, *, trusted: bool, private_group: b
         private_group: the group of the entry has no member but the user.
         system: it is root's by its place, and a container cannot show that.
     """
-    if entry.open_to_all or (stat.S_ISDIR(entry.mode) and entry.mode & stat.S_IWOTH):
-        return f"everybody may write {'in ' if stat.S_ISDIR(entry.mode) else ''}{entry.path}: chmod o-w {entry.path}"
+    folder = stat.S_ISDIR(entry.mode)
+    if entry.mode & stat.S_IWOTH:
+        return f"everybody may write {'in ' if folder else ''}{entry.path} (mode {entry.permissions})"
     if trusted:
         return ""
     if entry.uid not in (uid, 0) and not system:
-        return f"{entry.path} belongs to {user(entry.uid)}"
-    if entry.mode & stat.S_IWGRP and not private_group and entry.gid != 0:
-        return f"the group {group(entry.gid)} may write {'in ' if stat.S_ISDIR(entry.mode) else ''}{entry.path}"
-    return ""
+        why = f"{entry.path} belongs to {user(entry.uid)}"
+    elif entry.mode & stat.S_IWGRP and not private_group and entry.gid != 0:
+        why = f"the group {group(entry.gid)} may write {'in ' if folder else ''}{entry.path}"
+    else:
+        return ""
+    place = entry.path if folder else entry.path.parent
+    return f'{why}; trusted = ["{place}"] in the settings of the user or the site makes it count'
 
 
 # ---- one's own directories and files
@@ -477,17 +481,15 @@ def distrust(path: Path, status: os.stat_result, trusted: Sequence[Path] = (), *
         system: the site's: in a container without a user for root its owner is not shown.
     """
     real = Path(os.path.realpath(path))
-    unshown = system and _in_user_namespace()
-    places = dict.fromkeys((path.parent, real.parent))
-    allowed = any(place in (folder.absolute(), *folder.absolute().parents) for place in trusted for folder in places)
-    for entry in (*(Entry.of(place, place.stat()) for place in places), Entry.of(path, status)):
-        private = bool(entry.mode & stat.S_IWGRP) and _is_private_group(entry)
+    unshown = _overflow_uid() if system and _in_user_namespace() else None
+    folders = dict.fromkeys((path.parent, real.parent))
+    for entry in (*(Entry.of(folder, folder.stat()) for folder in folders), Entry.of(real, status)):
         fault = fault_of_settings(
             entry,
             os.geteuid(),
-            trusted=allowed,
-            private_group=private,
-            system=unshown and entry.uid == _overflow_uid(),
+            trusted=any(place.absolute() in (entry.path, *entry.path.parents) for place in trusted),
+            private_group=bool(entry.mode & stat.S_IWGRP) and _is_private_group(entry),
+            system=entry.uid == unshown,
         )
         if fault:
             return fault

@@ -66,9 +66,8 @@ class Course:
         """
         if self.leader:
             plan = self.job.plan(self.first_label)
-            directory.write_json(
-                plan, {**self.plan.as_dict(), **surroundings.describe(environ, self.plan.settings.secret_names)}
-            )
+            around = surroundings.describe(environ, self.plan.settings.secret_names)
+            directory.write_json(plan, {**self.plan.as_dict(), **around}, self.job.path)
             directory.point_latest(self.job.last_plan, f"{plan.parent.name}/{plan.name}")
             directory.point_latest(self.job.root / "latest", self.job.job)
 

@@ -117,7 +117,8 @@ class Settings:
     """Everything that was asked for, and where each value came from.
 
     The fields are the options; their comments are the help texts. `origins` names the origin of every field that
-    does not have its default, and `places` the flag, the variable, or the file and the key in it.
+    does not have its default, and `places` the flag, the variable, or the file and the key in it. `notes`
+    has a line for each file that does not count.
     """
 
     nnodes: NodeRange | None = _option(
@@ -624,6 +625,7 @@ class Settings:
 
     origins: Mapping[str, Origin] = field(default_factory=dict)
     places: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def origin(self, name: str) -> Origin:
         """Where the value of field `name` came from."""
