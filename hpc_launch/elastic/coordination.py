@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_launch.elastic.awake import Awake
-from hpc_launch.elastic.background import Chores
-from hpc_launch.elastic.console import say
+from hpc_launch.console import say
 from hpc_launch.elastic.coordinator import Coordinator, Session, View
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.tokens import Tokens
@@ -34,8 +33,8 @@ _HELLO = codec.known(Hello)
 
 # How old the copy may be that other threads see.
 _VIEW_SECONDS = 0.05
-# How long lines and records of the end may take, and what is still to be sent.
-_LAST_SECONDS, _LINGER_SECONDS = 2.0, 1.0
+# How long the sending of what is left may take.
+_LINGER_SECONDS = 1.0
 # Unknown connections at a time: all agents may knock at once, and others besides.
 _STRANGERS = 128
 
@@ -49,7 +48,7 @@ class CoordinatorServer:
         listener: where other agents connect; None where there are none.
         open_store: makes the workers' store of the round with this number; gives address and port.
         open_job: gives the name of the job directory and the number of the run's first attempt.
-        observe: records events.
+        observe: records events; it must not block.
     """
 
     def __init__(
@@ -67,7 +66,6 @@ class CoordinatorServer:
         self._sessions: dict[Connection, Session] = {}
         self._connections: dict[Session, Connection] = {}
         self._tokens = Tokens()
-        self._lines, self._records = Chores("coordinator-lines"), Chores("coordinator-records")
         self._awake = Awake()
         self._view, self._viewed = View(), 0.0
         self._fault: BaseException | None = None
@@ -89,7 +87,7 @@ class CoordinatorServer:
     @property
     def error(self) -> BaseException | None:
         """A fault of our own that has ended the coordinator."""
-        return self._fault or self._server.error or self._lines.error or self._records.error
+        return self._fault or self._server.error
 
     @property
     def formed(self) -> bool:
@@ -161,11 +159,8 @@ class CoordinatorServer:
             self._tokens.clear(directory)
 
     def close(self) -> None:
-        """End the thread, and show and record what is left."""
+        """End the thread, and send what is left."""
         self._server.close(linger=_LINGER_SECONDS)
-        deadline = time.monotonic() + _LAST_SECONDS
-        for chores in (self._lines, self._records):
-            chores.close(max(0.0, deadline - time.monotonic()))
 
     def _settle(self, action: Callable[[], object]) -> None:
         """Have something done in the server's thread, and wait for it."""
@@ -263,11 +258,11 @@ class CoordinatorServer:
 
     def say(self, line: str) -> None:
         """Show a line on the console."""
-        self._lines.do(functools.partial(say, line))
+        say(line)  # it has a queue: no console keeps this thread waiting
 
     def observe(self, event: str, **facts: Any) -> None:
         """Record an event."""
-        self._records.do(functools.partial(self._observe, event, when=time.time(), **facts))
+        self._observe(event, **facts)
 
     def open_job(self) -> None:
         """Choose the job directory."""

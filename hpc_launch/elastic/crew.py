@@ -13,7 +13,7 @@ from torch.distributed.elastic.agent.server.api import Worker, WorkerGroup, Work
 from torch.distributed.elastic.multiprocessing import LogsSpecs, PContext, start_processes
 
 from hpc_launch import secret
-from hpc_launch.elastic.console import say
+from hpc_launch.console import say
 from hpc_launch.elastic.course import Course
 from hpc_launch.elastic.environment import Attempt, Place, worker_environment
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
@@ -146,6 +146,8 @@ class Crew:
             forked=self.factory.forks,
             group=self._course.plan.settings.no_python,
             window=self._window,
+            job=self._course.job.path,
+            secret_names=self._course.plan.settings.secret_names,
             cpus=self._cpus,
         )
         workers.start()

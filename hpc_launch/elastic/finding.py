@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from hpc_launch.elastic import rounds
-from hpc_launch.elastic.console import Pace, say
+from hpc_launch.console import say
+from hpc_launch.elastic.console import Pace
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.search import read_answer
 from hpc_launch.errors import LogDirError, NoSecretError, RendezvousError, RendezvousTimeout

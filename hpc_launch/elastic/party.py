@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hpc_launch.elastic.console import say
+from hpc_launch.console import say
 from hpc_launch.errors import HpcLaunchError, LogDirError, NoSecretError, UsageError
 from hpc_launch.node import network
 from hpc_launch.plan.identity import Identity
@@ -153,7 +153,7 @@ def _keyring(plan: Plan, environ: Mapping[str, str]) -> Keyring:
         say(f"secrets of this agent: {found.described}")
         for skipped in found.skipped:
             say(f"left out: {skipped}")
-    if found.empty and found.job_file is None:
+    if found.empty and not found.expects_more:
         raise NoSecretError(
             f"{world.host} has no secret by which the agents of this run know each other ({'; '.join(found.skipped)}): "
             "export HPC_LAUNCH_SECRET=$(openssl rand -hex 32) before srun, or use --insecure-rendezvous"

@@ -28,7 +28,7 @@ from hpc_launch.elastic.workers import CommandWorkers
 from hpc_launch.errors import LogDirError
 from hpc_launch.node.memory import Kills
 from hpc_launch.patience import Background
-from hpc_launch.records import events, gather
+from hpc_launch.records import directory, events, gather
 from hpc_launch.records.directory import RankFiles
 from hpc_launch.records.events import EventLog
 from hpc_launch.records.model import Attempt, Usage, Worker
@@ -105,8 +105,14 @@ class Recorder:
             LogDirError: when that cannot be.
         """
         world = self._course.world
-        path = self._course.job.events(world.host)
-        log = patience.wait_for(lambda: EventLog(path, world.agent_rank), self._course.place)
+        job = self._course.job
+        private = self._course.plan.settings.private_logs
+
+        def open_log() -> EventLog:
+            directory.make(job.path, private=private)
+            return EventLog(job.events(world.host), world.agent_rank, job.path)
+
+        log = patience.wait_for(open_log, self._course.place)
         facts = {
             "host": world.host,
             "node_rank": world.node_rank,

@@ -36,8 +36,8 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousStoreInfo
 
 from hpc_launch.elastic import claiming, finding, stores
-from hpc_launch.elastic.background import Background
-from hpc_launch.elastic.console import say
+from hpc_launch.elastic.inquiry import Inquiry
+from hpc_launch.console import say
 from hpc_launch.elastic.coordination import CoordinatorServer
 from hpc_launch.elastic.coordinator import GONE, SILENT
 from hpc_launch.elastic.election import Election
@@ -174,9 +174,9 @@ class SlurmRendezvous(RendezvousHandler):
         self._search = Search(self._hello, self._keyring)
         self._doubts = Doubts(self._search.silent, party.node_timeout)
         self._next_doubt = 0.0
-        self._found: Background[Reached] | None = None
+        self._found: Inquiry[Reached] | None = None
         self._finding: Finding | None = None
-        self._equal: Background[str] | None = None
+        self._equal: Inquiry[str] | None = None
         self._problem = party.problem
         self._begun = self._done = False
         self._known = Knowledge(Membership(0, tuple(range(party.agents))))
@@ -651,7 +651,7 @@ class SlurmRendezvous(RendezvousHandler):
         """See whether a port before ours is that of another run of the same command, before this agent is ready."""
         if taken:
             hello, address = replace(self._hello, purpose=Purpose.CALL), self._own_address
-            self._equal = Background(
+            self._equal = Inquiry(
                 partial(finding.equal_run, self._whole, hello, tuple(taken), address), name="equal-run"
             )
 
@@ -757,7 +757,7 @@ class SlurmRendezvous(RendezvousHandler):
         if self._found is None:
             search = self._finding = Finding(self._hello, self._keyring)
             party = self._whole
-            self._found = Background(
+            self._found = Inquiry(
                 lambda: finding.find_coordinator(party, search), name="finding", discard=Reached.close
             )
         if not self._found.done:

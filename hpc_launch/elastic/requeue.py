@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hpc_launch import owners
 from hpc_launch.errors import HpcLaunchError, LogDirError, RendezvousError, RoundRefused, WorkerError
 from hpc_launch.plan import requeue
 from hpc_launch.plan.model import Plan
@@ -151,12 +152,12 @@ def _progress(run: Run, begin: float | None) -> Progress:
 
 def _text(job: JobDirectory) -> str:
     try:
-        return job.ledger.read_text(errors="replace")
+        return owners.read_own(job.ledger).decode(errors="replace")
     except OSError:
         return ""
 
 
 def _write(job: JobDirectory, entry: Entry) -> None:
     """Append to the ledger; on a full disk the job runs again all the same."""
-    with contextlib.suppress(OSError), job.ledger.open("a") as ledger:
-        ledger.write(entry.line())
+    with contextlib.suppress(OSError):
+        directory.append(job.ledger, entry.line())

@@ -16,12 +16,6 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError as TorchRen
 from hpc_launch.console import CONSOLE, flush, say
 from hpc_launch.elastic import requeue, slurm_view, speaking, torch_side
 from hpc_launch.elastic.agent import Agent
-<<<<<<< HEAD
-from hpc_launch.elastic.console import flush, say
-=======
-from hpc_launch.elastic.fixed import FixedRendezvous
-from hpc_launch.elastic.moving import MovingRendezvous
->>>>>>> plumbing
 from hpc_launch.elastic.outlook import Outlook
 from hpc_launch.elastic.party import party_of
 from hpc_launch.elastic.rendezvous import SlurmRendezvous

@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
-from hpc_launch.jobs.files import JobFiles, outcome_of
+from hpc_launch.jobs.files import JobFiles, outcome_of, write_json
+from hpc_launch.owners import read_own
 from hpc_launch.plan import requeue
-from hpc_launch.records import directory, history
+from hpc_launch.records import history
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.environment import requeue_id, restart_count
@@ -98,7 +99,7 @@ def conclude(files: JobFiles, job: JobDirectory, status: int, environ: Mapping[s
     """
     if _runs_again(job, status, environ):
         return False
-    directory.write_json(files.outcome, outcome_of(status, job.path, time.time()))
+    write_json(files.outcome, outcome_of(status, job.path, time.time()))
     return True
 
 
@@ -109,7 +110,7 @@ def _runs_again(job: JobDirectory, status: int, environ: Mapping[str, str]) -> b
         return False
     restarts = restart_count(environ)
     try:
-        entries = requeue.read(job.ledger.read_text(errors="replace"))
+        entries = requeue.read(read_own(job.ledger).decode(errors="replace"))
     except OSError:
         entries = ()
     if any(entry.restart_count == restarts for entry in entries):

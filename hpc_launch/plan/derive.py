@@ -106,6 +106,7 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         script=tuple(script),
         derived=derived,
         warnings=(
+            *settings.notes,
             *traps.warnings(traps.Case(settings, here, found, step, local_world_size)),
             *filter(None, (bound.warning,)),
         ),

@@ -215,7 +215,7 @@ def test_a_node_that_fails_alone_again_and_again_goes_behind_the_spares(group: C
     """After two attempts that it has ended alone another one has its place; who only followed, or hangs, has not."""
     handlers = group(4, spares=1, max_restarts=9)
     seen: list[tuple[str, dict[str, Any]]] = []
-    handlers[0].observer = lambda event, when, **facts: seen.append((event, facts)) if event != events.NODES else None
+    handlers[0].observer = lambda event, **facts: seen.append((event, facts)) if event != events.NODES else None
     waiting = begin(handlers[3].next_rendezvous)
     stories: list[list[tuple[int, dict[str, Any]]]] = [
         [(2, {"own": False})],
@@ -353,7 +353,7 @@ def test_what_is_written_down_about_nodes(group: Callable[..., Group], capfd: py
     seen: list[tuple[int, str, dict[str, Any]]] = []
     spared: list[tuple[str, int]] = []
     for number, handler in enumerate(handlers):
-        handler.observer = lambda event, number=number, when=0.0, **facts: seen.append((number, event, facts))
+        handler.observer = lambda event, number=number, **facts: seen.append((number, event, facts))
         handler.spared = lambda plan: spared.append((plan.job, plan.first_attempt))
     waiting = begin(handlers[4].next_rendezvous)
     meet(handlers[:4])
