@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -20,7 +19,7 @@ from torch.distributed.elastic.rendezvous import RendezvousInfo
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousStoreInfo
 
 from hpc_launch import hostlist
-from hpc_launch.elastic import finding, rounds, stores
+from hpc_launch.elastic import claiming, finding, rounds, stores
 from hpc_launch.elastic.joining import Joining
 from hpc_launch.elastic.locator import Lifeline, Locator
 from hpc_launch.elastic.party import Party
@@ -29,9 +28,7 @@ from hpc_launch.elastic.rounds import Ending, Message, RoundEnd, RoundPlan
 from hpc_launch.elastic.stores import AgentsStore
 from hpc_launch.errors import HpcLaunchError, RendezvousError, RoundRefused
 from hpc_launch.node import network
-from hpc_launch.plan import derive
 from hpc_launch.records import events
-from hpc_launch.records.directory import JobDirectory
 
 _Shared = TypeVar("_Shared", bound=Message)
 
@@ -320,17 +317,17 @@ class FixedRendezvous(SlurmRendezvous):
         if refused is not None:
             raise RoundRefused(refused[0], exit_status=refused[1])
         party, last = self._party, self._plan
-        named = last.job if last else party.job.job or derive.local_job_name(time.time(), os.getpid())
-        job = JobDirectory(party.job.root, named)
-        first_attempt = last.first_attempt if last else job.next_attempt()
+        # Later rounds go on in the directory of the first.
+        run = last or claiming.claim(party.job, party.identity, party.run_id)
         self._worker_server = None  # nobody uses that of the round before any more
         self._worker_server, port = stores.worker_store(party, self._round)
         return RoundPlan(
             master_addr=self._own_address,
             master_port=port,
             workers=[member.workers for member in members],
-            job=job.job,
-            first_attempt=first_attempt,
+            job=run.job,
+            first_attempt=run.first_attempt,
+            run_id=run.run_id,
         )
 
     def _mind_an_early_end(self) -> None:

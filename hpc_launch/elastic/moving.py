@@ -7,7 +7,6 @@ other (`election`). Each round has its store for the workers.
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # public, but its
 from torch.distributed.elastic.rendezvous import RendezvousInfo
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousStoreInfo
 
-from hpc_launch.elastic import finding, membership, stores, story
+from hpc_launch.elastic import claiming, finding, membership, stores, story
 from hpc_launch.elastic.console import say
 from hpc_launch.elastic.election import Election
 from hpc_launch.elastic.leading import Leader
@@ -35,9 +34,7 @@ from hpc_launch.elastic.search import Doubts, Search
 from hpc_launch.elastic.story import Caller, Failed, Start, Story
 from hpc_launch.errors import RendezvousError, RoundRefused
 from hpc_launch.node import network
-from hpc_launch.plan import derive
 from hpc_launch.records import events
-from hpc_launch.records.directory import JobDirectory
 from hpc_launch.world import World
 
 _Shared = TypeVar("_Shared", bound=Message)
@@ -515,6 +512,5 @@ class MovingRendezvous(SlurmRendezvous):
         return self._own_address, port
 
     def _open_job(self) -> tuple[str, int]:
-        root, name = self._whole.job.root, self._whole.job.job
-        job = JobDirectory(root, name or derive.local_job_name(time.time(), os.getpid()))
-        return job.job, job.next_attempt()
+        run = claiming.claim(self._whole.job, self._whole.identity, self._whole.run_id)
+        return run.job, run.first_attempt

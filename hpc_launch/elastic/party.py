@@ -10,6 +10,7 @@ import torch
 
 from hpc_launch.errors import HpcLaunchError, UsageError
 from hpc_launch.node import network
+from hpc_launch.plan.identity import UNKNOWN, Identity
 from hpc_launch.plan.model import Plan
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.settings import Settings
@@ -42,6 +43,7 @@ class Party:
         minimum: how many nodes it needs at least to go on.
         spares: how many nodes have no workers as long as they are not needed.
         node_timeout: seconds without an answer after which a node is lost.
+        identity: which agents may be of the run, and what it continues.
     """
 
     run_id: str
@@ -66,6 +68,7 @@ class Party:
     minimum: int = 1
     spares: int = 0
     node_timeout: float = 10.0
+    identity: Identity = UNKNOWN
 
 
 def party_of(plan: Plan, problem: HpcLaunchError | None = None) -> Party:
@@ -102,6 +105,7 @@ def party_of(plan: Plan, problem: HpcLaunchError | None = None) -> Party:
         minimum=plan.nnodes.minimum,
         spares=settings.spares,
         node_timeout=settings.node_timeout,
+        identity=plan.identity,
     )
 
 

@@ -66,6 +66,7 @@ class RoundPlan(Message):
         workers: workers of each agent, by agent.
         job: name of the job directory.
         first_attempt: number of the job directory's first attempt of this run.
+        run_id: what workers read as TORCHELASTIC_RUN_ID.
         problem: why the round cannot begin; empty if it can.
         status: the exit status that goes with the problem.
     """
@@ -77,6 +78,7 @@ class RoundPlan(Message):
     first_attempt: int
     problem: str = ""
     status: int = 0
+    run_id: str = ""
 
 
 class Ending(str, Enum):

@@ -355,14 +355,15 @@ def _identity(settings: Settings, here: Here, found: World, script: Sequence[str
 def _lineage(settings: Settings, here: Here, found: World) -> Lineage:
     """What the run continues: by the step where it is in one, as that has the same number in each start of the job."""
     slurm, named = here.slurm, settings.log_name is not None
+    apart = named or settings.origin("log_dir") in (Origin.FLAG, Origin.ENVIRONMENT, Origin.TORCHRUN_ENVIRONMENT)
     if settings.standalone or slurm is None:
-        return Lineage(named=named or bool(_job_name(settings, here, found)))
+        return Lineage(named=named or bool(_job_name(settings, here, found)), apart=apart)
     place = identity.place_in_slurm(
         here.environ.get("SLURM_CLUSTER_NAME", ""),
         here.environ.get("SLURM_JOB_ID_HET_GROUP_0") or slurm.job_id,
         slurm.step_id if isinstance(slurm, Step) else None,
     )
-    return Lineage(place, slurm.restart_count, named)
+    return Lineage(place, slurm.restart_count, named, apart)
 
 
 def _place_outside(settings: Settings, here: Here, found: World) -> str:
