@@ -7,9 +7,11 @@ import time
 import uuid
 from dataclasses import dataclass
 
+from hpc_launch.node import processes
 from hpc_launch.plan.derive import local_job_name
 from hpc_launch.plan.identity import Identity, run_id_of_workers
 from hpc_launch.records import claims
+from hpc_launch.records.claims import Holder
 from hpc_launch.records.directory import JobDirectory
 
 
@@ -42,7 +44,18 @@ def claim(job: JobDirectory, identity: Identity, run_id: str) -> Claimed:
     lineage = identity.lineage
     base = job.job or local_job_name(time.time(), os.getpid())
     mine = claims.claim_run(
-        job.root, base, identity.program, lineage.incarnation, place=lineage.place, named=lineage.named
+        job.root,
+        base,
+        identity.program,
+        lineage.incarnation,
+        place=lineage.place,
+        holder=Holder(os.uname().nodename, os.getpid(), processes.start_time(os.getpid())),
+        lives=_lives,
     )
     named = run_id_of_workers(identity, run_id, job.root / mine.job, base, uuid.uuid4().hex[:8])
     return Claimed(mine.job, mine.first_attempt, named)
+
+
+def _lives(holder: Holder) -> bool:
+    """Whether a process is still there, as far as can be seen from this node."""
+    return holder.host == os.uname().nodename and processes.start_time(holder.pid) == holder.started != ""

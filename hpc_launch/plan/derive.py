@@ -335,7 +335,7 @@ def _run_id(settings: Settings, here: Here, found: World, step: Step | None) -> 
 
 
 def _identity(settings: Settings, here: Here, found: World, script: Sequence[str]) -> Identity:
-    lineage = _lineage(settings, here, found)
+    lineage = _lineage(settings, here)
     in_slurm = lineage.place and found.origin in (Origin.STEP, Origin.JOB)
     place = f"{lineage.place}/{lineage.incarnation}" if in_slurm else _place_outside(settings, here, found)
     if settings.rdzv_id is not None:
@@ -352,18 +352,19 @@ def _identity(settings: Settings, here: Here, found: World, script: Sequence[str
     return replace(made, lineage=lineage)
 
 
-def _lineage(settings: Settings, here: Here, found: World) -> Lineage:
+def _lineage(settings: Settings, here: Here) -> Lineage:
     """What the run continues: by the step where it is in one, as that has the same number in each start of the job."""
-    slurm, named = here.slurm, settings.log_name is not None
-    apart = named or settings.origin("log_dir") in (Origin.FLAG, Origin.ENVIRONMENT, Origin.TORCHRUN_ENVIRONMENT)
+    slurm = here.slurm
+    by_user = settings.origin("log_dir") in (Origin.FLAG, Origin.ENVIRONMENT, Origin.TORCHRUN_ENVIRONMENT)
+    apart = by_user or settings.log_name is not None
     if settings.standalone or slurm is None:
-        return Lineage(named=named or bool(_job_name(settings, here, found)), apart=apart)
+        return Lineage(apart=apart)
     place = identity.place_in_slurm(
         here.environ.get("SLURM_CLUSTER_NAME", ""),
         here.environ.get("SLURM_JOB_ID_HET_GROUP_0") or slurm.job_id,
         slurm.step_id if isinstance(slurm, Step) else None,
     )
-    return Lineage(place, slurm.restart_count, named, apart)
+    return Lineage(place, slurm.restart_count, apart)
 
 
 def _place_outside(settings: Settings, here: Here, found: World) -> str:

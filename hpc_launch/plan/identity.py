@@ -22,13 +22,11 @@ class Lineage:
     Attributes:
         place: where they are, for instance `cluster/job/step`; empty outside of Slurm, where no run is started again.
         incarnation: how often Slurm has started the job again.
-        named: the user gave the name of the job directory, which stands for the run in other jobs as well.
         apart: the user gave this run a place for its files, so that other runs may have the same name elsewhere.
     """
 
     place: str = ""
     incarnation: int = 0
-    named: bool = False
     apart: bool = False
 
 
