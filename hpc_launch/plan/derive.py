@@ -16,7 +16,7 @@ from hpc_launch.plan.binding import Binding
 from hpc_launch.plan.here import Here
 from hpc_launch.plan.identity import Identity, Lineage
 from hpc_launch.plan.model import Derived, Plan
-from hpc_launch.plan.step import refuse_without_step
+from hpc_launch.plan.step import refuse_without_environment, refuse_without_step
 from hpc_launch.settings import PROCESS_WORDS, NodeRange, Origin, Settings
 from hpc_launch.slurm.environment import Allocation, Step
 from hpc_launch.world import World
@@ -135,6 +135,7 @@ def _world_without_step(settings: Settings, here: Here) -> World:
     if isinstance(here.slurm, Allocation):
         refuse_without_step(settings, here)
         return world.one_node(here.slurm.node_name or here.host, Origin.JOB)
+    refuse_without_environment(settings, here)
     if settings.nnodes and settings.nnodes.maximum > 1:
         return _manual_world(settings, here)
     return world.one_node(here.host)

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from hpc_launch.errors import ContextError
 from hpc_launch.plan.derive import make
 from hpc_launch.plan.identity import Identity, run_id_of_workers
+from hpc_launch.plan.model import Plan
 from hpc_launch.settings import resolve
+from hpc_launch.slurm.environment import Traced
 from tests.unit.slurm_variables import ARRAY, BATCH, HETEROGENEOUS, ONE_TASK_PER_NODE, SUBSET
 from tests.unit.test_plan import here
 
@@ -145,3 +148,36 @@ def test_outside_of_slurm_the_id_is_unique() -> None:
 def test_an_id_that_was_given_is_kept() -> None:
     """What the user said is what scripts read."""
     assert run_id("4711.0-2", "4711.0", ONE_TASK_PER_NODE, rdzv_id="mine") == "met"
+
+
+# ---- an environment that was dropped
+
+
+def alone(step: str, size: int | None, **flags: Any) -> Plan:
+    """Plan a run in a process that only the kernel knows to be in a step."""
+    return make(resolve(flags, {}), here({}, traced=Traced("12", step), traced_size=lambda: size), ("train.py",))
+
+
+@pytest.mark.parametrize(("step", "size"), [("0", 2), ("0", None), ("batch", 2), ("interactive", 3)])
+def test_no_world_of_one_where_there_are_others(step: str, size: int | None) -> None:
+    """A task that lost its environment does not train alone, where there are others or that is unknown."""
+    with pytest.raises(ContextError, match=r"SLURM_\* variables are gone.*--hosts.*--standalone"):
+        alone(step, size)
+
+
+@pytest.mark.parametrize(("step", "size"), [("0", 1), ("batch", 1)])
+def test_a_single_task_may_lose_its_environment(step: str, size: int) -> None:
+    """The only task of a step, and the script of a job of one node, train as they always did, without a word."""
+    made = alone(step, size)
+    assert (len(made.world.hosts), made.warnings) == (1, ())
+
+
+def test_a_script_that_may_have_others_is_told() -> None:
+    """A batch script trains alone with a line that says so, where the size of its job is unknown."""
+    assert [line for line in alone("batch", None).warnings if "SLURM_* variables are gone" in line] != []
+
+
+@pytest.mark.parametrize("flags", [{"standalone": True}, {"hosts": "box"}, {"master_addr": "box", "node_rank": 0}])
+def test_who_says_where_it_runs_is_believed(flags: Mapping[str, Any]) -> None:
+    """Flags that say which nodes take part are reason enough."""
+    assert len(alone("0", 2, **flags).world.hosts) == 1
