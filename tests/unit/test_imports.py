@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "review": {"probes", "plan", "slurm", "node", "records", *FOUNDATIONS},
     "probes": {"hostlist", "errors"},
     "elastic": {"plan", "slurm", "node", "records", "warm", *FOUNDATIONS},
-    "plan": {"slurm", "node", *FOUNDATIONS},
+    "plan": {"slurm", "node", "records", *FOUNDATIONS},
     "slurm": {"hostlist", "ranges", "errors"},
     "node": {"records", "ranges", "errors"},
     "records": {"hostlist", "ranges", "errors"},
