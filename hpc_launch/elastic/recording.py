@@ -25,8 +25,8 @@ from hpc_launch.elastic.rounds import RoundEnd
 from hpc_launch.elastic.workers import CommandWorkers
 from hpc_launch.errors import LogDirError
 from hpc_launch.node.memory import Kills
-from hpc_launch.records import events, gather
-from hpc_launch.records.directory import RankFiles
+from hpc_launch.records import claims, events, gather
+from hpc_launch.records.directory import JobDirectory, RankFiles
 from hpc_launch.records.events import EventLog
 from hpc_launch.records.model import Attempt, Usage, Worker
 from hpc_launch.records.parsing import Fields
@@ -229,13 +229,26 @@ class Recorder:
 
     def left(self, status: int, cause: str) -> None:
         """This agent leaves; where the directory is known, this is written down even if the agents had never met."""
-        if self._log is None and self._course.plan.job_name:
-            try:
-                self._course.first_label = self._course.job.next_attempt()
-                self.open()
-            except LogDirError:
-                return
+        if self._log is None and not self._open_unmet():
+            return
         self.say(events.RUN_ENDED, status=status, cause=cause)
+
+    def _open_unmet(self) -> bool:
+        """Begin to write although no other agent was met, unless the directory is another run's."""
+        course, plan = self._course, self._course.plan
+        lineage = plan.identity.lineage
+        if plan.job_name:
+            try:
+                name = claims.find_run(
+                    plan.log_root, plan.job_name, plan.identity.program, lineage.incarnation, place=lineage.place
+                )
+                if name:
+                    course.job = JobDirectory(plan.log_root, name)
+                    course.first_label = course.job.next_attempt()
+                    self.open()
+            except LogDirError:
+                return False
+        return self._log is not None
 
     def _ended(self, local_rank: int, exitcode: int, when: float, told: str, usage: Usage | None) -> None:
         worker = self._workers.get(local_rank)

@@ -140,21 +140,25 @@ def claim_run(  # noqa: D417 - the last two are explained together
 
 
 def find_run(root: Path, base: str, program: str, incarnation: int, *, place: str = "") -> str:
-    """The directory of a run whose first node this is not: the last that its program has claimed.
+    """The directory of a run, for an agent that has not heard the first node's word about it.
 
     Returns:
-        The name of the directory; `base` where no run has claimed it; empty where others have it, and none is this
-        run's.
+        The last that a run of the program has claimed, now or in an earlier incarnation; else `base`, unless another
+        run has that now: then an empty text.
     """
     digest = hashlib.sha256(place.encode()).hexdigest()[:12]
-    taken, found = False, []
+    now: list[tuple[float, str]] = []
+    earlier: list[tuple[float, str]] = []
+    taken = set()
     for name, claims in _directories(root, base):
-        now = [claim for claim in claims if (claim.place, claim.incarnation) == (digest, incarnation)]
-        taken = taken or bool(now)
-        found += [(claim.when, name) for claim in now if claim.program == program]
-    if found:
-        return max(found)[1]
-    return "" if taken else base
+        own = [claim for claim in claims if claim.place == digest]
+        if own and own[-1].incarnation == incarnation:
+            taken.add(name)
+        if own and own[-1].program == program:
+            (now if name in taken else earlier).append((own[-1].when, name))
+    if now or earlier:
+        return max(now or earlier)[1]
+    return "" if base in taken else base
 
 
 def name_of(base: str, ordinal: int) -> str:

@@ -188,6 +188,15 @@ def test_others_find_the_run_by_its_program(tmp_path: Path, start: Start) -> Non
     assert found == ["12.0", "12.0-2", ""]
 
 
+def test_others_find_the_run_that_has_not_claimed_again(tmp_path: Path, start: Start) -> None:
+    """After a requeue an agent that meets no other finds the directory of the run's earlier incarnation."""
+    start("a")
+    start("b")
+    start("a", 1)
+    found = [find_run(tmp_path, BASE, program, 1, place="c/12/0") for program in ("a", "b", "c")]
+    assert found == ["12.0", "12.0-2", ""]
+
+
 def test_a_run_that_has_claimed_nothing_has_the_usual_name(tmp_path: Path) -> None:
     """As long as no run has claimed a directory, an agent takes the one that its step names."""
     assert find_run(tmp_path, BASE, "a", 0, place="c/12/0") == BASE
