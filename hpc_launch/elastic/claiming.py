@@ -7,6 +7,7 @@ import time
 import uuid
 from dataclasses import dataclass
 
+from hpc_launch.elastic.console import say
 from hpc_launch.node import processes
 from hpc_launch.plan.derive import local_job_name
 from hpc_launch.plan.identity import Identity, run_id_of_workers
@@ -52,6 +53,8 @@ def claim(job: JobDirectory, identity: Identity, run_id: str) -> Claimed:
         holder=Holder(os.uname().nodename, os.getpid(), processes.start_time(os.getpid())),
         lives=_lives,
     )
+    if mine.job != base:
+        say(f"{job.root / base} is another run's: logs in {job.root / mine.job}")
     named = run_id_of_workers(identity, run_id, job.root / mine.job, base, uuid.uuid4().hex[:8])
     return Claimed(mine.job, mine.first_attempt, named)
 

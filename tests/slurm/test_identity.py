@@ -166,6 +166,17 @@ def test_runs_after_each_other_start_afresh(any_cluster: Cluster, tmp_path: Path
     assert places == {"1": [(base, 0)], "2": [(f"{base}-2", 0)], "3": [(f"{base}-3", 0)]}
 
 
+def test_a_run_says_where_its_logs_are(some_cluster: Cluster, tmp_path: Path) -> None:
+    """A run whose directory is not the usual one says so in a line; the first run of a step says nothing."""
+    output = run(
+        some_cluster, tmp_path, "for i in 1 2; do CUDA_VISIBLE_DEVICES=0 hpc-launch who.py $i; done", *ONE_NODE
+    )
+    logs = tmp_path / "logs"
+    base = runs(logs)["1"][0][0]
+    lines = [line for line in output.splitlines() if "logs in" in line]
+    assert lines == [f"hpc-launch: {logs / base} is another run's: logs in {logs / base}-2"]
+
+
 def test_steps_after_each_other_keep_their_names(some_cluster: Cluster, tmp_path: Path) -> None:
     """A sweep whose runs are steps of their own has the directory names that it always had."""
     run(some_cluster, tmp_path, "for i in 0 1 2; do hpc-launch --nproc-per-node 1 who.py $i; done", *ONE_NODE)
