@@ -166,8 +166,8 @@ class Agent(LocalElasticAgent):
             course.move(self._own.world(self._whole))
             self.follow_slurm()
         if self._own is not None:
+            course.job = JobDirectory(course.plan.log_root, self._own.plan.job)  # before a number says that it is known
             course.number, course.first_label = self._own.round_number, self._own.plan.first_attempt
-            course.job = JobDirectory(course.plan.log_root, self._own.plan.job)
             self._remaining_restarts = max(0, budget - course.number)
         else:
             # Other backends know no common number; torch's agents count their own restarts.

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Set as AbstractSet
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hpc_launch.elastic.awake import Awake
 from hpc_launch.console import say
@@ -28,6 +28,8 @@ from hpc_launch.rendezvous.transport.connection import Connection, pair
 from hpc_launch.rendezvous.transport.faults import MessageError
 from hpc_launch.rendezvous.transport.keys import Keyring
 from hpc_launch.rendezvous.transport.server import Greeting, Server
+
+_Found = TypeVar("_Found")
 
 _HELLO = codec.known(Hello)
 
@@ -47,7 +49,7 @@ class CoordinatorServer:
         instance: tells this process from another one with the same number.
         listener: where other agents connect; None where there are none.
         open_store: makes the workers' store of the round with this number; gives address and port.
-        open_job: gives the name of the job directory and the number of the run's first attempt.
+        open_job: gives the job directory's name, the number of the run's first attempt, and its id for workers.
         observe: records events; it must not block.
     """
 
@@ -57,7 +59,7 @@ class CoordinatorServer:
         instance: str,
         listener: socket.socket | None,
         open_store: Callable[[int], tuple[str, int]],
-        open_job: Callable[[], tuple[str, int]],
+        open_job: Callable[[], tuple[str, int, str]],
         observe: Callable[..., None],
     ) -> None:
         self._party, self._open_store, self._open_job, self._observe = party, open_store, open_job, observe
@@ -301,9 +303,7 @@ class CoordinatorServer:
         """This node's time."""
         return time.time()
 
-    def _prepare(
-        self, what: str, work: Callable[[], tuple[str, int]], then: Callable[[tuple[str, int]], None]
-    ) -> None:
+    def _prepare(self, what: str, work: Callable[[], _Found], then: Callable[[_Found], None]) -> None:
         """Do what may block in a thread of its own, and hand the result to the coordinator."""
 
         def run() -> None:

@@ -415,11 +415,11 @@ class Coordinator:
 
     # ---- finished preparations
 
-    def job_opened(self, job: str, first_attempt: int) -> None:
+    def job_opened(self, job: str, first_attempt: int, run_id: str) -> None:
         """The job directory is chosen."""
         self._preparation.asked.pop("job", None)
         if not self._state.job:
-            self._state = replace(self._state, job=job, first_attempt=first_attempt)
+            self._state = replace(self._state, job=job, first_attempt=first_attempt, run_id=run_id)
 
     def store_opened(self, round_number: int, address: str, port: int) -> None:
         """The workers' store of a round is open."""
@@ -808,7 +808,14 @@ class Coordinator:
             membership=agreed,
             hosts=tuple(self._hosts[agent] for agent in active),
             coordinator=self._party.agent,
-            plan=RoundPlan(store[1], store[2], workers, self._state.job, self._state.first_attempt),
+            plan=RoundPlan(
+                master_addr=store[1],
+                master_port=store[2],
+                workers=workers,
+                job=self._state.job,
+                first_attempt=self._state.first_attempt,
+                run_id=self._state.run_id,
+            ),
             state=self._state,
             places={str(agent): sessions[agent].place for agent in agreed.agents},
         )

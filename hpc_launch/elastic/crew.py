@@ -205,7 +205,7 @@ def environments(course: Course, group: WorkerGroup, base: Mapping[str, str]) ->
         master_addr=str(group.master_addr),
         master_port=int(cast("int", group.master_port)),
         max_restarts=spec.max_restarts,
-        run_id=spec.rdzv_handler.get_run_id(),
+        run_id=(own.plan.run_id if own is not None else "") or spec.rdzv_handler.get_run_id(),
         role=spec.role,
         use_agent_store=spec.rdzv_handler.use_agent_store,
         signals=plan.settings.signals_to_handle,

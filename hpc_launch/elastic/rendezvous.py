@@ -789,9 +789,9 @@ class SlurmRendezvous(RendezvousHandler):
         self._worker_server = stores.worker_store(self._whole, self._own_address)
         return self._own_address, self._worker_server.port
 
-    def _open_job(self) -> tuple[str, int]:
-        claimed = claiming.claim(self._whole.job, self._whole.identity)
-        return claimed.job, claimed.first_attempt
+    def _open_job(self) -> tuple[str, int, str]:
+        claimed = claiming.claim(self._whole.job, self._whole.identity, self._whole.run_id)
+        return claimed.job, claimed.first_attempt, claimed.run_id
 
 
 def _internal(error: BaseException) -> HpcLaunchError:

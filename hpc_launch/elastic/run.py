@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 import torch.distributed.run as torchrun
@@ -27,7 +28,6 @@ from hpc_launch.node import limits
 from hpc_launch.plan import binding
 from hpc_launch.plan.model import Plan
 from hpc_launch.records import bad_nodes, history
-from hpc_launch.records.directory import JobDirectory
 from hpc_launch.settings import Origin
 from hpc_launch.slurm.environment import requeue_id, restart_count
 from hpc_launch.slurm.job import JobRecord
@@ -104,7 +104,7 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
                 logs = torch_side.foreign_logs(settings)
 
                 def outlook(now: Plan) -> Outlook | None:
-                    made = _outlook(now, environ)
+                    made = _outlook(now, environ, lambda: agent.job.end_time if agent.begun else None)
                     if made is not None:
                         stack.callback(made.close)
                         made.begin(lambda record: _requeue_early(plan, environ, agent, record))
@@ -144,12 +144,11 @@ def _requeue_early(plan: Plan, environ: Mapping[str, str], agent: Agent, record:
         requeue.settle_early(plan, environ, requeue.Run(None, agent.noticed, record, agent.job, *agent.attempts))
 
 
-def _outlook(plan: Plan, environ: Mapping[str, str]) -> Outlook | None:
+def _outlook(plan: Plan, environ: Mapping[str, str], file: Callable[[], Path | None]) -> Outlook | None:
     """Begin to ask Slurm about the job's end, on one node for all."""
     if not (plan.world.origin is Origin.STEP and plan.world.leader and plan.own_rendezvous):
         return None
     end = environ.get("SLURM_JOB_END_TIME", "")
-    file = JobDirectory(plan.log_root, plan.job_name).end_time
     return Outlook(requeue_id(environ), file, float(end) if end.isdecimal() else None)
 
 

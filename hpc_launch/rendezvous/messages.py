@@ -210,6 +210,7 @@ class RunState:
         notices: how often each notice signal came.
         job: name of the job directory; empty before the first round.
         first_attempt: number of the run's first attempt in it.
+        run_id: the run's id for its workers (TORCHELASTIC_RUN_ID).
         waiting: agents that have come during the round and take part in the next: where they listen, by number.
     """
 
@@ -224,6 +225,7 @@ class RunState:
     )
     job: str = checked(_JOB, "")
     first_attempt: int = checked(_COUNT, 0)
+    run_id: str = checked(_LINE, "")
     waiting: Mapping[str, tuple[str, int]] = field(default_factory=dict, metadata={"check": _PLACES})
 
     @property
@@ -244,6 +246,7 @@ def merge(states: Iterable[RunState]) -> RunState:
         notices=membership.merged(state.notices for state in states),
         job=latest.job,
         first_attempt=latest.first_attempt,
+        run_id=latest.run_id,
         waiting={agent: place for one in states if one.round == latest.round for agent, place in one.waiting.items()},
     )
 
@@ -269,6 +272,7 @@ class RoundPlan(Message):
         workers: workers of each agent, by agent.
         job: name of the job directory.
         first_attempt: number of the job directory's first attempt of this run.
+        run_id: the run's id for its workers (TORCHELASTIC_RUN_ID).
     """
 
     master_addr: str = checked(_HOST)
@@ -276,6 +280,7 @@ class RoundPlan(Message):
     workers: Sequence[int] = checked(array(integer(0, _MOST_WORKERS), MOST_AGENTS))
     job: str = checked(_JOB)
     first_attempt: int = checked(_COUNT)
+    run_id: str = checked(_LINE, "")
 
 
 @dataclass(frozen=True)

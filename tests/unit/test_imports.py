@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "probes": {"hostlist", "errors"},
     "elastic": {"rendezvous", "plan", "slurm", "node", "records", "warm", *FOUNDATIONS},
     "rendezvous": {"ranges", "secret", "errors"},
-    "plan": {"slurm", "node", *FOUNDATIONS},
+    "plan": {"slurm", "node", "records", *FOUNDATIONS},
     "slurm": {"hostlist", "ranges", "errors"},
     "node": {"records", "ranges", "errors"},
     "records": {"hostlist", "owners", "ranges", "errors"},
