@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Set as AbstractSet
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hpc_launch.elastic.awake import Awake
 from hpc_launch.console import say
+from hpc_launch.elastic.awake import Awake
 from hpc_launch.elastic.coordinator import Coordinator, Session, View
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.tokens import Tokens

@@ -686,9 +686,7 @@ class Coordinator:
         if names:
             self._effects.observe(events.NODE_MISSING, hosts=hostlist.display(missing), **about)
             other = self._other_programs()
-            self._effects.say(
-                f"waiting for {names} ({joined}/{self._party.agents} joined, {here.waited:.0f} s){other}"
-            )
+            self._effects.say(f"waiting for {names} ({joined}/{self._party.agents} joined, {here.waited:.0f} s){other}")
 
     def _missing(self, here: Gathering) -> tuple[tuple[str, ...], str]:
         """The nodes with agents that are missing, and words for them."""

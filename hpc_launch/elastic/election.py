@@ -10,9 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from hpc_launch.elastic.inquiry import Inquiry
 from hpc_launch.console import say
 from hpc_launch.elastic.coordination import CoordinatorServer
+from hpc_launch.elastic.inquiry import Inquiry
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.search import Found, Search
 from hpc_launch.rendezvous.membership import Membership
@@ -149,5 +149,3 @@ def _hang_up(found: Iterable[Found]) -> None:
 
 def _hang_up_one(found: Found | None) -> None:
     _hang_up([found] if found is not None else [])
-
-

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpc_launch.elastic import rounds
 from hpc_launch.console import say
+from hpc_launch.elastic import rounds
 from hpc_launch.elastic.console import Pace
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.search import read_answer
@@ -164,9 +164,7 @@ class Finding:
         for port in ports:
             if self.dropped.is_set():
                 return "the search was given up"
-            found = connect(
-                address, port, self.keyring, hello, connect_timeout=_CONNECT_SECONDS, patience=patience
-            )
+            found = connect(address, port, self.keyring, hello, connect_timeout=_CONNECT_SECONDS, patience=patience)
             if isinstance(found, Connection):
                 answer = read_answer(found.answer)
                 if answer is not None and answer.verdict is Verdict.WELCOME:

@@ -146,9 +146,7 @@ def _keyring(plan: Plan, environ: Mapping[str, str]) -> Keyring:
     if file is not None and world.leader:
         with contextlib.suppress(LogDirError):
             directory.make(job.path)
-    found = keys.collect(
-        environ, place, job_file=file, leader=world.leader, insecure=plan.settings.insecure_rendezvous
-    )
+    found = keys.collect(environ, place, job_file=file, leader=world.leader, insecure=plan.settings.insecure_rendezvous)
     if plan.settings.verbose:
         say(f"secrets of this agent: {found.described}")
         for skipped in found.skipped:

@@ -35,13 +35,13 @@ from torch.distributed import (  # type: ignore[attr-defined]  # public, but its
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousStoreInfo
 
-from hpc_launch.elastic import claiming, finding, stores
-from hpc_launch.elastic.inquiry import Inquiry
 from hpc_launch.console import say
+from hpc_launch.elastic import claiming, finding, stores
 from hpc_launch.elastic.coordination import CoordinatorServer
 from hpc_launch.elastic.coordinator import GONE, SILENT
 from hpc_launch.elastic.election import Election
 from hpc_launch.elastic.finding import Finding, Reached
+from hpc_launch.elastic.inquiry import Inquiry
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.search import Doubts, Search
 from hpc_launch.errors import HpcLaunchError, RendezvousError, RendezvousTimeout, RoundRefused
@@ -266,9 +266,7 @@ class SlurmRendezvous(RendezvousHandler):
         """
         if self._server is None and self._link is None:
             return None
-        end = RoundEnd(
-            Ending.FAILED.value, self._party.agent, self._party.host, status, messages.line(cause), signal
-        )
+        end = RoundEnd(Ending.FAILED.value, self._party.agent, self._party.host, status, messages.line(cause), signal)
         if self._end is not None and self._end.ending != Ending.RESTART.value:
             return self._end
         self._end = None

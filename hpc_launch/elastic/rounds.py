@@ -37,7 +37,6 @@ class Member:
     status: int = 0
 
 
-
 def refusal(members: Sequence[Member]) -> tuple[str, int] | None:
     """Why these members cannot start a round together, with the exit status; None if they can."""
     for member in members:

@@ -21,13 +21,13 @@ from hpc_launch.elastic.outlook import Outlook
 from hpc_launch.elastic.party import party_of
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.elastic.rounds import shape
-from hpc_launch.rendezvous.messages import Ending
 from hpc_launch.elastic.signals import Signals
 from hpc_launch.errors import HpcLaunchError, Interrupted, RendezvousError, RoundRefused, UsageError, WorkerError
 from hpc_launch.node import limits
 from hpc_launch.plan import binding
 from hpc_launch.plan.model import Plan
 from hpc_launch.records import bad_nodes, history
+from hpc_launch.rendezvous.messages import Ending
 from hpc_launch.settings import Origin
 from hpc_launch.slurm.environment import requeue_id, restart_count
 from hpc_launch.slurm.job import JobRecord

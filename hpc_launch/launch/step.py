@@ -12,6 +12,7 @@ So a signal that would be lost on it goes to the tasks by way of the controller 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil

@@ -9,7 +9,6 @@ merges those of the agents that it has.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 import signal
@@ -347,13 +346,11 @@ class Ready:
         return Knowledge(self.agreed, tuple(self.accepted))
 
 
-
 @dataclass(frozen=True)
 class Accept:
     """An agent accepts a proposed membership."""
 
     membership: Membership = checked(_membership)
-
 
 
 @dataclass(frozen=True)
@@ -459,7 +456,6 @@ class Propose:
     membership: Membership = checked(_membership)
 
 
-
 @dataclass(frozen=True)
 class Start:
     """All have accepted: the round begins.
@@ -499,7 +495,6 @@ class Start:
     def active(self) -> tuple[int, ...]:
         """Those of them that have workers; the others are spares."""
         return self.membership.active
-
 
 
 @dataclass(frozen=True)

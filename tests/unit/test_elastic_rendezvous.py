@@ -16,10 +16,10 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
 
 from hpc_launch.elastic import search
 from hpc_launch.elastic.rendezvous import SlurmRendezvous, SpareReleased
-from hpc_launch.rendezvous.messages import Message
 from hpc_launch.errors import RendezvousError, RoundRefused
 from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.rendezvous.messages import Message
 from hpc_launch.settings import Origin
 from hpc_launch.world import of_nodes
 from tests.support import wait_for

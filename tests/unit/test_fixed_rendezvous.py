@@ -17,11 +17,11 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousInfo, RendezvousParameters
 
 from hpc_launch.elastic import plugin
-from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.elastic.party import Party
-from hpc_launch.rendezvous.messages import Message, RoundEnd
+from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.errors import LogDirError, RendezvousError, RendezvousTimeout, RoundRefused
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.rendezvous.messages import Message, RoundEnd
 from tests.support import wait_for
 from tests.unit.agents_support import DEADLINE, begin, end_of, errors, finish, identity, parties, party, together
 
@@ -564,9 +564,7 @@ def test_equal_runs_of_one_place_are_refused(group: Callable[[Party], Group], tm
     assert all("give each run an --rdzv-id of its own" in str(error) for error in refused)
 
 
-def test_an_equal_run_that_comes_later_leaves_the_first_alone(
-    group: Callable[[Party], Group], tmp_path: Path
-) -> None:
+def test_an_equal_run_that_comes_later_leaves_the_first_alone(group: Callable[[Party], Group], tmp_path: Path) -> None:
     """A run that has begun goes on; the second one ends with the line that mends it."""
     first = party(tmp_path / "one", 3)
     handlers = group(first)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.elastic.hang import Activity, HangWatch, Quiet, Verdict, pause_for
+from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.records.directory import JobDirectory
 from tests.unit.agents_support import parties, party, together
 

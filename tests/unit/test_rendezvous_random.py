@@ -12,8 +12,8 @@ import pytest
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
 
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
-from hpc_launch.rendezvous.messages import Ending, RoundEnd
 from hpc_launch.errors import RoundRefused
+from hpc_launch.rendezvous.messages import Ending, RoundEnd
 from tests.support import wait_for
 from tests.unit.agents_support import DEADLINE, begin, end_of, finish, parties, party
 
