@@ -1,7 +1,7 @@
 """Which run has which job directory.
 
-The first run of a place has the directory that its job and step name (`12.0`), the second one `12.0-2`, and so on. A run
-claims its directory before its first attempt, by a file that only one process can make:
+The first run of a place has the directory that its job and step name (`12.0`), the second one `12.0-2`, and so on. A
+run claims its directory before its first attempt, by a file that only one process can make:
 
     <log_dir>/<job>/claims/<place>-<incarnation>     the run of that place and incarnation, as JSON
 
