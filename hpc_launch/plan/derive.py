@@ -379,8 +379,8 @@ def _place_outside(settings: Settings, here: Here, found: World) -> str:
         return identity.place_of_process(here.host, here.pid)
     if found.origin is Origin.HOSTS:
         return identity.place_of_hosts(found.hosts, _foreign_job(here))
-    # The names of the other nodes are not known here, so that the address of the first is all that they share.
-    return identity.place_of_hosts((settings.rdzv_endpoint or settings.master_addr or "",))
+    # Nothing else is surely the same on all: each node may have another name or address for the first one.
+    return identity.place_by_hand(settings.rdzv_id or "")
 
 
 def _foreign_job(here: Here) -> str:

@@ -122,6 +122,11 @@ def place_of_hosts(hosts: Sequence[str], job: str = "") -> str:
     return f"hosts/{job or hashlib.sha256(','.join(hosts).encode()).hexdigest()[:16]}"
 
 
+def place_by_hand(rdzv_id: str) -> str:
+    """The place of a run whose nodes are described by hand, each by its own command line."""
+    return f"hand/{rdzv_id or 'none'}"
+
+
 def place_of_process(host: str, pid: int) -> str:
     """The place of an agent that meets no others."""
     return f"alone/{host}/{pid}"

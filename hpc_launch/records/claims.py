@@ -1,7 +1,7 @@
 """Which run has which job directory.
 
-The first run of a place has the directory that everybody expects (`12.0`), the second one `12.0-2`, and so on. A run
-claims its directory before its first attempt, by a file that only one process can make:
+The first run of a place has the directory that its job and step name (`12.0`), the second one `12.0-2`, and so on. A
+run claims its directory before its first attempt, by a file that only one process can make:
 
     <log_dir>/<job>/claims/<place>-<incarnation>     the run of that place and incarnation, as JSON
 
@@ -30,13 +30,14 @@ from hpc_launch import owners
 from hpc_launch.errors import LogDirError
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.parsing import Fields, content, parse
 
 # The version of the claim files. Fields that are added keep it, so that earlier programs can read on.
 _SCHEMA = 1
 
 _FILE = re.compile(r"(?P<place>[0-9a-f]{12})-(?P<incarnation>\d{1,9})")
 
-# No one starts so many runs in one place; it only bounds the search.
+# More than any place has runs; it only bounds the search.
 _MOST_RUNS = 100_000
 
 
@@ -94,8 +95,8 @@ class Claimant:
     Attributes:
         place: a digest of where it is.
         program: the digest of what it starts.
-        incarnation: how often Slurm has started its job again; None outside of Slurm, where a person starts it again,
-            by the name that it was given.
+        incarnation: how often Slurm has started its job again; None outside of Slurm, where a person starts it again by
+            the name of its directory.
     """
 
     place: str
@@ -290,15 +291,14 @@ def _make_alone(path: Path, text: str) -> bool:
 def _read(path: Path, place: str, incarnation: int) -> Claim:
     """Read a claim file; what it does not say, or another version says otherwise, is left empty."""
     try:
-        found = json.loads(owners.read_own(path))
-    except (OSError, ValueError, RecursionError):
+        found = parse(owners.read_own(path))
+    except OSError:
         found = None
-    facts = found if isinstance(found, dict) else {}
-    when, pid = facts.get("time"), facts.get("pid")
+    fields = found or Fields({})
     return Claim(
         place=place,
         incarnation=incarnation,
-        program=str(facts.get("program", "")),
-        when=float(when) if isinstance(when, (int, float)) else 0.0,
-        holder=Holder(str(facts.get("host", "")), pid if isinstance(pid, int) else 0, str(facts.get("started", ""))),
+        program=fields.text("program"),
+        when=fields.number("time") or 0.0,
+        holder=Holder(fields.text("host"), fields.whole("pid"), fields.text("started")),
     )
