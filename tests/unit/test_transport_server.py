@@ -278,6 +278,27 @@ def test_what_is_left_to_send_is_sent_at_the_end() -> None:
     assert [len(frame.payload) for frame in frames] == [wire.MAX_CONTROL]
 
 
+def test_last_words_arrive_though_the_peer_speaks_too() -> None:
+    """Closing with unread data resets a connection: what was on its way would be dropped."""
+    service = Remembering()
+    with serving(service) as server:
+        here = connected(server)
+        wait_for(lambda: service.connections, 20, "not opened")
+        there = service.connections[0]
+
+        def end() -> None:
+            here.send(b"unread")
+            there.send(bytes(1 << 16))
+            server.close(linger=20)
+
+        server.call(end)
+        server._thread.join(20)
+        frames = receive(here)
+        here.close()
+
+    assert [len(frame.payload) for frame in frames] == [1 << 16]
+
+
 def test_descriptors_above_1023_are_served() -> None:
     """select(2) knows none of these."""
     program = """

@@ -38,6 +38,8 @@ _GRACE_SECONDS = 0.1
 _ACCEPTS = 64
 # How long nothing is accepted after descriptors or memory ran out.
 _PAUSE_SECONDS = 0.25
+# At the end: how often the kernel is asked whether all has arrived.
+_DELIVERY_SECONDS = 0.005
 # How many credentials are checked at a time.
 _CHECKERS = 2
 # How many refusals are reported in a span of so many seconds.
@@ -517,12 +519,14 @@ class Server:
     # ---- the end
 
     def _send_rest(self) -> None:
+        """Send what is left, and see it arrive: closing a socket that has unread data drops what is on its way."""
         end = time.monotonic() + self._linger
-        while (left := [one for one in self._known if one.waiting]) and time.monotonic() < end:
+        while (left := [one for one in self._known if not one.delivered]) and time.monotonic() < end:
             with selectors.DefaultSelector() as selector:
                 for connection in left:
-                    selector.register(connection.socket, selectors.EVENT_WRITE, connection)
-                for key, _ in selector.select(end - time.monotonic()):
+                    if connection.waiting:
+                        selector.register(connection.socket, selectors.EVENT_WRITE, connection)
+                for key, _ in selector.select(_DELIVERY_SECONDS):
                     key.data.flush()
 
     def _close_all(self) -> None:
