@@ -728,6 +728,33 @@ def test_running_out_of_descriptors_neither_ends_nor_spins() -> None:
     assert run(program) == "[b'hello'] True True None\n"
 
 
+def test_idle_strangers_give_way_where_descriptors_run_out() -> None:
+    """An agent that comes after more of them than the server can have is served."""
+    program = """
+    import resource, sys
+    from tests.unit.transport_support import *
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    service = Remembering()
+    with serving(service) as server:
+        print(server.port, flush=True)
+        sys.stdin.read()
+        print(service.hellos, server.error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        flood = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(150)]
+        found = connect_to(port)
+        for one in flood:
+            one.close()
+        said, _ = process.communicate()
+        if isinstance(found, Connection):
+            found.close()
+
+    assert (isinstance(found, Connection), said) == (True, "[b'hello'] None\n")
+
+
 def test_strangers_that_send_much_cost_nothing() -> None:
     """100 connections with 4 MB each: what they send is not read."""
     service = Remembering()

@@ -312,10 +312,9 @@ class Server:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    self._save_descriptors(listener)
+                if error.errno in _EXHAUSTED and not self._free_descriptor(listener):
                     return
-                continue  # that one is gone already
+                continue  # there is a descriptor again, or that peer is gone already
             self._greet(accepted, plain(str(address[0])))
 
     def _greet(self, accepted: socket.socket, address: str) -> None:
@@ -334,32 +333,34 @@ class Server:
         """See to it that one more unknown peer may come; otherwise pause."""
         if len(self._unknown) < self._limit:
             return True
-        victim = self._victim()
-        ready = victim.since + _GRACE_SECONDS
-        if self._clock() < ready:
-            self._pause(listener, ready)
-            self._full = True
-            return False
-        self._reject(victim, "too many unknown peers")
-        return True
+        self._full = not self._evict(listener, "too many unknown peers")
+        return not self._full
 
-    def _victim(self) -> _Unknown:
-        """The oldest of the address that has most: a flood is not to drive others out."""
-        most = Counter(unknown.address for unknown in self._unknown.values()).most_common(1)[0][0]
-        return next(unknown for unknown in self._unknown.values() if unknown.address == most)
-
-    def _save_descriptors(self, listener: socket.socket) -> None:
-        """There are no descriptors left: hang up on an unknown peer, or on the next one that waits."""
+    def _free_descriptor(self, listener: socket.socket) -> bool:
+        """There are no descriptors left: hang up on an unknown peer, or on the next one that waits, and pause."""
         if self._unknown:
-            self._reject(self._victim(), "too many open files")
-        elif self._reserve is not None:
+            return self._evict(listener, "too many open files")
+        if self._reserve is not None:
             os.close(self._reserve)
             with contextlib.suppress(OSError):
                 listener.accept()[0].close()
-            self._reserve = _open_reserve()
-        else:
-            self._reserve = _open_reserve()
+        self._reserve = _open_reserve()
         self._pause(listener, self._clock() + _PAUSE_SECONDS)
+        return False
+
+    def _evict(self, listener: socket.socket, why: str) -> bool:
+        """Hang up on the oldest of the address that has most: a flood is not to drive others out.
+
+        One that has just come may be known in a moment: then this pauses instead, and returns False.
+        """
+        most = Counter(unknown.address for unknown in self._unknown.values()).most_common(1)[0][0]
+        victim = next(unknown for unknown in self._unknown.values() if unknown.address == most)
+        ready = victim.since + _GRACE_SECONDS
+        if self._clock() < ready:
+            self._pause(listener, ready)
+            return False
+        self._reject(victim, why)
+        return True
 
     def _pause(self, listener: socket.socket, until: float) -> None:
         """Accept nothing until then; the kernel keeps those that wait."""
