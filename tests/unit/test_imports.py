@@ -19,7 +19,20 @@ import hpc_launch
 PACKAGE = Path(hpc_launch.__file__).parent
 
 # What each part of the package may import of the others. The first of two parts stands above the second.
-FOUNDATIONS = {"hostlist", "ranges", "settings", "errors", "world", "secret", "version"}
+FOUNDATIONS = {
+    "hostlist",
+    "hidden",
+    "owners",
+    "ranges",
+    "settings",
+    "errors",
+    "text",
+    "world",
+    "secret",
+    "console",
+    "patience",
+    "version",
+}
 MAY_IMPORT = {
     "entry": {"cli"},
     "cli": {"launch", "submission", "check", "review", "records", "plan", "slurm", "warm", *FOUNDATIONS},
@@ -32,18 +45,23 @@ MAY_IMPORT = {
     "probes": {"hostlist", "errors"},
     "elastic": {"rendezvous", "plan", "slurm", "node", "records", "warm", *FOUNDATIONS},
     "rendezvous": {"ranges", "secret", "errors"},
-    "plan": {"slurm", "node", *FOUNDATIONS},
+    "plan": {"slurm", "node", "records", *FOUNDATIONS},
     "slurm": {"hostlist", "ranges", "errors"},
     "node": {"records", "ranges", "errors"},
-    "records": {"hostlist", "ranges", "errors"},
+    "records": {"hostlist", "owners", "ranges", "errors"},
     "runtime": {"records", "errors"},
-    "warm": {"node", "errors"},
+    "warm": {"hidden", "node", "errors"},
     "world": {"settings"},
-    "settings": {"ranges", "errors"},
+    "settings": {"owners", "ranges", "errors"},
     "hostlist": {"errors"},
     "errors": set[str](),
+    "hidden": set[str](),
+    "owners": set[str](),
+    "text": set[str](),
     "ranges": set[str](),
     "secret": set[str](),
+    "console": set[str](),
+    "patience": {"console"},
     "version": set[str](),
 }
 
@@ -53,7 +71,6 @@ EXCEPTIONS = {
         "launch.run",
         "elastic",
     ): "running is what launch is for; inside of functions, so that errors and explanations come without torch",
-    ("launch.step", "elastic"): "the console, a part of it that knows no torch; inside of a function as above",
     ("__init__", "jobs"): "for type checkers; what a notebook uses is imported when it is used",
     ("__init__", "submitit"): "as above",
     ("__init__", "runtime"): "as above",
@@ -294,7 +311,9 @@ def test_toml_is_read_by_those_who_need_it(
         "hpc_launch.probes.probe",
         "hpc_launch.check.run",
         "hpc_launch.elastic",
-        "hpc_launch.elastic.console",
+        "hpc_launch.console",
+        "hpc_launch.patience",
+        "hpc_launch.console",
         "hpc_launch.elastic.environment",
         "hpc_launch.elastic.others",
         "hpc_launch.elastic.rounds",

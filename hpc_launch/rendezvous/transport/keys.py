@@ -102,6 +102,11 @@ class Keyring:
         names += ["--insecure-rendezvous"] if self.insecure else []
         return ", ".join(names) or "none"
 
+    @property
+    def expects_more(self) -> bool:
+        """Whether the first agent may still leave a key in the job directory."""
+        return self._job_file is not None
+
     def refresh(self) -> bool:
         """Read the job file if it was not there yet; says whether there is a new secret."""
         if self._job_file is None:
