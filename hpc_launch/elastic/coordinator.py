@@ -144,7 +144,7 @@ class Effects(Protocol):
         """The halves with this agent that have taken their tokens."""
 
     @property
-    def refused(self) -> frozenset[Half]:
+    def refused_halves(self) -> frozenset[Half]:
         """The halves whose token was not to be had."""
 
     def time(self) -> float:
@@ -246,12 +246,14 @@ class Coordinator:
         now: the time of this call, in seconds; it stands still while the process is stopped.
         port: where this agent listens.
         following: the agent that this one is with; -1 while it looks for one.
+        changed: something happened since the last copy for other threads.
     """
 
     def __init__(self, party: Party, instance: str, effects: Effects) -> None:
         self.now = 0.0
         self.port = 0
         self.following = -1
+        self.changed = True
         self._party, self._instance, self._effects = party, instance, effects
         self._terms = Terms(party.minimum, party.join_timeout, party.node_timeout, fixed=not party.elastic)
         self._leads = self._sought = False
@@ -310,11 +312,14 @@ class Coordinator:
         number = self._running.start.membership.number if self._leads and self._running is not None else -1
         return View(self._leads, number, self._callers(), self._awaited(), self._sought, self._final)
 
-    def ended(self) -> Path | None:
+    def tokens_to_clear(self) -> Path | None:
         """The directory of tokens to remove when the run has ended; None where it goes on, or another one minds it."""
-        end = self._running.end if self._leads and self._running is not None else None
-        over = end is not None and end.ending != Ending.RESTART.value
+        over = self._leads and self._running is not None and self._final is not None
         return self._directory.memberships if over and self._party.elastic else None
+
+    def forget_seekers(self) -> None:
+        """A round begins for this agent: those that looked for a coordinator before have found one."""
+        self._sought = False
 
     # ---- connections
 
@@ -324,11 +329,12 @@ class Coordinator:
         Raises:
             MessageError: when the run has no such agent.
         """
-        party = self._party
+        party, self.changed = self._party, True
         verdict, number = Verdict.FOLLOWS, -1
         if hello.program != party.identity.program:
             verdict = Verdict.OTHER_PROGRAM
-            self._turned_away[hello.host] = hello.words
+            if hello.purpose is Purpose.JOIN and len(self._turned_away) < _MOST_TURNED_AWAY:
+                self._turned_away[hello.host] = hello.words
         elif hello.agent >= party.agents:
             raise MessageError(f"agent {hello.agent} of {hello.host}: this run has agents 0 to {party.agents - 1}")
         elif self._instances.setdefault(hello.agent, hello.instance) != hello.instance:
@@ -363,6 +369,7 @@ class Coordinator:
         Raises:
             MessageError: when the message cannot be meant.
         """
+        self.changed = True
         if session not in self._sessions:
             return
         if isinstance(message, Ready):
@@ -382,6 +389,7 @@ class Coordinator:
 
     def lost(self, session: Session) -> None:
         """A connection is gone."""
+        self.changed = True
         if session in self._sessions:
             self._lose(session)
 
@@ -650,7 +658,7 @@ class Coordinator:
             newcomers={*map(int, self._state.waiting)},
             gone=self._gone if self._party.elastic else frozenset(),
             taken=self._effects.taken,
-            refused=self._effects.refused,
+            refused=self._effects.refused_halves,
             waited=self.now - self._since,
             idle=self.now - max(self._since, self._last_busy),
             first=self._state.round < 0,
@@ -728,8 +736,6 @@ class Coordinator:
     def _prepared(self, ready: Mapping[int, Knowledge], number: int) -> bool:
         """Whether all is there that the next round needs; asks for what is not."""
         preparation, round_number = self._preparation, self._state.round + 1
-        if self._party.problem is not None and self._refuse_problem(ready):
-            return False
         if round_number == 0 and self._refuse_differences(ready):
             return False
         if not self._state.job and self._ask_for("job"):
@@ -826,10 +832,6 @@ class Coordinator:
         found = [one.ready for one in self._sessions if one.ready is not None and one.agent in wanted]
         return sorted(found, key=lambda ready: ready.agent)
 
-    def _refuse_problem(self, ready: Mapping[int, Knowledge]) -> bool:
-        """Refuse all where an agent has a problem; whether that was so."""
-        return self._refuse_differences(ready)
-
     def _refuse_differences(self, ready: Mapping[int, Knowledge]) -> bool:
         """Refuse all where one has a problem, or they do not fit together; whether that was so."""
         refused = rounds.refusal([_member(one) for one in self._members(ready)])
@@ -870,6 +872,7 @@ class Coordinator:
 
 _NEVER = 3600.0
 _LONGEST_WORDS = 400
+_MOST_TURNED_AWAY = 64
 # Names that agents share: stacks of each agent in each attempt are the most.
 _MOST_SHARED = 1 << 20
 

@@ -21,7 +21,7 @@ from hpc_launch.elastic import evidence
 from hpc_launch.elastic.console import Pace
 from hpc_launch.elastic.course import Course
 from hpc_launch.elastic.evidence import Before
-from hpc_launch.elastic.rounds import RoundEnd
+from hpc_launch.rendezvous.messages import RoundEnd
 from hpc_launch.elastic.workers import CommandWorkers
 from hpc_launch.errors import LogDirError
 from hpc_launch.node.memory import Kills

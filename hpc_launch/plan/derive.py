@@ -95,6 +95,7 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         run_id=run_id,
         identity=_identity(settings, here, found, script),
         ports=candidates,
+        store_ports=reserved or settings.port_range,
         local_world_size=local_world_size,
         devices=here.devices,
         isolated=_isolated(settings, here),

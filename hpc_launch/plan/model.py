@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Plan:
         run_id: the name of the run, the same on every node.
         identity: which agents may be of the run, and where it is.
         ports: the ports to try, in order.
+        store_ports: the ports among which those of the workers' stores are chosen.
         local_world_size: workers of this agent.
         devices: what they may use.
         isolated: each worker is shown its own device only, as device 0.
@@ -60,6 +62,7 @@ class Plan:
     run_id: str
     identity: Identity
     ports: tuple[int, ...]
+    store_ports: Sequence[int]
     local_world_size: int
     devices: Devices
     isolated: bool

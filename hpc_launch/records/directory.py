@@ -25,6 +25,7 @@ that nothing is overwritten.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -107,6 +108,14 @@ class JobDirectory:
     def claims(self) -> Path:
         """Which starts of which run have had this directory (`records.claims`)."""
         return self.path / "claims"
+
+    def whereabouts(self, program: str) -> Path:
+        """Where the coordinator of a program's run can be found; gone when the run has ended."""
+        return self.path / f"rendezvous-{program[:12]}.json"
+
+    def secret(self, place: str) -> Path:
+        """The key that the first agent of a place leaves for the others; gone when its run has ended."""
+        return self.path / f".secret-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
 
     @property
     def memberships(self) -> Path:

@@ -65,7 +65,8 @@ _ROUND = integer(-1, _MOST_ROUNDS)
 _STATUS = integer(0, 255)
 _COUNT = integer(0, 1 << 31)
 _PORT = integer(0, 65535)
-_LINE = text(1 << 14, what="a line")
+_LONGEST_LINE = 1 << 13
+_LINE = text(_LONGEST_LINE, what="a line")
 _HOST = text(1 << 10, what="a host")
 _JOB = text(255, _is_name, "a directory's name without a path")
 _SIGNAL = text(32, _is_signal, "a signal's name")
@@ -93,6 +94,12 @@ def _membership(value: Any) -> Membership:
 def plain_membership(one: Membership) -> list[Any]:
     """A membership for JSON: short, as every agent sends what it knows to the coordinator."""
     return [one.number, ranges.fold(one.agents), one.token, ranges.fold(one.active)]
+
+
+def line(words: str) -> str:
+    """Words for a message: one line of bounded length."""
+    found = " ".join(words.split())
+    return found if len(found) <= _LONGEST_LINE else found[: _LONGEST_LINE - 1] + "…"
 
 
 def places(facts: Mapping[str, tuple[str, int]]) -> dict[int, tuple[str, int]]:

@@ -18,7 +18,7 @@ import hpc_launch
 PACKAGE = Path(hpc_launch.__file__).parent
 
 # What each part of the package may import of the others. The first of two parts stands above the second.
-FOUNDATIONS = {"hostlist", "ranges", "settings", "errors", "world", "version"}
+FOUNDATIONS = {"hostlist", "ranges", "settings", "errors", "world", "secret", "version"}
 MAY_IMPORT = {
     "entry": {"cli"},
     "cli": {"launch", "submission", "check", "review", "records", "plan", "slurm", "warm", *FOUNDATIONS},
@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "hostlist": {"errors"},
     "errors": set[str](),
     "ranges": set[str](),
+    "secret": set[str](),
     "version": set[str](),
 }
 

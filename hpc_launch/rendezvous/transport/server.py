@@ -144,7 +144,7 @@ class Server:
 
     def __init__(
         self,
-        listener: socket.socket,
+        listener: socket.socket | None,
         keyring: Keyring,
         service: Service,
         *,
@@ -156,7 +156,7 @@ class Server:
         """Serve a listener.
 
         Args:
-            listener: what peers connect to; the server closes it.
+            listener: what peers connect to; the server closes it. None where there are no peers but a local end.
             keyring: what this agent has.
             service: what the server works for.
             name: the thread's.
@@ -164,7 +164,7 @@ class Server:
             limit: how many peers may be unknown at a time.
             clock: gives the time (time.monotonic).
         """
-        self.port: int = listener.getsockname()[1]
+        self.port: int = listener.getsockname()[1] if listener is not None else 0
         self.error: BaseException | None = None
         self._listener = listener
         self._keyring = keyring
@@ -187,18 +187,25 @@ class Server:
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
         self._woken.setblocking(False)
-        listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._woken, selectors.EVENT_READ, self._wake)
-        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        if listener is not None:
+            listener.setblocking(False)
+            self._selector.register(listener, selectors.EVENT_READ, self._accept)
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
 
     # ---- for other threads
 
     def start(self) -> None:
         """Begin to serve."""
-        self._listener.listen(BACKLOG)
+        if self._listener is not None:
+            self._listener.listen(BACKLOG)
         self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread has not ended."""
+        return self._thread.is_alive()
 
     def call(self, action: Callable[[], None]) -> None:
         """Run an action soon in the server's thread; in a server that has ended it is not run."""
@@ -530,7 +537,8 @@ class Server:
         if self._checkers is not None:
             self._checkers.shutdown(wait=False, cancel_futures=True)
         self._selector.close()
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
         self._woken.close()
         self._waker.close()
         if self._reserve is not None:
