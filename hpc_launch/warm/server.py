@@ -60,6 +60,7 @@ class Order:
         outputs: descriptors for its stdout and stderr; None is the launcher's own.
         forked: become the script without starting Python anew.
         cpus: the CPUs that it may use; none for all.
+        title: what ps shows of a forked one.
     """
 
     program: str
@@ -68,6 +69,7 @@ class Order:
     outputs: tuple[int | None, int | None]
     forked: bool
     cpus: tuple[int, ...] = ()
+    title: str = "hpc-launch: worker"
 
     @property
     def descriptors(self) -> list[int]:
@@ -174,6 +176,7 @@ class _Server:
                 outputs=(out, err),
                 forked=order["forked"],
                 cpus=tuple(order["cpus"]),
+                title=order["title"],
             )
             orders.append(taken)
         return orders
@@ -218,7 +221,7 @@ class _Server:
             child.begin_anew(order.environ, mask)
             answering.install(order.environ)
             os.close(begun)
-            child.name_process(" ".join([sys.executable, *order.arguments]), Path(sys.executable).name)
+            child.name_process(order.title, Path(sys.executable).name)
             surroundings.allow_threads(order.environ)
         except BaseException:  # noqa: BLE001 - whatever it is
             traceback.print_exc()
