@@ -136,10 +136,15 @@ def _left(squatter: Attack) -> tuple[dict[str, int], list[str]]:
     return report["met"], report["broken_in"]
 
 
-@pytest.fixture(scope="module", params=[*KINDS])
-def siege(request: pytest.FixtureRequest, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Siege:
-    """Return a run that was attacked at each of its phases."""
-    return besiege(cluster, tmp_path_factory.mktemp("siege"), request.param)
+_SIEGES: dict[str, Siege] = {}
+
+
+@pytest.fixture(params=[*KINDS])
+def siege(request: pytest.FixtureRequest, cluster: Cluster, tmp_path: Path) -> Siege:
+    """Return a run that was attacked at each of its phases: one for all tests, as it takes long."""
+    if request.param not in _SIEGES:
+        _SIEGES[request.param] = besiege(cluster, tmp_path, request.param)
+    return _SIEGES[request.param]
 
 
 def test_the_run_has_its_own_status(siege: Siege) -> None:
