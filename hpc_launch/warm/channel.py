@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import select
 import socket
 import struct
@@ -13,6 +14,17 @@ _LENGTH = struct.Struct("!I")
 
 # No message has more descriptors: a worker's stdout and stderr.
 _MOST_DESCRIPTORS = 2
+
+
+def readable(descriptors: Sequence[int], seconds: float | None = None) -> list[int]:
+    """Those descriptors that can be read, or whose other end is gone, within so many seconds; None waits for ever.
+
+    By poll(2): select(2) takes no descriptor above 1023, and agents have more where many nodes are connected.
+    """
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return [descriptor for descriptor, _ in poll.poll(None if seconds is None else math.ceil(1000 * seconds))]
 
 
 class Channel:
@@ -30,7 +42,7 @@ class Channel:
 
     def ready(self) -> bool:
         """Whether there is a message, or the other end is gone."""
-        return bool(select.select([self._connection], [], [], 0)[0])
+        return bool(readable([self.fileno()], 0))
 
     def send(self, value: Any, descriptors: Sequence[int] = ()) -> None:
         """Send one message.

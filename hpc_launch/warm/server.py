@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import select
 import signal
 import socket
 import sys
@@ -34,7 +33,7 @@ from typing import Any, NoReturn
 
 from hpc_launch.node import processes, reserved
 from hpc_launch.warm import answering, child
-from hpc_launch.warm.channel import Channel
+from hpc_launch.warm.channel import Channel, readable
 from hpc_launch.warm.script import Become, Script
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -139,7 +138,7 @@ class _Server:
 
     def turn(self) -> None:
         """Wait for something to do, and do it."""
-        ready, _, _ = select.select([self._channel.fileno(), self._wakeup], [], [])
+        ready = readable([self._channel.fileno(), self._wakeup])
         self._reap()
         if self._channel.fileno() in ready:
             self._obey()
@@ -199,7 +198,7 @@ class _Server:
         for descriptor in (descriptor for order in orders for descriptor in order.descriptors):
             os.close(descriptor)
         os.close(begun)
-        select.select([beginning], [], [], _BEGIN_SECONDS)  # closed by the last that has begun, or ended
+        readable([beginning], _BEGIN_SECONDS)  # closed by the last that has begun, or ended
         os.close(beginning)
         return answer
 
@@ -267,7 +266,7 @@ class _Server:
         return processes.descendants(self._pid)
 
     def _pause(self) -> None:
-        select.select([self._wakeup], [], [], _LOOK_SECONDS)
+        readable([self._wakeup], _LOOK_SECONDS)
 
     def end_all(self) -> None:
         """The agent is gone: so is everything that it started."""
