@@ -27,6 +27,10 @@ def readable(descriptors: Sequence[int], seconds: float | None = None) -> list[i
     return [descriptor for descriptor, _ in poll.poll(None if seconds is None else math.ceil(1000 * seconds))]
 
 
+class GoneError(Exception):
+    """The other end is gone, or says nothing for longer than the socket's time limit."""
+
+
 class Channel:
     """One end of the conversation.
 
@@ -48,29 +52,34 @@ class Channel:
         """Send one message.
 
         Raises:
-            OSError: when the other end is gone.
+            GoneError: when the other end is gone.
         """
         data = json.dumps(value).encode()
-        socket.send_fds(self._connection, [_LENGTH.pack(len(data))], list(descriptors))
-        self._connection.sendall(data)
+        try:
+            socket.send_fds(self._connection, [_LENGTH.pack(len(data))], list(descriptors))
+            self._connection.sendall(data)
+        except OSError as error:
+            raise GoneError(str(error)) from error
 
     def receive(self) -> tuple[Any, list[int]]:
         """Wait for one message; returns it with its descriptors.
 
         Raises:
-            OSError: when the other end is gone, or says nothing for longer than the socket's time limit.
-            EOFError: when it has closed the connection.
+            GoneError: when the other end is gone, or says nothing for longer than the socket's time limit.
         """
-        head, descriptors, _, _ = socket.recv_fds(self._connection, _LENGTH.size, _MOST_DESCRIPTORS)
-        if len(head) < _LENGTH.size:
-            raise EOFError("it closed the connection")
-        (length,) = _LENGTH.unpack(head)
-        data = b""
-        while len(data) < length:
-            part = self._connection.recv(length - len(data))
-            if not part:
-                raise EOFError("it closed the connection")
-            data += part
+        try:
+            head, descriptors, _, _ = socket.recv_fds(self._connection, _LENGTH.size, _MOST_DESCRIPTORS)
+            if len(head) < _LENGTH.size:
+                raise GoneError("it closed the connection")
+            (length,) = _LENGTH.unpack(head)
+            data = b""
+            while len(data) < length:
+                part = self._connection.recv(length - len(data))
+                if not part:
+                    raise GoneError("it closed the connection")
+                data += part
+        except OSError as error:
+            raise GoneError(str(error)) from error
         return json.loads(data), list(descriptors)
 
     def close(self) -> None:

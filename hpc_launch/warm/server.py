@@ -33,7 +33,7 @@ from typing import Any, NoReturn
 
 from hpc_launch.node import processes, reserved
 from hpc_launch.warm import answering, child
-from hpc_launch.warm.channel import Channel, readable
+from hpc_launch.warm.channel import Channel, GoneError, readable
 from hpc_launch.warm.script import Become, Script
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -105,11 +105,18 @@ def serve(connection: socket.socket, surroundings: Surroundings) -> NoReturn:
     child.name_process("hpc-launch: worker factory", reserved.FACTORY)
     become_subreaper()
     server = _Server(Channel(connection), surroundings)
-    with contextlib.suppress(OSError, EOFError):
+    status = 0
+    try:
         while True:
             server.turn()
+    except GoneError:
+        pass  # the agent has closed it, or is gone
+    except Exception:  # noqa: BLE001 - a fault of our own is said here: above is the launcher's code, of another process
+        with contextlib.suppress(OSError):  # a console that is gone
+            traceback.print_exc()
+        status = 70
     server.end_all()
-    os._exit(0)
+    os._exit(status)
 
 
 def serve_plainly(descriptor: str, mask: str) -> NoReturn:
@@ -220,7 +227,8 @@ class _Server:
             child.name_process(" ".join([sys.executable, *order.arguments]), Path(sys.executable).name)
             surroundings.allow_threads(order.environ)
         except BaseException:  # noqa: BLE001 - whatever it is
-            traceback.print_exc()
+            with contextlib.suppress(OSError):  # a console that is gone
+                traceback.print_exc()
             os._exit(70)  # it must never go on as the factory
         raise Become(Script.of(order.arguments, surroundings.path, surroundings.keep))
 
