@@ -558,7 +558,7 @@ def test_more_descriptors_than_select_takes(tmp_path: Path, way: str) -> None:
     assert out.read_text() == "well\n"
 
 
-def test_a_fault_of_the_factory_is_loud(either: Agent, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_fault_of_the_factory_is_loud(capfd: pytest.CaptureFixture[str], either: Agent) -> None:
     """An error of its own is not taken for the agent's end: it says where it was, and ends what it has started."""
     pids = either.begin(f"print('begun', flush=True)\n{FOREVER}")
     either("signal", pids, 1 << 20)
