@@ -558,10 +558,12 @@ def test_more_descriptors_than_select_takes(tmp_path: Path, way: str) -> None:
     assert out.read_text() == "well\n"
 
 
-def test_a_fault_of_the_factory_is_loud(capfd: pytest.CaptureFixture[str], either: Agent) -> None:
+@pytest.mark.parametrize("way", ["spawn", "build"])
+def test_a_fault_of_the_factory_is_loud(tmp_path: Path, capfd: pytest.CaptureFixture[str], way: str) -> None:
     """An error of its own is not taken for the agent's end: it says where it was, and ends what it has started."""
-    pids = either.begin(f"print('begun', flush=True)\n{FOREVER}")
-    either("signal", pids, 1 << 20)
-    all_gone(pids)
+    with agent(tmp_path, way) as started:
+        pids = started.begin(f"print('begun', flush=True)\n{FOREVER}")
+        started("signal", pids, 1 << 20)
+        all_gone(pids)
 
     assert "is not a valid Signals" in capfd.readouterr().err
