@@ -49,6 +49,8 @@ def show(context: click.Context, /, *, everything: bool, as_json: bool, **given:
             if number == 0:
                 click.echo(f"\n[{heading}]")
             click.echo(f"{writing.line(name, entry['value'])}  # {entry['place']}")
+    for note in settings.notes:
+        click.echo(f"# {note}")
     if not names and not submit and not policy:
         click.echo("# nothing is set: all values are defaults, or derived")
 
@@ -86,7 +88,11 @@ def _submit_entries(settings: Settings) -> dict[str, dict[str, Any]]:
 @config.command("files", context_settings=CONTEXT)
 @launch_option("profile")
 def show_files(profile: str | None) -> None:
-    """Print where settings files are looked for, and which are there. Those above count before those below."""
+    """Print where settings files are looked for, and which are there. Those above count before those below.
+
+    A file is ignored if somebody else could change it: see "Whose settings count" in docs/security.md.
+    """
     looked = files.load(os.environ, Path.cwd(), profile or "").looked
-    for entry in sorted(looked, key=lambda entry: list(Origin).index(entry.origin)):
-        click.echo(f"{entry.origin.value:<12}  {entry.found:<9}  {entry.path}")
+    for entry in looked:
+        why = f"  ({entry.why})" if entry.why else ""
+        click.echo(f"{entry.origin.value:<12}  {entry.found:<9}  {entry.path}{why}")

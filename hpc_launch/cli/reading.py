@@ -32,7 +32,7 @@ def job_search(job: str, log_dir: str | None) -> find.Search:
     """Look for the job that is meant; says so where it has other directories as well."""
     found = find.search(job, directory=Path.cwd(), environ=os.environ, log_dir=log_dir)
     if found.others and found.directory is not None:
-        note(f"this is {found.directory.job}; the job has other steps: {', '.join(found.others)}")
+        note(f"this is {found.directory.job}; the job has other runs: {', '.join(found.others)}")
     return found
 
 

@@ -72,7 +72,8 @@ class Course:
             LogDirError: when that cannot be.
         """
         if self.leader:
-            described = {**self.plan.as_dict(), **surroundings.describe(environ)}
+            around = surroundings.describe(environ, self.plan.settings.secret_names)
+            described = {**self.plan.as_dict(), **around}
             patience.wait_for(lambda: self._describe(described), self.place)
 
     def make_directory(self) -> None:
@@ -86,11 +87,11 @@ class Course:
 
     def _describe(self, described: Mapping[str, Any]) -> None:
         plan = self.job.plan(self.first_label)
-        directory.write_json(plan, described)
+        directory.write_json(plan, described, self.job.path)
         directory.point_latest(self.job.last_plan, f"{plan.parent.name}/{plan.name}")
         directory.point_latest(self.job.root / "latest", self.job.job)
 
     def _make_directory(self) -> None:
         with contextlib.suppress(*[LogDirError] if self.number else []):
-            directory.make(self.job.attempt(self.label))
+            directory.make(self.job.attempt(self.label), self.job.path)
         directory.point_latest(self.job.path / "latest", self.job.attempt(self.label).name)

@@ -129,14 +129,14 @@ class JobLogs(LogsSpecs):
                 if chosen.filed & stream:
                     filed[f"{rank}.{path.suffix[1:]}"] = path
         if filed:
-            self._storage = Storage(OutputTimes(self._job.times(attempt, self._host), filed), folder)
+            self._storage = Storage(OutputTimes(self._job.times(attempt, self._host), filed, self._job.path), folder)
         self.follower = Follower(sources, self._earlier)
         return destination
 
     def _make(self, folder: Path) -> None:
         """Make a directory; one that cannot be made any more ends no run that has begun."""
         try:
-            patience.wait_for(lambda: directory.make(folder), f"the log directory {self._job.root}")
+            patience.wait_for(lambda: directory.make(folder, self._job.path), f"the log directory {self._job.root}")
         except LogDirError:
             if self._earlier is None:
                 raise

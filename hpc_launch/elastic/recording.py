@@ -23,16 +23,16 @@ from hpc_launch.elastic import evidence
 from hpc_launch.elastic.console import Pace
 from hpc_launch.elastic.course import Course
 from hpc_launch.elastic.evidence import Before
-from hpc_launch.elastic.rounds import RoundEnd
 from hpc_launch.elastic.workers import CommandWorkers
 from hpc_launch.errors import LogDirError
 from hpc_launch.node.memory import Kills
 from hpc_launch.patience import Background
-from hpc_launch.records import events, gather
-from hpc_launch.records.directory import RankFiles
+from hpc_launch.records import claims, directory, events, gather
+from hpc_launch.records.directory import JobDirectory, RankFiles
 from hpc_launch.records.events import EventLog
 from hpc_launch.records.model import Attempt, Usage, Worker
 from hpc_launch.records.parsing import Fields
+from hpc_launch.rendezvous.messages import RoundEnd
 from hpc_launch.slurm.environment import restart_count
 
 # A sign of life is given after a minute, then ever less often: some five thousand of them in a month.
@@ -105,8 +105,14 @@ class Recorder:
             LogDirError: when that cannot be.
         """
         world = self._course.world
-        path = self._course.job.events(world.host)
-        log = patience.wait_for(lambda: EventLog(path, world.agent_rank), self._course.place)
+        job = self._course.job
+        private = self._course.plan.settings.private_logs
+
+        def open_log() -> EventLog:
+            directory.make(job.path, private=private)
+            return EventLog(job.events(world.host), world.agent_rank, job.path)
+
+        log = patience.wait_for(open_log, self._course.place)
         facts = {
             "host": world.host,
             "node_rank": world.node_rank,
@@ -251,16 +257,28 @@ class Recorder:
 
     def left(self, status: int, cause: str) -> None:
         """This agent leaves; where the directory is known, this is written down even if the agents had never met."""
-        if self._log is None and self._course.plan.job_name:
-            try:
-                course = self._course
-                course.first_label = patience.wait_for(course.job.next_attempt, course.place)
-                self.open()
-            except LogDirError:
-                return
+        if self._log is None and not self._open_unmet():
+            return
         self.say(events.RUN_ENDED, status=status, cause=cause)
         if not self.settle(_LAST_SECONDS):
             say(f"{self._course.host}: the last records are missing: {self._course.place} does not answer")
+
+    def _open_unmet(self) -> bool:
+        """Begin to write although no other agent was met, unless the directory is another run's."""
+        course, plan = self._course, self._course.plan
+        lineage = plan.identity.lineage
+        if plan.job_name:
+            try:
+                name = claims.find_run(
+                    plan.log_root, plan.job_name, plan.identity.program, lineage.incarnation, place=lineage.place
+                )
+                if name:
+                    course.job = JobDirectory(plan.log_root, name)
+                    course.first_label = course.job.next_attempt()
+                    self.open()
+            except LogDirError:
+                return False
+        return self._log is not None
 
     def _ended(self, local_rank: int, exitcode: int, when: float, told: str, usage: Usage | None) -> None:
         worker = self._workers.get(local_rank)

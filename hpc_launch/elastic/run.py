@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 import torch.distributed.run as torchrun
@@ -16,19 +17,17 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError as TorchRen
 from hpc_launch.console import CONSOLE, flush, say
 from hpc_launch.elastic import requeue, slurm_view, speaking, torch_side
 from hpc_launch.elastic.agent import Agent
-from hpc_launch.elastic.fixed import FixedRendezvous
-from hpc_launch.elastic.moving import MovingRendezvous
 from hpc_launch.elastic.outlook import Outlook
 from hpc_launch.elastic.party import party_of
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
-from hpc_launch.elastic.rounds import Ending, shape
+from hpc_launch.elastic.rounds import shape
 from hpc_launch.elastic.signals import Signals
 from hpc_launch.errors import HpcLaunchError, Interrupted, RendezvousError, RoundRefused, UsageError, WorkerError
 from hpc_launch.node import limits
 from hpc_launch.plan import binding
 from hpc_launch.plan.model import Plan
 from hpc_launch.records import bad_nodes, history
-from hpc_launch.records.directory import JobDirectory
+from hpc_launch.rendezvous.messages import Ending
 from hpc_launch.settings import Origin
 from hpc_launch.slurm.environment import requeue_id, restart_count
 from hpc_launch.slurm.job import JobRecord
@@ -67,7 +66,7 @@ def refuse(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError) -> N
     CONSOLE.serve()
     torch_side.quieten(plan, environ)
     settings = dataclasses.replace(plan.settings, join_timeout=min(plan.settings.join_timeout, _PATIENCE))
-    handler = _own_handler(dataclasses.replace(plan, settings=settings), problem)
+    handler = _own_handler(dataclasses.replace(plan, settings=settings), environ, problem)
     try:
         handler.next_rendezvous()
     finally:
@@ -94,7 +93,7 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
     with contextlib.ExitStack() as stack:
         stack.callback(factory.close)
         try:
-            handler = _handler(plan)
+            handler = _handler(plan, environ)
             stack.callback(handler.shutdown)
             stack.callback(signals.ignore)  # what is left is short, and must not be cut off
             if plan.own_rendezvous:
@@ -105,7 +104,7 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
                 logs = torch_side.foreign_logs(settings)
 
                 def outlook(now: Plan) -> Outlook | None:
-                    made = _outlook(now, environ)
+                    made = _outlook(now, environ, lambda: agent.job.end_time if agent.begun else None)
                     if made is not None:
                         stack.callback(made.close)
                         made.begin(lambda record: _requeue_early(plan, environ, agent, record))
@@ -113,7 +112,7 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
 
                 agent = Agent(spec, plan, environ, logs, factory=factory, signals=signals, outlook=outlook)
                 stack.callback(agent.close)
-                if isinstance(handler, MovingRendezvous) and plan.world.origin is Origin.STEP:
+                if isinstance(handler, SlurmRendezvous) and handler.elastic and plan.world.origin is Origin.STEP:
                     stack.callback(slurm_view.follow(handler).close)
                 agent.follow_slurm()
                 _announce(plan, restart_count(environ))
@@ -145,12 +144,11 @@ def _requeue_early(plan: Plan, environ: Mapping[str, str], agent: Agent, record:
         requeue.settle_early(plan, environ, requeue.Run(None, agent.noticed, record, agent.job, *agent.attempts))
 
 
-def _outlook(plan: Plan, environ: Mapping[str, str]) -> Outlook | None:
+def _outlook(plan: Plan, environ: Mapping[str, str], file: Callable[[], Path | None]) -> Outlook | None:
     """Begin to ask Slurm about the job's end, on one node for all."""
     if not (plan.world.origin is Origin.STEP and plan.world.leader and plan.own_rendezvous):
         return None
     end = environ.get("SLURM_JOB_END_TIME", "")
-    file = JobDirectory(plan.log_root, plan.job_name).end_time
     return Outlook(requeue_id(environ), file, float(end) if end.isdecimal() else None)
 
 
@@ -181,17 +179,16 @@ def _run_agent(agent: Agent, handler: RendezvousHandler, plan: Plan) -> HpcLaunc
     return WorkerError(end.cause, exit_status=end.status)
 
 
-def _handler(plan: Plan) -> RendezvousHandler:
+def _handler(plan: Plan, environ: Mapping[str, str]) -> RendezvousHandler:
     if not plan.own_rendezvous:
         return torch_side.other_handler(plan)
     if plan.world.leader or plan.elastic:
         _allow_connections(plan)
-    return _own_handler(plan)
+    return _own_handler(plan, environ)
 
 
-def _own_handler(plan: Plan, problem: HpcLaunchError | None = None) -> SlurmRendezvous:
-    party = party_of(plan, problem)
-    return MovingRendezvous(party) if party.elastic else FixedRendezvous(party)
+def _own_handler(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError | None = None) -> SlurmRendezvous:
+    return SlurmRendezvous(party_of(plan, environ, problem))
 
 
 def _allow_connections(plan: Plan) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from hpc_launch import secret
 from hpc_launch.errors import SlurmError
+from hpc_launch.jobs.files import PICKLE_MODE
 from hpc_launch.jobs.task import ElasticTask
 
 _PREFIXES = ("sbatch: error: ", "sbatch: fatal: ", "sbatch: ")
@@ -78,6 +79,9 @@ def main() -> None:
         jobs = (
             executor.submit_array(order["tasks"]) if len(order["tasks"]) > 1 else [executor.submit(order["tasks"][0])]
         )
+        for job in jobs:
+            # submitit's copy of the call. A umask would become that of the job.
+            Path(job.paths.submitted_pickle).chmod(PICKLE_MODE)
         answer: dict[str, Any] = {"jobs": [job.job_id for job in jobs]}
     except failed as error:
         answer = {"refused": str(error)}

@@ -119,7 +119,7 @@ class Settings:
 
     The fields are the options; their comments are the help texts. `origins` names the origin of every field that
     does not have its default, and `places` the flag, the variable, or the file and the key in it; `policy` is the
-    site's, which all values obey.
+    site's, which all values obey. `notes` has a line for each file that does not count.
     """
 
     nnodes: NodeRange | None = _option(
@@ -523,6 +523,22 @@ class Settings:
         not_in_files=_ONE_RUN,
         help="Name of the job directory. Derived: the Slurm job and step, else local-<time>-<pid>.",
     )
+    private_logs: bool = _flag(
+        "--private-logs",
+        group=LOGS,
+        torchrun_variable=False,
+        help="Let nobody else into the job directory (mode 0700). Otherwise the umask says who may read it.",
+    )
+    secret_names: tuple[str, ...] = _option(
+        "--secret-names",
+        read=readers.words,
+        default=(),
+        metavar="PATTERN,...",
+        group=LOGS,
+        torchrun_variable=False,
+        help="More arguments and variables whose values are left out of records, reports and process titles, by their "
+        "names ('DB_*'). Those of keys, tokens, passwords and the like are left out in any case.",
+    )
     redirects: StreamChoice | None = _option(
         "-r",
         "--redirects",
@@ -619,6 +635,7 @@ class Settings:
     origins: Mapping[str, Origin] = field(default_factory=dict)
     places: Mapping[str, str] = field(default_factory=dict)
     policy: Policy = NO_POLICY
+    notes: tuple[str, ...] = ()
 
     def origin(self, name: str) -> Origin:
         """Where the value of field `name` came from."""

@@ -107,6 +107,7 @@ class Factory:
                     "given": [descriptor is not None for descriptor in order.outputs],
                     "forked": order.forked,
                     "cpus": order.cpus,
+                    "title": order.title,
                 }
                 self._channel.send(facts, order.descriptors)
         answer = self._answer()

@@ -59,6 +59,7 @@ class Order:
         outputs: descriptors for its stdout and stderr; None is the launcher's own.
         forked: become the script without starting Python anew.
         cpus: the CPUs that it may use; none for all.
+        title: what ps shows of a forked one.
     """
 
     program: str
@@ -67,6 +68,7 @@ class Order:
     outputs: tuple[int | None, int | None]
     forked: bool
     cpus: tuple[int, ...] = ()
+    title: str = "hpc-launch: worker"
 
     @property
     def descriptors(self) -> list[int]:
@@ -180,6 +182,7 @@ class _Server:
                 outputs=(out, err),
                 forked=order["forked"],
                 cpus=tuple(order["cpus"]),
+                title=order["title"],
             )
             orders.append(taken)
         return orders
@@ -224,7 +227,7 @@ class _Server:
             child.begin_anew(order.environ, mask)
             answering.install(order.environ)
             os.close(begun)
-            child.name_process(" ".join([sys.executable, *order.arguments]), Path(sys.executable).name)
+            child.name_process(order.title, Path(sys.executable).name)
             surroundings.allow_threads(order.environ)
         except BaseException:  # noqa: BLE001 - whatever it is
             with contextlib.suppress(OSError):  # a console that is gone

@@ -15,8 +15,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from hpc_launch import console
-from hpc_launch.console import say
-from hpc_launch.elastic.console import Follower, Pace, Source
+from hpc_launch.console import Follower, Pace, Source, say
 from hpc_launch.records.lines import last_lines
 from tests.support import wait_for
 
@@ -489,7 +488,7 @@ def test_pace_is_quick_at_first_and_slow_later(monkeypatch: pytest.MonkeyPatch) 
     """Words that repeat come after 1, 2, 4, 8 and then every 10 seconds."""
     now = 100.0
     clock: Callable[[], float] = lambda: now  # noqa: E731 - it follows `now`
-    monkeypatch.setattr("hpc_launch.elastic.console.time.monotonic", clock)
+    monkeypatch.setattr("hpc_launch.console.time.monotonic", clock)
     pace = Pace(1.0, 10.0)
     spoken = []
     for tenth in range(500):

@@ -20,6 +20,7 @@ from hpc_launch.elastic.recording import Recorder
 from hpc_launch.elastic.workers import CommandWorkers
 from hpc_launch.plan.derive import make
 from hpc_launch.records import events, history
+from hpc_launch.records.claims import claim_run
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import EventLog
 from hpc_launch.settings import resolve
@@ -151,6 +152,14 @@ def test_agents_that_never_met(recorder: Recorder, tmp_path: Path) -> None:
     assert [(run.first_attempt, run.status) for run in told.runs] == [(7, 69)]
     assert [(event.kind, event.hosts) for event in told.node_events] == [("missing", "gpu007")]
     assert told.attempts == ()
+
+
+def test_agents_that_never_met_write_in_no_other_run_s_directory(recorder: Recorder, tmp_path: Path) -> None:
+    """Where another program has the directory, how a run ended that never began is not written into it."""
+    claim_run(tmp_path, "job", "another", 0)
+    recorder.left(69, "gpu007 did not join")
+
+    assert list((tmp_path / "job").glob("nodes/*")) == []
 
 
 def test_agents_that_never_met_and_have_no_directory(recorder: Recorder, course: Course, tmp_path: Path) -> None:

@@ -135,6 +135,8 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
         ("0,8-10", Console("ranks", (0, 8, 9, 10))),
     ],
     "local_ranks_filter": [("0", (0,)), ("0, 2", (0, 2)), ("0-3,17", (0, 1, 2, 3, 17))],
+    "private_logs": [("1", True), ("no", False)],
+    "secret_names": [("DB_*", ("DB_*",)), ("db_*,*url", ("db_*", "*url"))],
     "duplicate_stdout_filters": [("loss", ("loss",)), ("loss,step", ("loss", "step")), ("a,,b,c", ("a,b", "c"))],
     "duplicate_stderr_filters": [("Error", ("Error",))],
     "log_line_prefix_template": [("[${rank}]", "[${rank}]")],

@@ -1,0 +1,304 @@
+"""Which run has which job directory.
+
+The first run of a place has the directory that everybody expects (`12.0`), the second one `12.0-2`, and so on. A run
+claims its directory before its first attempt, by a file that only one process can make:
+
+    <log_dir>/<job>/claims/<place>-<incarnation>     the run of that place and incarnation, as JSON
+
+The incarnation is the number of times that Slurm has started the job again. Each incarnation claims the directories of
+the ones before, so that every run goes on in its own; what matters is the order of the runs, and their programs only
+where one is the same as before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import re
+import stat
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_launch import owners
+from hpc_launch.errors import LogDirError
+from hpc_launch.records import directory
+from hpc_launch.records.directory import JobDirectory
+
+# The version of the claim files. Fields that are added keep it, so that earlier programs can read on.
+_SCHEMA = 1
+
+_FILE = re.compile(r"(?P<place>[0-9a-f]{12})-(?P<incarnation>\d{1,9})")
+
+# No one starts so many runs in one place; it only bounds the search.
+_MOST_RUNS = 100_000
+
+
+@dataclass(frozen=True)
+class ClaimedRun:
+    """A directory that a run has for itself.
+
+    Attributes:
+        job: the name of the directory.
+        first_attempt: the number of the run's first attempt in it.
+    """
+
+    job: str
+    first_attempt: int
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that has made a claim.
+
+    Attributes:
+        host: its node.
+        pid: its number there.
+        started: when it began, as the kernel counts: with its number, it names it for good.
+    """
+
+    host: str
+    pid: int
+    started: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One start of a run, as its claim file has it.
+
+    Attributes:
+        place: a digest of where it was.
+        incarnation: how often its run had been started before.
+        program: the digest of what it started; empty where that cannot be read.
+        when: the time of the claim, in seconds since the epoch.
+        holder: the process that has made it.
+    """
+
+    place: str
+    incarnation: int
+    program: str
+    when: float
+    holder: Holder
+
+
+@dataclass(frozen=True)
+class Claimant:
+    """A run that looks for its directory.
+
+    Attributes:
+        place: a digest of where it is.
+        program: the digest of what it starts.
+        incarnation: how often Slurm has started its job again; None outside of Slurm, where a person starts it again,
+            by the name that it was given.
+    """
+
+    place: str
+    program: str
+    incarnation: int | None
+
+
+Lives = Callable[[Holder], bool]
+
+
+def claim_run(  # noqa: D417 - the last two are explained together
+    root: Path,
+    base: str,
+    program: str,
+    incarnation: int,
+    *,
+    place: str = "",
+    holder: Holder | None = None,
+    lives: Lives = lambda _: False,
+) -> ClaimedRun:
+    """Claim a job directory for a run: that of its earlier incarnation, or one that no run has had.
+
+    Args:
+        root: the log directory.
+        base: the name of the directory in the ordinary case of one run.
+        program: the digest of what the run starts.
+        incarnation: how often Slurm has started the job again.
+        place: where in Slurm the run is, the same for all incarnations. Empty outside of Slurm: there a run of the same
+            name is the same run, unless the earlier one is still going on.
+        holder: this process; with `lives`, which says whether such a process is still there, it tells that.
+
+    Raises:
+        LogDirError: when nothing can be written there.
+    """
+    digest = hashlib.sha256(place.encode()).hexdigest()[:12]
+    mine = Claimant(digest, program, incarnation if place else None)
+    who = holder or Holder(os.uname().nodename, os.getpid())
+    for name, number in _candidates(root, base, mine, lives):
+        job = JobDirectory(root, name)
+        if _claim(job, Claim(digest, number, program, round(time.time(), 3), who)):
+            return ClaimedRun(name, job.next_attempt())
+    raise LogDirError(f"no free directory for another run of {base} in {root}: remove old ones, or use --log-name")
+
+
+def find_run(root: Path, base: str, program: str, incarnation: int, *, place: str = "") -> str:
+    """The directory of a run, for an agent that has not heard the first node's word about it.
+
+    Returns:
+        The last that a run of the program has claimed, now or in an earlier incarnation; else `base`, unless another
+        run has that now: then an empty text.
+    """
+    digest = hashlib.sha256(place.encode()).hexdigest()[:12]
+    now: list[tuple[float, str]] = []
+    earlier: list[tuple[float, str]] = []
+    taken = set()
+    for name, claims in _directories(root, base):
+        own = [claim for claim in claims if claim.place == digest]
+        if own and own[-1].incarnation == incarnation:
+            taken.add(name)
+        if own and own[-1].program == program:
+            (now if name in taken else earlier).append((own[-1].when, name))
+    if now or earlier:
+        return max(now or earlier)[1]
+    return "" if base in taken else base
+
+
+def name_of(base: str, ordinal: int) -> str:
+    """The name of the directory of a place's n-th run, from 1."""
+    return base if ordinal == 1 else f"{base}-{ordinal}"
+
+
+def claims_of(job: JobDirectory) -> tuple[Claim, ...]:
+    """The starts of a run, in their order."""
+    try:
+        names = [path.name for path in job.claims.iterdir()]
+    except OSError:
+        return ()
+    matches = [match for name in names if (match := _FILE.fullmatch(name))]
+    found = [_read(job.claims / match[0], match["place"], int(match["incarnation"])) for match in matches]
+    return tuple(sorted(found, key=lambda claim: (claim.when, claim.incarnation)))
+
+
+def next_incarnation(mine: Claimant, claims: Sequence[Claim], lives: Lives, *, attempted: bool) -> int | None:
+    """The incarnation in which a run can claim a directory; None where it cannot. Pure but for `lives`.
+
+    Args:
+        mine: the run.
+        claims: the earlier starts of the directory's run.
+        lives: says whether a process is still there.
+        attempted: whether the directory has attempts.
+    """
+    earlier = [claim for claim in claims if claim.place == mine.place]
+    if claims and not earlier:
+        return None
+    last = max((claim.incarnation for claim in earlier), default=-1)
+    if mine.incarnation is None:
+        return None if any(lives(claim.holder) for claim in earlier) else last + 1
+    # Attempts without any claim are those of an earlier version: of this run if its job has been started again.
+    if last >= mine.incarnation or (not claims and attempted and mine.incarnation == 0):
+        return None
+    return mine.incarnation
+
+
+def _directories(root: Path, base: str) -> Iterator[tuple[str, tuple[Claim, ...]]]:
+    """The directories that runs of a place have had, in their order, with their claims."""
+    for ordinal in itertools.count(1):
+        name = name_of(base, ordinal)
+        if not os.path.lexists(root / name):
+            return
+        if _is_own(root / name):
+            yield name, claims_of(JobDirectory(root, name))
+
+
+def _candidates(root: Path, base: str, mine: Claimant, lives: Lives) -> Iterator[tuple[str, int]]:
+    """The directories to try, with the incarnation: the one of the same program, then by their order, then new ones."""
+    usable = []
+    for name, claims in _directories(root, base):
+        number = next_incarnation(
+            mine, claims, lives, attempted=not claims and bool(JobDirectory(root, name).attempts())
+        )
+        if number is not None:
+            usable.append((not claims or claims[-1].program != mine.program, name, number))
+    for _, name, number in sorted(usable, key=lambda item: item[0]):  # which keeps their order otherwise
+        yield name, number
+    for ordinal in range(1, _MOST_RUNS):
+        if not os.path.lexists(root / name_of(base, ordinal)):
+            yield name_of(base, ordinal), mine.incarnation or 0
+
+
+def _claim(job: JobDirectory, claim: Claim) -> bool:
+    """Whether this run is the one that has the directory from now on."""
+    if not _usable(job.path):
+        return False
+    directory.make(job.claims)
+    facts = {"schema": _SCHEMA, "program": claim.program, "time": claim.when, **dataclasses.asdict(claim.holder)}
+    return _make_once(job.claims / f"{claim.place}-{claim.incarnation}", json.dumps(facts) + "\n")
+
+
+def _usable(path: Path) -> bool:
+    """Make a job directory; whether it, or the one that is there, is this user's."""
+    directory.make(path.parent)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return _is_own(path)
+    except OSError as error:
+        raise directory.unusable(path.parent, error) from error
+    return True
+
+
+def _is_own(path: Path) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+
+
+def _make_once(path: Path, text: str) -> bool:
+    """Whether this process is the one that made a file, which is there as a whole or not at all.
+
+    Raises:
+        LogDirError: where no file can be made.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_text(text)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            # An NFS server may have made the link and lost its answer: the number of links tells.
+            return temporary.stat().st_nlink == 2  # noqa: PLR2004 - the name that was there, and the new one
+        except OSError:  # a file system without hard links
+            return _make_alone(path, text)
+    except OSError as error:
+        raise directory.unusable(path.parent, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return True
+
+
+def _make_alone(path: Path, text: str) -> bool:
+    try:
+        with path.open("x") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _read(path: Path, place: str, incarnation: int) -> Claim:
+    """Read a claim file; what it does not say, or another version says otherwise, is left empty."""
+    try:
+        found = json.loads(owners.read_own(path))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    facts = found if isinstance(found, dict) else {}
+    when, pid = facts.get("time"), facts.get("pid")
+    return Claim(
+        place=place,
+        incarnation=incarnation,
+        program=str(facts.get("program", "")),
+        when=float(when) if isinstance(when, (int, float)) else 0.0,
+        holder=Holder(str(facts.get("host", "")), pid if isinstance(pid, int) else 0, str(facts.get("started", ""))),
+    )
