@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -496,3 +498,17 @@ def test_pace_is_quick_at_first_and_slow_later(monkeypatch: pytest.MonkeyPatch) 
             spoken.append(now - 100.0)
 
     assert spoken == [1.0, 3.0, 7.0, 15.0, 25.0, 35.0, 45.0]
+
+
+def test_a_console_above_what_select_takes(shown: Console) -> None:
+    """A descriptor above 1023 is waited for and written to like any other."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    high = fcntl.fcntl(shown.descriptor, fcntl.F_DUPFD_CLOEXEC, 1500)
+    own = console.Console()
+    own.say(high, b"said\n")
+    own.write(high, b"written\n")
+    os.close(high)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert shown.close() == ["said", "written"]
