@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from hpc_launch.cli.options import CONTEXT, GroupedCommand, launch_option, launch_options, settings_of
-from hpc_launch.settings import Settings, files, specs, writing
+from hpc_launch.settings import Origin, Settings, files, specs, writing
 
 
 @click.group(invoke_without_command=True)
@@ -29,26 +29,29 @@ def config(context: click.Context) -> None:
 def show(context: click.Context, /, *, everything: bool, as_json: bool, **given: Any) -> None:
     """Print the settings that have been set: each value, and the flag, variable or file and key that sets it.
 
-    They are written as in a settings file, those of `hpc-launch submit` below [submit]. What Slurm says is not among
-    them: see `hpc-launch explain`.
+    They are written as in a settings file, those of `hpc-launch submit` below [submit], and what the site allows below
+    [policy]. What Slurm says is not among them: see `hpc-launch explain`.
     """
     settings = settings_of(context, given)
     names = [name for name in specs() if everything or settings.given(name)]
     submit = _submit_entries(settings)
     if as_json:
         entries = {name: _entry(settings, name) for name in names}
-        click.echo(json.dumps(entries | ({"submit": submit} if submit else {}), indent=2))
+        tables = {"submit": submit, "policy": _policy_entries(settings)}
+        click.echo(json.dumps(entries | {name: table for name, table in tables.items() if table}, indent=2))
         return
     for name in names:
         line = writing.line(specs()[name].keys[0], getattr(settings, name))
         click.echo(f"{line}  # {settings.places.get(name, 'default')}" if not line.startswith("#") else line)
-    for number, (name, entry) in enumerate(submit.items()):
-        if number == 0:
-            click.echo("\n[submit]")
-        click.echo(f"{writing.line(name, entry['value'])}  # {entry['place']}")
+    policy = _policy_entries(settings)
+    for heading, table in (("submit", submit), ("policy", policy)):
+        for number, (name, entry) in enumerate(table.items()):
+            if number == 0:
+                click.echo(f"\n[{heading}]")
+            click.echo(f"{writing.line(name, entry['value'])}  # {entry['place']}")
     for note in settings.notes:
         click.echo(f"# {note}")
-    if not names and not submit:
+    if not names and not submit and not policy:
         click.echo("# nothing is set: all values are defaults, or derived")
 
 
@@ -57,6 +60,14 @@ def _entry(settings: Settings, name: str) -> dict[str, Any]:
         "value": writing.plain(getattr(settings, name)),
         "origin": settings.origin(name).value,
         "place": settings.places.get(name, ""),
+    }
+
+
+def _policy_entries(settings: Settings) -> dict[str, dict[str, Any]]:
+    policy = settings.policy
+    return {
+        name: {"value": writing.plain(value), "origin": Origin.SITE.value, "place": policy.place(name)}
+        for name, value in policy.rules.items()
     }
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from hpc_launch.elastic.course import Course
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
-from hpc_launch.elastic.rounds import Message
+from hpc_launch.rendezvous.messages import Message
 from hpc_launch.errors import LogDirError
 from hpc_launch.node import processes, stacks
 from hpc_launch.records import stack_files

@@ -21,7 +21,6 @@ from hpc_launch.elastic import evidence
 from hpc_launch.elastic.console import Pace
 from hpc_launch.elastic.course import Course
 from hpc_launch.elastic.evidence import Before
-from hpc_launch.elastic.rounds import RoundEnd
 from hpc_launch.elastic.workers import CommandWorkers
 from hpc_launch.errors import LogDirError
 from hpc_launch.node.memory import Kills
@@ -30,6 +29,7 @@ from hpc_launch.records.directory import RankFiles
 from hpc_launch.records.events import EventLog
 from hpc_launch.records.model import Attempt, Usage, Worker
 from hpc_launch.records.parsing import Fields
+from hpc_launch.rendezvous.messages import RoundEnd
 from hpc_launch.slurm.environment import restart_count
 
 # A sign of life is given after a minute, then ever less often: some five thousand of them in a month.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hpc_launch.elastic.rounds import Message
+from hpc_launch.rendezvous.messages import Message
 from hpc_launch.elastic.signals import Signals
 from hpc_launch.plan.foretell import MARGIN
 

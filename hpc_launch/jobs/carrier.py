@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hpc_launch import secret
 from hpc_launch.errors import SlurmError
 from hpc_launch.jobs.files import PICKLE_MODE
 from hpc_launch.jobs.task import ElasticTask
@@ -32,7 +33,7 @@ def carry(
         folder: submitit's.
         tasks: what to run.
         parameters: of submitit's AutoExecutor.
-        environ: what sbatch, and the job, are given.
+        environ: what sbatch, and the job, are given, besides a secret of the job's own.
 
     Returns:
         The ids of the jobs, in the order of the tasks.
@@ -41,7 +42,13 @@ def carry(
         SlurmError: Slurm refuses the job; the message is Slurm's.
     """
     order = pickle.dumps({"folder": str(folder), "tasks": list(tasks), "parameters": dict(parameters)})
-    done = subprocess.run([sys.executable, "-m", __name__], input=order, capture_output=True, env=environ, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", __name__],
+        input=order,
+        capture_output=True,
+        env=secret.with_own(environ),
+        check=False,
+    )
     try:
         answer = json.loads(done.stdout)
     except ValueError:

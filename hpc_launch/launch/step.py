@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from hpc_launch import hostlist
+from hpc_launch import hostlist, secret
 from hpc_launch.errors import ContextError, Interrupted, StepError, WorkerError
 from hpc_launch.plan import step as plan
 from hpc_launch.plan.here import Here, check_script
@@ -174,7 +174,7 @@ class _Step:
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals | {signal.SIGCHLD})
         self._srun = subprocess.Popen(
             prepared.line,
-            env=steps.environment(here.environ, self._job_id),
+            env=secret.with_own(steps.environment(here.environ, self._job_id)),
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             preexec_fn=_tied_to_this_process(self._mask),  # noqa: PLW1509 - there are no threads here

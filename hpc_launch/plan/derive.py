@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hpc_launch import hostlist, world
 from hpc_launch.errors import ContextError, HostlistError, UsageError, reason
 from hpc_launch.node import network, ports
-from hpc_launch.plan import binding, start, traps
+from hpc_launch.plan import binding, identity, start, traps
 from hpc_launch.plan.binding import Binding
 from hpc_launch.plan.here import Here
+from hpc_launch.plan.identity import Identity, Lineage
 from hpc_launch.plan.model import Derived, Plan
 from hpc_launch.plan.step import refuse_without_step
 from hpc_launch.settings import PROCESS_WORDS, NodeRange, Origin, Settings
@@ -91,7 +93,9 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         endpoint=endpoint,
         leaders=leaders,
         run_id=run_id,
+        identity=_identity(settings, here, found, script),
         ports=candidates,
+        store_ports=reserved or settings.port_range,
         local_world_size=local_world_size,
         devices=here.devices,
         isolated=_isolated(settings, here),
@@ -326,10 +330,54 @@ def _run_id(settings: Settings, here: Here, found: World, step: Step | None) -> 
     if step is not None:
         return f"{step.job_id}.{step.step_id}.{step.restart_count}", "job, step and restart count"
     if found.origin is Origin.HOSTS:
-        job = next((here.environ[name] for name in _FOREIGN_JOB_IDS if here.environ.get(name)), "")
+        job = _foreign_job(here)
         digest = hashlib.sha256(",".join(found.hosts).encode()).hexdigest()[:8]
         return f"hosts-{job or digest}", "job id" if job else "host list"
     return "none", Origin.DEFAULT.value
+
+
+def _identity(settings: Settings, here: Here, found: World, script: Sequence[str]) -> Identity:
+    lineage = _lineage(settings, here, found)
+    in_slurm = lineage.place and found.origin in (Origin.STEP, Origin.JOB)
+    place = f"{lineage.place}/{lineage.incarnation}" if in_slurm else _place_outside(settings, here, found)
+    if settings.rdzv_id is not None:
+        made = identity.of_id(place, settings.rdzv_id, script, module=settings.module)
+    else:
+        made = identity.of_command(
+            place,
+            script,
+            here.directory,
+            module=settings.module,
+            no_python=settings.no_python,
+            run_path=settings.run_path,
+        )
+    return replace(made, lineage=lineage)
+
+
+def _lineage(settings: Settings, here: Here, found: World) -> Lineage:
+    """What the run continues: by the step where it is in one, as that has the same number in each start of the job."""
+    slurm, named = here.slurm, settings.log_name is not None
+    if settings.standalone or slurm is None:
+        return Lineage(named=named or bool(_job_name(settings, here, found)))
+    place = identity.place_in_slurm(
+        here.environ.get("SLURM_CLUSTER_NAME", ""),
+        here.environ.get("SLURM_JOB_ID_HET_GROUP_0") or slurm.job_id,
+        slurm.step_id if isinstance(slurm, Step) else None,
+    )
+    return Lineage(place, slurm.restart_count, named)
+
+
+def _place_outside(settings: Settings, here: Here, found: World) -> str:
+    if len(found.hosts) == 1:
+        return identity.place_of_process(here.host, here.pid)
+    if found.origin is Origin.HOSTS:
+        return identity.place_of_hosts(found.hosts, _foreign_job(here))
+    # The names of the other nodes are not known here, so that the address of the first is all that they share.
+    return identity.place_of_hosts((settings.rdzv_endpoint or settings.master_addr or "",))
+
+
+def _foreign_job(here: Here) -> str:
+    return next((here.environ[name] for name in _FOREIGN_JOB_IDS if here.environ.get(name)), "")
 
 
 def _job_name(settings: Settings, here: Here, found: World) -> str:

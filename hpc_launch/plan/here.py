@@ -45,6 +45,7 @@ class Here:
         allowed: the CPUs it may use.
         topology: gives what shares a core or a NUMA node; a parameter because it reads many files.
         locations: gives where the devices are, in their order, if that can be known; for the same reason.
+        pid: the id of this process.
     """
 
     environ: Mapping[str, str]
@@ -63,6 +64,7 @@ class Here:
     allowed: frozenset[int] = frozenset()
     topology: Callable[[], Topology] = Topology
     locations: Callable[[], tuple[Location, ...]] = tuple
+    pid: int = 0
 
 
 def gather(environ: Mapping[str, str], settings: Settings, command: Sequence[str] = ()) -> Here:
@@ -97,6 +99,7 @@ def gather(environ: Mapping[str, str], settings: Settings, command: Sequence[str
         allowed=allowed,
         topology=functools.partial(topology.read, allowed),
         locations=functools.partial(locations.find, visible, dict(environ)),
+        pid=os.getpid(),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from hpc_launch import hidden, hostlist
 from hpc_launch.node.devices import Devices
 from hpc_launch.plan.binding import Binding, Share
+from hpc_launch.plan.identity import Identity
 from hpc_launch.plan.start import Start
 from hpc_launch.settings import NodeRange, Settings
 from hpc_launch.world import World
@@ -38,7 +40,9 @@ class Plan:
         endpoint: where that is found; empty where our own backend finds it by itself.
         leaders: names or addresses under which the first node may be found.
         run_id: the name of the run, the same on every node.
+        identity: which agents may be of the run, and where it is.
         ports: the ports to try, in order.
+        store_ports: the ports among which those of the workers' stores are chosen.
         local_world_size: workers of this agent.
         devices: what they may use.
         isolated: each worker is shown its own device only, as device 0.
@@ -59,7 +63,9 @@ class Plan:
     endpoint: str
     leaders: tuple[str, ...]
     run_id: str
+    identity: Identity
     ports: tuple[int, ...]
+    store_ports: Sequence[int]
     local_world_size: int
     devices: Devices
     isolated: bool

@@ -3,6 +3,7 @@
     <log_dir>/latest -> <job>
     <log_dir>/<job>/latest -> attempt_<n>
     <log_dir>/<job>/job.json -> attempt_<n>/job.json        the plan of the last run, which began with attempt n
+    <log_dir>/<job>/claims/<place>-<n>                      the run that has the directory (`records.claims`)
     <log_dir>/<job>/requeues.jsonl                          when and why the job was requeued, a line each
     <log_dir>/<job>/end_time.json                           when the job really ends, as Slurm said last
     <log_dir>/<job>/progress/rank_<r>.json                  how far training is, as a worker says
@@ -24,6 +25,7 @@ that nothing is overwritten.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -105,6 +107,19 @@ class JobDirectory:
     def events(self, host: str) -> Path:
         """The events of one node."""
         return self.path / "nodes" / _file_name(host) / "events.jsonl"
+
+    @property
+    def claims(self) -> Path:
+        """Which starts of which run have had this directory (`records.claims`)."""
+        return self.path / "claims"
+
+    def whereabouts(self, program: str) -> Path:
+        """Where the coordinator of a program's run can be found; gone when the run has ended."""
+        return self.path / f"rendezvous-{program[:12]}.json"
+
+    def secret(self, place: str) -> Path:
+        """The key that the first agent of a place leaves for the others; gone when its run has ended."""
+        return self.path / f".secret-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
 
     @property
     def memberships(self) -> Path:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from hpc_launch.settings import readers
+from hpc_launch.settings.policy import NO_POLICY, Policy
 from hpc_launch.settings.values import CONSOLE_AUTO_RANKS, Console, CpuBind, NodeRange, Origin, StreamChoice
 
 PREFIX = "HPC_LAUNCH_"
@@ -117,8 +118,8 @@ class Settings:
     """Everything that was asked for, and where each value came from.
 
     The fields are the options; their comments are the help texts. `origins` names the origin of every field that
-    does not have its default, and `places` the flag, the variable, or the file and the key in it. `notes`
-    has a line for each file that does not count.
+    does not have its default, and `places` the flag, the variable, or the file and the key in it; `policy` is the
+    site's, which all values obey, and `notes` has a line for each file that does not count.
     """
 
     nnodes: NodeRange | None = _option(
@@ -290,6 +291,14 @@ class Settings:
         group=RENDEZVOUS,
         torchrun_variable=False,
         help="The ports to choose from (default 20000-31999, below the range that Linux hands out by itself).",
+    )
+    insecure_rendezvous: bool = _flag(
+        "--insecure-rendezvous",
+        group=RENDEZVOUS,
+        torchrun_variable=False,
+        help="Let nodes meet that have no secret in common. Other users who reach a node can then end the job, or send "
+        "its workers elsewhere. A secret is better: export HPC_LAUNCH_SECRET=$(openssl rand -hex 32) before srun. A "
+        "site can forbid this option.",
     )
     module: bool = _flag(
         "-m",
@@ -625,6 +634,7 @@ class Settings:
 
     origins: Mapping[str, Origin] = field(default_factory=dict)
     places: Mapping[str, str] = field(default_factory=dict)
+    policy: Policy = NO_POLICY
     notes: tuple[str, ...] = ()
 
     def origin(self, name: str) -> Origin:

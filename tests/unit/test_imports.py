@@ -18,7 +18,7 @@ import hpc_launch
 PACKAGE = Path(hpc_launch.__file__).parent
 
 # What each part of the package may import of the others. The first of two parts stands above the second.
-FOUNDATIONS = {"hostlist", "hidden", "owners", "ranges", "settings", "errors", "text", "world", "version"}
+FOUNDATIONS = {"hostlist", "hidden", "owners", "ranges", "settings", "errors", "secret", "text", "world", "version"}
 MAY_IMPORT = {
     "entry": {"cli"},
     "cli": {"launch", "submission", "check", "review", "records", "plan", "slurm", "warm", *FOUNDATIONS},
@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "owners": set[str](),
     "text": set[str](),
     "ranges": set[str](),
+    "secret": set[str](),
     "version": set[str](),
 }
 

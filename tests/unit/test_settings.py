@@ -71,6 +71,7 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
         ("a=1", (("a", "1"),)),
         (" a = 1 , b=x=y ,", (("a", "1"), ("b", "x=y"))),
     ],
+    "insecure_rendezvous": [("1", True), ("no", False)],
     "standalone": [("1", True), ("true", True), ("Yes", True), ("on", True), ("0", False), ("no", False)],
     "hang_timeout": [("600", 600.0), ("none", 0.0), ("0", 0.0)],
     "join_timeout": [("0.5", 0.5), ("600", 600.0)],
