@@ -12,12 +12,13 @@ from hpc_launch.records.claims import ClaimedRun
 from hpc_launch.records.directory import JobDirectory
 
 
-def claim(job: JobDirectory, identity: Identity) -> ClaimedRun:
+def claim(job: JobDirectory, identity: Identity, *, private: bool = False) -> ClaimedRun:
     """Claim the directory in which a run goes on, or begins. It may wait for the file system.
 
     Args:
         job: the directory that the run has in the ordinary case; its name is empty outside of Slurm.
         identity: the run.
+        private: let nobody else into the directory.
 
     Raises:
         LogDirError: when nothing can be written there.
@@ -30,4 +31,5 @@ def claim(job: JobDirectory, identity: Identity) -> ClaimedRun:
         lineage.incarnation,
         place=lineage.place,
         named=lineage.named,
+        private=private,
     )

@@ -17,13 +17,13 @@ import hashlib
 import json
 import os
 import re
-import stat
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc_launch import owners
 from hpc_launch.errors import LogDirError
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
@@ -90,7 +90,14 @@ class Claimant:
 
 
 def claim_run(
-    root: Path, base: str, program: str, incarnation: int, *, place: str = "", named: bool = False
+    root: Path,
+    base: str,
+    program: str,
+    incarnation: int,
+    *,
+    place: str = "",
+    named: bool = False,
+    private: bool = False,
 ) -> ClaimedRun:
     """Claim a job directory for a run: that of its earlier incarnation, or one that no run has had.
 
@@ -102,15 +109,17 @@ def claim_run(
         place: where the run is, without the incarnation; runs of other places have other directories. Empty where
             nothing is started again (outside of Slurm): then each process is a place of its own.
         named: the user gave the name: then runs of other places (the next job of a chain) go on in that directory.
+        private: let nobody else into the directory.
 
     Raises:
         LogDirError: when nothing can be written there.
     """
     where = place or f"{os.uname().nodename}/{os.getpid()}/{time.time_ns()}"
     mine = Claimant(hashlib.sha256(where.encode()).hexdigest()[:12], incarnation, program, named)
+    directory.check_parents(root)
     for name in _candidates(root, base, mine):
         job = JobDirectory(root, name)
-        if _claim(job, mine):
+        if _claim(job, mine, private=private):
             return ClaimedRun(name, job.next_attempt())
     raise LogDirError(f"no free directory for another run of {base} in {root}: remove old ones, or use --log-name")
 
@@ -155,11 +164,9 @@ def _candidates(root: Path, base: str, mine: Claimant) -> Iterator[str]:
     for ordinal in range(1, _MOST_RUNS):
         name = name_of(base, ordinal)
         existing = ordinal
-        try:
-            status = (root / name).lstat()
-        except OSError:
+        if not os.path.lexists(root / name):
             break
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        if not owners.is_own_directory(root / name):
             continue
         job = JobDirectory(root, name)
         claims = claims_of(job)
@@ -170,11 +177,14 @@ def _candidates(root: Path, base: str, mine: Claimant) -> Iterator[str]:
     yield from (name_of(base, ordinal) for ordinal in range(existing, _MOST_RUNS))
 
 
-def _claim(job: JobDirectory, mine: Claimant) -> bool:
+def _claim(job: JobDirectory, mine: Claimant, *, private: bool) -> bool:
     """Whether this run is the one that has the directory from now on."""
-    directory.make(job.claims, job.path)
-    if job.path.lstat().st_uid != os.geteuid():
-        return False  # made by another user in the meantime
+    try:
+        directory.make(job.claims, job.path, private=private)
+    except LogDirError:
+        if os.path.lexists(job.path) and not owners.is_own_directory(job.path):
+            return False  # made by another user in the meantime
+        raise
     facts = {"schema": _SCHEMA, "program": mine.program, "host": os.uname().nodename, "pid": os.getpid()}
     return _make_once(job.claims / mine.file, json.dumps({**facts, "time": round(time.time(), 3)}) + "\n")
 

@@ -17,7 +17,7 @@ from hpc_launch.errors import CallError, LogDirError
 from hpc_launch.jobs import remote, results
 from hpc_launch.jobs.files import write_once
 from hpc_launch.owners import Entry, NotOwnError, open_folder, read_own, read_shared
-from hpc_launch.records import directory
+from hpc_launch.records import claims, directory
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import EventLog
 from tests.users import ALICE, BOB, PROJECT_GROUP, common_directory, give, needs_root, run_as
@@ -494,3 +494,27 @@ def test_an_entry_says_what_the_system_says(tmp_path: Path) -> None:
     found = Entry.of(tmp_path, status)
 
     assert dataclasses.astuple(found) == (tmp_path, status.st_uid, status.st_gid, status.st_mode, status.st_nlink)
+
+
+@needs_root
+@pytest.mark.parametrize("planted", ["directory", "link"])
+def test_a_run_passes_by_what_is_planted(tmp_path: Path, planted: str) -> None:
+    """A directory of somebody else, or a link, with the name of a job directory: the run has the next one."""
+    (tmp_path / "victim").mkdir()
+    if planted == "link":
+        (tmp_path / "12.0").symlink_to("victim")
+    else:
+        (tmp_path / "12.0").mkdir()
+        give(tmp_path / "12.0", ALICE)
+    claimed = claims.claim_run(tmp_path, "12.0", "program", 0, place="cluster/12/0", private=True)
+
+    assert (claimed.job, claimed.first_attempt) == ("12.0-2", 0)
+    assert stat.S_IMODE((tmp_path / "12.0-2").stat().st_mode) == 0o700
+    assert list((tmp_path / "victim").iterdir()) == []
+
+
+def test_a_run_claims_nothing_where_everybody_may_write(tmp_path: Path) -> None:
+    """The search for a name ends at once."""
+    tmp_path.chmod(0o777)
+    with pytest.raises(LogDirError, match="everybody may write"):
+        claims.claim_run(tmp_path, "12.0", "program", 0, place="cluster/12/0")
