@@ -32,7 +32,7 @@ def job_search(job: str, log_dir: str | None) -> find.Search:
     """Look for the job that is meant; says so where it has other directories as well."""
     found = find.search(job, directory=Path.cwd(), environ=os.environ, log_dir=log_dir)
     if found.others and found.directory is not None:
-        note(f"this is {found.directory.job}; the job has other steps: {', '.join(found.others)}")
+        note(f"this is {found.directory.job}; the job has other runs: {', '.join(found.others)}")
     return found
 
 
@@ -47,7 +47,8 @@ def job_directory(context: click.Context, job: str, given: dict[str, Any]) -> Jo
 
 def note(line: str) -> None:
     """Say something beside the output."""
-    click.echo(f"hpc-launch: note: {line}", err=True)
+    with contextlib.suppress(OSError):  # a console that is full or gone
+        click.echo(f"hpc-launch: note: {line}", err=True)
 
 
 @contextlib.contextmanager

@@ -171,4 +171,5 @@ def _note(line: str) -> None:
 
 
 def _say(line: str) -> None:
-    click.echo(f"hpc-launch: {line}", err=True)
+    with contextlib.suppress(OSError):  # a console that is full or gone
+        click.echo(f"hpc-launch: {line}", err=True)

@@ -30,7 +30,6 @@ from hpc_launch.elastic.others import Nobody, Others
 from hpc_launch.elastic.outlook import Outlook
 from hpc_launch.elastic.recording import Recorder
 from hpc_launch.elastic.rendezvous import SlurmRendezvous, SpareReleased
-from hpc_launch.rendezvous.messages import Ending, RoundEnd, RoundPlan
 from hpc_launch.elastic.signals import Signals
 from hpc_launch.elastic.slurm_word import SlurmWord
 from hpc_launch.elastic.window import Window
@@ -39,6 +38,7 @@ from hpc_launch.errors import HpcLaunchError, LogDirError
 from hpc_launch.plan.model import Plan
 from hpc_launch.records import causes, events, telling
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.rendezvous.messages import Ending, RoundEnd, RoundPlan
 from hpc_launch.settings import Origin
 from hpc_launch.slurm.job import JobRecord
 from hpc_launch.warm.factory import Factory
@@ -166,8 +166,8 @@ class Agent(LocalElasticAgent):
             course.move(self._own.world(self._whole))
             self.follow_slurm()
         if self._own is not None:
+            course.job = JobDirectory(course.plan.log_root, self._own.plan.job)  # before a number says that it is known
             course.number, course.first_label = self._own.round_number, self._own.plan.first_attempt
-            course.job = JobDirectory(course.plan.log_root, self._own.plan.job)
             self._remaining_restarts = max(0, budget - course.number)
         else:
             # Other backends know no common number; torch's agents count their own restarts.

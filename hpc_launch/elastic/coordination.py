@@ -13,11 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Set as AbstractSet
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from hpc_launch.console import say
 from hpc_launch.elastic.awake import Awake
-from hpc_launch.elastic.background import Chores
-from hpc_launch.elastic.console import say
 from hpc_launch.elastic.coordinator import Coordinator, Session, View
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.tokens import Tokens
@@ -30,12 +29,14 @@ from hpc_launch.rendezvous.transport.faults import MessageError
 from hpc_launch.rendezvous.transport.keys import Keyring
 from hpc_launch.rendezvous.transport.server import Greeting, Server
 
+_Found = TypeVar("_Found")
+
 _HELLO = codec.known(Hello)
 
 # How old the copy may be that other threads see.
 _VIEW_SECONDS = 0.05
-# How long lines and records of the end may take, and what is still to be sent.
-_LAST_SECONDS, _LINGER_SECONDS = 2.0, 1.0
+# How long the sending of what is left may take.
+_LINGER_SECONDS = 1.0
 # Unknown connections at a time: all agents may knock at once, and others besides.
 _STRANGERS = 128
 
@@ -48,8 +49,8 @@ class CoordinatorServer:
         instance: tells this process from another one with the same number.
         listener: where other agents connect; None where there are none.
         open_store: makes the workers' store of the round with this number; gives address and port.
-        open_job: gives the name of the job directory and the number of the run's first attempt.
-        observe: records events.
+        open_job: gives the job directory's name, the number of the run's first attempt, and its id for workers.
+        observe: records events; it must not block.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class CoordinatorServer:
         instance: str,
         listener: socket.socket | None,
         open_store: Callable[[int], tuple[str, int]],
-        open_job: Callable[[], tuple[str, int]],
+        open_job: Callable[[], tuple[str, int, str]],
         observe: Callable[..., None],
     ) -> None:
         self._party, self._open_store, self._open_job, self._observe = party, open_store, open_job, observe
@@ -67,7 +68,6 @@ class CoordinatorServer:
         self._sessions: dict[Connection, Session] = {}
         self._connections: dict[Session, Connection] = {}
         self._tokens = Tokens()
-        self._lines, self._records = Chores("coordinator-lines"), Chores("coordinator-records")
         self._awake = Awake()
         self._view, self._viewed = View(), 0.0
         self._fault: BaseException | None = None
@@ -89,7 +89,7 @@ class CoordinatorServer:
     @property
     def error(self) -> BaseException | None:
         """A fault of our own that has ended the coordinator."""
-        return self._fault or self._server.error or self._lines.error or self._records.error
+        return self._fault or self._server.error
 
     @property
     def formed(self) -> bool:
@@ -161,11 +161,8 @@ class CoordinatorServer:
             self._tokens.clear(directory)
 
     def close(self) -> None:
-        """End the thread, and show and record what is left."""
+        """End the thread, and send what is left."""
         self._server.close(linger=_LINGER_SECONDS)
-        deadline = time.monotonic() + _LAST_SECONDS
-        for chores in (self._lines, self._records):
-            chores.close(max(0.0, deadline - time.monotonic()))
 
     def _settle(self, action: Callable[[], object]) -> None:
         """Have something done in the server's thread, and wait for it."""
@@ -197,8 +194,14 @@ class CoordinatorServer:
     def received(self, connection: Connection, payload: bytes) -> None:
         """An agent has sent a message."""
         session = self._sessions.get(connection)
-        if session is not None:
+        if session is None:
+            return
+        try:
             self._coordinator.receive(session, codec.decode(payload, FROM_AGENTS))
+        except MessageError as error:
+            if session.hello.instance == self._own.instance:
+                raise RuntimeError(f"a message of this agent itself: {error}") from error
+            raise
 
     def received_bulk(self, connection: Connection, payload: bytes) -> None:
         """No agent sends bulk data to a coordinator."""
@@ -257,11 +260,11 @@ class CoordinatorServer:
 
     def say(self, line: str) -> None:
         """Show a line on the console."""
-        self._lines.do(functools.partial(say, line))
+        say(line)  # it has a queue: no console keeps this thread waiting
 
     def observe(self, event: str, **facts: Any) -> None:
         """Record an event."""
-        self._records.do(functools.partial(self._observe, event, when=time.time(), **facts))
+        self._observe(event, **facts)
 
     def open_job(self) -> None:
         """Choose the job directory."""
@@ -300,9 +303,7 @@ class CoordinatorServer:
         """This node's time."""
         return time.time()
 
-    def _prepare(
-        self, what: str, work: Callable[[], tuple[str, int]], then: Callable[[tuple[str, int]], None]
-    ) -> None:
+    def _prepare(self, what: str, work: Callable[[], _Found], then: Callable[[_Found], None]) -> None:
         """Do what may block in a thread of its own, and hand the result to the coordinator."""
 
         def run() -> None:

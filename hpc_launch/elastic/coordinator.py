@@ -339,6 +339,7 @@ class Coordinator:
             raise MessageError(f"agent {hello.agent} of {hello.host}: this run has agents 0 to {party.agents - 1}")
         elif self._instances.setdefault(hello.agent, hello.instance) != hello.instance:
             verdict = Verdict.TAKEN
+            self._mind_equal_run(hello)
         elif self._leads:
             verdict = Verdict.WELCOME
             number = self._running.start.membership.number if self._running is not None else -1
@@ -355,6 +356,12 @@ class Coordinator:
             words=party.identity.words[:_LONGEST_WORDS] if verdict in (Verdict.OTHER_PROGRAM, Verdict.TAKEN) else "",
         )
         return answer, verdict is Verdict.WELCOME and hello.purpose is not Purpose.CALL
+
+    def _mind_equal_run(self, hello: Hello) -> None:
+        """End a run that has not begun where there is an equal one: their agents would be paired at random."""
+        equal = hello.purpose is Purpose.CALL and hello.agent == self._party.agent
+        if equal and self._leads and self._state.round < 0 and self._refusal is None:
+            self._refuse(RefusalKind.PROBLEM, rounds.equal_runs(self._party.identity.words), 69)
 
     def opened(self, session: Session) -> None:
         """An authenticated agent is connected."""
@@ -408,11 +415,11 @@ class Coordinator:
 
     # ---- finished preparations
 
-    def job_opened(self, job: str, first_attempt: int) -> None:
+    def job_opened(self, job: str, first_attempt: int, run_id: str) -> None:
         """The job directory is chosen."""
         self._preparation.asked.pop("job", None)
         if not self._state.job:
-            self._state = replace(self._state, job=job, first_attempt=first_attempt)
+            self._state = replace(self._state, job=job, first_attempt=first_attempt, run_id=run_id)
 
     def store_opened(self, round_number: int, address: str, port: int) -> None:
         """The workers' store of a round is open."""
@@ -679,9 +686,7 @@ class Coordinator:
         if names:
             self._effects.observe(events.NODE_MISSING, hosts=hostlist.display(missing), **about)
             other = self._other_programs()
-            self._effects.say(
-                f"waiting for {names} ({joined}/{self._party.agents} joined, {here.waited:.0f} s){other}"
-            )
+            self._effects.say(f"waiting for {names} ({joined}/{self._party.agents} joined, {here.waited:.0f} s){other}")
 
     def _missing(self, here: Gathering) -> tuple[tuple[str, ...], str]:
         """The nodes with agents that are missing, and words for them."""
@@ -794,14 +799,21 @@ class Coordinator:
         needed = membership.oldest_in_question(one.known for one in ready.values())
         if self._party.elastic:
             self._effects.remove_tokens(self._directory.memberships, before=needed)
-        workers = tuple(ready[agent].workers for agent in active if agent is not None)
+        workers = tuple(ready[agent].workers for agent in active)
         self._state = replace(self._state, round=self._state.round + 1, waiting={})
         self._preparation = _Preparation()
         start = Start(
             membership=agreed,
             hosts=tuple(self._hosts[agent] for agent in active),
             coordinator=self._party.agent,
-            plan=RoundPlan(store[1], store[2], workers, self._state.job, self._state.first_attempt),
+            plan=RoundPlan(
+                master_addr=store[1],
+                master_port=store[2],
+                workers=workers,
+                job=self._state.job,
+                first_attempt=self._state.first_attempt,
+                run_id=self._state.run_id,
+            ),
             state=self._state,
             places={str(agent): sessions[agent].place for agent in agreed.agents},
         )

@@ -13,7 +13,7 @@ from torch.distributed.elastic.agent.server.api import Worker, WorkerGroup, Work
 from torch.distributed.elastic.multiprocessing import LogsSpecs, PContext, start_processes
 
 from hpc_launch import secret
-from hpc_launch.elastic.console import say
+from hpc_launch.console import say
 from hpc_launch.elastic.course import Course
 from hpc_launch.elastic.environment import Attempt, Place, worker_environment
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
@@ -205,7 +205,7 @@ def environments(course: Course, group: WorkerGroup, base: Mapping[str, str]) ->
         master_addr=str(group.master_addr),
         master_port=int(cast("int", group.master_port)),
         max_restarts=spec.max_restarts,
-        run_id=spec.rdzv_handler.get_run_id(),
+        run_id=(own.plan.run_id if own is not None else "") or spec.rdzv_handler.get_run_id(),
         role=spec.role,
         use_agent_store=spec.rdzv_handler.use_agent_store,
         signals=plan.settings.signals_to_handle,

@@ -10,9 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from hpc_launch.elastic.background import Background
-from hpc_launch.elastic.console import say
+from hpc_launch.console import say
 from hpc_launch.elastic.coordination import CoordinatorServer
+from hpc_launch.elastic.inquiry import Inquiry
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.search import Found, Search
 from hpc_launch.rendezvous.membership import Membership
@@ -37,8 +37,8 @@ class Election:
     def __init__(self, party: Party, search: Search, server: CoordinatorServer) -> None:
         self.coordinator = -1
         self._party, self._search, self._server = party, search, server
-        self._first: Background[Found | None] | None = None
-        self._others: Background[list[Found]] | None = None
+        self._first: Inquiry[Found | None] | None = None
+        self._others: Inquiry[list[Found]] | None = None
         self._next = 0.0
 
     @property
@@ -114,7 +114,7 @@ class Election:
         if self._others is None and now >= self._next:
             self._next = now + _SEARCH_SECONDS
             missing = [agent for agent in self._candidates(agreed, newcomers) if agent not in self._server.callers]
-            self._others = Background(lambda: self._search.coordinators(missing), name="others", discard=_hang_up)
+            self._others = Inquiry(lambda: self._search.coordinators(missing), name="others", discard=_hang_up)
         if self._others is None or not self._others.done:
             return None
         found, self._others = self._others.result(), None
@@ -131,7 +131,7 @@ class Election:
         """Whether the question has been answered, and how."""
         if self._first is None:
             wanted = list(agents)
-            self._first = Background(lambda: self._search.first(wanted), name="election", discard=_hang_up_one)
+            self._first = Inquiry(lambda: self._search.first(wanted), name="election", discard=_hang_up_one)
         if not self._first.done:
             return False, None
         found, self._first = self._first.result(), None
@@ -149,5 +149,3 @@ def _hang_up(found: Iterable[Found]) -> None:
 
 def _hang_up_one(found: Found | None) -> None:
     _hang_up([found] if found is not None else [])
-
-

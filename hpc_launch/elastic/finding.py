@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpc_launch.elastic.console import Pace, say
+from hpc_launch.console import say
+from hpc_launch.elastic import rounds
+from hpc_launch.elastic.console import Pace
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.search import read_answer
 from hpc_launch.errors import LogDirError, NoSecretError, RendezvousError, RendezvousTimeout
@@ -162,9 +164,7 @@ class Finding:
         for port in ports:
             if self.dropped.is_set():
                 return "the search was given up"
-            found = connect(
-                address, port, self.keyring, hello, connect_timeout=_CONNECT_SECONDS, patience=patience
-            )
+            found = connect(address, port, self.keyring, hello, connect_timeout=_CONNECT_SECONDS, patience=patience)
             if isinstance(found, Connection):
                 answer = read_answer(found.answer)
                 if answer is not None and answer.verdict is Verdict.WELCOME:
@@ -262,7 +262,4 @@ def equal_run(party: Party, hello: Hello, taken: Sequence[int], address: str) ->
     finding.turn([(address, taken)], _ANSWER_SECONDS)
     if Verdict.TAKEN not in finding.others:
         return ""
-    return (
-        f"another run of the same command ({party.identity.words}) is under way in the same step: give each run an "
-        "--rdzv-id of its own"
-    )
+    return rounds.equal_runs(party.identity.words)

@@ -25,6 +25,9 @@ _LATEST_SECONDS = 3600.0
 # After so long it is asked again beside the first one, and then each time after twice as long.
 _SECOND_QUESTION_SECONDS = 0.5
 
+# How often it is looked whether the run has a directory to write in, from an answer that came before it.
+_LOOK_SECONDS = 0.2
+
 
 class Outlook:
     """Asks from time to time, and writes the end of the job down for `runtime.time_left`.
@@ -34,12 +37,12 @@ class Outlook:
         record: what was said of the job last; None as long as nothing was.
     """
 
-    def __init__(self, job: str, file: Path, end: float | None) -> None:
+    def __init__(self, job: str, file: Callable[[], Path | None], end: float | None) -> None:
         """Nothing is asked before `begin`.
 
         Args:
             job: the job, as scontrol names it.
-            file: where its end is written down.
+            file: gives where its end is written down; None as long as the run has no directory.
             end: when it ends, in seconds since the epoch, as its environment says.
         """
         self.facts = SlurmFacts()
@@ -47,6 +50,7 @@ class Outlook:
         self._job = job
         self._file = file
         self._end = end
+        self._unwritten: JobRecord | None = None
         self._changed = threading.Condition()
         self._wanted = True
         self._asking = False
@@ -122,19 +126,32 @@ class Outlook:
         return None
 
     def _await_question(self) -> bool:
-        """Wait until it is time to ask; False when nobody wants to know any more."""
-        with self._changed:
-            left = self.left
-            pause = _LATEST_SECONDS if left is None else min(max(left / 2, _SOONEST_SECONDS), _LATEST_SECONDS)
-            self._changed.wait_for(lambda: self._wanted or self._closed, pause)
-            self._wanted, self._asking = False, True
-            return not self._closed
+        """Wait until it is time to ask; False when no answer is wanted any more."""
+        left = self.left
+        pause = _LATEST_SECONDS if left is None else min(max(left / 2, _SOONEST_SECONDS), _LATEST_SECONDS)
+        deadline = time.monotonic() + pause
+        while True:
+            with self._changed:
+                rest = deadline - time.monotonic()
+                step = min(rest, _LOOK_SECONDS) if self._unwritten is not None else rest
+                if self._changed.wait_for(lambda: self._wanted or self._closed, max(0.0, step)) or step == rest:
+                    self._wanted, self._asking = False, True
+                    return not self._closed
+            self._write()
 
     def _note(self, record: JobRecord) -> None:
-        self.record = record
+        self.record = self._unwritten = record
         self.facts = SlurmFacts(self.facts.kill_wait, self._grace_end(record))
+        self._write()
+
+    def _write(self) -> None:
+        """Write down what was said last, if there is a place for it."""
+        record, file = self._unwritten, self._file()
+        if record is None or file is None:
+            return
+        self._unwritten = None
         with contextlib.suppress(LogDirError):
-            directory.write_json(self._file, {"end": record.end, "asked": time.time()})
+            directory.write_json(file, {"end": record.end, "asked": time.time()})
 
     def _grace_end(self, record: JobRecord) -> float:
         """When the GraceTime of a preemption is over; 0 where there is none."""

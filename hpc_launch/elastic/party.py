@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hpc_launch.elastic.console import say
+from hpc_launch.console import say
 from hpc_launch.errors import HpcLaunchError, LogDirError, NoSecretError, UsageError
 from hpc_launch.node import network
-from hpc_launch.plan.identity import Identity
+from hpc_launch.plan.identity import UNKNOWN, Identity
 from hpc_launch.plan.model import Plan
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
@@ -48,7 +48,7 @@ class Party:
         minimum: how many nodes it needs at least to go on.
         spares: how many nodes have no workers as long as they are not needed.
         node_timeout: seconds without an answer after which a node is lost.
-        identity: which agents may meet.
+        identity: which agents may be of the run, and what it continues.
         keyring: by which secrets they know each other; None where an agent meets no others.
         store_ports: the ports of the workers' stores.
         verbose: say what is refused to strangers.
@@ -76,7 +76,7 @@ class Party:
     minimum: int = 1
     spares: int = 0
     node_timeout: float = 10.0
-    identity: Identity = Identity("", "", "", explicit=False)
+    identity: Identity = UNKNOWN
     keyring: Keyring | None = None
     store_ports: Sequence[int] = ()
     verbose: bool = False
@@ -146,14 +146,12 @@ def _keyring(plan: Plan, environ: Mapping[str, str]) -> Keyring:
     if file is not None and world.leader:
         with contextlib.suppress(LogDirError):
             directory.make(job.path)
-    found = keys.collect(
-        environ, place, job_file=file, leader=world.leader, insecure=plan.settings.insecure_rendezvous
-    )
+    found = keys.collect(environ, place, job_file=file, leader=world.leader, insecure=plan.settings.insecure_rendezvous)
     if plan.settings.verbose:
         say(f"secrets of this agent: {found.described}")
         for skipped in found.skipped:
             say(f"left out: {skipped}")
-    if found.empty and found.job_file is None:
+    if found.empty and not found.expects_more:
         raise NoSecretError(
             f"{world.host} has no secret by which the agents of this run know each other ({'; '.join(found.skipped)}): "
             "export HPC_LAUNCH_SECRET=$(openssl rand -hex 32) before srun, or use --insecure-rendezvous"

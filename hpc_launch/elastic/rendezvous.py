@@ -17,6 +17,7 @@ listens, and where the coordinator is lost, the others elect another (`election`
 
 from __future__ import annotations
 
+import contextlib
 import select
 import time
 import traceback
@@ -34,13 +35,13 @@ from torch.distributed import (  # type: ignore[attr-defined]  # public, but its
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousStoreInfo
 
+from hpc_launch.console import say
 from hpc_launch.elastic import claiming, finding, stores
-from hpc_launch.elastic.background import Background
-from hpc_launch.elastic.console import say
 from hpc_launch.elastic.coordination import CoordinatorServer
 from hpc_launch.elastic.coordinator import GONE, SILENT
 from hpc_launch.elastic.election import Election
 from hpc_launch.elastic.finding import Finding, Reached
+from hpc_launch.elastic.inquiry import Inquiry
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.search import Doubts, Search
 from hpc_launch.errors import HpcLaunchError, RendezvousError, RendezvousTimeout, RoundRefused
@@ -173,9 +174,9 @@ class SlurmRendezvous(RendezvousHandler):
         self._search = Search(self._hello, self._keyring)
         self._doubts = Doubts(self._search.silent, party.node_timeout)
         self._next_doubt = 0.0
-        self._found: Background[Reached] | None = None
+        self._found: Inquiry[Reached] | None = None
         self._finding: Finding | None = None
-        self._equal: Background[str] | None = None
+        self._equal: Inquiry[str] | None = None
         self._problem = party.problem
         self._begun = self._done = False
         self._known = Knowledge(Membership(0, tuple(range(party.agents))))
@@ -265,9 +266,7 @@ class SlurmRendezvous(RendezvousHandler):
         """
         if self._server is None and self._link is None:
             return None
-        end = RoundEnd(
-            Ending.FAILED.value, self._party.agent, self._party.host, status, messages.line(cause), signal
-        )
+        end = RoundEnd(Ending.FAILED.value, self._party.agent, self._party.host, status, messages.line(cause), signal)
         if self._end is not None and self._end.ending != Ending.RESTART.value:
             return self._end
         self._end = None
@@ -440,7 +439,8 @@ class SlurmRendezvous(RendezvousHandler):
     def _remove_secret(self) -> None:
         """Remove the key that was left for the other agents of this place."""
         if self._whole.job.job and self._whole.keyring is not None:
-            self._whole.job.secret(self._whole.identity.place).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._whole.job.secret(self._whole.identity.place).unlink()
 
     # ---- messages
 
@@ -529,7 +529,8 @@ class SlurmRendezvous(RendezvousHandler):
     def _note(self, message: Notices | Waiting | Places | Told) -> None:
         """What has nothing to do with rounds."""
         if isinstance(message, Notices):
-            self._state = replace(self._state, notices=message.counts)
+            # An earlier word of the coordinator may come after this agent's own count.
+            self._state = replace(self._state, notices=membership.merged([self._state.notices, message.counts]))
         elif isinstance(message, Waiting):
             self._state = replace(self._state, waiting=message.agents)
             self._search.places.update(messages.places(message.agents))
@@ -542,7 +543,8 @@ class SlurmRendezvous(RendezvousHandler):
     def _begin(self, start: Start) -> None:
         self._known = self._known.agree(start.membership)
         self._search.gone.clear()  # they have all answered
-        self.start, self._state, self._round = start, start.state, start.state.round
+        notices = membership.merged([self._state.notices, start.state.notices])
+        self.start, self._state, self._round = start, replace(start.state, notices=notices), start.state.round
         self._end = self._plan = None
         self._begun = self._done = False
         self._search.places.update(messages.places(start.places))
@@ -647,7 +649,7 @@ class SlurmRendezvous(RendezvousHandler):
         """See whether a port before ours is that of another run of the same command, before this agent is ready."""
         if taken:
             hello, address = replace(self._hello, purpose=Purpose.CALL), self._own_address
-            self._equal = Background(
+            self._equal = Inquiry(
                 partial(finding.equal_run, self._whole, hello, tuple(taken), address), name="equal-run"
             )
 
@@ -738,6 +740,8 @@ class SlurmRendezvous(RendezvousHandler):
 
     def _look_for_coordinator(self) -> Connection | None:
         """The connection to the coordinator, this agent perhaps; None where that is not known yet."""
+        if self.elastic and self._election is None:
+            raise RendezvousError("the rendezvous is closed")
         if self._election is not None and self._known.agreed.number:
             return self._election.look(self._known.agreed, map(int, self._state.waiting))
         if self._election is not None and self._others:
@@ -751,7 +755,7 @@ class SlurmRendezvous(RendezvousHandler):
         if self._found is None:
             search = self._finding = Finding(self._hello, self._keyring)
             party = self._whole
-            self._found = Background(
+            self._found = Inquiry(
                 lambda: finding.find_coordinator(party, search), name="finding", discard=Reached.close
             )
         if not self._found.done:
@@ -783,9 +787,9 @@ class SlurmRendezvous(RendezvousHandler):
         self._worker_server = stores.worker_store(self._whole, self._own_address)
         return self._own_address, self._worker_server.port
 
-    def _open_job(self) -> tuple[str, int]:
-        claimed = claiming.claim(self._whole.job, self._whole.identity)
-        return claimed.job, claimed.first_attempt
+    def _open_job(self) -> tuple[str, int, str]:
+        claimed = claiming.claim(self._whole.job, self._whole.identity, self._whole.run_id)
+        return claimed.job, claimed.first_attempt, claimed.run_id
 
 
 def _internal(error: BaseException) -> HpcLaunchError:

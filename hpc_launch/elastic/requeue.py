@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hpc_launch import owners
-from hpc_launch.errors import HpcLaunchError, LogDirError, RendezvousError, RoundRefused, WorkerError
+from hpc_launch.errors import HpcLaunchError, RendezvousError, RoundRefused, WorkerError
 from hpc_launch.plan import requeue
 from hpc_launch.plan.model import Plan
-from hpc_launch.plan.requeue import Entry, Policy, Progress, Reason
-from hpc_launch.records import directory
+from hpc_launch.plan.requeue import Policy, Progress
+from hpc_launch.records import directory, ledger
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.ledger import Entry, Ledger, Reason
 from hpc_launch.records.progress import last_words
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.environment import requeue_id, restart_count
 from hpc_launch.slurm.job import Ending, JobRecord, ending_of
+
+# A job is settled early in a thread while its workers end, and in the agent's own when they have ended.
+_ONE_AT_A_TIME = threading.Lock()
 
 _BY_SLURM = "requeued by Slurm"
 _SLURM_DOES_IT = "Slurm itself has the job run again: not counted"
@@ -46,27 +50,35 @@ class Run:
 
 
 def settle(plan: Plan, environ: Mapping[str, str], run: Run) -> str:
-    """Have the job requeued if that was asked for and is right.
+    """Have the job requeued if that was asked for and is right. It waits for a thread that does so already.
 
     Returns:
         What was done, or why not, for a person to read; empty where nothing was asked for.
     """
+    with _ONE_AT_A_TIME:
+        return _settle(plan, environ, run)
+
+
+def _settle(plan: Plan, environ: Mapping[str, str], run: Run) -> str:
     settings = plan.settings
     policy = requeue.policy(settings.requeue, settings.max_requeues, settings.requeue_patience)
     job_id = requeue_id(environ)
     restarts = restart_count(environ)
-    ledger = requeue.read(_text(run.job))
-    if ledger and ledger[-1].restart_count == restarts and ledger[-1].attempt >= run.first_attempt:
-        return _amend(policy, run, ledger)
+    book = ledger.load(run.job)
+    before = book.entries
+    if not book.later and before and before[-1].restart_count == restarts and before[-1].attempt >= run.first_attempt:
+        return _amend(policy, run, book)
     ending = ending_of(run.record, restarts)
     found = _reason(run, ending)
     if not policy.on or not job_id or found is None:
         return ""
+    if book.later:
+        return _SLURM_DOES_IT if ending is Ending.REQUEUED else _later(run.job, book.later)
     reason, cause = found
     if reason == "preempt" and run.noticed and reason not in policy.on:
         reason = "notice"
-    progress = _progress(run, ledger[-1].step if ledger else None)
-    decision = requeue.decide(policy, reason, cause, ledger, progress)
+    progress = _progress(run, before[-1].step if before else None)
+    decision = requeue.decide(policy, reason, cause, before, progress)
     entry = Entry(
         time=round(time.time(), 3),
         reason=reason,
@@ -78,9 +90,9 @@ def settle(plan: Plan, environ: Mapping[str, str], run: Run) -> str:
         counted=decision.counted and ending is not Ending.REQUEUED,
     )
     if ending is Ending.REQUEUED:
-        _write(run.job, entry)
+        ledger.append(run.job, book, entry)
         return _SLURM_DOES_IT
-    return _ask(run.job, job_id, entry) or decision.why if decision.requeue else decision.why
+    return _ask(run.job, job_id, book, entry) or decision.why if decision.requeue else decision.why
 
 
 def settle_early(plan: Plan, environ: Mapping[str, str], run: Run) -> None:
@@ -95,27 +107,36 @@ def settle_early(plan: Plan, environ: Mapping[str, str], run: Run) -> None:
         settle(plan, environ, run)
 
 
-def _amend(policy: Policy, run: Run, ledger: Sequence[Entry]) -> str:
+def _later(job: JobDirectory, version: int) -> str:
+    """Why nothing is done on the word of a ledger that is not understood: the requeues in it cannot be counted."""
+    return (
+        f"not requeued: {job.ledger} is of a later hpc-launch (schema {version}, here {ledger.SCHEMA}): go on with that"
+    )
+
+
+def _amend(policy: Policy, run: Run, book: Ledger) -> str:
     """Write down how far a run came that has been requeued early; returns what was done."""
-    *before, entry = ledger
+    *before, entry = book.entries
     progress = _progress(run, before[-1].step if before else None)
     entry = dataclasses.replace(entry, step=progress.step, progressed=progress.made)
-    with contextlib.suppress(OSError, LogDirError):
-        directory.write_text(run.job.ledger, "".join(each.line() for each in (*before, entry)))
+    ledger.amend(run.job, book, entry)
     if entry.cause == _BY_SLURM:
         return _SLURM_DOES_IT
     decision = requeue.decide(policy, entry.reason, entry.cause, before, progress)
     return decision.why if decision.requeue else f"requeued: {entry.cause}"
 
 
-def _ask(job: JobDirectory, job_id: str, entry: Entry) -> str:
-    """Ask Slurm, as the only agent of all steps of the job; returns why it does not do it."""
-    if not directory.claim(job.requeue_claim(job_id, entry.restart_count)):
-        return "another step of the job has it requeued"
+def _ask(job: JobDirectory, job_id: str, book: Ledger, entry: Entry) -> str:
+    """Ask Slurm, as the only agent of all runs of the job; returns why it does not do it."""
+    claim = job.requeue_claim(job_id, entry.restart_count)
+    if not directory.claim(claim):
+        return "another run of the job has it requeued"
     refusal = controller.requeue(job_id)
     if refusal:
+        with contextlib.suppress(OSError):
+            claim.unlink(missing_ok=True)  # so that this run can ask again when it has ended, or another one
         return f"not requeued: {refusal}"
-    _write(job, entry)
+    ledger.append(job, book, entry)
     return ""
 
 
@@ -148,16 +169,3 @@ def _progress(run: Run, begin: float | None) -> Progress:
         step=None if furthest is None else furthest.step,
         total=None if furthest is None else furthest.total,
     )
-
-
-def _text(job: JobDirectory) -> str:
-    try:
-        return owners.read_own(job.ledger).decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def _write(job: JobDirectory, entry: Entry) -> None:
-    """Append to the ledger; on a full disk the job runs again all the same."""
-    with contextlib.suppress(OSError):
-        directory.append(job.ledger, entry.line())

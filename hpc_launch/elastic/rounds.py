@@ -37,7 +37,6 @@ class Member:
     status: int = 0
 
 
-
 def refusal(members: Sequence[Member]) -> tuple[str, int] | None:
     """Why these members cannot start a round together, with the exit status; None if they can."""
     for member in members:
@@ -53,6 +52,14 @@ def refusal(members: Sequence[Member]) -> tuple[str, int] | None:
             listing = "; ".join(f"{value} on {hostlist.fold(hosts)}" for value, hosts in found.items())
             return f"the nodes do not run the same {name}: {listing}", 69
     return None
+
+
+def equal_runs(words: str) -> str:
+    """Why a run cannot start beside another one of the same command in the same place, with what mends it."""
+    return (
+        f"two runs of the same command ({words}) are under way in one step, and nothing tells their agents apart: give "
+        "each run an --rdzv-id of its own"
+    )
 
 
 def missing_hosts(hosts: Sequence[str], expected: Sequence[int], joined: Sequence[str]) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 import torch.distributed.run as torchrun
@@ -13,21 +14,20 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 from torch.distributed.elastic.rendezvous.api import RendezvousError as TorchRendezvousError
 
+from hpc_launch.console import CONSOLE, flush, say
 from hpc_launch.elastic import requeue, slurm_view, speaking, torch_side
 from hpc_launch.elastic.agent import Agent
-from hpc_launch.elastic.console import flush, say
 from hpc_launch.elastic.outlook import Outlook
 from hpc_launch.elastic.party import party_of
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.elastic.rounds import shape
-from hpc_launch.rendezvous.messages import Ending
 from hpc_launch.elastic.signals import Signals
 from hpc_launch.errors import HpcLaunchError, Interrupted, RendezvousError, RoundRefused, UsageError, WorkerError
 from hpc_launch.node import limits
 from hpc_launch.plan import binding
 from hpc_launch.plan.model import Plan
 from hpc_launch.records import bad_nodes, history
-from hpc_launch.records.directory import JobDirectory
+from hpc_launch.rendezvous.messages import Ending
 from hpc_launch.settings import Origin
 from hpc_launch.slurm.environment import requeue_id, restart_count
 from hpc_launch.slurm.job import JobRecord
@@ -63,6 +63,7 @@ def refuse(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError) -> N
     Raises:
         RendezvousError: with the words and the status that all nodes end with.
     """
+    CONSOLE.serve()
     torch_side.quieten(plan, environ)
     settings = dataclasses.replace(plan.settings, join_timeout=min(plan.settings.join_timeout, _PATIENCE))
     handler = _own_handler(dataclasses.replace(plan, settings=settings), environ, problem)
@@ -85,6 +86,7 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
         Interrupted: when a signal told the agents to stop.
         RendezvousError: when the nodes did not come together, or lost each other.
     """
+    CONSOLE.serve()  # the factory is there: threads may be started from here on
     torch_side.quieten(plan, environ)
     settings = plan.settings
     signals = Signals(settings.signals_to_handle, settings.notice_signals, at_once=not plan.own_rendezvous)
@@ -102,7 +104,7 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
                 logs = torch_side.foreign_logs(settings)
 
                 def outlook(now: Plan) -> Outlook | None:
-                    made = _outlook(now, environ)
+                    made = _outlook(now, environ, lambda: agent.job.end_time if agent.begun else None)
                     if made is not None:
                         stack.callback(made.close)
                         made.begin(lambda record: _requeue_early(plan, environ, agent, record))
@@ -142,12 +144,11 @@ def _requeue_early(plan: Plan, environ: Mapping[str, str], agent: Agent, record:
         requeue.settle_early(plan, environ, requeue.Run(None, agent.noticed, record, agent.job, *agent.attempts))
 
 
-def _outlook(plan: Plan, environ: Mapping[str, str]) -> Outlook | None:
+def _outlook(plan: Plan, environ: Mapping[str, str], file: Callable[[], Path | None]) -> Outlook | None:
     """Begin to ask Slurm about the job's end, on one node for all."""
     if not (plan.world.origin is Origin.STEP and plan.world.leader and plan.own_rendezvous):
         return None
     end = environ.get("SLURM_JOB_END_TIME", "")
-    file = JobDirectory(plan.log_root, plan.job_name).end_time
     return Outlook(requeue_id(environ), file, float(end) if end.isdecimal() else None)
 
 

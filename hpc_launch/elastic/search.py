@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from hpc_launch.elastic.background import Background
+from hpc_launch.elastic.inquiry import Inquiry
 from hpc_launch.rendezvous import codec
 from hpc_launch.rendezvous.messages import Answer, Hello, Purpose, Verdict
 from hpc_launch.rendezvous.transport.connecting import Failure, Kind, alive, connect
@@ -114,8 +114,10 @@ class Search:
         if agent not in self.places:
             return None
         hello = Hello(Purpose.ASK, self.hello.agent, self.hello.host, self.hello.instance, self.hello.program)
-        timeouts = {"connect_timeout": _CALL_SECONDS, "patience": _CALL_SECONDS}
-        reached = connect(*self.places[agent], self.keyring, codec.encode(hello), **timeouts)
+        address, port = self.places[agent]
+        reached = connect(
+            address, port, self.keyring, codec.encode(hello), connect_timeout=_CALL_SECONDS, patience=_CALL_SECONDS
+        )
         if isinstance(reached, Failure) and reached.kind is Kind.REFUSED:
             self.gone.add(agent)  # it has listened for as long as it lived
         answer = read_answer(reached.answer)
@@ -146,7 +148,7 @@ class Doubts:
     timeout: float
     _due: dict[int, float] = field(default_factory=dict)
     _missed: dict[int, int] = field(default_factory=dict)
-    _call: tuple[int, Background[bool]] | None = None
+    _call: tuple[int, Inquiry[bool]] | None = None
 
     def turn(self, awaited: Mapping[int, tuple[str, int]], now: float) -> int | None:
         """Call one of those that are waited for, if it is time to; gives one that is to be given up.
@@ -166,7 +168,7 @@ class Doubts:
         agent = min(self._due, key=self._due.__getitem__, default=-1)
         if agent >= 0 and now >= self._due[agent]:
             place = awaited[agent]
-            self._call = agent, Background(lambda: self.silent(place), name="call")
+            self._call = agent, Inquiry(lambda: self.silent(place), name="call")
         return None
 
     def _judge(self, agent: int, now: float, *, silent: bool) -> int | None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from hpc_launch.elastic.console import say
+from hpc_launch.console import say
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.records import events, telling, words
 from hpc_launch.records.model import NodeState

@@ -16,8 +16,8 @@ from torch.distributed.elastic.multiprocessing import PContext
 from torch.distributed.elastic.multiprocessing.api import RunProcsResult
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from hpc_launch import hidden
-from hpc_launch.elastic.console import say
+from hpc_launch import hidden, patience
+from hpc_launch.console import say
 from hpc_launch.elastic.window import Window
 from hpc_launch.owners import NotOwnError
 from hpc_launch.records import directory
@@ -131,8 +131,12 @@ class CommandWorkers(PContext):
     def _start(self) -> None:
         with contextlib.ExitStack() as stack:
             orders = []
-            for local_rank in range(self.nprocs):
-                files = (_destination(stack, path[local_rank], self._job) for path in (self.stdouts, self.stderrs))
+            paths = [(self.stdouts[local_rank], self.stderrs[local_rank]) for local_rank in range(self.nprocs)]
+            destinations = patience.wait_for(
+                lambda: [tuple(_destination(stack, path, self._job) for path in pair) for pair in paths],
+                f"the files of the workers' output {' and '.join(filter(None, paths[0]))}",
+            )
+            for local_rank, files in enumerate(destinations):
                 out, err = (file.fileno() if file is not None else None for file in files)
                 arguments = tuple(map(str, self.args[local_rank]))
                 order = Order(

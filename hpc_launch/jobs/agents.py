@@ -15,9 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 from hpc_launch.jobs.files import JobFiles, outcome_of, write_json
-from hpc_launch.owners import read_own
-from hpc_launch.plan import requeue
-from hpc_launch.records import history
+from hpc_launch.records import history, ledger
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.environment import requeue_id, restart_count
@@ -109,11 +107,7 @@ def _runs_again(job: JobDirectory, status: int, environ: Mapping[str, str]) -> b
     if not job_id:
         return False
     restarts = restart_count(environ)
-    try:
-        entries = requeue.read(read_own(job.ledger).decode(errors="replace"))
-    except OSError:
-        entries = ()
-    if any(entry.restart_count == restarts for entry in entries):
+    if any(entry.restart_count == restarts for entry in ledger.load(job).entries):
         return True
     if status <= 128:  # noqa: PLR2004 - statuses of signals follow
         return False

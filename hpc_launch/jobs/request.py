@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpc_launch.errors import UsageError
-from hpc_launch.plan.requeue import REASONS
+from hpc_launch.records.ledger import REASONS
 from hpc_launch.settings import NodeRange
 from hpc_launch.slurm.times import read_time_limit
 

@@ -17,12 +17,14 @@ import ctypes
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hpc_launch import hostlist, secret
+from hpc_launch.console import say
 from hpc_launch.errors import ContextError, Interrupted, StepError, WorkerError
 from hpc_launch.plan import step as plan
 from hpc_launch.plan.here import Here, check_script
@@ -42,6 +44,12 @@ _APART = 2.0
 
 # Who presses Ctrl-C so often does not want to wait for anything.
 _OFTEN_ENOUGH = 3
+
+# Seconds that one process may take to choose nodes and have its step begin: as long as srun tries, and some more.
+_TURN_SECONDS = steps.PATIENCE + 5.0
+
+# How often it looks whether that is so.
+_LOOK_SECONDS = 0.1
 
 _PR_SET_PDEATHSIG = 1
 
@@ -96,16 +104,19 @@ def run(settings: Settings, script: Sequence[str], here: Here, job: Allocation) 
         WorkerError: with the status of the step, when that is another than 0; the agents have said why.
         Interrupted: when a signal ended it before it had begun.
     """
-    prepared = prepare(settings, here, job, _again(here))
-    if job.node_name in prepared.request.hosts:
-        check_script(settings, script[0], here.directory)
-    if prepared.request.overlap and not settings.overlap:
-        _refuse_a_second(prepared)
-    for note in prepared.notes:
-        _say(f"note: {note}")
-    whole = f": {commands.quote(prepared.line)}" if settings.verbose else ""
-    _say(f"starting on {hostlist.fold(prepared.request.hosts)} of job {job.job_label}{whole}")
-    child = _Step(prepared, here, settings)
+    with _turn(job) if plan.chooses(settings, job) else contextlib.nullcontext() as choosing:
+        prepared = prepare(settings, here, job, _again(here))
+        if job.node_name in prepared.request.hosts:
+            check_script(settings, script[0], here.directory)
+        if prepared.request.overlap and not settings.overlap:
+            _refuse_a_second(prepared)
+        for note in prepared.notes:
+            say(f"note: {note}")
+        whole = f": {commands.quote(prepared.line)}" if settings.verbose else ""
+        say(f"starting on {hostlist.fold(prepared.request.hosts)} of job {job.job_label}{whole}")
+        child = _Step(prepared, here, settings)
+        if choosing:
+            child.await_begin()
     status = child.wait()
     if status == steps.SRUN_FAILED and child.stopped_by is not None:
         raise Interrupted(child.stopped_by, child.stopped_by.name)
@@ -114,6 +125,26 @@ def run(settings: Settings, script: Sequence[str], here: Here, job: Allocation) 
         raise StepError(plan.blocked(prepared.request, job, plan.in_the_way(prepared.request, job, running)))
     if status:
         raise WorkerError(f"the step ended with status {status}", exit_status=status)
+
+
+@contextlib.contextmanager
+def _turn(job: Allocation) -> Iterator[bool]:
+    """Let one process of this node at a time choose among a job's nodes, until its step can be seen by the next one.
+
+    A name in the kernel's own space of sockets is free again whenever its process has ended, however that was. Another
+    user can hold it too, so that it is waited for and then done without: Slurm does not share nodes by itself.
+    """
+    end = time.monotonic() + _TURN_SECONDS
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as name:
+        while True:
+            try:
+                name.bind(f"\0hpc-launch/{os.geteuid()}/{job.job_id}")
+                break
+            except OSError:
+                if time.monotonic() > end:
+                    break
+                time.sleep(_LOOK_SECONDS)
+        yield True
 
 
 def _refuse_a_second(prepared: Prepared) -> None:
@@ -180,6 +211,13 @@ class _Step:
             preexec_fn=_tied_to_this_process(self._mask),  # noqa: PLW1509 - there are no threads here
         )
 
+    def await_begin(self) -> None:
+        """Wait until others can see the step, srun has ended, or a signal has come; the rest is for `wait`."""
+        end = time.monotonic() + _TURN_SECONDS
+        waiting = {signal.SIGCHLD, *self._signals}
+        while time.monotonic() < end and not (signal.sigpending() & waiting) and not self._begun():
+            time.sleep(_LOOK_SECONDS)
+
     def wait(self) -> int:
         """Pass signals on until srun has ended; its exit status, 128+N where signal N ended it."""
         while (status := self._srun.poll()) is None:
@@ -243,10 +281,3 @@ def _tied_to_this_process(mask: Iterable[int]) -> Callable[[], None]:
             os._exit(128 + signal.SIGINT)
 
     return tie
-
-
-def _say(message: str) -> None:
-    from hpc_launch.elastic.console import say  # noqa: PLC0415 - elastic is above; this part of it knows no torch
-
-    with contextlib.suppress(OSError):  # a terminal that is gone
-        say(message)

@@ -16,7 +16,7 @@ from hpc_launch.plan.binding import Binding
 from hpc_launch.plan.here import Here
 from hpc_launch.plan.identity import Identity, Lineage
 from hpc_launch.plan.model import Derived, Plan
-from hpc_launch.plan.step import refuse_without_step
+from hpc_launch.plan.step import refuse_without_environment, refuse_without_step
 from hpc_launch.settings import PROCESS_WORDS, NodeRange, Origin, Settings
 from hpc_launch.slurm.environment import Allocation, Step
 from hpc_launch.world import World
@@ -137,6 +137,7 @@ def _world_without_step(settings: Settings, here: Here) -> World:
     if isinstance(here.slurm, Allocation):
         refuse_without_step(settings, here)
         return world.one_node(here.slurm.node_name or here.host, Origin.JOB)
+    refuse_without_environment(settings, here)
     if settings.nnodes and settings.nnodes.maximum > 1:
         return _manual_world(settings, here)
     return world.one_node(here.host)
@@ -337,7 +338,7 @@ def _run_id(settings: Settings, here: Here, found: World, step: Step | None) -> 
 
 
 def _identity(settings: Settings, here: Here, found: World, script: Sequence[str]) -> Identity:
-    lineage = _lineage(settings, here, found)
+    lineage = _lineage(settings, here)
     in_slurm = lineage.place and found.origin in (Origin.STEP, Origin.JOB)
     place = f"{lineage.place}/{lineage.incarnation}" if in_slurm else _place_outside(settings, here, found)
     if settings.rdzv_id is not None:
@@ -354,17 +355,19 @@ def _identity(settings: Settings, here: Here, found: World, script: Sequence[str
     return replace(made, lineage=lineage)
 
 
-def _lineage(settings: Settings, here: Here, found: World) -> Lineage:
+def _lineage(settings: Settings, here: Here) -> Lineage:
     """What the run continues: by the step where it is in one, as that has the same number in each start of the job."""
-    slurm, named = here.slurm, settings.log_name is not None
+    slurm = here.slurm
+    by_user = settings.origin("log_dir") in (Origin.FLAG, Origin.ENVIRONMENT, Origin.TORCHRUN_ENVIRONMENT)
+    apart = by_user or settings.log_name is not None
     if settings.standalone or slurm is None:
-        return Lineage(named=named or bool(_job_name(settings, here, found)))
+        return Lineage(apart=apart)
     place = identity.place_in_slurm(
         here.environ.get("SLURM_CLUSTER_NAME", ""),
         here.environ.get("SLURM_JOB_ID_HET_GROUP_0") or slurm.job_id,
         slurm.step_id if isinstance(slurm, Step) else None,
     )
-    return Lineage(place, slurm.restart_count, named)
+    return Lineage(place, slurm.restart_count, apart)
 
 
 def _place_outside(settings: Settings, here: Here, found: World) -> str:

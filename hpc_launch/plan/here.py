@@ -19,9 +19,16 @@ from hpc_launch.node.locations import Location
 from hpc_launch.node.topology import Topology
 from hpc_launch.settings import Settings
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.environment import Allocation, Step, locate
+from hpc_launch.slurm.environment import Allocation, Step, Traced, locate, trace
 from hpc_launch.slurm.steps import task_environment
 from hpc_launch.world import World
+
+# Seconds for a question to Slurm on a start that seems to have nothing to do with it.
+_BRIEF_PATIENCE = 2.0
+
+
+def _unknown() -> None:
+    """Where there is nothing to ask."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,9 @@ class Here:
         topology: gives what shares a core or a NUMA node; a parameter because it reads many files.
         locations: gives where the devices are, in their order, if that can be known; for the same reason.
         pid: the id of this process.
+        traced: the step that this is in although the environment does not say so; None for what is typed into a shell.
+        traced_size: gives how many tasks that step has, or nodes the job of that script; a parameter because it asks
+            Slurm.
     """
 
     environ: Mapping[str, str]
@@ -65,6 +75,8 @@ class Here:
     topology: Callable[[], Topology] = Topology
     locations: Callable[[], tuple[Location, ...]] = tuple
     pid: int = 0
+    traced: Traced | None = None
+    traced_size: Callable[[], int | None] = _unknown
 
 
 def gather(environ: Mapping[str, str], settings: Settings, command: Sequence[str] = ()) -> Here:
@@ -82,6 +94,9 @@ def gather(environ: Mapping[str, str], settings: Settings, command: Sequence[str
     environ = task_environment(environ)
     allowed = frozenset(os.sched_getaffinity(0))
     visible = devices.find(environ)
+    traced = None if settings.standalone else trace(environ, _own_cgroup())
+    if traced is not None and has_job_control():
+        traced = None
     return Here(
         environ={**dict(settings.default_env), **environ},
         directory=Path.cwd(),
@@ -100,6 +115,8 @@ def gather(environ: Mapping[str, str], settings: Settings, command: Sequence[str
         topology=functools.partial(topology.read, allowed),
         locations=functools.partial(locations.find, visible, dict(environ)),
         pid=os.getpid(),
+        traced=traced,
+        traced_size=functools.cache(lambda: controller.ask_size(traced, _BRIEF_PATIENCE)) if traced else _unknown,
     )
 
 

@@ -22,12 +22,12 @@ class Lineage:
     Attributes:
         place: where they are, for instance `cluster/job/step`; empty outside of Slurm, where no run is started again.
         incarnation: how often Slurm has started the job again.
-        named: the user gave the name of the job directory, which stands for the run in other jobs as well.
+        apart: the user gave this run a place for its files, so that other runs may have the same name elsewhere.
     """
 
     place: str = ""
     incarnation: int = 0
-    named: bool = False
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ class Identity:
     words: str
     explicit: bool
     lineage: Lineage = Lineage()
+
+
+# For agents that are made without a plan.
+UNKNOWN = Identity(place="", program="", words="", explicit=False)
 
 
 def of_id(place: str, rdzv_id: str, script: Sequence[str], *, module: bool = False) -> Identity:
@@ -71,6 +75,26 @@ def of_command(
     how = [name for name, given in (("module", module), ("no_python", no_python), ("run_path", run_path)) if given]
     program = _digest("command", str(directory), how, list(script))
     return Identity(place, program, words(script, module=module), explicit=False)
+
+
+def run_id_of_workers(identity: Identity, run_id: str, job: Path, base: str, token: str) -> str:
+    """The id of a run in its workers' environment (TORCHELASTIC_RUN_ID), which no other run has.
+
+    Args:
+        identity: the run.
+        run_id: the id by which its agents meet.
+        job: the job directory that it has claimed.
+        base: the name of that directory in the ordinary case of one run.
+        token: a random word, for runs that nothing else tells from others.
+    """
+    if identity.explicit:
+        return run_id
+    lineage = identity.lineage
+    if not lineage.place:
+        return f"{job.name}-{token}"
+    _, number, step = lineage.place.rsplit("/", 2)
+    apart = f"-{_digest('path', str(job))[:8]}" if lineage.apart else ""
+    return f"{number}.{step}{job.name.removeprefix(base)}.{lineage.incarnation}{apart}"
 
 
 def words(script: Sequence[str], *, module: bool = False) -> str:

@@ -1,20 +1,11 @@
-"""Decide whether a job runs again, and remember in its ledger why it did. Pure.
-
-The ledger (`requeues.jsonl` in the job directory) has a line for every requeue that was asked for.
-"""
+"""Decide whether a job runs again, by what its ledger (`records.ledger`) says of earlier times. Pure."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
 
-# Why a run ended: a notice signal, the time limit, a preemption, or a failure of the training itself.
-Reason = Literal["notice", "timeout", "preempt", "failure"]
-REASONS: tuple[Reason, ...] = get_args(Reason)
+from hpc_launch.records.ledger import REASONS, Entry, Reason
 
 # Preemptions are nobody's fault, so they may be as many as there are.
 FREE: frozenset[Reason] = frozenset({"preempt"})
@@ -66,70 +57,6 @@ class Progress:
     def complete(self) -> bool:
         """Whether nothing is left to do."""
         return self.step is not None and self.total is not None and self.step >= self.total
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One requeue in the ledger.
-
-    Attributes:
-        time: when it was asked for, in seconds since the epoch.
-        reason: why, as the policy has it.
-        cause: why, for people.
-        restart_count: the SLURM_RESTART_COUNT of the run that ended.
-        attempt: its last attempt.
-        step: the step that the training had reached; None where it said none.
-        progressed: whether that run made progress.
-        counted: whether it counts against `--max-requeues`.
-    """
-
-    time: float
-    reason: Reason
-    cause: str
-    restart_count: int
-    attempt: int
-    step: float | None
-    progressed: bool
-    counted: bool
-
-    def line(self) -> str:
-        """The entry as a line of the ledger, its end included."""
-        return json.dumps(dataclasses.asdict(self)) + "\n"
-
-
-def read(text: str) -> tuple[Entry, ...]:
-    """Read a ledger. Lines that are no entries (half written on a full disk, from a later version) are left out."""
-    return tuple(entry for line in text.splitlines() if (entry := _entry(line)) is not None)
-
-
-def _entry(line: str) -> Entry | None:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict) or found.get("reason") not in REASONS:
-        return None
-    moment = _number(found.get("time"))
-    if moment is None:
-        return None
-    return Entry(
-        time=moment,
-        reason=cast("Reason", found["reason"]),
-        cause=str(found.get("cause", "")),
-        restart_count=int(_number(found.get("restart_count")) or 0),
-        attempt=int(_number(found.get("attempt")) or 0),
-        step=_number(found.get("step")),
-        progressed=found.get("progressed") is True,
-        counted=found.get("counted") is not False,
-    )
-
-
-def _number(value: Any) -> float | None:
-    try:
-        usable = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number that is no float
-        return None
-    return value if usable else None
 
 
 @dataclass(frozen=True)

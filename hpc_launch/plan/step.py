@@ -63,6 +63,26 @@ def refuse_without_step(settings: Settings, here: Here) -> None:
         raise ContextError(f"{_where(job, here)}: {_by_hand(settings, here, job)}")
 
 
+def refuse_without_environment(settings: Settings, here: Here) -> None:
+    """See that a task of a step whose environment was dropped does not train by itself, as each of the others would.
+
+    Raises:
+        ContextError: where there are others, or where that cannot be learnt.
+    """
+    traced = here.traced
+    if traced is None or not only_place(settings):
+        return
+    size = here.traced_size()
+    if size == 1 or (size is None and not traced.of_srun):
+        return
+    what = "tasks" if traced.of_srun else "nodes"
+    raise ContextError(
+        f"this is {traced}{f' ({size} {what})' if size else ''}, but the SLURM_* variables are gone: pass them on "
+        "(no env -i, sudo -E, apptainer without --cleanenv), name the nodes with --hosts, or say --standalone to run "
+        "on this node alone"
+    )
+
+
 def listed_by_hand(settings: Settings) -> bool:
     """Whether somebody starts hpc-launch on each node of a list himself, whatever Slurm says about this place."""
     return settings.hostfile is not None or (settings.hosts is not None and settings.node_rank is not None)
@@ -111,6 +131,13 @@ def _by_hand(settings: Settings, here: Here, job: Allocation) -> str:
 
 
 # --- which one
+
+
+def chooses(settings: Settings, job: Allocation) -> bool:
+    """Whether a step can be on some of the job's nodes or on others: then runs that start together must not collide."""
+    named = isinstance(settings.nodes, str) or settings.hosts is not None
+    counts = [settings.nodes, settings.nnodes.maximum if settings.nnodes else None]
+    return not named and any(isinstance(count, int) and count < len(job.hosts) for count in counts)
 
 
 def choose(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hpc_launch import hostlist
 from hpc_launch.plan.here import Here
-from hpc_launch.settings import Settings
+from hpc_launch.settings import Origin, Settings
 from hpc_launch.slurm.environment import Step
 from hpc_launch.world import World
 
@@ -130,6 +130,22 @@ def _spares_of_one(case: Case) -> str | None:
     )
 
 
+def _environment_gone(case: Case) -> str | None:
+    """In a batch script there is one process, which may be meant; other nodes that the job has are idle then."""
+    traced = case.here.traced
+    if (
+        traced is None
+        or traced.of_srun
+        or case.world.origin is not Origin.DEFAULT
+        or case.here.traced_size() is not None
+    ):
+        return None
+    return (
+        f"this is {traced}, but the SLURM_* variables are gone, so that this node trains alone: pass them on for all "
+        "nodes of the job, or say --standalone"
+    )
+
+
 TRAPS: tuple[Callable[[Case], str | None], ...] = (
     _few_cpus,
     _numbered_otherwise,
@@ -141,4 +157,5 @@ TRAPS: tuple[Callable[[Case], str | None], ...] = (
     _other_libraries_names,
     _unwatched_output,
     _spares_of_one,
+    _environment_gone,
 )

@@ -13,13 +13,15 @@ where one is the same as before.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,20 +53,37 @@ class ClaimedRun:
 
 
 @dataclass(frozen=True)
+class Holder:
+    """The process that has made a claim.
+
+    Attributes:
+        host: its node.
+        pid: its number there.
+        started: when it began, as the kernel counts: with its number, it names it for good.
+    """
+
+    host: str
+    pid: int
+    started: str = ""
+
+
+@dataclass(frozen=True)
 class Claim:
     """One start of a run, as its claim file has it.
 
     Attributes:
         place: a digest of where it was.
-        incarnation: how often its job had been started again.
+        incarnation: how often its run had been started before.
         program: the digest of what it started; empty where that cannot be read.
         when: the time of the claim, in seconds since the epoch.
+        holder: the process that has made it.
     """
 
     place: str
     incarnation: int
     program: str
     when: float
+    holder: Holder
 
 
 @dataclass(frozen=True)
@@ -72,32 +91,29 @@ class Claimant:
     """A run that looks for its directory.
 
     Attributes:
-        place: a digest of where it is, without the incarnation.
-        incarnation: how often its job has been started again.
+        place: a digest of where it is.
         program: the digest of what it starts.
-        named: the user gave the name of the directory, which is the run's in other jobs as well.
+        incarnation: how often Slurm has started its job again; None outside of Slurm, where a person starts it again,
+            by the name that it was given.
     """
 
     place: str
-    incarnation: int
     program: str
-    named: bool
-
-    @property
-    def file(self) -> str:
-        """The name of the claim file."""
-        return f"{self.place}-{self.incarnation}"
+    incarnation: int | None
 
 
-def claim_run(
+Lives = Callable[[Holder], bool]
+
+
+def claim_run(  # noqa: D417 - the last two are explained together
     root: Path,
     base: str,
     program: str,
     incarnation: int,
     *,
     place: str = "",
-    named: bool = False,
-    private: bool = False,
+    holder: Holder | None = None,
+    lives: Lives = lambda _: False,
 ) -> ClaimedRun:
     """Claim a job directory for a run: that of its earlier incarnation, or one that no run has had.
 
@@ -106,22 +122,43 @@ def claim_run(
         base: the name of the directory in the ordinary case of one run.
         program: the digest of what the run starts.
         incarnation: how often Slurm has started the job again.
-        place: where the run is, without the incarnation; runs of other places have other directories. Empty where
-            nothing is started again (outside of Slurm): then each process is a place of its own.
-        named: the user gave the name: then runs of other places (the next job of a chain) go on in that directory.
-        private: let nobody else into the directory.
+        place: where in Slurm the run is, the same for all incarnations. Empty outside of Slurm: there a run of the same
+            name is the same run, unless the earlier one is still going on.
+        holder: this process; with `lives`, which says whether such a process is still there, it tells that.
 
     Raises:
         LogDirError: when nothing can be written there.
     """
-    where = place or f"{os.uname().nodename}/{os.getpid()}/{time.time_ns()}"
-    mine = Claimant(hashlib.sha256(where.encode()).hexdigest()[:12], incarnation, program, named)
-    directory.check_parents(root)
-    for name in _candidates(root, base, mine):
+    digest = hashlib.sha256(place.encode()).hexdigest()[:12]
+    mine = Claimant(digest, program, incarnation if place else None)
+    who = holder or Holder(os.uname().nodename, os.getpid())
+    for name, number in _candidates(root, base, mine, lives):
         job = JobDirectory(root, name)
-        if _claim(job, mine, private=private):
+        if _claim(job, Claim(digest, number, program, round(time.time(), 3), who)):
             return ClaimedRun(name, job.next_attempt())
     raise LogDirError(f"no free directory for another run of {base} in {root}: remove old ones, or use --log-name")
+
+
+def find_run(root: Path, base: str, program: str, incarnation: int, *, place: str = "") -> str:
+    """The directory of a run, for an agent that has not heard the first node's word about it.
+
+    Returns:
+        The last that a run of the program has claimed, now or in an earlier incarnation; else `base`, unless another
+        run has that now: then an empty text.
+    """
+    digest = hashlib.sha256(place.encode()).hexdigest()[:12]
+    now: list[tuple[float, str]] = []
+    earlier: list[tuple[float, str]] = []
+    taken = set()
+    for name, claims in _directories(root, base):
+        own = [claim for claim in claims if claim.place == digest]
+        if own and own[-1].incarnation == incarnation:
+            taken.add(name)
+        if own and own[-1].program == program:
+            (now if name in taken else earlier).append((own[-1].when, name))
+    if now or earlier:
+        return max(now or earlier)[1]
+    return "" if base in taken else base
 
 
 def name_of(base: str, ordinal: int) -> str:
@@ -140,53 +177,72 @@ def claims_of(job: JobDirectory) -> tuple[Claim, ...]:
     return tuple(sorted(found, key=lambda claim: (claim.when, claim.incarnation)))
 
 
-def may_claim(mine: Claimant, claims: Sequence[Claim], *, attempted: bool) -> bool:
-    """Whether a directory can be this run's. Pure.
+def next_incarnation(mine: Claimant, claims: Sequence[Claim], lives: Lives, *, attempted: bool) -> int | None:
+    """The incarnation in which a run can claim a directory; None where it cannot. Pure but for `lives`.
 
     Args:
         mine: the run.
         claims: the earlier starts of the directory's run.
+        lives: says whether a process is still there.
         attempted: whether the directory has attempts.
     """
-    of_this_place = [claim for claim in claims if claim.place == mine.place]
-    if any(claim.incarnation >= mine.incarnation for claim in of_this_place):
-        return False
-    if mine.named or of_this_place:
-        return True
+    earlier = [claim for claim in claims if claim.place == mine.place]
+    if claims and not earlier:
+        return None
+    last = max((claim.incarnation for claim in earlier), default=-1)
+    if mine.incarnation is None:
+        return None if any(lives(claim.holder) for claim in earlier) else last + 1
     # Attempts without any claim are those of an earlier version: of this run if its job has been started again.
-    return not claims and (mine.incarnation > 0 or not attempted)
+    if last >= mine.incarnation or (not claims and attempted and mine.incarnation == 0):
+        return None
+    return mine.incarnation
 
 
-def _candidates(root: Path, base: str, mine: Claimant) -> Iterator[str]:
-    """The directories to try, the likeliest first: the one whose program is the same, then by their order."""
-    existing = 1
-    usable = []
-    for ordinal in range(1, _MOST_RUNS):
+def _directories(root: Path, base: str) -> Iterator[tuple[str, tuple[Claim, ...]]]:
+    """The directories that runs of a place have had, in their order, with their claims."""
+    for ordinal in itertools.count(1):
         name = name_of(base, ordinal)
-        existing = ordinal
         if not os.path.lexists(root / name):
-            break
-        if not owners.is_own_directory(root / name):
-            continue
-        job = JobDirectory(root, name)
-        claims = claims_of(job)
-        if may_claim(mine, claims, attempted=not claims and bool(job.attempts())):
-            usable.append((bool(claims) and claims[-1].program == mine.program, name))
-    yield from (name for same, name in usable if same)
-    yield from (name for same, name in usable if not same)
-    yield from (name_of(base, ordinal) for ordinal in range(existing, _MOST_RUNS))
+            return
+        if owners.is_own_directory(root / name):
+            yield name, claims_of(JobDirectory(root, name))
 
 
-def _claim(job: JobDirectory, mine: Claimant, *, private: bool) -> bool:
+def _candidates(root: Path, base: str, mine: Claimant, lives: Lives) -> Iterator[tuple[str, int]]:
+    """The directories to try, with the incarnation: the one of the same program, then by their order, then new ones."""
+    usable = []
+    for name, claims in _directories(root, base):
+        number = next_incarnation(
+            mine, claims, lives, attempted=not claims and bool(JobDirectory(root, name).attempts())
+        )
+        if number is not None:
+            usable.append((not claims or claims[-1].program != mine.program, name, number))
+    for _, name, number in sorted(usable, key=lambda item: item[0]):  # which keeps their order otherwise
+        yield name, number
+    for ordinal in range(1, _MOST_RUNS):
+        if not os.path.lexists(root / name_of(base, ordinal)):
+            yield name_of(base, ordinal), mine.incarnation or 0
+
+
+def _claim(job: JobDirectory, claim: Claim) -> bool:
     """Whether this run is the one that has the directory from now on."""
+    if not _usable(job.path):
+        return False
+    directory.make(job.claims, job.path)
+    facts = {"schema": _SCHEMA, "program": claim.program, "time": claim.when, **dataclasses.asdict(claim.holder)}
+    return _make_once(job.claims / f"{claim.place}-{claim.incarnation}", json.dumps(facts) + "\n")
+
+
+def _usable(path: Path) -> bool:
+    """Make a job directory; whether it, or the one that is there, is this user's."""
+    directory.check_parents(path.parent)
     try:
-        directory.make(job.claims, job.path, private=private)
+        directory.make(path)
     except LogDirError:
-        if os.path.lexists(job.path) and not owners.is_own_directory(job.path):
-            return False  # made by another user in the meantime
+        if os.path.lexists(path) and not owners.is_own_directory(path):
+            return False  # another user's, or a link
         raise
-    facts = {"schema": _SCHEMA, "program": mine.program, "host": os.uname().nodename, "pid": os.getpid()}
-    return _make_once(job.claims / mine.file, json.dumps({**facts, "time": round(time.time(), 3)}) + "\n")
+    return True
 
 
 def _make_once(path: Path, text: str) -> bool:
@@ -223,9 +279,17 @@ def _make_alone(path: Path, text: str) -> bool:
 
 
 def _read(path: Path, place: str, incarnation: int) -> Claim:
+    """Read a claim file; what it does not say, or another version says otherwise, is left empty."""
     try:
-        found = json.loads(path.read_text())
-        program, when = str(found.get("program", "")), float(found.get("time", 0.0))
-    except (OSError, ValueError, AttributeError, TypeError):
-        program, when = "", 0.0
-    return Claim(place, incarnation, program, when)
+        found = json.loads(owners.read_own(path))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    facts = found if isinstance(found, dict) else {}
+    when, pid = facts.get("time"), facts.get("pid")
+    return Claim(
+        place=place,
+        incarnation=incarnation,
+        program=str(facts.get("program", "")),
+        when=float(when) if isinstance(when, (int, float)) else 0.0,
+        holder=Holder(str(facts.get("host", "")), pid if isinstance(pid, int) else 0, str(facts.get("started", ""))),
+    )

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from hpc_launch.records import ledger
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.gather import Gathered
-from hpc_launch.records.model import History, Mark, Requeue
+from hpc_launch.records.model import History, Mark
 from hpc_launch.records.parsing import Fields, content, entries, parse, parse_lines
 from hpc_launch.records.progress import read_mark
 
@@ -49,7 +50,7 @@ class _Reader:
             node_states=gathered.node_states(),
             notices=gathered.notices(),
             clocks=gathered.clocks(),
-            requeues=tuple(map(_requeue, self._lines(self._job.ledger))),
+            requeues=tuple(map(ledger.shown, self._lines(self._job.ledger))),
             progress=self._progress(),
             end_time=end.number("end") if end is not None else None,
             unreadable=tuple(self._unreadable),
@@ -105,15 +106,3 @@ class _Reader:
         except ValueError:
             name = str(path)
         self._unreadable.append(f"{path if name == '.' else name}: {what}")
-
-
-def _requeue(fields: Fields) -> Requeue:
-    return Requeue(
-        time=fields.number("time") or 0.0,
-        reason=fields.text("reason"),
-        cause=fields.text("cause"),
-        restart_count=fields.whole("restart_count"),
-        attempt=fields.whole("attempt"),
-        step=fields.number("step"),
-        counted=fields.values.get("counted") is not False,
-    )

@@ -12,10 +12,10 @@ import functools
 import json
 import math
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from enum import Enum
 from types import UnionType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from hpc_launch.rendezvous.transport.faults import MessageError
 
@@ -82,7 +82,7 @@ def build(kind: type[_Message], facts: Any) -> _Message:
     if not isinstance(facts, dict):
         raise MessageError(f"{kind.__name__}: {_short(facts)} is not an object")
     values = {}
-    for name, (check, required) in _fields(kind).items():
+    for name, (check, required) in _fields(cast("Hashable", kind)).items():
         if name not in facts:
             if required:
                 raise MessageError(f"{kind.__name__}.{name} is missing")

@@ -9,7 +9,6 @@ merges those of the agents that it has.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 import signal
@@ -22,6 +21,7 @@ from hpc_launch import ranges
 from hpc_launch.rendezvous import codec, membership
 from hpc_launch.rendezvous.codec import array, checked, integer, nested, table, text
 from hpc_launch.rendezvous.membership import Knowledge, Membership
+from hpc_launch.rendezvous.transport.faults import MessageError
 
 _Word = TypeVar("_Word", bound="Message")
 
@@ -89,11 +89,6 @@ def _membership(value: Any) -> Membership:
         raise ValueError("expected a membership")
     number, agents, token, active = value
     return Membership(_ROUND(number), _numbers(agents), _JOB(token), _numbers(active))
-
-
-def plain_membership(one: Membership) -> list[Any]:
-    """A membership for JSON: short, as every agent sends what it knows to the coordinator."""
-    return [one.number, ranges.fold(one.agents), one.token, ranges.fold(one.active)]
 
 
 def line(words: str) -> str:
@@ -214,6 +209,7 @@ class RunState:
         notices: how often each notice signal came.
         job: name of the job directory; empty before the first round.
         first_attempt: number of the run's first attempt in it.
+        run_id: the run's id for its workers (TORCHELASTIC_RUN_ID).
         waiting: agents that have come during the round and take part in the next: where they listen, by number.
     """
 
@@ -228,6 +224,7 @@ class RunState:
     )
     job: str = checked(_JOB, "")
     first_attempt: int = checked(_COUNT, 0)
+    run_id: str = checked(_LINE, "")
     waiting: Mapping[str, tuple[str, int]] = field(default_factory=dict, metadata={"check": _PLACES})
 
     @property
@@ -248,6 +245,7 @@ def merge(states: Iterable[RunState]) -> RunState:
         notices=membership.merged(state.notices for state in states),
         job=latest.job,
         first_attempt=latest.first_attempt,
+        run_id=latest.run_id,
         waiting={agent: place for one in states if one.round == latest.round for agent, place in one.waiting.items()},
     )
 
@@ -273,6 +271,7 @@ class RoundPlan(Message):
         workers: workers of each agent, by agent.
         job: name of the job directory.
         first_attempt: number of the job directory's first attempt of this run.
+        run_id: the run's id for its workers (TORCHELASTIC_RUN_ID).
     """
 
     master_addr: str = checked(_HOST)
@@ -280,6 +279,7 @@ class RoundPlan(Message):
     workers: Sequence[int] = checked(array(integer(0, _MOST_WORKERS), MOST_AGENTS))
     job: str = checked(_JOB)
     first_attempt: int = checked(_COUNT)
+    run_id: str = checked(_LINE, "")
 
 
 @dataclass(frozen=True)
@@ -345,26 +345,12 @@ class Ready:
         """What it knows of memberships."""
         return Knowledge(self.agreed, tuple(self.accepted))
 
-    def plain(self) -> dict[str, Any]:
-        """The fields for JSON."""
-        facts = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-        return {
-            **facts,
-            "agreed": plain_membership(self.agreed),
-            "accepted": [plain_membership(one) for one in self.accepted],
-            "state": self.state,
-        }
-
 
 @dataclass(frozen=True)
 class Accept:
     """An agent accepts a proposed membership."""
 
     membership: Membership = checked(_membership)
-
-    def plain(self) -> dict[str, Any]:
-        """The fields for JSON."""
-        return {"membership": plain_membership(self.membership)}
 
 
 @dataclass(frozen=True)
@@ -469,10 +455,6 @@ class Propose:
 
     membership: Membership = checked(_membership)
 
-    def plain(self) -> dict[str, Any]:
-        """The fields for JSON."""
-        return {"membership": plain_membership(self.membership)}
-
 
 @dataclass(frozen=True)
 class Start:
@@ -502,7 +484,7 @@ class Start:
         """
         active = self.membership.active
         if not len(active) == len(self.hosts) == len(self.plan.workers) or self.coordinator not in self.agents:
-            raise codec.MessageError("Start: hosts, workers and active agents contradict each other")
+            raise MessageError("Start: hosts, workers and active agents contradict each other")
 
     @property
     def agents(self) -> tuple[int, ...]:
@@ -513,11 +495,6 @@ class Start:
     def active(self) -> tuple[int, ...]:
         """Those of them that have workers; the others are spares."""
         return self.membership.active
-
-    def plain(self) -> dict[str, Any]:
-        """The fields for JSON."""
-        facts = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-        return {**facts, "membership": plain_membership(self.membership), "plan": self.plan, "state": self.state}
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,12 @@ from hpc_launch.records.directory import JobDirectory
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
 
-# A job's id as people and programs write it: 12, 12.0, 12_3, 12_3.0, a component 12+1, and `12;CLUSTER` of sbatch.
-_ID = re.compile(r"(?P<job>\d+(?:_\d+)?)(?:\+\d+)?(?:\.(?P<step>\d+))?(?P<cluster>;[\w.-]+)?")
+# A job's id as people and programs write it: 12, 12.0, 12_3, 12_3.0, a component 12+1, and `12;CLUSTER` of sbatch; with
+# a number at its end where a step or shell has had several runs: 12.0-2 is the second, 12.0-1 the first.
+_RUN = r"(?:-(?P<run>[1-9]\d{0,5}))?"
+_ID = re.compile(rf"(?P<job>\d+(?:_\d+)?)(?:\+\d+)?(?:\.(?P<step>\d+))?{_RUN}(?P<cluster>;[\w.-]+)?")
 
-_NAME = re.compile(r"(?P<job>\d+(?:_\d+)?)(?:\.(?P<step>\d+))?")
+_NAME = re.compile(rf"(?P<job>\d+(?:_\d+)?)(?:\.(?P<step>\d+))?{_RUN}")
 
 # One of these is in every job directory as soon as its nodes look for each other.
 _MARKS = ("job.json", "nodes", "rendezvous.json")
@@ -35,10 +37,12 @@ class SlurmStep:
     Attributes:
         job: the id of the job, `12` or `12_3`.
         step: the number of the step; None where the directory does not say it.
+        run: which of the runs that this step or shell has had, from 1; Slurm knows nothing of it.
     """
 
     job: str
     step: int | None
+    run: int = 1
 
     def __str__(self) -> str:
         return self.job if self.step is None else f"{self.job}.{self.step}"
@@ -52,7 +56,7 @@ class Search:
         directory: its job directory; None where there is none.
         record: what Slurm says of it, where it had to be asked.
         looked: where a job directory was looked for.
-        others: names of the directories of the same job's other steps.
+        others: names of the directories of the same job's other runs.
         why: why there is no directory, for a person.
     """
 
@@ -125,7 +129,11 @@ def search(
 def slurm_step(directory: JobDirectory) -> SlurmStep | None:
     """What Slurm calls the run that a job directory is of; None where it was not Slurm's."""
     match = _NAME.fullmatch(directory.job)
-    return SlurmStep(match["job"], int(match["step"]) if match["step"] else None) if match else None
+    return _step_of(match) if match else None
+
+
+def _step_of(match: re.Match[str]) -> SlurmStep:
+    return SlurmStep(match["job"], int(match["step"]) if match["step"] else None, int(match["run"] or 1))
 
 
 def is_job_directory(path: Path) -> bool:
@@ -200,24 +208,32 @@ def _followed(path: Path) -> Path:
 
 
 def _in(root: Path, job: str) -> Search | None:
-    """A job in one log directory: by its name, or by its id; of several steps, the last."""
+    """A job in one log directory: by its name, or by its id; of several steps, or runs of a step, the last."""
     match = _ID.fullmatch(job)
     if match is None:
         return Search(JobDirectory(root, job)) if is_job_directory(root / job) else None
-    wanted = SlurmStep(match["job"], int(match["step"]) if match["step"] else None)
-    steps = {step: name for name, step in _entries(root) if step.job == wanted.job}
+    wanted = _step_of(match)
+    entries = [(step, name) for name, step in _entries(root) if step.job == wanted.job]
+    if match["run"]:
+        return next((Search(JobDirectory(root, name)) for step, name in entries if step == wanted), None)
     if wanted.step is not None:
-        return Search(JobDirectory(root, steps[wanted])) if wanted in steps else None
-    if steps:
-        *others, (_, last) = sorted(steps.items(), key=lambda item: -1 if item[0].step is None else item[0].step)
+        entries = [(step, name) for step, name in entries if step.step == wanted.step]
+    if entries:
+        *others, (_, last) = sorted(entries, key=_order)
         return Search(JobDirectory(root, last), others=tuple(name for _, name in others))
     tasks = sorted({int(step.job.partition("_")[2]) for _, step in _entries(root) if step.job.startswith(f"{job}_")})
-    if not tasks:
+    if not tasks or wanted.step is not None:
         return None
     if len(tasks) == 1:
         return _in(root, f"{job}_{tasks[0]}")
     named = ", ".join(f"{job}_{task}" for task in (tasks if len(tasks) <= 4 else [*tasks[:3], tasks[-1]]))  # noqa: PLR2004 - as many as a line takes
     return Search(None, why=f"job {job} is an array of {len(tasks)} tasks that have run: name one of {named}")
+
+
+def _order(entry: tuple[SlurmStep, str]) -> tuple[int, int]:
+    """Where a run stands among those of its job: first those of the shell, then those of the steps."""
+    step, _ = entry
+    return (-1 if step.step is None else step.step, step.run)
 
 
 def _entries(root: Path) -> Iterator[tuple[str, SlurmStep]]:
@@ -245,6 +261,7 @@ def _by_slurm(job: str, roots: tuple[Path, ...], ask: Ask) -> Search:
     more = tuple(dict.fromkeys(root for root in _roots_of(record) if root not in roots))
     label = record.label or number
     step = f".{match['step']}" if match and match["step"] else ""
+    step += f"-{match['run']}" if match and match["run"] else ""
     # An array's task has a number of its own, but its directory the one that people see.
     for root in (*roots, *more):
         found = _in(root, f"{label}{step}")

@@ -119,7 +119,7 @@ class Settings:
 
     The fields are the options; their comments are the help texts. `origins` names the origin of every field that
     does not have its default, and `places` the flag, the variable, or the file and the key in it; `policy` is the
-    site's, which all values obey, and `notes` has a line for each file that does not count.
+    site's, which all values obey. `notes` has a line for each file that does not count.
     """
 
     nnodes: NodeRange | None = _option(

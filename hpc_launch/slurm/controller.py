@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from hpc_launch import hostlist
 from hpc_launch.errors import ContextError
 from hpc_launch.slurm import commands, nodes
-from hpc_launch.slurm.environment import Allocation, Place
+from hpc_launch.slurm.environment import Allocation, Place, Traced
 from hpc_launch.slurm.inventory import NodeGroup, read_nodes
 from hpc_launch.slurm.job import JobRecord, read_accounting, read_job, read_jobs, read_queue
 from hpc_launch.slurm.nodes import NodeRecord
 from hpc_launch.slurm.rules import ClusterRules, Partition, read_partition, read_rules
-from hpc_launch.slurm.steps import RunningStep, read_gpus, read_steps
+from hpc_launch.slurm.steps import RunningStep, read_gpus, read_steps, read_tasks
 
 # How long scontrol may take, in seconds. It answers in some ten milliseconds; a controller at its limit takes longer.
 PATIENCE = 10.0
@@ -127,6 +127,14 @@ def ask_steps(job: str, patience: float = PATIENCE) -> tuple[RunningStep, ...] |
     if done is None or (done.returncode and _NO_STEPS not in done.stdout + done.stderr):
         return None
     return read_steps(done.stdout)
+
+
+def ask_size(place: Traced, patience: float = PATIENCE) -> int | None:
+    """Ask how many tasks a step has, or on how many nodes the job of a script is; None where it cannot be learnt."""
+    if place.of_srun:
+        return read_tasks(_ask(commands.show_steps(f"{place.job_id}.{place.step}"), patience) or "")
+    record = ask_job(place.job_id, patience)
+    return len(hostlist.expand(record.nodes)) if record is not None and record.nodes else None
 
 
 def ask_gpus(job: str, patience: float = PATIENCE) -> dict[str, int]:

@@ -119,6 +119,41 @@ class Step:
         return self.tasks > len(self.hosts)
 
 
+@dataclass(frozen=True)
+class Traced:
+    """What the kernel says of a process whose environment says nothing of Slurm.
+
+    Attributes:
+        job_id: the job (in a heterogeneous job that of the component).
+        step: `0` for a step of srun, `batch` or `interactive` for those of a script or a shell.
+    """
+
+    job_id: str
+    step: str
+
+    @property
+    def of_srun(self) -> bool:
+        """Whether it is a task of a step, of which there may be others."""
+        return _is_number(self.step)
+
+    def __str__(self) -> str:
+        if self.of_srun:
+            return f"step {self.job_id}.{self.step}"
+        return f"the {'batch script' if self.step == 'batch' else 'shell'} of job {self.job_id}"
+
+
+def trace(environ: Mapping[str, str], cgroup: str) -> Traced | None:
+    """Say in which step this process is although its environment does not tell (env -i, sudo, containers).
+
+    Returns:
+        None where the environment tells, where it is no step, and for logins that the job has adopted (`step_extern`).
+    """
+    seen = _STEP_CGROUP.search(cgroup)
+    if environ.get("SLURM_JOB_ID") or environ.get("SLURM_JOBID") or seen is None or seen["step"] == "extern":
+        return None
+    return Traced(seen["job"], seen["step"])
+
+
 def locate(environ: Mapping[str, str], cgroup: str = "", *, shell: bool = False) -> Step | Allocation | None:
     """Say where this process is.
 
@@ -274,7 +309,7 @@ def _hosts(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
     if not text:
         raise ContextError(
             f"SLURM_JOB_ID is set but {name} is not: pass the SLURM_* variables on (containers and sudo drop them), or "
-            "unset SLURM_JOB_ID to run outside of Slurm"
+            "say --standalone to run on this node alone"
         )
     try:
         return hostlist.expand(text)

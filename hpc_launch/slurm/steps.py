@@ -184,6 +184,12 @@ def read_steps(text: str) -> tuple[RunningStep, ...]:
     return tuple(found)
 
 
+def read_tasks(text: str) -> int | None:
+    """Read from `scontrol --oneliner show step` for one step how many tasks it has; None where that is not said."""
+    found = re.search(r"^StepId=.*? Tasks=(\d+)", text, re.MULTILINE)
+    return int(found[1]) if found else None
+
+
 def read_gpus(text: str) -> dict[str, int]:
     """Read from `scontrol --oneliner --details show job` how many GPUs the job has on each of its nodes.
 

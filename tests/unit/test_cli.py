@@ -45,7 +45,7 @@ def no_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
     """Return a function that runs `hpc-launch` in this process, in an empty directory."""
     monkeypatch.chdir(tmp_path)
 
@@ -56,7 +56,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
         with pytest.raises(SystemExit) as caught:
             entry()
         assert isinstance(caught.value.code, int)
-        return Done(caught.value.code, *capsys.readouterr())
+        return Done(caught.value.code, *capfd.readouterr())
 
     return call
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hpc_launch.elastic.story import Failed, Story, together
 from hypothesis import given, strategies as st
 
 from hpc_launch.elastic import draining
-from hpc_launch.elastic.story import Failed, Story, together
 
 OWN = Failed(1, "it broke", own=True, fault="")
 FOLLOWED = Failed(1, "lost", own=False, fault="")

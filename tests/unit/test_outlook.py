@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from hpc_launch.elastic.outlook import Outlook
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
 from hpc_launch.slurm.rules import ClusterRules, Partition
+from tests.support import wait_for
 
 RUNNING = JobRecord("7", "RUNNING", partition="long")
 PREEMPTED = JobRecord("7", "RUNNING", partition="long", preempt_time=1_000_000.0)
@@ -30,7 +32,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], JobRecord | No
 @pytest.fixture
 def outlook(tmp_path: Path) -> Iterator[Outlook]:
     """One that asks about a job."""
-    outlook = Outlook("7", tmp_path / "end.json", None)
+    outlook = Outlook("7", lambda: tmp_path / "end.json", None)
     yield outlook
     outlook.close()
 
@@ -78,3 +80,19 @@ def test_where_nobody_answers_one_question_is_enough(
 
     assert outlook.asked_now() is None
     assert not answers
+
+
+def test_an_answer_before_the_run_has_a_directory(
+    answers: list[Callable[[], JobRecord | None]], tmp_path: Path
+) -> None:
+    """What Slurm says before the first round is written down when the run has claimed its directory."""
+    place: list[Path] = []
+    answers += [lambda: RUNNING]
+    outlook = Outlook("7", lambda: place[0] if place else None, None)
+    outlook.begin()
+    outlook.answer(60)
+    place.append(tmp_path / "end.json")
+    wait_for((tmp_path / "end.json").exists, 60, "the end is not written down")
+    outlook.close()
+
+    assert json.loads((tmp_path / "end.json").read_text())["end"] is None

@@ -449,6 +449,18 @@ def test_the_log_directory_of_a_project(common: Path) -> None:
 
 
 @needs_root
+def test_a_claim_in_the_log_directory_of_a_project(common: Path) -> None:
+    """It belongs to somebody else, and the job directory is one's own."""
+    (common / "logs").mkdir()
+    give(common / "logs", ALICE, PROJECT_GROUP, 0o2770)
+
+    def claim() -> str:
+        return claims.claim_run(common / "logs", "12.0", "program", 0, place="cluster/12/0").job
+
+    assert run_as(BOB, claim, groups=(PROJECT_GROUP,)) == "12.0"
+
+
+@needs_root
 def test_a_directory_that_only_others_can_read(common: Path) -> None:
     """Directories on the way need not be readable, only to be entered."""
     (common / "closed/logs").mkdir(parents=True)
@@ -506,10 +518,9 @@ def test_a_run_passes_by_what_is_planted(tmp_path: Path, planted: str) -> None:
     else:
         (tmp_path / "12.0").mkdir()
         give(tmp_path / "12.0", ALICE)
-    claimed = claims.claim_run(tmp_path, "12.0", "program", 0, place="cluster/12/0", private=True)
+    claimed = claims.claim_run(tmp_path, "12.0", "program", 0, place="cluster/12/0")
 
     assert (claimed.job, claimed.first_attempt) == ("12.0-2", 0)
-    assert stat.S_IMODE((tmp_path / "12.0-2").stat().st_mode) == 0o700
     assert list((tmp_path / "victim").iterdir()) == []
 
 

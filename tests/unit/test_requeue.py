@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from hpc_launch.plan import requeue
-from hpc_launch.plan.requeue import REASONS, Decision, Entry, Policy, Progress, Reason, decide
+from hpc_launch.plan.requeue import Decision, Policy, Progress, decide
+from hpc_launch.records import ledger
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.ledger import REASONS, Entry, Ledger, Reason
 from hpc_launch.settings import REQUEUE_REASONS
 
 ALL = Policy(on=frozenset(REASONS), max_requeues=4, patience=3)
@@ -167,7 +169,7 @@ def test_a_ledger_is_read_as_it_was_written() -> None:
     lines = [each.line() for each in entries]
 
     assert all(line.index("\n") == len(line) - 1 for line in lines)
-    assert entries == requeue.read("".join(lines))
+    assert entries == ledger.read("".join(lines)).entries
 
 
 def test_broken_lines_are_left_out() -> None:
@@ -184,17 +186,50 @@ def test_broken_lines_are_left_out() -> None:
         "[" * 10**5,
     ]
 
-    assert (good, good) == requeue.read("\n".join([good.line(), *broken, good.line()]))
+    assert (good, good) == ledger.read("\n".join([good.line(), *broken, good.line()])).entries
 
 
 def test_what_an_entry_does_not_say_counts_against_the_job() -> None:
     """An entry of another version, with fields that are missing or not understood, is still a requeue."""
     expected = Entry(1.5, "timeout", "", 0, 0, None, progressed=False, counted=True)
 
-    assert (expected,) == requeue.read('{"time": 1.5, "reason": "timeout", "step": "12", "attempt": null, "new": 1}')
+    line = '{"time": 1.5, "reason": "timeout", "step": "12", "attempt": null, "new": 1}'
+    assert Ledger((expected,)) == ledger.read(line)
+
+
+def test_a_ledger_without_a_version_is_the_first() -> None:
+    """A job that was requeued by an hpc-launch whose lines had no version goes on where it was."""
+    line = json.dumps(dataclasses.asdict(entry()))
+
+    assert ledger.read(line) == Ledger((entry(),))
+
+
+def test_a_ledger_of_a_later_version_is_named() -> None:
+    """Lines of a later version are no entries, and the ledger says that they are there."""
+    later = json.dumps({"schema": ledger.SCHEMA + 1, **dataclasses.asdict(entry())})
+
+    assert ledger.read(f"{entry().line()}{later}\n") == Ledger((entry(),), ledger.SCHEMA + 1)
+
+
+def test_only_the_last_entry_is_amended() -> None:
+    """What else stands in a ledger, broken or with fields of another version, is kept as it is."""
+    more = json.dumps({**dataclasses.asdict(entry()), "new": 1})
+    text = f"{more}\nbroken\n{IDLE.line()}null\n"
+
+    assert ledger.read(text).amended(entry()) == f"{more}\nbroken\n{entry().line()}null\n"
+
+
+def test_a_line_that_was_cut_off_spoils_no_other(tmp_path: Path) -> None:
+    """After a full disk the next entry begins a line of its own."""
+    job = JobDirectory(tmp_path, "12.0")
+    job.path.mkdir()
+    job.ledger.write_text(entry().line()[:30])
+    ledger.append(job, ledger.load(job), entry())
+
+    assert ledger.load(job).entries == (entry(),)
 
 
 @given(st.text())
 def test_any_file_can_be_read(text: str) -> None:
     """No content of the ledger is an exception."""
-    assert all(found.reason in REASONS for found in requeue.read(text))
+    assert all(found.reason in REASONS for found in ledger.read(text).entries)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ from hpc_launch.elastic.requeue import Run
 from hpc_launch.errors import HpcLaunchError, Interrupted, RendezvousError, RoundRefused, UsageError, WorkerError
 from hpc_launch.plan.derive import make
 from hpc_launch.plan.model import Plan
-from hpc_launch.plan.requeue import Entry, read
+from hpc_launch.records import ledger
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.ledger import Entry
 from hpc_launch.settings import resolve
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
@@ -112,7 +115,7 @@ def check_reason(folder: Path, asked: list[str], ended: Run, reason: str | None)
         assert (word, asked, job.ledger.exists()) == ("", [], False)
         return
     assert (word.partition(" ")[0], asked) == ("requeued", ["7"])
-    [entry] = read(job.ledger.read_text())
+    [entry] = ledger.load(job).entries
     assert (entry.reason, entry.attempt, entry.restart_count) == (reason, 3, 0)
     assert entry.counted == (reason != "preempt")
 
@@ -126,7 +129,7 @@ def test_a_requeue_of_slurm_s_own_is_written_down(tmp_path: Path, asked: list[st
     word = requeue.settle(plan("on-preempt"), ENVIRON, run(job, TERM, REQUEUED))
     assert word == "Slurm itself has the job run again: not counted"
     assert asked == []
-    [entry] = read(job.ledger.read_text())
+    [entry] = ledger.load(job).entries
     assert (entry.cause, entry.counted, entry.step) == ("requeued by Slurm", False, 50)
 
 
@@ -169,7 +172,7 @@ def test_a_notice_before_a_preemption_is_a_notice_where_only_that_was_asked_for(
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
     assert requeue.settle(plan("on-notice"), ENVIRON, run(job, None, IN_GRACE, noticed=True)).startswith("requeued")
-    [entry] = read(job.ledger.read_text())
+    [entry] = ledger.load(job).entries
     assert (entry.reason, entry.counted, asked) == ("notice", True, ["7"])
 
 
@@ -185,11 +188,11 @@ def test_a_requeue_while_the_workers_end(tmp_path: Path, asked: list[str]) -> No
     job.path.mkdir()
     mark(job, 0, json.dumps({"attempt": 3, "step": 40, "total": 100}))
     requeue.settle_early(plan(), ENVIRON, run(job, None, TIME_LIMIT))
-    [entry] = read(job.ledger.read_text())
+    [entry] = ledger.load(job).entries
     assert (entry.reason, entry.step, asked) == ("timeout", 40, ["7"])
     mark(job, 0, json.dumps({"attempt": 3, "step": 50, "total": 100}))
     word = requeue.settle(plan(), ENVIRON, run(job, TERM, REQUEUED))
-    [entry] = read(job.ledger.read_text())
+    [entry] = ledger.load(job).entries
 
     assert word == "requeued (1 of 10): time limit"
     assert (entry.reason, entry.step, entry.counted, asked) == ("timeout", 50, True, ["7"])
@@ -223,7 +226,7 @@ def test_what_is_not_right_yet(tmp_path: Path, asked: list[str]) -> None:
     requeue.settle(words, environ, run(job, TERM, record))
 
     assert asked == ["7"]
-    assert [entry.step for entry in read(job.ledger.read_text())] == [40, 40, 50]
+    assert [entry.step for entry in ledger.load(job).entries] == [40, 40, 50]
 
 
 def test_progress_is_that_of_the_rank_which_came_furthest(tmp_path: Path, asked: list[str]) -> None:
@@ -237,12 +240,56 @@ def test_progress_is_that_of_the_rank_which_came_furthest(tmp_path: Path, asked:
     mark(job, 2, "{")
     mark(job, 3, "[1, 2]")
     requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING))
-    entry = read(job.ledger.read_text())[-1]
+    entry = ledger.load(job).entries[-1]
     assert (entry.step, entry.progressed, asked) == (50, True, ["7"])
 
     mark(job, 0, json.dumps({"attempt": 1, "step": 50, "total": 100}))
     mark(job, 1, json.dumps({"attempt": 1, "step": 45, "total": 100}))
     environ = ENVIRON | {"SLURM_RESTART_COUNT": "1"}
     requeue.settle(plan(), environ, run(job, FAILED, JobRecord("7", "RUNNING", restarts=1)))
-    entry = read(job.ledger.read_text())[-1]
+    entry = ledger.load(job).entries[-1]
     assert (entry.step, entry.progressed) == (50, False)
+
+
+def test_a_ledger_of_a_later_version_is_left_alone(tmp_path: Path, asked: list[str]) -> None:
+    """The requeues that it has cannot be counted: one line says so, nothing is asked for, and nothing is written."""
+    job = JobDirectory(tmp_path, "7.0")
+    job.path.mkdir()
+    job.ledger.write_text('{"schema": 2, "because": "time"}\n')
+    word = requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING))
+
+    expected = f"not requeued: {job.ledger} is of a later hpc-launch (schema 2, here 1): go on with that"
+    assert (word, asked, job.ledger.read_text()) == (expected, [], '{"schema": 2, "because": "time"}\n')
+
+
+def test_what_slurm_refused_can_be_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A controller that did not answer while the workers ended is asked once more when they have."""
+    answers = ["scontrol requeue 7 took longer than 10 s", ""]
+    monkeypatch.setattr(controller, "requeue", lambda _: answers.pop(0))
+    job = JobDirectory(tmp_path, "7.0")
+    job.path.mkdir()
+    requeue.settle_early(plan(), ENVIRON, run(job, None, TIME_LIMIT))
+
+    assert requeue.settle(plan(), ENVIRON, run(job, TERM, TIME_LIMIT)) == "requeued (1 of 10): time limit"
+
+
+def test_one_thread_at_a_time_settles_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends while a thread asks Slurm for it waits, and finds in the ledger what that has done."""
+    asking, goes_on = threading.Event(), threading.Event()
+
+    def ask(_: str) -> str:
+        asking.set()
+        goes_on.wait(60)
+        return ""
+
+    monkeypatch.setattr(controller, "requeue", ask)
+    job = JobDirectory(tmp_path, "7.0")
+    job.path.mkdir()
+    with ThreadPoolExecutor(2) as pool:
+        early = pool.submit(requeue.settle_early, plan(), ENVIRON, run(job, None, TIME_LIMIT))
+        asking.wait(60)
+        late = pool.submit(requeue.settle, plan(), ENVIRON, run(job, TERM, TIME_LIMIT))
+        goes_on.set()
+        early.result(60)
+
+    assert (late.result(60), len(ledger.load(job).entries)) == ("requeued (1 of 10): time limit", 1)

@@ -155,7 +155,7 @@ def test_other_steps_of_the_job_are_noted(capsys: pytest.CaptureFixture[str], wo
     assert typed("status", "12") == 0
     said = capsys.readouterr()
 
-    assert said.err == "hpc-launch: note: this is 12.1; the job has other steps: 12.0\n"
+    assert said.err == "hpc-launch: note: this is 12.1; the job has other runs: 12.0\n"
     assert said.out.startswith("job       12.1 train.py")
 
 

@@ -92,6 +92,26 @@ def test_from_within_the_job_directory(tmp_path: Path, said: str, monkeypatch: p
         assert (tmp_path / "12.0").samefile(search.directory.path)
 
 
+@pytest.mark.parametrize(
+    ("said", "expected", "others"),
+    [
+        ("12", "12.1-10", ("12", "12-2", "12.0", "12.1", "12.1-2")),
+        ("12.1", "12.1-10", ("12.1", "12.1-2")),
+        ("12.1-2", "12.1-2", ()),
+        ("12.1-1", "12.1", ()),
+        ("12-1", "12", ()),
+        ("12-2", "12-2", ()),
+        ("12.0", "12.0", ()),
+    ],
+)
+def test_several_runs_of_a_step(tmp_path: Path, said: str, expected: str, others: tuple[str, ...]) -> None:
+    """Of several runs of a step or shell the last is meant, unless a number says which; the others are named."""
+    make(tmp_path / "logs", "12", "12-2", "12.0", "12.1", "12.1-2", "12.1-10", "12-20260101-120000-77")
+
+    search = searched(said, tmp_path)
+    assert (search.needed.job, search.others) == (expected, others)
+
+
 def test_other_steps_are_named(tmp_path: Path) -> None:
     """A job that ran several steps has several directories: whoever says the job hears of the others."""
     make(tmp_path / "logs", "12.0", "12.10", "12.9", "120.0")
@@ -200,7 +220,14 @@ def test_directories_that_are_no_jobs_are_passed_over(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("12.0", "12.0"), ("12_3.1", "12_3.1"), ("12", "12"), ("local-20260101-120000-77", None), ("my-run", None)],
+    [
+        ("12.0", "12.0"),
+        ("12_3.1", "12_3.1"),
+        ("12", "12"),
+        ("12.0-2", "12.0"),
+        ("local-20260101-120000-77", None),
+        ("my-run", None),
+    ],
 )
 def test_what_slurm_calls_a_run(name: str, expected: str | None) -> None:
     """The directory's name has it."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from hpc_launch.errors import ContextError
-from hpc_launch.slurm.environment import Allocation, Place, Step, locate, requeue_id
+from hpc_launch.slurm.environment import Allocation, Place, Step, Traced, locate, requeue_id, trace
 from tests.unit.slurm_variables import (
     ARRAY,
     BATCH,
@@ -266,6 +266,28 @@ def test_the_cgroup_of_a_step_confirms_the_variables(cgroup: str) -> None:
     assert step_of(ONE_TASK_PER_NODE) == step_of(ONE_TASK_PER_NODE, cgroup.format(step="step_0"))
 
 
+@pytest.mark.parametrize("cgroup", [CGROUP_V1, CGROUP_V2], ids=["v1", "v2"])
+@pytest.mark.parametrize("step", ["0", "batch", "interactive"])
+def test_the_cgroup_of_a_process_whose_environment_is_gone(cgroup: str, step: str) -> None:
+    """Where no variable speaks of Slurm, the kernel still says which step this is."""
+    assert trace({"PATH": "/bin"}, cgroup.format(step=f"step_{step}")) == Traced("4711", step)
+
+
+@pytest.mark.parametrize(
+    ("environ", "cgroup"),
+    [
+        ({"SLURM_JOB_ID": "4711"}, CGROUP_V2.format(step="step_0")),
+        ({}, CGROUP_V2.format(step="step_extern")),
+        ({}, "0::/user.slice/session-3.scope\n"),
+        ({}, ""),
+    ],
+    ids=["told", "login", "elsewhere", "unknown"],
+)
+def test_nothing_is_gone_where_there_was_nothing(environ: Mapping[str, str], cgroup: str) -> None:
+    """Neither a task that has its variables, nor a login, nor a process outside of Slurm lacks any."""
+    assert trace(environ, cgroup) is None
+
+
 def test_a_nested_batch_script_does_not_take_the_outer_step_for_its_own() -> None:
     """The nodes of a stale step that this job's node is not among say nothing about this job."""
     assert allocation_of(STALE_BATCH).hosts == FOUR
@@ -283,7 +305,7 @@ def test_a_container_that_lost_variables_is_told_which(variables: Mapping[str, s
     """A missing list of nodes is named, with both ways out."""
     expected = (
         f"SLURM_JOB_ID is set but {name} is not: pass the SLURM_* variables on (containers and sudo drop them), or "
-        "unset SLURM_JOB_ID to run outside of Slurm"
+        "say --standalone to run on this node alone"
     )
     assert expected == refused(variables)
 

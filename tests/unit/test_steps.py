@@ -327,6 +327,12 @@ def test_steps_are_read() -> None:
     assert steps.read_steps("Job step 12. not found\n") == ()
 
 
+@pytest.mark.parametrize(("step", "tasks"), [(0, 1), (1, 2), (2, None)])
+def test_the_tasks_of_a_step_are_read(step: int, tasks: int | None) -> None:
+    """The number of tasks is read where it is said."""
+    assert steps.read_tasks(STEPS.splitlines()[step]) == tasks
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

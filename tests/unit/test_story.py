@@ -7,7 +7,7 @@ import json
 import pytest
 
 from hpc_launch.elastic import story
-from hpc_launch.elastic.membership import Membership
+from hpc_launch.rendezvous.membership import Membership
 
 AGENTS = tuple(agent for agent in range(1024) if agent not in (7, 500))
 

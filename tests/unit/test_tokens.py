@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from hpc_launch.elastic.membership import Half
 from hpc_launch.elastic.tokens import Tokens
+from hpc_launch.rendezvous.membership import Half
 from tests.support import wait_for
 from tests.unit.agents_support import DEADLINE, together
 

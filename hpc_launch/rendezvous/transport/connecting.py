@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import secrets
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 
@@ -111,21 +110,24 @@ def alive(address: str, port: int, timeout: float) -> bool | None:
 def _open(address: str, port: int, timeout: float) -> socket.socket | Failure:
     try:
         opened = socket.create_connection((address, port), timeout=timeout)
-    except ConnectionRefusedError:
-        return Failure(Kind.REFUSED, f"nothing listens on port {port}")
-    except ConnectionResetError:
-        return Failure(Kind.STRANGER, f"port {port}: it hung up")
-    except TimeoutError:
-        return Failure(Kind.TIMEOUT, f"no answer on port {port} (filtered, or the node is down)")
     except OSError as error:
-        if error.errno == errno.ETIMEDOUT:
-            return Failure(Kind.TIMEOUT, f"no answer on port {port} (filtered, or the node is down)")
-        return Failure(Kind.UNREACHABLE, str(error.strerror or error))
+        return _not_open(error, port)
     # A socket can be connected to itself where nothing listens on the port (simultaneous open).
     if opened.getsockname()[:2] == opened.getpeername()[:2]:
         opened.close()
         return Failure(Kind.STRANGER, f"nothing listens on port {port}")
     return opened
+
+
+def _not_open(error: OSError, port: int) -> Failure:
+    """The failure that the kernel has told of."""
+    if isinstance(error, ConnectionRefusedError):
+        return Failure(Kind.REFUSED, f"nothing listens on port {port}")
+    if isinstance(error, ConnectionResetError):
+        return Failure(Kind.STRANGER, f"port {port}: it hung up")
+    if isinstance(error, TimeoutError):  # the kernel's ETIMEDOUT too
+        return Failure(Kind.TIMEOUT, f"no answer on port {port} (filtered, or the node is down)")
+    return Failure(Kind.UNREACHABLE, str(error.strerror or error))
 
 
 @dataclass
@@ -191,8 +193,6 @@ def _said_before_leaving(line: _Wire, machine: Connecting) -> Iterator[None]:
         yield
     except HandshakeError as error:
         if machine.refusal and error.fault is not Fault.STRANGER:
-            try:
+            with suppress(OSError):
                 line.write(machine.refusal)
-            except OSError:
-                pass
         raise

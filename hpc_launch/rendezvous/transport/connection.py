@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import secrets
 import select
 import socket
 from collections import deque
@@ -20,9 +21,10 @@ MAX_UNSENT_CONTROL = 64 << 20
 MAX_UNSENT_BULK = 4 << 20
 """So many bytes of bulk frames wait at most; `send_bulk` refuses more."""
 
-# What is read and sealed at a time, so that one busy connection does not keep the others waiting.
+# What is read, sealed and sent at a time, so that one busy connection does not keep the others waiting.
 _READ_BYTES = 1 << 18
 _SEAL_BYTES = 1 << 18
+_FLUSH_BYTES = 1 << 20
 # So little may wait in the kernel: what is there cannot be overtaken by a control frame.
 _LOW_WATER = 1 << 16
 
@@ -140,7 +142,8 @@ class Connection:
 
     def flush(self) -> None:
         """Send what is left, as far as that is possible without waiting."""
-        while not self.broken and self._fill():
+        room = _FLUSH_BYTES
+        while room > 0 and not self.broken and self._fill():
             try:
                 sent = self.socket.send(self._out)
             except (BlockingIOError, InterruptedError):
@@ -149,11 +152,12 @@ class Connection:
                 self._fail(error)
                 return
             del self._out[:sent]
+            room -= sent
         if self.waiting and self.notify is not None:
             self.notify(self)
 
     def _fill(self) -> bool:
-        """Seal what is to be sent next, if nothing is left of what was sealed before; says whether there is something."""
+        """Seal what is to be sent next, if nothing is left that was sealed before; says whether there is something."""
         if self._out:
             return True
         while self._control and len(self._out) < _SEAL_BYTES:
@@ -169,20 +173,20 @@ class Connection:
 
     def receive(self) -> list[Frame]:
         """The frames that have come since the last time; of many, some."""
-        if not self.broken:
-            try:
-                data = self.socket.recv(_READ_BYTES)
-            except (BlockingIOError, InterruptedError):
-                data = None
-            except OSError as error:
-                self._fail(error)
-                return []
-            if data is not None:
-                self._in += data
-        else:
-            data = None
+        if self.broken:
+            return []
+        ended = False
+        try:
+            data = self.socket.recv(_READ_BYTES)
+            ended = not data
+            self._in += data
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as error:
+            self._fail(error)
+            return []
         frames = self._parse()
-        if data == b"":
+        if ended:
             self._break("it closed the connection", closed=True)
         return frames
 
@@ -222,8 +226,6 @@ class Connection:
 
 def pair(hello: bytes = b"", answer: bytes = b"") -> tuple[Connection, Connection]:
     """Two connected ends within this process: the listening side's, and the connecting side's."""
-    import secrets  # noqa: PLC0415 - needed once
-
     there, here = secrets.token_bytes(32), secrets.token_bytes(32)
     listening, connecting = socket.socketpair()
     return (
@@ -232,9 +234,14 @@ def pair(hello: bytes = b"", answer: bytes = b"") -> tuple[Connection, Connectio
     )
 
 
+def plain(address: str) -> str:
+    """An address as people write it: IPv4 as such, also where it came to a listener for IPv6."""
+    return address.removeprefix("::ffff:")
+
+
 def _peer(connection: socket.socket) -> str:
     try:
         name = connection.getpeername()
     except OSError:
         return ""
-    return str(name[0]) if isinstance(name, tuple) else ""
+    return plain(str(name[0])) if isinstance(name, tuple) else ""

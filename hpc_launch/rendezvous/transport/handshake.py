@@ -1,9 +1,9 @@
 """How two ends prove to each other that they have the same secret: two machines that take bytes and give bytes.
 
-The listening side begins with its opening. The connecting side chooses the first of the listener's keys that it has too,
-and answers with its own opening, a proof and the upper layer's `hello`. The listening side checks the proof, and answers
-with its own and the upper layer's `answer`. Both keys of a connection depend on all that was said before, and on the
-roles; so nothing of one connection is of use on another.
+The listening side begins with its opening. The connecting side chooses the first of the listener's keys that it has
+too, and answers with its own opening, a proof and the upper layer's `hello`. The listening side checks the proof, and
+answers with its own and the upper layer's `answer`. Both keys of a connection depend on all that was said before, and
+on the roles; so nothing of one connection is of use on another.
 
 Nothing here touches a socket, a clock or a process.
 """
@@ -11,7 +11,7 @@ Nothing here touches a socket, a clock or a process.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from hpc_launch.rendezvous.transport import wire
@@ -57,11 +57,8 @@ class Known:
     """
 
     method: Method
-    id_key: bytes
-    secret: bytes | None
-
-    def __repr__(self) -> str:
-        return f"Known({self.method.name})"
+    id_key: bytes = field(repr=False)
+    secret: bytes | None = field(repr=False)
 
 
 def place_key(place: str) -> bytes:
@@ -83,8 +80,12 @@ def named(opening: Opening) -> str:
     return ", ".join(name for name in names if name) or "none"
 
 
-def _names(known: Sequence[Known]) -> str:
-    return ", ".join(NAMES[one.method] for one in known) or "none"
+def _apart(opening: Opening, known: Sequence[Known]) -> str:
+    """What each of two sides has that have no secret in common, in words."""
+    here = ", ".join(NAMES[one.method] for one in known) or "none"
+    both = {one.method for one in known} & {offer.method for offer in opening.offers}
+    different = "".join(f"; {NAMES[method]} differs" for method in sorted(both))
+    return f"no secret in common: it has {named(opening)}; here there is {here}{different}"
 
 
 def _common(opening: Opening, known: Sequence[Known], role: bytes) -> Known | None:
@@ -120,9 +121,7 @@ def _check_opening(opening: Opening, place: bytes, known: Sequence[Known], role:
         return found
     if not _same_place(opening, place, role):
         raise HandshakeError(Fault.STRANGER, "an agent of another run")
-    raise HandshakeError(
-        Fault.NO_COMMON_SECRET, f"no secret in common: it has {named(opening)}; here there is {_names(known)}"
-    )
+    raise HandshakeError(Fault.NO_COMMON_SECRET, _apart(opening, known))
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,30 @@
 """The secrets of an agent, and the keys of its run's place that are derived from them.
 
-Only who has a secret of the user can speak with the agents of a run. Each agent collects all that it has; two agents
-use the first that both have.
+Agents believe each other if they have a secret of the user in common. Each collects all that it has; two agents use the
+first of the listening side's keys that the connecting side has too.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
+import pwd
 import secrets
-import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc_launch.errors import UsageError
-from hpc_launch.rendezvous.transport import munge, wire
+from hpc_launch.rendezvous.transport import munge, private, wire
 from hpc_launch.rendezvous.transport.handshake import Known, Method, place_key
 from hpc_launch.rendezvous.transport.munge import Munge
+from hpc_launch.rendezvous.transport.private import Absent, Unusable
+from hpc_launch.secret import SECRET, SECRET_FILE, STEP_SECRET
 
-SECRET, SECRET_FILE, STEP_SECRET = "HPC_LAUNCH_SECRET", "HPC_LAUNCH_SECRET_FILE", "HPC_LAUNCH_STEP_SECRET"
-MIN_LENGTH = 16
-"""The fewest characters of a secret."""
-_MAX_FILE = 4096
+MIN_BYTES = 16
+"""The fewest bytes of a secret: those of `openssl rand -hex 32` are 64."""
+
+_MADE_BYTES = 32
+_ADVICE = "make one with: openssl rand -hex 32"
 
 
 @dataclass(frozen=True)
@@ -41,67 +42,100 @@ class Secret:
     key: bytes = field(repr=False)
 
 
-@dataclass
 class Keyring:
     """What an agent has to prove who it is.
 
     Attributes:
         place: where the run happens; keys are derived for it.
+        place_key: the id of the place for first frames.
         secrets: its keys, strongest first.
+        known: what is offered to others, strongest first.
         munge: the commands of munge, where they work.
         insecure: whether agents without a secret are believed as well.
-        skipped: sources that were left out, and why.
-        job_file: where the leader leaves a key; None where there is no such place, or it was read.
+        skipped: sources that were left out, and why, for -v.
     """
 
-    place: str
-    secrets: tuple[Secret, ...]
-    munge: Munge | None = None
-    insecure: bool = False
-    skipped: tuple[str, ...] = ()
-    job_file: Path | None = None
-    place_key: bytes = field(init=False, repr=False)
+    def __init__(
+        self,
+        place: str,
+        found: tuple[Secret, ...] = (),
+        *,
+        munge: Munge | None = None,
+        insecure: bool = False,
+        skipped: tuple[str, ...] = (),
+        job_file: Path | None = None,
+    ) -> None:
+        """Know some secrets.
 
-    def __post_init__(self) -> None:
-        self.place_key = place_key(self.place)
+        Args:
+            place: where the run happens.
+            found: keys, strongest first.
+            munge: the commands of munge, where they work.
+            insecure: whether agents without a secret are believed as well.
+            skipped: sources that were left out, and why.
+            job_file: where the leader leaves a key that was not read yet.
+        """
+        self.place = place
+        self.place_key = place_key(place)
+        self.secrets = found
+        self.munge = munge
+        self.insecure = insecure
+        self.skipped = skipped
+        self._job_file = job_file
+        self._why_no_job_file = ""
+        self.known: tuple[Known, ...] = ()
+        self._offer()
+
+    def __repr__(self) -> str:
+        return f"<Keyring of {self.place}: {self.described}>"
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing by which others could be known."""
+        """Whether nothing is there by which others could be known."""
         return not self.known
 
     @property
     def described(self) -> str:
-        """What there is, in words."""
+        """What is there, in words."""
         names = [secret.source for secret in self.secrets]
-        if self.munge is not None:
-            names.append("munge")
-        if self.insecure:
-            names.append("--insecure-rendezvous")
+        names += ["munge"] if self.munge is not None else []
+        names += ["--insecure-rendezvous"] if self.insecure else []
         return ", ".join(names) or "none"
 
     @property
-    def known(self) -> tuple[Known, ...]:
-        """What is offered to others, strongest first."""
+    def expects_more(self) -> bool:
+        """Whether the first agent may still leave a key in the job directory."""
+        return self._job_file is not None
+
+    def refresh(self) -> bool:
+        """Read the job file if it was not there yet; says whether there is a new secret."""
+        if self._job_file is None:
+            return False
+        path = self._job_file
+        try:
+            value = _long_enough(private.read(path))
+        except Absent:
+            return False
+        except Unusable as error:
+            self._skip_once(f"key file {path}: {error}")
+            return False
+        self._job_file = None
+        self.secrets = (*self.secrets, Secret(f"key file {path}", Method.JOB_FILE, derive(value, self.place)))
+        self._offer()
+        return True
+
+    def _skip_once(self, why: str) -> None:
+        if why not in self.skipped:
+            self.skipped = (*self.skipped, why)
+
+    def _offer(self) -> None:
         found = [Known(secret.method, secret.key, secret.key) for secret in self.secrets]
         if self.munge is not None:
             found.append(Known(Method.MUNGE, _public_key(self.place, b"munge"), None))
         if self.insecure:
             key = _public_key(self.place, b"insecure")
             found.append(Known(Method.INSECURE, key, key))
-        return tuple(found)
-
-    def refresh(self) -> bool:
-        """Read the job file if it was not there yet; says whether there is a new secret."""
-        if self.job_file is None:
-            return False
-        found, _ = _read_private(self.job_file)
-        if found is None:
-            return False
-        secret = Secret(f"key file {self.job_file}", Method.JOB_FILE, _derive(found, self.place))
-        self.job_file = None
-        self.secrets = (*self.secrets, secret)
-        return True
+        self.known = tuple(found)
 
 
 def collect(
@@ -119,38 +153,42 @@ def collect(
         environ: the process's environment.
         place: where the run happens.
         job_file: where the leader leaves a key for the others; None where there is no such place.
-        leader: whether this agent writes it; the others read it, once it is there.
+        leader: whether this agent makes it; the others read it once it is there (`Keyring.refresh`).
         insecure: whether agents without a secret are believed as well.
         munge_socket: where munged listens, if not in the usual place.
 
     Raises:
-        UsageError: if a secret that the user gave is unusable.
+        UsageError: if a secret that was given is unusable.
     """
-    found: list[Secret] = []
+    found = [Secret(name, method, derive(value, place)) for name, method, value in _given(environ)]
     skipped: list[str] = []
-    for source, method, value in _given(environ):
-        found.append(Secret(source, method, _derive(value, place)))
-    home = _config_home(environ)
-    if home is not None:
-        path = home / "hpc-launch" / "key"
-        value, why = _made_once(path, make_parents=True)
-        if value is not None:
-            found.append(Secret(f"key file {path}", Method.KEY_FILE, _derive(value, place)))
-        else:
+    for path, value, why in _own_key_files(environ):
+        if value is None:
             skipped.append(f"key file {path}: {why}")
+        else:
+            found.append(Secret(f"key file {path}", Method.KEY_FILE, derive(value, place)))
+    if job_file is not None and leader:
+        try:
+            private.make_once(job_file, _fresh())
+        except Unusable as error:
+            skipped.append(f"key file {job_file}: {error}")
     tools = munge.find(environ.get("PATH"), munge_socket)
     if isinstance(tools, str):
         skipped.append(f"munge: {tools}")
     keyring = Keyring(
-        place, tuple(found), tools if isinstance(tools, Munge) else None, insecure, tuple(skipped), job_file
+        place,
+        tuple(found),
+        munge=tools if isinstance(tools, Munge) else None,
+        insecure=insecure,
+        skipped=tuple(skipped),
+        job_file=job_file,
     )
-    if job_file is not None and leader:
-        _made_once(job_file, make_parents=False)
     keyring.refresh()
     return keyring
 
 
-def _derive(secret: bytes, place: str) -> bytes:
+def derive(secret: bytes, place: str) -> bytes:
+    """The key of a place that is made of a secret."""
     return wire.hkdf(secret, b"hpc-launch secret", place.encode())
 
 
@@ -158,68 +196,80 @@ def _public_key(place: str, what: bytes) -> bytes:
     return wire.hkdf(place.encode(), b"hpc-launch", what)
 
 
-def _given(environ: Mapping[str, str]) -> list[tuple[str, Method, bytes]]:
-    found = []
+def _fresh() -> bytes:
+    return secrets.token_hex(_MADE_BYTES).encode() + b"\n"
+
+
+def _given(environ: Mapping[str, str]) -> Iterator[tuple[str, Method, bytes]]:
+    """The secrets that the environment has, or names a file of; of the user's two variables the first counts."""
     if SECRET in environ:
-        found.append((SECRET, Method.SECRET, _checked(environ[SECRET].encode(), SECRET)))
+        yield SECRET, Method.SECRET, _checked(environ[SECRET], SECRET)
     elif SECRET_FILE in environ:
         path = Path(environ[SECRET_FILE])
-        value, why = _read_private(path)
-        if value is None:
-            raise UsageError(f"{SECRET_FILE}: {path}: {why}", option=SECRET_FILE)
-        found.append((SECRET_FILE, Method.SECRET, value))
-    if environ.get(STEP_SECRET):
-        found.append((STEP_SECRET, Method.STEP_SECRET, _checked(environ[STEP_SECRET].encode(), STEP_SECRET)))
-    return found
+        try:
+            yield f"{SECRET_FILE} ({path})", Method.SECRET, _long_enough(private.read(path, anywhere=True))
+        except Unusable as error:
+            raise UsageError(f"{SECRET_FILE}: {path}: {error}", option=SECRET_FILE) from None
+    if STEP_SECRET in environ:
+        yield STEP_SECRET, Method.STEP_SECRET, _checked(environ[STEP_SECRET], STEP_SECRET)
 
 
-def _checked(value: bytes, source: str) -> bytes:
-    value = value.strip()
-    if len(value) < MIN_LENGTH:
-        raise UsageError(
-            f"{source} has {len(value)} characters, fewer than {MIN_LENGTH}; openssl rand -hex 32 makes a good one",
-            option=source,
-        )
+def _checked(text: str, variable: str) -> bytes:
+    try:
+        return _long_enough(os.fsencode(text).strip())
+    except Unusable as error:
+        raise UsageError(f"{variable}: {error}", option=variable) from None
+
+
+def _long_enough(value: bytes) -> bytes:
+    if len(value) < MIN_BYTES:
+        raise Unusable(f"it has {len(value)} bytes, expected {MIN_BYTES} at least; {_ADVICE}")
     return value
 
 
-def _config_home(environ: Mapping[str, str]) -> Path | None:
-    if environ.get("XDG_CONFIG_HOME"):
-        return Path(environ["XDG_CONFIG_HOME"])
-    return Path(environ["HOME"]) / ".config" if environ.get("HOME") else None
+def _own_key_files(environ: Mapping[str, str]) -> Iterator[tuple[Path, bytes | None, str]]:
+    """The key files of the user: path, content, and why there is none.
+
+    One is made where there is none. Where XDG_CONFIG_HOME is set, the usual place counts too: perhaps it is set on one
+    node only.
+    """
+    folders = [Path(environ["XDG_CONFIG_HOME"])] if environ.get("XDG_CONFIG_HOME", "").startswith("/") else []
+    home = environ.get("HOME") or _home_of_user()
+    folders += [Path(home, ".config")] if home.startswith("/") else []
+    paths = list(dict.fromkeys(folder / "hpc-launch" / "key" for folder in folders))
+    read = [(path, *_read(path)) for path in paths]
+    yield from [one for one in read if one[1] is not None]
+    yield from [one for one in read if one[1] is None and one[2] != _ABSENT]
+    if paths and all(why == _ABSENT for _, _, why in read):
+        yield (paths[0], *_make(paths[0]))
 
 
-def _read_private(path: Path) -> tuple[bytes | None, str]:
+_ABSENT = "it is not there"
+
+
+def _read(path: Path) -> tuple[bytes | None, str]:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        return None, str(error.strerror)
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            return None, "not a private file of this user (chmod 600)"
-        value = file.read(_MAX_FILE + 1).strip()
-    if not MIN_LENGTH <= len(value) <= _MAX_FILE:
-        return None, f"it has {len(value)} bytes, fewer than {MIN_LENGTH}"
-    return value, ""
+        return _long_enough(private.read(path)), ""
+    except Absent:
+        return None, _ABSENT
+    except Unusable as error:
+        return None, str(error)
 
 
-def _made_once(path: Path, *, make_parents: bool) -> tuple[bytes | None, str]:
-    found, why = _read_private(path)
-    if found is not None or path.is_symlink() or path.exists():
-        return found, why
+def _make(path: Path) -> tuple[bytes | None, str]:
     try:
-        if make_parents:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(secrets.token_hex(32).encode() + b"\n")
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, path)
-        finally:
-            temporary.unlink()
-    except OSError as error:
-        return None, str(error.strerror)
-    return _read_private(path)
+        # A home is not made: where it is missing, what is written in its place is nobody else's to find.
+        if not path.parents[2].is_dir():
+            return None, f"{path.parents[2]} is not there"
+        private.make_directories(path.parent)
+        return _long_enough(private.make_once(path, _fresh())), ""
+    except Unusable as error:
+        return None, str(error)
+
+
+def _home_of_user() -> str:
+    """The user's home where the environment has none, as in a step with --export=NONE; empty where there is none."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        return ""

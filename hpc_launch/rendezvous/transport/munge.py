@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SECONDS = 5.0
+# So long a start of a run may take for it.
+_FIND_SECONDS = 2.0
 _KEY_BYTES = 32
 
 
@@ -30,15 +32,15 @@ class Munge:
     unmunge: str
     socket: Path | None = None
 
-    def seal(self) -> tuple[bytes, bytes] | None:
+    def seal(self, timeout: float = _SECONDS) -> tuple[bytes, bytes] | None:
         """A fresh key, and a credential with it for this user alone; None where munged does not answer."""
         key = secrets.token_bytes(_KEY_BYTES)
-        done = _run([self.munge, f"--restrict-uid={os.geteuid()}", *self._where()], key.hex().encode())
+        done = _run([self.munge, f"--restrict-uid={os.geteuid()}", *self._where()], key.hex().encode(), timeout)
         return None if done is None else (key, done.strip())
 
     def open(self, credential: bytes) -> bytes | None:
         """The key in a credential, if this user has made it; None for any other credential, and for a used one."""
-        done = _run([self.unmunge, "--numeric", "--keys=UID", *self._where()], credential + b"\n")
+        done = _run([self.unmunge, "--numeric", "--keys=UID", *self._where()], credential + b"\n", _SECONDS)
         if done is None:
             return None
         facts, separator, payload = done.partition(b"\n\n")
@@ -65,12 +67,12 @@ def find(path: str | None, socket: Path | None = None) -> Munge | str:
     if munge is None or unmunge is None:
         return "there is no munge command"
     found = Munge(munge, unmunge, socket)
-    return found if found.seal() is not None else "munged does not answer"
+    return found if found.seal(_FIND_SECONDS) is not None else "munged does not answer"
 
 
-def _run(command: list[str], data: bytes) -> bytes | None:
+def _run(command: list[str], data: bytes, timeout: float) -> bytes | None:
     try:
-        done = subprocess.run(command, input=data, capture_output=True, timeout=_SECONDS, check=False)
+        done = subprocess.run(command, input=data, capture_output=True, timeout=timeout, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hpc_launch.rendezvous.transport import wire
-from hpc_launch.rendezvous.transport.connection import Connection, Kind, set_keepalive
+from hpc_launch.rendezvous.transport.connection import Connection, Kind, plain, set_keepalive
 from hpc_launch.rendezvous.transport.faults import HandshakeError, MessageError
 from hpc_launch.rendezvous.transport.handshake import Credential, Listening, Proved
 from hpc_launch.rendezvous.transport.keys import Keyring
@@ -38,9 +38,8 @@ _GRACE_SECONDS = 0.1
 _ACCEPTS = 64
 # How long nothing is accepted after descriptors or memory ran out.
 _PAUSE_SECONDS = 0.25
-# How many credentials are checked at a time, and wait for that.
+# How many credentials are checked at a time.
 _CHECKERS = 2
-_CREDENTIALS = 256
 # How many refusals are reported in a span of so many seconds.
 _REFUSALS = 10
 _REFUSALS_SECONDS = 10.0
@@ -107,7 +106,7 @@ class _Unknown:
     since: float
     machine: Listening
     received: int = 0
-    checking: bool = False
+    check: Future[bytes | None] | None = None
 
 
 @dataclass
@@ -179,10 +178,10 @@ class Server:
         self._actions: deque[Callable[[], None]] = deque()
         self._refusals = _Refusals()
         self._accept_again = math.inf
+        self._full = False
         self._ending = threading.Event()
         self._linger = 0.0
         self._checkers: ThreadPoolExecutor | None = None
-        self._checking = 0
         self._reserve: int | None = _open_reserve()
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
@@ -191,7 +190,7 @@ class Server:
         self._selector.register(self._woken, selectors.EVENT_READ, self._wake)
         if listener is not None:
             listener.setblocking(False)
-            self._selector.register(listener, selectors.EVENT_READ, self._accept)
+            self._selector.register(listener, selectors.EVENT_READ, lambda _mask: self._accept(listener))
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
 
     # ---- for other threads
@@ -254,7 +253,7 @@ class Server:
             wait = self._turn()
             while not self._ending.is_set():
                 for key, mask in self._selector.select(wait):
-                    if key.fd in self._selector.get_map():  # not closed meanwhile by another
+                    if self._selector.get_map().get(key.fd) is key:  # neither closed nor reused meanwhile
                         key.data(mask)
                 wait = self._turn()
             self._send_rest()
@@ -278,9 +277,10 @@ class Server:
 
     def _next_deadline(self, now: float) -> float:
         """Part with peers that have had their time; gives the moment at which others will have had it."""
-        if now >= self._accept_again:
-            self._accept_again = math.inf
-            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        listener = self._listener
+        if listener is not None and (now >= self._accept_again or (self._full and len(self._unknown) < self._limit)):
+            self._accept_again, self._full = math.inf, False
+            self._selector.register(listener, selectors.EVENT_READ, lambda _mask: self._accept(listener))
         for unknown in [*self._unknown.values()]:  # in the order in which they came
             if now < unknown.since + UNKNOWN_SECONDS:
                 break
@@ -301,28 +301,26 @@ class Server:
 
     # ---- unknown peers
 
-    def _accept(self, _mask: int) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         for _ in range(_ACCEPTS):
-            if not self._make_room():
+            if not self._make_room(listener):
                 return
             try:
-                accepted, address = self._listener.accept()
+                accepted, address = listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno in _EXHAUSTED:
-                    self._save_descriptors()
+                    self._save_descriptors(listener)
                     return
                 continue  # that one is gone already
-            self._greet(accepted, str(address[0]))
+            self._greet(accepted, plain(str(address[0])))
 
     def _greet(self, accepted: socket.socket, address: str) -> None:
         machine = Listening(self._keyring.place_key, self._keyring.known, secrets.token_bytes(wire.NONCE_BYTES))
         unknown = _Unknown(accepted, address, self._clock(), machine)
         try:
             accepted.setblocking(False)
-            set_keepalive(accepted, self._silence)
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             accepted.send(machine.greeting)  # the buffer of a new socket has room for it
         except OSError:
             accepted.close()
@@ -330,14 +328,15 @@ class Server:
         self._unknown[accepted] = unknown
         self._selector.register(accepted, selectors.EVENT_READ, lambda _mask: self._listen(unknown))
 
-    def _make_room(self) -> bool:
+    def _make_room(self, listener: socket.socket) -> bool:
         """See to it that one more unknown peer may come; otherwise pause."""
         if len(self._unknown) < self._limit:
             return True
         victim = self._victim()
         ready = victim.since + _GRACE_SECONDS
         if self._clock() < ready:
-            self._pause(ready)
+            self._pause(listener, ready)
+            self._full = True
             return False
         self._reject(victim, "too many unknown peers")
         return True
@@ -347,23 +346,23 @@ class Server:
         most = Counter(unknown.address for unknown in self._unknown.values()).most_common(1)[0][0]
         return next(unknown for unknown in self._unknown.values() if unknown.address == most)
 
-    def _save_descriptors(self) -> None:
+    def _save_descriptors(self, listener: socket.socket) -> None:
         """There are no descriptors left: hang up on an unknown peer, or on the next one that waits."""
         if self._unknown:
             self._reject(self._victim(), "too many open files")
         elif self._reserve is not None:
             os.close(self._reserve)
             with contextlib.suppress(OSError):
-                self._listener.accept()[0].close()
+                listener.accept()[0].close()
             self._reserve = _open_reserve()
         else:
             self._reserve = _open_reserve()
-        self._pause(self._clock() + _PAUSE_SECONDS)
+        self._pause(listener, self._clock() + _PAUSE_SECONDS)
 
-    def _pause(self, until: float) -> None:
+    def _pause(self, listener: socket.socket, until: float) -> None:
         """Accept nothing until then; the kernel keeps those that wait."""
         if self._accept_again == math.inf:
-            self._selector.unregister(self._listener)
+            self._selector.unregister(listener)
         self._accept_again = until
 
     def _listen(self, unknown: _Unknown) -> None:
@@ -395,18 +394,16 @@ class Server:
     def _check(self, unknown: _Unknown, credential: Credential) -> None:
         """Have a credential checked elsewhere: that takes a command, which may hang."""
         tools = self._keyring.munge
-        if tools is None or self._checking >= _CREDENTIALS:
-            self._reject(unknown, "too many credentials at a time")
+        if tools is None:
+            self._reject(unknown, "a credential of munge, and no munge here")
             return
         if self._checkers is None:
             self._checkers = ThreadPoolExecutor(_CHECKERS, thread_name_prefix="munge")
-        self._checking += 1
-        checked = self._checkers.submit(tools.open, credential.data)
-        checked.add_done_callback(lambda done: self.call(lambda: self._checked(unknown, done)))
+        unknown.check = self._checkers.submit(tools.open, credential.data)
+        unknown.check.add_done_callback(lambda done: self.call(lambda: self._checked(unknown, done)))
 
     def _checked(self, unknown: _Unknown, done: Future[bytes | None]) -> None:
-        self._checking -= 1
-        if unknown.socket not in self._unknown:
+        if done.cancelled() or unknown.socket not in self._unknown:
             return
         key = done.result()
         if key is None:
@@ -426,6 +423,7 @@ class Server:
         self._unknown.pop(unknown.socket)
         self._selector.unregister(unknown.socket)
         if greeting.stay:
+            set_keepalive(unknown.socket, self._silence)
             connection = Connection(unknown.socket, channel, hello=hello, received=rest, unsent=proof)
             connection.flush()
             self.adopt(connection)
@@ -459,6 +457,8 @@ class Server:
         del self._unknown[unknown.socket]
         self._selector.unregister(unknown.socket)
         unknown.socket.close()
+        if unknown.check is not None:
+            unknown.check.cancel()  # the others' are not to wait for it
 
     def _report(self, connection: Connection | None, why: str) -> None:
         if self._refusals.pass_on(self._clock()):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 _Result = TypeVar("_Result")
 
 
-class Background(Generic[_Result]):
-    """One piece of work that is under way.
+class Inquiry(Generic[_Result]):
+    """A question to others, or another piece of work, that is under way.
 
     Args:
         work: what to do; it may block.
@@ -59,42 +58,3 @@ class Background(Generic[_Result]):
                 if self._dropped:
                     self._discard(result)
         self._ended.set()
-
-
-class Chores:
-    """Things to do one after another, in a thread of their own; nobody waits for them.
-
-    Args:
-        name: of the thread.
-
-    Attributes:
-        error: what one of them has raised: a fault of our own.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.error: BaseException | None = None
-        self._name = name
-        self._chores: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    def do(self, chore: Callable[[], object]) -> None:
-        """Do something soon, after all that was asked for before."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
-        self._chores.put(chore)
-
-    def close(self, patience: float) -> bool:
-        """Do no more than was asked for; whether all of it was done within these seconds."""
-        if self._thread is None:
-            return True
-        self._chores.put(None)
-        self._thread.join(patience)
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        while (chore := self._chores.get()) is not None:
-            try:
-                chore()
-            except BaseException as error:  # noqa: BLE001 - the main thread raises it
-                self.error = self.error or error
