@@ -19,7 +19,6 @@ import itertools
 import json
 import os
 import re
-import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +29,7 @@ from hpc_launch import owners
 from hpc_launch.errors import LogDirError
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.parsing import Fields, content, parse
+from hpc_launch.records.parsing import Fields, parse
 
 # The version of the claim files. Fields that are added keep it, so that earlier programs can read on.
 _SCHEMA = 1
@@ -206,7 +205,7 @@ def _directories(root: Path, base: str) -> Iterator[tuple[str, tuple[Claim, ...]
         name = name_of(base, ordinal)
         if not os.path.lexists(root / name):
             return
-        if _is_own(root / name):
+        if owners.is_own_directory(root / name):
             yield name, claims_of(JobDirectory(root, name))
 
 
@@ -230,29 +229,21 @@ def _claim(job: JobDirectory, claim: Claim) -> bool:
     """Whether this run is the one that has the directory from now on."""
     if not _usable(job.path):
         return False
-    directory.make(job.claims)
+    directory.make(job.claims, job.path)
     facts = {"schema": _SCHEMA, "program": claim.program, "time": claim.when, **dataclasses.asdict(claim.holder)}
     return _make_once(job.claims / f"{claim.place}-{claim.incarnation}", json.dumps(facts) + "\n")
 
 
 def _usable(path: Path) -> bool:
     """Make a job directory; whether it, or the one that is there, is this user's."""
-    directory.make(path.parent)
+    directory.check_parents(path.parent)
     try:
-        path.mkdir()
-    except FileExistsError:
-        return _is_own(path)
-    except OSError as error:
-        raise directory.unusable(path.parent, error) from error
+        directory.make(path)
+    except LogDirError:
+        if os.path.lexists(path) and not owners.is_own_directory(path):
+            return False  # another user's, or a link
+        raise
     return True
-
-
-def _is_own(path: Path) -> bool:
-    try:
-        status = path.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
 
 
 def _make_once(path: Path, text: str) -> bool:
