@@ -149,6 +149,32 @@ def test_a_connection_that_the_service_closes_is_not_lost() -> None:
     assert (here.closed, service.gone) == (True, [])
 
 
+def test_a_descriptor_may_be_used_again_at_once() -> None:
+    """The kernel gives the number of a closed connection to the next one."""
+    service = Remembering(on_received=lambda connection, payload: connection.send(payload.upper()))
+    with serving(service) as server:
+        here = connected(server)
+        wait_for(lambda: service.connections, 20, "not opened")
+        ends: list[Connection] = []
+
+        def exchange() -> None:
+            held = service.connections[0].fileno()
+            service.connections[0].close()
+            while held not in [end.fileno() for end in ends]:
+                ends.extend(pair())
+            for end in ends[::2]:
+                server.adopt(end)
+
+        server.call(exchange)
+        awake(server)
+        ends[-1].send(b"again")
+        frames = receive(ends[-1])
+        for end in (here, *ends[1::2]):
+            end.close()
+
+    assert (server.error, [frame.payload for frame in frames]) == (None, [b"AGAIN"])
+
+
 def test_frames_after_the_service_has_closed_are_not_handed_on() -> None:
     """Several may have come at once."""
     service = Remembering(on_received=lambda connection, _: connection.close())
