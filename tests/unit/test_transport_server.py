@@ -602,7 +602,7 @@ def test_an_interrupted_handshake_leaves_no_connection() -> None:
 
     class Interrupted(Munge):
         def seal(self, timeout: float = 0) -> tuple[bytes, bytes] | None:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(timeout)
 
     service, keyring = Remembering(), Keyring(PLACE, munge=Interrupted("munge", "unmunge"))
     with serving(service, keyring) as server:
