@@ -686,6 +686,11 @@ def test_a_stranger_that_leaves_is_forgotten() -> None:
     assert service.reasons == []
 
 
+def test_the_longest_handshake_is_short_enough() -> None:
+    """An agent is known before it has sent more than a stranger may."""
+    assert wire.MAX_OPENING + wire.MAX_PROOF <= module.UNKNOWN_BYTES
+
+
 def test_who_sends_too_much_before_it_is_known_is_hung_up_on() -> None:
     """Here a credential that never ends, byte by byte within its length."""
     keyring = ring("the secret")
