@@ -81,7 +81,7 @@ def test_a_credential_counts_once(tools: Munge) -> None:
     assert tools.open(sealed) is None
 
 
-@pytest.mark.parametrize("junk", [b"", b"junk", b"MUNGE:AAAA:", b"\0" * 100, b"MUNGE:" + b"A" * 900 + b":", b"--help"])
+@pytest.mark.parametrize("junk", [b"", b"junk", b"MUNGE:AAAA:", b"\0" * 100, b"MUNGE:" + b"A" * 700 + b":", b"--help"])
 def test_junk_is_no_credential(tools: Munge, junk: bytes) -> None:
     """It does no harm."""
     assert tools.open(junk) is None
