@@ -19,7 +19,7 @@ from hpc_launch.rendezvous.transport.connection import Connection
 from hpc_launch.rendezvous.transport.handshake import CONNECTING, make_opening
 from hpc_launch.rendezvous.transport.keys import Keyring, collect
 from hpc_launch.rendezvous.transport.munge import Munge
-from hpc_launch.rendezvous.transport.wire import encode_method_data
+from hpc_launch.rendezvous.transport.wire import MAX_METHOD_DATA, encode_method_data
 from tests.conftest import REQUIRED
 from tests.support import wait_for
 from tests.unit.transport_support import PLACE, Remembering, connect, dial, is_hung_up, receive, serving
@@ -71,6 +71,11 @@ def test_a_credential_gives_the_key_that_it_was_made_with(tools: Munge) -> None:
     key, sealed = credential(tools)
 
     assert tools.open(sealed) == key
+
+
+def test_a_credential_is_short(tools: Munge) -> None:
+    """It has its place in a handshake, with room to spare."""
+    assert len(credential(tools)[1]) < MAX_METHOD_DATA // 2
 
 
 def test_a_credential_counts_once(tools: Munge) -> None:
