@@ -113,6 +113,9 @@ def _status(command: click.Command, args: list[str], name: str, *, use_env: bool
         status = error.exit_status
     except Become as worker:
         return worker.script
+    except Exception:  # noqa: BLE001 - whatever it is, it is a fault of our own, and no script's status 1
+        tell(f"{traceback.format_exc()}{name}: this is a fault of hpc-launch: please report it with the lines above")
+        status = HpcLaunchError.exit_status
     return status if isinstance(status, int) else 0
 
 

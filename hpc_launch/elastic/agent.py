@@ -96,7 +96,7 @@ class Agent(LocalElasticAgent):
         self._slurm = SlurmWord(self._others, outlook, in_step=plan.world.origin is Origin.STEP)
         self._window = Window(_grace(plan, environ), self._slurm.facts, signals)
         self._crew = Crew(self._course, environ, factory, self._window)
-        self._notices = Notices(lambda: signals.notices, self._crew.heard, self._crew.send)
+        self._notices = Notices(lambda: signals.notices, self._crew.heard, self._crew.send, signals.passed_on)
         self._output = Output(plan.settings, plan.world.host, logs_specs)
         self._told_of_disk = False
         self._stop: RoundEnd | None = None

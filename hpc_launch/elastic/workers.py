@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import sys
 import time
@@ -22,6 +21,7 @@ from hpc_launch.elastic.window import Window
 from hpc_launch.owners import NotOwnError
 from hpc_launch.records import directory
 from hpc_launch.warm import answering, child
+from hpc_launch.warm.channel import readable
 from hpc_launch.warm.factory import Ended, Factory, FactoryLostError
 from hpc_launch.warm.server import Order
 
@@ -48,7 +48,7 @@ class Wakeup:
     def wait(self, seconds: float, factory: Factory) -> None:
         """Return when a worker ended, a signal came, or the time is over."""
         waited_for = [self._read] if factory.lost else [self._read, factory.fileno()]
-        select.select(waited_for, [], [], 0 if factory.has_news else seconds)
+        readable(waited_for, 0 if factory.has_news else seconds)
         with contextlib.suppress(BlockingIOError):
             while os.read(self._read, 4096):
                 pass
@@ -154,23 +154,28 @@ class CommandWorkers(PContext):
 
     def _poll(self) -> RunProcsResult | None:
         self._look()
-        failures = {
-            local_rank: ProcessFailure(
-                local_rank=local_rank,
-                pid=self._pids[local_rank],
-                exitcode=status,
-                error_file=self.error_files[local_rank],
-            )
-            for local_rank, status in self._statuses.items()
-            if status != 0
-        }
-        if failures:
+        failed = {local_rank: status for local_rank, status in self._statuses.items() if status != 0}
+        if failed:
+            place = f"the log directory {Path(self.error_files[next(iter(failed))]).parent}"
+            failures = patience.wait_for(lambda: self._failures(failed), place)
             return RunProcsResult(failures=failures, stdouts=self.stdouts, stderrs=self.stderrs)
         if self.running:
             return None
         return RunProcsResult(
             return_values=dict.fromkeys(range(self.nprocs)), stdouts=self.stdouts, stderrs=self.stderrs
         )
+
+    def _failures(self, failed: Mapping[int, int]) -> dict[int, ProcessFailure]:
+        """What torch makes of failures: it reads the error files of the workers."""
+        return {
+            local_rank: ProcessFailure(
+                local_rank=local_rank,
+                pid=self._pids[local_rank],
+                exitcode=status,
+                error_file=self.error_files[local_rank],
+            )
+            for local_rank, status in failed.items()
+        }
 
     def _look(self) -> None:
         """Note which workers have ended."""
@@ -226,7 +231,7 @@ class CommandWorkers(PContext):
             self._factory.signal([*self.running.values()], signum, group=self._group)
         then()
         while self.running and self._window.left > 0:
-            select.select([self._factory], [], [], min(self._window.left, _LOOK_SECONDS))
+            readable([self._factory.fileno()], min(self._window.left, _LOOK_SECONDS))
             self._look()
         if self.running:
             late = ", ".join(map(str, self.running))

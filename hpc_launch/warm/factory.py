@@ -25,7 +25,7 @@ from typing import Any
 
 from hpc_launch.errors import UsageError
 from hpc_launch.warm import child, server
-from hpc_launch.warm.channel import Channel
+from hpc_launch.warm.channel import Channel, GoneError
 from hpc_launch.warm.script import hidden_modules
 from hpc_launch.warm.server import Order, Surroundings
 
@@ -180,7 +180,7 @@ class Factory:
     def _lost(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, EOFError) as error:
+        except GoneError as error:
             self.lost = True
             raise FactoryLostError(f"the worker factory (process {self._pid}) is gone ({error})") from error
 

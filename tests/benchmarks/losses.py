@@ -8,24 +8,46 @@ workers.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import selectors
 import shutil
-import socket
 import sys
 import tempfile
 import time
 import uuid
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
 
-from hpc_launch import ranges
+from hpc_launch.plan.identity import Identity
+from hpc_launch.rendezvous import codec
+from hpc_launch.rendezvous.membership import Membership
+from hpc_launch.rendezvous.messages import (
+    FROM_COORDINATOR,
+    Accept,
+    Answer,
+    Begun,
+    Hello,
+    Propose,
+    Purpose,
+    Ready,
+    RunState,
+    Start,
+    Verdict,
+)
+from hpc_launch.rendezvous.transport.connecting import connect
+from hpc_launch.rendezvous.transport.connection import Connection
+from hpc_launch.rendezvous.transport.handshake import Method
+from hpc_launch.rendezvous.transport.keys import Keyring, Secret
 
 HOST = "127.0.0.1"
 PATIENCE = 600.0
+
+
+def keyring(run_id: str) -> Keyring:
+    """Return the secret that all agents have."""
+    return Keyring(run_id, (Secret("benchmark", Method.SECRET, run_id.encode()),))
 
 
 def party(run_id: str, nodes: int, agent: int, folder: str) -> Any:
@@ -53,18 +75,21 @@ def party(run_id: str, nodes: int, agent: int, folder: str) -> Any:
         master_port=None,
         job=JobDirectory(Path(folder), ""),
         elastic=True,
+        identity=Identity(run_id, "program", "train.py", explicit=False),
+        keyring=keyring(run_id),
+        store_ports=range(20_000, 30_000),
     )
 
 
-def agent(one: Any, told: Connection) -> None:
+def agent(one: Any, told: Pipe) -> None:
     """Be an agent: join, hear of losses, join again; says where it listens, and how often its leader has begun."""
-    from hpc_launch.elastic.moving import MovingRendezvous  # noqa: PLC0415
+    from hpc_launch.elastic.rendezvous import SlurmRendezvous  # noqa: PLC0415
 
-    handler = MovingRendezvous(one)
+    handler = SlurmRendezvous(one)
     while True:
         handler.next_rendezvous()
         handler.report_begun()
-        told.send(handler._post.port if handler._post else 0)
+        told.send(handler._server.port if handler._server else 0)
         while handler.end() is None:
             time.sleep(0.1)
 
@@ -84,83 +109,79 @@ class Crowd:
     connections: dict[int, Any]
     said: int = 0
 
-    def call(self, port: int, agreed: list[Any], told: dict[str, Any], gone: list[int]) -> None:
-        """All connect to a leader and are ready."""
-        from hpc_launch.elastic.lines import Lines  # noqa: PLC0415
-
+    def call(self, port: int, agreed: Membership, told: RunState, gone: tuple[int, ...]) -> None:
+        """All connect to a coordinator and are ready."""
         for number in [*self.connections]:
-            connection = socket.create_connection((HOST, port), timeout=PATIENCE)
-            question = {"run": self.run_id, "agent": number, "key": str(number), "again": True}
-            connection.sendall(json.dumps(question).encode() + b"\n")
-            while not connection.recv(4096).endswith(b"\n"):
-                pass
-            self.connections[number] = Lines(connection)
+            self.connections[number] = reach(self.run_id, number, port)
         for number in self.connections:
             self.ready(number, agreed, told, gone)
 
-    def ready(self, number: int, agreed: list[Any], told: dict[str, Any], gone: list[int]) -> None:
+    def ready(self, number: int, agreed: Membership, told: RunState, gone: tuple[int, ...]) -> None:
         """Say that an agent is ready for the next round."""
-        caller = {
-            "agent": number,
-            "host": f"node{number:04}",
-            "address": HOST,
-            "port": 1,
-            "workers": 1,
-            "software": {},
-            "problem": "",
-            "status": 0,
-            "agreed": agreed,
-            "accepted": [],
-            "story": told,
-            "gone": gone,
-        }
-        self.say(number, "ready", caller=caller)
+        host = f"node{number:04}"
+        self.say(number, Ready(number, host, HOST, 1, 1, {}, "", 0, agreed, (), told, gone))
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> Start:
         """Wait until all have heard that a round begins, and say that the workers have started."""
-        start: dict[str, Any] = self.hear("go")["start"]
+        start: Start = self.hear("Start")
         for number in self.connections:
-            self.say(number, "begun", round=start["story"]["round"])
+            self.say(number, Begun(start.state.round))
         return start
 
-    def say(self, number: int, word: str, **facts: Any) -> None:
+    def say(self, number: int, message: Any) -> None:
         """Say something as an agent."""
         self.said += 1
-        self.connections[number].send(word, **facts)
+        self.connections[number].send(codec.encode(message))
 
-    def hear(self, word: str, *, broken: bool = False) -> dict[str, Any]:
-        """Wait until all have heard a word, or lost their leader; accepts what is proposed meanwhile."""
-        # All hear the same line, which each node would read by itself, at the same time as the others: here once.
+    def hear(self, kind: str, *, broken: bool = False) -> Any:
+        """Wait until all have heard a message, or lost their coordinator; accepts what is proposed meanwhile."""
+        # All hear the same, which each node would read by itself, at the same time as the others: here once.
         waiting = {*self.connections}
-        last: dict[str, Any] = {}
-        proposed: list[Any] = []
+        last: Any = None
+        accept: Any = None
+        wanted, proposed = b'{"do":"%s"' % kind.encode(), b'{"do":"Propose"'
         with selectors.DefaultSelector() as selector:
-            for number, lines in self.connections.items():
-                selector.register(lines.connection, selectors.EVENT_READ, number)
+            for number, connection in self.connections.items():
+                selector.register(connection.socket, selectors.EVENT_READ, number)
             deadline = time.monotonic() + PATIENCE
             while waiting:
                 if time.monotonic() > deadline:
-                    sys.exit(f"{len(waiting)} agents of {self.nodes} wait for '{word}'")
+                    sys.exit(f"{len(waiting)} agents of {self.nodes} wait for '{kind}'")
                 for key, _ in selector.select(timeout=1):
-                    lines = self.connections[key.data]
-                    for line in lines.hear_lines():
-                        if line.startswith(b'{"do":"propose"'):
-                            proposed = proposed or json.loads(line)["membership"]
-                            self.say(key.data, "accept", membership=proposed)
-                        elif line.startswith(b'{"do":"%s"' % word.encode()):
+                    connection = self.connections[key.data]
+                    for frame in connection.receive():
+                        if frame.payload.startswith(proposed):
+                            found: Propose = codec.decode(frame.payload, FROM_COORDINATOR)
+                            accept = accept or Accept(found.membership)
+                            self.say(key.data, accept)
+                        elif frame.payload.startswith(wanted):
                             waiting.discard(key.data)
-                            last = last or json.loads(line)
-                    if lines.broken:
+                            last = last or codec.decode(frame.payload, FROM_COORDINATOR)
+                    if connection.broken:
                         selector.unregister(key.fileobj)
                         if broken:
                             waiting.discard(key.data)
         return last
 
 
+def hello(number: int, purpose: Purpose) -> bytes:
+    """Return what an agent says of itself."""
+    return codec.encode(Hello(purpose, number, f"node{number:04}", str(number), "program"))
+
+
+def reach(run_id: str, number: int, port: int) -> Connection:
+    """Connect to a coordinator as an agent."""
+    greeting = hello(number, Purpose.JOIN)
+    found = connect(HOST, port, keyring(run_id), greeting, connect_timeout=PATIENCE, patience=PATIENCE)
+    if not isinstance(found, Connection):
+        sys.exit(found.words)
+    return found
+
+
 def measure(nodes: int, folder: str) -> list[str]:
     """Lose a node, and then the leader; returns a row of the table."""
     run_id = uuid.uuid4().hex
-    whole = [0, ranges.fold(range(nodes)), "", ""]
+    whole = Membership(0, tuple(range(nodes)))
     crowd = Crowd(run_id, nodes, dict.fromkeys(range(2, nodes)))
     context = multiprocessing.get_context("spawn")
     ends = [context.Pipe() for _ in range(2)]
@@ -172,17 +193,17 @@ def measure(nodes: int, folder: str) -> list[str]:
         process.start()
     leader = _leader_port(run_id)
     begin = time.monotonic()
-    crowd.call(leader, whole, {}, [])
+    crowd.call(leader, whole, RunState(), ())
     start = crowd.begin()
     joined = time.monotonic() - begin
     ports = [ends[number][0].recv() for number in range(2)]
 
     begin, before = time.monotonic(), crowd.said
     crowd.connections.pop(nodes - 1).close()
-    crowd.hear("ended")
+    crowd.hear("Ended")
     noticed = time.monotonic() - begin
     for number in crowd.connections:
-        crowd.ready(number, _membership(start), start["story"], [])
+        crowd.ready(number, start.membership, start.state, ())
     start = crowd.begin()
     agreed, lines = time.monotonic() - begin, crowd.said - before
     for number in range(2):
@@ -194,7 +215,7 @@ def measure(nodes: int, folder: str) -> list[str]:
     missed = time.monotonic() - begin
     while not _leads(ports[1], run_id):
         time.sleep(0.01)
-    crowd.call(ports[1], _membership(start), start["story"], [0])
+    crowd.call(ports[1], start.membership, start.state, (0,))
     crowd.begin()
     moved = time.monotonic() - begin
     agents[1].kill()
@@ -207,29 +228,27 @@ def measure(nodes: int, folder: str) -> list[str]:
     ]
 
 
-def _membership(start: dict[str, Any]) -> list[Any]:
-    """What agents know to be agreed when a round has begun."""
-    return [start["number"], ranges.fold(start["agents"]), start["token"], ranges.fold(start["active"])]
-
-
 def _leader_port(run_id: str) -> int:
-    from hpc_launch.elastic import locator  # noqa: PLC0415
     from hpc_launch.node import ports  # noqa: PLC0415
 
-    candidates = ports.candidates(run_id, range(20_000, 30_000))
-    found = locator.find(run_id, 2, lambda: [(HOST, candidates)], time.monotonic() + PATIENCE, "2")
-    if isinstance(found, str):
-        sys.exit(found)
-    found.lifeline.close()
-    return found.port
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        for port in ports.candidates(run_id, range(20_000, 30_000)):
+            if _leads(port, run_id):
+                return port
+        time.sleep(0.05)
+    sys.exit("the first agent does not listen")
 
 
 def _leads(port: int, run_id: str) -> bool:
-    """Ask an agent whether it leads."""
-    with socket.create_connection((HOST, port), timeout=PATIENCE) as connection:
-        connection.sendall(json.dumps({"run": run_id, "agent": 2, "key": "2", "again": True}).encode() + b"\n")
-        with connection.makefile("rb") as stream:
-            return bool(json.loads(stream.readline())["leads"])
+    """Ask an agent whether it coordinates."""
+    found = connect(HOST, port, keyring(run_id), hello(2, Purpose.CALL), connect_timeout=1, patience=PATIENCE)
+    if isinstance(found, Connection):
+        found.close()
+    if not found.answer:
+        return False
+    answer: Answer = codec.decode(found.answer, codec.known(Answer))
+    return answer.verdict is Verdict.WELCOME
 
 
 def write(*rows: list[str]) -> None:
@@ -245,7 +264,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, nargs="+", default=[16, 256, 1024])
     parser.add_argument("--quick", action="store_true", help="only show that it works")
     options = parser.parse_args()
-    columns = ["nodes", "met", "loss noticed", "agreed", "leader's loss noticed", "agreed", "lines of a node"]
+    columns = ["nodes", "met", "loss noticed", "agreed", "leader's loss noticed", "agreed", "messages of a node"]
     write([*columns], ["---:"] * len(columns))
     for nodes in [8] if options.quick else options.nodes:
         folder = tempfile.mkdtemp()

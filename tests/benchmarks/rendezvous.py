@@ -1,7 +1,8 @@
 """One rendezvous of many simulated nodes on this machine, hpc-launch's handler beside torch's c10d backend.
 
-`python tests/benchmarks/rendezvous.py` prints a table of times and of store operations per node. The nodes are threads
-in a few processes, agents without workers; the time is from the common start until the last of them has its rank.
+`python tests/benchmarks/rendezvous.py` prints a table of times, and of messages or store operations per node.
+The nodes are threads in a few processes, agents without workers; the time is from the common start until the last of
+them has its rank.
 """
 
 from __future__ import annotations
@@ -58,12 +59,21 @@ def replace_store(module: Any) -> None:
 
 def slurm_node(node: int, nodes: int, run_id: str, folder: str) -> Callable[[], Any]:
     """Prepare one node's rendezvous by hpc-launch's handler."""
-    from hpc_launch.elastic import fixed, stores  # noqa: PLC0415 - only the processes with nodes import torch
-    from hpc_launch.elastic.party import Party  # noqa: PLC0415
+    from hpc_launch.elastic.party import Party  # noqa: PLC0415 - only the processes with nodes import torch
+    from hpc_launch.elastic.rendezvous import SlurmRendezvous  # noqa: PLC0415
     from hpc_launch.node import ports  # noqa: PLC0415
+    from hpc_launch.plan.identity import Identity  # noqa: PLC0415
     from hpc_launch.records.directory import JobDirectory  # noqa: PLC0415
+    from hpc_launch.rendezvous.transport.handshake import Method  # noqa: PLC0415
+    from hpc_launch.rendezvous.transport.keys import Keyring, Secret  # noqa: PLC0415
 
-    replace_store(stores)
+    class Counting(SlurmRendezvous):
+        """A handler that counts the messages that it sends."""
+
+        def _send(self, message: Any) -> None:
+            _tally.count = getattr(_tally, "count", 0) + 1
+            super()._send(message)
+
     hosts = [f"node{number:04}" for number in range(nodes)]
     party = Party(
         run_id=run_id,
@@ -83,8 +93,12 @@ def slurm_node(node: int, nodes: int, run_id: str, folder: str) -> Callable[[], 
         master_port=None,
         job=JobDirectory(Path(folder), ""),
         software={"torch": "same", "script": "same"},
+        minimum=nodes,
+        identity=Identity(run_id, "program", "train.py", explicit=False),
+        keyring=Keyring(run_id, (Secret("benchmark", Method.SECRET, run_id.encode()),)),
+        store_ports=range(20_000, 30_000),
     )
-    handler = fixed.FixedRendezvous(party)
+    handler = Counting(party)
 
     def join() -> tuple[int, Any]:
         return handler.next_rendezvous().rank, handler
@@ -142,7 +156,7 @@ def be_nodes(backend: str, numbers: range, nodes: int, run_id: str, where: str) 
         try:
             rank, handler = join()
             kept.append(handler)
-            results[node] = {"rank": rank, "time": time.time(), "operations": _tally.count}
+            results[node] = {"rank": rank, "time": time.time(), "operations": getattr(_tally, "count", 0)}
         except Exception as error:  # noqa: BLE001 - told to whoever measures
             results[node] = {"error": f"{type(error).__name__}: {error}"}
 
@@ -304,7 +318,9 @@ def main() -> None:
         be_nodes(backend, range(int(first), int(last)), int(nodes), run_id, where)
     isolate()
     sizes = [2] if options.quick else [int(size) for size in options.sizes.split(",")]
-    tell("| nodes | backend | met | seconds, median (min-max) | store operations of a node | of the first node |")
+    tell(
+        "| nodes | backend | met | seconds, median (min-max) | messages or store operations of a node | first |"
+    )
     tell("|---:|---|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         for nodes in sizes:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +15,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from hpc_launch import console
-from hpc_launch.console import Follower, Pace, Source, say
+from hpc_launch.console import say
+from hpc_launch.elastic.console import Follower, Pace, Source
 from hpc_launch.records.lines import last_lines
 from tests.support import wait_for
 
@@ -246,7 +249,17 @@ def test_the_launchers_own_lines(capfd: pytest.CaptureFixture[str]) -> None:
     """They begin with the launcher's name, on stderr, whatever characters they have."""
     say("waiting for gpu[007,012] \u2026 \udcff")
 
-    assert capfd.readouterr() == ("", "hpc-launch: waiting for gpu[007,012] \u2026 ?\n")
+    assert capfd.readouterr() == ("", "hpc-launch: waiting for gpu[007,012] \u2026 \\xdcff\n")
+
+
+@pytest.mark.parametrize("speak", [say, console.tell])
+def test_a_terminal_obeys_nothing_that_is_repeated(
+    capfd: pytest.CaptureFixture[str], speak: Callable[[str], None]
+) -> None:
+    """Escapes, and characters that turn the text around, are left out or shown."""
+    speak("host \x1b]0;title\x07\x1b[2J\u202egnp.\r said no")
+
+    assert capfd.readouterr().err.removeprefix("hpc-launch: ") == "host \\x202egnp.\\x0d said no\n"
 
 
 class Stopped:
@@ -495,3 +508,17 @@ def test_pace_is_quick_at_first_and_slow_later(monkeypatch: pytest.MonkeyPatch) 
             spoken.append(now - 100.0)
 
     assert spoken == [1.0, 3.0, 7.0, 15.0, 25.0, 35.0, 45.0]
+
+
+def test_a_console_above_what_select_takes(shown: Console) -> None:
+    """A descriptor above 1023 is waited for and written to like any other."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    high = fcntl.fcntl(shown.descriptor, fcntl.F_DUPFD_CLOEXEC, 1500)
+    own = console.Console()
+    own.say(high, b"said\n")
+    own.write(high, b"written\n")
+    os.close(high)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert shown.close() == ["said", "written"]
