@@ -436,11 +436,21 @@ def test_another_version_is_named_on_both_sides() -> None:
 # ---- a man in the middle
 
 
+def test_a_relay_is_a_stranger() -> None:
+    """A relay on another port of the node has no proof that is of use."""
+    service = Remembering()
+    with serving(service) as server, relaying(server.port) as relay:
+        found = connect_to(relay.port)
+
+    assert isinstance(found, Failure)
+    assert (found.kind, service.hellos) == (connecting.Kind.STRANGER, [])
+
+
 def test_a_relay_only_delays() -> None:
-    """What it forwards as it is arrives."""
+    """Where a port is forwarded, what is forwarded as it is arrives."""
     service = Remembering(on_received=lambda connection, payload: connection.send(payload.upper()))
     with serving(service) as server, relaying(server.port) as relay:
-        here = connect_to(relay.port)
+        here = connect_to(server.port, through=relay.port)
         assert isinstance(here, Connection)
         here.send(b"question")
         frames = receive(here)
@@ -468,7 +478,7 @@ def test_what_a_relay_changes_afterwards_is_noticed(to: bool) -> None:
     service = Remembering(on_received=lambda connection, payload: connection.send(payload.upper()))
     handshake = Handshake.lengths()
     with serving(service) as server, relaying(server.port, changed_at(handshake[to] + 7, to=to)) as relay:
-        here = connect_to(relay.port)
+        here = connect_to(server.port, through=relay.port)
         assert isinstance(here, Connection)
         here.send(b"question")
         frames = receive(here)
@@ -485,7 +495,7 @@ class Handshake:
     @staticmethod
     def lengths() -> dict[bool, int]:
         with serving() as server, relaying(server.port) as relay:
-            here = connect_to(relay.port)
+            here = connect_to(server.port, through=relay.port)
             assert isinstance(here, Connection)
             here.close()
             return {to: len(data) for to, data in relay.sent.items()}
@@ -499,7 +509,7 @@ def test_what_a_relay_changes_in_a_handshake_is_noticed(to: bool) -> None:
     with serving() as server:
         for place in places:
             with relaying(server.port, changed_at(place, to=to)) as relay:
-                outcomes.append(isinstance(connect_to(relay.port, patience=0.2), Connection))
+                outcomes.append(isinstance(connect_to(server.port, patience=0.2, through=relay.port), Connection))
 
     assert outcomes == [False] * len(places)
 
@@ -509,7 +519,7 @@ def test_a_recorded_session_is_of_no_use() -> None:
     service = Remembering()
     with serving(service) as server:
         with relaying(server.port) as relay:
-            here = connect_to(relay.port)
+            here = connect_to(server.port, through=relay.port)
             assert isinstance(here, Connection)
             here.send(b"stop")
             wait_for(lambda: service.payloads, 20, "not received")
@@ -535,7 +545,7 @@ def test_frames_that_are_sent_again_are_noticed() -> None:
 
     service = Remembering()
     with serving(service) as server, relaying(server.port, Repeating(Handshake.lengths()[True])) as relay:
-        here = connect_to(relay.port)
+        here = connect_to(server.port, through=relay.port)
         assert isinstance(here, Connection)
         here.send(b"once")
         wait_for(lambda: service.gone, 20, "not lost")

@@ -319,7 +319,8 @@ class Server:
             self._greet(accepted, plain(str(address[0])))
 
     def _greet(self, accepted: socket.socket, address: str) -> None:
-        machine = Listening(self._keyring.place_key, self._keyring.known, secrets.token_bytes(wire.NONCE_BYTES))
+        nonce = secrets.token_bytes(wire.NONCE_BYTES)
+        machine = Listening(self._keyring.place_key, self._keyring.known, nonce, port=self.port)
         unknown = _Unknown(accepted, address, self._clock(), machine)
         try:
             accepted.setblocking(False)
