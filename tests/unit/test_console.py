@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from hpc_launch import console
-from hpc_launch.console import Follower, Pace, Source, say
+from hpc_launch.console import say
+from hpc_launch.elastic.console import Follower, Pace, Source
 from hpc_launch.records.lines import last_lines
 from tests.support import wait_for
 

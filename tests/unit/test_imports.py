@@ -313,7 +313,7 @@ def test_toml_is_read_by_those_who_need_it(
         "hpc_launch.elastic",
         "hpc_launch.console",
         "hpc_launch.patience",
-        "hpc_launch.console",
+        "hpc_launch.elastic.console",
         "hpc_launch.elastic.environment",
         "hpc_launch.elastic.others",
         "hpc_launch.elastic.rounds",
