@@ -16,6 +16,8 @@ import threading
 import time
 from collections import deque
 
+from hpc_launch.text import visible
+
 # So long a line of the launcher's own waits for a console that takes nothing.
 _PATIENCE = 10.0
 
@@ -164,13 +166,13 @@ CONSOLE = Console()
 
 
 def say(message: str) -> None:
-    """Write a line of the launcher's own to stderr, whole among others."""
-    CONSOLE.say(2, f"hpc-launch: {message}\n".encode(errors="replace"))
+    """Write a line of the launcher's own to stderr, whole among others; what it repeats of others is made visible."""
+    CONSOLE.say(2, f"hpc-launch: {visible(message)}\n".encode(errors="replace"))
 
 
 def tell(line: str) -> None:
-    """Write a line to stderr as it is, or several."""
-    CONSOLE.say(2, f"{line}\n".encode(errors="replace"))
+    """Write a line to stderr, or several; what they repeat of others is made visible."""
+    CONSOLE.say(2, f"{visible(line)}\n".encode(errors="replace"))
 
 
 def flush() -> None:

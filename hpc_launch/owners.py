@@ -353,6 +353,15 @@ def is_own(path: Path) -> bool:
         return False
 
 
+def is_own_directory(path: Path) -> bool:
+    """Whether a directory is there, and is one's own."""
+    try:
+        with open_folder(path):
+            return True
+    except OSError:
+        return False
+
+
 def unique(name: str) -> str:
     """A name for a temporary file beside `name`, which no other thread, process or node uses."""
     return f".{name}.{os.urandom(16).hex()}"

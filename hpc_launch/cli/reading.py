@@ -14,6 +14,7 @@ import click
 from hpc_launch.cli.options import launch_option, settings_of
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.review import find
+from hpc_launch.text import visible
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -48,7 +49,7 @@ def job_directory(context: click.Context, job: str, given: dict[str, Any]) -> Jo
 def note(line: str) -> None:
     """Say something beside the output."""
     with contextlib.suppress(OSError):  # a console that is full or gone
-        click.echo(f"hpc-launch: note: {line}", err=True)
+        click.echo(f"hpc-launch: note: {visible(line)}", err=True)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from hpc_launch.settings import Settings, files, specs
 from hpc_launch.slurm.times import read_time_limit
 from hpc_launch.submission import asked, plan, quoting, run, sbatch, sweep
 from hpc_launch.submission.request import JobRequest, Software, Submission
+from hpc_launch.text import visible
 
 
 def submitting(
@@ -172,4 +173,4 @@ def _note(line: str) -> None:
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError):  # a console that is full or gone
-        click.echo(f"hpc-launch: {line}", err=True)
+        click.echo(f"hpc-launch: {visible(line)}", err=True)

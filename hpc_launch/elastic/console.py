@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc_launch.console import CONSOLE, flush, say
+from hpc_launch.records import directory
 from hpc_launch.records.lines import Lines
 
 __all__ = ["Follower", "Pace", "Source", "flush", "say"]
@@ -82,7 +83,7 @@ class Source:
             needles = [needle.encode() for needle in self.needles]
             wanted = [line for line in lines if any(needle in line for needle in needles)]
             if wanted:
-                with contextlib.suppress(OSError), self.copy.open("ab") as stream:
+                with contextlib.suppress(OSError), directory.open_output(self.copy, self.copy.parent) as stream:
                     stream.write(b"".join(prefix + line + b"\n" for line in wanted))
 
 

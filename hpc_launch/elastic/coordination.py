@@ -58,6 +58,7 @@ class CoordinatorServer:
         party: Party,
         instance: str,
         listener: socket.socket | None,
+        *,
         open_store: Callable[[int], tuple[str, int]],
         open_job: Callable[[], tuple[str, int, str]],
         observe: Callable[..., None],

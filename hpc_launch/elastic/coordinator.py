@@ -5,8 +5,8 @@ calls, and what follows goes out through `Effects`, none of which waits. What fo
 `membership` and `forming`. A round costs six messages for each agent (ready, propose, accept, start, and that workers
 have begun, from it and from all), and nothing is sent while workers run.
 
-One coordinator serves both kinds of run. In an elastic run the loss of an agent ends a round, and the others go on. In a
-run of fixed size it ends the run, and a failure counts at once.
+One coordinator serves both kinds of run. In an elastic run the loss of an agent ends a round, and the others go on. In
+a run of fixed size it ends the run, and a failure counts at once.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from hpc_launch.elastic.forming import Gathering, Move, Terms
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.rounds import Member
 from hpc_launch.errors import HpcLaunchError
+from hpc_launch.plan.commands import Command, similar
 from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.rendezvous import membership, messages
@@ -276,6 +277,9 @@ class Coordinator:
         # With several tasks on a node only the agents say where they are.
         self._hosts = dict(enumerate(party.hosts)) if party.agents_per_host is not None else {}
         self._turned_away: dict[str, str] = {}
+        # Another run in the same place; and since when agents have knocked whose commands differ by their numbers.
+        self._rivals = False
+        self._similar: dict[int, float] = {}
         self._pace = _Pace(0.0)
 
     # ---- its own agent
@@ -331,10 +335,9 @@ class Coordinator:
         """
         party, self.changed = self._party, True
         verdict, number = Verdict.FOLLOWS, -1
-        if hello.program != party.identity.program:
-            verdict = Verdict.OTHER_PROGRAM
-            if hello.purpose is Purpose.JOIN and len(self._turned_away) < _MOST_TURNED_AWAY:
-                self._turned_away[hello.host] = hello.words
+        other = self._other_program(hello)
+        if other is not None:
+            verdict = other
         elif hello.agent >= party.agents:
             raise MessageError(f"agent {hello.agent} of {hello.host}: this run has agents 0 to {party.agents - 1}")
         elif self._instances.setdefault(hello.agent, hello.instance) != hello.instance:
@@ -356,6 +359,22 @@ class Coordinator:
             words=party.identity.words[:_LONGEST_WORDS] if verdict in (Verdict.OTHER_PROGRAM, Verdict.TAKEN) else "",
         )
         return answer, verdict is Verdict.WELCOME and hello.purpose is not Purpose.CALL
+
+    def _other_program(self, hello: Hello) -> Verdict | None:
+        """Whether an agent is of another program than this one; None if it is not."""
+        identity = self._party.identity
+        if hello.program == identity.program:
+            return None
+        if hello.agent == self._party.agent and hello.purpose is Purpose.CALL:
+            self._rivals = True  # another run begins in the same place: only equal commands are of this one
+        other = Command(tuple(hello.digests), hello.texts, tuple(hello.task))
+        if not similar(identity.command, other) or self._rivals:
+            if hello.purpose is Purpose.JOIN and len(self._turned_away) < _MOST_TURNED_AWAY:
+                self._turned_away[hello.host] = hello.words
+            return Verdict.OTHER_PROGRAM
+        since = self._similar.setdefault(hello.agent, self.now) if hello.agent < self._party.agents else self.now
+        known = self._instances.get(hello.agent) == hello.instance
+        return None if known or self.now - since >= _SIMILAR_SECONDS else Verdict.SIMILAR
 
     def _mind_equal_run(self, hello: Hello) -> None:
         """End a run that has not begun where there is an equal one: their agents would be paired at random."""
@@ -712,8 +731,8 @@ class Coordinator:
             about = {"joined": len(here.ready), "expected": party.agents, "waited": round(here.waited, 1)}
             self._effects.observe(events.NODE_MISSING, hosts=hostlist.display(missing), **about)
             why = (
-                f"{names} did not join in {party.join_timeout:.0f} s ({len(here.ready)}/{party.agents} joined): look at "
-                "the node's own output, exclude it, or wait longer with --join-timeout"
+                f"{names} did not join in {party.join_timeout:.0f} s ({len(here.ready)}/{party.agents} joined): look "
+                "at the node's own output, exclude it, or wait longer with --join-timeout"
             )
             self._refuse(RefusalKind.MISSING, why + self._other_programs(), 69, missing)
             return
@@ -883,8 +902,10 @@ class Coordinator:
 
 
 _NEVER = 3600.0
-_LONGEST_WORDS = 400
+_LONGEST_WORDS = 200
 _MOST_TURNED_AWAY = 64
+# So long an agent waits whose command differs by its task's numbers: another run may begin, whose command is equal.
+_SIMILAR_SECONDS = 0.5
 # Names that agents share: stacks of each agent in each attempt are the most.
 _MOST_SHARED = 1 << 20
 

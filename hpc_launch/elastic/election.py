@@ -1,7 +1,7 @@
 """The election of a coordinator in an elastic run, when its coordinator is lost or was never there.
 
-There is no vote. An agent that looks for a coordinator asks the others in host-list order, and the first that finds none
-before itself takes over. Two may coordinate at the same time, for a while: what makes that harmless is the rule of
+There is no vote. An agent that looks for a coordinator asks the others in host-list order, and the first that finds
+none before itself takes over. Two may coordinate at the same time, for a while: what makes that harmless is the rule of
 `membership`. All questions are asked in the background; the agent's main loop looks at the results.
 """
 

@@ -1,8 +1,8 @@
 """How the coordinator of a run is found: by its names and ports, or by a file in the job directory.
 
-The coordinator listens on the first free port of the run's candidates. The others try the same candidates, on every name
-under which the first node may be known, and believe only an agent that proves itself and is of the same program. So a
-foreign program on one of the ports, or another run of the same user, costs one conversation.
+The coordinator listens on the first free port of the run's candidates. The others try the same candidates, on every
+name under which the first node may be known, and believe only an agent that proves itself and is of the same program.
+So a foreign program on one of the ports, or another run of the same user, costs one conversation.
 """
 
 from __future__ import annotations

@@ -98,6 +98,8 @@ _SEARCHES = 3
 # How often an agent checks on those that it waits for.
 _DOUBT_SECONDS = 0.1
 _FAREWELL_SECONDS = 15.0
+# As much of a command is for messages.
+_LONGEST_WORDS = 200
 # An answer that takes longer is none.
 _ANSWER_SECONDS = 1.0
 
@@ -162,13 +164,17 @@ class SlurmRendezvous(RendezvousHandler):
         self._server: CoordinatorServer | None = None
         self._election: Election | None = None
         self._link: Connection | None = None
+        command = party.identity.command
         self._hello = Hello(
             purpose=Purpose.JOIN,
             agent=party.agent,
             host=party.host,
             instance=uuid.uuid4().hex,
             program=party.identity.program,
-            words=party.identity.words[:400],
+            words=party.identity.words[:_LONGEST_WORDS],
+            digests=command.digests,
+            texts=command.texts or {},
+            task=command.task,
         )
         self._keyring = party.keyring or Keyring(party.identity.place, ())
         self._search = Search(self._hello, self._keyring)
@@ -636,7 +642,12 @@ class SlurmRendezvous(RendezvousHandler):
             listener = stores.listen(party.ports) if party.agents > 1 else None
             own = listener.getsockname()[1] if listener is not None else 0
             self._server = CoordinatorServer(
-                party, self._hello.instance, listener, self._open_round_store, self._open_job, self._observe
+                party,
+                self._hello.instance,
+                listener,
+                open_store=self._open_round_store,
+                open_job=self._open_job,
+                observe=self._observe,
             )
             self._election = Election(party, self._search, self._server)
             if party.leader:
@@ -770,7 +781,7 @@ class SlurmRendezvous(RendezvousHandler):
         return found.connection
 
     def _yield_to_another(self) -> None:
-        """Follow another coordinator, if there is one whose round has begun without this one, or that comes before it."""
+        """Follow another coordinator, if a round of its has begun without this one, or it comes before this one."""
         if self._election is None:
             return
         link = self._election.resign(self._known.agreed, map(int, self._state.waiting))

@@ -132,7 +132,8 @@ def _ask(job: JobDirectory, job_id: str, book: Ledger, entry: Entry) -> str:
     if not directory.claim(claim):
         return "another run of the job has it requeued"
     refusal = controller.requeue(job_id)
-    if refusal:
+    # A controller that is busy may do what it was asked for without an answer in time.
+    if refusal and ending_of(controller.ask_job(job_id), entry.restart_count) is not Ending.REQUEUED:
         with contextlib.suppress(OSError):
             claim.unlink(missing_ok=True)  # so that this run can ask again when it has ended, or another one
         return f"not requeued: {refusal}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hpc_launch.elastic.inquiry import Inquiry
 from hpc_launch.rendezvous import codec
@@ -90,7 +90,7 @@ class Search:
         return None
 
     def ask(self, agents: Sequence[int]) -> dict[int, Found | None]:
-        """Ask agents at the same time whether they coordinate, or the agent that they name; None for the unreachable."""
+        """Ask agents at the same time whether they coordinate, or the agent that they name; None if unreachable."""
         if len(agents) < 2:  # noqa: PLR2004 - one needs no threads
             return {agent: self._coordinator_by(agent) for agent in agents}
         with ThreadPoolExecutor(min(len(agents), _AT_ONCE)) as pool:
@@ -113,7 +113,7 @@ class Search:
     def _ask(self, agent: int) -> Found | None:
         if agent not in self.places:
             return None
-        hello = Hello(Purpose.ASK, self.hello.agent, self.hello.host, self.hello.instance, self.hello.program)
+        hello = replace(self.hello, purpose=Purpose.ASK)
         address, port = self.places[agent]
         reached = connect(
             address, port, self.keyring, codec.encode(hello), connect_timeout=_CALL_SECONDS, patience=_CALL_SECONDS

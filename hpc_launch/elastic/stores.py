@@ -92,7 +92,7 @@ def worker_store(party: Party, address: str) -> TCPStore:
 
 
 def _bind(address: str, port: int) -> socket.socket | None:
-    """Bind a socket to one address; to all where the address is not this node's own, as behind an address translation."""
+    """Bind a socket to one address; to all where the address is not this node's own (address translation)."""
     try:
         return network.bound(address, port)
     except OSError as error:

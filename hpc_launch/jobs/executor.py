@@ -27,6 +27,7 @@ from hpc_launch.settings import Settings
 from hpc_launch.slurm import controller, leaks
 from hpc_launch.slurm.environment import Allocation
 from hpc_launch.submission.run import ask_nodes
+from hpc_launch.text import visible
 
 R = TypeVar("R")
 
@@ -267,4 +268,4 @@ def _say(line: str) -> None:
     # As the command line does; but notebooks show whatever is on stderr as if it had gone wrong.
     stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr
     with contextlib.suppress(OSError, ValueError):
-        print(f"hpc-launch: {line}", file=stream, flush=True)
+        print(f"hpc-launch: {visible(line)}", file=stream, flush=True)

@@ -13,6 +13,7 @@ from hpc_launch.errors import ContextError, HostlistError, UsageError, reason
 from hpc_launch.node import network, ports
 from hpc_launch.plan import binding, identity, start, traps
 from hpc_launch.plan.binding import Binding
+from hpc_launch.plan.commands import WHOLE, command_of
 from hpc_launch.plan.here import Here
 from hpc_launch.plan.identity import Identity, Lineage
 from hpc_launch.plan.model import Derived, Plan
@@ -352,7 +353,10 @@ def _identity(settings: Settings, here: Here, found: World, script: Sequence[str
             no_python=settings.no_python,
             run_path=settings.run_path,
         )
-    return replace(made, lineage=lineage)
+    command = WHOLE
+    if not made.explicit:
+        command = command_of((str(here.directory), *script), here.environ, here.host)
+    return replace(made, lineage=lineage, command=command)
 
 
 def _lineage(settings: Settings, here: Here) -> Lineage:
@@ -375,8 +379,8 @@ def _place_outside(settings: Settings, here: Here, found: World) -> str:
         return identity.place_of_process(here.host, here.pid)
     if found.origin is Origin.HOSTS:
         return identity.place_of_hosts(found.hosts, _foreign_job(here))
-    # The names of the other nodes are not known here, so that the address of the first is all that they share.
-    return identity.place_of_hosts((settings.rdzv_endpoint or settings.master_addr or "",))
+    # Nothing else is surely the same on all: each node may have another name or address for the first one.
+    return identity.place_by_hand(settings.rdzv_id or "")
 
 
 def _foreign_job(here: Here) -> str:

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc_launch.plan.commands import WHOLE, Command
+
 
 @dataclass(frozen=True)
 class Lineage:
@@ -41,6 +43,7 @@ class Identity:
         words: the command as people read it.
         explicit: the user gave an id (`--rdzv-id`): agents with the same id are one run, whatever they start.
         lineage: what the run continues.
+        command: the command of this task, to see whether that of another task differs by the task's numbers only.
     """
 
     place: str
@@ -48,6 +51,7 @@ class Identity:
     words: str
     explicit: bool
     lineage: Lineage = Lineage()
+    command: Command = WHOLE
 
 
 # For agents that are made without a plan.
@@ -116,6 +120,11 @@ def place_in_slurm(cluster: str, job: str, step: int | None) -> str:
 def place_of_hosts(hosts: Sequence[str], job: str = "") -> str:
     """The place of a run on listed hosts: the job of another scheduler, or the list itself."""
     return f"hosts/{job or hashlib.sha256(','.join(hosts).encode()).hexdigest()[:16]}"
+
+
+def place_by_hand(rdzv_id: str) -> str:
+    """The place of a run whose nodes are described by hand, each by its own command line."""
+    return f"hand/{rdzv_id or 'none'}"
 
 
 def place_of_process(host: str, pid: int) -> str:

@@ -1,7 +1,7 @@
 """Which run has which job directory.
 
-The first run of a place has the directory that everybody expects (`12.0`), the second one `12.0-2`, and so on. A run
-claims its directory before its first attempt, by a file that only one process can make:
+The first run of a place has the directory that its job and step name (`12.0`), the second one `12.0-2`, and so on. A
+run claims its directory before its first attempt, by a file that only one process can make:
 
     <log_dir>/<job>/claims/<place>-<incarnation>     the run of that place and incarnation, as JSON
 
@@ -19,7 +19,6 @@ import itertools
 import json
 import os
 import re
-import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -30,13 +29,14 @@ from hpc_launch import owners
 from hpc_launch.errors import LogDirError
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.parsing import Fields, parse
 
 # The version of the claim files. Fields that are added keep it, so that earlier programs can read on.
 _SCHEMA = 1
 
 _FILE = re.compile(r"(?P<place>[0-9a-f]{12})-(?P<incarnation>\d{1,9})")
 
-# No one starts so many runs in one place; it only bounds the search.
+# More than any place has runs; it only bounds the search.
 _MOST_RUNS = 100_000
 
 
@@ -94,8 +94,8 @@ class Claimant:
     Attributes:
         place: a digest of where it is.
         program: the digest of what it starts.
-        incarnation: how often Slurm has started its job again; None outside of Slurm, where a person starts it again,
-            by the name that it was given.
+        incarnation: how often Slurm has started its job again; None outside of Slurm, where a person starts it again by
+            the name of its directory.
     """
 
     place: str
@@ -205,7 +205,7 @@ def _directories(root: Path, base: str) -> Iterator[tuple[str, tuple[Claim, ...]
         name = name_of(base, ordinal)
         if not os.path.lexists(root / name):
             return
-        if _is_own(root / name):
+        if owners.is_own_directory(root / name):
             yield name, claims_of(JobDirectory(root, name))
 
 
@@ -229,29 +229,21 @@ def _claim(job: JobDirectory, claim: Claim) -> bool:
     """Whether this run is the one that has the directory from now on."""
     if not _usable(job.path):
         return False
-    directory.make(job.claims)
+    directory.make(job.claims, job.path)
     facts = {"schema": _SCHEMA, "program": claim.program, "time": claim.when, **dataclasses.asdict(claim.holder)}
     return _make_once(job.claims / f"{claim.place}-{claim.incarnation}", json.dumps(facts) + "\n")
 
 
 def _usable(path: Path) -> bool:
     """Make a job directory; whether it, or the one that is there, is this user's."""
-    directory.make(path.parent)
+    directory.check_parents(path.parent)
     try:
-        path.mkdir()
-    except FileExistsError:
-        return _is_own(path)
-    except OSError as error:
-        raise directory.unusable(path.parent, error) from error
+        directory.make(path)
+    except LogDirError:
+        if os.path.lexists(path) and not owners.is_own_directory(path):
+            return False  # another user's, or a link
+        raise
     return True
-
-
-def _is_own(path: Path) -> bool:
-    try:
-        status = path.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
 
 
 def _make_once(path: Path, text: str) -> bool:
@@ -290,15 +282,14 @@ def _make_alone(path: Path, text: str) -> bool:
 def _read(path: Path, place: str, incarnation: int) -> Claim:
     """Read a claim file; what it does not say, or another version says otherwise, is left empty."""
     try:
-        found = json.loads(owners.read_own(path))
-    except (OSError, ValueError, RecursionError):
+        found = parse(owners.read_own(path))
+    except OSError:
         found = None
-    facts = found if isinstance(found, dict) else {}
-    when, pid = facts.get("time"), facts.get("pid")
+    fields = found or Fields({})
     return Claim(
         place=place,
         incarnation=incarnation,
-        program=str(facts.get("program", "")),
-        when=float(when) if isinstance(when, (int, float)) else 0.0,
-        holder=Holder(str(facts.get("host", "")), pid if isinstance(pid, int) else 0, str(facts.get("started", ""))),
+        program=fields.text("program"),
+        when=fields.number("time") or 0.0,
+        holder=Holder(fields.text("host"), fields.whole("pid"), fields.text("started")),
     )

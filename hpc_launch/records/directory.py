@@ -186,11 +186,23 @@ def check_writable(root: Path) -> None:
     Raises:
         LogDirError: naming the directory and the reason.
     """
+    check_parents(root)
+    try:
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise unusable(root, error) from error
+
+
+def check_parents(root: Path) -> None:
+    """Make the log directory, and see that nobody can put another job directory in the place of the one in it.
+
+    Raises:
+        LogDirError: naming the directory and the reason.
+    """
     try:
         owners.make_parents(root)
         owners.check_parents(root)
-        with tempfile.TemporaryFile(dir=root):
-            pass
     except OSError as error:
         raise unusable(root, error) from error
 

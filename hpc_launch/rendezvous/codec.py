@@ -1,8 +1,8 @@
 """The codec of messages: frozen dataclasses to JSON and back, every field checked. Pure, standard library only.
 
-A message arrives from another process, perhaps from another version of hpc-launch. `decode` is the only way in: it knows
-the kinds of message it may get, checks each field, and gives a typed value or raises `MessageError`. Fields that it does
-not know are passed over, so that a newer version may add some.
+A message arrives from another process, perhaps from another version of hpc-launch. `decode` is the only way in: it
+knows the kinds of message it may get, checks each field, and gives a typed value or raises `MessageError`. Fields that
+it does not know are passed over, so that a newer version may add some.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The messages of the rendezvous: what agents tell each other, as typed values. Pure.
 
-Each message is a frozen dataclass; `codec` writes them and checks every field of what arrives. Counts are counts, signal
-names exist, agent numbers are small, and names of job directories have no path in them.
+Each message is a frozen dataclass; `codec` writes them and checks every field of what arrives. Counts are counts,
+signal names exist, agent numbers are small, and names of job directories have no path in them.
 
 The state of a run that has to survive its coordinator is the `RunState`; every agent holds one, and a new coordinator
 merges those of the agents that it has.
@@ -145,6 +145,9 @@ class Hello:
         instance: tells this process from another one with the same number.
         program: the key of its program (`plan.identity`): only equal ones meet.
         words: the command as people read it.
+        digests: of the command's words (`plan.commands`).
+        texts: those of the words that hold a value of the agent's task.
+        task: these values.
     """
 
     purpose: Purpose
@@ -153,6 +156,9 @@ class Hello:
     instance: str = checked(text(64))
     program: str = checked(text(128))
     words: str = checked(text(400), "")
+    digests: Sequence[str] = checked(array(text(16), 256), ())
+    texts: Mapping[str, str] = field(default_factory=dict, metadata={"check": table(text(4), text(200), 64)})
+    task: Sequence[str] = checked(array(text(256), 8), ())
 
 
 class Verdict(str, Enum):
@@ -162,6 +168,8 @@ class Verdict(str, Enum):
     """It coordinates this run: the connection stays."""
     FOLLOWS = "follows"
     """It is of this run, and does not coordinate it."""
+    SIMILAR = "similar"
+    """Its command differs by the task's own numbers only: it is welcome if no other run shows up in a moment."""
     OTHER_PROGRAM = "other program"
     """It is of another run: the program or its arguments differ."""
     TAKEN = "taken"

@@ -249,7 +249,17 @@ def test_the_launchers_own_lines(capfd: pytest.CaptureFixture[str]) -> None:
     """They begin with the launcher's name, on stderr, whatever characters they have."""
     say("waiting for gpu[007,012] \u2026 \udcff")
 
-    assert capfd.readouterr() == ("", "hpc-launch: waiting for gpu[007,012] \u2026 ?\n")
+    assert capfd.readouterr() == ("", "hpc-launch: waiting for gpu[007,012] \u2026 \\xdcff\n")
+
+
+@pytest.mark.parametrize("speak", [say, console.tell])
+def test_a_terminal_obeys_nothing_that_is_repeated(
+    capfd: pytest.CaptureFixture[str], speak: Callable[[str], None]
+) -> None:
+    """Escapes, and characters that turn the text around, are left out or shown."""
+    speak("host \x1b]0;title\x07\x1b[2J\u202egnp.\r said no")
+
+    assert capfd.readouterr().err.removeprefix("hpc-launch: ") == "host \\x202egnp.\\x0d said no\n"
 
 
 class Stopped:

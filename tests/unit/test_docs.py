@@ -78,10 +78,9 @@ def test_toml_examples_are_settings_files(tmp_path: Path) -> None:
     assert examples
 
     for example in examples:
-        # A policy, and a list of trusted directories, are no project's; everything else can be.
-        file = tmp_path / (
-            "config.toml" if re.search(r"^(\[policy\]|trusted)", example, re.MULTILINE) else "hpc-launch.toml"
-        )
+        # A policy and trusted directories are not a project's to set; everything else can be.
+        site = "[policy]" in example or "trusted" in example
+        file = tmp_path / ("config.toml" if site else "hpc-launch.toml")
         file.write_text(example)
         for name in ("", *re.findall(r"^\[profiles\.([^.]*)\]$", example, re.MULTILINE)):
             layers = load({}, tmp_path, name, tmp_path).layers

@@ -62,11 +62,20 @@ def frozen(handler: SlurmRendezvous) -> Iterator[None]:
     """Let an agent be stopped, as by SIGSTOP, while nothing is asked of it here: it answers no calls."""
     assert handler._server is not None
     thaw = threading.Event()
-    handler._server._server.call(thaw.wait)
+
+    def freeze() -> None:
+        thaw.wait(DEADLINE)
+
+    handler._server._server.call(freeze)
     try:
         yield
     finally:
         thaw.set()
+
+
+def elected(handler: SlurmRendezvous) -> int:
+    """Return the agent that an agent is with."""
+    return handler._election.coordinator if handler._election is not None else -1
 
 
 def meet(handlers: Sequence[SlurmRendezvous]) -> list[RendezvousInfo]:
@@ -538,7 +547,7 @@ def test_nobody_waits_for_a_frozen_leader(group: Callable[..., Group]) -> None:
         assert places(handlers[1:]) == [(1, rank, 3) for rank in range(3)]
     end_of(handlers[0])
     back = begin(handlers[0].next_rendezvous)
-    wait_for(lambda: handlers[0]._election.coordinator == 1 and handlers[0]._link, DEADLINE, "it does not come back")
+    wait_for(lambda: elected(handlers[0]) == 1 and handlers[0]._link, DEADLINE, "it does not come back")
     die(handlers.pop(2))
     lost([handlers[1], handlers[2]], "node3")
     meet(handlers[1:])

@@ -54,7 +54,11 @@ def test_every_node_has_the_same_place() -> None:
     other = {**ONE_TASK_PER_NODE, "SLURMD_NODENAME": "gpu04", "SLURM_NODEID": "3", "SLURM_PROCID": "3"}
     by_step = {identity(environ=environ).place for environ in (ONE_TASK_PER_NODE, other)}
     by_hosts = {identity(hosts="box,other", node_rank=rank).place for rank in (0, 1)}
-    assert (len(by_step), len(by_hosts)) == (1, 1)
+    by_hand = {
+        identity(nnodes=2, node_rank=rank, rdzv_endpoint=head, rdzv_backend="slurm").place
+        for rank, head in enumerate(("localhost:1234", "box:1234"))
+    }
+    assert (len(by_step), len(by_hosts), len(by_hand)) == (1, 1, 1)
 
 
 def test_another_list_of_hosts_is_another_place() -> None:

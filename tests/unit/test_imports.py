@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "review": {"probes", "plan", "slurm", "node", "records", *FOUNDATIONS},
     "probes": {"hostlist", "errors"},
     "elastic": {"rendezvous", "plan", "slurm", "node", "records", "warm", *FOUNDATIONS},
-    "rendezvous": {"ranges", "secret", "errors"},
+    "rendezvous": {"owners", "ranges", "secret", "errors"},
     "plan": {"slurm", "node", "records", *FOUNDATIONS},
     "slurm": {"hostlist", "ranges", "errors"},
     "node": {"records", "ranges", "errors"},
@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "text": set[str](),
     "ranges": set[str](),
     "secret": set[str](),
-    "console": set[str](),
+    "console": {"text"},
     "patience": {"console"},
     "version": set[str](),
 }

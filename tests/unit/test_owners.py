@@ -17,7 +17,7 @@ from hpc_launch.errors import CallError, LogDirError
 from hpc_launch.jobs import remote, results
 from hpc_launch.jobs.files import write_once
 from hpc_launch.owners import Entry, NotOwnError, open_folder, read_own, read_shared
-from hpc_launch.records import directory
+from hpc_launch.records import claims, directory
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import EventLog
 from tests.users import ALICE, BOB, PROJECT_GROUP, common_directory, give, needs_root, run_as
@@ -449,6 +449,18 @@ def test_the_log_directory_of_a_project(common: Path) -> None:
 
 
 @needs_root
+def test_a_claim_in_the_log_directory_of_a_project(common: Path) -> None:
+    """It belongs to somebody else, and the job directory is one's own."""
+    (common / "logs").mkdir()
+    give(common / "logs", ALICE, PROJECT_GROUP, 0o2770)
+
+    def claim() -> str:
+        return claims.claim_run(common / "logs", "12.0", "program", 0, place="cluster/12/0").job
+
+    assert run_as(BOB, claim, groups=(PROJECT_GROUP,)) == "12.0"
+
+
+@needs_root
 def test_a_directory_that_only_others_can_read(common: Path) -> None:
     """Directories on the way need not be readable, only to be entered."""
     (common / "closed/logs").mkdir(parents=True)
@@ -494,3 +506,26 @@ def test_an_entry_says_what_the_system_says(tmp_path: Path) -> None:
     found = Entry.of(tmp_path, status)
 
     assert dataclasses.astuple(found) == (tmp_path, status.st_uid, status.st_gid, status.st_mode, status.st_nlink)
+
+
+@needs_root
+@pytest.mark.parametrize("planted", ["directory", "link"])
+def test_a_run_passes_by_what_is_planted(tmp_path: Path, planted: str) -> None:
+    """A directory of somebody else, or a link, with the name of a job directory: the run has the next one."""
+    (tmp_path / "victim").mkdir()
+    if planted == "link":
+        (tmp_path / "12.0").symlink_to("victim")
+    else:
+        (tmp_path / "12.0").mkdir()
+        give(tmp_path / "12.0", ALICE)
+    claimed = claims.claim_run(tmp_path, "12.0", "program", 0, place="cluster/12/0")
+
+    assert (claimed.job, claimed.first_attempt) == ("12.0-2", 0)
+    assert list((tmp_path / "victim").iterdir()) == []
+
+
+def test_a_run_claims_nothing_where_everybody_may_write(tmp_path: Path) -> None:
+    """The search for a name ends at once."""
+    tmp_path.chmod(0o777)
+    with pytest.raises(LogDirError, match="everybody may write"):
+        claims.claim_run(tmp_path, "12.0", "program", 0, place="cluster/12/0")

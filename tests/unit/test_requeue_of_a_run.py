@@ -273,6 +273,16 @@ def test_what_slurm_refused_can_be_asked_again(tmp_path: Path, monkeypatch: pyte
     assert requeue.settle(plan(), ENVIRON, run(job, TERM, TIME_LIMIT)) == "requeued (1 of 10): time limit"
 
 
+def test_a_requeue_whose_answer_was_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Slurm has the job run again, but did not say so in time, it is requeued."""
+    monkeypatch.setattr(controller, "requeue", lambda _: "scontrol requeue 7 took longer than 10 s")
+    monkeypatch.setattr(controller, "ask_job", lambda _: REQUEUED)
+    job = JobDirectory(tmp_path, "7.0")
+    job.path.mkdir()
+
+    assert requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING)).startswith("requeued (1 of 10)")
+
+
 def test_one_thread_at_a_time_settles_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that ends while a thread asks Slurm for it waits, and finds in the ledger what that has done."""
     asking, goes_on = threading.Event(), threading.Event()

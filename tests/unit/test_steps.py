@@ -119,6 +119,23 @@ def test_planning_without_the_step_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "chooses"),
+    [
+        ({}, False),
+        ({"nodes": "1"}, True),
+        ({"nnodes": "2"}, True),
+        ({"nnodes": "1:2"}, True),
+        ({"nodes": "4"}, False),
+        ({"nodes": "gpu[01-02]"}, False),
+        ({"hosts": "gpu01"}, False),
+    ],
+)
+def test_runs_that_choose_nodes_do_so_in_turn(options: Mapping[str, str], *, chooses: bool) -> None:
+    """A step that can be on some nodes of the job or on others is chosen when no other run is choosing."""
+    assert step.chooses(asked(**options), job_of(here(BATCH))) == chooses
+
+
+@pytest.mark.parametrize(
     ("options", "expected"),
     [
         ({}, FOUR),

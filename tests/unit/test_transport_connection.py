@@ -14,6 +14,7 @@ from hpc_launch.rendezvous.transport import connection as module, wire
 from hpc_launch.rendezvous.transport.connection import Connection, Kind, pair, set_keepalive
 from hpc_launch.rendezvous.transport.handshake import Channel
 from hpc_launch.rendezvous.transport.wire import Frame, Opener, Sealer
+from tests.support import wait_for
 from tests.unit.transport_support import receive
 
 ONE, OTHER = bytes(32), bytes(range(32))
@@ -250,6 +251,16 @@ def test_a_closed_end_sends_and_receives_nothing(ends: tuple[Connection, Connect
     here.flush()
 
     assert (here.receive(), here.waiting, here.fileno(), here.send_bulk(b"x")) == ([], False, -1, False)
+
+
+def test_what_is_delivered_is_with_the_other_kernel(ends: tuple[Connection, Connection]) -> None:
+    """Whether it was received there does not matter; what waits here is not delivered."""
+    here, _ = ends
+    here.send(b"x")
+    wait_for(lambda: here.delivered, 20, "not delivered")
+    fill(here)
+
+    assert (here.waiting, here.delivered) == (True, False)
 
 
 def test_a_local_pair_is_a_connection() -> None:

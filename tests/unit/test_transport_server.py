@@ -278,6 +278,27 @@ def test_what_is_left_to_send_is_sent_at_the_end() -> None:
     assert [len(frame.payload) for frame in frames] == [wire.MAX_CONTROL]
 
 
+def test_last_words_arrive_though_the_peer_speaks_too() -> None:
+    """Closing with unread data resets a connection: what was on its way would be dropped."""
+    service = Remembering()
+    with serving(service) as server:
+        here = connected(server)
+        wait_for(lambda: service.connections, 20, "not opened")
+        there = service.connections[0]
+
+        def end() -> None:
+            here.send(b"unread")
+            there.send(bytes(1 << 16))
+            server.close(linger=20)
+
+        server.call(end)
+        server._thread.join(20)
+        frames = receive(here)
+        here.close()
+
+    assert [len(frame.payload) for frame in frames] == [1 << 16]
+
+
 def test_descriptors_above_1023_are_served() -> None:
     """select(2) knows none of these."""
     program = """
@@ -705,6 +726,33 @@ def test_running_out_of_descriptors_neither_ends_nor_spins() -> None:
     """
 
     assert run(program) == "[b'hello'] True True None\n"
+
+
+def test_idle_strangers_give_way_where_descriptors_run_out() -> None:
+    """An agent that comes after more of them than the server can have is served."""
+    program = """
+    import resource, sys
+    from tests.unit.transport_support import *
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    service = Remembering()
+    with serving(service) as server:
+        print(server.port, flush=True)
+        sys.stdin.read()
+        print(service.hellos, server.error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        flood = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(150)]
+        found = connect_to(port)
+        for one in flood:
+            one.close()
+        said, _ = process.communicate()
+        if isinstance(found, Connection):
+            found.close()
+
+    assert (isinstance(found, Connection), said) == (True, "[b'hello'] None\n")
 
 
 def test_strangers_that_send_much_cost_nothing() -> None:

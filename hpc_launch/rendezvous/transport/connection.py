@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import secrets
 import select
 import socket
+import sys
+import termios
 from collections import deque
 from collections.abc import Callable
 
@@ -109,6 +112,15 @@ class Connection:
     def waiting(self) -> bool:
         """Whether something could not be sent yet."""
         return not self.broken and bool(self._out or self._control or self._bulk)
+
+    @property
+    def delivered(self) -> bool:
+        """Whether the kernel of the other end has all that was sent; of a local end, whether the kernel has it."""
+        if self.broken or self.waiting:
+            return self.broken
+        if self.socket.family not in (socket.AF_INET, socket.AF_INET6):
+            return True
+        return int.from_bytes(fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder) == 0  # tcp(7)
 
     @property
     def pending(self) -> bool:

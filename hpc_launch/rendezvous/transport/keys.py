@@ -82,7 +82,6 @@ class Keyring:
         self.insecure = insecure
         self.skipped = skipped
         self._job_file = job_file
-        self._why_no_job_file = ""
         self.known: tuple[Known, ...] = ()
         self._offer()
 
@@ -117,7 +116,7 @@ class Keyring:
         except Absent:
             return False
         except Unusable as error:
-            self._skip_once(f"key file {path}: {error}")
+            self._skip_once(f"key file: {_about(path, str(error))}")
             return False
         self._job_file = None
         self.secrets = (*self.secrets, Secret(f"key file {path}", Method.JOB_FILE, derive(value, self.place)))
@@ -164,14 +163,14 @@ def collect(
     skipped: list[str] = []
     for path, value, why in _own_key_files(environ):
         if value is None:
-            skipped.append(f"key file {path}: {why}")
+            skipped.append(f"key file: {_about(path, why)}")
         else:
             found.append(Secret(f"key file {path}", Method.KEY_FILE, derive(value, place)))
     if job_file is not None and leader:
         try:
             private.make_once(job_file, _fresh())
         except Unusable as error:
-            skipped.append(f"key file {job_file}: {error}")
+            skipped.append(f"key file: {_about(job_file, str(error))}")
     tools = munge.find(environ.get("PATH"), munge_socket)
     if isinstance(tools, str):
         skipped.append(f"munge: {tools}")
@@ -196,6 +195,11 @@ def _public_key(place: str, what: bytes) -> bytes:
     return wire.hkdf(place.encode(), b"hpc-launch", what)
 
 
+def _about(path: Path, why: str) -> str:
+    """Why a file does not count, with its path once."""
+    return why if str(path.parent) in why else f"{path}: {why}"
+
+
 def _fresh() -> bytes:
     return secrets.token_hex(_MADE_BYTES).encode() + b"\n"
 
@@ -209,7 +213,7 @@ def _given(environ: Mapping[str, str]) -> Iterator[tuple[str, Method, bytes]]:
         try:
             yield f"{SECRET_FILE} ({path})", Method.SECRET, _long_enough(private.read(path, anywhere=True))
         except Unusable as error:
-            raise UsageError(f"{SECRET_FILE}: {path}: {error}", option=SECRET_FILE) from None
+            raise UsageError(f"{SECRET_FILE}: {_about(path, str(error))}", option=SECRET_FILE) from None
     if STEP_SECRET in environ:
         yield STEP_SECRET, Method.STEP_SECRET, _checked(environ[STEP_SECRET], STEP_SECRET)
 

@@ -1,16 +1,20 @@
-"""Files with a secret: only this user may read or write them, and only where the file system says who may.
+"""Files with a secret: one's own, in directories of one's own, and readable by this user alone.
 
-A directory is opened first, and the file within it: on NFS this shows a file that another node has just made.
+`owners` has the rules for files of one's own. A secret needs more: a mode that lets nobody else in, and a file system
+on which owners and modes say who may read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+
+from hpc_launch import owners
+from hpc_launch.errors import reason
+from hpc_launch.owners import Folder
 
 MAX_BYTES = 4096
 """The most bytes of such a file."""
@@ -19,7 +23,6 @@ MAX_BYTES = 4096
 _UNJUDGED = frozenset(
     {"9p", "afs", "auristorfs", "cifs", "smb3", "smbfs", "vfat", "msdos", "exfat", "ntfs", "ntfs3", "hfs", "virtiofs"}
 )
-_FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
 
 
 class Unusable(Exception):
@@ -41,8 +44,8 @@ def read(path: Path, *, anywhere: bool = False) -> bytes:
         Absent: if it is not there.
         Unusable: if others may have made or read it, or it cannot be read.
     """
-    with _opened_directory(path.parent, anywhere=anywhere) as directory:
-        return _read(directory, path)
+    with _opened(path.parent, anywhere=anywhere) as folder:
+        return _read(folder, path.name)
 
 
 def make_once(path: Path, content: bytes) -> bytes:
@@ -51,21 +54,19 @@ def make_once(path: Path, content: bytes) -> bytes:
     Raises:
         Unusable: as in `read`, or if it cannot be made.
     """
-    with _opened_directory(path.parent) as directory:
-        with contextlib.suppress(Absent):
-            return _read(directory, path)
-        temporary = f".{path.name}.{secrets.token_hex(8)}"
+    with _opened(path.parent) as folder:
+        with contextlib.suppress(FileNotFoundError):
+            return _read(folder, path.name)
+        temporary = owners.unique(path.name)
         try:
-            _write(directory, temporary, content)
-            try:
-                # Unlike rename(2), link(2) fails where the name is taken: what others have read stays.
-                with contextlib.suppress(FileExistsError):
-                    os.link(temporary, path.name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
-            finally:
-                os.unlink(temporary, dir_fd=directory)
-        except OSError as error:
-            raise Unusable(_reason(error)) from None
-        return _read(directory, path)
+            _write(folder.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), content)
+            # Unlike rename(2), link(2) fails where the name is taken: what others have read stays.
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path.name, src_dir_fd=folder.descriptor, dst_dir_fd=folder.descriptor)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                folder.unlink(temporary)
+        return _read(folder, path.name)
 
 
 def make_directories(path: Path) -> None:
@@ -79,71 +80,46 @@ def make_directories(path: Path) -> None:
             if not folder.is_dir():
                 folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise Unusable(_reason(error)) from None
+        raise Unusable(reason(error)) from None
 
 
 @contextlib.contextmanager
-def _opened_directory(path: Path, *, anywhere: bool = False) -> Iterator[int]:
+def _opened(path: Path, *, anywhere: bool = False) -> Iterator[Folder]:
+    """Open a directory; what goes wrong there, or within, is said as `Unusable`."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with owners.open_shared(path) if anywhere else owners.open_folder(path) as folder:
+            why = unjudged(mount_of(folder.descriptor))
+            if why:
+                raise Unusable(why)
+            yield folder
     except FileNotFoundError:
         raise Absent("it is not there") from None
     except OSError as error:
-        raise Unusable(_reason(error)) from None
-    try:
-        status = os.fstat(descriptor)
-        if not anywhere and status.st_uid != os.geteuid():
-            raise Unusable(f"its directory belongs to user {status.st_uid}, expected {os.geteuid()}")
-        if not anywhere and status.st_mode & stat.S_IWOTH:
-            raise Unusable("its directory can be written by all users")
-        reason = unjudged(mount_of(descriptor))
-        if reason:
-            raise Unusable(reason)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        raise Unusable(reason(error)) from None
 
 
-def _read(directory: int, path: Path) -> bytes:
-    try:
-        # Without O_NONBLOCK the opening of a pipe would wait for a writer.
-        descriptor = os.open(path.name, os.O_RDONLY | os.O_NONBLOCK | _FILE, dir_fd=directory)
-    except FileNotFoundError:
-        raise Absent("it is not there") from None
-    except OSError as error:
-        raise Unusable(_reason(error)) from None
-    try:
-        _check(os.fstat(descriptor), path)
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise Unusable(_reason(error)) from None
-    finally:
-        os.close(descriptor)
+def _read(folder: Folder, name: str) -> bytes:
+    # Reading a directory, not only passing it, shows what another node has made there (close-to-open in nfs(5)).
+    with contextlib.suppress(PermissionError):
+        os.close(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder.descriptor))
+    with os.fdopen(folder.open(name, os.O_RDONLY), "rb") as file:
+        status = os.fstat(file.fileno())
+        if status.st_uid != os.geteuid():
+            raise Unusable(f"its file system shows user {status.st_uid} as its owner, not {os.geteuid()}")
+        if status.st_mode & 0o077:
+            mode = f"{stat.S_IMODE(status.st_mode):04o}"
+            raise Unusable(f"others may use it (mode {mode}): chmod 600 {folder.path / name}")
+        content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise Unusable(f"it has more than {MAX_BYTES} bytes")
     return content.strip()
 
 
-def _check(status: os.stat_result, path: Path) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise Unusable("it is not a regular file")
-    if status.st_uid != os.geteuid():
-        raise Unusable(f"it belongs to user {status.st_uid}, expected {os.geteuid()}")
-    if status.st_mode & 0o077:
-        raise Unusable(f"others may use it (mode {stat.S_IMODE(status.st_mode):04o}): chmod 600 {path}")
-
-
-def _write(directory: int, name: str, content: bytes) -> None:
-    descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE, 0o600, dir_fd=directory)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(descriptor)  # an empty key after a crash would stay for ever
-    except OSError:
-        os.unlink(name, dir_fd=directory)
-        raise
+def _write(descriptor: int, content: bytes) -> None:
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)  # an empty key after a crash would stay for ever
 
 
 def mount_of(descriptor: int) -> str:
@@ -175,7 +151,3 @@ def unjudged(mount: str) -> str:
     if kind.partition(".")[0] in ("fuse", "fuseblk") and not asks_kernel and "allow_other" in options:
         return f"permissions on {kind} without default_permissions cannot be judged"
     return ""
-
-
-def _reason(error: OSError) -> str:
-    return str(error.strerror or error)

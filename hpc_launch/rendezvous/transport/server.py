@@ -38,6 +38,8 @@ _GRACE_SECONDS = 0.1
 _ACCEPTS = 64
 # How long nothing is accepted after descriptors or memory ran out.
 _PAUSE_SECONDS = 0.25
+# At the end: how often the kernel is asked whether all has arrived.
+_DELIVERY_SECONDS = 0.005
 # How many credentials are checked at a time.
 _CHECKERS = 2
 # How many refusals are reported in a span of so many seconds.
@@ -310,10 +312,9 @@ class Server:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    self._save_descriptors(listener)
+                if error.errno in _EXHAUSTED and not self._free_descriptor(listener):
                     return
-                continue  # that one is gone already
+                continue  # there is a descriptor again, or that peer is gone already
             self._greet(accepted, plain(str(address[0])))
 
     def _greet(self, accepted: socket.socket, address: str) -> None:
@@ -332,32 +333,34 @@ class Server:
         """See to it that one more unknown peer may come; otherwise pause."""
         if len(self._unknown) < self._limit:
             return True
-        victim = self._victim()
-        ready = victim.since + _GRACE_SECONDS
-        if self._clock() < ready:
-            self._pause(listener, ready)
-            self._full = True
-            return False
-        self._reject(victim, "too many unknown peers")
-        return True
+        self._full = not self._evict(listener, "too many unknown peers")
+        return not self._full
 
-    def _victim(self) -> _Unknown:
-        """The oldest of the address that has most: a flood is not to drive others out."""
-        most = Counter(unknown.address for unknown in self._unknown.values()).most_common(1)[0][0]
-        return next(unknown for unknown in self._unknown.values() if unknown.address == most)
-
-    def _save_descriptors(self, listener: socket.socket) -> None:
-        """There are no descriptors left: hang up on an unknown peer, or on the next one that waits."""
+    def _free_descriptor(self, listener: socket.socket) -> bool:
+        """There are no descriptors left: hang up on an unknown peer, or on the next one that waits, and pause."""
         if self._unknown:
-            self._reject(self._victim(), "too many open files")
-        elif self._reserve is not None:
+            return self._evict(listener, "too many open files")
+        if self._reserve is not None:
             os.close(self._reserve)
             with contextlib.suppress(OSError):
                 listener.accept()[0].close()
-            self._reserve = _open_reserve()
-        else:
-            self._reserve = _open_reserve()
+        self._reserve = _open_reserve()
         self._pause(listener, self._clock() + _PAUSE_SECONDS)
+        return False
+
+    def _evict(self, listener: socket.socket, why: str) -> bool:
+        """Hang up on the oldest of the address that has most: a flood is not to drive others out.
+
+        One that has just come may be known in a moment: then this pauses instead, and returns False.
+        """
+        most = Counter(unknown.address for unknown in self._unknown.values()).most_common(1)[0][0]
+        victim = next(unknown for unknown in self._unknown.values() if unknown.address == most)
+        ready = victim.since + _GRACE_SECONDS
+        if self._clock() < ready:
+            self._pause(listener, ready)
+            return False
+        self._reject(victim, why)
+        return True
 
     def _pause(self, listener: socket.socket, until: float) -> None:
         """Accept nothing until then; the kernel keeps those that wait."""
@@ -517,12 +520,14 @@ class Server:
     # ---- the end
 
     def _send_rest(self) -> None:
+        """Send what is left, and see it arrive: closing a socket that has unread data drops what is on its way."""
         end = time.monotonic() + self._linger
-        while (left := [one for one in self._known if one.waiting]) and time.monotonic() < end:
+        while (left := [one for one in self._known if not one.delivered]) and time.monotonic() < end:
             with selectors.DefaultSelector() as selector:
                 for connection in left:
-                    selector.register(connection.socket, selectors.EVENT_WRITE, connection)
-                for key, _ in selector.select(end - time.monotonic()):
+                    if connection.waiting:
+                        selector.register(connection.socket, selectors.EVENT_WRITE, connection)
+                for key, _ in selector.select(_DELIVERY_SECONDS):
                     key.data.flush()
 
     def _close_all(self) -> None:
