@@ -45,6 +45,7 @@ unit: venv
 
 soak: venv
 	@tools/install_slurm.sh
+	@$(BIN)/pip install --quiet --editable ".[fuzz]" || echo "make: without atheris nothing is fuzzed" >&2
 	$(BIN)/pytest -m soak
 
 clean:

@@ -11,6 +11,7 @@ The tree:
     +-- RendezvousError      69  the nodes did not come together
     |   +-- RendezvousTimeout 69  some of them never came
     |   +-- RoundRefused     69  one has a problem (then its status), or they run different programs
+    |   +-- NoSecretError    77  the agents have no secret by which to know each other
     +-- SlurmError           71  Slurm refuses what is asked of it, or does not know any more
     +-- LogDirError          73  the job directory cannot be written
     +-- StepError            75  Slurm did not start the step that is to do the work
@@ -123,6 +124,12 @@ class RoundRefused(RendezvousError):
         super().__init__(message)
         self.exit_status = exit_status
         self.silent = silent
+
+
+class NoSecretError(RendezvousError):
+    """The agents of a run have no secret by which to know each other."""
+
+    exit_status = 77
 
 
 class SlurmError(HpcLaunchError):

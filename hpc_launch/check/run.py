@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hpc_launch import hostlist
+from hpc_launch import hostlist, secret
 from hpc_launch.check import judge, pairs
 from hpc_launch.check.evidence import (
     Attempt,
@@ -129,7 +129,7 @@ class _Course:
     def _start(self) -> None:
         """Start a probe on each node, without those on which it cannot be started."""
         request, nodes = self._request, self._request.step.hosts
-        environ = {**steps.environment(request.environ, request.step.job_id), **_ONE_THREAD}
+        environ = {**secret.without(steps.environment(request.environ, request.step.job_id)), **_ONE_THREAD}
         for _ in range(_STARTS):
             step = some_of(request.step, nodes)
             # The last of two options that contradict each other counts: srun is to hand on what it reads.

@@ -23,6 +23,7 @@ from hpc_launch.cli.stacks import stacks
 from hpc_launch.cli.status import status
 from hpc_launch.cli.submit import submit
 from hpc_launch.cli.template import template
+from hpc_launch.console import let_go, tell
 from hpc_launch.errors import HpcLaunchError
 from hpc_launch.warm.script import Become, Script, run as run_script
 
@@ -87,6 +88,7 @@ def _leave(status: int | Script) -> None:
     if isinstance(status, Script):
         run_script(status)
     else:
+        let_go()
         sys.exit(status)
 
 
@@ -99,18 +101,21 @@ def _status(command: click.Command, args: list[str], name: str, *, use_env: bool
         status = error.exit_code
     except click.ClickException as error:
         # Without click's usage lines: the message names the option, and one line is read.
-        click.echo(f"{name}: {_message(error)}  (see '{name} --help')", err=True)
+        tell(f"{name}: {_message(error)}  (see '{name} --help')")
         status = error.exit_code
     except click.Abort:
         status = 130
     except HpcLaunchError as error:
         if call.verbose:
-            traceback.print_exc()
+            tell(traceback.format_exc().rstrip())
         if not error.silent:
-            click.echo(f"{name}: {error}", err=True)
+            tell(f"{name}: {error}")
         status = error.exit_status
     except Become as worker:
         return worker.script
+    except Exception:  # noqa: BLE001 - whatever it is, it is a fault of our own, and no script's status 1
+        tell(f"{traceback.format_exc()}{name}: this is a fault of hpc-launch: please report it with the lines above")
+        status = HpcLaunchError.exit_status
     return status if isinstance(status, int) else 0
 
 

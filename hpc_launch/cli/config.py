@@ -29,24 +29,29 @@ def config(context: click.Context) -> None:
 def show(context: click.Context, /, *, everything: bool, as_json: bool, **given: Any) -> None:
     """Print the settings that have been set: each value, and the flag, variable or file and key that sets it.
 
-    They are written as in a settings file, those of `hpc-launch submit` below [submit]. What Slurm says is not among
-    them: see `hpc-launch explain`.
+    They are written as in a settings file, those of `hpc-launch submit` below [submit], and what the site allows below
+    [policy]. What Slurm says is not among them: see `hpc-launch explain`.
     """
     settings = settings_of(context, given)
     names = [name for name in specs() if everything or settings.given(name)]
     submit = _submit_entries(settings)
     if as_json:
         entries = {name: _entry(settings, name) for name in names}
-        click.echo(json.dumps(entries | ({"submit": submit} if submit else {}), indent=2))
+        tables = {"submit": submit, "policy": _policy_entries(settings)}
+        click.echo(json.dumps(entries | {name: table for name, table in tables.items() if table}, indent=2))
         return
     for name in names:
         line = writing.line(specs()[name].keys[0], getattr(settings, name))
         click.echo(f"{line}  # {settings.places.get(name, 'default')}" if not line.startswith("#") else line)
-    for number, (name, entry) in enumerate(submit.items()):
-        if number == 0:
-            click.echo("\n[submit]")
-        click.echo(f"{writing.line(name, entry['value'])}  # {entry['place']}")
-    if not names and not submit:
+    policy = _policy_entries(settings)
+    for heading, table in (("submit", submit), ("policy", policy)):
+        for number, (name, entry) in enumerate(table.items()):
+            if number == 0:
+                click.echo(f"\n[{heading}]")
+            click.echo(f"{writing.line(name, entry['value'])}  # {entry['place']}")
+    for note in settings.notes:
+        click.echo(f"# {note}")
+    if not names and not submit and not policy:
         click.echo("# nothing is set: all values are defaults, or derived")
 
 
@@ -55,6 +60,14 @@ def _entry(settings: Settings, name: str) -> dict[str, Any]:
         "value": writing.plain(getattr(settings, name)),
         "origin": settings.origin(name).value,
         "place": settings.places.get(name, ""),
+    }
+
+
+def _policy_entries(settings: Settings) -> dict[str, dict[str, Any]]:
+    policy = settings.policy
+    return {
+        name: {"value": writing.plain(value), "origin": Origin.SITE.value, "place": policy.place(name)}
+        for name, value in policy.rules.items()
     }
 
 
@@ -75,7 +88,11 @@ def _submit_entries(settings: Settings) -> dict[str, dict[str, Any]]:
 @config.command("files", context_settings=CONTEXT)
 @launch_option("profile")
 def show_files(profile: str | None) -> None:
-    """Print where settings files are looked for, and which are there. Those above count before those below."""
+    """Print where settings files are looked for, and which are there. Those above count before those below.
+
+    A file is ignored if somebody else could change it: see "Whose settings count" in docs/security.md.
+    """
     looked = files.load(os.environ, Path.cwd(), profile or "").looked
-    for entry in sorted(looked, key=lambda entry: list(Origin).index(entry.origin)):
-        click.echo(f"{entry.origin.value:<12}  {entry.found:<9}  {entry.path}")
+    for entry in looked:
+        why = f"  ({entry.why})" if entry.why else ""
+        click.echo(f"{entry.origin.value:<12}  {entry.found:<9}  {entry.path}{why}")

@@ -16,7 +16,7 @@ from hpc_launch.plan import advice, binding, derive, foretell
 from hpc_launch.plan.here import Here, addresses, check_script, gather
 from hpc_launch.plan.requeue import policy
 from hpc_launch.plan.step import derived, wanted
-from hpc_launch.settings import Origin, Settings
+from hpc_launch.settings import Origin, Settings, writing
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.environment import Allocation, Place, requeue_id
 from hpc_launch.slurm.job import JobRecord
@@ -59,6 +59,7 @@ def explain(context: click.Context, /, script: str, args: tuple[str, ...], **giv
         click.echo(f"  {line}")
     for warning in (*plan.warnings, *filter(None, [why_not_here(settings, here)])):
         click.echo(f"note: {warning}")
+    _tell_policy(settings)
     _advise(settings, here, plan.world)
 
 
@@ -74,8 +75,15 @@ def _explain_step(settings: Settings, here: Here, job: Allocation) -> None:
         click.echo(f"  {item.name:<{width}}  {item.value}  ({item.origin})")
     for note in prepared.notes:
         click.echo(f"note: {note}")
+    _tell_policy(settings)
     if job.place is not Place.ELSEWHERE:
         _advise(settings, here, of_nodes(prepared.request.hosts, 0, Origin.JOB))
+
+
+def _tell_policy(settings: Settings) -> None:
+    """Say what the site allows, where it sets limits."""
+    for name, value in settings.policy.rules.items():
+        click.echo(f"policy: {writing.line(name, value)}  ({settings.policy.place(name)})")
 
 
 def _advise(settings: Settings, here: Here, world: World) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,7 +62,7 @@ def settings_of(context: click.Context, given: dict[str, Any]) -> Settings:
     call = context.ensure_object(Call)
     flags = {name: value for name, value in given.items() if value is not None}
     said = files.load(os.environ, Path.cwd(), flags.get("profile", ""))
-    settings = resolve(flags, os.environ, said.layers, use_env=call.use_env)
+    settings = replace(resolve(flags, os.environ, said.layers, use_env=call.use_env), notes=said.notes)
     call.verbose = settings.verbose
     return settings
 

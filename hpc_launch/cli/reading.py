@@ -47,7 +47,8 @@ def job_directory(context: click.Context, job: str, given: dict[str, Any]) -> Jo
 
 def note(line: str) -> None:
     """Say something beside the output."""
-    click.echo(f"hpc-launch: note: {line}", err=True)
+    with contextlib.suppress(OSError):  # a console that is full or gone
+        click.echo(f"hpc-launch: note: {line}", err=True)
 
 
 @contextlib.contextmanager

@@ -44,9 +44,15 @@ def submitting(
     nodes = run.ask_nodes(first.text("partition"), first.text("clusters"))
     wanted = asked.resolve(flags, os.environ, layers, nodes[0].partition if nodes else first.text("partition"))
     request = _request(settings, wanted, command, given)
+    for note in settings.notes:
+        _note(note)
     run.see_script(settings, request, Path.cwd(), _note)
     with _code(settings, request, given) as placed:
         found = run.draft(placed, wanted.text("template"), nodes, os.environ, Path.cwd())
+        for line in found.ignored:
+            _note(f"template {line}")
+        if found.path is not None:
+            _note(f"template {found.draft.name} is {found.path}")
         submission = plan.make(placed, found.draft, run.here(os.environ, __version__), nodes, chosen=found.why)
         if given["follow"] and submission.array:
             raise UsageError("--follow shows the output of one job, not of an array: give --wait", option="--follow")
@@ -165,4 +171,5 @@ def _note(line: str) -> None:
 
 
 def _say(line: str) -> None:
-    click.echo(f"hpc-launch: {line}", err=True)
+    with contextlib.suppress(OSError):  # a console that is full or gone
+        click.echo(f"hpc-launch: {line}", err=True)

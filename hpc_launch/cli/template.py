@@ -27,12 +27,16 @@ def list_templates() -> None:
     Of templates with the same name the project's counts (.hpc-launch/templates), then the user's
     (~/.config/hpc-launch/templates), then the site's (/etc/hpc-launch/templates), then that of hpc-launch.
     """
-    found = templates.find(os.environ, Path.cwd())
+    looked = templates.search(os.environ, Path.cwd())
+    found = looked.templates
     name_width = max(map(len, found))
     origin_width = max(len(entry.origin) for entry in found.values())
     for name, entry in found.items():
         summary = templates.summary(entry.text())
         click.echo(f"{name:<{name_width}}  {entry.origin:<{origin_width}}  {summary}")
+    for lines in looked.ignored.values():
+        for line in lines:
+            click.echo(f"hpc-launch: note: template {line}", err=True)
 
 
 @template.command(context_settings=_CONTEXT)

@@ -25,13 +25,11 @@ from hpc_launch.elastic.course import Course
 from hpc_launch.elastic.crew import Crew, environments
 from hpc_launch.elastic.following import RoundWatch, failure_of
 from hpc_launch.elastic.logs import Output
-from hpc_launch.elastic.moving import MovingRendezvous, SpareReleased
 from hpc_launch.elastic.notices import Notices
 from hpc_launch.elastic.others import Nobody, Others
 from hpc_launch.elastic.outlook import Outlook
 from hpc_launch.elastic.recording import Recorder
-from hpc_launch.elastic.rendezvous import SlurmRendezvous
-from hpc_launch.elastic.rounds import Ending, RoundEnd, RoundPlan
+from hpc_launch.elastic.rendezvous import SlurmRendezvous, SpareReleased
 from hpc_launch.elastic.signals import Signals
 from hpc_launch.elastic.slurm_word import SlurmWord
 from hpc_launch.elastic.window import Window
@@ -40,6 +38,7 @@ from hpc_launch.errors import HpcLaunchError, LogDirError
 from hpc_launch.plan.model import Plan
 from hpc_launch.records import causes, events, telling
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.rendezvous.messages import Ending, RoundEnd, RoundPlan
 from hpc_launch.settings import Origin
 from hpc_launch.slurm.job import JobRecord
 from hpc_launch.warm.factory import Factory
@@ -97,13 +96,12 @@ class Agent(LocalElasticAgent):
         self._slurm = SlurmWord(self._others, outlook, in_step=plan.world.origin is Origin.STEP)
         self._window = Window(_grace(plan, environ), self._slurm.facts, signals)
         self._crew = Crew(self._course, environ, factory, self._window)
-        self._notices = Notices(lambda: signals.notices, self._crew.heard, self._crew.send)
+        self._notices = Notices(lambda: signals.notices, self._crew.heard, self._crew.send, signals.passed_on)
         self._output = Output(plan.settings, plan.world.host, logs_specs)
         self._told_of_disk = False
         self._stop: RoundEnd | None = None
         if self._own is not None:
             self._own.observer = self._recorder.say
-        if isinstance(self._own, MovingRendezvous):
             self._own.spared, self._own.idle = self._record_as_spare, self._hear_notices
 
     # ---- what is asked when the run has ended
@@ -131,7 +129,7 @@ class Agent(LocalElasticAgent):
     @property
     def first(self) -> bool:
         """Whether this agent acts for all when the run has ended."""
-        return self._own.leads if isinstance(self._own, MovingRendezvous) else self._course.leader
+        return self._own.leads if self._own is not None and self._own.elastic else self._course.leader
 
     def slurm_record(self) -> JobRecord | None:
         """What Slurm says of the job now that the run has ended; None where it says nothing."""
@@ -164,7 +162,7 @@ class Agent(LocalElasticAgent):
         with self._signals.raising():
             super()._rendezvous(worker_group)
         course, budget = self._course, worker_group.spec.max_restarts
-        if isinstance(self._own, MovingRendezvous):
+        if self._own is not None and self._own.elastic:
             course.move(self._own.world(self._whole))
             self.follow_slurm()
         if self._own is not None:
@@ -198,8 +196,8 @@ class Agent(LocalElasticAgent):
     def _assign_worker_ranks(
         self, store: Store, group_rank: int, group_world_size: int, spec: WorkerSpec
     ) -> list[Worker]:
-        """The ranks of the workers here; where a node may be gone the next moment, without asking the others."""
-        if not isinstance(self._own, MovingRendezvous):
+        """The ranks of the workers here, by the plan of the round: the others need not be asked."""
+        if self._own is None:
             workers: list[Worker] = super()._assign_worker_ranks(store, group_rank, group_world_size, spec)
             return workers
         sizes = self._own.plan.workers

@@ -1,71 +1,26 @@
-"""The console: the launcher's own lines, and those of the workers, always whole."""
+"""The workers' output on the console, always in whole lines."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import os
-import select
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hpc_launch.console import CONSOLE, flush, say
 from hpc_launch.records.lines import Lines
+
+__all__ = ["Follower", "Pace", "Source", "flush", "say"]
 
 # What is read, and shown, at once: as much as a pipe takes.
 _CHUNK = 1 << 16
 
 # Seconds between two looks at the workers' files: what comes in the meantime is shown together.
 _PAUSE_SECONDS = 0.05
-
-# So long a line of the launcher's own waits for a console that takes nothing, before it is left out: the workers are
-# not to wait for a terminal that somebody has stopped (Ctrl-S).
-_OWN_SECONDS = 10.0
-
-
-class _Console:
-    """Writes to the console, one at a time, so that what is written at once stays together."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._stuck = False
-
-    def write(self, descriptor: int, data: bytes) -> None:
-        """Write all of it, however long that takes; a console that is gone is not the workers' concern."""
-        with self._lock, contextlib.suppress(BrokenPipeError):
-            while data:
-                try:
-                    data = data[os.write(descriptor, data) :]
-                except BlockingIOError:
-                    select.select([], [descriptor], [])
-
-    def say(self, descriptor: int, data: bytes) -> None:
-        """Write a message, or leave it out if the console takes nothing for long, or has not since the last message."""
-        patience = 0.0 if self._stuck else _OWN_SECONDS
-        if not self._lock.acquire(timeout=patience):
-            self._stuck = True
-            return
-        try:
-            with contextlib.suppress(BrokenPipeError, BlockingIOError):
-                while data:
-                    self._stuck = not select.select([], [descriptor], [], patience)[1]
-                    if self._stuck:
-                        return
-                    # A pipe that takes anything takes so much, without a pause.
-                    data = data[os.write(descriptor, data[: select.PIPE_BUF]) :]
-        finally:
-            self._lock.release()
-
-
-_CONSOLE = _Console()
-
-
-def say(message: str) -> None:
-    """Write a line of the launcher's own to stderr, whole among others."""
-    _CONSOLE.say(2, f"hpc-launch: {message}\n".encode(errors="replace"))
 
 
 @dataclass
@@ -122,7 +77,7 @@ class Source:
     def _show(self, lines: Sequence[bytes]) -> None:
         prefix = self.prefix.encode(errors="replace")
         if self.descriptor is not None:
-            _CONSOLE.write(self.descriptor, prefix + (b"\n" + prefix).join(lines) + b"\n")
+            CONSOLE.write(self.descriptor, prefix + (b"\n" + prefix).join(lines) + b"\n")
         if self.copy is not None:
             needles = [needle.encode() for needle in self.needles]
             wanted = [line for line in lines if any(needle in line for needle in needles)]
@@ -217,10 +172,3 @@ class Pace:
         self._pause = min(self._pause * 2, self._longest)
         self._next = time.monotonic() + self._pause
         return True
-
-
-def flush() -> None:
-    """Write out Python's own buffers before lines are written past them."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()

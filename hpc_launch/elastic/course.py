@@ -7,7 +7,9 @@ import dataclasses
 import os
 import time
 from collections.abc import Mapping
+from typing import Any
 
+from hpc_launch import patience
 from hpc_launch.elastic import surroundings
 from hpc_launch.errors import LogDirError
 from hpc_launch.plan import derive
@@ -54,6 +56,11 @@ class Course:
         """Whether this agent speaks and writes for all."""
         return self.plan.world.leader
 
+    @property
+    def place(self) -> str:
+        """Where all is written, for people who are to look at it."""
+        return f"the log directory {self.job.root}"
+
     def move(self, world: World) -> None:
         """Other nodes take part from now on."""
         self.plan = dataclasses.replace(self.plan, world=world)
@@ -65,10 +72,9 @@ class Course:
             LogDirError: when that cannot be.
         """
         if self.leader:
-            plan = self.job.plan(self.first_label)
-            directory.write_json(plan, {**self.plan.as_dict(), **surroundings.describe(environ)})
-            directory.point_latest(self.job.last_plan, f"{plan.parent.name}/{plan.name}")
-            directory.point_latest(self.job.root / "latest", self.job.job)
+            around = surroundings.describe(environ, self.plan.settings.secret_names)
+            described = {**self.plan.as_dict(), **around}
+            patience.wait_for(lambda: self._describe(described), self.place)
 
     def make_directory(self) -> None:
         """Make the directory of the attempt, for all.
@@ -77,6 +83,15 @@ class Course:
             LogDirError: when the first cannot be made; a disk that is full later ends no run.
         """
         if self.leader:
-            with contextlib.suppress(*[LogDirError] if self.number else []):
-                directory.make(self.job.attempt(self.label))
-            directory.point_latest(self.job.path / "latest", self.job.attempt(self.label).name)
+            patience.wait_for(self._make_directory, self.place)
+
+    def _describe(self, described: Mapping[str, Any]) -> None:
+        plan = self.job.plan(self.first_label)
+        directory.write_json(plan, described, self.job.path)
+        directory.point_latest(self.job.last_plan, f"{plan.parent.name}/{plan.name}")
+        directory.point_latest(self.job.root / "latest", self.job.job)
+
+    def _make_directory(self) -> None:
+        with contextlib.suppress(*[LogDirError] if self.number else []):
+            directory.make(self.job.attempt(self.label), self.job.path)
+        directory.point_latest(self.job.path / "latest", self.job.attempt(self.label).name)

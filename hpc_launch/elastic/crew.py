@@ -12,7 +12,8 @@ from typing import Any, cast
 from torch.distributed.elastic.agent.server.api import Worker, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.multiprocessing import LogsSpecs, PContext, start_processes
 
-from hpc_launch.elastic.console import say
+from hpc_launch import secret
+from hpc_launch.console import say
 from hpc_launch.elastic.course import Course
 from hpc_launch.elastic.environment import Attempt, Place, worker_environment
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
@@ -145,6 +146,8 @@ class Crew:
             forked=self.factory.forks,
             group=self._course.plan.settings.no_python,
             window=self._window,
+            job=self._course.job.path,
+            secret_names=self._course.plan.settings.secret_names,
             cpus=self._cpus,
         )
         workers.start()
@@ -153,6 +156,9 @@ class Crew:
     def _start_by_torch(self, spec: WorkerSpec, common: dict[str, Any]) -> PContext:
         """Start workers as torch does: functions, and commands bound by --numa-binding."""
         settings = self._course.plan.settings
+        # torch adds these to the environment of this process, and takes nothing away (SubprocessHandler).
+        hidden = dict.fromkeys(secret.VARIABLES & self._environ.keys(), "")
+        common["envs"] = {local: {**hidden, **environ} for local, environ in common["envs"].items()}
         # Older releases of torch do not know of it.
         more: dict[str, Any] = {} if settings.numa_binding is None else {"numa_options": spec.numa_options}
         try:

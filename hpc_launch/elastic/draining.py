@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from hpc_launch.elastic.story import Failed, Story
+from hpc_launch.rendezvous.messages import Failed, RunState
 
 # After so many attempts that a node has ended alone it is bad; with evidence after the first one.
 TROUBLE = 2
@@ -38,13 +38,13 @@ def culprit(failures: Mapping[int, Failed]) -> int | None:
     return suspects[0] if len(suspects) == 1 else None
 
 
-def noted(story: Story, failures: Mapping[int, Failed]) -> Story:
-    """The story with what the failures of a round say of nodes."""
+def noted(state: RunState, failures: Mapping[int, Failed]) -> RunState:
+    """The state with what the failures of a round say of nodes."""
     agent = culprit(failures)
     if agent is None:
-        return story
+        return state
     name, fault = str(agent), failures[agent].fault
-    trouble = {**story.trouble, name: story.trouble.get(name, 0) + 1}
+    trouble = {**state.trouble, name: state.trouble.get(name, 0) + 1}
     why = f"is broken ({fault})" if fault else f"has ended {trouble[name]} attempts alone"
-    bad = name not in story.drained and (fault or trouble[name] >= TROUBLE)
-    return replace(story, trouble=trouble, drained={**story.drained, **({name: why} if bad else {})})
+    bad = name not in state.drained and (fault or trouble[name] >= TROUBLE)
+    return replace(state, trouble=trouble, drained={**state.drained, **({name: why} if bad else {})})

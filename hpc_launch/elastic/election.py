@@ -1,121 +1,151 @@
-"""Whom an agent of a run that may lose nodes follows, when nobody led or its leader is lost: another one, or itself.
+"""The election of a coordinator in an elastic run, when its coordinator is lost or was never there.
 
-There is no vote. Who looks for a leader asks the others in host-list order, and the first that finds none before itself
-leads. Two may lead at the same time, for a while: what makes that harmless is the rule of `membership`.
+There is no vote. An agent that looks for a coordinator asks the others in host-list order, and the first that finds
+none before itself takes over. Two may coordinate at the same time, for a while: what makes that harmless is the rule of
+`membership`. All questions are asked in the background; the agent's main loop looks at the results.
 """
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterable
 
-from hpc_launch.elastic.console import say
-from hpc_launch.elastic.leading import Leader
-from hpc_launch.elastic.lines import Lines, notice_silence
-from hpc_launch.elastic.membership import Membership
+from hpc_launch.console import say
+from hpc_launch.elastic.coordination import CoordinatorServer
+from hpc_launch.elastic.inquiry import Inquiry
 from hpc_launch.elastic.party import Party
-from hpc_launch.elastic.search import Inquiry, Search
+from hpc_launch.elastic.search import Found, Search
+from hpc_launch.rendezvous.membership import Membership
+from hpc_launch.rendezvous.transport.connection import Connection, set_keepalive
 
-# How often those that wait for more agents look whether these have another leader.
+# How often those that wait for more agents check whether these have another coordinator.
 _SEARCH_SECONDS = 1.0
 
 
 class Election:
-    """It is asked again and again, and gives this agent's connection to its leader, perhaps itself.
+    """It is asked again and again, and gives this agent's connection to its coordinator, perhaps itself.
 
     Args:
         party: what this agent brings along.
         search: knows where the others are.
-        post: leads, if it is told to.
+        server: coordinates, if it is told to.
 
     Attributes:
-        leader: whom this agent is with, or was with last; -1 before.
+        coordinator: the agent that this one is with, or was with last; -1 before.
     """
 
-    def __init__(self, party: Party, search: Search, post: Leader) -> None:
-        self.leader = -1
-        self._party, self._search, self._post = party, search, post
-        self._inquiry: Inquiry | None = None
-        self._next_inquiry = 0.0
+    def __init__(self, party: Party, search: Search, server: CoordinatorServer) -> None:
+        self.coordinator = -1
+        self._party, self._search, self._server = party, search, server
+        self._first: Inquiry[Found | None] | None = None
+        self._others: Inquiry[list[Found]] | None = None
+        self._next = 0.0
 
-    def lead(self) -> Lines:
-        """Lead; gives this agent's own connection to itself."""
-        self.leader = self._post.leader = self._party.agent
-        return self._post.lead()
+    @property
+    def looking(self) -> bool:
+        """Whether a question is under way."""
+        return self._first is not None
 
-    def follow(self, leader: int, connection: socket.socket) -> Lines:
-        """Be with another agent that leads."""
-        notice_silence(connection, self._party.node_timeout)
-        self.leader = self._post.leader = leader
-        return Lines(connection)
+    def lead(self) -> Connection:
+        """Coordinate; gives this agent's own connection to itself."""
+        self.coordinator = self._party.agent
+        self._server.follow(self._party.agent)
+        return self._server.lead()
+
+    def follow(self, coordinator: int, connection: Connection) -> Connection:
+        """Be with another agent that coordinates."""
+        set_keepalive(connection.socket, self._party.silence)
+        self.coordinator = coordinator
+        self._server.follow(coordinator)
+        return connection
 
     def begin(self) -> None:
-        """Wait for a round: who leads need not look for others at once."""
-        self._next_inquiry = time.monotonic() + _SEARCH_SECONDS
+        """Wait for a round: a coordinator need not look for others at once."""
+        self._next = time.monotonic() + _SEARCH_SECONDS
 
-    def end(self, leader: int) -> None:
-        """A round has begun, and this agent leads it."""
-        self.leader = leader
+    def end(self, coordinator: int) -> None:
+        """A round has begun, and this agent coordinates it."""
+        self.coordinator = coordinator
         self.close()
 
     def close(self) -> None:
-        """Look for nobody any more."""
-        if self._inquiry is not None:
-            self._inquiry.drop()
-            self._inquiry = None
+        """Look for no agent any more."""
+        for question in (self._first, self._others):
+            if question is not None:
+                question.drop()
+        self._first = self._others = None
 
-    def look(self, agreed: Membership, newcomers: Iterable[int]) -> Lines | None:
-        """Find who leads those that this agent may go on with, or lead them; None where that is not known yet.
+    def look(self, agreed: Membership, newcomers: Iterable[int]) -> Connection | None:
+        """Find the coordinator of those that this agent may go on with, or be it; None where that is not known yet.
 
         Args:
             agreed: the newest membership that this agent knows to be agreed.
-            newcomers: who has come since.
+            newcomers: the agents that have come since.
         """
         own = self._party.agent
-        answer = self._search.first(agent for agent in self._others(agreed, newcomers) if agent < own)
-        if answer is None:
-            before = f" from {self._party.hosts[self.leader]}" if self.leader not in (-1, own) else ""
-            say(f"{self._party.host} takes over{before}")
+        before = [agent for agent in self._candidates(agreed, newcomers) if agent < own]
+        answered, found = self._ask(before)
+        if not answered:
+            return None
+        if found is None:
+            former = self.coordinator
+            was = f" from {self._party.hosts[former]}" if former not in (-1, own) else ""
+            say(f"{self._party.host} takes over{was}")
             return self.lead()
-        # Who does not lead is looking for a leader as well, or about to, and comes before this agent.
-        return self.follow(answer.leader, answer.connection) if answer.connection else None
+        # An agent that does not coordinate is looking for a coordinator as well, and comes before this one.
+        return self.follow(found.coordinator, found.connection) if found.connection else None
 
-    def join(self, others: Iterable[int]) -> Lines | None:
-        """Find who leads a run that this agent has no part in yet, so that it leads it in no case; None as `look`."""
-        answer = self._search.first(sorted(others))
-        return self.follow(answer.leader, answer.connection) if answer is not None and answer.connection else None
+    def join(self, others: Iterable[int]) -> Connection | None:
+        """Find the coordinator of a run that this agent has no part in yet, and never coordinate it; None as `look`."""
+        _, found = self._ask(sorted(others))
+        return self.follow(found.coordinator, found.connection) if found is not None and found.connection else None
 
-    def resign(self, agreed: Membership, newcomers: Iterable[int]) -> Lines | None:
-        """Lead no more where another agent does whose round has begun without this one, or who comes before it.
+    def resign(self, agreed: Membership, newcomers: Iterable[int]) -> Connection | None:
+        """Coordinate no more where another agent does whose round has begun without this one, or that comes before it.
 
         Args:
             agreed: the newest membership that this agent knows to be agreed.
-            newcomers: who has come since.
+            newcomers: the agents that have come since.
 
         Returns:
             The connection to that one; None as long as there is none.
         """
         now = time.monotonic()
-        if self._inquiry is None and now >= self._next_inquiry:
-            self._next_inquiry = now + _SEARCH_SECONDS
-            missing = [agent for agent in self._others(agreed, newcomers) if agent not in self._post.callers]
-            self._inquiry = Inquiry(self._search, missing)
-        found = self._inquiry.found if self._inquiry is not None else None
-        if found is None:
+        if self._others is None and now >= self._next:
+            self._next = now + _SEARCH_SECONDS
+            missing = [agent for agent in self._candidates(agreed, newcomers) if agent not in self._server.callers]
+            self._others = Inquiry(lambda: self._search.coordinators(missing), name="others", discard=_hang_up)
+        if self._others is None or not self._others.done:
             return None
-        self._inquiry = None
-        self._post.miss(self._search.gone)
-        better = [one for one in found if one.number > agreed.number or one.leader < self._party.agent]
-        chosen = better[0] if better and not self._post.formed else None
-        for one in found:
-            if one is not chosen:
-                one.close()
+        found, self._others = self._others.result(), None
+        self._server.miss(self._search.gone)
+        better = [one for one in found if one.number > agreed.number or one.coordinator < self._party.agent]
+        chosen = better[0] if better and not self._server.formed else None
+        _hang_up(one for one in found if one is not chosen)
         if chosen is None or chosen.connection is None:
             return None
-        self._post.resign()
-        return self.follow(chosen.leader, chosen.connection)
+        self._server.resign()
+        return self.follow(chosen.coordinator, chosen.connection)
 
-    def _others(self, agreed: Membership, newcomers: Iterable[int]) -> list[int]:
+    def _ask(self, agents: Iterable[int]) -> tuple[bool, Found | None]:
+        """Whether the question has been answered, and how."""
+        if self._first is None:
+            wanted = list(agents)
+            self._first = Inquiry(lambda: self._search.first(wanted), name="election", discard=_hang_up_one)
+        if not self._first.done:
+            return False, None
+        found, self._first = self._first.result(), None
+        return True, found
+
+    def _candidates(self, agreed: Membership, newcomers: Iterable[int]) -> list[int]:
         """The agents with which this one may go on, in host-list order."""
         return sorted({*agreed.agents, *newcomers} - {self._party.agent})
+
+
+def _hang_up(found: Iterable[Found]) -> None:
+    for one in found:
+        one.close()
+
+
+def _hang_up_one(found: Found | None) -> None:
+    _hang_up([found] if found is not None else [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from hpc_launch import patience
 from hpc_launch.records import bad_nodes, causes, events, history, parsing
 from hpc_launch.records.bad_nodes import BadNode
 from hpc_launch.records.causes import RootCause
@@ -15,7 +16,7 @@ _LOOK_SECONDS = 0.1
 
 
 def root_cause(
-    job: JobDirectory, attempt: int, hosts: dict[str, int], patience: float
+    job: JobDirectory, attempt: int, hosts: dict[str, int], seconds: float
 ) -> tuple[RootCause | None, Sequence[BadNode]]:
     """Find out why an attempt failed, when all agents have written down what they know.
 
@@ -23,12 +24,19 @@ def root_cause(
         job: the job directory.
         attempt: the number of the attempt.
         hosts: all nodes, each with its number of agents.
-        patience: how many seconds to wait for them at most; one may be gone, or not share the directory.
+        seconds: how many to wait for them at most; one may be gone, or not share the directory.
 
     Returns:
         Why, None where the attempt cannot be found in the directory; and the nodes that have shown to be bad.
     """
-    deadline = time.monotonic() + patience
+    place = f"the log directory {job.root}"
+    return patience.wait_for(lambda: _root_cause(job, attempt, hosts, seconds), place, soon=2 * seconds)
+
+
+def _root_cause(
+    job: JobDirectory, attempt: int, hosts: dict[str, int], seconds: float
+) -> tuple[RootCause | None, Sequence[BadNode]]:
+    deadline = time.monotonic() + seconds
     waited_for = list(hosts)
     while waited_for and time.monotonic() < deadline:
         waited_for = [host for host in waited_for if _missing(job, attempt, host, hosts[host])]

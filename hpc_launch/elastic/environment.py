@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hpc_launch import secret
 from hpc_launch.node.devices import Devices
 from hpc_launch.world import World
 
@@ -79,13 +80,13 @@ def worker_environment(  # noqa: D417 - the types say it
     (torch/distributed/elastic/agent/server/local_elastic_agent.py).
 
     Args:
-        base: the environment of the agent; it is copied.
+        base: the environment of the agent; it is copied, but for the secret of the run.
         isolated: show the worker its own device only, as device 0.
         slurm_env: `rank`, `keep` or `hide`, as --slurm-env.
         interface: the network to train over, where the user has not said; empty leaves the choice to the libraries.
         gpu_bind: `none` leaves the device masks as they are.
     """
-    environ = dict(base)
+    environ = secret.without(base)
     environ.update(
         {
             "RANK": str(place.rank),

@@ -1,35 +1,60 @@
-"""How the leader of a run is found: by its names and ports, or by what it says in the job directory."""
+"""How the coordinator of a run is found: by its names and ports, or by a file in the job directory.
+
+The coordinator listens on the first free port of the run's candidates. The others try the same candidates, on every
+name under which the first node may be known, and believe only an agent that proves itself and is of the same program.
+So a foreign program on one of the ports, or another run of the same user, costs one conversation.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import random
+import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpc_launch.elastic import locator
-from hpc_launch.elastic.console import Pace, say
+from hpc_launch.console import say
+from hpc_launch.elastic import rounds
+from hpc_launch.elastic.console import Pace
 from hpc_launch.elastic.party import Party
-from hpc_launch.errors import LogDirError, RendezvousError, RendezvousTimeout
+from hpc_launch.elastic.search import read_answer
+from hpc_launch.errors import LogDirError, NoSecretError, RendezvousError, RendezvousTimeout
 from hpc_launch.node import network
 from hpc_launch.records import directory
+from hpc_launch.rendezvous import codec
+from hpc_launch.rendezvous.messages import Answer, Hello, Verdict
+from hpc_launch.rendezvous.transport.connecting import Failure, Kind, connect
+from hpc_launch.rendezvous.transport.connection import Connection
+from hpc_launch.rendezvous.transport.keys import Keyring
+
+# How long to wait for an answer: at first, and, in later turns, as a busy node may need.
+_FIRST_ANSWER_SECONDS = 0.3
+_ANSWER_SECONDS = 3.0
+_CONNECT_SECONDS = 3.0
+# A line about other programs comes when they may well be all that there is.
+_OTHERS_SECONDS = 5.0
+
+# Failures that hold for every port of an address.
+_OF_THE_ADDRESS = (Kind.TIMEOUT, Kind.UNREACHABLE)
 
 
 class Whereabouts:
-    """A file in which the leader says where it is: its name may not resolve, or another than the first node leads."""
+    """A file with the coordinator's place: its name may not resolve, or another than the first node coordinates."""
 
     def __init__(self, party: Party) -> None:
-        """There is one where there are others to read it, and the leader does not choose the directory."""
+        """There is one where others can read it, and the coordinator does not choose the directory."""
         self._run_id = party.run_id
         self._note: dict[str, Any] | None = None
         self._path: Path | None = None
         if party.job.job and len(party.hosts) > 1:
-            self._path = party.job.path / "rendezvous.json"
+            self._path = party.job.whereabouts(party.identity.program)
 
     def write(self, port: int) -> None:
-        """Say that this node leads, and listens on a port."""
+        """Note that this node coordinates, and listens on a port."""
         if self._path is not None:
             addresses = [address for interface in network.interfaces() for address in interface.addresses]
             self._note = {"run": self._run_id, "addresses": addresses, "port": port}
@@ -37,30 +62,33 @@ class Whereabouts:
                 directory.write_json(self._path, self._note)
 
     def remove(self) -> None:
-        """This node leads no more; what another one has said stays."""
+        """This node coordinates no more; what another one has written stays."""
         if self._path is not None:
             with contextlib.suppress(OSError, ValueError):
                 if json.loads(self._path.read_text()) == self._note:
                     self._path.unlink()
 
     def places(self) -> Sequence[tuple[str, Sequence[int]]]:
-        """Addresses with the ports to try there, if it is of this run."""
+        """Addresses with the ports to try there, if they are of this run."""
         if self._path is None:
             return []
         try:
             note = json.loads(self._path.read_text())
-            return [(str(address), [int(note["port"])]) for address in note["addresses"] if note["run"] == self._run_id]
+            if note["run"] != self._run_id:
+                return []
+            port = int(note["port"])
+            return [(str(address), [port]) for address in note["addresses"] if network.is_address(str(address))]
         except (OSError, ValueError, KeyError, TypeError):
             return []
 
 
-def leader_address(party: Party) -> str:
-    """The leader's own address: the one that the user chose, else what its name or the way to the others gives.
+def own_address_of_first(party: Party) -> str:
+    """The first node's own address: the one that the user chose, else what its name or the way to the others gives.
 
     Raises:
         RendezvousError: when no other node could reach it.
     """
-    # A node that is alone talks to nobody by an interface.
+    # A node that is alone talks to no other by an interface.
     interface = party.interface if len(party.hosts) > 1 else "auto"
     found = network.asked_address(party.local_addr, interface)
     found = found or network.own_address(party.host, party.hosts, party.leaders)
@@ -71,29 +99,167 @@ def leader_address(party: Party) -> str:
     return found
 
 
-def find_leader(party: Party, key: str = "") -> locator.Found:
-    """Find the leader, saying from time to time that it is not there yet.
+@dataclass(frozen=True)
+class Reached:
+    """The coordinator, and the way to it.
+
+    Attributes:
+        connection: to it.
+        answer: what it said of itself.
+        address: of its node.
+        own_address: of this node, on the way there.
+    """
+
+    connection: Connection
+    answer: Answer
+    address: str
+    own_address: str
+
+    def close(self) -> None:
+        """Hang up."""
+        self.connection.close()
+
+
+@dataclass
+class Finding:
+    """A search for the coordinator. It blocks, and can be dropped from another thread.
+
+    Attributes:
+        hello: what this agent says of itself.
+        keyring: its secrets.
+        seen: what was seen in the last turn instead of the coordinator, in words.
+        others: verdicts of agents of other runs, with their answers.
+        dropped: the search is not wanted any more.
+    """
+
+    hello: Hello
+    keyring: Keyring
+    seen: list[str] = field(default_factory=list)
+    others: dict[Verdict, Answer] = field(default_factory=dict)
+    unknown: int = 0
+    dropped: threading.Event = field(default_factory=threading.Event)
+
+    def turn(self, places: Sequence[tuple[str, Sequence[int]]], patience: float) -> Reached | None:
+        """Try all places once.
+
+        Args:
+            places: names or addresses, each with its ports.
+            patience: seconds for an agent to answer.
+        """
+        self.seen.clear()
+        self.unknown = 0
+        for name, ports in places:
+            addresses = (name,) if network.is_address(name) else network.resolve(name)
+            if not addresses:
+                self.seen.append(f"{name} does not resolve")
+            for address in addresses:
+                found = self._try(address, ports, patience)
+                if isinstance(found, Reached):
+                    return found
+                self.seen.append(f"{name} ({address}): {found}" if name != address else f"{address}: {found}")
+        return None
+
+    def _try(self, address: str, ports: Sequence[int], patience: float) -> Reached | str:
+        hello, strangers = codec.encode(self.hello), 0
+        for port in ports:
+            if self.dropped.is_set():
+                return "the search was given up"
+            found = connect(address, port, self.keyring, hello, connect_timeout=_CONNECT_SECONDS, patience=patience)
+            if isinstance(found, Connection):
+                answer = read_answer(found.answer)
+                if answer is not None and answer.verdict is Verdict.WELCOME:
+                    return Reached(found, answer, address, str(found.socket.getsockname()[0]))
+                found.close()
+            elif found.kind in _OF_THE_ADDRESS:
+                return found.words
+            elif found.kind is Kind.REFUSED:
+                continue
+            else:
+                self._note(found)
+            strangers += 1
+        return "nobody listens" + (f", but {strangers} ports belong to others" if strangers else "")
+
+    def _note(self, failure: Failure) -> None:
+        if failure.kind is Kind.NO_COMMON_SECRET:
+            self.unknown += 1
+        answer = read_answer(failure.answer) if failure.kind is Kind.TURNED_AWAY else None
+        if answer is not None:
+            self.others[answer.verdict] = answer
+
+    @property
+    def hints(self) -> str:
+        """Words about what was found instead, with what mends it; empty where there is nothing to say."""
+        found = []
+        if Verdict.OTHER_PROGRAM in self.others:
+            other = self.others[Verdict.OTHER_PROGRAM]
+            found.append(
+                f"{other.host} runs another command ({other.words}): if both belong to one run, give both the same "
+                "--rdzv-id"
+            )
+        if Verdict.TAKEN in self.others:
+            other = self.others[Verdict.TAKEN]
+            found.append(f"a run of the same command has begun on {other.host}: give each run its own --rdzv-id")
+        if self.unknown:
+            found.append(f"an agent there has no secret in common with this one, which has {self.keyring.described}")
+        return "; ".join(found)
+
+
+def find_coordinator(party: Party, finding: Finding) -> Reached:
+    """Find the coordinator, saying from time to time that it is not there yet. It blocks.
 
     Args:
         party: this agent's.
-        key: as `locator.find` has it.
+        finding: the search, which may be dropped from another thread.
 
     Raises:
         RendezvousTimeout: when it is not there in time.
+        NoSecretError: when there is an agent in its place that shares no secret with this one.
     """
-    noted = Whereabouts(party)
-    begin, pace = time.monotonic(), Pace(30, 120)
-
-    def places() -> Sequence[tuple[str, Sequence[int]]]:
+    noted, first = Whereabouts(party), party.hosts[0]
+    begin, pace, spoken = time.monotonic(), Pace(30, 120), False
+    # The first turns are short: a silent stranger on one port is not to keep this agent from the right one on another.
+    pause, patience = 0.05, _FIRST_ANSWER_SECONDS
+    while not finding.dropped.is_set():
+        waited = time.monotonic() - begin
         if pace.due():
-            say(f"{party.host}: waiting for {party.hosts[0]} ({time.monotonic() - begin:.0f} s)")
-        return [*((name, party.ports) for name in party.leaders), *noted.places()]
-
-    found = locator.find(party.run_id, party.agent, places, begin + party.join_timeout, key)
-    if isinstance(found, str):
-        raise RendezvousTimeout(
-            f"{party.host} did not find {party.hosts[0]} in {party.join_timeout:.0f} s ({found}); "
-            "see --master-addr, --port-range and --join-timeout",
-            missing=(party.hosts[0],),
+            say(f"{party.host}: waiting for {first} ({waited:.0f} s)")
+        if waited > _OTHERS_SECONDS and finding.hints and not spoken:
+            spoken = True
+            say(f"{party.host}: waiting for {first}; {finding.hints}")
+        found = finding.turn([*((name, party.ports) for name in party.leaders), *noted.places()], patience)
+        if found is not None:
+            return found
+        if time.monotonic() - begin > party.join_timeout:
+            break
+        finding.keyring.refresh()
+        # Jitter keeps a thousand nodes from knocking in step.
+        finding.dropped.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
+        pause, patience = min(pause * 1.5, 1.0), min(patience * 2, _ANSWER_SECONDS)
+    if finding.unknown and not finding.others:
+        raise NoSecretError(
+            f"{party.host} has no secret in common with an agent on {first} (here: {finding.keyring.described}): give "
+            "all nodes one (export HPC_LAUNCH_SECRET=$(openssl rand -hex 32) before srun), or --insecure-rendezvous"
         )
-    return found
+    raise RendezvousTimeout(
+        f"{party.host} did not find {first} in {party.join_timeout:.0f} s ({'; '.join(finding.seen)}); "
+        f"{finding.hints or 'see --master-addr, --port-range and --join-timeout'}",
+        missing=(first,),
+    )
+
+
+def equal_run(party: Party, hello: Hello, taken: Sequence[int], address: str) -> str:
+    """Words about another run of the same command in the same place; empty where there is none. It blocks.
+
+    Args:
+        party: this agent's, which is to coordinate.
+        hello: what it says of itself.
+        taken: the ports before its own that were taken.
+        address: of this node.
+    """
+    if party.keyring is None:
+        return ""
+    finding = Finding(hello, party.keyring)
+    finding.turn([(address, taken)], _ANSWER_SECONDS)
+    if Verdict.TAKEN not in finding.others:
+        return ""
+    return rounds.equal_runs(party.identity.words)

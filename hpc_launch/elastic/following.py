@@ -15,10 +15,10 @@ from hpc_launch.elastic.course import Course
 from hpc_launch.elastic.hang import HangWatch
 from hpc_launch.elastic.recording import Recorder
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
-from hpc_launch.elastic.rounds import RoundEnd
 from hpc_launch.elastic.signals import Signals
 from hpc_launch.elastic.workers import status_of
 from hpc_launch.records import causes, events, faults, telling
+from hpc_launch.rendezvous.messages import RoundEnd
 
 # A failure that looks as if it followed another one is reported when nobody has reported that one for so long.
 _SYMPTOM_SECONDS = 1.0

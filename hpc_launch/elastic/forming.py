@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Set as AbstractSet
 from dataclasses import dataclass
 from enum import Enum
 
-from hpc_launch.elastic import membership
-from hpc_launch.elastic.membership import Half, Knowledge, Membership
+from hpc_launch.rendezvous import membership
+from hpc_launch.rendezvous.membership import Half, Knowledge, Membership
 
 # How long those that have lost others wait for them, in terms of --node-timeout. Nodes that notice a loss late do so
 # within half of it after the first, and a part of a network that may not go on has stopped its workers by 0.75 of it.
@@ -26,11 +26,13 @@ class Terms:
         minimum: how many nodes the run needs at least.
         join_timeout: seconds to wait for nodes at the beginning.
         node_timeout: seconds without an answer after which a node is lost.
+        fixed: all nodes are needed, at each round; the first round's patience holds for all of them.
     """
 
     minimum: int
     join_timeout: float
     node_timeout: float
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ class Move(Enum):
 
 def decide(here: Gathering, terms: Terms) -> Move:
     """What to do, given who is there: all that is waited for, or those that may go on without the others."""
+    if terms.fixed:
+        if len(here.ready) >= terms.minimum:
+            return Move.PROPOSE
+        return Move.GIVE_UP if here.ready and here.waited > terms.join_timeout else Move.WAIT
     if not here.ready or (here.missing and not _patience_is_over(here, terms)):
         return Move.WAIT
     if membership.may_form(here.ready, here.taken):

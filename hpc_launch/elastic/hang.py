@@ -21,12 +21,13 @@ from typing import Any
 
 from hpc_launch.elastic.course import Course
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
-from hpc_launch.elastic.rounds import Message
 from hpc_launch.errors import LogDirError
 from hpc_launch.node import processes, stacks
+from hpc_launch.patience import Act
 from hpc_launch.records import stack_files
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.stacks import HANG, Folded, Seen, fold
+from hpc_launch.rendezvous.messages import Message
 
 # The exit status of a job that hung: that of timeout(1).
 STATUS = 124
@@ -36,6 +37,9 @@ STATUS = 124
 _OFTEN, _SELDOM = 0.25, 5.0
 _PART = 20
 _AGENTS_PER_SECOND = 5000
+
+# A look at the files that takes longer hangs.
+_LOOK = 1.0
 
 # An agent that has not looked for so many times longer was stopped itself, maybe with the job (scontrol suspend).
 _STOPPED = 4
@@ -93,11 +97,20 @@ class Activity:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = files
-        self._last = self._look()
+        self._last: list[tuple[int, int]] | None = None
+        self._looking: Act[list[tuple[int, int]]] | None = None
+        self.changed()
 
     def changed(self) -> bool:
-        """Whether any of them has changed since this was last asked."""
-        last, self._last = self._last, self._look()
+        """Whether any of them has changed since this was last asked, or may have.
+
+        A file server that does not answer hides what there is to see, and that is no silence.
+        """
+        looking = self._looking or Act(self._look)
+        if not looking.over(_LOOK):
+            self._looking = looking
+            return True
+        last, self._last, self._looking = self._last, looking.result(), None
         return last != self._last
 
     def _look(self) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
 
+from hpc_launch import patience
 from hpc_launch.elastic.console import Follower, Source
 from hpc_launch.elastic.storage import Storage
 from hpc_launch.errors import LogDirError
@@ -128,14 +129,14 @@ class JobLogs(LogsSpecs):
                 if chosen.filed & stream:
                     filed[f"{rank}.{path.suffix[1:]}"] = path
         if filed:
-            self._storage = Storage(OutputTimes(self._job.times(attempt, self._host), filed), folder)
+            self._storage = Storage(OutputTimes(self._job.times(attempt, self._host), filed, self._job.path), folder)
         self.follower = Follower(sources, self._earlier)
         return destination
 
     def _make(self, folder: Path) -> None:
         """Make a directory; one that cannot be made any more ends no run that has begun."""
         try:
-            directory.make(folder)
+            patience.wait_for(lambda: directory.make(folder, self._job.path), f"the log directory {self._job.root}")
         except LogDirError:
             if self._earlier is None:
                 raise

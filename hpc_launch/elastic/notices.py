@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hpc_launch.node import processes
@@ -64,11 +64,14 @@ class Notices:
         counts: gives how often each signal came to this agent so far.
         heard: tells whether a signal has reached the agent's other processes by itself.
         send: signals a worker, by process id.
+        known: the signals that are passed on; None for all. Whatever others name besides is ignored: a worker must not
+            get SIGKILL, or end this agent, because of a word from elsewhere.
     """
 
     counts: Callable[[], Mapping[signal.Signals, int]]
     heard: Callable[[int], bool]
     send: Callable[[int, int], None]
+    known: Collection[signal.Signals] | None = None
     _tallies: dict[signal.Signals, Tally] = field(default_factory=dict)
     _seen: dict[signal.Signals, int] = field(default_factory=dict)
     # When to see whether the workers have got a signal by themselves, and whether they are to have it.
@@ -105,8 +108,8 @@ class Notices:
         now = time.monotonic()
         new = self._note_own(now)
         for name, count in others.items():
-            signum = signal.Signals[name]
-            if count > self._tally(signum).told:
+            signum = self._named(name)
+            if signum is not None and count > self._tally(signum).told:
                 self._waiting.setdefault(signum, (now + _OWN_SECONDS, True))
         for signum, (due, wanted) in [*self._waiting.items()]:
             if now < due:
@@ -119,6 +122,11 @@ class Notices:
                 self._owed.extend((pid, signum) for pid in workers)
         self._pay(workers)
         return new
+
+    def _named(self, name: str) -> signal.Signals | None:
+        """The signal that another agent means; None for one that is not passed on here."""
+        signum = signal.Signals.__members__.get(name)
+        return signum if self.known is None or signum in self.known else None
 
     def _note_own(self, now: float) -> dict[str, int]:
         """See what has come to this agent; returns what is new to its workers."""

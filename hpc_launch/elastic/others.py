@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol, TypeVar
 
-from hpc_launch.elastic.rounds import Message
+from hpc_launch.rendezvous.messages import Message
 
 _Shared = TypeVar("_Shared", bound=Message)
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from hpc_launch.errors import HpcLaunchError, UsageError
+from hpc_launch.console import say
+from hpc_launch.errors import HpcLaunchError, LogDirError, NoSecretError, UsageError
 from hpc_launch.node import network
 from hpc_launch.plan.identity import UNKNOWN, Identity
 from hpc_launch.plan.model import Plan
+from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.rendezvous.transport import keys
+from hpc_launch.rendezvous.transport.keys import Keyring
 from hpc_launch.settings import Settings
 
 
@@ -44,6 +49,9 @@ class Party:
         spares: how many nodes have no workers as long as they are not needed.
         node_timeout: seconds without an answer after which a node is lost.
         identity: which agents may be of the run, and what it continues.
+        keyring: by which secrets they know each other; None where an agent meets no others.
+        store_ports: the ports of the workers' stores.
+        verbose: say what is refused to strangers.
     """
 
     run_id: str
@@ -69,10 +77,27 @@ class Party:
     spares: int = 0
     node_timeout: float = 10.0
     identity: Identity = UNKNOWN
+    keyring: Keyring | None = None
+    store_ports: Sequence[int] = ()
+    verbose: bool = False
+
+    @property
+    def silence(self) -> float:
+        """Seconds without an answer of its kernel after which a node is gone."""
+        return self.node_timeout if self.elastic else _SILENCE_SECONDS
 
 
-def party_of(plan: Plan, problem: HpcLaunchError | None = None) -> Party:
-    """The party of an agent that follows `plan`."""
+# A node of a run of fixed size that does not answer for so long is gone.
+_SILENCE_SECONDS = 10.0
+
+
+def party_of(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError | None = None) -> Party:
+    """The party of an agent that follows `plan`.
+
+    Raises:
+        NoSecretError: when it has nothing by which the others could know it.
+        UsageError: when a secret that the user gave is unusable.
+    """
     world, settings = plan.world, plan.settings
     ports: Sequence[int] = plan.ports
     endpoint_port = network.split_endpoint(plan.endpoint)[1] if plan.endpoint else None
@@ -98,15 +123,40 @@ def party_of(plan: Plan, problem: HpcLaunchError | None = None) -> Party:
         software={
             "Python": platform.python_version(),
             "torch": torch.__version__,
-            "script": plan.script[0] if plan.script else "",
+            # An id of the user's own may join different programs (srun --multi-prog).
+            **({} if plan.identity.explicit else {"script": plan.script[0] if plan.script else ""}),
         },
         problem=problem,
         elastic=plan.elastic,
-        minimum=plan.nnodes.minimum,
+        minimum=plan.nnodes.minimum if plan.elastic else world.agents,
         spares=settings.spares,
         node_timeout=settings.node_timeout,
         identity=plan.identity,
+        keyring=_keyring(plan, environ) if world.agents > 1 else None,
+        store_ports=plan.store_ports,
+        verbose=settings.verbose,
     )
+
+
+def _keyring(plan: Plan, environ: Mapping[str, str]) -> Keyring:
+    """The secrets of this agent."""
+    world, place = plan.world, plan.identity.place
+    job = JobDirectory(plan.log_root, plan.job_name)
+    file = job.secret(place) if plan.job_name else None
+    if file is not None and world.leader:
+        with contextlib.suppress(LogDirError):
+            directory.make(job.path)
+    found = keys.collect(environ, place, job_file=file, leader=world.leader, insecure=plan.settings.insecure_rendezvous)
+    if plan.settings.verbose:
+        say(f"secrets of this agent: {found.described}")
+        for skipped in found.skipped:
+            say(f"left out: {skipped}")
+    if found.empty and not found.expects_more:
+        raise NoSecretError(
+            f"{world.host} has no secret by which the agents of this run know each other ({'; '.join(found.skipped)}): "
+            "export HPC_LAUNCH_SECRET=$(openssl rand -hex 32) before srun, or use --insecure-rendezvous"
+        )
+    return found
 
 
 def _join_timeout(settings: Settings) -> float:

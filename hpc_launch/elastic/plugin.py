@@ -33,11 +33,12 @@ def create(parameters: RendezvousParameters) -> RendezvousHandler:
     Raises:
         HpcLaunchError: where the environment does not say it.
     """
-    from hpc_launch.elastic.fixed import FixedRendezvous  # noqa: PLC0415 - see above
-    from hpc_launch.elastic.party import party_of  # noqa: PLC0415
+    from hpc_launch.elastic.party import party_of  # noqa: PLC0415 - see above
+    from hpc_launch.elastic.rendezvous import SlurmRendezvous  # noqa: PLC0415
 
     named = parameters.run_id not in ("", "none")
     said = files.load(os.environ, Path.cwd())
     settings = resolve({"rdzv_id": parameters.run_id} if named else {}, os.environ, said.layers)
     plan = derive.make(settings, gather(os.environ, settings), ())
-    return FixedRendezvous(replace(party_of(plan), max_restarts=_NO_BUDGET, software={}))
+    party = replace(party_of(plan, os.environ), max_restarts=_NO_BUDGET, software={}, elastic=False)
+    return SlurmRendezvous(replace(party, minimum=party.agents), agents_store=True)

@@ -8,7 +8,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,22 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.version import __version__ as torch_version
 
 import hpc_launch
+from hpc_launch import patience
+from hpc_launch.console import say
 from hpc_launch.elastic import evidence
 from hpc_launch.elastic.console import Pace
 from hpc_launch.elastic.course import Course
 from hpc_launch.elastic.evidence import Before
-from hpc_launch.elastic.rounds import RoundEnd
 from hpc_launch.elastic.workers import CommandWorkers
 from hpc_launch.errors import LogDirError
 from hpc_launch.node.memory import Kills
-from hpc_launch.records import claims, events, gather
+from hpc_launch.patience import Background
+from hpc_launch.records import claims, directory, events, gather
 from hpc_launch.records.directory import JobDirectory, RankFiles
 from hpc_launch.records.events import EventLog
 from hpc_launch.records.model import Attempt, Usage, Worker
 from hpc_launch.records.parsing import Fields
+from hpc_launch.rendezvous.messages import RoundEnd
 from hpc_launch.slurm.environment import restart_count
 
 # A sign of life is given after a minute, then ever less often: some five thousand of them in a month.
@@ -37,6 +40,12 @@ _BEAT_SECONDS, _LONGEST_BEAT_SECONDS = 60, 600
 
 # What is said before it is known where to write; a leader that waits for hours says more.
 _MOST_HELD = 100
+
+# The end of the run waits so long for events that are not written yet.
+_LAST_SECONDS = 10.0
+
+# An event: its name, when it happened, and what else there is to say of it.
+_Event = tuple[str, float, dict[str, Any]]
 
 
 class Recorder:
@@ -50,7 +59,8 @@ class Recorder:
         self._restarts = restart_count(environ)
         self._log: EventLog | None = None
         self._lock = threading.Lock()  # the rendezvous has a thread of its own
-        self._held: list[tuple[str, float, dict[str, Any]]] = []
+        self._held: list[_Event] = []
+        self._writer: Background[_Event] = Background("records", self._write)
         self._begun = time.time()
         self._attempt: int | None = None
         self._workers: dict[int, Worker] = {}
@@ -70,18 +80,23 @@ class Recorder:
         return tuple(worker for _, worker in sorted(self._workers.items()))
 
     def say(self, event: str, *, when: float | None = None, **facts: Any) -> None:
-        """Write down an event, or keep it until there is a place for it."""
+        """Have an event written down, or keep it until there is a place for it. Nobody waits for the file."""
         if self._attempt is not None:
             facts = {"attempt": self._attempt, **facts}
+        said = event, time.time() if when is None else when, facts
         with self._lock:
             if self._log is not None:
-                self._log.record(event, when=when, **facts)
+                self._writer.put(said)
             elif len(self._held) < _MOST_HELD:
-                self._held.append((event, time.time() if when is None else when, facts))
+                self._held.append(said)
 
     def together(self) -> contextlib.AbstractContextManager[None]:
         """Write the events of a while in one go, at its end."""
-        return self._log.together() if self._log is not None else contextlib.nullcontext()
+        return self._writer.together()
+
+    def settle(self, seconds: float) -> bool:
+        """Wait until all is written, so long at most; returns whether it is."""
+        return self._writer.settle(seconds)
 
     def open(self) -> None:
         """Begin to write, in the job directory.
@@ -90,27 +105,40 @@ class Recorder:
             LogDirError: when that cannot be.
         """
         world = self._course.world
-        log = EventLog(self._course.job.events(world.host), world.agent_rank)
-        log.record(
-            events.RUN,
-            when=self._begun,
-            host=world.host,
-            node_rank=world.node_rank,
-            agents=world.agents,
-            pid=os.getpid(),
-            run_id=self._course.plan.run_id,
-            first_attempt=self._course.first_label,
-            restart_count=self._restarts,
-            versions={
+        job = self._course.job
+        private = self._course.plan.settings.private_logs
+
+        def open_log() -> EventLog:
+            directory.make(job.path, private=private)
+            return EventLog(job.events(world.host), world.agent_rank, job.path)
+
+        log = patience.wait_for(open_log, self._course.place)
+        facts = {
+            "host": world.host,
+            "node_rank": world.node_rank,
+            "agents": world.agents,
+            "pid": os.getpid(),
+            "run_id": self._course.plan.run_id,
+            "first_attempt": self._course.first_label,
+            "restart_count": self._restarts,
+            "versions": {
                 "hpc-launch": hpc_launch.__version__,
                 "python": platform.python_version(),
                 "torch": str(torch_version),
                 "kernel": platform.release(),
             },
-        )
+        }
         with self._lock:
             self._log, held, self._held = log, self._held, []
-            for event, when, facts in held:
+            for said in ((events.RUN, self._begun, facts), *held):
+                self._writer.put(said)
+
+    def _write(self, said: Sequence[_Event]) -> None:
+        """Append events to the file, in the writer's thread. Their times are those at which they were said."""
+        log = self._log
+        assert log is not None  # noqa: S101 - nothing is handed over before
+        with log.together():
+            for event, when, facts in said:
                 log.record(event, when=when, **facts)
 
     def bound(self) -> None:
@@ -232,6 +260,8 @@ class Recorder:
         if self._log is None and not self._open_unmet():
             return
         self.say(events.RUN_ENDED, status=status, cause=cause)
+        if not self.settle(_LAST_SECONDS):
+            say(f"{self._course.host}: the last records are missing: {self._course.place} does not answer")
 
     def _open_unmet(self) -> bool:
         """Begin to write although no other agent was met, unless the directory is another run's."""
@@ -259,7 +289,10 @@ class Recorder:
             facts["usage"] = dataclasses.asdict(usage)
         failure: dict[str, Any] = {}
         if exitcode != 0:
-            failure = evidence.gather(self._files[local_rank], worker.pid, exitcode, self._before, ended=when)
+            files, before = self._files[local_rank], self._before
+            failure = patience.wait_for(
+                lambda: evidence.gather(files, worker.pid, exitcode, before, ended=when), self._course.place
+            )
             if told and "exception" not in failure:
                 failure = {}  # it was well
             elif Path(failure.get("log", "")).parent == worker.files.err.parent:

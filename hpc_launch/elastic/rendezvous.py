@@ -1,33 +1,132 @@
-"""The `slurm` rendezvous: fixed ranks, one attempt number for everybody, and a fresh store for every attempt.
+"""The `slurm` rendezvous: fixed ranks, one attempt number on all nodes, and a fresh store for every attempt.
 
 Registered with torch under the name `slurm` (entry-point group `torchrun.handlers`), so plain
 `torchrun --rdzv-backend=slurm` uses it too. What differs from torch's c10d backend, and why:
 
 - Ranks are those of the host list in every round. (c10d sorts by address as text.)
-- The leader is known from the list, not guessed by comparing names (pytorch/pytorch#73656).
-- The agents have a store that lives as long as the run, or none; the workers get another one, on another port, in each
-  round. (With c10d they share the agents' store and meet the addresses of the attempt before: restarts fail.)
-- A round ends by one word, the first that is said, and all agents follow it (`rounds`).
+- The first coordinator is known from the list, not guessed by comparing names (pytorch/pytorch#73656).
+- Agents talk over authenticated connections of their own (`hpc_launch.rendezvous`), not through a store, which any user
+  of the network could write, and whose answer an agent would wait for as long as the kernel tries to reach a lost host.
+- The workers get a store of their own in each round, on another port. (With c10d they share the agents' store and meet
+  the addresses of the attempt before: restarts fail.)
+- A round ends by one message, and all agents follow it.
 
-There are two: `fixed`, where all nodes stay, and `moving`, for a run that may lose nodes.
+One handler serves runs of fixed size and elastic ones (`--nnodes MIN:MAX`, `--spares`). In the latter every agent
+listens, and where the coordinator is lost, the others elect another (`election`).
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import contextlib
+import select
+import time
+import traceback
+import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
 
-from torch.distributed.elastic.rendezvous import RendezvousHandler
+from torch.distributed import (  # type: ignore[attr-defined]  # public, but its types do not export them
+    HashStore,
+    PrefixStore,
+    TCPStore,
+)
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo
+from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousStoreInfo
 
+from hpc_launch.console import say
+from hpc_launch.elastic import claiming, finding, stores
+from hpc_launch.elastic.coordination import CoordinatorServer
+from hpc_launch.elastic.coordinator import GONE, SILENT
+from hpc_launch.elastic.election import Election
+from hpc_launch.elastic.finding import Finding, Reached
+from hpc_launch.elastic.inquiry import Inquiry
 from hpc_launch.elastic.party import Party
-from hpc_launch.elastic.rounds import Ending, Message, RoundEnd, RoundPlan
-from hpc_launch.errors import RendezvousError
+from hpc_launch.elastic.search import Doubts, Search
+from hpc_launch.errors import HpcLaunchError, RendezvousError, RendezvousTimeout, RoundRefused
 from hpc_launch.node import network
+from hpc_launch.records import events
+from hpc_launch.rendezvous import codec, membership, messages
+from hpc_launch.rendezvous.membership import Knowledge, Membership
+from hpc_launch.rendezvous.messages import (
+    FROM_COORDINATOR,
+    Accept,
+    AllBegun,
+    Ask,
+    Begun,
+    Bye,
+    Done,
+    Ended,
+    Ending,
+    Failed,
+    Hello,
+    Message,
+    Notice,
+    Notices,
+    Ping,
+    Places,
+    Pong,
+    Propose,
+    Purpose,
+    Question,
+    Ready,
+    RefusalKind,
+    Refused,
+    RoundEnd,
+    RoundPlan,
+    RunState,
+    Share,
+    Start,
+    Stop,
+    Told,
+    Waiting,
+)
+from hpc_launch.rendezvous.transport.connection import Connection, set_keepalive
+from hpc_launch.rendezvous.transport.faults import MessageError
+from hpc_launch.rendezvous.transport.keys import Keyring
+from hpc_launch.world import World
 
 NAME = "slurm"
 
 _Shared = TypeVar("_Shared", bound=Message)
+
+# How often an agent that waits looks for news, if no news wakes it.
+_LOOK_SECONDS = 0.02
+# So often a coordinator is looked for at least before an agent gives up, which may have been stopped most of the time.
+_SEARCHES = 3
+# How often an agent checks on those that it waits for.
+_DOUBT_SECONDS = 0.1
+_FAREWELL_SECONDS = 15.0
+# As much of a command is for messages.
+_LONGEST_WORDS = 200
+# An answer that takes longer is none.
+_ANSWER_SECONDS = 1.0
+
+
+@dataclass
+class _Alone:
+    """The time without a coordinator.
+
+    Attributes:
+        since: when it began (time.monotonic).
+        searches: how often one has been looked for since, in vain.
+    """
+
+    since: float = field(default_factory=time.monotonic)
+    searches: int = 0
+
+
+class SpareReleased(Exception):
+    """The run has ended while this agent was a spare.
+
+    Attributes:
+        end: how.
+    """
+
+    def __init__(self, end: RoundEnd) -> None:
+        super().__init__(end.cause)
+        self.end = end
 
 
 class SlurmRendezvous(RendezvousHandler):
@@ -36,17 +135,63 @@ class SlurmRendezvous(RendezvousHandler):
     The agent of hpc-launch uses `report_failure`, `report_done` and `end` as well; torch's own agent makes do with the
     methods of torch's interface, restarts included.
 
+    Args:
+        party: what this agent brings along.
+        agents_store: give torch's agent a store that all agents share, for the ranks that it assigns itself.
+
     Attributes:
-        observer: is told of nodes that are missing or lost, as events (`records.events`).
+        observer: is called with nodes that are missing or lost, as events (`records.events`).
+        start: what the coordinator said of the current round.
+        spared: is called with the plan of a round in which this node has no workers.
+        idle: is called again and again as long as it has none.
     """
 
-    def __init__(self, party: Party) -> None:
-        self._party = party
+    def __init__(self, party: Party, *, agents_store: bool = False) -> None:
+        self.observer: Callable[..., None] = lambda _, **__: None
+        self.spared: Callable[[RoundPlan], object] = lambda _: None
+        self.idle: Callable[[], object] = lambda: None
+        self.start: Start | None = None
+        self._party = self._whole = party
+        self._agents_store = agents_store
         self._own_address = "127.0.0.1"
         self._round = -1
         self._plan: RoundPlan | None = None
         self._end: RoundEnd | None = None
-        self.observer: Callable[..., None] = lambda _, **__: None
+        # The run ended for all between two rounds: for the agent that is about to join the next one.
+        self._late_end: RoundEnd | None = None
+        self._whereabouts = finding.Whereabouts(party)
+        self._worker_server: TCPStore | None = None
+        self._server: CoordinatorServer | None = None
+        self._election: Election | None = None
+        self._link: Connection | None = None
+        command = party.identity.command
+        self._hello = Hello(
+            purpose=Purpose.JOIN,
+            agent=party.agent,
+            host=party.host,
+            instance=uuid.uuid4().hex,
+            program=party.identity.program,
+            words=party.identity.words[:_LONGEST_WORDS],
+            digests=command.digests,
+            texts=command.texts or {},
+            task=command.task,
+        )
+        self._keyring = party.keyring or Keyring(party.identity.place, ())
+        self._search = Search(self._hello, self._keyring)
+        self._doubts = Doubts(self._search.silent, party.node_timeout)
+        self._next_doubt = 0.0
+        self._found: Inquiry[Reached] | None = None
+        self._finding: Finding | None = None
+        self._equal: Inquiry[str] | None = None
+        self._problem = party.problem
+        self._begun = self._done = False
+        self._known = Knowledge(Membership(0, tuple(range(party.agents))))
+        self._state = RunState()
+        # Where those are that this agent is to join, if it comes late: the coordinator that it has found says it.
+        self._others: Mapping[int, tuple[str, int]] = {}
+        self._asked = 0
+        self._answers: dict[int, float | str | bool] = {}
+        self._refusal: RendezvousError | None = None
 
     # ---- what the agent asks
 
@@ -57,7 +202,7 @@ class SlurmRendezvous(RendezvousHandler):
 
     @property
     def plan(self) -> RoundPlan:
-        """What the leader said of the current round."""
+        """What the coordinator said of the current round."""
         if self._plan is None:
             raise RendezvousError("there was no rendezvous yet")
         return self._plan
@@ -70,27 +215,50 @@ class SlurmRendezvous(RendezvousHandler):
         return network.interface_of(self._own_address, network.interfaces())
 
     @property
-    @abstractmethod
-    def leads(self) -> bool:
-        """Whether this agent leads the run."""
+    def elastic(self) -> bool:
+        """Whether the run goes on when nodes are lost."""
+        return self._whole.elastic
+
+    def world(self, whole: World) -> World:
+        """The nodes that have workers in this round, and the place of this one among them."""
+        if not self.elastic:
+            return whole
+        start = self._started()
+        rank = list(start.active).index(self._whole.agent)
+        return replace(whole, hosts=tuple(start.hosts), node_rank=rank, agents=len(start.active), agent_rank=rank)
 
     @property
-    @abstractmethod
     def hosts(self) -> Sequence[str]:
-        """Where the agents of the current round are, those that have workers; perhaps only the leader knows of all."""
+        """The nodes of the current round that have workers, one for each agent."""
+        return tuple(self._started().hosts)
 
-    @abstractmethod
+    @property
+    def leads(self) -> bool:
+        """Whether this agent coordinates the run."""
+        return self._server is not None and self._server.leads
+
+    @property
+    def spares(self) -> int:
+        """How many nodes of the round have no workers."""
+        return len(self._started().agents) - len(self._started().active)
+
     def report_failure(self, status: int, cause: str, *, own: bool = True, fault: str = "") -> RoundEnd:
-        """Say that something failed here; returns how the round really ended (somebody may have been first).
+        """Say that something failed here; returns how the round really ended (another agent may have been first).
 
         Args:
             status: the exit status that goes with it.
             cause: what happened, one line.
             own: whether workers failed by themselves, and did not follow others.
             fault: what shows that this node, or a device of it, is broken; empty if nothing does.
-        """
 
-    @abstractmethod
+        Raises:
+            RendezvousError: when the others are lost.
+        """
+        cause = messages.line(cause)
+        self._send(Failed(self._round, status, cause, own, messages.line(fault)))
+        end = RoundEnd(Ending.RESTART.value, self._party.agent, self._party.host, status, cause)
+        return self._await_end(end, 4 * self._whole.node_timeout)
+
     def report_end(self, status: int, cause: str, signal: str = "") -> RoundEnd | None:
         """Say that this agent leaves for good, so that the others do not wait for its workers.
 
@@ -100,56 +268,90 @@ class SlurmRendezvous(RendezvousHandler):
             signal: the name of the signal that made it leave, if one did.
 
         Returns:
-            How the round really ended (somebody may have been first); None when there is none.
+            How the round really ended (another agent may have been first); None when there is none.
         """
+        if self._server is None and self._link is None:
+            return None
+        end = RoundEnd(Ending.FAILED.value, self._party.agent, self._party.host, status, messages.line(cause), signal)
+        if self._end is not None and self._end.ending != Ending.RESTART.value:
+            return self._end
+        self._end = None
+        self._send(Stop(end))
+        try:
+            return self._await_end(end, self._whole.node_timeout)
+        except RendezvousError:
+            self._end = end  # it leaves, and the others are lost
+            return end
 
     def report_begun(self) -> None:
-        """Say that the workers here have started."""
+        """Say that the workers here have started; until all have, those that have may wait for them."""
+        self._send(Begun(self._round))
 
-    @abstractmethod
     def report_done(self) -> None:
         """Say that all workers here ended well; the last agent to do so ends the round."""
+        self._send(Done(self._round))
+        self._done = True
 
-    @abstractmethod
     def end(self) -> RoundEnd | None:
-        """How the current round ended; None while it goes on. It costs the others little, however often it is called.
+        """How the current round ended; None while it goes on. It asks no other agent: the coordinator says it.
 
         Raises:
-            RendezvousError: when the others are lost.
+            RendezvousError: when the others of a run of fixed size are lost.
         """
+        if self._end is None:
+            self._read()
+        if self._end is None:
+            self._mind_the_silent(waits=self._done or not self._begun)
+        return self._end
 
     # ---- what concerns all rounds
 
-    @abstractmethod
     def clock(self) -> tuple[float, float] | None:
-        """How many seconds this node's clock is ahead of the leader's, and how wrong that can be; None if unknown."""
+        """How many seconds this node's clock is ahead of the coordinator's, and how wrong that can be; None if unknown.
 
-    @abstractmethod
+        The coordinator has read its clock at some moment between question and answer (F. Cristian, Probabilistic clock
+        synchronization, Distributed Computing 3, 1989): half of that time is the error.
+        """
+        if self.leads:
+            return 0.0, 0.0
+        asked = time.time()
+        told = self._inquire(Question.CLOCK)
+        now = time.time()
+        return None if told is None else ((asked + now) / 2 - float(told), max(0.0, now - asked) / 2)
+
     def tell_notice(self, name: str, count: int) -> None:
         """Tell the other agents that a signal came for the `count`-th time."""
+        # It is in what this agent says of itself, too: the next coordinator may hear of it in no other way.
+        self._state = replace(self._state, notices=membership.merged([self._state.notices, {name: count}]))
+        self._send(Notice(name, count))
 
-    @abstractmethod
     def notices(self) -> Mapping[str, int]:
         """How often each signal came to some agent, by name."""
+        self._read()
+        return self._state.notices
 
-    @abstractmethod
-    def count(self, name: str, amount: int) -> int:
-        """Add to a counter of this round that all agents share, which begins at 0; returns what it is then.
-
-        Where nobody says what it is, that is -1.
-        """
-
-    @abstractmethod
     def share(self, name: str, message: Message) -> None:
         """Leave something for the other agents to read when they need it."""
+        self._send(Share(name, message.encode()))
 
-    @abstractmethod
     def shared(self, name: str, kind: type[_Shared]) -> _Shared | None:
-        """What was left; None as long as nothing was, or the others are lost."""
+        """What was left; None as long as nothing was, or the coordinator is lost."""
+        told = self._inquire(Question.SHARED, name)
+        try:
+            return kind.decode(told) if isinstance(told, str) and told else None
+        except MessageError as error:
+            say(f"ignored what an agent has shared as {name}: {error}")
+            return None
 
-    @abstractmethod
+    def count(self, name: str, amount: int) -> int:
+        """Add to a counter of this round that all agents share; returns what it is then, -1 where it is unknown."""
+        told = self._inquire(Question.COUNT, name, amount)
+        return -1 if told is None else int(told)
+
     def first(self, what: str) -> bool:
         """Whether no other agent has asked this before: it is the one to say something for all."""
+        told = self._inquire(Question.FIRST, what)
+        return told is None or bool(told)
 
     # ---- torch's interface
 
@@ -159,7 +361,7 @@ class SlurmRendezvous(RendezvousHandler):
 
     @property
     def use_agent_store(self) -> bool:
-        """Workers use the store that the leader serves for their round; none of them has to open one."""
+        """Workers use the store that the coordinator serves for their round; none of them has to open one."""
         return True
 
     def get_run_id(self) -> str:
@@ -171,5 +373,442 @@ class SlurmRendezvous(RendezvousHandler):
         return self._end is not None and self._end.ending != Ending.RESTART.value
 
     def set_closed(self) -> None:
-        """End the run for everybody, unless the round has ended already."""
+        """End the run for all, unless the round has ended already."""
         self.report_end(1, "the rendezvous was closed")
+
+    def num_nodes_waiting(self) -> int:
+        """Tells torch's own agent to join the next round: 1 when this one ended for another attempt."""
+        end = self.end()
+        return int(end is not None and end.ending != Ending.DONE.value)
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Join the next round and wait until it begins with workers on this node.
+
+        Raises:
+            SpareReleased: when the run ended before this node had any.
+            RendezvousTimeout: naming the nodes that did not come.
+            RoundRefused: when a node has a problem, the nodes do not fit together, or others could go on without these.
+            RendezvousClosedError: when the run has ended.
+            RendezvousError: when the others are lost, or fewer nodes are left than are wanted at least.
+        """
+        if self._end is not None and self._end.ending != Ending.RESTART.value:
+            raise RendezvousClosedError(self._end.cause or "the run has ended")
+        if self._round >= 0 and self._end is None:
+            # torch's own agent asks for a new round without saying why.
+            end = self.report_failure(1, "a worker failed")
+            if end.ending != Ending.RESTART.value:
+                raise RendezvousClosedError(end.cause or "the run has ended")
+        self._end = self._plan = self.start = None
+        if self._late_end is not None:
+            self._end, self._late_end = self._late_end, None
+        if self._server is None and self._link is None:
+            self._open()
+        if self._link is not None:
+            self._present()
+        start = self._await_start()
+        where = RendezvousStoreInfo(start.plan.master_addr, start.plan.master_port)
+        return RendezvousInfo(self._store_of_agents(start.plan), self._party.agent, self._party.agents, where)
+
+    def _store_of_agents(self, plan: RoundPlan) -> HashStore | PrefixStore:
+        """The store for what torch's own agents tell each other; ours take ranks from the plan and need none."""
+        if not self._agents_store:
+            return HashStore()
+        store = stores.connect(plan.master_addr, plan.master_port, f"{self._whole.hosts[0]} ({plan.master_addr})")
+        return PrefixStore("agents", store)
+
+    def shutdown(self) -> bool:
+        """Leave; the coordinator goes last, so that all can read the end."""
+        if self._link is not None and (self.is_closed() or self._refusal is not None):
+            self._send(Bye())
+            self._link.flush()
+        if self._finding is not None:
+            self._finding.dropped.set()
+        if self._found is not None:
+            self._found.drop()
+        if self._server is not None:
+            if self._server.leads:
+                deadline = time.monotonic() + _FAREWELL_SECONDS
+                while self._server.callers - {self._whole.agent} and time.monotonic() < deadline:
+                    time.sleep(_LOOK_SECONDS)
+                self._whereabouts.remove()
+                self._remove_secret()
+                self._server.clear()
+            self._server.close()
+        if self._election is not None:
+            self._election.close()
+        if self._link is not None:
+            self._link.close()
+        self._server = self._election = self._link = self._found = None
+        self._worker_server = None
+        return True
+
+    def _remove_secret(self) -> None:
+        """Remove the key that was left for the other agents of this place."""
+        if self._whole.job.job and self._whole.keyring is not None:
+            with contextlib.suppress(OSError):
+                self._whole.job.secret(self._whole.identity.place).unlink()
+
+    # ---- messages
+
+    def _started(self) -> Start:
+        if self.start is None:
+            raise RendezvousError("there was no rendezvous yet")
+        return self.start
+
+    def _send(self, message: Any) -> None:
+        if self._link is not None and not self._link.broken:
+            self._link.send(codec.encode(message))
+
+    def _inquire(self, what: Question, name: str = "", amount: int = 0) -> float | str | bool | None:
+        """Ask the coordinator; None where it does not answer soon."""
+        self._asked, deadline = self._asked + 1, time.monotonic() + _ANSWER_SECONDS
+        self._answers.clear()  # late ones, to other questions
+        self._send(Ask(self._asked, what, name, amount))
+        while self._asked not in self._answers and self._link is not None and time.monotonic() < deadline:
+            self._read()
+            if self._asked not in self._answers:
+                self._pause()
+        return self._answers.get(self._asked)
+
+    def _pause(self) -> None:
+        """Wait for news, a short time at most."""
+        if self._link is None or self._link.broken:
+            time.sleep(_LOOK_SECONDS)
+            return
+        poll = select.poll()
+        poll.register(self._link.socket, select.POLLIN)
+        poll.poll(_LOOK_SECONDS * 1000)
+
+    def _read(self) -> None:
+        """Hear what the coordinator has said, and notice that it is gone, or has a fault of our own."""
+        if self._server is not None and self._server.error is not None:
+            raise _internal(self._server.error)
+        link = self._link
+        if link is None:
+            return
+        link.flush()
+        try:
+            for frame in link.receive():
+                self._take(codec.decode(frame.payload, FROM_COORDINATOR))
+        except MessageError as error:
+            self._lose_coordinator(link, f"it sent a message that cannot be meant ({error})")
+        if link.broken and self._link is link:
+            self._lose_coordinator(link)
+
+    def _take(self, message: Any) -> None:
+        if isinstance(message, Propose):
+            self._known = self._known.accept(message.membership)
+            self._send(Accept(message.membership))
+        elif isinstance(message, Start):
+            self._begin(message)
+        elif isinstance(message, Ping):
+            self._send(Pong(self._round))
+        elif isinstance(message, AllBegun):
+            self._begun = self._begun or message.round == self._round
+        elif isinstance(message, Ended):
+            self._state = messages.merge([self._state, message.state])
+            self._hear_end(message.end)
+        elif isinstance(message, Refused):
+            self._refusal = self._refused(message)
+        else:
+            self._note(message)
+
+    def _hear_end(self, end: RoundEnd) -> None:
+        if self._end is None:
+            self._end = end
+        elif self._end.ending == Ending.RESTART.value and end.ending != Ending.RESTART.value:
+            self._late_end = end
+
+    def _refused(self, refused: Refused) -> RendezvousError:
+        """The error that says why the round does not begin; one agent shows it for all."""
+        quiet = not self.leads
+        if refused.kind is RefusalKind.MISSING:
+            error: RendezvousError = RendezvousTimeout(refused.why, missing=tuple(refused.missing))
+        elif refused.kind is RefusalKind.LOST:
+            error = RendezvousError(refused.why)
+        else:
+            quiet = quiet and refused.kind is not RefusalKind.ALONE
+            error = RoundRefused(refused.why, exit_status=refused.status)
+        error.silent = quiet
+        return error
+
+    def _note(self, message: Notices | Waiting | Places | Told) -> None:
+        """What has nothing to do with rounds."""
+        if isinstance(message, Notices):
+            # An earlier word of the coordinator may come after this agent's own count.
+            self._state = replace(self._state, notices=membership.merged([self._state.notices, message.counts]))
+        elif isinstance(message, Waiting):
+            self._state = replace(self._state, waiting=message.agents)
+            self._search.places.update(messages.places(message.agents))
+        elif isinstance(message, Places):
+            self._others = messages.places(message.agents)
+            self._search.places.update(self._others)
+        else:
+            self._answers[message.id] = message.value
+
+    def _begin(self, start: Start) -> None:
+        self._known = self._known.agree(start.membership)
+        self._search.gone.clear()  # they have all answered
+        notices = membership.merged([self._state.notices, start.state.notices])
+        self.start, self._state, self._round = start, replace(start.state, notices=notices), start.state.round
+        self._end = self._plan = None
+        self._begun = self._done = False
+        self._search.places.update(messages.places(start.places))
+        if self._server is not None:
+            self._server.join_round()
+        if self._election is not None:
+            self._election.end(start.coordinator)
+        if self.leads and start.state.round and self._server is not None:
+            self._whereabouts.write(self._server.port)  # for agents that come late, and do not find the first node
+        if self._whole.agent in start.active:
+            rank = list(start.active).index(self._whole.agent)
+            if self.elastic:
+                self._party = replace(self._whole, agent=rank, agents=len(start.active), hosts=start.hosts)
+            self._plan = start.plan
+
+    def _host_of(self, agent: int) -> str:
+        """The node of the coordinator."""
+        hosts = self._whole.hosts
+        return hosts[agent] if self.elastic and 0 <= agent < len(hosts) else hosts[0]
+
+    def _lose_coordinator(self, link: Connection, why: str = GONE) -> None:
+        """The coordinator is gone: the round is over, and with it a run of fixed size."""
+        coordinator = self._election.coordinator if self._election is not None else 0
+        host, closed = self._host_of(coordinator), link.closed
+        link.close()
+        self._link = None
+        if self._end is not None and (self.elastic or self.is_closed()):
+            return
+        cause = f"lost the agent on {host}, which led the run: {why}"
+        if closed:  # otherwise it may have given this agent up
+            self._search.gone.add(coordinator)
+        self.observer(events.NODE_LOST, hosts=host, **(self._state.where if self.elastic else {}))
+        if not self.elastic:
+            raise RendezvousError(cause)
+        self._end = RoundEnd(Ending.RESTART.value, -1, self._whole.host, 69, messages.line(cause), lost=host)
+
+    def _mind_the_silent(self, *, waits: bool) -> None:
+        """Give up agents that are waited for and do not answer: others, if this one coordinates, or its coordinator.
+
+        Only an elastic run goes on without them; in a run of fixed size a frozen agent is waited for.
+
+        Args:
+            waits: whether this agent waits for a word of the coordinator.
+        """
+        now, server, link = time.monotonic(), self._server, self._link
+        if not self.elastic or server is None or link is None or self._election is None or now < self._next_doubt:
+            return
+        self._next_doubt = now + _DOUBT_SECONDS
+        if server.leads:
+            silent = self._doubts.turn(server.awaited, now)
+            if silent is not None:
+                server.give_up(silent)
+            return
+        coordinator, waits = self._election.coordinator, waits or server.sought
+        places = {coordinator: self._search.places[coordinator]} if waits and coordinator in self._search.places else {}
+        if self._doubts.turn(places, now) is not None:
+            self._lose_coordinator(link, SILENT)
+
+    def _await_end(self, otherwise: RoundEnd, patience: float) -> RoundEnd:
+        """Wait for the coordinator's word on how the round ended."""
+        deadline = time.monotonic() + patience
+        while self._end is None:
+            if self._link is None and not self.elastic:
+                raise RendezvousError(f"lost the agent on {self._whole.hosts[0]}, which led the run")
+            if self._link is None or time.monotonic() > deadline:
+                self._end = otherwise
+                break
+            self._read()
+            self._mind_the_silent(waits=True)
+            if self._end is None:
+                self._pause()
+        if otherwise.ending == Ending.FAILED.value and self._end.lost:
+            self._end = otherwise  # it leaves, whichever else does
+        return self._end
+
+    # ---- the round begins
+
+    def _open(self) -> None:
+        """Listen if others are to connect, and begin to look for the coordinator, or be it."""
+        party = self._whole
+        asked = network.asked_address(party.local_addr, party.interface) if party.agents > 1 else None
+        if party.leader:
+            self._own_address = finding.own_address_of_first(party)
+        elif party.elastic:
+            self._own_address = asked or network.own_address(party.host, party.hosts, [party.host]) or ""
+        else:
+            self._own_address = asked or ""
+        if party.leader or party.elastic:
+            listener = stores.listen(party.ports) if party.agents > 1 else None
+            own = listener.getsockname()[1] if listener is not None else 0
+            self._server = CoordinatorServer(
+                party,
+                self._hello.instance,
+                listener,
+                open_store=self._open_round_store,
+                open_job=self._open_job,
+                observe=self._observe,
+            )
+            self._election = Election(party, self._search, self._server)
+            if party.leader:
+                self._look_for_equal(party.ports[: party.ports.index(own)] if own in party.ports else ())
+        if party.leader and self._election is not None and self._server is not None:
+            self._link = self._election.lead()
+            self._whereabouts.write(self._server.port)
+
+    def _look_for_equal(self, taken: Sequence[int]) -> None:
+        """See whether a port before ours is that of another run of the same command, before this agent is ready."""
+        if taken:
+            hello, address = replace(self._hello, purpose=Purpose.CALL), self._own_address
+            self._equal = Inquiry(
+                partial(finding.equal_run, self._whole, hello, tuple(taken), address), name="equal-run"
+            )
+
+    def _observe(self, event: str, **facts: Any) -> None:
+        self.observer(event, **facts)
+
+    def _connect(self, alone: _Alone) -> _Alone:
+        """Be with a coordinator, if there is one; returns since when there is none."""
+        if self._link is not None:
+            return _Alone()
+        self._link = self._look_for_coordinator()
+        if self._link is not None:
+            self._present()
+            return _Alone()
+        if self._found is None and not (self._election is not None and self._election.looking):
+            alone.searches += 1
+        if alone.searches >= _SEARCHES and time.monotonic() - alone.since > 3 * self._whole.node_timeout:
+            raise RoundRefused(f"{self._whole.host} finds none of the other nodes, which could go on without it")
+        return alone
+
+    def _await_start(self) -> Start:
+        """Wait for the word to begin here."""
+        told, alone = False, _Alone()
+        if self._election is not None:
+            self._election.begin()
+        while True:
+            alone = self._connect(alone)
+            self._read()
+            if self._refusal is not None:
+                raise self._refusal
+            self._mind_end_of_run()
+            self._mind_the_silent(waits=self.start is None or not self._begun)
+            if self.start is not None:
+                if self._plan is not None:
+                    return self.start
+                if not told:
+                    say(f"{self._whole.host} is a spare")
+                    told = True
+                    self.spared(self.start.plan)
+                self.idle()
+            elif self.leads and self._known.agreed.number:
+                self._yield_to_another()
+            if self._equal is not None and self._equal.done:
+                self._present()
+            self._pause()
+
+    def _mind_end_of_run(self) -> None:
+        """See whether the run, or the round in which this node is a spare, has ended."""
+        end = self._end
+        if end is None:
+            return
+        if end.ending != Ending.RESTART.value:
+            if (self.start is not None and self._plan is None) or end.ending == Ending.DONE.value:
+                raise SpareReleased(end)
+            # The agent that left says why.
+            raise RoundRefused(end.cause, exit_status=end.status, silent=True)
+        self._end = self.start = None
+        if self._link is not None:
+            self._present()
+
+    def _present(self) -> None:
+        """Tell the coordinator that this agent is there and ready, and what it knows."""
+        if self._equal is not None:
+            if not self._equal.done:
+                return  # the answer decides whether this agent can take part
+            words, self._equal = self._equal.result(), None
+            if words and self._problem is None:
+                self._problem = RoundRefused(words)
+        party, problem = self._whole, self._problem
+        self._send(
+            Ready(
+                agent=party.agent,
+                host=party.host,
+                address=self._own_address if self._server is not None else "",
+                port=self._server.port if self._server is not None else 0,
+                workers=party.workers,
+                software=party.software,
+                problem=messages.line(str(problem)) if problem else "",
+                status=problem.exit_status if problem else 0,
+                agreed=self._known.agreed,
+                accepted=self._known.accepted,
+                state=self._state,
+                gone=sorted(self._search.gone),
+            )
+        )
+
+    # ---- the coordinator
+
+    def _look_for_coordinator(self) -> Connection | None:
+        """The connection to the coordinator, this agent perhaps; None where that is not known yet."""
+        if self.elastic and self._election is None:
+            raise RendezvousError("the rendezvous is closed")
+        if self._election is not None and self._known.agreed.number:
+            return self._election.look(self._known.agreed, map(int, self._state.waiting))
+        if self._election is not None and self._others:
+            return self._election.join(self._others)
+        if not self.elastic and self._round >= 0:
+            raise RendezvousError(f"lost the agent on {self._whole.hosts[0]}, which led the run")
+        return self._find_first()
+
+    def _find_first(self) -> Connection | None:
+        """The connection to the first node, where the run begins, or to its coordinator when this one comes late."""
+        if self._found is None:
+            search = self._finding = Finding(self._hello, self._keyring)
+            party = self._whole
+            self._found = Inquiry(
+                lambda: finding.find_coordinator(party, search), name="finding", discard=Reached.close
+            )
+        if not self._found.done:
+            return None
+        found, self._found = self._found.result(), None
+        self._own_address = self._own_address or found.own_address
+        coordinator = found.answer.agent
+        self._search.places[coordinator] = found.address, found.answer.port
+        if self._election is not None:
+            return self._election.follow(coordinator, found.connection)
+        set_keepalive(found.connection.socket, self._whole.silence)
+        return found.connection
+
+    def _yield_to_another(self) -> None:
+        """Follow another coordinator, if a round of its has begun without this one, or it comes before this one."""
+        if self._election is None:
+            return
+        link = self._election.resign(self._known.agreed, map(int, self._state.waiting))
+        if link is not None:
+            if self._link is not None:
+                self._link.close()
+            self._link = link
+            self._present()
+
+    # ---- in threads of the coordinator's server
+
+    def _open_round_store(self, _: int) -> tuple[str, int]:
+        self._worker_server = None  # no worker uses that of the round before any more
+        self._worker_server = stores.worker_store(self._whole, self._own_address)
+        return self._own_address, self._worker_server.port
+
+    def _open_job(self) -> tuple[str, int, str]:
+        claimed = claiming.claim(self._whole.job, self._whole.identity, self._whole.run_id)
+        return claimed.job, claimed.first_attempt, claimed.run_id
+
+
+def _internal(error: BaseException) -> HpcLaunchError:
+    """A fault of our own, for all to see: what it was, and where."""
+    if isinstance(error, HpcLaunchError):
+        return error
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = f" at {last[0].filename}:{last[0].lineno}" if last else ""
+    found = HpcLaunchError(f"internal error{where}: {type(error).__name__}: {error}; please report it")
+    found.__cause__ = error
+    return found

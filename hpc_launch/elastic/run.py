@@ -14,21 +14,20 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 from torch.distributed.elastic.rendezvous.api import RendezvousError as TorchRendezvousError
 
+from hpc_launch.console import CONSOLE, flush, say
 from hpc_launch.elastic import requeue, slurm_view, speaking, torch_side
 from hpc_launch.elastic.agent import Agent
-from hpc_launch.elastic.console import flush, say
-from hpc_launch.elastic.fixed import FixedRendezvous
-from hpc_launch.elastic.moving import MovingRendezvous
 from hpc_launch.elastic.outlook import Outlook
 from hpc_launch.elastic.party import party_of
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
-from hpc_launch.elastic.rounds import Ending, shape
+from hpc_launch.elastic.rounds import shape
 from hpc_launch.elastic.signals import Signals
 from hpc_launch.errors import HpcLaunchError, Interrupted, RendezvousError, RoundRefused, UsageError, WorkerError
 from hpc_launch.node import limits
 from hpc_launch.plan import binding
 from hpc_launch.plan.model import Plan
 from hpc_launch.records import bad_nodes, history
+from hpc_launch.rendezvous.messages import Ending
 from hpc_launch.settings import Origin
 from hpc_launch.slurm.environment import requeue_id, restart_count
 from hpc_launch.slurm.job import JobRecord
@@ -64,9 +63,10 @@ def refuse(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError) -> N
     Raises:
         RendezvousError: with the words and the status that all nodes end with.
     """
+    CONSOLE.serve()
     torch_side.quieten(plan, environ)
     settings = dataclasses.replace(plan.settings, join_timeout=min(plan.settings.join_timeout, _PATIENCE))
-    handler = _own_handler(dataclasses.replace(plan, settings=settings), problem)
+    handler = _own_handler(dataclasses.replace(plan, settings=settings), environ, problem)
     try:
         handler.next_rendezvous()
     finally:
@@ -86,13 +86,14 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
         Interrupted: when a signal told the agents to stop.
         RendezvousError: when the nodes did not come together, or lost each other.
     """
+    CONSOLE.serve()  # the factory is there: threads may be started from here on
     torch_side.quieten(plan, environ)
     settings = plan.settings
     signals = Signals(settings.signals_to_handle, settings.notice_signals, at_once=not plan.own_rendezvous)
     with contextlib.ExitStack() as stack:
         stack.callback(factory.close)
         try:
-            handler = _handler(plan)
+            handler = _handler(plan, environ)
             stack.callback(handler.shutdown)
             stack.callback(signals.ignore)  # what is left is short, and must not be cut off
             if plan.own_rendezvous:
@@ -111,7 +112,7 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
 
                 agent = Agent(spec, plan, environ, logs, factory=factory, signals=signals, outlook=outlook)
                 stack.callback(agent.close)
-                if isinstance(handler, MovingRendezvous) and plan.world.origin is Origin.STEP:
+                if isinstance(handler, SlurmRendezvous) and handler.elastic and plan.world.origin is Origin.STEP:
                     stack.callback(slurm_view.follow(handler).close)
                 agent.follow_slurm()
                 _announce(plan, restart_count(environ))
@@ -178,17 +179,16 @@ def _run_agent(agent: Agent, handler: RendezvousHandler, plan: Plan) -> HpcLaunc
     return WorkerError(end.cause, exit_status=end.status)
 
 
-def _handler(plan: Plan) -> RendezvousHandler:
+def _handler(plan: Plan, environ: Mapping[str, str]) -> RendezvousHandler:
     if not plan.own_rendezvous:
         return torch_side.other_handler(plan)
     if plan.world.leader or plan.elastic:
         _allow_connections(plan)
-    return _own_handler(plan)
+    return _own_handler(plan, environ)
 
 
-def _own_handler(plan: Plan, problem: HpcLaunchError | None = None) -> SlurmRendezvous:
-    party = party_of(plan, problem)
-    return MovingRendezvous(party) if party.elastic else FixedRendezvous(party)
+def _own_handler(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError | None = None) -> SlurmRendezvous:
+    return SlurmRendezvous(party_of(plan, environ, problem))
 
 
 def _allow_connections(plan: Plan) -> None:

@@ -1,17 +1,23 @@
-"""Ask agents of a run that may lose nodes whether they lead, and those that are waited for whether they live.
+"""Ask agents of an elastic run which one coordinates it, and whether those that are waited for live.
 
-Who calls is answered by a thread that does nothing else (`post`), however busy an agent is. So one that does not
-answer, though its kernel keeps the connections, is stopped or hangs; one that takes long to end its workers is not.
+A listening agent answers in a thread that does nothing else (`coordination`), however busy the agent is. So one that
+does not answer, though its kernel keeps the connections, is stopped or hangs; one that takes long to end its workers is
+not.
 """
 
 from __future__ import annotations
 
-import json
-import socket
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from hpc_launch.elastic.inquiry import Inquiry
+from hpc_launch.rendezvous import codec
+from hpc_launch.rendezvous.messages import Answer, Hello, Purpose, Verdict
+from hpc_launch.rendezvous.transport.connecting import Failure, Kind, alive, connect
+from hpc_launch.rendezvous.transport.connection import Connection
+from hpc_launch.rendezvous.transport.faults import MessageError
+from hpc_launch.rendezvous.transport.keys import Keyring
 
 # How long an agent waits for another that does not answer, and until it asks that one again.
 _CALL_SECONDS = 1.5
@@ -19,20 +25,31 @@ _AGAIN_SECONDS = 1.0
 # How many are asked at a time at most.
 _AT_ONCE = 64
 
+_ANSWER = codec.known(Answer)
+
+
+def read_answer(data: bytes) -> Answer | None:
+    """The answer to a hello; None where it is unusable."""
+    try:
+        found: Answer = codec.decode(data, _ANSWER)
+    except MessageError:
+        return None
+    return found
+
 
 @dataclass(frozen=True)
-class Answer:
-    """What an agent answers to the question whether it leads.
+class Found:
+    """What an agent answers to the question who coordinates.
 
     Attributes:
-        leader: itself if it does, or whom it is with; -1 while it looks for a leader.
-        number: of the membership whose round it leads; -1 where none has begun.
-        connection: to it, if it leads.
+        coordinator: itself if it does, or the agent that it is with; -1 while it looks for one.
+        number: of the membership whose round it coordinates; -1 where none has begun.
+        connection: to it, if it coordinates.
     """
 
-    leader: int
+    coordinator: int
     number: int
-    connection: socket.socket | None
+    connection: Connection | None
 
     def close(self) -> None:
         """Hang up."""
@@ -45,20 +62,18 @@ class Search:
     """What an agent knows of where the others are.
 
     Attributes:
-        run_id: the name of the run.
-        agent: the number of this agent.
-        key: tells it from one of another run of the same name.
+        hello: what this agent says of itself.
+        keyring: its secrets.
         places: where each agent listens: address and port.
         gone: those that have closed their connection, or do not listen any more.
     """
 
-    run_id: str
-    agent: int
-    key: str
+    hello: Hello
+    keyring: Keyring
     places: dict[int, tuple[str, int]] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
 
-    def first(self, agents: Iterable[int]) -> Answer | None:
+    def first(self, agents: Iterable[int]) -> Found | None:
         """Ask one after the other; what the first says that answers, None where none does.
 
         Those that are gone are left out. While none answers more of them are asked at a time: a whole rack may be off.
@@ -74,102 +89,58 @@ class Search:
             number = min(2 * number, _AT_ONCE)
         return None
 
-    def ask(self, agents: Sequence[int]) -> dict[int, Answer | None]:
-        """Ask agents at the same time whether they lead, or whomever they name; None for those that are not reached."""
+    def ask(self, agents: Sequence[int]) -> dict[int, Found | None]:
+        """Ask agents at the same time whether they coordinate, or the agent that they name; None if unreachable."""
         if len(agents) < 2:  # noqa: PLR2004 - one needs no threads
-            return {agent: self._leader_by(agent) for agent in agents}
+            return {agent: self._coordinator_by(agent) for agent in agents}
         with ThreadPoolExecutor(min(len(agents), _AT_ONCE)) as pool:
-            return dict(zip(agents, pool.map(self._leader_by, agents), strict=True))
+            return dict(zip(agents, pool.map(self._coordinator_by, agents), strict=True))
 
-    def _leader_by(self, agent: int) -> Answer | None:
-        answer = self._ask(agent)
-        if answer is not None and answer.connection is None and answer.leader not in (-1, agent, self.agent):
-            return self._ask(answer.leader) or answer
-        return answer
+    def coordinators(self, agents: Sequence[int]) -> list[Found]:
+        """Those of these agents, and of the ones that they name, that coordinate; all with their connections."""
+        return [found for found in self.ask(agents).values() if found is not None and found.connection is not None]
 
     def silent(self, place: tuple[str, int]) -> bool:
-        """Whether the agent there takes no calls; of a node that is gone the kernel says so where it is connected."""
-        try:
-            with socket.create_connection(place, timeout=_CALL_SECONDS) as connection:
-                connection.sendall(self._question)
-                connection.recv(1)
-        except TimeoutError:
-            return True  # also where so many have called in vain that the kernel takes no more calls for it
-        except OSError:
-            pass
-        return False
+        """Whether the agent there does not answer; of a node that is gone the kernel says so where it is connected."""
+        return alive(*place, _CALL_SECONDS) is False
 
-    @property
-    def _question(self) -> bytes:
-        question = {"run": self.run_id, "agent": self.agent, "key": self.key, "again": True}
-        return json.dumps(question).encode() + b"\n"
+    def _coordinator_by(self, agent: int) -> Found | None:
+        found = self._ask(agent)
+        if found is not None and found.connection is None and found.coordinator not in (-1, agent, self.hello.agent):
+            return self._ask(found.coordinator) or found
+        return found
 
-    def _ask(self, agent: int) -> Answer | None:
+    def _ask(self, agent: int) -> Found | None:
         if agent not in self.places:
             return None
-        try:
-            connection = socket.create_connection(self.places[agent], timeout=_CALL_SECONDS)
-        except ConnectionRefusedError:
+        hello = replace(self.hello, purpose=Purpose.ASK)
+        address, port = self.places[agent]
+        reached = connect(
+            address, port, self.keyring, codec.encode(hello), connect_timeout=_CALL_SECONDS, patience=_CALL_SECONDS
+        )
+        if isinstance(reached, Failure) and reached.kind is Kind.REFUSED:
             self.gone.add(agent)  # it has listened for as long as it lived
+        answer = read_answer(reached.answer)
+        if answer is None or answer.verdict not in (Verdict.WELCOME, Verdict.FOLLOWS) or answer.agent != agent:
+            if isinstance(reached, Connection):
+                reached.close()
             return None
-        except OSError:
-            return None
-        try:
-            connection.sendall(self._question)
-            with connection.makefile("rb") as stream:
-                said = json.loads(stream.readline(1 << 12))
-            if said["run"] == self.run_id:
-                self.gone.discard(agent)
-                if said["leads"]:
-                    return Answer(agent, int(said["number"]), connection)
-                connection.close()
-                return Answer(int(said["leader"]), -1, None)
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        connection.close()
-        return None
-
-
-class Inquiry:
-    """A question to several agents whether they lead, in a thread: whoever asks goes on meanwhile."""
-
-    def __init__(self, search: Search, agents: Sequence[int]) -> None:
-        self._lock = threading.Lock()
-        self._found: list[Answer] | None = None
-        self._dropped = False
-        threading.Thread(target=self._ask, args=(search, agents), name="inquiry", daemon=True).start()
-
-    @property
-    def found(self) -> list[Answer] | None:
-        """The leaders that have answered, all with their connections; None as long as some may do so."""
-        return self._found
-
-    def drop(self) -> None:
-        """Nobody wants to know any more."""
-        with self._lock:
-            self._dropped = True
-            for answer in self._found or ():
-                answer.close()
-
-    def _ask(self, search: Search, agents: Sequence[int]) -> None:
-        found = [
-            answer for answer in search.ask(agents).values() if answer is not None and answer.connection is not None
-        ]
-        with self._lock:
-            self._found = found
-        if self._dropped:
-            self.drop()
+        self.gone.discard(agent)
+        if isinstance(reached, Connection):
+            return Found(agent, answer.number, reached)
+        return Found(answer.coordinator, -1, None)
 
 
 @dataclass
 class Doubts:
     """What an agent thinks of those that it waits for.
 
-    Calls are counted, not seconds: all agents may have been stopped for a while, as when Slurm suspends the job.
+    Calls are counted, not seconds: all agents may have been stopped for a while, as when Slurm suspends the job. A call
+    is made in the background: the agent's main loop does not wait for it.
 
     Attributes:
-        silent: asks one, by its place.
-        timeout: so many seconds after it began to wait for one it asks that one, and again as long as it is answered;
+        silent: calls one, by its place; it may block.
+        timeout: so many seconds after it began to wait for one it calls that one, and again as long as it is answered;
             one that has not answered for about as long is given up.
     """
 
@@ -177,21 +148,31 @@ class Doubts:
     timeout: float
     _due: dict[int, float] = field(default_factory=dict)
     _missed: dict[int, int] = field(default_factory=dict)
+    _call: tuple[int, Inquiry[bool]] | None = None
 
     def turn(self, awaited: Mapping[int, tuple[str, int]], now: float) -> int | None:
-        """Ask one of those that are waited for, if it is time to; gives one that is to be given up.
+        """Call one of those that are waited for, if it is time to; gives one that is to be given up.
 
         Args:
-            awaited: who they are, and where they listen.
+            awaited: the agents that are waited for, and where they listen.
             now: when this is (time.monotonic).
         """
         self._due = {agent: self._due.get(agent, now + self.timeout) for agent in awaited}
         self._missed = {agent: self._missed.get(agent, 0) for agent in awaited}
-        agent = min(self._due, key=self._due.__getitem__, default=None)
-        if agent is None or now < self._due[agent]:
-            return None
-        silent = self.silent(awaited[agent])
+        if self._call is not None:
+            agent, call = self._call
+            if not call.done:
+                return None
+            self._call = None
+            return self._judge(agent, now, silent=call.result()) if agent in self._due else None
+        agent = min(self._due, key=self._due.__getitem__, default=-1)
+        if agent >= 0 and now >= self._due[agent]:
+            place = awaited[agent]
+            self._call = agent, Inquiry(lambda: self.silent(place), name="call")
+        return None
+
+    def _judge(self, agent: int, now: float, *, silent: bool) -> int | None:
         self._missed[agent] = self._missed[agent] + 1 if silent else 0
-        self._due[agent] = now + (_CALL_SECONDS + _AGAIN_SECONDS if silent else self.timeout)
+        self._due[agent] = now + (_AGAIN_SECONDS if silent else self.timeout)
         enough = max(2, round(self.timeout / (_CALL_SECONDS + _AGAIN_SECONDS)))
         return agent if self._missed[agent] >= enough else None

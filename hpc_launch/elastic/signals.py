@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from torch.distributed.elastic.multiprocessing import SignalException
@@ -40,12 +39,19 @@ class Signals:
         self._held = frozenset(signal.Signals[name] for name in notice)
         self._notices = self._held - self._stops
         self._raises = at_once
-        self._came: Counter[signal.Signals] = Counter()
+        # The handler changes values only: no key is added to what others may be looking at.
+        self._came = dict.fromkeys(self._notices, 0)
 
     @property
     def notices(self) -> Mapping[signal.Signals, int]:
-        """How often each notice signal came; signals that come at the same time are one, as always."""
-        return self._came
+        """How often each notice signal has come so far; signals that come at the same time are one, as always."""
+        came = self._came.copy()  # no handler runs within a call of C
+        return {signum: count for signum, count in came.items() if count}
+
+    @property
+    def passed_on(self) -> frozenset[signal.Signals]:
+        """The notice signals."""
+        return self._notices
 
     def handle(self) -> None:
         """From here on signals are noted."""
@@ -76,7 +82,8 @@ class Signals:
             # Slurm itself sends SIGTERM twice at a time limit; nobody but a person sends SIGINT again.
             self.hurry = self.hurry or signum == signal.SIGINT
             return
-        self.stop, self.stop_time = signal.Signals(signum), time.monotonic()
+        self.stop_time = time.monotonic()  # first: other threads look at `stop`
+        self.stop = signal.Signals(signum)
         if self._raises:
             self._raise(self.stop)
 

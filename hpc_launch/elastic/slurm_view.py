@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from hpc_launch.elastic.console import say
-from hpc_launch.elastic.moving import MovingRendezvous
+from hpc_launch.console import say
+from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.records import events, telling, words
 from hpc_launch.records.model import NodeState
 from hpc_launch.slurm import controller
@@ -134,7 +134,7 @@ class SlurmView:
                 say(f"{host}: {telling.slurms_word(said)}")
 
 
-def follow(handler: MovingRendezvous) -> SlurmView:
+def follow(handler: SlurmRendezvous) -> SlurmView:
     """Ask about the nodes that a run loses, as long as its leader is here, and write down what is heard."""
     observe = handler.observer
     view = SlurmView(lambda said: observe(events.NODE_STATE, **_facts(said)), lambda: handler.leads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpc_launch.elastic.console import say
+from hpc_launch.console import say
 from hpc_launch.elastic.course import Course
 from hpc_launch.elastic.hang import Verdict
 from hpc_launch.records import bad_nodes, telling, words

@@ -1,85 +1,29 @@
-"""The stores of the `slurm` rendezvous: the agents' own, and a fresh one for the workers of each round."""
+"""The workers' stores: a fresh one for each round, on a fresh port of one address. And where agents listen."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import random
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
-import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but its types do not export it
 
 from hpc_launch.elastic.party import Party
 from hpc_launch.errors import RendezvousError, RoundRefused
 from hpc_launch.node import network
 
-# Blocking calls into torch hold back Python's signal handlers, so they are made in slices of this length.
-_SLICE = timedelta(seconds=1)
 _TIMEOUT = timedelta(seconds=60)
-
-
-class AgentsStore:
-    """What the agents tell each other, for as long as the run lives.
-
-    Every method raises RendezvousError when the store is lost: torch says that in many ways, all of them RuntimeErrors.
-    """
-
-    def __init__(self, store: TCPStore, where: str, mind: Callable[[], None]) -> None:
-        """Use a store that is open.
-
-        Args:
-            store: it.
-            where: words for the node that hosts it.
-            mind: raises where that node is gone: a store that is lost would be waited for long.
-        """
-        self._store = store
-        self._where = where
-        self._mind = mind
-
-    def get(self, key: str) -> bytes | None:
-        """What is there; None where nothing is."""
-        with self._asking():
-            return self._store.get(key) if self._store.check([key]) else None
-
-    def get_all(self, keys: Sequence[str]) -> list[bytes]:
-        """What is there under several keys, all of which are."""
-        with self._asking():
-            found: list[bytes] = self._store.multi_get(list(keys))
-            return found
-
-    def await_key(self, key: str) -> bytes | None:
-        """What is there, once it is; None where it does not come within a second."""
-        with self._asking(), contextlib.suppress(torch.distributed.DistStoreError):
-            self._store.wait([key], _SLICE)
-            return self._store.get(key)
-        return None
-
-    def set(self, key: str, text: str) -> None:
-        """Leave something, whatever was there."""
-        with self._asking():
-            self._store.set(key, text)
-
-    def propose(self, key: str, text: str, otherwise: str = "") -> bytes:
-        """Leave something where there is still what one thinks, nothing for instance; returns what is there then."""
-        with self._asking():
-            return self._store.compare_set(key, otherwise, text)
-
-    def add(self, key: str, amount: int) -> int:
-        """Add to a number that begins at 0; returns what it is then."""
-        with self._asking():
-            return int(self._store.add(key, amount))
-
-    @contextlib.contextmanager
-    def _asking(self) -> Iterator[None]:
-        self._mind()
-        with said_as_lost(self._where):
-            yield
+# So many ports are tried; the next one is the kernel's choice.
+_TRIES = 64
+_BACKLOG = 4096
 
 
 @contextlib.contextmanager
-def said_as_lost(where: str) -> Iterator[None]:
-    """Say in our words that a store was lost.
+def lost_if_it_fails(where: str) -> Iterator[None]:
+    """Name the node of a store that is lost: torch says so in many ways, all of them RuntimeErrors.
 
     Args:
         where: words for the node that hosts it.
@@ -101,12 +45,12 @@ def connect(address: str, port: int, where: str) -> TCPStore:
     Raises:
         RendezvousError: when there is none.
     """
-    with said_as_lost(where):
+    with lost_if_it_fails(where):
         return TCPStore(address, port, is_master=False, timeout=_TIMEOUT)
 
 
 def listen(ports: Sequence[int]) -> socket.socket:
-    """Listen on the first port that is free.
+    """Listen for agents on the first port that is free.
 
     Raises:
         RendezvousError: when none is.
@@ -118,32 +62,51 @@ def listen(ports: Sequence[int]) -> socket.socket:
     return listener
 
 
-def first_store(ports: Sequence[int]) -> tuple[TCPStore, int]:
-    """Serve a store on the first port that is free; where a single port was named, on any."""
-    for port in ports:
-        with contextlib.suppress(RuntimeError):
-            return _serve(port), port
-    store = _serve(0)
-    return store, store.port
+def worker_store(party: Party, address: str) -> TCPStore:
+    """Serve a store for the workers of a round, on one address of this node.
 
+    The port is random: only the plan of the round, which agents send each other on authenticated connections, has it.
 
-def worker_store(party: Party, number: int) -> tuple[TCPStore, int]:
-    """Serve a store for the workers of a round.
+    Args:
+        party: this agent's.
+        address: where the workers connect.
 
     Raises:
         RoundRefused: when the port that the user named is taken.
     """
     pinned = party.master_port
     if pinned is not None:
-        try:
-            return _serve(pinned), pinned
-        except RuntimeError as error:
-            raise RoundRefused(
-                f"--master-port {pinned} is taken on {party.host}: choose another, or leave it out"
-            ) from error
-    used = number + 2  # past the ports that the locator and the stores before may have
-    return first_store([*party.ports[used:], *party.ports[:used]])
+        listener = _bind(address, pinned)
+        if listener is None:
+            raise RoundRefused(f"--master-port {pinned} is taken on {party.host}: choose another, or leave it out")
+        return _serve(address, listener)
+    chance = random.SystemRandom()
+    for _ in range(_TRIES):
+        listener = _bind(address, chance.choice(party.store_ports)) if party.store_ports else None
+        if listener is not None:
+            return _serve(address, listener)
+    listener = _bind(address, 0)
+    if listener is None:
+        raise RoundRefused(f"the workers' store cannot listen on {address} of {party.host}: name another --local-addr")
+    return _serve(address, listener)
 
 
-def _serve(port: int) -> TCPStore:
-    return TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=_TIMEOUT)
+def _bind(address: str, port: int) -> socket.socket | None:
+    """Bind a socket to one address; to all where the address is not this node's own (address translation)."""
+    try:
+        return network.bound(address, port)
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            return None
+    with contextlib.suppress(OSError):
+        return network.listen(port)
+    return None
+
+
+def _serve(address: str, listener: socket.socket) -> TCPStore:
+    port = listener.getsockname()[1]
+    listener.listen(_BACKLOG)
+    # torch closes the descriptor with the store.
+    return TCPStore(
+        address, port, is_master=True, wait_for_workers=False, timeout=_TIMEOUT, master_listen_fd=listener.detach()
+    )

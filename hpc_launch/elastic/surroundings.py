@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 import torch
+
+from hpc_launch import hidden
 
 # Variables by the beginnings of their names: of launchers, of Slurm, of what computes and what communicates.
 _RELEVANT = re.compile(
@@ -18,9 +20,6 @@ _RELEVANT = re.compile(
     r"|LD_LIBRARY_PATH|LD_PRELOAD|VIRTUAL_ENV|CONDA_PREFIX|CONDA_DEFAULT_ENV|LOADEDMODULES|TMPDIR"
 )
 
-# What must not be read by those who read logs, whatever it is a part of.
-_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|KEY|AUTH|COOKIE|PRIVATE|JWT", re.IGNORECASE)
-
 # A value that is longer is cut.
 _LONGEST = 1000
 
@@ -28,24 +27,26 @@ _LONGEST = 1000
 _PACKAGES = ("numpy", "torchvision", "torchaudio", "triton", "transformers", "lightning", "deepspeed", "accelerate")
 
 
-def describe(environ: Mapping[str, str]) -> dict[str, Any]:
+def describe(environ: Mapping[str, str], secret_names: Sequence[str] = ()) -> dict[str, Any]:
     """Describe this node's software, and its environment.
 
     Args:
         environ: the agent's environment.
+        secret_names: more names of variables that hold secrets (`hidden`).
 
     Returns:
         `software`, versions by name, and `environment`, values by name; what looks like a secret is left out.
     """
-    return {"software": _software(), "environment": relevant(environ)}
+    return {"software": _software(), "environment": relevant(environ, secret_names)}
 
 
-def relevant(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that training may depend on, by name. Pure."""
+def relevant(environ: Mapping[str, str], secret_names: Sequence[str] = ()) -> dict[str, str]:
+    """The variables that training may depend on, by name; those of secrets are left out. Pure."""
     return {
-        name: value if len(value) <= _LONGEST else f"{value[:_LONGEST]}…"
+        name: shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"
         for name, value in sorted(environ.items())
-        if _RELEVANT.fullmatch(name) and not _SECRET.search(name)
+        if _RELEVANT.fullmatch(name) and not hidden.names_secret_variable(name, secret_names)
+        for shown in (hidden.text(value, secret_names),)
     }
 
 

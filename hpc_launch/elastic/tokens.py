@@ -17,9 +17,9 @@ import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from hpc_launch.elastic.membership import Half
+from hpc_launch.rendezvous.membership import Half
 
-# So long the leader waits for the file system. A token that is not there by then is told to nobody.
+# So long the leader waits for the file system at the end of a run.
 _PATIENCE_SECONDS = 1.0
 
 # How often a file system that reports an error is tried again.
@@ -40,20 +40,25 @@ class Tokens:
         self.refused: frozenset[Half] = frozenset()
         self._asked: set[Half] = set()
 
-    def put(self, directory: Path, number: int) -> str:
-        """Make the token of a membership with this number; returns its name, empty where there is none."""
-        name = f"{number}-{uuid.uuid4().hex}"
-        done = threading.Event()
+    def put(self, directory: Path, number: int, then: Callable[[str], object]) -> None:
+        """Begin to make the token of a membership with this number.
+
+        Args:
+            directory: where tokens are.
+            number: the membership's.
+            then: gets the token's name, empty where none could be made; called in a thread.
+        """
 
         def put() -> None:
-            with contextlib.suppress(OSError):
+            name = f"{number}-{uuid.uuid4().hex}"
+            try:
                 directory.mkdir(parents=True, exist_ok=True)
                 (directory / name).touch(exist_ok=False)
-                done.set()
+            except OSError:
+                name = ""
+            then(name)
 
-        thread = _begin(put)
-        thread.join(_PATIENCE_SECONDS)
-        return name if done.is_set() else ""
+        _begin(put)
 
     def take(self, directory: Path, halves: Iterable[Half]) -> None:
         """Begin to take the tokens of these halves, each once; `taken` and `refused` say later what came of it."""

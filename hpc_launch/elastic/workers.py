@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +15,13 @@ from torch.distributed.elastic.multiprocessing import PContext
 from torch.distributed.elastic.multiprocessing.api import RunProcsResult
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from hpc_launch.elastic.console import say
+from hpc_launch import hidden, patience
+from hpc_launch.console import say
 from hpc_launch.elastic.window import Window
+from hpc_launch.owners import NotOwnError
+from hpc_launch.records import directory
 from hpc_launch.warm import answering, child
+from hpc_launch.warm.channel import readable
 from hpc_launch.warm.factory import Ended, Factory, FactoryLostError
 from hpc_launch.warm.server import Order
 
@@ -44,7 +48,7 @@ class Wakeup:
     def wait(self, seconds: float, factory: Factory) -> None:
         """Return when a worker ended, a signal came, or the time is over."""
         waited_for = [self._read] if factory.lost else [self._read, factory.fileno()]
-        select.select(waited_for, [], [], 0 if factory.has_news else seconds)
+        readable(waited_for, 0 if factory.has_news else seconds)
         with contextlib.suppress(BlockingIOError):
             while os.read(self._read, 4096):
                 pass
@@ -87,6 +91,8 @@ class CommandWorkers(PContext):
         forked: bool,
         group: bool,
         window: Window,
+        job: Path,
+        secret_names: Sequence[str] = (),
         cpus: Callable[[int], Sequence[int]] = lambda _: (),
         **kwargs: Any,
     ) -> None:
@@ -98,6 +104,8 @@ class CommandWorkers(PContext):
             forked: fork them, instead of starting programs.
             group: signals are for the process group of a worker, not only for itself.
             window: the time they have to end.
+            job: the job directory: their files in it have to be one's own.
+            secret_names: more names of arguments whose values are no part of a process title (`hidden`).
             cpus: gives the CPUs that a worker may use, by local rank; none leaves it all.
             kwargs: as torch's PContext has them.
         """
@@ -106,6 +114,8 @@ class CommandWorkers(PContext):
         self._forked = forked
         self._group = group
         self._window = window
+        self._job = job
+        self._secret_names = secret_names
         self._cpus = cpus
         self._pids: dict[int, int] = {}
         self._statuses: dict[int, int] = {}
@@ -121,16 +131,22 @@ class CommandWorkers(PContext):
     def _start(self) -> None:
         with contextlib.ExitStack() as stack:
             orders = []
-            for local_rank in range(self.nprocs):
-                files = (_destination(stack, path[local_rank]) for path in (self.stdouts, self.stderrs))
+            paths = [(self.stdouts[local_rank], self.stderrs[local_rank]) for local_rank in range(self.nprocs)]
+            destinations = patience.wait_for(
+                lambda: [tuple(_destination(stack, path, self._job) for path in pair) for pair in paths],
+                f"the files of the workers' output {' and '.join(filter(None, paths[0]))}",
+            )
+            for local_rank, files in enumerate(destinations):
                 out, err = (file.fileno() if file is not None else None for file in files)
+                arguments = tuple(map(str, self.args[local_rank]))
                 order = Order(
                     program=str(self.entrypoint),
-                    arguments=tuple(map(str, self.args[local_rank])),
+                    arguments=arguments,
                     environ=self.envs[local_rank],
                     outputs=(out, err),
                     forked=self._forked,
                     cpus=tuple(self._cpus(local_rank)),
+                    title=" ".join([sys.executable, *hidden.arguments(arguments, self._secret_names)]),
                 )
                 orders.append(order)
             self._swept = False
@@ -138,23 +154,28 @@ class CommandWorkers(PContext):
 
     def _poll(self) -> RunProcsResult | None:
         self._look()
-        failures = {
-            local_rank: ProcessFailure(
-                local_rank=local_rank,
-                pid=self._pids[local_rank],
-                exitcode=status,
-                error_file=self.error_files[local_rank],
-            )
-            for local_rank, status in self._statuses.items()
-            if status != 0
-        }
-        if failures:
+        failed = {local_rank: status for local_rank, status in self._statuses.items() if status != 0}
+        if failed:
+            place = f"the log directory {Path(self.error_files[next(iter(failed))]).parent}"
+            failures = patience.wait_for(lambda: self._failures(failed), place)
             return RunProcsResult(failures=failures, stdouts=self.stdouts, stderrs=self.stderrs)
         if self.running:
             return None
         return RunProcsResult(
             return_values=dict.fromkeys(range(self.nprocs)), stdouts=self.stdouts, stderrs=self.stderrs
         )
+
+    def _failures(self, failed: Mapping[int, int]) -> dict[int, ProcessFailure]:
+        """What torch makes of failures: it reads the error files of the workers."""
+        return {
+            local_rank: ProcessFailure(
+                local_rank=local_rank,
+                pid=self._pids[local_rank],
+                exitcode=status,
+                error_file=self.error_files[local_rank],
+            )
+            for local_rank, status in failed.items()
+        }
 
     def _look(self) -> None:
         """Note which workers have ended."""
@@ -210,7 +231,7 @@ class CommandWorkers(PContext):
             self._factory.signal([*self.running.values()], signum, group=self._group)
         then()
         while self.running and self._window.left > 0:
-            select.select([self._factory], [], [], min(self._window.left, _LOOK_SECONDS))
+            readable([self._factory.fileno()], min(self._window.left, _LOOK_SECONDS))
             self._look()
         if self.running:
             late = ", ".join(map(str, self.running))
@@ -226,16 +247,20 @@ class CommandWorkers(PContext):
         self.stop(death_sig, told=False)
 
 
-def _destination(stack: contextlib.ExitStack, path: str) -> Any:
+def _destination(stack: contextlib.ExitStack, path: str, job: Path) -> Any:
     """Where a stream goes: the agent's own for an empty path, else the end of that file, or nowhere if it has none.
 
     That there is no room for files is said elsewhere, and is no reason not to train.
     """
     if not path:
         return None
+    file = Path(path)
     try:
-        return stack.enter_context(Path(path).open("ab"))
-    except OSError:
+        # Others than JobLogs (--logs-specs) name files wherever they like.
+        return stack.enter_context(directory.open_output(file, job) if job in file.parents else file.open("ab"))
+    except OSError as error:
+        if isinstance(error, NotOwnError):
+            say(f"the output for {file.name} is lost: {error.strerror}")
         return stack.enter_context(Path(os.devnull).open("ab"))
 
 
@@ -259,7 +284,6 @@ def run_path(hidden: Sequence[str], cpus: Sequence[int], script: str, *arguments
         arguments: its arguments.
     """
     import runpy  # noqa: PLC0415 - only workers of this kind need it
-    import sys  # noqa: PLC0415
 
     # Libraries that were imported to get here may have started threads.
     for thread in map(int, os.listdir("/proc/self/task")):  # noqa: PTH208 - names are all that is wanted

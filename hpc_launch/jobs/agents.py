@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
-from hpc_launch.jobs.files import JobFiles, outcome_of
-from hpc_launch.records import directory, history, ledger
+from hpc_launch.jobs.files import JobFiles, outcome_of, write_json
+from hpc_launch.records import history, ledger
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.environment import requeue_id, restart_count
@@ -97,7 +97,7 @@ def conclude(files: JobFiles, job: JobDirectory, status: int, environ: Mapping[s
     """
     if _runs_again(job, status, environ):
         return False
-    directory.write_json(files.outcome, outcome_of(status, job.path, time.time()))
+    write_json(files.outcome, outcome_of(status, job.path, time.time()))
     return True
 
 

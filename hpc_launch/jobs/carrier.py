@@ -15,7 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hpc_launch import secret
 from hpc_launch.errors import SlurmError
+from hpc_launch.jobs.files import PICKLE_MODE
 from hpc_launch.jobs.task import ElasticTask
 
 _PREFIXES = ("sbatch: error: ", "sbatch: fatal: ", "sbatch: ")
@@ -31,7 +33,7 @@ def carry(
         folder: submitit's.
         tasks: what to run.
         parameters: of submitit's AutoExecutor.
-        environ: what sbatch, and the job, are given.
+        environ: what sbatch, and the job, are given, besides a secret of the job's own.
 
     Returns:
         The ids of the jobs, in the order of the tasks.
@@ -40,7 +42,13 @@ def carry(
         SlurmError: Slurm refuses the job; the message is Slurm's.
     """
     order = pickle.dumps({"folder": str(folder), "tasks": list(tasks), "parameters": dict(parameters)})
-    done = subprocess.run([sys.executable, "-m", __name__], input=order, capture_output=True, env=environ, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", __name__],
+        input=order,
+        capture_output=True,
+        env=secret.with_own(environ),
+        check=False,
+    )
     try:
         answer = json.loads(done.stdout)
     except ValueError:
@@ -71,6 +79,9 @@ def main() -> None:
         jobs = (
             executor.submit_array(order["tasks"]) if len(order["tasks"]) > 1 else [executor.submit(order["tasks"][0])]
         )
+        for job in jobs:
+            # submitit's copy of the call. A umask would become that of the job.
+            Path(job.paths.submitted_pickle).chmod(PICKLE_MODE)
         answer: dict[str, Any] = {"jobs": [job.job_id for job in jobs]}
     except failed as error:
         answer = {"refused": str(error)}

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_launch.jobs import calls
+from hpc_launch.jobs.files import PICKLE_MODE
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
 
@@ -38,6 +39,7 @@ class Checkpoints:
 
     def __init__(self, job: JobDirectory, attempt: int, rank: int, limit_mb: int) -> None:
         self._path = job.checkpoint(attempt)
+        self._top = job.path
         self._rank = rank
         self._limit_mb = limit_mb
         self._saving = False
@@ -69,7 +71,7 @@ class Checkpoints:
             later = checkpoint()
             if later is not None:
                 data = calls.pack(later.function, later.args, later.kwargs, self._limit_mb)
-                directory.write_whole(self._path, data)
+                directory.write_whole(self._path, data, self._top, mode=PICKLE_MODE)
                 _leave()
             what = "returned None"
         except Exception:  # noqa: BLE001 - whatever it is, it is no reason to lose what the function is doing

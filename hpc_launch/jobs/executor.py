@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+from hpc_launch import owners
 from hpc_launch.errors import CallError, LogDirError, UsageError, reason
 from hpc_launch.jobs import calls, carrier, command, debug, place, request, sizes, supervise
-from hpc_launch.jobs.files import SUBMITTED, JobFiles
+from hpc_launch.jobs.files import PICKLE_MODE, SUBMITTED, JobFiles, write, write_json
 from hpc_launch.jobs.handles import Handle, Queued, Started
 from hpc_launch.jobs.job import Job
 from hpc_launch.jobs.request import Resources
@@ -22,7 +23,6 @@ from hpc_launch.jobs.task import ElasticTask, Target
 from hpc_launch.node import devices
 from hpc_launch.plan import here
 from hpc_launch.plan.derive import local_job_name
-from hpc_launch.records import directory
 from hpc_launch.settings import Settings
 from hpc_launch.slurm import controller, leaks
 from hpc_launch.slurm.environment import Allocation
@@ -119,9 +119,10 @@ class Executor:
         choice = place.choose(self.cluster, found, has_slurm=_has_slurm, resources=self.resources)
         base = self.folder / SUBMITTED
         try:
-            base.mkdir(parents=True, exist_ok=True)
+            owners.make_parents(base)
+            owners.check_parents(base)
         except OSError as error:
-            raise LogDirError(f"folder: cannot make {base}: {reason(error)}") from error
+            raise LogDirError(f"folder: cannot use {base}: {reason(error)}; name another folder") from error
         if choice.cluster == place.DEBUG:
             return [self._debug(base, task, choice.why) for task in tasks]
         if choice.cluster == place.SLURM:
@@ -171,7 +172,7 @@ class Executor:
 
     def _begin(self, files: JobFiles, task: ElasticTask, cluster: str, options: Sequence[str]) -> Job[Any]:
         if task.call:
-            directory.write_whole(files.call, task.call)
+            write(files.call, task.call, PICKLE_MODE)
         where = self.folder / files.job_id
         words = task.agent(files.call, self.folder, *options, requeue=False)
         self._write_record(files, task, cluster, where, command=words)
@@ -195,7 +196,8 @@ class Executor:
             "resources": {name: _plain(value) for name, value in resources.items()},
             **more,
         }
-        directory.write_json(files.record, record)
+        # A command has all its words, secrets included, as it is run from there.
+        write_json(files.record, record, PICKLE_MODE if "command" in more else 0o666)
 
 
 @overload

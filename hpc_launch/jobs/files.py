@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpc_launch import owners
+from hpc_launch.records import directory
+
 # In the folder of an executor, next to the job directories.
 SUBMITTED = "submitted"
+
+# What calls and results hold is for their user only, whatever the umask says.
+PICKLE_MODE = 0o600
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,37 @@ def outcome_of(status: int, directory: Path, now: float) -> Mapping[str, Any]:
     return {"status": status, "directory": str(directory), "time": round(now, 3)}
 
 
+def write(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a file of a submission, whole or not at all. Its directory may be one that several users share.
+
+    Raises:
+        LogDirError: it cannot be written.
+    """
+    try:
+        with owners.open_shared(path.parent) as folder:
+            directory.put(folder, path.name, data, mode)
+    except OSError as error:
+        raise directory.unusable(path.parent, error) from error
+
+
+def write_json(path: Path, value: Mapping[str, Any], mode: int = 0o666) -> None:
+    """Write an object, whole or not at all.
+
+    Raises:
+        LogDirError: it cannot be written.
+    """
+    write(path, (json.dumps(value, indent=2) + "\n").encode(), mode)
+
+
+def read_own_json(path: Path) -> dict[str, Any]:
+    """An object in a file of one's own, to act on it; empty where there is none."""
+    try:
+        found = json.loads(owners.read_shared(path))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """An object in a file; empty where there is none that can be read."""
     try:
@@ -94,16 +130,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_once(path: Path, data: bytes) -> None:
-    """Write a file, whole; one that is there already stays. Several nodes may do so at the same time.
+    """Write a pickle, whole; one that is there already stays. Several nodes may do so at the same time.
 
     Raises:
         OSError: it cannot be written.
     """
-    if path.exists():
+    if owners.is_own(path):
         return
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
-    temporary.write_bytes(data)
-    try:
-        temporary.rename(path)  # what another node has put there meanwhile is the same
-    finally:
-        temporary.unlink(missing_ok=True)
+    with owners.open_shared(path.parent) as folder:
+        # What another node puts there meanwhile is the same; what another user has put there is not read.
+        directory.put(folder, path.name, data, PICKLE_MODE)

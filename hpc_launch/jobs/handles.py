@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hpc_launch.errors import SlurmError
-from hpc_launch.jobs.files import JobFiles, Outcome, read_json, read_outcome
+from hpc_launch.jobs.files import JobFiles, Outcome, read_outcome, read_own_json
 from hpc_launch.jobs.watch import Watch, everybody
 from hpc_launch.node import processes
 from hpc_launch.slurm import controller
@@ -156,7 +156,7 @@ class Started:
                 os.kill(int(process["pid"]), signal.SIGTERM)
 
     def _process(self) -> dict[str, Any]:
-        return read_json(self.files.process)
+        return read_own_json(self.files.process)
 
     def _is_there(self) -> bool:
         process = self._process()

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 
 from hpc_launch.errors import LogDirError
+from hpc_launch.jobs.files import PICKLE_MODE
+from hpc_launch.owners import read_own
 from hpc_launch.records import directory
 
 # An exception with more than this, of a batch of images for example, is told in words.
@@ -61,7 +63,9 @@ class Raised:
     pickled: bytes | None = None
 
 
-def note(path: Path, error: BaseException, trace: TracebackType | None, rank: int, host: str) -> None:
+def note(
+    path: Path, error: BaseException, trace: TracebackType | None, rank: int, host: str, *, job: Path | None = None
+) -> None:
     """Write an exception down, on its node; where that is not possible it is in the worker's log all the same.
 
     Args:
@@ -70,6 +74,7 @@ def note(path: Path, error: BaseException, trace: TracebackType | None, rank: in
         trace: its traceback, from where the user's own code begins.
         rank: of the worker.
         host: the node.
+        job: the job directory.
     """
     pickled = _pickled(error)
     text = "".join(traceback.format_exception(type(error), error, trace))
@@ -79,7 +84,7 @@ def note(path: Path, error: BaseException, trace: TracebackType | None, rank: in
     )
     raised = Raised(name, str(error), text, rank, host, time.time(), pickled)
     with contextlib.suppress(LogDirError):
-        directory.write_whole(path, pickle.dumps(asdict(raised)))
+        directory.write_whole(path, pickle.dumps(asdict(raised)), job, mode=PICKLE_MODE)
 
 
 def _pickled(error: BaseException) -> bytes | None:
@@ -91,10 +96,10 @@ def _pickled(error: BaseException) -> bytes | None:
     return data if len(data) <= _LARGEST else None
 
 
-def read(path: Path) -> Raised | None:
-    """Read what a worker has noted; None where there is nothing."""
+def read(path: Path, job: Path | None = None) -> Raised | None:
+    """Read what a worker has noted in a job directory; None where there is nothing, or what is there is of others."""
     try:
-        return Raised(**pickle.loads(path.read_bytes()))  # noqa: S301 - plain values, of the user's own job
+        return Raised(**pickle.loads(read_own(path, job)))  # noqa: S301 - plain values, of a file of one's own
     except (OSError, EOFError, pickle.UnpicklingError, TypeError):
         return None
 

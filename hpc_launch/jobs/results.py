@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import time
@@ -9,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hpc_launch.errors import JobFailed, WorkerFailed
+from hpc_launch.errors import CallError, JobFailed, WorkerFailed, reason
 from hpc_launch.jobs import remote
 from hpc_launch.jobs.files import read_json
+from hpc_launch.owners import read_own
 from hpc_launch.records import causes, history, telling
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import Worker
@@ -36,15 +38,16 @@ def read(job: JobDirectory, job_id: str, *, functions: bool, patience: float = L
 
     Raises:
         JobFailed: those of some ranks are not there.
+        CallError: those of some ranks belong to somebody else.
     """
     end = time.monotonic() + patience
     while True:
         files = _numbered(job, _RESULT)
-        size = _world_size(files) if functions else _planned(job)
+        size = _world_size(job, files) if functions else _planned(job)
         if not functions and size is not None:
             return [None] * size
         if size is not None and set(files) == set(range(size)):
-            return [_result(files[rank]) for rank in range(size)]
+            return [_result(job, files[rank]) for rank in range(size)]
         if time.monotonic() > end:
             missing = ", ".join(map(str, sorted(set(range(size or 1)) - set(files))))
             raise JobFailed(
@@ -66,11 +69,10 @@ def _numbered(job: JobDirectory, pattern: re.Pattern[str]) -> dict[int, Path]:
     return found
 
 
-def _world_size(files: dict[int, Path]) -> int | None:
+def _world_size(job: JobDirectory, files: dict[int, Path]) -> int | None:
     for path in files.values():
-        with path.open("rb") as file:
-            size: int = pickle.load(file)["world_size"]  # noqa: S301 - the user's own job wrote it
-            return size
+        size: int = pickle.load(_open(job, path))["world_size"]  # noqa: S301 - the user's own job wrote it
+        return size
     return None
 
 
@@ -87,10 +89,22 @@ def _planned(job: JobDirectory) -> int | None:
     return nodes * ranks
 
 
-def _result(path: Path) -> Any:
-    with path.open("rb") as file:
-        pickle.load(file)  # noqa: S301 - the header
-        return pickle.load(file)  # noqa: S301 - as above
+def _result(job: JobDirectory, path: Path) -> Any:
+    file = _open(job, path)
+    pickle.load(file)  # noqa: S301 - the header
+    return pickle.load(file)  # noqa: S301 - as above
+
+
+def _open(job: JobDirectory, path: Path) -> io.BytesIO:
+    """A pickle of one's own: to load one is to run what it says.
+
+    Raises:
+        CallError: it cannot be read, or belongs to somebody else.
+    """
+    try:
+        return io.BytesIO(read_own(path, job.path))
+    except OSError as error:
+        raise CallError(f"cannot load {path}: {reason(error)}") from error
 
 
 def failure(job: JobDirectory, job_id: str, status: int, state: str, last_words: Callable[[], str]) -> BaseException:
@@ -150,7 +164,7 @@ def _raised(job: JobDirectory, blamed: Worker | None) -> remote.Raised | None:
     """What the worker that is to blame has raised; without one, what was raised first."""
     noted = _numbered(job, _RAISED)
     paths = [*noted.values()] if blamed is None else [noted[blamed.rank]] if blamed.rank in noted else []
-    found = [raised for path in paths if (raised := remote.read(path)) is not None]
+    found = [raised for path in paths if (raised := remote.read(path, job.path)) is not None]
     return min(found, key=lambda raised: raised.time, default=None)
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from hpc_launch.errors import HpcLaunchError
 from hpc_launch.jobs import agents
-from hpc_launch.jobs.files import JobFiles, read_json
+from hpc_launch.jobs.files import JobFiles, read_own_json, write_json
 from hpc_launch.node import processes
-from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
 
 
@@ -40,10 +39,10 @@ def main(base: str, job_id: str) -> None:
     pid = os.fork()  # this process has a single thread
     if pid:
         who = {"pid": pid, "started": processes.start_time(pid), "host": socket.gethostname()}
-        directory.write_json(files.process, who)
+        write_json(files.process, who)
         return
     os.setsid()
-    record = read_json(files.record)
+    record = read_own_json(files.record)
     job = Path(record["directory"])
     status = agents.run(record["command"])
     agents.conclude(files, JobDirectory(job.parent, job.name), status, {})

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Union
 
+from hpc_launch import hidden
 from hpc_launch.errors import UsageError
 from hpc_launch.jobs import agents, calls, command, request
-from hpc_launch.jobs.files import JobFiles, write_once
+from hpc_launch.jobs.files import JobFiles, write_json, write_once
 from hpc_launch.jobs.request import Resources
-from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
 
 Target = Union[str, "os.PathLike[str]", Callable[..., Any]]
@@ -116,7 +116,7 @@ class ElasticTask:
             "job_id": job_id,
             "cluster": cluster,
             "name": self.name,
-            "script": list(self.script),
+            "script": list(hidden.arguments(self.script)),
             "directory": str(where),
         }
 
@@ -133,7 +133,7 @@ class ElasticTask:
         options = command.nodes(self.resources) if slurm else (f"--log-name={name}", "--standalone")
         job = JobDirectory(log_dir, name)
         if here.global_rank == 0 and not files.record.exists():
-            directory.write_json(files.record, self.record(here.job_id, here.cluster, job.path))
+            write_json(files.record, self.record(here.job_id, here.cluster, job.path))
         status = agents.run(self.agent(files.call, log_dir, *options, requeue=slurm), alone=lossy)
         # Of a run that goes on without nodes that are lost the first one can be among these.
         final = agents.final_status(job, os.environ) if lossy else status if here.global_rank == 0 else None

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_launch.errors import CallError
+from hpc_launch.errors import CallError, reason
 from hpc_launch.jobs import calls, remote
 from hpc_launch.jobs.checkpoint import Checkpoints
+from hpc_launch.jobs.files import PICKLE_MODE
+from hpc_launch.owners import read_own, read_shared
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory, RankFiles
 
@@ -64,16 +66,20 @@ def main(call: str) -> None:
         result = _run(function, args, kwargs, here)
         _write(result, here, limit_mb)
     except CallError as error:
-        remote.note(here.files.raised, error, error.__traceback__, here.rank, here.host)
+        remote.note(here.files.raised, error, error.__traceback__, here.rank, here.host, job=here.job.path)
         print(f"hpc-launch: {error}", file=sys.stderr)  # noqa: T201 - this is the worker's own log
         raise SystemExit(error.exit_status) from None
 
 
 def _read(call: Path, here: Here) -> tuple[calls.Parts, int]:
     saved = (here.job.checkpoint(number) for number in reversed(here.job.attempts()) if number < here.attempt)
-    path = next((path for path in saved if path.exists()), call)
-    with path.open("rb") as file:
-        return calls.unpack(file, here.host)
+    path = next((path for path in saved if path.exists()), None)
+    try:
+        data = read_shared(call) if path is None else read_own(path, here.job.path)
+    except OSError as error:
+        # What another user has put there would be run as this one.
+        raise CallError(f"cannot read the call on {here.host}: {reason(error)}; see {path or call}") from error
+    return calls.unpack(io.BytesIO(data), here.host)
 
 
 def _run(function: Any, args: Any, kwargs: Any, here: Here) -> Any:
@@ -85,7 +91,7 @@ def _run(function: Any, args: Any, kwargs: Any, here: Here) -> Any:
         raise
     except Exception as error:
         trace = error.__traceback__
-        remote.note(here.files.raised, error, trace.tb_next if trace else None, here.rank, here.host)
+        remote.note(here.files.raised, error, trace.tb_next if trace else None, here.rank, here.host, job=here.job.path)
         raise
 
 
@@ -109,7 +115,7 @@ def _write(result: Any, here: Here, limit_mb: int) -> None:
             f"the result of rank {here.rank}, of type {type(result).__qualname__}, cannot be sent back: {error}; "
             "return numbers, arrays, or the path of a file"
         ) from error
-    directory.write_whole(here.files.result, file.getvalue())
+    directory.write_whole(here.files.result, file.getvalue(), here.job.path, mode=PICKLE_MODE)
 
 
 if __name__ == "__main__":

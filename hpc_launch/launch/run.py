@@ -7,6 +7,8 @@ import dataclasses
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from hpc_launch import patience
+from hpc_launch.console import say
 from hpc_launch.errors import HpcLaunchError, UsageError
 from hpc_launch.launch import step
 from hpc_launch.plan import derive
@@ -37,7 +39,7 @@ def run(settings: Settings, script: Sequence[str], here: Here) -> None:
         step.refuse_login_node(settings, here)
         try:
             plan = _prepare(settings, script, here)
-            directory.check_writable(plan.log_root)
+            patience.wait_for(lambda: directory.check_writable(plan.log_root), f"the log directory {plan.log_root}")
             factory = _factory(plan, here.environ, mask)
         except HpcLaunchError as error:
             _tell_others(settings, script, here, error)
@@ -92,8 +94,6 @@ def _factory(plan: Plan, environ: Mapping[str, str], mask: Iterable[int]) -> Fac
 def _explain(plan: Plan, reason: str) -> None:
     """Say once why workers do not start as fast as they could."""
     if plan.world.leader:
-        from hpc_launch.elastic.console import say  # noqa: PLC0415 - as above
-
         say(f"note: workers are started by exec: {reason}")
 
 

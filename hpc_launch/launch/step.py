@@ -23,7 +23,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from hpc_launch import hostlist
+from hpc_launch import hostlist, secret
+from hpc_launch.console import say
 from hpc_launch.errors import ContextError, Interrupted, StepError, WorkerError
 from hpc_launch.plan import step as plan
 from hpc_launch.plan.here import Here, check_script
@@ -110,9 +111,9 @@ def run(settings: Settings, script: Sequence[str], here: Here, job: Allocation) 
         if prepared.request.overlap and not settings.overlap:
             _refuse_a_second(prepared)
         for note in prepared.notes:
-            _say(f"note: {note}")
+            say(f"note: {note}")
         whole = f": {commands.quote(prepared.line)}" if settings.verbose else ""
-        _say(f"starting on {hostlist.fold(prepared.request.hosts)} of job {job.job_label}{whole}")
+        say(f"starting on {hostlist.fold(prepared.request.hosts)} of job {job.job_label}{whole}")
         child = _Step(prepared, here, settings)
         if choosing:
             child.await_begin()
@@ -204,7 +205,7 @@ class _Step:
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals | {signal.SIGCHLD})
         self._srun = subprocess.Popen(
             prepared.line,
-            env=steps.environment(here.environ, self._job_id),
+            env=secret.with_own(steps.environment(here.environ, self._job_id)),
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             preexec_fn=_tied_to_this_process(self._mask),  # noqa: PLW1509 - there are no threads here
@@ -280,10 +281,3 @@ def _tied_to_this_process(mask: Iterable[int]) -> Callable[[], None]:
             os._exit(128 + signal.SIGINT)
 
     return tie
-
-
-def _say(message: str) -> None:
-    from hpc_launch.elastic.console import say  # noqa: PLC0415 - elastic is above; this part of it knows no torch
-
-    with contextlib.suppress(OSError):  # a terminal that is gone
-        say(message)

@@ -213,6 +213,23 @@ def listen(port: int) -> socket.socket:
     return socket.create_server(("", port), backlog=1024)
 
 
+def bound(address: str, port: int) -> socket.socket:
+    """A socket that is bound to one address, and does not listen yet.
+
+    Raises:
+        OSError: when the port is taken, or the address is not this node's.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(socket.getaddrinfo(address, port, family, socket.SOCK_STREAM)[0][4])
+    except OSError:
+        found.close()
+        raise
+    return found
+
+
 def first_free(ports: Sequence[int]) -> socket.socket | None:
     """Listen on the first port that is free; None where none is."""
     for port in ports:

@@ -13,6 +13,7 @@ from hpc_launch.errors import ContextError, HostlistError, UsageError, reason
 from hpc_launch.node import network, ports
 from hpc_launch.plan import binding, identity, start, traps
 from hpc_launch.plan.binding import Binding
+from hpc_launch.plan.commands import WHOLE, command_of
 from hpc_launch.plan.here import Here
 from hpc_launch.plan.identity import Identity, Lineage
 from hpc_launch.plan.model import Derived, Plan
@@ -95,6 +96,7 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         run_id=run_id,
         identity=_identity(settings, here, found, script),
         ports=candidates,
+        store_ports=reserved or settings.port_range,
         local_world_size=local_world_size,
         devices=here.devices,
         isolated=_isolated(settings, here),
@@ -105,6 +107,7 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         script=tuple(script),
         derived=derived,
         warnings=(
+            *settings.notes,
             *traps.warnings(traps.Case(settings, here, found, step, local_world_size)),
             *filter(None, (bound.warning,)),
         ),
@@ -350,7 +353,10 @@ def _identity(settings: Settings, here: Here, found: World, script: Sequence[str
             no_python=settings.no_python,
             run_path=settings.run_path,
         )
-    return replace(made, lineage=lineage)
+    command = WHOLE
+    if not made.explicit:
+        command = command_of((str(here.directory), *script), here.environ, here.host)
+    return replace(made, lineage=lineage, command=command)
 
 
 def _lineage(settings: Settings, here: Here) -> Lineage:

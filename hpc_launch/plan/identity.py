@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc_launch.plan.commands import WHOLE, Command
+
 
 @dataclass(frozen=True)
 class Lineage:
@@ -41,6 +43,7 @@ class Identity:
         words: the command as people read it.
         explicit: the user gave an id (`--rdzv-id`): agents with the same id are one run, whatever they start.
         lineage: what the run continues.
+        command: the command of this task, to see whether that of another task differs by the task's numbers only.
     """
 
     place: str
@@ -48,6 +51,7 @@ class Identity:
     words: str
     explicit: bool
     lineage: Lineage = Lineage()
+    command: Command = WHOLE
 
 
 # For agents that are made without a plan.

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_launch import hostlist
+from hpc_launch import hidden, hostlist
 from hpc_launch.node.devices import Devices
 from hpc_launch.plan.binding import Binding, Share
 from hpc_launch.plan.identity import Identity
 from hpc_launch.plan.start import Start
 from hpc_launch.settings import NodeRange, Settings
 from hpc_launch.world import World
+
+# Settings that are names with values.
+_PAIRS = frozenset({"default_env", "rdzv_conf"})
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Plan:
         run_id: the name of the run, the same on every node.
         identity: which agents may be of the run, and where it is.
         ports: the ports to try, in order.
+        store_ports: the ports among which those of the workers' stores are chosen.
         local_world_size: workers of this agent.
         devices: what they may use.
         isolated: each worker is shown its own device only, as device 0.
@@ -60,6 +65,7 @@ class Plan:
     run_id: str
     identity: Identity
     ports: tuple[int, ...]
+    store_ports: Sequence[int]
     local_world_size: int
     devices: Devices
     isolated: bool
@@ -90,15 +96,23 @@ class Plan:
         return self.backend == "slurm"
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan for job.json: plain values, origins included."""
+        """The plan for job.json: plain values, origins included, and none of secrets."""
+        names = self.settings.secret_names
         return {
             "run_id": self.run_id,
-            "script": list(self.script),
+            "script": list(hidden.arguments(self.script, names)),
             "hosts": hostlist.fold(self.world.hosts),
-            "derived": {item.name: {"value": item.value, "origin": item.origin} for item in self.derived},
+            "derived": {
+                item.name: {"value": hidden.text(item.value, names), "origin": item.origin} for item in self.derived
+            },
             "settings": {
-                name: {"value": str(getattr(self.settings, name)), "origin": origin.value}
+                name: {"value": self._shown(name), "origin": origin.value}
                 for name, origin in self.settings.origins.items()
             },
-            "warnings": list(self.warnings),
+            "warnings": [hidden.text(warning, names) for warning in self.warnings],
         }
+
+    def _shown(self, name: str) -> str:
+        """The value of a setting, as the record has it."""
+        value, names = getattr(self.settings, name), self.settings.secret_names
+        return str(hidden.pairs(value, names)) if name in _PAIRS else hidden.text(str(value), names)

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc_launch import owners
 from hpc_launch.errors import LogDirError
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
@@ -289,8 +290,11 @@ def _make_alone(path: Path, text: str) -> bool:
 
 def _read(path: Path, place: str, incarnation: int) -> Claim:
     """Read a claim file; what it does not say, or another version says otherwise, is left empty."""
-    data = content(path)
-    fields = (parse(data) if isinstance(data, bytes) else None) or Fields({})
+    try:
+        found = parse(owners.read_own(path))
+    except OSError:
+        found = None
+    fields = found or Fields({})
     return Claim(
         place=place,
         incarnation=incarnation,

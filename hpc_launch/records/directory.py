@@ -25,6 +25,7 @@ that nothing is overwritten.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -32,11 +33,15 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from hpc_launch import owners
 from hpc_launch.errors import LogDirError
 
 _ATTEMPT = re.compile(r"attempt_(\d+)")
+
+# Files in which the last line of this process is torn.
+_TORN: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,14 @@ class JobDirectory:
         """Which starts of which run have had this directory (`records.claims`)."""
         return self.path / "claims"
 
+    def whereabouts(self, program: str) -> Path:
+        """Where the coordinator of a program's run can be found; gone when the run has ended."""
+        return self.path / f"rendezvous-{program[:12]}.json"
+
+    def secret(self, place: str) -> Path:
+        """The key that the first agent of a place leaves for the others; gone when its run has ended."""
+        return self.path / f".secret-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
+
     @property
     def memberships(self) -> Path:
         """The tokens of memberships, in a run that may lose nodes; gone when it has ended."""
@@ -174,86 +187,170 @@ def check_writable(root: Path) -> None:
         LogDirError: naming the directory and the reason.
     """
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        owners.make_parents(root)
+        owners.check_parents(root)
         with tempfile.TemporaryFile(dir=root):
             pass
     except OSError as error:
         raise unusable(root, error) from error
 
 
-def make(path: Path) -> None:
+def make(path: Path, top: Path | None = None, *, private: bool = False) -> None:
     """Make a directory of the tree; another node may be making it at the same moment.
+
+    Args:
+        path: the directory.
+        top: the job directory, where `path` is more than one level below it: all from there on has to be one's own.
+        private: let nobody else into `top`.
 
     Raises:
         LogDirError: naming the directory and the reason.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        with owners.open_folder(path, top, make=True, private=private):
+            pass
     except OSError as error:
         raise unusable(path, error) from error
 
 
 def claim(path: Path) -> bool:
-    """Whether this process is the first to make a file; so too where none can be made."""
+    """Whether this process is the first of its user to make a file; so too where none can be made.
+
+    What another user has put there is no claim.
+    """
     try:
         path.touch(exist_ok=False)
     except FileExistsError:
-        return False
+        return not owners.is_own(path)
     except OSError:
         return True
     return True
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any], top: Path | None = None) -> None:
     """Write a file whole or not at all: a reader never sees half of it."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n", top)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, top: Path | None = None) -> None:
     """Write a file whole or not at all: a reader never sees half of it."""
-    write_whole(path, text.encode())
+    write_whole(path, text.encode(), top)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all.
+def write_whole(path: Path, data: bytes, top: Path | None = None, *, mode: int = 0o666) -> None:
+    """Write a file whole or not at all, in a directory of one's own.
+
+    Args:
+        path: the file.
+        data: what is to be in it.
+        top: as `make` has it.
+        mode: its permissions, less those of the umask.
 
     Raises:
         LogDirError: naming the directory and the reason.
     """
-    make(path.parent)
-    # Several nodes may write the same at the same time.
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
     try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        with owners.open_folder(path.parent, top, make=True) as folder:
+            put(folder, path.name, data, mode)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise unusable(path.parent, error) from error
 
 
-def append(path: Path, lines: str) -> None:
-    """Append whole lines in one write, so that what others append to the same file does not come in between.
+def put(folder: owners.Folder, name: str, data: bytes, mode: int = 0o666) -> None:
+    """Write a file of a directory whole or not at all.
 
     Raises:
-        OSError: as open(2) and write(2) have it.
+        OSError: it cannot be written.
     """
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    # Several threads and nodes may write the same at the same time.
+    temporary = owners.unique(name)
+    handle = folder.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        os.write(handle, lines.encode())
+        try:
+            _write(handle, data)
+        finally:
+            os.close(handle)
+        folder.rename(temporary, name)
+    except OSError:
+        with contextlib.suppress(OSError):
+            folder.unlink(temporary)
+        raise
+
+
+def append(path: Path, lines: str, top: Path | None = None) -> int:
+    """Append whole lines in one write, so that what others append to the same file does not come in between.
+
+    Where there is room for a part only (a disk that fills up), the rest is tried; if there is none, the next line that
+    this process appends begins a new one, so that it is not taken for the end of the torn one.
+
+    Args:
+        path: the file, of one's own.
+        lines: the lines.
+        top: as `make` has it.
+
+    Returns:
+        How many bytes were written.
+
+    Raises:
+        OSError: as open(2) and write(2) have it, and for a file of others.
+    """
+    data = lines.encode()
+    with owners.open_folder(path.parent, top) as folder:
+        handle = folder.open(path.name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        if path in _TORN:
+            data = b"\n" + data
+        _write(handle, data)
+        _TORN.discard(path)
+    except _TornError as error:
+        _TORN.add(path)
+        raise error.cause from None
     finally:
         os.close(handle)
+    return len(data)
+
+
+def open_output(path: Path, top: Path) -> BinaryIO:
+    """Open a worker's file, to append to it.
+
+    Args:
+        path: the file, of one's own.
+        top: as `make` has it.
+
+    Raises:
+        OSError: as open(2) has it, and for a file of others.
+    """
+    with owners.open_folder(path.parent, top) as folder:
+        handle = folder.open(path.name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    return os.fdopen(handle, "ab")
 
 
 def point_latest(link: Path, target: str) -> None:
     """Let `link` point to `target`, whatever it pointed to before; a convenience, so that failing is no error."""
-    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary = link.with_name(owners.unique(link.name))
     with contextlib.suppress(OSError):
-        temporary.unlink(missing_ok=True)
         temporary.symlink_to(target)
         temporary.replace(link)
     with contextlib.suppress(OSError):
         temporary.unlink(missing_ok=True)  # where a directory of that name was in the way
+
+
+class _TornError(OSError):
+    """A part was written, and then nothing more could be."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(cause.errno, cause.strerror)
+        self.cause = cause
+
+
+def _write(handle: int, data: bytes) -> None:
+    """Write all of it, in one write where there is room for it."""
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[os.write(handle, left) :]
+        except OSError as error:
+            raise _TornError(error) if len(left) < len(data) else error from None
 
 
 def _file_name(host: str) -> str:

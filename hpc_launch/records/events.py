@@ -44,7 +44,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -80,14 +79,20 @@ class EventLog:
 
     Events are whole lines, one or several in a write, to a file opened for appending, so that the agents of a node can
     share it. An event that cannot be written (a full disk) is dropped: training goes on. Threads may share this.
+
+    Args:
+        path: the file.
+        agent: the number of the agent.
+        job: the job directory, from which on all directories have to be one's own.
     """
 
-    def __init__(self, path: Path, agent: int) -> None:
+    def __init__(self, path: Path, agent: int, job: Path | None = None) -> None:
         self._path = path
+        self._job = job
         self._agent = agent
         self._held: list[str] | None = None
         self._lock = threading.Lock()
-        directory.make(path.parent)
+        directory.make(path.parent, job)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -123,11 +128,6 @@ class EventLog:
                 self._write(line)
 
     def _write(self, text: str) -> None:
-        if not text:
-            return
-        with contextlib.suppress(OSError):
-            handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                os.write(handle, text.encode())
-            finally:
-                os.close(handle)
+        if text:
+            with contextlib.suppress(OSError):
+                directory.append(self._path, text, self._job)

@@ -16,6 +16,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from hpc_launch import owners
 from hpc_launch.errors import LogDirError
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
@@ -94,7 +95,7 @@ def read(text: str) -> Ledger:
 def load(job: JobDirectory) -> Ledger:
     """Read a run's ledger; one that is not there has no entries."""
     try:
-        return read(job.ledger.read_text(errors="replace"))
+        return read(owners.read_own(job.ledger).decode(errors="replace"))
     except OSError:
         return Ledger()
 

@@ -48,12 +48,8 @@ def write_ranks(job: JobDirectory, name: str, seen: Sequence[Seen]) -> None:
     for one in seen:
         ranks.setdefault((one.host, one.rank), []).append(one)
     for (host, rank), those in ranks.items():
-        path = job.rank_stacks(name, host, rank)
-        directory.make(path.parent)
-        try:
-            path.write_text(f"rank {rank} on {host}\n\n" + "\n".join(map(_text, those)))
-        except OSError as error:
-            raise LogDirError(f"cannot write in {path.parent}: {reason(error)}") from error
+        text = f"rank {rank} on {host}\n\n" + "\n".join(map(_text, those))
+        directory.write_text(job.rank_stacks(name, host, rank), text, job.path)
 
 
 def write_all(job: JobDirectory, name: str, attempt: int, moment: float, seen: Sequence[Seen]) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from hpc_launch.records import directory
 from hpc_launch.records.parsing import content, number, parse_lines
 
 _KEY = re.compile(r"\d{1,9}\.(out|err)")
@@ -30,10 +30,12 @@ class OutputTimes:
     Args:
         path: where.
         files: the files, each by what it is called there: `0.out`.
+        job: the job directory, from which on all directories have to be one's own.
     """
 
-    def __init__(self, path: Path, files: Mapping[str, Path]) -> None:
+    def __init__(self, path: Path, files: Mapping[str, Path], job: Path | None = None) -> None:
         self._path = path
+        self._job = job
         self._files = files
         self._sizes = dict.fromkeys(files, 0)
         self._written = 0
@@ -55,11 +57,7 @@ class OutputTimes:
             return None
         line = json.dumps({"time": round(time.time(), 3), **grown}, separators=(",", ":")) + "\n"
         try:
-            handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                self._written += os.write(handle, line.encode())
-            finally:
-                os.close(handle)
+            self._written += directory.append(self._path, line, self._job)
         except OSError as error:
             return error
         return None

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import IO, Any
 
+from hpc_launch.text import visible
+
 _CODES = {
     "bold": "1",
     "dim": "2",
@@ -29,8 +31,9 @@ class Paint:
         self.on = on
 
     def __call__(self, text: str, how: str) -> str:
-        """A text in a colour (`_CODES`); as it is for an empty one."""
-        return f"\x1b[{_CODES[how]}m{text}\x1b[0m" if self.on and how and text else text
+        """A text in a colour (`_CODES`), or in none for an empty one; what a terminal would obey in it is shown."""
+        shown = visible(text)
+        return f"\x1b[{_CODES[how]}m{shown}\x1b[0m" if self.on and how and shown else shown
 
 
 def for_stream(stream: IO[Any], environ: Mapping[str, str] = os.environ) -> Paint:

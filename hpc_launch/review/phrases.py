@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from datetime import datetime, tzinfo
+
+from hpc_launch.text import visible
 
 Say = Callable[[float], str]
 
@@ -14,10 +15,6 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _LAST_MOMENT = 253_370_764_800.0
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
-# What would be invisible, or turn the text around it: control characters, and those of writing direction.
-_INVISIBLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 def span(seconds: float) -> str:
@@ -91,11 +88,6 @@ def count(number: int, thing: str, things: str = "") -> str:
 def number(value: float) -> str:
     """A number without needless digits: `1,200`, `0.25`."""
     return f"{value:,.0f}" if value == int(value) else f"{value:,.6g}"
-
-
-def visible(text: str) -> str:
-    """Text in which nothing is invisible: colours of a terminal are left out, other control characters are shown."""
-    return _INVISIBLE.sub(lambda match: f"\\x{ord(match[0]):02x}", _ESCAPES.sub("", text.replace("\r\n", "\n")))
 
 
 def line(text: str, limit: int = 300) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hpc_launch import hidden
 from hpc_launch.records.model import Run
 from hpc_launch.records.parsing import Fields
 
@@ -51,7 +52,7 @@ def make(runs: Sequence[Run]) -> PlanView | None:
     plans = [Fields(run.plan) for run in runs]
     last = plans[-1]
     return PlanView(
-        command=shlex.join(last.texts("script")),
+        command=shlex.join(hidden.arguments(last.texts("script"))),
         derived=_values([_told(plan.inner("derived")) for plan in plans]),
         settings=_values([_told(plan.inner("settings")) for plan in plans]),
         environment=_values([_plain(plan.inner("environment").values) for plan in plans]),
@@ -67,12 +68,16 @@ def _told(values: Fields) -> dict[str, tuple[str, str]]:
     for name in values.values:
         entry = values.inner(str(name))
         if "value" in entry.values:
-            found[str(name)] = (str(entry.values["value"]), entry.text("origin"))
+            found[str(name)] = (hidden.text(str(entry.values["value"])), entry.text("origin"))
     return found
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    return {str(name): (str(value), "") for name, value in values.items() if isinstance(value, (str, int, float))}
+    return {
+        str(name): (hidden.text(str(value)), "")
+        for name, value in values.items()
+        if isinstance(value, (str, int, float)) and not hidden.names_secret_variable(str(name))
+    }
 
 
 def _values(told: Sequence[Mapping[str, tuple[str, str]]]) -> tuple[Value, ...]:

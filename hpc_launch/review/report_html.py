@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hpc_launch.review import phrases
 from hpc_launch.review.picture import short
 from hpc_launch.review.report import Report
+from hpc_launch.text import visible
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -49,7 +50,7 @@ def render(report: Report, beside: Path | None) -> str:
 
 def _finalize(value: Any) -> Any:
     """What is written of a value: no text of the job's own is invisible, or turns the page around it."""
-    return phrases.visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _below(directory: Path) -> Callable[[Path], str]:

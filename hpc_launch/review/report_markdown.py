@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from hpc_launch.review import phrases
 from hpc_launch.review.exits import Exits
 from hpc_launch.review.plans import PlanView, Value
 from hpc_launch.review.report import Report, Root
+from hpc_launch.text import visible
 
 # What would mean something: always, at the edge of a word, in a link, twice; and what would, at the beginning.
 _SPECIAL = re.compile(r"([\\`*<|]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|~(?=~)|&(?=[#\w]+;))")
@@ -172,12 +172,12 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]
 
 def text(words: str) -> str:
     """Words that mean nothing to Markdown, in one line."""
-    return _BEGINNING.sub(r"\1\\", _SPECIAL.sub(r"\\\1", " ".join(phrases.visible(words).split())))
+    return _BEGINNING.sub(r"\1\\", _SPECIAL.sub(r"\\\1", " ".join(visible(words).split())))
 
 
 def code(words: str) -> str:
     """Words as they are, in one line; also within a table."""
-    line = " ".join(phrases.visible(words).split()).replace("|", "\\|")
+    line = " ".join(visible(words).split()).replace("|", "\\|")
     if not line:
         return ""
     fence = "`" * (_longest(line) + 1)
@@ -187,7 +187,7 @@ def code(words: str) -> str:
 
 def block(words: str) -> Iterator[str]:
     """Lines as they are."""
-    shown = phrases.visible(words)
+    shown = visible(words)
     fence = "`" * max(3, _longest(shown) + 1)
     yield fence
     yield shown

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import stat
 import time
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from datetime import tzinfo
 from html import escape
 from pathlib import Path
 
+from hpc_launch.owners import unique
 from hpc_launch.records import history
 from hpc_launch.records.parsing import entries
 from hpc_launch.review import blame, exits, report, report_html, report_markdown
@@ -80,9 +80,10 @@ def _write(path: Path, text: str) -> Path:
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8", errors="replace")
         return path
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(unique(path.name))
     try:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
+        with temporary.open("x", encoding="utf-8", errors="replace") as file:
+            file.write(text)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from hpc_launch.records.model import Mark
 from hpc_launch.review.paint import Paint
 from hpc_launch.review.standing import Seen, State
 from hpc_launch.review.status import Rank, RankStatus, Status
+from hpc_launch.text import visible
 
 _STATES = {
     State.WAITING: "yellow",
@@ -48,23 +49,26 @@ def _head(status: Status, paint: Paint) -> list[tuple[str, str]]:
     found = [
         ("job", paint(" ".join([status.name, *status.script]), "bold")),
         ("state", paint(status.standing.words, _STATES[status.standing.state])),
-        ("Slurm", _slurm(status.slurm) if status.slurm is not None else ""),
+        ("Slurm", visible(_slurm(status.slurm)) if status.slurm is not None else ""),
         ("attempt", _attempt(status) if status.attempt is not None else ""),
         ("time left", _time_left(status) if status.time_left is not None else ""),
         ("nodes", _nodes(status, paint) if status.hosts or status.missing else ""),
         ("lost", paint(_lost(status), "red") if status.fleet.lost else ""),
-        ("back", _back(status) if status.fleet.waiting else ""),
+        ("back", visible(_back(status)) if status.fleet.waiting else ""),
         *(
             ("drained" if node.host in status.fleet.drained else "bad", paint(f"{node.host} {node.why}", "red"))
             for node in status.bad
             if node.host not in status.fleet.lost
         ),
         ("workers", _workers(status, paint) if status.world_size or status.ranks else ""),
-        ("progress", _progress(status.progress, status.now) if status.progress is not None else ""),
-        ("notice", f"{status.notice.signal}, {words.ago(status.now - status.notice.time)}" if status.notice else ""),
-        ("requeues", _requeues(status) if status.requeues else ""),
-        ("failure", f"attempt {status.failure[0]}: {status.failure[1]}" if status.failure is not None else ""),
-        ("files", str(status.path) if status.path != Path() else "there is no job directory yet"),
+        ("progress", visible(_progress(status.progress, status.now)) if status.progress is not None else ""),
+        (
+            "notice",
+            f"{visible(status.notice.signal)}, {words.ago(status.now - status.notice.time)}" if status.notice else "",
+        ),
+        ("requeues", visible(_requeues(status)) if status.requeues else ""),
+        ("failure", visible(f"attempt {status.failure[0]}: {status.failure[1]}") if status.failure is not None else ""),
+        ("files", visible(str(status.path)) if status.path != Path() else "there is no job directory yet"),
         *(("unread", paint(line, "yellow")) for line in status.unreadable[:_MOST_UNREADABLE]),
     ]
     more = len(status.unreadable) - _MOST_UNREADABLE
@@ -112,6 +116,7 @@ def _nodes(status: Status, paint: Paint) -> str:
     found = f"{len(status.hosts)}: {words.fold_hosts(status.hosts)}" if status.hosts else "none yet"
     if status.fleet.spares:
         found += f"; to spare: {words.fold_hosts(status.fleet.spares)}"
+    found = visible(found)
     if status.missing and not status.standing.over:
         found += paint(f"; waiting for {status.missing}", "yellow")
     return found

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_launch import hostlist
+from hpc_launch import hostlist, secret
 from hpc_launch.errors import ContextError, Interrupted, LogDirError
 from hpc_launch.node.stacks import WAYS
 from hpc_launch.probes.session import Session, python_line
@@ -218,7 +218,8 @@ def _by_step(request: _Request, record: JobRecord) -> tuple[tuple[Seen, ...], tu
             break
         asked = StepRequest(record.job_id, left, overlap=True, name="hpc-launch-stacks")
         line = steps.line(asked, [*_OF_PROBES, *python_line("hpc_launch.review.asking")])
-        session = Session(line, steps.environment(request.environ, record.job_id), left, request.patience)
+        environ = secret.without(steps.environment(request.environ, record.job_id))
+        session = Session(line, environ, left, request.patience)
         with _ended(session):
             if session.begin():
                 answers = session.ask(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from hpc_launch import hostlist
 from hpc_launch.records.stacks import Frame, Group, named
 from hpc_launch.review.stacks import Stacks
+from hpc_launch.text import visible
 
 # Of deeper stacks the innermost calls and the outermost are shown.
 _INNER = 12
@@ -24,7 +25,7 @@ def text(stacks: Stacks, *, whole: bool = False) -> str:
         stacks: what was seen.
         whole: every call of every stack, and those of further threads and children too.
     """
-    return "\n".join(_lines(stacks, whole=whole))
+    return visible("\n".join(_lines(stacks, whole=whole)))
 
 
 def _lines(stacks: Stacks, *, whole: bool) -> Iterator[str]:

@@ -74,9 +74,9 @@ class Progress:
             points, self._points = self._points, []
             self._written = self._clock()
             if job.path.is_dir():
-                directory.write_json(job.progress(rank), self._last)
+                directory.write_json(job.progress(rank), self._last, job.path)
                 if points:
-                    directory.append(job.curve(rank), "".join(points))
+                    directory.append(job.curve(rank), "".join(points), job.path)
         except (OSError, LogDirError):
             pass
         finally:

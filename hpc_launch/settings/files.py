@@ -6,12 +6,13 @@ import difflib
 import os
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hpc_launch.errors import UsageError, reason
+from hpc_launch.owners import distrust
 from hpc_launch.settings.layer import Layer, layer_of
 from hpc_launch.settings.table import PREFIX
 from hpc_launch.settings.values import Origin
@@ -26,14 +27,28 @@ _FILE = "config.toml"
 _PROJECT_FILE, _SHARED_FILE, _SHARED_TABLE = "hpc-launch.toml", "pyproject.toml", "tool.hpc-launch"
 _PROFILES = "profiles"
 
+# The directories in which others may change settings and templates: a key of the user's and the site's file.
+_TRUSTED = "trusted"
+
+# For what the user has named, or what comes with hpc-launch: whoever owns it.
+ALL = (Path("/"),)
+
 
 @dataclass(frozen=True)
 class Looked:
-    """A place where settings were looked for, and whether there were any."""
+    """A place where settings were looked for, and whether there were any.
+
+    Attributes:
+        origin: whose settings these are.
+        path: the file.
+        found: what was there.
+        why: why they do not count; empty where they do.
+    """
 
     origin: Origin
     path: Path
     found: str
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,13 +63,19 @@ class Files:
     layers: tuple[Layer, ...] = ()
     looked: tuple[Looked, ...] = ()
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line for each file that is there and does not count."""
+        return tuple(f"{looked.path} is not used: {looked.why}" for looked in self.looked if looked.why)
+
 
 @dataclass(frozen=True)
 class _Document:
-    """The settings of one file: those for all runs, and those of its profiles."""
+    """The settings of one file: those for all runs, those of its profiles, and the directories that it trusts."""
 
     own: Layer
     profiles: Mapping[str, Layer]
+    trusted: tuple[Path, ...] = ()
 
 
 def load(environ: Mapping[str, str], directory: Path, profile: str = "", site: Path | None = None) -> Files:
@@ -70,20 +91,29 @@ def load(environ: Mapping[str, str], directory: Path, profile: str = "", site: P
         UsageError: for a file that cannot be read or has what it cannot have, and a profile that is not there.
     """
     search = _Search(environ.get("HOME", ""))
-    documents = [
-        found
-        for found in (
-            search.project(directory),
-            search.user(environ.get("XDG_CONFIG_HOME", "")),
-            search.file(Origin.SITE, (site or SITE) / _FILE),
-        )
-        if found is not None
-    ]
+    user = search.user(environ.get("XDG_CONFIG_HOME", ""))
+    found_site = search.file(Origin.SITE, (site or SITE) / _FILE)
+    search.trusted = tuple(path for document in (user, found_site) if document for path in document.trusted)
+    project = search.project(directory)
+    documents = [document for document in (project, user, found_site) if document is not None]
     named = search.profile(profile or environ.get(f"{PREFIX}PROFILE", ""), directory, documents)
     if isinstance(named, str):
         voice = "--profile" if profile else f"{PREFIX}PROFILE"
         raise UsageError(f"{voice}: {named}", option="--profile")
-    return Files((*named, *(document.own for document in documents)), tuple(search.looked))
+    ranks = list(Origin)
+    looked = sorted(search.looked, key=lambda entry: ranks.index(entry.origin))
+    return Files((*named, *(document.own for document in documents)), tuple(looked))
+
+
+def trusted_directories(environ: Mapping[str, str], site: Path | None = None) -> tuple[Path, ...]:
+    """The directories whose owner and group the user or the site trusts.
+
+    Raises:
+        UsageError: for a file that cannot be read or has what it cannot have.
+    """
+    search = _Search(environ.get("HOME", ""))
+    documents = (search.user(environ.get("XDG_CONFIG_HOME", "")), search.file(Origin.SITE, (site or SITE) / _FILE))
+    return tuple(path for document in documents if document for path in document.trusted)
 
 
 @dataclass
@@ -92,6 +122,7 @@ class _Search:
 
     home: str
     looked: list[Looked] = field(default_factory=list)
+    trusted: tuple[Path, ...] = ()
 
     def project(self, directory: Path) -> _Document | None:
         """The nearest settings of a project."""
@@ -117,10 +148,9 @@ class _Search:
         if not name:
             return []
         if os.sep in name or name.endswith(".toml"):
-            found = self.file(Origin.PROFILE, directory / name, profiles=False)
-            return [found.own] if found else f"there is no file {directory / name}"
+            return self._named(directory / name)
         layers = [document.profiles[name] for document in documents if name in document.profiles]
-        shipped = self.file(Origin.PROFILE, SHIPPED / f"{name}.toml", profiles=False)
+        shipped = self.file(Origin.PROFILE, SHIPPED / f"{name}.toml", profiles=False, trusted=ALL)
         if shipped is not None:
             layers.append(shipped.own)
         if layers:
@@ -129,23 +159,38 @@ class _Search:
         near = difflib.get_close_matches(name, known, n=1)
         return f"there is no profile '{name}'" + (f"; did you mean '{near[0]}'?" if near else f", only {_and(known)}")
 
-    def file(self, origin: Origin, path: Path, *, profiles: bool = True) -> _Document | None:
+    def file(
+        self, origin: Origin, path: Path, *, profiles: bool = True, trusted: Sequence[Path] = ()
+    ) -> _Document | None:
         """The settings that are a whole file."""
-        data = _read(path)
-        self.looked.append(Looked(origin, path, "not there" if data is None else "found"))
-        return None if data is None else _document(origin, path, "", _parse(path, data), profiles=profiles)
+        read = _read(path)
+        if read is None:
+            self.looked.append(Looked(origin, path, "not there"))
+            return None
+        data, status = read
+        why = distrust(path, status, (*trusted, *self.trusted), system=origin is Origin.SITE)
+        self.looked.append(Looked(origin, path, "ignored" if why else "found", why))
+        return None if why else _document(origin, path, "", _parse(path, data), profiles=profiles)
+
+    def _named(self, path: Path) -> list[Layer] | str:
+        """A profile that is named by its path: then the user trusts its owner and its group."""
+        found = self.file(Origin.PROFILE, path, profiles=False, trusted=ALL)
+        if found:
+            return [found.own]
+        return self.looked[-1].why or f"there is no file {path}"
 
     def _shared(self, path: Path) -> _Document | None:
         """The settings in a file that has those of other programs as well."""
-        data = _read(path)
-        content = None
+        read = _read(path)
+        content, why = None, ""
         # Most of these files are not about hpc-launch, and then it does not matter whether they are right.
-        if data is not None and b"hpc-launch" in data:
-            tool = _parse(path, data).get("tool")
-            content = tool.get("hpc-launch") if isinstance(tool, dict) else None
-        there = "not there" if data is None else f"no [{_SHARED_TABLE}] in it" if content is None else "found"
-        self.looked.append(Looked(Origin.PROJECT, path, there))
-        return None if content is None else _document(Origin.PROJECT, path, _SHARED_TABLE, content)
+        if read is not None and b"hpc-launch" in read[0]:
+            why = distrust(path, read[1], self.trusted)
+            content = _shared_table(path, read[0], tolerant=bool(why))
+        there = "not there" if read is None else f"no [{_SHARED_TABLE}] in it" if content is None else "found"
+        why = why if content is not None else ""
+        self.looked.append(Looked(Origin.PROJECT, path, "ignored" if why else there, why))
+        return None if content is None or why else _document(Origin.PROJECT, path, _SHARED_TABLE, content)
 
 
 def user_directory(home: str, config_home: str) -> Path | None:
@@ -168,6 +213,7 @@ def _document(origin: Origin, path: Path, table: str, content: Any, *, profiles:
     """The settings in a table of a file, and below it."""
     prefix = f"{table}." if table else ""
     own = dict(_table(path, table, content))
+    trusted = _trusted(origin, path, own.pop(_TRUSTED)) if _TRUSTED in own else ()
     named = _table(path, f"{prefix}{_PROFILES}", own.pop(_PROFILES, {})) if profiles else {}
     return _Document(
         layer_of(origin, str(path), prefix, own),
@@ -176,7 +222,32 @@ def _document(origin: Origin, path: Path, table: str, content: Any, *, profiles:
             for name, inner in named.items()
             for place in (f"{prefix}{_PROFILES}.{name}",)
         },
+        trusted,
     )
+
+
+def _trusted(origin: Origin, path: Path, given: Any) -> tuple[Path, ...]:
+    """The directories that a file trusts; a project cannot say that of itself."""
+    if origin not in (Origin.USER, Origin.SITE):
+        raise UsageError(f"{path}: {_TRUSTED} counts in the settings of the user and of the site only: take it out")
+    if not isinstance(given, list) or not all(isinstance(item, str) for item in given):
+        raise UsageError(f'{path}: {_TRUSTED} is not a list of directories: write {_TRUSTED} = ["/project/x"]')
+    found = tuple(Path(item).expanduser() for item in given)
+    for folder in found:
+        if not folder.is_absolute():
+            raise UsageError(f"{path}: {_TRUSTED}: '{folder}' is not a whole path: begin it with / or ~")
+    return found
+
+
+def _shared_table(path: Path, data: bytes, *, tolerant: bool) -> Any:
+    """The table in a file of several programs; None where there is none, or, `tolerant`, none that can be read."""
+    try:
+        tool = _parse(path, data).get("tool")
+    except UsageError:
+        if tolerant:
+            return None
+        raise
+    return tool.get("hpc-launch") if isinstance(tool, dict) else None
 
 
 def _table(path: Path, name: str, content: Any) -> Mapping[str, Any]:
@@ -210,10 +281,11 @@ def _status(path: Path) -> os.stat_result | None:
         return None
 
 
-def _read(path: Path) -> bytes | None:
-    """The content of a file; None where there is none."""
+def _read(path: Path) -> tuple[bytes, os.stat_result] | None:
+    """The content of a file, and what the file system says of it; None where there is none."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(), os.fstat(file.fileno())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 from hpc_launch.errors import UsageError
 from hpc_launch.settings import readers
+from hpc_launch.settings.policy import NO_POLICY, POLICY, Policy, policy_of
 from hpc_launch.settings.readers import Unreadable
 from hpc_launch.settings.table import PREFIX, Settings, specs
 from hpc_launch.settings.values import Console, NodeRange, Origin, StreamChoice
@@ -50,6 +51,7 @@ class Layer:
         table: the table in it, with a dot at the end; empty for the file's top level.
         said: the values by field name.
         submit: the table below it that says how jobs are submitted, as it is written.
+        policy: what the site allows, in the site's own file.
     """
 
     origin: Origin
@@ -57,6 +59,7 @@ class Layer:
     table: str
     said: Mapping[str, Said]
     submit: Mapping[str, Any] = field(default_factory=dict)
+    policy: Policy = NO_POLICY
 
     def place(self, name: str) -> str:
         """Where field `name` is set, for messages."""
@@ -67,15 +70,17 @@ def layer_of(origin: Origin, file: str, table: str, content: Mapping[str, Any]) 
     """Find the options that a table sets. Their values are read when they are needed.
 
     Raises:
-        UsageError: for a key that is no option, one that files cannot set, or an option that is set twice.
+        UsageError: for a key that is no option, one that files cannot set, an option that is set twice, or a policy
+            in another file than the site's.
     """
     known = {key: name for name, spec in specs().items() for key in spec.keys}
     said: dict[str, Said] = {}
     submit = content.get(SUBMIT, {})
     if not isinstance(submit, dict):
         raise UsageError(f"{file}: {table}{SUBMIT} is not a table: write [{table}{SUBMIT}]")
+    policy = _policy(origin, file, table, content)
     for key, value in content.items():
-        if key == SUBMIT:
+        if key in (SUBMIT, POLICY):
             continue
         name = known.get(key.replace("_", "-"))
         if name is None:
@@ -94,7 +99,18 @@ def layer_of(origin: Origin, file: str, table: str, content: Mapping[str, Any]) 
         if name in said:
             raise UsageError(f"{file}: {table}{said[name].key} and {key} are the same option: keep one of them")
         said[name] = Said(key, value)
-    return Layer(origin, file, table, said, submit)
+    return Layer(origin, file, table, said, submit, policy)
+
+
+def _policy(origin: Origin, file: str, table: str, content: Mapping[str, Any]) -> Policy:
+    """What the site allows; a table of that name in any other place would look as if it counted."""
+    if POLICY not in content:
+        return NO_POLICY
+    if origin is not Origin.SITE or table:
+        raise UsageError(
+            f"{file}: [{table}{POLICY}] counts in /etc/hpc-launch/config.toml only, at its top level: take it out"
+        )
+    return policy_of(file, content[POLICY])
 
 
 def value_of(name: str, given: Any) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hpc_launch.errors import UsageError
 from hpc_launch.settings.layer import Layer, shown, value_of
+from hpc_launch.settings.policy import NO_POLICY, Policy
 from hpc_launch.settings.readers import Unreadable
 from hpc_launch.settings.table import PREFIX, TORCHRUN_PREFIX, OptionSpec, Settings, specs
 from hpc_launch.settings.values import Origin
@@ -28,7 +30,8 @@ def resolve(
         use_env: the default of --use-env, which differs in `python -m hpc_launch.launch`.
 
     Raises:
-        UsageError: for a value that cannot be read; the message names the place it came from.
+        UsageError: for a value that cannot be read, or that the site's policy forbids; the message names the place it
+            came from.
     """
     values: dict[str, Any] = {"use_env": use_env}
     origins: dict[str, Origin] = {}
@@ -44,7 +47,7 @@ def resolve(
             raise UsageError(f"{places[name]}: {shown(given)} is not {error}", option=spec.flag) from None
     settings = Settings(**values, origins=origins, places=places)
     _refuse_contradictions(settings)
-    return settings
+    return _obeying(settings, next((layer.policy for layer in layers if layer.policy.rules), NO_POLICY))
 
 
 def _voices(
@@ -83,3 +86,46 @@ def _refuse_contradictions(settings: Settings) -> None:
         )
     if settings.standalone and settings.nnodes and settings.nnodes.maximum > 1:
         raise UsageError("--standalone is for one node: leave out it or --nnodes", option="--standalone")
+
+
+def _obeying(settings: Settings, policy: Policy) -> Settings:
+    """The settings under a site's policy: defaults give way to it, and what was asked for against it is refused.
+
+    Raises:
+        UsageError: naming what was asked for, and the file and key of the policy.
+    """
+    if policy.insecure_rendezvous is False and settings.insecure_rendezvous:
+        raise _forbidden(settings, policy, "insecure_rendezvous", "this site does not allow it")
+    lowered: dict[str, Any] = {}
+    for name, most in (("max_restarts", policy.max_restarts), ("max_requeues", policy.max_requeues)):
+        asked = getattr(settings, name)
+        if most is None or asked <= most:
+            continue
+        if settings.given(name):
+            raise _forbidden(settings, policy, name, f"{asked} is more than this site allows, {most}")
+        lowered[name] = most
+    ports = policy.port_range
+    if ports is not None:
+        allowed = f"{ports.start}-{ports.stop - 1}, the ports that this site allows"
+        asked_range = settings.port_range
+        if not settings.given("port_range"):
+            lowered["port_range"] = ports
+        elif asked_range.start not in ports or asked_range[-1] not in ports:
+            asked = f"{asked_range.start}-{asked_range.stop - 1}"
+            raise _forbidden(settings, policy, "port_range", f"{asked} is not within {allowed}")
+        if settings.master_port is not None and settings.master_port not in ports:
+            raise _forbidden(
+                settings, policy, "port_range", f"{settings.master_port} is not one of {allowed}", option="master_port"
+            )
+    return dataclasses.replace(
+        settings,
+        **lowered,
+        policy=policy,
+        origins={**settings.origins, **dict.fromkeys(lowered, Origin.SITE)},
+        places={**settings.places, **{name: policy.place(name) for name in lowered}},
+    )
+
+
+def _forbidden(settings: Settings, policy: Policy, name: str, why: str, *, option: str = "") -> UsageError:
+    option = option or name
+    return UsageError(f"{settings.places[option]}: {why} ({policy.place(name)})", option=specs()[option].flag)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from hpc_launch.settings import readers
+from hpc_launch.settings.policy import NO_POLICY, Policy
 from hpc_launch.settings.values import CONSOLE_AUTO_RANKS, Console, CpuBind, NodeRange, Origin, StreamChoice
 
 PREFIX = "HPC_LAUNCH_"
@@ -117,7 +118,8 @@ class Settings:
     """Everything that was asked for, and where each value came from.
 
     The fields are the options; their comments are the help texts. `origins` names the origin of every field that
-    does not have its default, and `places` the flag, the variable, or the file and the key in it.
+    does not have its default, and `places` the flag, the variable, or the file and the key in it; `policy` is the
+    site's, which all values obey. `notes` has a line for each file that does not count.
     """
 
     nnodes: NodeRange | None = _option(
@@ -289,6 +291,14 @@ class Settings:
         group=RENDEZVOUS,
         torchrun_variable=False,
         help="The ports to choose from (default 20000-31999, below the range that Linux hands out by itself).",
+    )
+    insecure_rendezvous: bool = _flag(
+        "--insecure-rendezvous",
+        group=RENDEZVOUS,
+        torchrun_variable=False,
+        help="Let nodes meet that have no secret in common. Other users who reach a node can then end the job, or send "
+        "its workers elsewhere. A secret is better: export HPC_LAUNCH_SECRET=$(openssl rand -hex 32) before srun. A "
+        "site can forbid this option.",
     )
     module: bool = _flag(
         "-m",
@@ -513,6 +523,22 @@ class Settings:
         not_in_files=_ONE_RUN,
         help="Name of the job directory. Derived: the Slurm job and step, else local-<time>-<pid>.",
     )
+    private_logs: bool = _flag(
+        "--private-logs",
+        group=LOGS,
+        torchrun_variable=False,
+        help="Let nobody else into the job directory (mode 0700). Otherwise the umask says who may read it.",
+    )
+    secret_names: tuple[str, ...] = _option(
+        "--secret-names",
+        read=readers.words,
+        default=(),
+        metavar="PATTERN,...",
+        group=LOGS,
+        torchrun_variable=False,
+        help="More arguments and variables whose values are left out of records, reports and process titles, by their "
+        "names ('DB_*'). Those of keys, tokens, passwords and the like are left out in any case.",
+    )
     redirects: StreamChoice | None = _option(
         "-r",
         "--redirects",
@@ -608,6 +634,8 @@ class Settings:
 
     origins: Mapping[str, Origin] = field(default_factory=dict)
     places: Mapping[str, str] = field(default_factory=dict)
+    policy: Policy = NO_POLICY
+    notes: tuple[str, ...] = ()
 
     def origin(self, name: str) -> Origin:
         """Where the value of field `name` came from."""

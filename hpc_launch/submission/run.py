@@ -37,10 +37,19 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Found:
-    """A template, and why it was chosen; the reason is empty where somebody has named it."""
+    """A template.
+
+    Attributes:
+        draft: what is in it.
+        why: why it was chosen; empty where somebody has named it.
+        path: its file; None for one that comes with hpc-launch.
+        ignored: a line for each template of that name that would come first, and does not count.
+    """
 
     draft: Draft
     why: str
+    path: Path | None
+    ignored: tuple[str, ...]
 
 
 # --- before
@@ -84,7 +93,8 @@ def draft(
     """
     chosen, why = (name, "") if name else plan.choose_template(request, nodes)
     found = templates.get(chosen, environ, directory)
-    return Found(Draft(found.name, found.text(), shipped=found.origin == "hpc-launch"), why)
+    text = Draft(found.name, found.text(), shipped=found.shipped)
+    return Found(text, why, None if found.shipped else found.path, found.ignored)
 
 
 def here(environ: Mapping[str, str], version: str) -> Here:

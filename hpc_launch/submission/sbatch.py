@@ -6,6 +6,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 
+from hpc_launch import secret
 from hpc_launch.errors import SlurmError
 from hpc_launch.submission.request import Submission
 
@@ -70,7 +71,7 @@ def _run(submission: Submission, *words: str) -> subprocess.CompletedProcess[str
     try:
         return subprocess.run(
             [*submission.command, *words],
-            env=submission.environ,
+            env=secret.with_own(submission.environ),
             input=submission.script,
             capture_output=True,
             encoding="utf-8",

@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_launch.errors import HpcLaunchError, LogDirError, UsageError, reason
+from hpc_launch.owners import distrust
 from hpc_launch.settings import files
 
 SUFFIX = ".sbatch"
 
 # The directory of a project's own templates, in the project's directory or one above.
 PROJECT = Path(".hpc-launch/templates")
+
+# The origin of those that come with hpc-launch.
+_SHIPPED = "hpc-launch"
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -28,11 +32,18 @@ class Template:
         name: by which it is asked for: the file's, without the suffix.
         path: its file.
         origin: whose it is: the project's, the user's, the site's, or the one of hpc-launch; or a file that was named.
+        ignored: a line for each template of that name that would come first, and does not count.
     """
 
     name: str
     path: Path
     origin: str
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def shipped(self) -> bool:
+        """Whether it comes with hpc-launch."""
+        return self.origin == _SHIPPED
 
     def text(self) -> str:
         """What is in the file.
@@ -85,11 +96,29 @@ def places(environ: Mapping[str, str], directory: Path, site: Path = files.SITE)
     if own is not None:
         yield "user", own / "templates"
     yield "site", site / "templates"
-    yield "hpc-launch", shipped()
+    yield _SHIPPED, shipped()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is.
+
+    Attributes:
+        templates: those that count, by name.
+        ignored: a line for each that does not count, as somebody else could change it, by name.
+    """
+
+    templates: Mapping[str, Template]
+    ignored: Mapping[str, tuple[str, ...]]
 
 
 def find(environ: Mapping[str, str], directory: Path, site: Path = files.SITE) -> dict[str, Template]:
-    """All templates, by name.
+    """All templates that count, by name: see `search`."""
+    return dict(search(environ, directory, site).templates)
+
+
+def search(environ: Mapping[str, str], directory: Path, site: Path = files.SITE) -> Found:
+    """Look for templates.
 
     Args:
         environ: the environment, which says where the user's are.
@@ -97,10 +126,26 @@ def find(environ: Mapping[str, str], directory: Path, site: Path = files.SITE) -
         site: the directory of the site's files, if not the usual one.
     """
     found: dict[str, Template] = {}
+    ignored: dict[str, tuple[str, ...]] = {}
     for origin, place in places(environ, directory, site):
         for path in sorted(_files(place)):
-            found.setdefault(path.stem, Template(path.stem, path, origin))
-    return dict(sorted(found.items()))
+            why = "" if origin == _SHIPPED else _distrust(path, origin, environ, site)
+            if why:
+                ignored[path.stem] = (*ignored.get(path.stem, ()), f"{path} is not used: {why}")
+            elif path.stem not in found:
+                found[path.stem] = Template(path.stem, path, origin, ignored.get(path.stem, ()))
+    return Found(dict(sorted(found.items())), ignored)
+
+
+def _distrust(path: Path, origin: str, environ: Mapping[str, str], site: Path) -> str:
+    """Say why a template does not count. The settings are read only where that matters."""
+    try:
+        status, system = path.stat(), origin == "site"
+        if not distrust(path, status, system=system):
+            return ""
+        return distrust(path, status, files.trusted_directories(environ, site), system=system)
+    except OSError as error:
+        return f"it cannot be looked at: {reason(error)}"
 
 
 def get(word: str, environ: Mapping[str, str], directory: Path, site: Path = files.SITE) -> Template:
@@ -119,12 +164,19 @@ def get(word: str, environ: Mapping[str, str], directory: Path, site: Path = fil
         path = directory / Path(word).expanduser()
         if not path.is_file():
             raise UsageError(f"there is no template {path}", option="--template")
+        # Whoever names a file trusts its owner.
+        why = distrust(path, path.stat(), files.ALL)
+        if why:
+            raise UsageError(f"template {path} is not used: {why}", option="--template")
         return Template(path.stem, path, "file")
-    found = find(environ, directory, site)
+    looked = search(environ, directory, site)
+    found = looked.templates
     name = word.removesuffix(SUFFIX)
     for spelling in (name, name.replace("-", "_")):
         if spelling in found:
             return found[spelling]
+        if spelling in looked.ignored:
+            raise UsageError(f"template {looked.ignored[spelling][0]}", option="--template")
     near = difflib.get_close_matches(name.replace("-", "_"), found, n=1)
     mend = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(found)}"
     if (directory / word).is_file():

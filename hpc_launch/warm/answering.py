@@ -35,10 +35,17 @@ def install(environ: Mapping[str, str]) -> None:
     Args:
         environ: the environment of the worker; one that is no worker answers nobody.
     """
-    with contextlib.suppress(KeyError, ValueError, OSError, RuntimeError):
+    try:
         job = Path(environ["HPC_LAUNCH_JOB_DIRECTORY"]).name
-        file = _open(Owner(job, int(environ["HPC_LAUNCH_ATTEMPT"]), int(environ["RANK"])))
-        faulthandler.register(reserved.DUMP, file=file, all_threads=False, chain=False)
+        owner = Owner(job, int(environ["HPC_LAUNCH_ATTEMPT"]), int(environ["RANK"]))
+    except (KeyError, ValueError):
+        return  # it is no worker
+    try:
+        file = _open(owner)
+    except OSError:
+        return  # there is no memory, or no descriptor
+    faulthandler.register(reserved.DUMP, file=file, all_threads=False, chain=False)
+    if threading.current_thread() is threading.main_thread():  # others cannot handle signals
         signal.signal(reserved.ASK, _teller(file))
         signal.siginterrupt(reserved.ASK, False)  # what can go on after a signal does
 

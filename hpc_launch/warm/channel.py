@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import select
 import socket
 import struct
@@ -13,6 +14,21 @@ _LENGTH = struct.Struct("!I")
 
 # No message has more descriptors: a worker's stdout and stderr.
 _MOST_DESCRIPTORS = 2
+
+
+def readable(descriptors: Sequence[int], seconds: float | None = None) -> list[int]:
+    """Those descriptors that can be read, or whose other end is gone, within so many seconds; None waits for ever.
+
+    By poll(2): select(2) takes no descriptor above 1023, and agents have more where many nodes are connected.
+    """
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return [descriptor for descriptor, _ in poll.poll(None if seconds is None else math.ceil(1000 * seconds))]
+
+
+class GoneError(Exception):
+    """The other end is gone, or says nothing for longer than the socket's time limit."""
 
 
 class Channel:
@@ -30,35 +46,40 @@ class Channel:
 
     def ready(self) -> bool:
         """Whether there is a message, or the other end is gone."""
-        return bool(select.select([self._connection], [], [], 0)[0])
+        return bool(readable([self.fileno()], 0))
 
     def send(self, value: Any, descriptors: Sequence[int] = ()) -> None:
         """Send one message.
 
         Raises:
-            OSError: when the other end is gone.
+            GoneError: when the other end is gone.
         """
         data = json.dumps(value).encode()
-        socket.send_fds(self._connection, [_LENGTH.pack(len(data))], list(descriptors))
-        self._connection.sendall(data)
+        try:
+            socket.send_fds(self._connection, [_LENGTH.pack(len(data))], list(descriptors))
+            self._connection.sendall(data)
+        except OSError as error:
+            raise GoneError(str(error)) from error
 
     def receive(self) -> tuple[Any, list[int]]:
         """Wait for one message; returns it with its descriptors.
 
         Raises:
-            OSError: when the other end is gone, or says nothing for longer than the socket's time limit.
-            EOFError: when it has closed the connection.
+            GoneError: when the other end is gone, or says nothing for longer than the socket's time limit.
         """
-        head, descriptors, _, _ = socket.recv_fds(self._connection, _LENGTH.size, _MOST_DESCRIPTORS)
-        if len(head) < _LENGTH.size:
-            raise EOFError("it closed the connection")
-        (length,) = _LENGTH.unpack(head)
-        data = b""
-        while len(data) < length:
-            part = self._connection.recv(length - len(data))
-            if not part:
-                raise EOFError("it closed the connection")
-            data += part
+        try:
+            head, descriptors, _, _ = socket.recv_fds(self._connection, _LENGTH.size, _MOST_DESCRIPTORS)
+            if len(head) < _LENGTH.size:
+                raise GoneError("it closed the connection")
+            (length,) = _LENGTH.unpack(head)
+            data = b""
+            while len(data) < length:
+                part = self._connection.recv(length - len(data))
+                if not part:
+                    raise GoneError("it closed the connection")
+                data += part
+        except OSError as error:
+            raise GoneError(str(error)) from error
         return json.loads(data), list(descriptors)
 
     def close(self) -> None:

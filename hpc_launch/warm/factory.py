@@ -25,7 +25,7 @@ from typing import Any
 
 from hpc_launch.errors import UsageError
 from hpc_launch.warm import child, server
-from hpc_launch.warm.channel import Channel
+from hpc_launch.warm.channel import Channel, GoneError
 from hpc_launch.warm.script import hidden_modules
 from hpc_launch.warm.server import Order, Surroundings
 
@@ -107,6 +107,7 @@ class Factory:
                     "given": [descriptor is not None for descriptor in order.outputs],
                     "forked": order.forked,
                     "cpus": order.cpus,
+                    "title": order.title,
                 }
                 self._channel.send(facts, order.descriptors)
         answer = self._answer()
@@ -179,7 +180,7 @@ class Factory:
     def _lost(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, EOFError) as error:
+        except GoneError as error:
             self.lost = True
             raise FactoryLostError(f"the worker factory (process {self._pid}) is gone ({error})") from error
 
@@ -231,8 +232,6 @@ def build(modules: Sequence[str], settings: Mapping[str, str], home: str, mask: 
         server.serve(theirs, Surroundings(tuple(path), keep, blocked, closed, blas.allow))
     signal.pthread_sigmask(signal.SIG_SETMASK, before_fork)
     theirs.close()
-    for descriptor in closed:
-        os.close(descriptor)
     return Factory(pid, ours, blocked, forks=True)
 
 
@@ -246,7 +245,7 @@ def spawn(mask: Iterable[int]) -> Factory:
         OSError: when processes cannot be made.
     """
     server.become_subreaper()
-    closed = _occupy_closed_streams()
+    _occupy_closed_streams()
     ours, theirs = socket.socketpair()
     blocked = frozenset(map(int, mask))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # it would die of one while Python starts
@@ -257,14 +256,15 @@ def spawn(mask: Iterable[int]) -> Factory:
             process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    for descriptor in closed:
-        os.close(descriptor)
     process.returncode = 0  # it is waited for by `close`
     return Factory(process.pid, ours, blocked, forks=False)
 
 
 def _occupy_closed_streams() -> tuple[int, ...]:
-    """See that nothing else gets the descriptor of a standard stream that is closed."""
+    """See that nothing else gets the descriptor of a standard stream that is closed.
+
+    They stay occupied here, too: the launcher's own lines would otherwise go to whatever is opened next.
+    """
     closed = []
     for descriptor in range(3):
         try:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import select
 import signal
 import socket
 import sys
@@ -34,7 +33,7 @@ from typing import Any, NoReturn
 
 from hpc_launch.node import processes, reserved
 from hpc_launch.warm import answering, child
-from hpc_launch.warm.channel import Channel
+from hpc_launch.warm.channel import Channel, GoneError, readable
 from hpc_launch.warm.script import Become, Script
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -60,6 +59,7 @@ class Order:
         outputs: descriptors for its stdout and stderr; None is the launcher's own.
         forked: become the script without starting Python anew.
         cpus: the CPUs that it may use; none for all.
+        title: what ps shows of a forked one.
     """
 
     program: str
@@ -68,6 +68,7 @@ class Order:
     outputs: tuple[int | None, int | None]
     forked: bool
     cpus: tuple[int, ...] = ()
+    title: str = "hpc-launch: worker"
 
     @property
     def descriptors(self) -> list[int]:
@@ -106,11 +107,18 @@ def serve(connection: socket.socket, surroundings: Surroundings) -> NoReturn:
     child.name_process("hpc-launch: worker factory", reserved.FACTORY)
     become_subreaper()
     server = _Server(Channel(connection), surroundings)
-    with contextlib.suppress(OSError, EOFError):
+    status = 0
+    try:
         while True:
             server.turn()
+    except GoneError:
+        pass  # the agent has closed it, or is gone
+    except Exception:  # noqa: BLE001 - a fault of our own is said here: above is the launcher's code, of another process
+        with contextlib.suppress(OSError):  # a console that is gone
+            traceback.print_exc()
+        status = 70
     server.end_all()
-    os._exit(0)
+    os._exit(status)
 
 
 def serve_plainly(descriptor: str, mask: str) -> NoReturn:
@@ -139,7 +147,7 @@ class _Server:
 
     def turn(self) -> None:
         """Wait for something to do, and do it."""
-        ready, _, _ = select.select([self._channel.fileno(), self._wakeup], [], [])
+        ready = readable([self._channel.fileno(), self._wakeup])
         self._reap()
         if self._channel.fileno() in ready:
             self._obey()
@@ -174,6 +182,7 @@ class _Server:
                 outputs=(out, err),
                 forked=order["forked"],
                 cpus=tuple(order["cpus"]),
+                title=order["title"],
             )
             orders.append(taken)
         return orders
@@ -199,7 +208,7 @@ class _Server:
         for descriptor in (descriptor for order in orders for descriptor in order.descriptors):
             os.close(descriptor)
         os.close(begun)
-        select.select([beginning], [], [], _BEGIN_SECONDS)  # closed by the last that has begun, or ended
+        readable([beginning], _BEGIN_SECONDS)  # closed by the last that has begun, or ended
         os.close(beginning)
         return answer
 
@@ -218,10 +227,11 @@ class _Server:
             child.begin_anew(order.environ, mask)
             answering.install(order.environ)
             os.close(begun)
-            child.name_process(" ".join([sys.executable, *order.arguments]), Path(sys.executable).name)
+            child.name_process(order.title, Path(sys.executable).name)
             surroundings.allow_threads(order.environ)
         except BaseException:  # noqa: BLE001 - whatever it is
-            traceback.print_exc()
+            with contextlib.suppress(OSError):  # a console that is gone
+                traceback.print_exc()
             os._exit(70)  # it must never go on as the factory
         raise Become(Script.of(order.arguments, surroundings.path, surroundings.keep))
 
@@ -267,7 +277,7 @@ class _Server:
         return processes.descendants(self._pid)
 
     def _pause(self) -> None:
-        select.select([self._wakeup], [], [], _LOOK_SECONDS)
+        readable([self._wakeup], _LOOK_SECONDS)
 
     def end_all(self) -> None:
         """The agent is gone: so is everything that it started."""

@@ -518,3 +518,52 @@ def test_what_ended_before_the_factory_is_still_told(either: Agent) -> None:
 
     assert either.outcome("ended").get("lost") is True
     assert pid not in processes.descendants(os.getpid())
+
+
+# An agent with many connections begins a factory: its descriptors, and those of the factory, are above what select(2)
+# takes. Its arguments: how to make the factory, and a file for the worker's output.
+MANY_DESCRIPTORS = """
+import os, resource, sys
+from hpc_launch.warm.factory import build, spawn
+from hpc_launch.warm.server import Order
+
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard < 0 else min(hard, 4096), hard))
+taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+factory = build([], {}, os.getcwd(), ()) if sys.argv[1] == "build" else spawn(())
+assert factory.fileno() > 1023
+from hpc_launch.elastic.workers import Wakeup  # torch starts threads
+out = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT)
+wakeup = Wakeup()
+order = Order(sys.executable, ("-c", "print('well')"), dict(os.environ), (out, out), forked=False)
+pids = factory.start([order])
+ended = []
+while not ended:
+    wakeup.wait(30, factory)
+    ended = [(one.pid, one.status) for one in factory.ended()]
+assert ended == [(pids[0], 0)], ended
+assert factory.sweep(1) == []
+factory.close()
+"""
+
+
+@pytest.mark.parametrize("way", ["spawn", "build"])
+def test_more_descriptors_than_select_takes(tmp_path: Path, way: str) -> None:
+    """With more than 1,100 open files a factory is made, starts a worker and tells of its end."""
+    out = tmp_path / "out"
+    words = [sys.executable, "-c", MANY_DESCRIPTORS, way, str(out)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=PATIENCE * 4)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert out.read_text() == "well\n"
+
+
+@pytest.mark.parametrize("way", ["spawn", "build"])
+def test_a_fault_of_the_factory_is_loud(tmp_path: Path, capfd: pytest.CaptureFixture[str], way: str) -> None:
+    """An error of its own is not taken for the agent's end: it says where it was, and ends what it has started."""
+    with agent(tmp_path, way) as started:
+        pids = started.begin(f"print('begun', flush=True)\n{FOREVER}")
+        started("signal", pids, 1 << 20)
+        all_gone(pids)
+
+    assert "is not a valid Signals" in capfd.readouterr().err

@@ -6,7 +6,7 @@ import contextlib
 import json
 import shlex
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,8 @@ def run(
     script: Sequence[str] = (),
     worker: str = TRAINS,
     late: str = "",
+    before: str = "",
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Run]:
     """Start a job that may lose nodes.
 
@@ -174,6 +176,8 @@ def run(
         script: What it runs, with arguments; `worker` by default.
         worker: The text of a script.
         late: A node on which it begins only when `Run.comes` says so.
+        before: What the shell on each node does first.
+        env: What all have in their environment besides.
     """
     (folder / "worker.py").write_text(worker)
     script = script or ("worker.py",)
@@ -181,11 +185,11 @@ def run(
     launch = shlex.join(["hpc-launch", "--nproc-per-node=1", *options, *script])
     waits = f"while [ $SLURMD_NODENAME = {late} ] && ! [ -e comes-{late} ]; do sleep 0.05; done; " if late else ""
     # A launcher's own status, also of one that srun cannot hear of.
-    shell = f"trap : TERM; {waits}{launch}; status=$?; echo $status >status-$SLURMD_NODENAME; exit $status"
+    shell = f"trap : TERM; {before}{waits}{launch}; status=$?; echo $status >status-$SLURMD_NODENAME; exit $status"
     command = [*srun, "sh", "-c", shell]
     with (
         (folder / "console").open("w") as stream,
-        cluster.popen(command, cwd=folder, stdout=stream, stderr=stream) as process,
+        cluster.popen(command, cwd=folder, env=env, stdout=stream, stderr=stream) as process,
     ):
         try:
             yield Run(cluster, folder, process)

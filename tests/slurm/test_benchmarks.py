@@ -33,3 +33,16 @@ def test_lost_nodes_are_simulated() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith("| 8 | "), done.stdout + done.stderr
+
+
+def test_connections_of_agents_are_measured() -> None:
+    """A row for each cost."""
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "transport.py"), "--quick"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[2].startswith("| hello, computing of the listening side | "), done.stdout

@@ -13,15 +13,28 @@ from typing import Any, TypeVar
 
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
-from hpc_launch.elastic.rounds import RoundEnd
 from hpc_launch.node import ports
+from hpc_launch.plan.identity import Identity
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.rendezvous.messages import RoundEnd
+from hpc_launch.rendezvous.transport.handshake import Method
+from hpc_launch.rendezvous.transport.keys import Keyring, Secret
 from tests.support import wait_for
 
 T = TypeVar("T")
 
 DEADLINE = 120.0
 PORT_RANGE = range(20_000, 30_000)
+
+
+def keyring(place: str = "place", key: bytes = b"k" * 32) -> Keyring:
+    """Return what an agent has to prove who it is: one secret."""
+    return Keyring(place, (Secret("a secret of the tests", Method.SECRET, key),))
+
+
+def identity(program: str = "program") -> Identity:
+    """Return which run an agent is of."""
+    return Identity("place", program, f"{program}.py", explicit=False)
 
 
 def party(root: Path, agents: int, **changes: Any) -> Party:
@@ -50,6 +63,10 @@ def party(root: Path, agents: int, **changes: Any) -> Party:
         interface="auto",
         master_port=None,
         job=JobDirectory(root, "1.0"),
+        minimum=agents,
+        identity=identity(),
+        keyring=keyring(),
+        store_ports=range(30_000, 32_000),
     )
     return replace(usual, **changes)
 

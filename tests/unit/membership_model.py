@@ -1,8 +1,8 @@
 """A model of agents that lose each other: everything that can happen, in any order, for a few agents and faults.
 
-The decisions are those of `hpc_launch.elastic.membership`; the model has what is around them: agents that call a leader
-or begin to lead, sessions whose two ends break at different times, messages on their way, leaders that give up, agents
-that die. Whom an agent calls, and when, is left open: every way in which a network can be parted is among that.
+The decisions are those of `hpc_launch.rendezvous.membership`; the model has what is around them: agents that call a
+leader or begin to lead, sessions whose two ends break at different times, messages on their way, leaders that give up,
+agents that die. Whom an agent calls, and when, is left open: every way in which a network can be parted is among that.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from hpc_launch.elastic.membership import (
+from hpc_launch.rendezvous.membership import (
     Half,
     Knowledge,
     Membership,

@@ -45,7 +45,7 @@ def no_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
     """Return a function that runs `hpc-launch` in this process, in an empty directory."""
     monkeypatch.chdir(tmp_path)
 
@@ -56,7 +56,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
         with pytest.raises(SystemExit) as caught:
             entry()
         assert isinstance(caught.value.code, int)
-        return Done(caught.value.code, *capsys.readouterr())
+        return Done(caught.value.code, *capfd.readouterr())
 
     return call
 
@@ -589,3 +589,19 @@ def test_completion(python: str, words: str, expected: set[str]) -> None:
     done = subprocess.run([python, "-c", program], env=environ, capture_output=True, text=True, check=True)
 
     assert expected == {line.partition(",")[2] for line in done.stdout.splitlines()}
+
+
+def test_a_fault_of_our_own_is_loud(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a status that no script has by accident, and says where it was."""
+
+    def fails(*_: object) -> None:
+        raise KeyError("rank")
+
+    monkeypatch.setattr(importlib.import_module("hpc_launch.cli.env"), "gather", fails)
+    done = command("env")
+
+    assert (done.status, done.err.splitlines()[0]) == (70, "Traceback (most recent call last):")
+    assert done.err.splitlines()[-2:] == [
+        "KeyError: 'rank'",
+        "hpc-launch: this is a fault of hpc-launch: please report it with the lines above",
+    ]

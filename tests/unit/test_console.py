@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +14,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from hpc_launch.elastic import console
-from hpc_launch.elastic.console import Follower, Pace, Source, say
+from hpc_launch import console
+from hpc_launch.console import say
+from hpc_launch.elastic.console import Follower, Pace, Source
 from hpc_launch.records.lines import last_lines
 from tests.support import wait_for
 
@@ -236,7 +240,7 @@ def test_a_slow_console_that_does_not_block_is_waited_for(shown: Console) -> Non
     """A non-blocking descriptor that is full loses nothing."""
     os.set_blocking(shown.descriptor, False)
     data = b"x" * 999 + b"\n"
-    console._CONSOLE.write(shown.descriptor, data * 1000)
+    console.CONSOLE.write(shown.descriptor, data * 1000)
 
     assert shown.close() == ["x" * 999] * 1000
 
@@ -266,7 +270,7 @@ class Stopped:
 
 @pytest.fixture
 def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stopped]:
-    monkeypatch.setattr(console, "_OWN_SECONDS", 0.05)
+    monkeypatch.setattr(console, "_PATIENCE", 0.05)
     made = Stopped()
     yield made
     os.close(made.read)
@@ -275,7 +279,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stopped]:
 
 def test_a_stopped_console_does_not_stop_the_launcher(stopped: Stopped) -> None:
     """Its own lines are left out then, and come again when the console goes on."""
-    own = console._Console()
+    own = console.Console()
     for _ in range(20):
         own.say(stopped.descriptor, b"unheard\n" * 1000)
     stopped.go_on()
@@ -296,6 +300,144 @@ def test_the_launcher_does_not_wait_for_a_follower_that_waits(stopped: Stopped, 
     stopped.go_on()
 
     assert follower.stop()
+
+
+def served(monkeypatch: pytest.MonkeyPatch) -> console.Console:
+    """A console with its thread, and nothing to do at the end of this process."""
+    monkeypatch.setattr("hpc_launch.console.atexit.register", lambda _: None)
+    made = console.Console()
+    made.serve()
+    return made
+
+
+def test_nobody_waits_for_a_stopped_console(stopped: Stopped, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said while the console takes nothing is shown when it goes on, in order."""
+    own = served(monkeypatch)
+    for number in range(100):
+        own.say(stopped.descriptor, b"%d\n" % number)
+    assert not own.settle(0.0)
+    stopped.go_on()
+
+    assert own.settle(PATIENCE)
+    assert stopped.go_on() == b"".join(b"%d\n" % number for number in range(100))
+
+
+def test_lines_without_end_are_counted(
+    stopped: Stopped, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A console that takes nothing for ever costs bounded memory, and one line says how many lines it has missed."""
+    monkeypatch.setattr(console, "_MOST_WAITING", 10)
+    own = served(monkeypatch)
+    for number in range(25):
+        own.say(stopped.descriptor, b"%d\n" % number)
+    stopped.go_on()
+
+    assert own.settle(PATIENCE)
+    assert stopped.go_on() == b"".join(b"%d\n" % number for number in range(10))
+    wait_for(lambda: own.settle(0.0), PATIENCE, "the note")
+    assert capfd.readouterr().err == "hpc-launch: 15 line(s) left out here, because the console took nothing\n"
+
+
+def test_what_is_said_comes_before_what_is_written_then(stopped: Stopped, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of the launcher's own lines and the workers' is kept, whichever thread writes them."""
+    own = served(monkeypatch)
+    own.say(stopped.descriptor, b"said\n")
+    writer = threading.Thread(target=own.write, args=(stopped.descriptor, b"written\n"))
+    writer.start()
+    stopped.go_on()
+    writer.join()
+
+    assert stopped.go_on() == b"said\nwritten\n"
+
+
+def test_the_end_does_not_wait_for_a_console_that_has_taken_nothing_for_long(
+    stopped: Stopped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time that the console has wasted already counts."""
+    own = served(monkeypatch)
+    own.say(stopped.descriptor, b"unheard\n")
+    monkeypatch.setattr(own, "_moved", own._moved - PATIENCE)
+
+    assert not own.settle(PATIENCE)
+
+
+def closed_terminal() -> int:
+    """A terminal whose other end is gone: writing fails with EIO."""
+    master, slave = os.openpty()
+    os.close(master)
+    return slave
+
+
+def full_disk() -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+def closed_pipe() -> int:
+    read, write = os.pipe()
+    os.close(read)
+    return write
+
+
+def no_descriptor() -> int:
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.close(descriptor)
+    return descriptor
+
+
+FAILING = [closed_terminal, full_disk, closed_pipe, no_descriptor]
+
+
+@pytest.mark.parametrize("make", FAILING)
+def test_a_console_that_fails_is_no_error(make: Callable[[], int], shown: Console) -> None:
+    """What it does not take is lost; what goes elsewhere is not."""
+    own, descriptor = console.Console(), make()
+    own.say(descriptor, b"lost\n")
+    own.write(descriptor, b"lost\n")
+    own.say(shown.descriptor, b"shown\n")
+
+    assert own.settle(0.0)
+    assert shown.close() == ["shown"]
+
+
+@pytest.mark.parametrize("make", FAILING)
+def test_a_follower_outlives_a_console_that_fails(make: Callable[[], int], out: Path, tmp_path: Path) -> None:
+    """Lines that the console does not take are still copied where --duplicate-stdout-filters has them copied."""
+    copy = tmp_path / "copy"
+    follower = Follower([Source(out, "", make(), copy, ("line",))])
+    follower.start()
+    out.write_text("line 1\n")
+    wait_for(lambda: copy.exists() and copy.read_text(), PATIENCE, "the first line")
+    with out.open("a") as stream:
+        stream.write("line 2\n")
+
+    assert follower.stop()
+    assert copy.read_text() == "line 1\nline 2\n"
+
+
+def test_a_line_that_was_cut_off_does_not_swallow_the_next(shown: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a write that has failed half-way a new line begins."""
+    own, write, sizes = console.Console(), os.write, iter([3])
+
+    def failing(descriptor: int, data: bytes) -> int:
+        size = next(sizes, None)
+        if size is None:
+            raise OSError(errno.ENOSPC, "full")
+        return write(descriptor, data[:size])
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hpc_launch.console.os.write", failing)
+        own.write(shown.descriptor, b"one line\n")
+    own.write(shown.descriptor, b"another\n")
+
+    assert shown.close() == ["one", "another"]
+
+
+def test_no_thread_is_there_before_it_is_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
+    """The worker factory is forked from a process with a single thread: a line before that is written by its caller."""
+    before = threading.active_count()
+    console.Console().say(2, b"early\n")
+
+    assert (threading.active_count(), capfd.readouterr().err) == (before, "early\n")
 
 
 def test_attempts_are_shown_one_after_the_other(tmp_path: Path, stopped: Stopped) -> None:
@@ -347,7 +489,7 @@ def test_pace_is_quick_at_first_and_slow_later(monkeypatch: pytest.MonkeyPatch) 
     """Words that repeat come after 1, 2, 4, 8 and then every 10 seconds."""
     now = 100.0
     clock: Callable[[], float] = lambda: now  # noqa: E731 - it follows `now`
-    monkeypatch.setattr("hpc_launch.elastic.console.time.monotonic", clock)
+    monkeypatch.setattr("hpc_launch.console.time.monotonic", clock)
     pace = Pace(1.0, 10.0)
     spoken = []
     for tenth in range(500):
@@ -356,3 +498,17 @@ def test_pace_is_quick_at_first_and_slow_later(monkeypatch: pytest.MonkeyPatch) 
             spoken.append(now - 100.0)
 
     assert spoken == [1.0, 3.0, 7.0, 15.0, 25.0, 35.0, 45.0]
+
+
+def test_a_console_above_what_select_takes(shown: Console) -> None:
+    """A descriptor above 1023 is waited for and written to like any other."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    high = fcntl.fcntl(shown.descriptor, fcntl.F_DUPFD_CLOEXEC, 1500)
+    own = console.Console()
+    own.say(high, b"said\n")
+    own.write(high, b"written\n")
+    os.close(high)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert shown.close() == ["said", "written"]

@@ -78,11 +78,14 @@ def test_toml_examples_are_settings_files(tmp_path: Path) -> None:
     assert examples
 
     for example in examples:
-        (tmp_path / "hpc-launch.toml").write_text(example)
+        # A policy is the site's alone; everything else can be a project's.
+        file = tmp_path / ("config.toml" if "[policy]" in example else "hpc-launch.toml")
+        file.write_text(example)
         for name in ("", *re.findall(r"^\[profiles\.([^.]*)\]$", example, re.MULTILINE)):
-            layers = load({}, tmp_path, name).layers
+            layers = load({}, tmp_path, name, tmp_path).layers
             assert resolve({}, {}, layers).origins
             assert ("[submit]" in example) <= bool(asked.overview({}, layers))
+        file.unlink()
 
 
 def test_shell_examples_are_shell() -> None:

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, strategies as st
 
 from hpc_launch.elastic import draining
-from hpc_launch.elastic.story import Failed, Story, together
+from hpc_launch.rendezvous.messages import Failed, RunState, merge
 
-OWN = Failed(1, "it broke", own=True, fault="")
-FOLLOWED = Failed(1, "lost", own=False, fault="")
-BROKEN = Failed(1, "lost", own=False, fault="Xid 79")
+OWN = Failed(0, 1, "it broke", own=True, fault="")
+FOLLOWED = Failed(0, 1, "lost", own=False, fault="")
+BROKEN = Failed(0, 1, "lost", own=False, fault="Xid 79")
 
 
 @pytest.mark.parametrize(
@@ -32,13 +32,13 @@ def test_who_failed_alone(failures: dict[int, Failed], culprit: int | None) -> N
 
 def test_evidence_counts_at_once_and_failures_after_two_attempts() -> None:
     """What is held against a node outlives the leader that has noted it."""
-    once = draining.noted(Story(), {3: OWN, 4: FOLLOWED})
+    once = draining.noted(RunState(), {3: OWN, 4: FOLLOWED})
     twice = draining.noted(once, {3: OWN})
     both = draining.noted(draining.noted(twice, {1: BROKEN}), {3: BROKEN})
 
     assert draining.noted(once, {3: OWN, 4: OWN}) == once
     assert (once.drained, twice.drained) == ({}, {"3": "has ended 2 attempts alone"})
-    assert [*together([Story(), both, twice]).drained.items()] == [*twice.drained.items(), ("1", "is broken (Xid 79)")]
+    assert [*merge([RunState(), both, twice]).drained.items()] == [*twice.drained.items(), ("1", "is broken (Xid 79)")]
 
 
 @given(st.floats(0, 1e6))

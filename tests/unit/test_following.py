@@ -18,9 +18,9 @@ from hpc_launch.elastic.following import Failure, RoundWatch
 from hpc_launch.elastic.hang import HangWatch, Verdict
 from hpc_launch.elastic.recording import Recorder
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
-from hpc_launch.elastic.rounds import Ending, RoundEnd
 from hpc_launch.elastic.signals import Signals
 from hpc_launch.plan.derive import make
+from hpc_launch.rendezvous.messages import Ending, RoundEnd
 from hpc_launch.settings import resolve
 from tests.unit.test_plan import here
 

@@ -9,7 +9,7 @@ import pytest
 
 from hpc_launch.elastic import forming
 from hpc_launch.elastic.forming import Gathering, Move, Terms
-from hpc_launch.elastic.membership import Half, Knowledge, Membership
+from hpc_launch.rendezvous.membership import Half, Knowledge, Membership
 
 TERMS = Terms(minimum=2, join_timeout=600.0, node_timeout=10.0)
 WHOLE = Membership(3, (0, 1, 2, 3), "x", (0, 1, 2))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from hpc_launch.elastic.fixed import FixedRendezvous
 from hpc_launch.elastic.hang import Activity, HangWatch, Quiet, Verdict, pause_for
+from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.records.directory import JobDirectory
 from tests.unit.agents_support import parties, party, together
 
@@ -31,9 +32,9 @@ class Clock:
 
 
 @pytest.fixture
-def agents(tmp_path: Path) -> Iterator[list[FixedRendezvous]]:
+def agents(tmp_path: Path) -> Iterator[list[SlurmRendezvous]]:
     """Two agents that have met in a round."""
-    handlers = [FixedRendezvous(one) for one in parties(party(tmp_path, 2, max_restarts=1))]
+    handlers = [SlurmRendezvous(one) for one in parties(party(tmp_path, 2, max_restarts=1))]
     together([handler.next_rendezvous for handler in handlers])
     yield handlers
     for handler in handlers:
@@ -60,7 +61,7 @@ def watches(folder: Path, clock: Clock, pids: dict[int, int] | None = None) -> l
     ]
 
 
-def turn(handlers: list[FixedRendezvous], pair: list[HangWatch]) -> Verdict | None:
+def turn(handlers: list[SlurmRendezvous], pair: list[HangWatch]) -> Verdict | None:
     """Let all agents look; returns the verdict, if there is one."""
     said = [watch.turn(handler) for watch, handler in zip(pair, handlers, strict=True)]
     assert said[1] is None
@@ -105,7 +106,7 @@ def test_output_and_progress_are_seen(tmp_path: Path) -> None:
     assert activity.changed()
 
 
-def test_as_long_as_one_goes_on_nobody_hangs(agents: list[FixedRendezvous], tmp_path: Path) -> None:
+def test_as_long_as_one_goes_on_nobody_hangs(agents: list[SlurmRendezvous], tmp_path: Path) -> None:
     """The others may wait for it for as long as it takes, whichever node it is on."""
     clock = Clock()
     pair = watches(tmp_path, clock)
@@ -118,7 +119,7 @@ def test_as_long_as_one_goes_on_nobody_hangs(agents: list[FixedRendezvous], tmp_
     assert not (tmp_path / "1.0" / "stacks").exists()
 
 
-def test_when_nobody_goes_on_all_stacks_are_taken(agents: list[FixedRendezvous], tmp_path: Path) -> None:
+def test_when_nobody_goes_on_all_stacks_are_taken(agents: list[SlurmRendezvous], tmp_path: Path) -> None:
     """The leader's verdict comes when all have left what they saw, and it names who is where."""
     clock = Clock()
     sleeps = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) for _ in range(2)]
@@ -143,7 +144,7 @@ def test_when_nobody_goes_on_all_stacks_are_taken(agents: list[FixedRendezvous],
     assert [(one["rank"], one["host"]) for one in found] == [(0, "node1"), (1, "node2")]
 
 
-def test_an_agent_that_does_not_answer_is_not_waited_for_forever(agents: list[FixedRendezvous], tmp_path: Path) -> None:
+def test_an_agent_that_does_not_answer_is_not_waited_for_forever(agents: list[SlurmRendezvous], tmp_path: Path) -> None:
     """Its node may be what hangs. And where nothing can be written the end is the same."""
     (tmp_path / "1.0" / "stacks").write_text("in the way")
     clock = Clock()
@@ -157,3 +158,22 @@ def test_an_agent_that_does_not_answer_is_not_waited_for_forever(agents: list[Fi
     assert verdict is not None
     assert verdict.cause.endswith(": nothing was seen; 1 of 2 agents did not answer")
     assert verdict.path is None
+
+
+def test_files_that_cannot_be_seen_are_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a file server does not answer it is unknown whether a worker writes, and the job does not hang."""
+    path, answers = tmp_path / "rank_0.out", threading.Event()
+    activity = Activity([path])
+    look = Activity._look
+
+    def hanging(one: Activity) -> list[tuple[int, int]]:
+        answers.wait(30)
+        return look(one)
+
+    monkeypatch.setattr("hpc_launch.elastic.hang._LOOK", 0.01)
+    monkeypatch.setattr(Activity, "_look", hanging)
+    unseen = [activity.changed(), activity.changed()]
+    answers.set()
+    monkeypatch.setattr("hpc_launch.elastic.hang._LOOK", 30.0)
+
+    assert (unseen, activity.changed()) == ([True, True], False)

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,20 @@ import hpc_launch
 PACKAGE = Path(hpc_launch.__file__).parent
 
 # What each part of the package may import of the others. The first of two parts stands above the second.
-FOUNDATIONS = {"hostlist", "ranges", "settings", "errors", "world", "version"}
+FOUNDATIONS = {
+    "hostlist",
+    "hidden",
+    "owners",
+    "ranges",
+    "settings",
+    "errors",
+    "text",
+    "world",
+    "secret",
+    "console",
+    "patience",
+    "version",
+}
 MAY_IMPORT = {
     "entry": {"cli"},
     "cli": {"launch", "submission", "check", "review", "records", "plan", "slurm", "warm", *FOUNDATIONS},
@@ -29,18 +43,25 @@ MAY_IMPORT = {
     "check": {"probes", "plan", "slurm", "node", *FOUNDATIONS},
     "review": {"probes", "plan", "slurm", "node", "records", *FOUNDATIONS},
     "probes": {"hostlist", "errors"},
-    "elastic": {"plan", "slurm", "node", "records", "warm", *FOUNDATIONS},
+    "elastic": {"rendezvous", "plan", "slurm", "node", "records", "warm", *FOUNDATIONS},
+    "rendezvous": {"owners", "ranges", "secret", "errors"},
     "plan": {"slurm", "node", "records", *FOUNDATIONS},
     "slurm": {"hostlist", "ranges", "errors"},
     "node": {"records", "ranges", "errors"},
-    "records": {"hostlist", "ranges", "errors"},
+    "records": {"hostlist", "owners", "ranges", "errors"},
     "runtime": {"records", "errors"},
-    "warm": {"node", "errors"},
+    "warm": {"hidden", "node", "errors"},
     "world": {"settings"},
-    "settings": {"ranges", "errors"},
+    "settings": {"owners", "ranges", "errors"},
     "hostlist": {"errors"},
     "errors": set[str](),
+    "hidden": set[str](),
+    "owners": set[str](),
+    "text": set[str](),
     "ranges": set[str](),
+    "secret": set[str](),
+    "console": set[str](),
+    "patience": {"console"},
     "version": set[str](),
 }
 
@@ -50,7 +71,6 @@ EXCEPTIONS = {
         "launch.run",
         "elastic",
     ): "running is what launch is for; inside of functions, so that errors and explanations come without torch",
-    ("launch.step", "elastic"): "the console, a part of it that knows no torch; inside of a function as above",
     ("__init__", "jobs"): "for type checkers; what a notebook uses is imported when it is used",
     ("__init__", "submitit"): "as above",
     ("__init__", "runtime"): "as above",
@@ -291,9 +311,9 @@ def test_toml_is_read_by_those_who_need_it(
         "hpc_launch.probes.probe",
         "hpc_launch.check.run",
         "hpc_launch.elastic",
-        "hpc_launch.elastic.console",
+        "hpc_launch.console",
+        "hpc_launch.patience",
         "hpc_launch.elastic.environment",
-        "hpc_launch.elastic.locator",
         "hpc_launch.elastic.others",
         "hpc_launch.elastic.rounds",
         "hpc_launch.jobs.display",
@@ -302,6 +322,9 @@ def test_toml_is_read_by_those_who_need_it(
         "hpc_launch.jobs.worker",
         "hpc_launch.launch.run",
         "hpc_launch.records.events",
+        "hpc_launch.rendezvous.messages",
+        "hpc_launch.rendezvous.transport.connecting",
+        "hpc_launch.rendezvous.transport.server",
         "hpc_launch.records.history",
         "hpc_launch.records.telling",
         "hpc_launch.review.find",
@@ -323,3 +346,17 @@ def test_what_is_pure_imports_nothing_heavy(python: str, module: str) -> None:
     done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True)
 
     assert HEAVY & set(json.loads(done.stdout)) == set()
+
+
+def test_the_transport_needs_the_standard_library_only(python: str) -> None:
+    """It works before torch and click are imported, and where they cannot be."""
+    module = "hpc_launch.rendezvous.transport"
+    program = f"""
+import sys
+before = {{*sys.modules}}
+import {module}.server, {module}.connecting
+print(*{{name.split(".")[0] for name in {{*sys.modules}} - before}})
+"""
+    done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True)
+
+    assert {*done.stdout.split()} - {*sys.stdlib_module_names} == {"hpc_launch"}

@@ -8,8 +8,8 @@ from itertools import combinations
 
 import pytest
 
-from hpc_launch.elastic import membership
-from hpc_launch.elastic.membership import Half, Knowledge, Membership, halves, may_form, quorum
+from hpc_launch.rendezvous import membership
+from hpc_launch.rendezvous.membership import Half, Knowledge, Membership, halves, may_form, quorum
 from tests.unit import membership_model as model
 from tests.unit.membership_model import State
 

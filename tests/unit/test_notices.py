@@ -16,6 +16,7 @@ from hypothesis import given, strategies as st
 
 from hpc_launch.elastic import notices as notices_module
 from hpc_launch.elastic.notices import Notices, Tally
+from hpc_launch.elastic.signals import Signals
 from hpc_launch.node import processes
 from tests.support import wait_for
 
@@ -468,3 +469,38 @@ def test_a_worker_that_never_cares(late: Callable[[], Late]) -> None:
         wait_for(lambda: process.poll() is not None, 60, "it does not end")
         notices.turn([], {})
     assert (sent, notices._owed) == ([], [])
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGNONSENSE", "", "__class__"])
+def test_a_signal_that_is_not_passed_on_is_ignored(name: str) -> None:
+    """Another agent's word cannot make this one send workers anything but a notice signal, nor end it."""
+    sent: list[tuple[int, int]] = []
+    notices = Notices(dict, lambda _: False, lambda pid, signum: sent.append((pid, signum)), frozenset({USR1}))
+    with mock.patch.object(notices_module, "_OWN_SECONDS", 0.0):
+        told = [notices.turn([1], {name: 1}) for _ in range(2)]
+
+    assert (told, sent, notices.told) == ([{}, {}], [], False)
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    """Return signals that are handled; what was there before is put back."""
+    before = {signum: signal.getsignal(signum) for signum in (USR1, USR2)}
+    made = Signals([], ["SIGUSR1", "SIGUSR2"], at_once=False)
+    made.handle()
+    yield made
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+def test_counts_are_those_of_the_moment(signals: Signals) -> None:
+    """Signals that come while somebody goes through the counts change nothing of them."""
+    signal.raise_signal(USR1)
+    counts = signals.notices
+    seen = []
+    for signum in counts:
+        signal.raise_signal(USR2)
+        signal.raise_signal(USR1)
+        seen.append((signum, counts[signum]))
+
+    assert (seen, signals.notices) == ([(USR1, 1)], {USR1: 2, USR2: 1})

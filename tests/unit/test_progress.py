@@ -91,8 +91,8 @@ def test_a_disk_that_is_full(job: JobDirectory, monkeypatch: pytest.MonkeyPatch)
     writer = Progress(clock.monotonic)
     append = directory.append
 
-    def full(path: Path, lines: str) -> None:
-        append(path, lines[: len(lines) // 2])
+    def full(path: Path, lines: str, top: Path) -> None:
+        append(path, lines[: len(lines) // 2], top)
         raise OSError(28, os.strerror(28))
 
     for step in range(1, 7):

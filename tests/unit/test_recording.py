@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +22,14 @@ from hpc_launch.plan.derive import make
 from hpc_launch.records import events, history
 from hpc_launch.records.claims import claim_run
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.events import EventLog
 from hpc_launch.settings import resolve
 from hpc_launch.warm.factory import Ended
 from tests.unit.test_plan import here
 
 GONE = 1 << 22
+
+PATIENCE = 30.0
 
 
 @pytest.fixture
@@ -59,8 +64,9 @@ def workers(folder: Path, pids: dict[int, int], ended: dict[int, Ended], **more:
     return found
 
 
-def lines(job: JobDirectory) -> list[dict[str, Any]]:
-    """The events of the only node, without what is the same in all."""
+def lines(recorder: Recorder, job: JobDirectory) -> list[dict[str, Any]]:
+    """The events of the only node, when all are written."""
+    assert recorder.settle(PATIENCE)
     (path,) = job.path.glob("nodes/*/events.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -68,7 +74,7 @@ def lines(job: JobDirectory) -> list[dict[str, Any]]:
 def test_what_was_said_before_there_was_a_place_for_it(recorder: Recorder, course: Course) -> None:
     """It is written after the beginning of the run, with its own time."""
     recorder.say(events.NODE_MISSING, hosts="gpu007")
-    first, second, third = lines(job_of(recorder, course))
+    first, second, third = lines(recorder, job_of(recorder, course))
 
     assert [first["event"], second["event"], third["event"]] == [events.RUN, events.NODE_MISSING, events.ATTEMPT]
     assert (first["first_attempt"], first["restart_count"], second["hosts"]) == (4, 2, "gpu007")
@@ -91,13 +97,13 @@ def test_workers_that_end(recorder: Recorder, course: Course, tmp_path: Path) ->
     (attempt,) = history.read(job.path).attempts
     well, failed = attempt.workers
 
-    assert [event["event"] for event in lines(job)].count(events.WORKER_ENDED) == 2
+    assert [event["event"] for event in lines(recorder, job)].count(events.WORKER_ENDED) == 2
     assert (well.rank, well.exitcode, well.ended, well.failure) == (6, 0, 100.0, None)
     assert well.usage is not None
     assert (well.usage.user, well.usage.system, well.usage.max_rss) == (1.5, 0.25, 1 << 20)
     assert failed.failure is not None
     assert (failed.failure.lines, failed.failure.log) == (("the last line",), str(tmp_path / "rank_1.err"))
-    assert lines(job)[-1]["event"] == events.RUN_ENDED
+    assert lines(recorder, job)[-1]["event"] == events.RUN_ENDED
 
 
 def test_a_worker_that_cannot_be_killed(
@@ -109,6 +115,7 @@ def test_a_worker_that_cannot_be_killed(
     recorder.started(0, 0, found)
     monkeypatch.setattr(evidence, "hung_in", lambda _: "nfs4_wait")
     recorder.finish(found, "SIGTERM")
+    assert recorder.settle(PATIENCE)
     (worker,) = history.read(job.path).attempts[0].workers
 
     assert worker.exitcode is None
@@ -126,7 +133,7 @@ def test_signs_of_life(recorder: Recorder, course: Course, tmp_path: Path, monke
     for states in ({0, 1}, {1}, set[int]()):
         monkeypatch.setattr(evidence, "hung_in", _hanging({GONE if local else os.getpid() for local in states}))
         recorder.look(found)
-    beats = [event for event in lines(job) if event["event"] == events.HEARTBEAT]
+    beats = [event for event in lines(recorder, job) if event["event"] == events.HEARTBEAT]
 
     assert [(beat["running"], beat["waiting"]) for beat in beats] == [(2, []), (2, [1]), (2, [])]
 
@@ -161,3 +168,26 @@ def test_agents_that_never_met_and_have_no_directory(recorder: Recorder, course:
     recorder.left(69, "nobody came")
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_hangs_is_waited_for_by_nobody(
+    recorder: Recorder, course: Course, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events are written when the file answers, in order, each with the time at which it was said."""
+    job, answers, append = job_of(recorder, course), threading.Event(), EventLog._write
+
+    def hanging(log: EventLog, text: str) -> None:
+        answers.wait(PATIENCE)
+        append(log, text)
+
+    assert recorder.settle(PATIENCE)
+    monkeypatch.setattr(EventLog, "_write", hanging)
+    monkeypatch.setattr(recording, "_LAST_SECONDS", 0.0)
+    recorder.say(events.NODE_LOST, hosts="gpu007")
+    said = time.time()
+    recorder.left(69, "gpu007 is lost")
+    answers.set()
+    lost, left = lines(recorder, job)[-2:]
+
+    assert (lost["event"], left["event"]) == (events.NODE_LOST, events.RUN_ENDED)
+    assert lost["time"] <= round(said, 3)

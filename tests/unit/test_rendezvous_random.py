@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
 
-from hpc_launch.elastic.fixed import FixedRendezvous
-from hpc_launch.elastic.rounds import Ending, RoundEnd
+from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.errors import RoundRefused
+from hpc_launch.rendezvous.messages import Ending, RoundEnd
 from tests.support import wait_for
 from tests.unit.agents_support import DEADLINE, begin, end_of, finish, parties, party
 
@@ -83,7 +83,7 @@ def invent(seed: int) -> Story:
     return Story(agents, budget, parts, meetings, [[] for _ in range(agents)])
 
 
-def live(handler: FixedRendezvous, story: Story) -> None:
+def live(handler: SlurmRendezvous, story: Story) -> None:
     """Be one agent, from the first round to the last."""
     agent = handler._party.agent
     number = 0
@@ -109,7 +109,7 @@ def live(handler: FixedRendezvous, story: Story) -> None:
         number += 1
 
 
-def act(handler: FixedRendezvous, part: Part, meeting: threading.Barrier | None, left: set[int]) -> RoundEnd:
+def act(handler: SlurmRendezvous, part: Part, meeting: threading.Barrier | None, left: set[int]) -> RoundEnd:
     """Play one's part in a round; returns its end, or that of the next one for an agent that has left between them."""
     if meeting is not None:
         meeting.wait(DEADLINE)
@@ -134,9 +134,9 @@ def test_agents_always_agree(tmp_path: Path, seed: int) -> None:
     """All see the same rounds with the same endpoints and the same ends, and restart as often as the budget allows."""
     story = invent(seed)
     run = party(tmp_path, story.agents, max_restarts=story.budget)
-    handlers = [FixedRendezvous(one) for one in parties(run)]
+    handlers = [SlurmRendezvous(one) for one in parties(run)]
 
-    def whole_life(handler: FixedRendezvous) -> None:
+    def whole_life(handler: SlurmRendezvous) -> None:
         try:
             live(handler, story)
         finally:

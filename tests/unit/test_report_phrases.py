@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from hpc_launch.review import phrases
+from hpc_launch.text import visible
 
 
 @pytest.mark.parametrize(
@@ -70,13 +71,13 @@ def test_local_time_is_named() -> None:
     ],
 )
 def test_nothing_in_a_text_is_invisible(text: str, expected: str) -> None:
-    assert phrases.visible(text) == expected
+    assert visible(text) == expected
 
 
 @given(st.text())
 def test_visible_text_can_be_written(text: str) -> None:
     """Whatever it was, it is text that a file can have, and looking at it twice changes nothing."""
-    seen = phrases.visible(text)
+    seen = visible(text)
 
     assert seen.encode().decode() == seen
-    assert phrases.visible(seen) == seen
+    assert visible(seen) == seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -289,6 +290,24 @@ def test_a_job_that_runs(job: JobDirectory) -> None:
         "0-5,7  gpu[001-002]  up     now          200",
         "6      gpu002        up     12 min ago",
     ]
+
+
+HOSTILE = "\x1b]0;title\x07\x1b[2J\u202e\r"
+
+
+def test_a_terminal_is_not_told_anything(job: JobDirectory) -> None:
+    """Whatever records say of others is shown, and a terminal obeys none of it; the colours are the status's own."""
+    told = record("RUNNING", nodes=f"gpu001{HOSTILE}", partition=HOSTILE)
+    found = seen(job, told, ending="failed", requeues=[0], attempts=2)
+    plan = json.loads(job.last_plan.read_text())
+    job.last_plan.write_text(json.dumps({**plan, "script": [HOSTILE]}))
+    looked = replace(
+        seen(job, told), failure=(0, HOSTILE), unreadable=(HOSTILE,), hosts=(HOSTILE, *found.hosts), missing=HOSTILE
+    )
+    shown = [show_status.text(looked, paint.Paint(on)) for on in (False, True)]
+
+    assert [char for char in "\x1b\x07\u202e\r" if char in shown[0]] == []
+    assert re.sub(r"\x1b\[\d+m", "", shown[1]) == shown[0]
 
 
 def test_a_job_that_failed(job: JobDirectory) -> None:

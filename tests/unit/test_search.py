@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 from hpc_launch.elastic.search import Doubts, Search
 from hpc_launch.node import network
+from hpc_launch.rendezvous import codec
+from hpc_launch.rendezvous.messages import Answer, Hello, Purpose, Verdict
+from hpc_launch.rendezvous.transport.connection import Connection
+from hpc_launch.rendezvous.transport.server import Greeting, Server
+from tests.support import wait_for
+from tests.unit.agents_support import keyring
 
 Place = tuple[str, int]
 
@@ -35,45 +39,72 @@ def gone() -> Place:
         return silent(stack)
 
 
-def answering(stack: contextlib.ExitStack, leader: int, *, leads: bool) -> Place:
-    """Return where an agent answers once."""
-    listener = network.listen(0)
-    stack.callback(listener.close)
+class Agent:
+    """An agent that answers who coordinates, and says nothing else."""
 
-    def answer() -> None:
-        connection, _ = listener.accept()
-        stack.callback(connection.close)
-        with connection.makefile("rb") as stream:
-            asked = json.loads(stream.readline())
-        said = {"run": asked["run"], "port": 1, "leads": leads, "leader": leader, "number": 7}
-        connection.sendall(json.dumps(said).encode() + b"\n")
+    def __init__(self, number: int, coordinator: int) -> None:
+        self._number, self._coordinator = number, coordinator
 
-    threading.Thread(target=answer, daemon=True).start()
-    return "127.0.0.1", int(listener.getsockname()[1])
+    def greet(self, _: bytes) -> Greeting:
+        """Answer a hello."""
+        leads = self._coordinator == self._number
+        verdict = Verdict.WELCOME if leads else Verdict.FOLLOWS
+        answer = Answer(verdict, self._number, "node", "instance", self._coordinator, 7, 1)
+        return Greeting(codec.encode(answer), stay=leads)
+
+    def opened(self, connection: Connection) -> None:
+        """Nothing follows."""
+
+    def received(self, connection: Connection, payload: bytes) -> None:
+        """Nothing is asked."""
+
+    received_bulk = received
+
+    def lost(self, connection: Connection) -> None:
+        """Nothing follows."""
+
+    def refused(self, connection: Connection | None, why: str) -> None:
+        """Nothing is refused."""
+
+    def turn(self, now: float) -> float:
+        """Nothing is due."""
+        return now + 60
 
 
-def test_a_leader_is_found_behind_many_that_are_silent(stack: contextlib.ExitStack) -> None:
-    """A rack of nodes is off: these are asked together. Who is gone is remembered, and not asked again."""
+def answering(stack: contextlib.ExitStack, number: int, coordinator: int) -> Place:
+    """Return where an agent answers that is with this coordinator, perhaps itself."""
+    server = Server(network.listen(0), keyring(), Agent(number, coordinator), name="agent", silence=10)
+    server.start()
+    stack.callback(server.close)
+    return "127.0.0.1", server.port
+
+
+def search(agent: int, places: dict[int, Place]) -> Search:
+    """Return the search of an agent."""
+    return Search(Hello(Purpose.JOIN, agent, "here", "it", "program"), keyring(), places)
+
+
+def test_a_coordinator_is_found_behind_many_that_are_silent(stack: contextlib.ExitStack) -> None:
+    """A rack of nodes is off: these are asked together. An agent that is gone is remembered, and not asked again."""
     places = {agent: silent(stack) for agent in range(4)}
-    places |= {4: gone(), 5: answering(stack, 5, leads=True), 6: answering(stack, 6, leads=True)}
-    search = Search("run", 9, "key", places)
-    found = search.first(range(7))
+    places |= {4: gone(), 5: answering(stack, 5, 5), 6: answering(stack, 6, 6)}
+    seeker = search(9, places)
+    found = seeker.first(range(7))
 
     assert found is not None
     assert found.connection is not None
-    assert (found.leader, found.number) == (5, 7)
-    assert search.gone == {4}
+    assert (found.coordinator, found.number) == (5, 7)
+    assert seeker.gone == {4}
     found.close()
-    assert search.first([4]) is None
+    assert seeker.first([4]) is None
 
 
-def test_who_does_not_lead_names_the_one_that_does(stack: contextlib.ExitStack) -> None:
-    """That one is asked as well; and who is with nobody says so."""
-    places = {0: answering(stack, 2, leads=False), 1: answering(stack, -1, leads=False)}
-    search = Search("run", 3, "key", {**places, 2: answering(stack, 2, leads=True)})
-    answers = search.ask([0, 1])
+def test_an_agent_that_follows_names_its_coordinator(stack: contextlib.ExitStack) -> None:
+    """That one is asked as well; an agent without one says so."""
+    places = {0: answering(stack, 0, 2), 1: answering(stack, 1, -1), 2: answering(stack, 2, 2)}
+    answers = search(3, places).ask([0, 1])
 
-    found = [(answer.leader, bool(answer.connection)) for answer in answers.values() if answer is not None]
+    found = [(answer.coordinator, bool(answer.connection)) for answer in answers.values() if answer is not None]
     for answer in answers.values():
         if answer is not None:
             answer.close()
@@ -81,13 +112,21 @@ def test_who_does_not_lead_names_the_one_that_does(stack: contextlib.ExitStack) 
     assert found == [(2, True), (-1, False)]
 
 
+def test_an_agent_without_the_secret_is_not_believed(stack: contextlib.ExitStack) -> None:
+    """Another user's program in the place of an agent answers nothing that counts."""
+    places = {0: answering(stack, 0, 0)}
+    seeker = Search(Hello(Purpose.JOIN, 1, "here", "it", "program"), keyring(key=b"o" * 32), places)
+
+    assert seeker.first([0]) is None
+
+
 def test_who_is_silent(stack: contextlib.ExitStack) -> None:
     """One that takes no calls is; who answers is not, and where nobody listens the kernel says so elsewhere."""
-    search = Search("run", 3, "key")
+    seeker = search(3, {})
 
-    assert search.silent(silent(stack))
-    assert not search.silent(answering(stack, 0, leads=False))
-    assert not search.silent(gone())
+    assert seeker.silent(silent(stack))
+    assert not seeker.silent(answering(stack, 0, 0))
+    assert not seeker.silent(gone())
 
 
 def test_doubts() -> None:
@@ -100,12 +139,21 @@ def test_doubts() -> None:
 
     doubts = Doubts(ask, 10)
     both: dict[int, Place] = {1: ("a", 1), 2: ("b", 2)}
-    assert [doubts.turn(both, now) for now in (0.0, 9.9)] == [None, None]
+
+    def turn(now: float) -> int | None:
+        """Call, and have the answer of a call that was made."""
+        found = doubts.turn(both, now)
+        if doubts._call is not None:
+            call = doubts._call[1]
+            wait_for(lambda: call.done, 10, "the call does not end")
+            found = doubts.turn(both, now)
+        return found
+
+    assert [turn(now) for now in (0.0, 9.9)] == [None, None]
     assert asked == []
-    assert [doubts.turn(both, now) for now in (10.0, 10.1, 12.4)] == [None, None, None]
-    assert asked == [("a", 1), ("b", 2)]
-    assert [doubts.turn(both, now) for now in (3600.0, 3600.1, 3603.0)] == [None, None, None]
-    assert asked[2:] == [("b", 2), ("a", 1), ("b", 2)]
-    assert doubts.turn(both, 3606.0) == 2
+    assert [turn(now) for now in (10.0, 10.1, 12.4)] == [None, None, None]
+    assert asked == [("a", 1), ("b", 2), ("b", 2)]
+    assert [turn(now) for now in (3600.0, 3600.1, 3603.0)] == [None, None, 2]
+    assert asked[3:] == [("b", 2), ("a", 1), ("b", 2)]
     assert doubts.turn({}, 3607.0) is None
-    assert doubts.turn(both, 3609.0) is None  # it is waited for anew
+    assert turn(3609.0) is None  # it is waited for anew

@@ -14,7 +14,16 @@ def test_what_training_depends_on_is_written_down(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["SLURM_JWT", "WANDB_API_KEY", "HF_TOKEN", "HUGGINGFACEHUB_API_TOKEN", "CUDA_PASSWORD", "AWS_SECRET_ACCESS_KEY"],
+    [
+        "SLURM_JWT",
+        "WANDB_API_KEY",
+        "HF_TOKEN",
+        "HUGGINGFACEHUB_API_TOKEN",
+        "CUDA_PASSWORD",
+        "AWS_SECRET_ACCESS_KEY",
+        "SLURM_PAT",
+        "HF_PASSPHRASE",
+    ],
 )
 def test_what_looks_like_a_secret_is_not(name: str) -> None:
     """Logs are read by more people than the environment."""
@@ -31,3 +40,15 @@ def test_versions_are_words() -> None:
 
     assert found
     assert all(isinstance(version, str) and version for version in found.values())
+
+
+def test_a_password_in_a_url_is_hidden() -> None:
+    """The rest of the variable stays: it says where things went."""
+    assert surroundings.relevant({"WANDB_BASE_URL": "https://me:word@wandb.example"}) == {
+        "WANDB_BASE_URL": "https://me:[hidden]@wandb.example"
+    }
+
+
+def test_more_names_can_be_left_out() -> None:
+    """The setting --secret-names has patterns."""
+    assert surroundings.relevant({"WANDB_ENTITY": "me", "WANDB_MODE": "off"}, ["wandb_ent*"]) == {"WANDB_MODE": "off"}

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from hpc_launch.elastic.membership import Half
 from hpc_launch.elastic.tokens import Tokens
+from hpc_launch.rendezvous.membership import Half
 from tests.support import wait_for
 from tests.unit.agents_support import DEADLINE, together
 
@@ -25,10 +25,18 @@ def take(directory: Path, half: Half) -> bool:
     return half in tokens.taken
 
 
+def put(directory: Path, number: int) -> str:
+    """Make a token; returns its name."""
+    names: list[str] = []
+    Tokens().put(directory, number, names.append)
+    wait_for(lambda: names, DEADLINE, "no token")
+    return names[0]
+
+
 def test_one_half_has_it(tmp_path: Path) -> None:
     """Whoever asks first, of many that ask at once; and another leader of the same half as well."""
     for number in range(20):
-        name = Tokens().put(tmp_path / "memberships", number)
+        name = put(tmp_path / "memberships", number)
         first, second = Half(name, (0, 1)), Half(name, (2, 3))
         had = together([partial(take, tmp_path / "memberships", half) for half in (first, second) * 4])
 
@@ -37,18 +45,18 @@ def test_one_half_has_it(tmp_path: Path) -> None:
 
 def test_who_does_not_see_it_does_not_have_it(tmp_path: Path) -> None:
     """Another directory, or none; then there is no name to be told, either."""
-    name = Tokens().put(tmp_path / "here", 1)
+    name = put(tmp_path / "here", 1)
     (tmp_path / "file").touch()
 
     assert not take(tmp_path / "there", Half(name, (0,)))
-    assert Tokens().put(tmp_path / "file" / "below", 1) == ""
+    assert put(tmp_path / "file" / "below", 1) == ""
     assert take(tmp_path / "here", Half(name, (0,)))
 
 
 def test_old_ones_are_removed(tmp_path: Path) -> None:
     """Those of older memberships when a new one begins; all of them in the end."""
     tokens = Tokens()
-    names = [tokens.put(tmp_path / "memberships", number) for number in (2, 10, 11)]
+    names = [put(tmp_path / "memberships", number) for number in (2, 10, 11)]
     assert take(tmp_path / "memberships", Half(names[0], (0,)))
     tokens.remove(tmp_path / "memberships", before=10)
     wait_for(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from hpc_launch import world
+from hpc_launch import secret, world
 from hpc_launch.elastic.environment import Attempt, Place, run_lengths, worker_environment
 from hpc_launch.hostlist import parse_counts
 from hpc_launch.node.devices import Devices
@@ -85,6 +85,13 @@ def test_the_variables_of_torch() -> None:
 
     assert environment(base) == {"PATH": "/usr/bin", **TORCH, **OWN}
     assert base == {"PATH": "/usr/bin", "RANK": "0", "MASTER_ADDR": "localhost"}
+
+
+def test_secrets_of_the_run_stay_with_the_agent() -> None:
+    """A worker, whose code prints and uploads environments, has no variable with a secret of the run."""
+    base = {"PATH": "/usr/bin", **dict.fromkeys(secret.VARIABLES, "c0ffee")}
+
+    assert environment(base) == {"PATH": "/usr/bin", **TORCH, **OWN}
 
 
 def test_masks_can_be_left_alone() -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,17 +16,16 @@ import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousInfo, RendezvousParameters
 
-from hpc_launch.elastic import locator, plugin
-from hpc_launch.elastic.fixed import FixedRendezvous
+from hpc_launch.elastic import plugin
 from hpc_launch.elastic.party import Party
-from hpc_launch.elastic.rounds import Message, RoundEnd
+from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.errors import LogDirError, RendezvousError, RendezvousTimeout, RoundRefused
-from hpc_launch.node import network
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.rendezvous.messages import Message, RoundEnd
 from tests.support import wait_for
-from tests.unit.agents_support import DEADLINE, begin, end_of, errors, finish, parties, party, together
+from tests.unit.agents_support import DEADLINE, begin, end_of, errors, finish, identity, parties, party, together
 
-Group = list[FixedRendezvous]
+Group = list[SlurmRendezvous]
 
 
 @pytest.fixture
@@ -37,7 +34,7 @@ def group() -> Iterator[Callable[[Party], Group]]:
     made: Group = []
 
     def make(first: Party) -> Group:
-        handlers = [FixedRendezvous(one) for one in parties(first)]
+        handlers = [SlurmRendezvous(one, agents_store=True) for one in parties(first)]
         made.extend(handlers)
         return handlers
 
@@ -45,14 +42,20 @@ def group() -> Iterator[Callable[[Party], Group]]:
     together([handler.shutdown for handler in made])
 
 
-def meet(handlers: Sequence[FixedRendezvous]) -> list[RendezvousInfo]:
+def meet(handlers: Sequence[SlurmRendezvous]) -> list[RendezvousInfo]:
     """Let all join the next round."""
     return together([handler.next_rendezvous for handler in handlers])
 
 
-def fail(handler: FixedRendezvous, status: int = 1, cause: str = "it broke") -> RoundEnd:
+def fail(handler: SlurmRendezvous, status: int = 1, cause: str = "it broke") -> RoundEnd:
     """Report a failure, and see that all agents of the handler's run would hear of it from the store."""
     return handler.report_failure(status, cause)
+
+
+def joined(leader: SlurmRendezvous) -> int:
+    """Return how many agents are ready for the next round."""
+    coordinator = leader._server._coordinator if leader._server else None
+    return sum(one.ready is not None for one in [*coordinator._sessions]) if coordinator else 0
 
 
 def worker_store(info: RendezvousInfo) -> TCPStore:
@@ -78,7 +81,7 @@ def test_all_agree_on_a_round(group: Callable[[Party], Group], tmp_path: Path) -
 
 def test_one_agent_alone_needs_no_address(tmp_path: Path) -> None:
     """A single node meets on loopback, whatever its name and its interfaces are, and whichever was asked for."""
-    handler = FixedRendezvous(party(tmp_path, 1, local_addr=None, interface="none0", leaders=["127.0.0.1"]))
+    handler = SlurmRendezvous(party(tmp_path, 1, local_addr=None, interface="none0", leaders=["127.0.0.1"]))
     info = handler.next_rendezvous()
 
     assert (info.rank, info.world_size, handler.plan.master_addr) == (0, 1, "127.0.0.1")
@@ -91,7 +94,7 @@ def test_agents_of_tasks_are_numbered_by_slurm(tmp_path: Path) -> None:
     first = party(tmp_path, 4, hosts=["node1", "node2"], agents_per_host=None)
     hosts = ["node2", "node1", "node2", "node1"]
     handlers = [
-        FixedRendezvous(replace(first, agent=number, host=host, leader=number == 1, workers=1))
+        SlurmRendezvous(replace(first, agent=number, host=host, leader=number == 1, workers=1))
         for number, host in enumerate(hosts)
     ]
 
@@ -103,8 +106,7 @@ def test_a_late_agent_is_waited_for(group: Callable[[Party], Group], tmp_path: P
     """The round begins when the last agent comes, and not before."""
     handlers = group(party(tmp_path, 3))
     early = [begin(handler.next_rendezvous) for handler in handlers[:2]]
-    control = handlers[0]
-    wait_for(lambda: control._opened and control._store.add("round/0/joined", 0) == 2, DEADLINE, "nobody joins")
+    wait_for(lambda: joined(handlers[0]) == 2, DEADLINE, "they do not join")
     assert [task.ended.is_set() for task in early] == [False, False]
     handlers[2].next_rendezvous()
     finish(early)
@@ -155,7 +157,7 @@ def test_of_failures_at_the_same_moment_the_first_counts(group: Callable[[Party]
         meet(handlers)
         barrier = threading.Barrier(6)
 
-        def all_fail(handler: FixedRendezvous, barrier: threading.Barrier = barrier) -> RoundEnd:
+        def all_fail(handler: SlurmRendezvous, barrier: threading.Barrier = barrier) -> RoundEnd:
             barrier.wait()
             return fail(handler, 10 + handler._party.agent)
 
@@ -226,7 +228,7 @@ def test_a_failure_has_no_signal(group: Callable[[Party], Group], tmp_path: Path
 
 def test_nobody_is_told_before_there_is_a_round(tmp_path: Path) -> None:
     """An agent that stops before it has found the others leaves without a word."""
-    assert FixedRendezvous(party(tmp_path, 2)).report_end(143, "stopped by SIGTERM", "SIGTERM") is None
+    assert SlurmRendezvous(party(tmp_path, 2)).report_end(143, "stopped by SIGTERM", "SIGTERM") is None
 
 
 @pytest.mark.parametrize("early", [True, False], ids=["others wait already", "others come later"])
@@ -240,10 +242,10 @@ def test_a_stop_between_rounds_ends_who_waits_for_the_next(
     fail(handlers[1])
     assert [end_of(handler).ending for handler in handlers] == ["restart"] * 4
     others = [handler for handler in handlers if handler is not handlers[who]]
-    control = handlers[1]._store
     waiting = [begin(handler.next_rendezvous) for handler in others] if early else []
     if early:
-        wait_for(lambda: control.add("round/1/joined", 0) == 3, DEADLINE, "they do not join")
+        leader = handlers[0]
+        wait_for(lambda: joined(leader) == 3, DEADLINE, "they do not join")
     end = handlers[who].report_end(143, "stopped by SIGTERM on some node", "SIGTERM")
     waiting = waiting or [begin(handler.next_rendezvous) for handler in others]
     finish(waiting)
@@ -261,7 +263,7 @@ def test_a_stop_between_rounds_ends_who_waits_for_the_next(
 # ---- what concerns all rounds
 
 
-def hear(handler: FixedRendezvous, expected: dict[str, int]) -> None:
+def hear(handler: SlurmRendezvous, expected: dict[str, int]) -> None:
     """Wait until an agent knows how often each signal came."""
     wait_for(lambda: dict(handler.notices()) == expected, DEADLINE, lambda: f"{handler.notices()}, not {expected}")
 
@@ -291,7 +293,7 @@ def test_notices_at_the_same_moment_are_all_kept(group: Callable[[Party], Group]
     names = ["SIGUSR1", "SIGUSR2", "SIGCONT"]
     barrier = threading.Barrier(6)
 
-    def tell(handler: FixedRendezvous) -> None:
+    def tell(handler: SlurmRendezvous) -> None:
         number = handler._party.agent
         barrier.wait()
         for count in range(1, 21):
@@ -408,7 +410,7 @@ def test_a_pinned_port_that_is_taken_is_everybody_s_problem(group: Callable[[Par
 def test_a_problem_of_one_is_told_to_all(group: Callable[[Party], Group], tmp_path: Path) -> None:
     """A node that cannot take part ends the run for all, with its words and its status; only the leader says them."""
     handlers = group(party(tmp_path, 3))
-    handlers[1] = FixedRendezvous(replace(handlers[1]._party, problem=LogDirError("cannot write in /logs")))
+    handlers[1] = SlurmRendezvous(replace(handlers[1]._party, problem=LogDirError("cannot write in /logs")))
     refused = errors([handler.next_rendezvous for handler in handlers])
     assert [(type(error), str(error)) for error in refused] == [(RoundRefused, "node2: cannot write in /logs")] * 3
     assert [getattr(error, "exit_status", None) for error in refused] == [73] * 3
@@ -433,7 +435,7 @@ def test_different_software_is_refused(group: Callable[[Party], Group], tmp_path
     """Every node says the same: what differs, and where."""
     same = {"Python": "3.11.7", "torch": "2.13.0", "script": "train.py"}
     handlers = group(party(tmp_path, 4, software=same))
-    other = FixedRendezvous(replace(handlers[2]._party, software={**same, name: "something"}))
+    other = SlurmRendezvous(replace(handlers[2]._party, software={**same, name: "something"}))
     handlers[2].shutdown()
     handlers[2] = other
     refused = errors([handler.next_rendezvous for handler in handlers])
@@ -478,10 +480,10 @@ def test_the_leader_goes_last(group: Callable[[Party], Group], tmp_path: Path) -
     """The end can be read until everybody has taken leave; then the ports are free and the notice is gone."""
     handlers = group(party(tmp_path, 3))
     meet(handlers)
-    notice = tmp_path / "1.0" / "rendezvous.json"
+    notice = handlers[0]._whole.job.whereabouts("program")
     assert notice.exists()
-    assert handlers[0]._locator is not None
-    ports = [handlers[0]._locator.port, handlers[0].plan.master_port]
+    assert handlers[0]._server is not None
+    ports = [handlers[0]._server.port, handlers[0].plan.master_port]
     fail(handlers[0], 5)
     leaving = begin(handlers[0].shutdown)
     assert end_of(handlers[1]).status == 5
@@ -533,13 +535,16 @@ def test_a_foreign_store_is_never_joined(group: Callable[[Party], Group], tmp_pa
     keys = foreign.num_keys()
     assert [info.rank for info in meet(handlers)] == [0, 1, 2]
     assert foreign.num_keys() == keys
-    assert foreign.port not in {handlers[0].plan.master_port, getattr(handlers[0]._locator, "port", None)}
+    assert foreign.port not in {handlers[0].plan.master_port, getattr(handlers[0]._server, "port", None)}
 
 
 def test_runs_at_the_same_ports_do_not_meet(group: Callable[[Party], Group], tmp_path: Path) -> None:
     """Runs that try the same ports all find their own leaders."""
     ports = party(tmp_path, 1).ports
-    runs = [group(party(tmp_path / str(number), 2, ports=ports)) for number in range(4)]
+    runs = [
+        group(party(tmp_path / str(number), 2, ports=ports, identity=identity(f"program {number}")))
+        for number in range(4)
+    ]
     everyone = [handler for handlers in runs for handler in handlers]
     infos = meet(everyone)
     assert [info.rank for info in infos] == [0, 1] * 4
@@ -549,22 +554,32 @@ def test_runs_at_the_same_ports_do_not_meet(group: Callable[[Party], Group], tmp
         assert worker_store(info).get("whose").decode() == handlers[1].get_run_id()
 
 
-def test_runs_of_the_same_name_do_not_mix(group: Callable[[Party], Group], tmp_path: Path) -> None:
-    """Two launches with the same host list have one name: no agent number is taken twice by one leader."""
-    first = party(tmp_path / "one", 4)
-    runs = [group(first), group(replace(first, job=party(tmp_path / "two", 4).job))]
-    infos = meet([handler for handlers in runs for handler in handlers])
-    members: dict[int, list[int]] = {}
-    for info in infos:
-        assert info.bootstrap_store_info is not None
-        members.setdefault(info.bootstrap_store_info.master_port, []).append(info.rank)
-    assert [sorted(ranks) for ranks in members.values()] == [[0, 1, 2, 3]] * 2
+def test_equal_runs_of_one_place_are_refused(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """Nothing tells their agents apart, so that none is paired at random: all end with the line that mends it."""
+    first = party(tmp_path / "one", 3)
+    runs = [group(first), group(replace(first, job=party(tmp_path / "two", 3).job))]
+    refused = errors([handler.next_rendezvous for handlers in runs for handler in handlers])
+
+    assert {type(error) for error in refused} == {RoundRefused}
+    assert all("give each run an --rdzv-id of its own" in str(error) for error in refused)
+
+
+def test_an_equal_run_that_comes_later_leaves_the_first_alone(group: Callable[[Party], Group], tmp_path: Path) -> None:
+    """A run that has begun goes on; the second one ends with the line that mends it."""
+    first = party(tmp_path / "one", 3)
+    handlers = group(first)
+    meet(handlers)
+    others = group(replace(first, job=party(tmp_path / "two", 3).job))
+    refused = errors([handler.next_rendezvous for handler in others])
+
+    assert {type(error) for error in refused} == {RoundRefused}
+    assert [handler.end() for handler in handlers] == [None] * 3
 
 
 def test_the_notice_leads_to_a_leader_whose_name_does_not_resolve(tmp_path: Path) -> None:
     """A file in the job directory says where the leader is; one of another run is not believed."""
-    handlers = [FixedRendezvous(one) for one in parties(party(tmp_path, 2, leaders=["no-such-host.invalid"]))]
-    notice = tmp_path / "1.0" / "rendezvous.json"
+    handlers = [SlurmRendezvous(one) for one in parties(party(tmp_path, 2, leaders=["no-such-host.invalid"]))]
+    notice = handlers[0]._whole.job.whereabouts("program")
     notice.parent.mkdir()
     notice.write_text('{"run": "another", "addresses": ["127.0.0.1"], "port": 1}')
     early = begin(handlers[1].next_rendezvous)
@@ -577,23 +592,23 @@ def test_the_notice_leads_to_a_leader_whose_name_does_not_resolve(tmp_path: Path
 LEADER = """
 import sys
 from pathlib import Path
-from hpc_launch.elastic.fixed import FixedRendezvous
+from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from tests.unit.agents_support import party
 
-leader = FixedRendezvous(party(Path(sys.argv[1]), 2, run_id=sys.argv[2], ports=[int(sys.argv[3])]))
+leader = SlurmRendezvous(party(Path(sys.argv[1]), 2, run_id=sys.argv[2], ports=[int(sys.argv[3])]))
 leader.next_rendezvous()
 sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("ask", ["end", "report_failure", "report_done", "next_rendezvous", "notices", "tell_notice"])
+@pytest.mark.parametrize("ask", ["end", "report_failure", "next_rendezvous", "notices"])
 def test_the_loss_of_the_leader_is_said_in_our_words(tmp_path: Path, python: str, ask: str) -> None:
     """A leader that dies takes the store with it: whatever an agent asks then, it hears that the store is lost."""
     first = party(tmp_path, 2)
     first = replace(first, ports=first.ports[:1])
     arguments = [str(tmp_path), first.run_id, str(first.ports[0])]
     checkout = Path(__file__).parents[2]
-    handler = FixedRendezvous(parties(first)[1])
+    handler = SlurmRendezvous(parties(first)[1])
     with contextlib.ExitStack() as stack:
         stack.callback(handler.shutdown)
         with subprocess.Popen([python, "-c", LEADER, *arguments], stdin=subprocess.PIPE, cwd=checkout) as leader:
@@ -604,10 +619,8 @@ def test_the_loss_of_the_leader_is_said_in_our_words(tmp_path: Path, python: str
         actions: dict[str, Callable[[], Any]] = {
             "end": lambda: end_of(handler),
             "report_failure": lambda: handler.report_failure(1, "it broke"),
-            "report_done": handler.report_done,
             "next_rendezvous": handler.next_rendezvous,
-            "notices": handler.notices,
-            "tell_notice": lambda: handler.tell_notice("SIGUSR1", 1),
+            "notices": lambda: wait_for(lambda: handler.notices() is None, DEADLINE, "the loss is not noticed"),
         }
         with pytest.raises(RendezvousError, match=r"lost the (store|agent) on node1"):
             actions[ask]()
@@ -618,11 +631,11 @@ AGENT = """
 import sys
 from pathlib import Path
 from dataclasses import replace
-from hpc_launch.elastic.fixed import FixedRendezvous
+from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from tests.unit.agents_support import parties, party
 
 first = party(Path(sys.argv[1]), 3, run_id=sys.argv[2], ports=[int(sys.argv[3])])
-agent = FixedRendezvous(parties(first)[2])
+agent = SlurmRendezvous(parties(first)[2])
 agent.next_rendezvous()
 sys.stdin.read()
 """
@@ -632,7 +645,7 @@ def test_the_loss_of_an_agent_ends_the_run(tmp_path: Path, python: str) -> None:
     """An agent that is killed takes no leave: the others hear that it is lost, whatever is left of the budget."""
     first = party(tmp_path, 3, max_restarts=5)
     first = replace(first, ports=first.ports[:1])
-    handlers = [FixedRendezvous(one) for one in parties(first)[:2]]
+    handlers = [SlurmRendezvous(one) for one in parties(first)[:2]]
     arguments = [str(tmp_path), first.run_id, str(first.ports[0])]
     checkout = Path(__file__).parents[2]
     with subprocess.Popen([python, "-c", AGENT, *arguments], stdin=subprocess.PIPE, cwd=checkout) as agent:
@@ -648,29 +661,11 @@ def test_the_loss_of_an_agent_ends_the_run(tmp_path: Path, python: str) -> None:
     assert "lost the agent on node3" in ends[0].cause
 
 
-def test_an_agent_that_asks_again_is_not_lost(tmp_path: Path) -> None:
-    """An answer that comes too late is asked for again: the agent has not gone because its first connection has."""
-    run = party(tmp_path, 2)
-    server = locator.Locator(run.run_id, network.listen(run.ports[0]), 1)
-    question = json.dumps({"run": run.run_id, "agent": 1, "key": "its own"}).encode() + b"\n"
-    with socket.create_connection(("127.0.0.1", run.ports[0])) as connection:
-        connection.sendall(question)
-        assert connection.recv(100)
-    found = locator.find(run.run_id, 1, lambda: [("127.0.0.1", run.ports[:1])], time.monotonic() + DEADLINE, "its own")
-    try:
-        assert not isinstance(found, str)
-        assert server.lost == ()
-    finally:
-        if not isinstance(found, str):
-            found.lifeline.close()
-        server.close()
-
-
 def test_plain_torchrun_has_the_settings_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A handler that torchrun makes takes its ports from where the project's file says."""
     (tmp_path / "hpc-launch.toml").write_text("port-range = '30000-30002'\n")
     monkeypatch.chdir(tmp_path)
     handler = plugin.create(RendezvousParameters("slurm", "", "run", 1, 1))
 
-    assert isinstance(handler, FixedRendezvous)
+    assert isinstance(handler, SlurmRendezvous)
     assert set(handler._party.ports) == {30000, 30001, 30002}

@@ -23,6 +23,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass
+from typing import Any
+
+from hpc_launch import ranges
 
 
 @dataclass(frozen=True, order=True)
@@ -41,6 +44,10 @@ class Membership:
     agents: tuple[int, ...]
     token: str = ""
     active: tuple[int, ...] = ()
+
+    def plain(self) -> list[Any]:
+        """The value for JSON: short, as every agent sends what it knows to the coordinator."""
+        return [self.number, ranges.fold(self.agents), self.token, ranges.fold(self.active)]
 
 
 @dataclass(frozen=True)

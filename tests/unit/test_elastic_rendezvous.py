@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,17 +15,17 @@ from torch.distributed.elastic.rendezvous import RendezvousInfo
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
 
 from hpc_launch.elastic import search
-from hpc_launch.elastic.moving import MovingRendezvous, SpareReleased
-from hpc_launch.elastic.rounds import Message
+from hpc_launch.elastic.rendezvous import SlurmRendezvous, SpareReleased
 from hpc_launch.errors import RendezvousError, RoundRefused
 from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.rendezvous.messages import Message
 from hpc_launch.settings import Origin
 from hpc_launch.world import of_nodes
 from tests.support import wait_for
 from tests.unit.agents_support import DEADLINE, Task, begin, end_of, errors, finish, parties, party, together
 
-Group = list[MovingRendezvous]
+Group = list[SlurmRendezvous]
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def group(tmp_path: Path) -> Iterator[Callable[..., Group]]:
 
     def make(agents: int, **changes: Any) -> Group:
         usual = {"elastic": True, "minimum": 1, "node_timeout": 3.0}
-        handlers = [MovingRendezvous(one) for one in parties(party(tmp_path, agents, **{**usual, **changes}))]
+        handlers = [SlurmRendezvous(one) for one in parties(party(tmp_path, agents, **{**usual, **changes}))]
         made.extend(handlers)
         return handlers
 
@@ -44,31 +44,46 @@ def group(tmp_path: Path) -> Iterator[Callable[..., Group]]:
         die(handler)
 
 
-def die(handler: MovingRendezvous) -> None:
+def die(handler: SlurmRendezvous) -> None:
     """Be killed: the kernel closes everything."""
-    post, election, seat = handler._post, handler._election, handler._seat
-    handler._post = handler._election = handler._seat = None  # first, for the thread that may be in it
+    server, election, link = handler._server, handler._election, handler._link
+    handler._server = handler._election = handler._link = None  # first, for the thread that may be in it
     if election is not None:
         election.close()
-    if post is not None:
-        post.resign()
-        post.close()
-    if seat is not None:
-        seat.close()
+    if server is not None:
+        server.resign()
+        server.close()
+    if link is not None:
+        link.close()
 
 
-def frozen(handler: MovingRendezvous) -> contextlib.AbstractContextManager[Any]:
-    """Let an agent be stopped, as by SIGSTOP, while nothing is asked of it here: it takes no calls."""
-    assert handler._post is not None
-    return handler._post._lock
+@contextlib.contextmanager
+def frozen(handler: SlurmRendezvous) -> Iterator[None]:
+    """Let an agent be stopped, as by SIGSTOP, while nothing is asked of it here: it answers no calls."""
+    assert handler._server is not None
+    thaw = threading.Event()
+
+    def freeze() -> None:
+        thaw.wait(DEADLINE)
+
+    handler._server._server.call(freeze)
+    try:
+        yield
+    finally:
+        thaw.set()
 
 
-def meet(handlers: Sequence[MovingRendezvous]) -> list[RendezvousInfo]:
+def elected(handler: SlurmRendezvous) -> int:
+    """Return the agent that an agent is with."""
+    return handler._election.coordinator if handler._election is not None else -1
+
+
+def meet(handlers: Sequence[SlurmRendezvous]) -> list[RendezvousInfo]:
     """Let all join the next round."""
     return together([handler.next_rendezvous for handler in handlers])
 
 
-def places(handlers: Sequence[MovingRendezvous]) -> list[tuple[int, int, int]]:
+def places(handlers: Sequence[SlurmRendezvous]) -> list[tuple[int, int, int]]:
     """Return round, rank and number of nodes of each."""
     found = []
     for handler in handlers:
@@ -77,13 +92,13 @@ def places(handlers: Sequence[MovingRendezvous]) -> list[tuple[int, int, int]]:
     return found
 
 
-def lost(handlers: Sequence[MovingRendezvous], host: str) -> None:
+def lost(handlers: Sequence[SlurmRendezvous], host: str) -> None:
     """See that all hear of a loss, which costs no restart."""
     ends = together([partial(end_of, handler) for handler in handlers])
     assert {(end.ending, end.lost) for end in ends} == {("restart", host)}, ends
 
 
-def spare(handler: MovingRendezvous) -> Task:
+def spare(handler: SlurmRendezvous) -> Task:
     """Let an agent join that is to be a spare."""
     task = begin(handler.next_rendezvous, "spare")
     wait_for(lambda: handler.start, DEADLINE, "it does not join")
@@ -118,7 +133,7 @@ def test_the_new_leader_s_loss_before_its_round_begins(group: Callable[..., Grou
     die(handlers[0])
     lost(handlers[1:], "node1")
     tasks = [begin(handler.next_rendezvous) for handler in handlers[1:5]]  # and one is late
-    wait_for(lambda: handlers[1]._post and len(handlers[1]._post.callers) == 4, DEADLINE, "nobody comes")
+    wait_for(lambda: handlers[1]._server and len(handlers[1]._server.callers) == 4, DEADLINE, "nobody comes")
     die(handlers[1])
     handlers[5].next_rendezvous()
     finish(tasks)
@@ -185,7 +200,7 @@ def test_a_spare_takes_the_place_of_a_lost_node(group: Callable[..., Group]) -> 
     assert waiting[1].error.end.ending == "done"
 
 
-def fail(handlers: Group, leader: MovingRendezvous, *failures: tuple[int, dict[str, Any]]) -> None:
+def fail(handlers: Group, leader: SlurmRendezvous, *failures: tuple[int, dict[str, Any]]) -> None:
     """Let an attempt fail on some nodes, one report after the other, and see that another one is to follow."""
     tasks = []
     for position, facts in failures:
@@ -199,9 +214,9 @@ def fail(handlers: Group, leader: MovingRendezvous, *failures: tuple[int, dict[s
     assert {end.ending for end in [*ends, *(task.value for task in tasks)]} == {"restart"}
 
 
-def reported(leader: MovingRendezvous, agent: int) -> bool:
+def reported(leader: SlurmRendezvous, agent: int) -> bool:
     """Whether a leader has heard of a failure, or the round is over for it."""
-    running = leader._post._running if leader._post else None
+    running = leader._server._coordinator._running if leader._server else None
     return running is None or running.end is not None or agent in running.failures
 
 
@@ -248,7 +263,7 @@ def test_a_device_does_not_break_for_a_lost_node(group: Callable[..., Group]) ->
     lost(handlers[:1], "node4")
     meet(handlers)
 
-    assert (handlers[0]._story.drained, handlers[0]._story.trouble) == ({"2": "is broken (Xid 79)"}, {"2": 1})
+    assert (handlers[0]._state.drained, handlers[0]._state.trouble) == ({"2": "is broken (Xid 79)"}, {"2": 1})
 
 
 def test_a_broken_node_is_drained_at_once_and_named_once(
@@ -278,7 +293,7 @@ def test_a_broken_node_is_drained_at_once_and_named_once(
         ("node drained", "is broken (Xid 79)", False),
         ("node drained", "is broken (Xid 48)", True),
     ]
-    assert [*handlers[1]._story.drained] == ["0", "1"]
+    assert [*handlers[1]._state.drained] == ["0", "1"]
     assert capfd.readouterr().err.count("--exclude=node2") == 1
 
 
@@ -292,9 +307,9 @@ def test_a_notice_that_comes_to_a_spare(group: Callable[..., Group]) -> None:
     wait_for(lambda: idle, DEADLINE, "the spare does not look")
     handlers[3].tell_notice("SIGUSR1", 1)
     wait_for(lambda: all(handler.notices() for handler in handlers), DEADLINE, "no notice")
-    leader = handlers[0]._post
+    leader = handlers[0]._server
     assert leader is not None
-    leader._inform = lambda *_: None  # type: ignore[method-assign]  # what is said to it is lost with it
+    leader._coordinator._inform = lambda *_: None  # type: ignore[method-assign]  # what is sent to it is lost with it
     handlers[3].tell_notice("SIGUSR1", 2)
     die(handlers[0])
     lost(handlers[1:3], "node1")
@@ -310,12 +325,12 @@ def test_who_waits_is_not_forgotten_with_the_leader(group: Callable[..., Group])
     late = handlers.pop()
     meet(handlers)
     assert places(handlers) == [(0, rank, 4) for rank in range(4)]
-    assert handlers[0]._post is not None
-    handlers[0]._post.resign()
+    assert handlers[0]._server is not None
+    handlers[0]._server.resign()
     lost(handlers, "node1")
     meet(handlers[1:])
     tasks = [begin(handler.next_rendezvous) for handler in (handlers[0], late)]
-    wait_for(lambda: not handlers[3].notices() and len(handlers[3]._story.waiting) == 2, DEADLINE, "they do not come")
+    wait_for(lambda: not handlers[3].notices() and len(handlers[3]._state.waiting) == 2, DEADLINE, "they do not come")
     die(handlers.pop(1))
     lost(handlers[1:], "node2")
     meet(handlers[1:])
@@ -330,7 +345,7 @@ def test_who_comes_late_finds_the_others_when_the_first_leader_is_lost(group: Ca
     late = handlers.pop()
     meet(handlers)
     task = begin(late.next_rendezvous)
-    wait_for(lambda: not handlers[1].notices() and handlers[1]._story.waiting, DEADLINE, "it does not come")
+    wait_for(lambda: not handlers[1].notices() and handlers[1]._state.waiting, DEADLINE, "it does not come")
     # All agents are on one machine here: it is not to find others where it has looked for the first.
     late._whole = replace(late._whole, ports=[1])
     die(handlers.pop(0))
@@ -360,8 +375,8 @@ def test_what_is_written_down_about_nodes(group: Callable[..., Group], capfd: py
     lost(handlers[1:4], "node1")
     seen[2:] = sorted(seen[2:], key=lambda said: said[0])  # all three at the same time
     meet(handlers[1:4])
-    assert handlers[3]._seat is not None
-    handlers[3]._seat.close()
+    assert handlers[3]._link is not None
+    handlers[3]._link.close()
     lost(handlers[1:3], "node4")
     meet(handlers[1:3])
     back = begin(handlers[3].next_rendezvous)
@@ -464,12 +479,12 @@ def test_who_comes_back_waits_for_the_next_attempt(group: Callable[..., Group]) 
     """A node that was taken for lost disturbs nobody, and is one of all in the next attempt."""
     handlers = group(4, max_restarts=1)
     meet(handlers)
-    assert handlers[2]._seat is not None
-    handlers[2]._seat.close()
+    assert handlers[2]._link is not None
+    handlers[2]._link.close()
     lost([handlers[0], handlers[1], handlers[3]], "node3")
     meet([handlers[0], handlers[1], handlers[3]])
     back = begin(handlers[2].next_rendezvous)
-    wait_for(lambda: handlers[2]._seat and not handlers[2]._seat.broken, DEADLINE, "it does not come back")
+    wait_for(lambda: handlers[2]._link and not handlers[2]._link.broken, DEADLINE, "it does not come back")
     assert [handler.end() for handler in (handlers[0], handlers[1], handlers[3])] == [None] * 3
     task = begin(partial(handlers[3].report_failure, 1, "it broke"))
     together([partial(end_of, handler) for handler in handlers[:2]])
@@ -500,9 +515,9 @@ def test_a_round_does_not_wait_for_a_frozen_agent(group: Callable[..., Group]) -
         meet(handlers)
         assert places(handlers) == [(1, rank, 3) for rank in range(3)]
     back = begin(slow.next_rendezvous)
-    wait_for(lambda: slow._seat and not slow._seat.broken, DEADLINE, "it does not come back")
+    wait_for(lambda: slow._link and not slow._link.broken, DEADLINE, "it does not come back")
     task = begin(partial(handlers[1].report_failure, 1, "it broke"))
-    together([partial(end_of, handler) for handler in handlers])
+    together([partial(end_of, handler) for handler in handlers if handler is not handlers[1]])
     finish([task])
     meet(handlers)
     finish([back])
@@ -532,7 +547,7 @@ def test_nobody_waits_for_a_frozen_leader(group: Callable[..., Group]) -> None:
         assert places(handlers[1:]) == [(1, rank, 3) for rank in range(3)]
     end_of(handlers[0])
     back = begin(handlers[0].next_rendezvous)
-    wait_for(lambda: handlers[0]._elections().leader == 1 and handlers[0]._seat, DEADLINE, "it does not come back")
+    wait_for(lambda: elected(handlers[0]) == 1 and handlers[0]._link, DEADLINE, "it does not come back")
     die(handlers.pop(2))
     lost([handlers[1], handlers[2]], "node3")
     meet(handlers[1:])
@@ -617,20 +632,3 @@ def test_a_stop_is_everybody_s_end(group: Callable[..., Group]) -> None:
     assert (end.ending, end.status, end.signal) == ("failed", 143, "SIGTERM")
     assert isinstance(waiting.error, SpareReleased)
     assert waiting.error.end == end
-
-
-@pytest.mark.parametrize(
-    "words", [b'{"run": "", "agent": Infinity, "key": ""}\n', b"[1]\n{}\n", b"\xff\n" * 9 + b'{"do": 1}\n']
-)
-def test_strangers_are_parted_with(group: Callable[..., Group], words: bytes) -> None:
-    """Whatever they say, who listens goes on."""
-    handlers = group(2)
-    meet(handlers)
-    post = handlers[0]._post
-    assert post is not None
-    for _ in range(2):
-        with socket.create_connection(("127.0.0.1", post.port), DEADLINE) as connection:
-            connection.sendall(words)
-            connection.shutdown(socket.SHUT_WR)
-            assert connection.recv(100) == b""
-    assert handlers[1].clock() is not None

@@ -1,0 +1,200 @@
+"""Connect to an agent: prove to each other who one is, within a time."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import Enum
+
+from hpc_launch.rendezvous.transport import wire
+from hpc_launch.rendezvous.transport.connection import Connection
+from hpc_launch.rendezvous.transport.faults import Fault, HandshakeError
+from hpc_launch.rendezvous.transport.handshake import Connecting
+from hpc_launch.rendezvous.transport.keys import Keyring
+
+_BLOCK = 1 << 16
+_PROBE_BYTES = 1
+
+
+class Kind(Enum):
+    """Why there is no connection."""
+
+    REFUSED = "nothing listens there"
+    UNREACHABLE = "the address cannot be reached"
+    TIMEOUT = "no answer: filtered, or the node is down"
+    SILENT = "it takes connections and says nothing"
+    STRANGER = "it is no agent of this run"
+    VERSION = "it is another version of hpc-launch"
+    NO_COMMON_SECRET = "it has no secret in common with this agent"  # noqa: S105 - words for messages, no password
+    TURNED_AWAY = "it is an agent of this run and does not keep the connection"
+
+
+_KINDS = {
+    Fault.STRANGER: Kind.STRANGER,
+    Fault.VERSION: Kind.VERSION,
+    Fault.NO_COMMON_SECRET: Kind.NO_COMMON_SECRET,
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """There is no connection.
+
+    Attributes:
+        kind: why, for those who decide.
+        words: why, for those who read.
+        answer: what an agent of this run has answered that does not keep the connection (`Kind.TURNED_AWAY`).
+        own_address: this node's address on the way there, where the other end has answered.
+    """
+
+    kind: Kind
+    words: str
+    answer: bytes = b""
+    own_address: str = ""
+
+
+def connect(
+    address: str, port: int, keyring: Keyring, hello: bytes, *, connect_timeout: float, patience: float
+) -> Connection | Failure:
+    """Connect to an agent; this blocks, for the two times at most.
+
+    Args:
+        address: of its node.
+        port: where it may listen.
+        keyring: what this agent has.
+        hello: what the upper layer says first.
+        connect_timeout: seconds for the kernel of the other node to answer.
+        patience: seconds for the agent to answer.
+    """
+    opened = _open(address, port, connect_timeout)
+    if isinstance(opened, Failure):
+        return opened
+    try:
+        found = _shake_hands(opened, keyring, hello, time.monotonic() + patience)
+    except BaseException:
+        opened.close()
+        raise
+    if isinstance(found, Failure):
+        opened.close()
+    return found
+
+
+def alive(address: str, port: int, timeout: float) -> bool | None:
+    """Whether an agent's server answers; None where none listens there.
+
+    A process that is stopped has its kernel accept connections, and says nothing: False.
+
+    Args:
+        address: of its node.
+        port: where it listens.
+        timeout: seconds for an answer.
+    """
+    end = time.monotonic() + timeout
+    opened = _open(address, port, timeout)
+    if isinstance(opened, Failure):
+        return False if opened.kind is Kind.TIMEOUT else None
+    with opened:
+        try:
+            opened.settimeout(max(0.001, end - time.monotonic()))
+            return True if opened.recv(_PROBE_BYTES) == wire.MAGIC[:_PROBE_BYTES] else None
+        except TimeoutError:
+            return False
+        except OSError:
+            return None
+
+
+def _open(address: str, port: int, timeout: float) -> socket.socket | Failure:
+    try:
+        opened = socket.create_connection((address, port), timeout=timeout)
+    except OSError as error:
+        return _not_open(error, port)
+    # A socket can be connected to itself where nothing listens on the port (simultaneous open).
+    if opened.getsockname()[:2] == opened.getpeername()[:2]:
+        opened.close()
+        return Failure(Kind.STRANGER, f"nothing listens on port {port}")
+    return opened
+
+
+def _not_open(error: OSError, port: int) -> Failure:
+    """The failure that the kernel has told of."""
+    if isinstance(error, ConnectionRefusedError):
+        return Failure(Kind.REFUSED, f"nothing listens on port {port}")
+    if isinstance(error, ConnectionResetError):
+        return Failure(Kind.STRANGER, f"port {port}: it hung up")
+    if isinstance(error, TimeoutError):  # the kernel's ETIMEDOUT too
+        return Failure(Kind.TIMEOUT, f"no answer on port {port} (filtered, or the node is down)")
+    return Failure(Kind.UNREACHABLE, str(error.strerror or error))
+
+
+@dataclass
+class _Wire:
+    """A socket that is read and written until a moment."""
+
+    socket: socket.socket
+    deadline: float
+
+    def read(self) -> bytes:
+        self._set_timeout()
+        data = self.socket.recv(_BLOCK)
+        if not data:
+            raise HandshakeError(Fault.STRANGER, "it hung up")
+        return data
+
+    def write(self, data: bytes) -> None:
+        self._set_timeout()
+        self.socket.sendall(data)
+
+    def _set_timeout(self) -> None:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.socket.settimeout(left)
+
+
+def _shake_hands(opened: socket.socket, keyring: Keyring, hello: bytes, deadline: float) -> Connection | Failure:
+    own = str(opened.getsockname()[0])
+    line = _Wire(opened, deadline)
+    machine = Connecting(keyring.place_key, keyring.known, secrets.token_bytes(wire.NONCE_BYTES), hello)
+    try:
+        with _said_before_leaving(line, machine):
+            while machine.chosen is None:
+                machine.feed(line.read())
+        secret, method_data = machine.chosen.secret, b""
+        if secret is None:
+            begin = time.monotonic()
+            sealed = keyring.munge.seal() if keyring.munge is not None else None
+            line.deadline += time.monotonic() - begin  # that time was not the other end's
+            if sealed is None:
+                return Failure(Kind.NO_COMMON_SECRET, "munge makes no credential any more", own_address=own)
+            secret, method_data = sealed
+        line.write(machine.prove(secret, method_data))
+        while (answered := machine.answered(b"")) is None and (answered := machine.answered(line.read())) is None:
+            pass
+    except HandshakeError as error:
+        return Failure(_KINDS[error.fault], error.words, own_address=own)
+    except TimeoutError:
+        return Failure(Kind.SILENT, "it takes connections and says nothing")
+    except OSError as error:
+        return Failure(Kind.STRANGER, f"it hung up ({error.strerror or error})")
+    channel, answer, stays = answered
+    if not stays:
+        return Failure(
+            Kind.TURNED_AWAY, "it is of this run and does not keep the connection", answer=answer, own_address=own
+        )
+    return Connection(opened, channel, answer=answer, received=machine.rest)
+
+
+@contextmanager
+def _said_before_leaving(line: _Wire, machine: Connecting) -> Iterator[None]:
+    """Let the other side learn this side's version and secrets, where these are why no handshake is possible."""
+    try:
+        yield
+    except HandshakeError as error:
+        if machine.refusal and error.fault is not Fault.STRANGER:
+            with suppress(OSError):
+                line.write(machine.refusal)
+        raise

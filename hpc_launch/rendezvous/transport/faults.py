@@ -1,0 +1,31 @@
+"""What can be wrong with a peer."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class MessageError(ValueError):
+    """The peer's message is unusable; the text says why, in words for one line."""
+
+
+class Fault(Enum):
+    """Why a handshake failed."""
+
+    STRANGER = "stranger"
+    VERSION = "version"
+    NO_COMMON_SECRET = "no common secret"  # noqa: S105 - a word for messages, no password
+
+
+class HandshakeError(Exception):
+    """A handshake failed; nothing more is read from this peer.
+
+    Attributes:
+        fault: the kind of failure.
+        words: the reason for one line of a message.
+    """
+
+    def __init__(self, fault: Fault, words: str) -> None:
+        super().__init__(words)
+        self.fault = fault
+        self.words = words
