@@ -15,7 +15,7 @@ import pytest
 from hpc_launch import owners
 from hpc_launch.elastic.console import Source
 from hpc_launch.errors import CallError, LogDirError
-from hpc_launch.jobs import remote, results
+from hpc_launch.jobs import remote, results, worker
 from hpc_launch.jobs.files import write_once
 from hpc_launch.owners import Entry, NotOwnError, open_folder, read_own, read_shared
 from hpc_launch.records import claims, directory, parsing
@@ -411,6 +411,20 @@ def test_a_foreign_result_is_not_unpickled(job: JobDirectory) -> None:
     give(path, ALICE)
     with pytest.raises(CallError, match=r"rank_0\.result\.pkl belongs to"):
         results.read(job, "12", functions=True, patience=0)
+
+    assert Planted.ran == []
+
+
+@needs_root
+def test_a_foreign_checkpoint_is_not_unpickled(job: JobDirectory) -> None:
+    """A worker that begins says which file it does not load, and nothing in it runs."""
+    path = job.checkpoint(0)
+    directory.make(path.parent, job.path)
+    path.write_bytes(pickle.dumps(Planted()))
+    give(path, ALICE)
+    here = worker.Here(job, attempt=1, host="n1", rank=0, world_size=1)
+    with pytest.raises(CallError, match=r"checkpoint\.pkl belongs to"):
+        worker._read(job.path / "call.pkl", here)  # noqa: SLF001 - without its process
 
     assert Planted.ran == []
 
