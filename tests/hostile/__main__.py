@@ -11,6 +11,7 @@ import resource
 import socket
 import sys
 
+from hpc_launch.node.ports import candidates
 from hpc_launch.settings import readers
 from tests.hostile import listeners, strangers
 
@@ -40,9 +41,10 @@ def _attack(asked: argparse.Namespace) -> None:
 
 
 def _squat(asked: argparse.Namespace) -> None:
-    squatter = listeners.Squatter(asked.address, asked.ports, asked.place)
+    tried = candidates(asked.run, asked.ports)
+    squatter = listeners.Squatter(asked.address, tried, asked.place)
     squatter.squat()
-    _tell(ready=[*asked.ports], uid=os.getuid())
+    _tell(ready=tried, uid=os.getuid())
     sys.stdin.read()  # until the test has seen enough
     squatter.leave()
     _tell(met=squatter.met, broken_in=squatter.broken_in)
@@ -62,6 +64,7 @@ def main() -> None:
     squatters = commands.add_parser("listeners", help="listen where a run's leader is looked for")
     squatters.add_argument("--address", required=True, help="of the node, where the true leader is as well")
     squatters.add_argument("--ports", type=readers.port_range, required=True)
+    squatters.add_argument("--run", required=True, help="the run's id, which is public")
     asked = parser.parse_args()
     socket.getaddrinfo("127.0.0.1", 0)  # imports what it needs
     _become(asked.uid)

@@ -22,11 +22,11 @@ _SECONDS = 5.0
 
 @dataclass
 class Squatter:
-    """Somebody who listens on some ports of a run, with one behaviour on each.
+    """Somebody who listens on the ports that agents of a run try first, with one behaviour on each.
 
     Attributes:
         address: of the node, where the true leader listens as well.
-        ports: all ports of the run.
+        ports: all ports of the run, in the order in which agents try them.
         place: of the run.
         met: how often each behaviour was met.
         broken_in: what the leader has said to replayed bytes besides an opening.
@@ -41,10 +41,8 @@ class Squatter:
     _listeners: list[socket.socket] = field(default_factory=list)
 
     def squat(self) -> None:
-        """Listen on every second port: the behaviours in turn."""
-        behaviours = [*BEHAVIOURS.items()]
-        for number, port in enumerate(self.ports[::2]):
-            name, behaviour = behaviours[number % len(behaviours)]
+        """Listen on as many ports as there are behaviours; the last of them is just before the leader's."""
+        for port, (name, behaviour) in zip(self.ports, BEHAVIOURS.items(), strict=False):
             listener = socket.create_server(("", port), backlog=64)
             self._mine.add(port)
             self._listeners.append(listener)
@@ -209,8 +207,6 @@ def _relay_and_replay(squatter: Squatter, connection: socket.socket) -> None:
 
 
 BEHAVIOURS: dict[str, Callable[[Squatter, socket.socket], None]] = {
-    "a relay": _relay_and_replay,
-    "a relay that changes words": _relay_changed,
     "a false leader": _be_false,
     "a newer version": _be_newer,
     "another run": _be_of_another_run,
@@ -220,5 +216,7 @@ BEHAVIOURS: dict[str, Callable[[Squatter, socket.socket], None]] = {
     "nonsense": _talk_nonsense,
     "hanging up": _hang_up,
     "silence": _say_nothing,
+    "a relay that changes words": _relay_changed,
+    "a relay": _relay_and_replay,
 }
-"""What those do who listen, by name."""
+"""What those do who listen, by name; who meets a relay that changes nothing looks no further."""

@@ -167,10 +167,10 @@ def attacker(cluster: Cluster, node: str, place: str, *arguments: str) -> Iterat
             process.kill()
 
 
-def squatter(cluster: Cluster, node: str, place: str) -> contextlib.AbstractContextManager[Attack]:
-    """Start somebody who listens on ports of the run, on the node of its leader."""
-    ports = f"--ports={PORTS.start}-{PORTS.stop - 1}"
-    return attacker(cluster, node, place, "listeners", f"--address={address_of(cluster, node)}", ports)
+def squatter(cluster: Cluster, node: str, place: str, run_id: str) -> contextlib.AbstractContextManager[Attack]:
+    """Start somebody who listens on the ports that a run tries first, on the node of its leader."""
+    where = [f"--address={address_of(cluster, node)}", f"--ports={PORTS.start}-{PORTS.stop - 1}"]
+    return attacker(cluster, node, place, "listeners", *where, f"--run={run_id}")
 
 
 def strangers(

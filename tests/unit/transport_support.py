@@ -82,7 +82,7 @@ def serving(
     service: Remembering | None = None,
     keyring: Keyring | None = None,
     *,
-    limit: int = 128,
+    limit: int = 512,
     clock: Callable[[], float] | None = None,
 ) -> Iterator[Server]:
     """Serve on a free port of loopback."""
@@ -112,11 +112,21 @@ def connect(
 
 
 def connect_to(
-    port: int, keyring: Keyring | None = None, hello: bytes = b"hello", patience: float = 20
+    port: int,
+    keyring: Keyring | None = None,
+    hello: bytes = b"hello",
+    patience: float = 20,
+    through: int | None = None,
 ) -> Connection | Failure:
-    """Connect to a port of loopback."""
+    """Connect to a port of loopback, perhaps through another port that is forwarded to it."""
     return connecting.connect(
-        "127.0.0.1", port, keyring or ring("the secret"), hello, connect_timeout=20, patience=patience
+        "127.0.0.1",
+        through or port,
+        keyring or ring("the secret"),
+        hello,
+        connect_timeout=20,
+        patience=patience,
+        listener_port=port,
     )
 
 

@@ -58,7 +58,14 @@ class Failure:
 
 
 def connect(
-    address: str, port: int, keyring: Keyring, hello: bytes, *, connect_timeout: float, patience: float
+    address: str,
+    port: int,
+    keyring: Keyring,
+    hello: bytes,
+    *,
+    connect_timeout: float,
+    patience: float,
+    listener_port: int | None = None,
 ) -> Connection | Failure:
     """Connect to an agent; this blocks, for the two times at most.
 
@@ -69,12 +76,14 @@ def connect(
         hello: what the upper layer says first.
         connect_timeout: seconds for the kernel of the other node to answer.
         patience: seconds for the agent to answer.
+        listener_port: where the agent listens, if something forwards `port` to it. Without it a relay is a stranger.
     """
     opened = _open(address, port, connect_timeout)
     if isinstance(opened, Failure):
         return opened
     try:
-        found = _shake_hands(opened, keyring, hello, time.monotonic() + patience)
+        wanted = port if listener_port is None else listener_port
+        found = _shake_hands(opened, keyring, hello, time.monotonic() + patience, wanted)
     except BaseException:
         opened.close()
         raise
@@ -112,8 +121,12 @@ def _open(address: str, port: int, timeout: float) -> socket.socket | Failure:
         opened = socket.create_connection((address, port), timeout=timeout)
     except OSError as error:
         return _not_open(error, port)
-    # A socket can be connected to itself where nothing listens on the port (simultaneous open).
-    if opened.getsockname()[:2] == opened.getpeername()[:2]:
+    try:
+        itself = opened.getsockname()[:2] == opened.getpeername()[:2]
+    except OSError:  # it was reset meanwhile
+        opened.close()
+        return Failure(Kind.STRANGER, f"port {port}: it hung up")
+    if itself:  # the kernel does that where nothing listens on the port (simultaneous open)
         opened.close()
         return Failure(Kind.STRANGER, f"nothing listens on port {port}")
     return opened
@@ -155,10 +168,12 @@ class _Wire:
         self.socket.settimeout(left)
 
 
-def _shake_hands(opened: socket.socket, keyring: Keyring, hello: bytes, deadline: float) -> Connection | Failure:
+def _shake_hands(
+    opened: socket.socket, keyring: Keyring, hello: bytes, deadline: float, port: int
+) -> Connection | Failure:
     own = str(opened.getsockname()[0])
     line = _Wire(opened, deadline)
-    machine = Connecting(keyring.place_key, keyring.known, secrets.token_bytes(wire.NONCE_BYTES), hello)
+    machine = Connecting(keyring.place_key, keyring.known, secrets.token_bytes(wire.NONCE_BYTES), hello, port=port)
     try:
         with _said_before_leaving(line, machine):
             while machine.chosen is None:

@@ -63,7 +63,7 @@ class Known:
 
 def place_key(place: str) -> bytes:
     """The id key of a place: public, as places are."""
-    return wire.hkdf(place.encode(), b"hpc-launch", b"place")
+    return wire.hkdf(place.encode(errors="surrogateescape"), b"hpc-launch", b"place")
 
 
 def make_opening(place: bytes, known: Sequence[Known], role: bytes, nonce: bytes) -> Opening:
@@ -135,8 +135,9 @@ class Channel:
 class Machine:
     """What both sides of a handshake have in common: the bytes that have come and are not used yet."""
 
-    def __init__(self, place: bytes, known: Sequence[Known], nonce: bytes, role: bytes) -> None:
+    def __init__(self, place: bytes, known: Sequence[Known], nonce: bytes, role: bytes, port: int) -> None:
         self._place = place
+        self._port = port
         self._known = known
         self._mine = make_opening(place, known, role, nonce)
         self._theirs: Opening | None = None
@@ -166,7 +167,9 @@ class Machine:
 
     def _keys(self, secret: bytes, listening: Opening, connecting: Opening, data: bytes) -> tuple[bytes, bytes, bytes]:
         """The key of the connecting side's direction; then what the other direction's is made of."""
-        said = wire.digest(listening.encode(), connecting.encode(), data, self._place)
+        # A relay on the leader's node listens on another port than the leader.
+        port = str(self._port).encode()
+        said = wire.digest(listening.encode(), connecting.encode(), data, self._place, port)
         salt = listening.nonce + connecting.nonce
         return wire.hkdf(secret, salt, b"hpc-launch 1 " + CONNECTING + said), salt, said
 
@@ -184,12 +187,13 @@ class Connecting(Machine):
         known: what this side has, strongest first.
         nonce: fresh random bytes.
         hello: what the upper layer says first.
+        port: the port of the listening side; 0 if it has none.
     """
 
-    def __init__(self, place: bytes, known: Sequence[Known], nonce: bytes, hello: bytes) -> None:
+    def __init__(self, place: bytes, known: Sequence[Known], nonce: bytes, hello: bytes, *, port: int = 0) -> None:
         if len(hello) > wire.MAX_HELLO:
             raise ValueError(f"a hello of {len(hello)} bytes, more than {wire.MAX_HELLO}")
-        super().__init__(place, known, nonce, CONNECTING)
+        super().__init__(place, known, nonce, CONNECTING, port)
         self._hello = hello
         self._keyed: tuple[Sealer, Opener] | None = None
         self.chosen: Known | None = None
@@ -276,10 +280,11 @@ class Listening(Machine):
         place: the id key of the place.
         known: what this side has, strongest first.
         nonce: fresh random bytes.
+        port: the port where it listens; 0 if there is none.
     """
 
-    def __init__(self, place: bytes, known: Sequence[Known], nonce: bytes) -> None:
-        super().__init__(place, known, nonce, LISTENING)
+    def __init__(self, place: bytes, known: Sequence[Known], nonce: bytes, *, port: int = 0) -> None:
+        super().__init__(place, known, nonce, LISTENING, port)
         self._chosen: Known | None = None
         self._secret: bytes | None = None
         self._method_data: bytes | None = None
