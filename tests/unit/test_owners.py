@@ -424,7 +424,7 @@ def test_a_foreign_checkpoint_is_not_unpickled(job: JobDirectory) -> None:
     give(path, ALICE)
     here = worker.Here(job, attempt=1, host="n1", rank=0, world_size=1)
     with pytest.raises(CallError, match=r"checkpoint\.pkl belongs to"):
-        worker._read(job.path / "call.pkl", here)  # noqa: SLF001 - without its process
+        worker._read(job.path / "call.pkl", here)
 
     assert Planted.ran == []
 

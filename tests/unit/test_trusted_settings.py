@@ -235,7 +235,7 @@ def test_a_private_group_with_an_access_control_list(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "getxattr", lambda *_: b"a list")
     entry = owners.Entry(tmp_path, os.geteuid(), 7, stat.S_IFDIR | 0o775)
 
-    assert not owners._is_private_group(entry)  # noqa: SLF001 - the rule with its effects
+    assert not owners._is_private_group(entry)
 
 
 @needs_root
