@@ -266,15 +266,18 @@ class Recorder:
     def _open_unmet(self) -> bool:
         """Begin to write although no other agent was met, unless the directory is another run's."""
         course, plan = self._course, self._course.plan
-        lineage = plan.identity.lineage
+        lineage, program = plan.identity.lineage, plan.identity.program
+
+        def find() -> tuple[JobDirectory, int]:
+            name = claims.find_run(plan.log_root, plan.job_name, program, lineage.incarnation, place=lineage.place)
+            job = JobDirectory(plan.log_root, name)
+            return job, job.next_attempt() if name else 0
+
         if plan.job_name:
             try:
-                name = claims.find_run(
-                    plan.log_root, plan.job_name, plan.identity.program, lineage.incarnation, place=lineage.place
-                )
-                if name:
-                    course.job = JobDirectory(plan.log_root, name)
-                    course.first_label = course.job.next_attempt()
+                job, first_label = patience.wait_for(find, course.place)
+                if job.job:
+                    course.job, course.first_label = job, first_label
                     self.open()
             except LogDirError:
                 return False

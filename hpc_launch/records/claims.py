@@ -20,7 +20,6 @@ import json
 import os
 import re
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,57 +225,67 @@ def _candidates(root: Path, base: str, mine: Claimant, lives: Lives) -> Iterator
 
 
 def _claim(job: JobDirectory, claim: Claim) -> bool:
-    """Whether this run is the one that has the directory from now on."""
-    if not _usable(job.path):
-        return False
-    directory.make(job.claims, job.path)
-    facts = {"schema": _SCHEMA, "program": claim.program, "time": claim.when, **dataclasses.asdict(claim.holder)}
-    return _make_once(job.claims / f"{claim.place}-{claim.incarnation}", json.dumps(facts) + "\n")
-
-
-def _usable(path: Path) -> bool:
-    """Make a job directory; whether it, or the one that is there, is this user's."""
-    directory.check_parents(path.parent)
-    try:
-        directory.make(path)
-    except LogDirError:
-        if os.path.lexists(path) and not owners.is_own_directory(path):
-            return False  # another user's, or a link
-        raise
-    return True
-
-
-def _make_once(path: Path, text: str) -> bool:
-    """Whether this process is the one that made a file, which is there as a whole or not at all.
+    """Whether this run is the one that has the directory from now on.
 
     Raises:
         LogDirError: where no file can be made.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    facts = {"schema": _SCHEMA, "program": claim.program, "time": claim.when, **dataclasses.asdict(claim.holder)}
+    data, existed = (json.dumps(facts) + "\n").encode(), os.path.lexists(job.path)
     try:
-        temporary.write_text(text)
+        with owners.open_folder(job.claims, job.path, make=True) as folder:
+            return _make_once(folder, f"{claim.place}-{claim.incarnation}", data)
+    except owners.NotOwnError as error:
+        if existed:
+            return False  # made by another user since it was looked at
+        raise directory.unusable(job.path, error) from error
+    except OSError as error:
+        raise directory.unusable(job.path, error) from error
+
+
+def _is_own(path: Path) -> bool:
+    """Whether there is a directory of this user."""
+    try:
+        with owners.open_folder(path):
+            return True
+    except OSError:
+        return False
+
+
+def _make_once(folder: owners.Folder, name: str, data: bytes) -> bool:
+    """Whether this process is the one that made a file, which is there as a whole or not at all.
+
+    Raises:
+        OSError: where no file can be made.
+    """
+    here, temporary = folder.descriptor, owners.unique(name)
+    try:
+        _make(folder, temporary, data)
         try:
-            os.link(temporary, path)
+            os.link(temporary, name, src_dir_fd=here, dst_dir_fd=here)
         except FileExistsError:
             # An NFS server may have made the link and lost its answer: the number of links tells.
-            return temporary.stat().st_nlink == 2  # noqa: PLR2004 - the name that was there, and the new one
+            return os.stat(temporary, dir_fd=here).st_nlink == 2  # noqa: PLR2004 - the temporary name and the other one
         except OSError:  # a file system without hard links
-            return _make_alone(path, text)
-    except OSError as error:
-        raise directory.unusable(path.parent, error) from error
+            return _make_alone(folder, name, data)
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            folder.unlink(temporary)
     return True
 
 
-def _make_alone(path: Path, text: str) -> bool:
+def _make_alone(folder: owners.Folder, name: str, data: bytes) -> bool:
     try:
-        with path.open("x") as file:
-            file.write(text)
+        _make(folder, name, data)
     except FileExistsError:
         return False
     return True
+
+
+def _make(folder: owners.Folder, name: str, data: bytes) -> None:
+    handle = folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
 
 
 def _read(path: Path, place: str, incarnation: int) -> Claim:

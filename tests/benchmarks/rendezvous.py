@@ -318,9 +318,7 @@ def main() -> None:
         be_nodes(backend, range(int(first), int(last)), int(nodes), run_id, where)
     isolate()
     sizes = [2] if options.quick else [int(size) for size in options.sizes.split(",")]
-    tell(
-        "| nodes | backend | met | seconds, median (min-max) | messages or store operations of a node | first |"
-    )
+    tell("| nodes | backend | met | seconds, median (min-max) | messages or store operations of a node | first |")
     tell("|---:|---|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         for nodes in sizes:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
@@ -152,7 +153,7 @@ def test_a_claim_that_cannot_be_read_is_a_claim(tmp_path: Path, start: Start) ->
 def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Start) -> None:
     """Where the file system has no hard links, a run claims its directory all the same."""
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
@@ -165,9 +166,9 @@ def test_an_answer_that_was_lost(monkeypatch: pytest.MonkeyPatch, start: Start) 
     """A link whose answer an NFS server lost, so that the second try finds it there, is a claim."""
     link = os.link
 
-    def twice(source: Path, target: Path) -> None:
-        link(source, target)
-        link(source, target)
+    def twice(source: str, target: str, **where: Any) -> None:
+        link(source, target, **where)
+        link(source, target, **where)
 
     monkeypatch.setattr(os, "link", twice)
     assert start() == ClaimedRun("12.0", 0)

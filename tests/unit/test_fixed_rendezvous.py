@@ -19,7 +19,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 from hpc_launch.elastic import plugin
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
-from hpc_launch.errors import LogDirError, RendezvousError, RendezvousTimeout, RoundRefused
+from hpc_launch.errors import HpcLaunchError, LogDirError, RendezvousError, RendezvousTimeout, RoundRefused
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.rendezvous.messages import Message, RoundEnd
 from tests.support import wait_for
@@ -87,6 +87,39 @@ def test_one_agent_alone_needs_no_address(tmp_path: Path) -> None:
     assert (info.rank, info.world_size, handler.plan.master_addr) == (0, 1, "127.0.0.1")
     assert handler.interface == ""
     handler.shutdown()
+
+
+def test_one_agent_alone_listens_for_no_others(tmp_path: Path) -> None:
+    """Its coordinator has no port, and the workers' store is on loopback."""
+    handler = SlurmRendezvous(party(tmp_path, 1, leaders=["127.0.0.1"], keyring=None))
+    handler.next_rendezvous()
+    server, port = handler._server, handler.plan.master_port
+    assert server is not None
+
+    assert server.port == 0
+    assert _is_free(port, "127.0.0.2")
+    assert not _is_free(port, "127.0.0.1")
+    handler.shutdown()
+
+
+def test_a_fault_of_our_own_is_loud(
+    group: Callable[[Party], Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator's agent ends with status 70 and the place in the source; no other agent is blamed for it."""
+    handlers = group(party(tmp_path, 2))
+    meet(handlers)
+    server = handlers[0]._server
+    assert server is not None
+
+    def broken(*_: object) -> None:
+        raise KeyError("a fault")
+
+    monkeypatch.setattr(server._coordinator, "_note", broken)
+    handlers[1].report_begun()
+    with pytest.raises(HpcLaunchError, match=r"internal error at .*test_fixed_rendezvous.py:\d+: KeyError") as caught:
+        end_of(handlers[0])
+
+    assert caught.value.exit_status == 70
 
 
 def test_agents_of_tasks_are_numbered_by_slurm(tmp_path: Path) -> None:
@@ -496,8 +529,8 @@ def test_the_leader_goes_last(group: Callable[[Party], Group], tmp_path: Path) -
     assert [_is_free(port) for port in ports] == [True, True]
 
 
-def _is_free(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_server(("", port)):
+def _is_free(port: int, address: str = "") -> bool:
+    with contextlib.suppress(OSError), socket.create_server((address, port)):
         return True
     return False
 

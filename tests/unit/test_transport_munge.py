@@ -19,7 +19,7 @@ from hpc_launch.rendezvous.transport.connection import Connection
 from hpc_launch.rendezvous.transport.handshake import CONNECTING, make_opening
 from hpc_launch.rendezvous.transport.keys import Keyring, collect
 from hpc_launch.rendezvous.transport.munge import Munge
-from hpc_launch.rendezvous.transport.wire import encode_method_data
+from hpc_launch.rendezvous.transport.wire import MAX_METHOD_DATA, encode_method_data
 from tests.conftest import REQUIRED
 from tests.support import wait_for
 from tests.unit.transport_support import PLACE, Remembering, connect, dial, is_hung_up, receive, serving
@@ -73,6 +73,11 @@ def test_a_credential_gives_the_key_that_it_was_made_with(tools: Munge) -> None:
     assert tools.open(sealed) == key
 
 
+def test_a_credential_is_short(tools: Munge) -> None:
+    """It has its place in a handshake, with room to spare."""
+    assert len(credential(tools)[1]) < MAX_METHOD_DATA // 2
+
+
 def test_a_credential_counts_once(tools: Munge) -> None:
     """munged remembers it."""
     _, sealed = credential(tools)
@@ -81,7 +86,7 @@ def test_a_credential_counts_once(tools: Munge) -> None:
     assert tools.open(sealed) is None
 
 
-@pytest.mark.parametrize("junk", [b"", b"junk", b"MUNGE:AAAA:", b"\0" * 100, b"MUNGE:" + b"A" * 900 + b":", b"--help"])
+@pytest.mark.parametrize("junk", [b"", b"junk", b"MUNGE:AAAA:", b"\0" * 100, b"MUNGE:" + b"A" * 700 + b":", b"--help"])
 def test_junk_is_no_credential(tools: Munge, junk: bytes) -> None:
     """It does no harm."""
     assert tools.open(junk) is None

@@ -20,12 +20,14 @@ from hpc_launch.rendezvous.transport import connecting, server as module, wire
 from hpc_launch.rendezvous.transport.connecting import Failure, alive
 from hpc_launch.rendezvous.transport.connection import Connection, pair
 from hpc_launch.rendezvous.transport.faults import MessageError
-from hpc_launch.rendezvous.transport.handshake import CONNECTING, Known, Method, make_opening
+from hpc_launch.rendezvous.transport.handshake import CONNECTING, Connecting, Known, Method, make_opening
 from hpc_launch.rendezvous.transport.keys import Keyring
+from hpc_launch.rendezvous.transport.munge import Munge
 from hpc_launch.rendezvous.transport.server import Server
-from hpc_launch.rendezvous.transport.wire import Opening
+from hpc_launch.rendezvous.transport.wire import Kind, Opening
 from tests.support import wait_for
 from tests.unit.transport_support import (
+    PLACE,
     Remembering,
     connect,
     connect_to,
@@ -147,6 +149,32 @@ def test_a_connection_that_the_service_closes_is_not_lost() -> None:
         here.close()
 
     assert (here.closed, service.gone) == (True, [])
+
+
+def test_a_descriptor_may_be_used_again_at_once() -> None:
+    """The kernel gives the number of a closed connection to the next one."""
+    service = Remembering(on_received=lambda connection, payload: connection.send(payload.upper()))
+    with serving(service) as server:
+        here = connected(server)
+        wait_for(lambda: service.connections, 20, "not opened")
+        ends: list[Connection] = []
+
+        def exchange() -> None:
+            held = service.connections[0].fileno()
+            service.connections[0].close()
+            while held not in [end.fileno() for end in ends]:
+                ends.extend(pair())
+            for end in ends[::2]:
+                server.adopt(end)
+
+        server.call(exchange)
+        awake(server)
+        ends[-1].send(b"again")
+        frames = receive(ends[-1])
+        for end in (here, *ends[1::2]):
+            end.close()
+
+    assert (server.error, [frame.payload for frame in frames]) == (None, [b"AGAIN"])
 
 
 def test_frames_after_the_service_has_closed_are_not_handed_on() -> None:
@@ -554,14 +582,61 @@ def test_a_connection_to_itself_is_none() -> None:
     itself.bind(("127.0.0.1", port))
     itself.connect(("127.0.0.1", port))
 
-    def create_connection(*_: object, **__: object) -> socket.socket:
-        return itself
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket, "create_connection", create_connection)
-        found = failed(connect_to(port))
+    found = connect_as(itself)
 
     assert (found.kind, itself.fileno()) == (connecting.Kind.STRANGER, -1)
+
+
+def connect_as(opened: socket.socket) -> Failure:
+    """Connect, where the kernel gives this socket."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "create_connection", lambda *_, **__: opened)
+        return failed(connect_to(1))
+
+
+def test_a_connection_that_was_reset_at_once_is_a_strangers() -> None:
+    """The kernel does not say any more where it went."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        opened = socket.create_connection(listener.getsockname())
+        there, _ = listener.accept()
+        there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        there.close()
+        select.select([opened], [], [], 20)
+    found = connect_as(opened)
+
+    assert (found.kind, opened.fileno()) == (connecting.Kind.STRANGER, -1)
+
+
+def test_an_interrupted_handshake_leaves_no_connection() -> None:
+    """As by Ctrl-C while munge is asked."""
+
+    class Interrupted(Munge):
+        def seal(self, timeout: float = 0) -> tuple[bytes, bytes] | None:
+            raise KeyboardInterrupt(timeout)
+
+    service, keyring = Remembering(), Keyring(PLACE, munge=Interrupted("munge", "unmunge"))
+    with serving(service, keyring) as server:
+        with pytest.raises(KeyboardInterrupt):
+            connect(server, keyring)
+        wait_for(lambda: not server._unknown, 20, "it is still there")
+
+    assert service.hellos == []
+
+
+def test_frames_may_come_with_the_proof() -> None:
+    """They wait until the connection is open."""
+    service, keyring = Remembering(), ring("the secret")
+    with serving(service, keyring) as server, dial(server) as peer:
+        machine = Connecting(keyring.place_key, keyring.known, os.urandom(32), b"hello")
+        while machine.chosen is None:
+            machine.feed(peer.recv(4096))
+        assert machine.chosen.secret is not None
+        proof = machine.prove(machine.chosen.secret)
+        assert machine._keyed is not None
+        peer.sendall(proof + machine._keyed[0].seal(Kind.CONTROL, b"early"))
+        wait_for(lambda: service.payloads, 20, "not received")
+
+    assert (service.hellos, service.payloads) == ([b"hello"], [b"early"])
 
 
 # ---- strangers at a server
@@ -619,6 +694,11 @@ def test_a_stranger_that_leaves_is_forgotten() -> None:
         wait_for(lambda: not server._unknown, 20, "it is still there")
 
     assert service.reasons == []
+
+
+def test_the_longest_handshake_is_short_enough() -> None:
+    """An agent is known before it has sent more than a stranger may."""
+    assert wire.MAX_OPENING + wire.MAX_PROOF <= module.UNKNOWN_BYTES
 
 
 def test_who_sends_too_much_before_it_is_known_is_hung_up_on() -> None:

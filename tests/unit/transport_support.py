@@ -82,7 +82,7 @@ def serving(
     service: Remembering | None = None,
     keyring: Keyring | None = None,
     *,
-    limit: int = 128,
+    limit: int = 512,
     clock: Callable[[], float] | None = None,
 ) -> Iterator[Server]:
     """Serve on a free port of loopback."""

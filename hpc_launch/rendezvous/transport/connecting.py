@@ -121,8 +121,12 @@ def _open(address: str, port: int, timeout: float) -> socket.socket | Failure:
         opened = socket.create_connection((address, port), timeout=timeout)
     except OSError as error:
         return _not_open(error, port)
-    # A socket can be connected to itself where nothing listens on the port (simultaneous open).
-    if opened.getsockname()[:2] == opened.getpeername()[:2]:
+    try:
+        itself = opened.getsockname()[:2] == opened.getpeername()[:2]
+    except OSError:  # it was reset meanwhile
+        opened.close()
+        return Failure(Kind.STRANGER, f"port {port}: it hung up")
+    if itself:  # the kernel does that where nothing listens on the port (simultaneous open)
         opened.close()
         return Failure(Kind.STRANGER, f"nothing listens on port {port}")
     return opened

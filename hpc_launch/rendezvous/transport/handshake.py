@@ -63,7 +63,7 @@ class Known:
 
 def place_key(place: str) -> bytes:
     """The id key of a place: public, as places are."""
-    return wire.hkdf(place.encode(), b"hpc-launch", b"place")
+    return wire.hkdf(place.encode(errors="surrogateescape"), b"hpc-launch", b"place")
 
 
 def make_opening(place: bytes, known: Sequence[Known], role: bytes, nonce: bytes) -> Opening:

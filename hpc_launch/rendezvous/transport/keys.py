@@ -188,11 +188,11 @@ def collect(
 
 def derive(secret: bytes, place: str) -> bytes:
     """The key of a place that is made of a secret."""
-    return wire.hkdf(secret, b"hpc-launch secret", place.encode())
+    return wire.hkdf(secret, b"hpc-launch secret", place.encode(errors="surrogateescape"))
 
 
 def _public_key(place: str, what: bytes) -> bytes:
-    return wire.hkdf(place.encode(), b"hpc-launch", what)
+    return wire.hkdf(place.encode(errors="surrogateescape"), b"hpc-launch", what)
 
 
 def _about(path: Path, why: str) -> str:

@@ -151,7 +151,7 @@ class Server:
         *,
         name: str,
         silence: float,
-        limit: int = 128,
+        limit: int = 512,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Serve a listener.
@@ -174,6 +174,7 @@ class Server:
         self._limit = limit
         self._clock = clock
         self._unknown: dict[socket.socket, _Unknown] = {}
+        self._from: Counter[str] = Counter()  # how many of them each address has
         self._known: set[Connection] = set()
         self._leaving: dict[socket.socket, _Leaving] = {}
         self._touched: dict[Connection, None] = {}
@@ -328,6 +329,7 @@ class Server:
             accepted.close()
             return
         self._unknown[accepted] = unknown
+        self._from[address] += 1
         self._selector.register(accepted, selectors.EVENT_READ, lambda _mask: self._listen(unknown))
 
     def _make_room(self, listener: socket.socket) -> bool:
@@ -354,7 +356,7 @@ class Server:
 
         One that has just come may be known in a moment: then this pauses instead, and returns False.
         """
-        most = Counter(unknown.address for unknown in self._unknown.values()).most_common(1)[0][0]
+        most = max(self._from, key=self._from.__getitem__)
         victim = next(unknown for unknown in self._unknown.values() if unknown.address == most)
         ready = victim.since + _GRACE_SECONDS
         if self._clock() < ready:
@@ -424,8 +426,7 @@ class Server:
             return
         channel, proof = unknown.machine.answer(greeting.answer, stay=greeting.stay)
         rest = unknown.machine.rest
-        self._unknown.pop(unknown.socket)
-        self._selector.unregister(unknown.socket)
+        self._let_go(unknown)
         if greeting.stay:
             set_keepalive(unknown.socket, self._silence)
             connection = Connection(unknown.socket, channel, hello=hello, received=rest, unsent=proof)
@@ -458,11 +459,18 @@ class Server:
         self._report(None, f"{unknown.address}: {why}")
 
     def _forget(self, unknown: _Unknown) -> None:
-        del self._unknown[unknown.socket]
-        self._selector.unregister(unknown.socket)
+        self._let_go(unknown)
         unknown.socket.close()
         if unknown.check is not None:
             unknown.check.cancel()  # the others' are not to wait for it
+
+    def _let_go(self, unknown: _Unknown) -> None:
+        """It is unknown no more: known now, or gone."""
+        del self._unknown[unknown.socket]
+        self._selector.unregister(unknown.socket)
+        self._from[unknown.address] -= 1
+        if not self._from[unknown.address]:
+            del self._from[unknown.address]
 
     def _report(self, connection: Connection | None, why: str) -> None:
         if self._refusals.pass_on(self._clock()):
@@ -471,7 +479,14 @@ class Server:
     # ---- known peers
 
     def _touch(self, connection: Connection) -> None:
+        """See to a connection soon; watch no more for one that is broken: its descriptor may be another's at once."""
         self._touched[connection] = None
+        if connection.broken:
+            self._unwatch(connection)
+
+    def _unwatch(self, connection: Connection) -> None:
+        with contextlib.suppress(KeyError, ValueError):  # not watched any more; and closed besides
+            self._selector.unregister(connection.socket)
 
     def _serve_known(self, connection: Connection, mask: int) -> None:
         if mask & selectors.EVENT_WRITE:
@@ -514,7 +529,7 @@ class Server:
 
     def _drop(self, connection: Connection) -> None:
         self._known.discard(connection)
-        self._selector.unregister(connection.socket)
+        self._unwatch(connection)
         connection.notify = None
         connection.close()
 

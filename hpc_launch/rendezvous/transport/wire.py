@@ -22,10 +22,10 @@ ID_BYTES = 16
 MAC_BYTES = 16
 MAX_OFFERS = 8
 
-MAX_HELLO = 2 << 10
+MAX_HELLO = 3 << 10
 """The most bytes of an upper layer's `hello`."""
-MAX_METHOD_DATA = 1 << 10
-"""The most bytes of a method's own data: a credential of munge has some 200."""
+MAX_METHOD_DATA = 768
+"""The most bytes of a method's own data: a credential of munge has some 300."""
 MAX_ANSWER = 64 << 10
 """The most bytes of an upper layer's `answer`."""
 MAX_CONTROL = 4 << 20
