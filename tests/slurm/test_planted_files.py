@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -95,14 +96,16 @@ class Place:
             given_away(mark)
 
     @property
-    def seen(self) -> list[tuple[str, int, int, int]]:
-        """What is in directories that are not the run's: names, modes, sizes and times of change."""
+    def seen(self) -> list[tuple[str, int, int]]:
+        """What is in directories that are not the run's: names, modes, and when files were changed."""
         theirs = [path for path in self.logs.iterdir() if path.lstat().st_uid == ATTACKER and not path.is_symlink()]
         found = []
         for folder in sorted([self.precious, *theirs]):
             for path in sorted([folder, *(folder.rglob("*") if folder.is_dir() else [])]):
                 status = path.lstat()
-                found.append((str(path), status.st_mode, status.st_size, status.st_mtime_ns))
+                # Who looks whose its own files are in a directory makes one there, for a moment.
+                changed = 0 if stat.S_ISDIR(status.st_mode) else status.st_mtime_ns
+                found.append((str(path), status.st_mode, changed))
         return found
 
     def attempts(self) -> dict[str, list[str]]:
