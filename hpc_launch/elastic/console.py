@@ -66,7 +66,9 @@ class Source:
         """What is new. The file stays open: opening it again and again is work for a file server."""
         try:
             if self._descriptor is None:
-                self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                # A pipe in its place must not block.
+                flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+                self._descriptor = os.open(self.path, flags)
             data = os.pread(self._descriptor, _CHUNK, self._position)
             if not data and os.fstat(self._descriptor).st_size < self._position:
                 self._position = 0  # somebody has emptied it

@@ -6,11 +6,13 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hpc_launch.elastic.window import SlurmFacts
 from hpc_launch.errors import LogDirError
+from hpc_launch.patience import Background
 from hpc_launch.records import directory
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
@@ -27,6 +29,17 @@ _SECOND_QUESTION_SECONDS = 0.5
 
 # How often it is looked whether the run has a directory to write in, from an answer that came before it.
 _LOOK_SECONDS = 0.2
+
+
+# The end of the job, and the file for it.
+_End = tuple[Path, Mapping[str, Any]]
+
+
+def _save(ends: Sequence[_End]) -> None:
+    """Write down the last of them; those before are out of date."""
+    file, end = ends[-1]
+    with contextlib.suppress(LogDirError):
+        directory.write_json(file, end)
 
 
 class Outlook:
@@ -59,6 +72,8 @@ class Outlook:
         self._partition: Partition | None = None
         self._heard: Callable[[JobRecord], object] = lambda _: None
         self._thread = threading.Thread(target=self._ask, name="outlook", daemon=True)
+        # A log directory that hangs must not keep Slurm from being asked.
+        self._writer: Background[_End] = Background("end time", _save)
 
     def begin(self, heard: Callable[[JobRecord], object] | None = None) -> None:
         """Begin to ask; `heard` is called with each answer, in the thread, before anybody else has it."""
@@ -150,8 +165,7 @@ class Outlook:
         if record is None or file is None:
             return
         self._unwritten = None
-        with contextlib.suppress(LogDirError):
-            directory.write_json(file, {"end": record.end, "asked": time.time()})
+        self._writer.put((file, {"end": record.end, "asked": time.time()}))
 
     def _grace_end(self, record: JobRecord) -> float:
         """When the GraceTime of a preemption is over; 0 where there is none."""

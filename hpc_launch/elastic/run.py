@@ -22,7 +22,15 @@ from hpc_launch.elastic.party import party_of
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.elastic.rounds import shape
 from hpc_launch.elastic.signals import Signals
-from hpc_launch.errors import HpcLaunchError, Interrupted, RendezvousError, RoundRefused, UsageError, WorkerError
+from hpc_launch.errors import (
+    HpcLaunchError,
+    Interrupted,
+    NoSecretError,
+    RendezvousError,
+    RoundRefused,
+    UsageError,
+    WorkerError,
+)
 from hpc_launch.node import limits
 from hpc_launch.plan import binding
 from hpc_launch.plan.model import Plan
@@ -66,7 +74,10 @@ def refuse(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError) -> N
     CONSOLE.serve()
     torch_side.quieten(plan, environ)
     settings = dataclasses.replace(plan.settings, join_timeout=min(plan.settings.join_timeout, _PATIENCE))
-    handler = _own_handler(dataclasses.replace(plan, settings=settings), environ, problem)
+    try:
+        handler = _own_handler(dataclasses.replace(plan, settings=settings), environ, problem)
+    except (NoSecretError, UsageError):
+        return  # the others cannot know this agent: its own problem is what it ends with
     try:
         handler.next_rendezvous()
     finally:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from hpc_launch.records.parsing import open_regular
+
 
 class Lines:
     """Cuts what a file gains into lines.
@@ -52,7 +54,7 @@ def visible(line: bytes) -> bytes:
 def last_lines(path: Path, count: int, limit: int = 1 << 15) -> list[str]:
     """The last lines of a file, for a person; empty if it cannot be read."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             stream.seek(0, os.SEEK_END)
             stream.seek(max(0, stream.tell() - limit))
             data = stream.read()

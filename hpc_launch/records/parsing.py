@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 # What is larger is not ours: a run of a month writes less.
 _LARGEST = 1 << 28
@@ -101,16 +102,24 @@ def parse_lines(data: bytes) -> tuple[list[Fields], int, bool]:
     return found, bad, bool(lines[-1]) and last is None
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read it, whoever owns it. A pipe in its place does not block, and is an error.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is not a file")
+    return os.fdopen(handle, "rb")
+
+
 def content(path: Path) -> bytes | str | None:
     """The content of a file; None where there is none, and words where it cannot be read."""
     try:
-        # A pipe of that name must not keep us waiting.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(handle, "rb") as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                return "it is not a file"
-            if status.st_size > _LARGEST:
+        with open_regular(path) as stream:
+            if os.fstat(stream.fileno()).st_size > _LARGEST:
                 return "it is too large to be a record"
             return stream.read(_LARGEST)
     except FileNotFoundError:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import Mark
-from hpc_launch.records.parsing import Fields, content, entries, number, parse, parse_lines
+from hpc_launch.records.parsing import Fields, content, entries, number, open_regular, parse, parse_lines
 
 # So many calls are all kept, and of the later ones each that is this part of their number after the one before.
 _FINENESS = 200
@@ -87,7 +87,7 @@ def curve(job: JobDirectory, rank: int) -> tuple[Mark, ...]:
     Lines that are none (torn by a full disk or a killed worker) are left out.
     """
     data = b""
-    with contextlib.suppress(OSError), job.curve(rank).open("rb") as file:
+    with contextlib.suppress(OSError), open_regular(job.curve(rank)) as file:
         file.seek(max(0, file.seek(0, 2) - _LARGEST))
         data = file.read()
     marks = [read_mark(rank, fields) for fields in parse_lines(data)[0]]

@@ -17,6 +17,7 @@ from itertools import chain, groupby
 
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.lines import Lines
+from hpc_launch.records.parsing import open_regular
 from hpc_launch.review.files import Folders, Note, OutputFile, Piece, Selection, clock_offsets
 from hpc_launch.settings import Streams
 
@@ -233,7 +234,7 @@ class _Reader:
 
     def _data(self, file: OutputFile, begin: int, count: int) -> bytes:
         try:
-            with file.path.open("rb", buffering=0) as stream:
+            with open_regular(file.path) as stream:
                 stream.seek(begin)
                 return stream.read(count) or b""
         except OSError as error:

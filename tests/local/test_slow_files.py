@@ -76,7 +76,7 @@ def test_events_that_hang_delay_no_end(tmp_path: Path, files: SlowFiles) -> None
         wait_for(launcher.records, TIMEOUT, "the worker")
         files.hang()
         Path(f"{go}1").touch()
-        wait_for(lambda: [call for call in files.calls if "events.jsonl" in call], TIMEOUT, "an event that hangs")
+        wait_for(lambda: [call for call in files.calls if " open" in call], TIMEOUT, "an event that hangs")
         files.answer()
         done = launcher.finish()
     (events,) = (tmp_path / "logs").glob("latest/nodes/*/events.jsonl")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, strategies as st
 
 from hpc_launch import hidden
+from hpc_launch.cli import cli
 from hpc_launch.hidden import HIDDEN
 
 
@@ -100,3 +103,17 @@ def test_secrets_of_the_launcher(name: str) -> None:
 def test_any_words(words: list[str]) -> None:
     """Whatever the words are, there are as many as before."""
     assert len(hidden.arguments(words)) == len(words)
+
+
+@pytest.mark.parametrize("words", [["env", "--json"], ["explain", "train.py"], ["config", "show"]])
+def test_commands_do_not_print_the_launchers_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    """Neither what the user has set nor what a step was given."""
+    (tmp_path / "train.py").touch()
+    monkeypatch.chdir(tmp_path)
+    for name in ("HPC_LAUNCH_SECRET", "HPC_LAUNCH_STEP_SECRET"):
+        monkeypatch.setenv(name, "0123456789abcdef" * 4)
+    done = CliRunner().invoke(cli, words)
+
+    assert (done.exit_code, "0123456789abcdef" in done.output) == (0, False)

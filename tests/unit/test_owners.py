@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 
 from hpc_launch import owners
+from hpc_launch.elastic.console import Source
 from hpc_launch.errors import CallError, LogDirError
-from hpc_launch.jobs import remote, results
+from hpc_launch.jobs import remote, results, worker
 from hpc_launch.jobs.files import write_once
 from hpc_launch.owners import Entry, NotOwnError, open_folder, read_own, read_shared
-from hpc_launch.records import claims, directory
+from hpc_launch.records import claims, directory, parsing
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import EventLog
+from hpc_launch.records.lines import last_lines
 from tests.users import ALICE, BOB, PROJECT_GROUP, common_directory, give, needs_root, run_as
 
 ME = os.geteuid()
@@ -414,6 +416,20 @@ def test_a_foreign_result_is_not_unpickled(job: JobDirectory) -> None:
 
 
 @needs_root
+def test_a_foreign_checkpoint_is_not_unpickled(job: JobDirectory) -> None:
+    """A worker that begins says which file it does not load, and nothing in it runs."""
+    path = job.checkpoint(0)
+    directory.make(path.parent, job.path)
+    path.write_bytes(pickle.dumps(Planted()))
+    give(path, ALICE)
+    here = worker.Here(job, attempt=1, host="n1", rank=0, world_size=1)
+    with pytest.raises(CallError, match=r"checkpoint\.pkl belongs to"):
+        worker._read(job.path / "call.pkl", here)
+
+    assert Planted.ran == []
+
+
+@needs_root
 def test_a_planted_call_is_replaced(tmp_path: Path) -> None:
     """What another user has put in the place of a call does not stay there."""
     path = tmp_path / "12_call.pkl"
@@ -529,3 +545,28 @@ def test_a_run_claims_nothing_where_everybody_may_write(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     with pytest.raises(LogDirError, match="everybody may write"):
         claims.claim_run(tmp_path, "12.0", "program", 0, place="cluster/12/0")
+
+
+# ---- what is only shown
+
+
+def test_a_pipe_that_is_read_does_not_block(job: JobDirectory) -> None:
+    """Neither records, nor the last lines of a worker, nor the console wait for somebody who writes into it."""
+    os.mkfifo(job.ledger)
+    source = Source(job.ledger, "", None)
+
+    assert (parsing.content(job.ledger), last_lines(job.ledger, 3), source.advance(final=True)) == (
+        "it is not a file",
+        [],
+        0,
+    )
+
+
+@needs_root
+def test_records_of_somebody_else_are_shown(job: JobDirectory) -> None:
+    """What only shows something asks for no owner."""
+    EventLog(job.events("n1"), 0, job.path).record("run", host="n1")
+    for path in (job.path, *job.path.rglob("*")):
+        give(path, ALICE)
+
+    assert isinstance(parsing.content(job.events("n1")), bytes)

@@ -209,7 +209,7 @@ def disturb(job: JobDirectory) -> list[str]:
         b'\0\0{"time": 1, "0.out": "many"}\n{"time": 1e99, "0.out": 3}\n[]\n{"time": 9, "0.o'
     )
     return [
-        "attempt_0/gpu01/rank_1.out: Is a directory",
+        "attempt_0/gpu01/rank_1.out: it is not a file",
         "attempt_0/gpu01/rank_2.out: No such file or directory",
         "attempt_0/gpu01/times.jsonl: 2 lines are not what hpc-launch writes there",
     ]

@@ -26,7 +26,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs files of other use
 @pytest.fixture(autouse=True)
 def without_munge(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what this machine may have."""
-    monkeypatch.setattr(munge, "find", lambda *_: "left out")
+    monkeypatch.setattr(munge, "find", lambda *_, **__: "left out")
 
 
 @pytest.fixture
@@ -279,7 +279,7 @@ def test_many_processes_make_one_key_file(home: Path) -> None:
     from pathlib import Path
     from hpc_launch.rendezvous.transport import munge
     from hpc_launch.rendezvous.transport.keys import collect
-    munge.find = lambda *_: "left out"
+    munge.find = lambda *_, **__: "left out"
     home = Path(sys.argv[1])
     gate, ends = os.pipe(), []
     for number in range(40):

@@ -226,6 +226,18 @@ def test_the_users_private_group(
     assert private == owners._is_private_group(entry)
 
 
+def test_a_private_group_with_an_access_control_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mode shows its mask only: others may be named in it."""
+    me = type("Entry", (), {"pw_gid": 7, "pw_name": "bob"})
+    its = type("Entry", (), {"gr_name": "bob", "gr_mem": []})
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: me)
+    monkeypatch.setattr(grp, "getgrgid", lambda _: its)
+    monkeypatch.setattr(os, "getxattr", lambda *_: b"a list")
+    entry = owners.Entry(tmp_path, os.geteuid(), 7, stat.S_IFDIR | 0o775)
+
+    assert not owners._is_private_group(entry)
+
+
 @needs_root
 def test_sites_files_in_a_container(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a user namespace root's files have no owner, and the site's are root's by their place."""

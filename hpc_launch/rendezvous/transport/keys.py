@@ -171,7 +171,8 @@ def collect(
             private.make_once(job_file, _fresh())
         except Unusable as error:
             skipped.append(f"key file: {_about(job_file, str(error))}")
-    tools = munge.find(environ.get("PATH"), munge_socket)
+    # A start waits for a command of munge only where there may be nothing else.
+    tools = munge.find(environ.get("PATH"), munge_socket, ask=not found)
     if isinstance(tools, str):
         skipped.append(f"munge: {tools}")
     keyring = Keyring(
