@@ -179,6 +179,11 @@ def test_a_stranger_hears_nothing(siege: Siege) -> None:
     assert [one for one in siege.reports if one["words"]] == []
 
 
+def test_attacks_reached_the_agents(siege: Siege) -> None:
+    """There were hundreds of conversations and thousands of connections: otherwise the other tests say nothing."""
+    assert (len(siege.reports) > 300, sum(one["connections"] for one in siege.reports) > 5000) == (True, True)
+
+
 def test_false_leaders_were_met(siege: Siege) -> None:
     """Agents have tried the ports of all of them: otherwise the other tests say nothing."""
     assert siege.met.keys() == BEHAVIOURS.keys(), siege.met
