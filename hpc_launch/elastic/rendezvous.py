@@ -799,6 +799,8 @@ class SlurmRendezvous(RendezvousHandler):
         return self._own_address, self._worker_server.port
 
     def _open_job(self) -> tuple[str, int, str]:
+        if self._agents_store:  # torchrun writes its logs elsewhere, and makes its own id for the workers
+            return self._whole.job.job or "torchrun", 0, self._whole.run_id
         claimed = claiming.claim(self._whole.job, self._whole.identity, self._whole.run_id)
         return claimed.job, claimed.first_attempt, claimed.run_id
 
