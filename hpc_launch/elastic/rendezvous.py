@@ -187,6 +187,7 @@ class SlurmRendezvous(RendezvousHandler):
         self._finding: Finding | None = None
         self._equal: Inquiry[str] | None = None
         self._problem = party.problem
+        self._writing: Act[None] | None = None
         self._begun = self._done = False
         self._known = Knowledge(Membership(0, tuple(range(party.agents))))
         self._state = RunState()
@@ -446,6 +447,8 @@ class SlurmRendezvous(RendezvousHandler):
 
     def _remove_files(self) -> None:
         """Remove what was left for the other agents: where this one is, and a key."""
+        if self._writing is not None:
+            self._writing.result()
         self._whereabouts.remove()
         if self._whole.job.job and self._whole.keyring is not None:
             with contextlib.suppress(OSError):
@@ -661,7 +664,7 @@ class SlurmRendezvous(RendezvousHandler):
 
     def _tell_whereabouts(self, port: int) -> None:
         """Write down where this agent listens; no round waits for the file system."""
-        Act(lambda: self._whereabouts.write(port))
+        self._writing = Act(lambda: self._whereabouts.write(port))
 
     def _look_for_equal(self, taken: Sequence[int]) -> None:
         """See whether a port before ours is that of another run of the same command, before this agent is ready."""
