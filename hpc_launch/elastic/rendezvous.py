@@ -699,13 +699,13 @@ class SlurmRendezvous(RendezvousHandler):
         while True:
             alone = self._connect(alone)
             self._read()
+            if self.start is not None and self._plan is not None:
+                return self.start  # it may have ended by now, which is for `end` to say
             if self._refusal is not None:
                 raise self._refusal
             self._mind_end_of_run()
             self._mind_the_silent(waits=self.start is None or not self._begun)
             if self.start is not None:
-                if self._plan is not None:
-                    return self.start
                 if not told:
                     say(f"{self._whole.host} is a spare")
                     told = True

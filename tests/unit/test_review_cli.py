@@ -35,10 +35,10 @@ def typed(*words: str) -> int:
     return int(ended.value.code or 0)
 
 
-def shown(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+def shown(capfd: pytest.CaptureFixture[str], *words: str) -> list[str]:
     """Run a command that succeeds; returns its lines."""
     assert typed(*words) == 0
-    return capsys.readouterr().out.splitlines()
+    return capfd.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def shown(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
     ],
 )
 def test_lost_nodes_are_named(
-    work: Path, capsys: pytest.CaptureFixture[str], words: list[str], lost: list[str]
+    work: Path, capfd: pytest.CaptureFixture[str], words: list[str], lost: list[str]
 ) -> None:
     """Whoever reads what was written by then knows that it may not be all."""
     job = JobDirectory(work / "logs", "13.0")
@@ -63,7 +63,7 @@ def test_lost_nodes_are_named(
     assert typed("logs", "13", *words) == 0
 
     end = ", so the last that was written there may not be seen"
-    assert capsys.readouterr().err.splitlines() == [f"hpc-launch: note: {line}{end}" for line in lost]
+    assert capfd.readouterr().err.splitlines() == [f"hpc-launch: note: {line}{end}" for line in lost]
 
 
 @pytest.mark.parametrize(
@@ -84,31 +84,31 @@ def test_lost_nodes_are_named(
         (["--attempt=all", "--rank=0", "--stdout", "--grep=step 1"], ["[gpu001:0] rank 0 step 1 loss 0.1"] * 2),
     ],
 )
-def test_logs(capsys: pytest.CaptureFixture[str], words: list[str], expected: list[str]) -> None:
+def test_logs(capfd: pytest.CaptureFixture[str], words: list[str], expected: list[str]) -> None:
     """Options can stand before and after the job."""
-    assert expected == shown(capsys, "logs", *words)
+    assert expected == shown(capfd, "logs", *words)
 
 
-def test_logs_are_folded(capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_are_folded(capfd: pytest.CaptureFixture[str]) -> None:
     """Equal lines of several ranks are one; of one rank they look as without --fold."""
-    folded = shown(capsys, "logs", "--fold", "--stderr", "--grep", "RuntimeError|ValueError")
+    folded = shown(capfd, "logs", "--fold", "--stderr", "--grep", "RuntimeError|ValueError")
 
     assert folded[-1] == "[gpu002:6] ValueError: loss is nan"
     assert folded[0].startswith("[gpu[001-002] ranks 1-2,4-5,7] RuntimeError: [../third_party/gloo")
 
 
-def test_logs_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_for_programs(capfd: pytest.CaptureFixture[str]) -> None:
     """--json has an object a line."""
-    (line,) = shown(capsys, "logs", "--json", "--rank", "3", "--stdout", "-n", "1")
+    (line,) = shown(capfd, "logs", "--json", "--rank", "3", "--stdout", "-n", "1")
     found = json.loads(line)
 
     assert isinstance(found.pop("time"), float)
     assert found == {"attempt": 1, "host": "gpu001", "rank": 3, "stream": "stdout", "text": "rank 3 step 1 loss 0.1"}
 
 
-def test_logs_say_when(capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_say_when(capfd: pytest.CaptureFixture[str]) -> None:
     """--times puts the time before each line."""
-    (line,) = shown(capsys, "logs", "--times", "--rank", "3", "--stdout", "-n", "1")
+    (line,) = shown(capfd, "logs", "--times", "--rank", "3", "--stdout", "-n", "1")
 
     assert line.endswith(" [gpu001:3] rank 3 step 1 loss 0.1")
     assert len(line.partition(" [")[0]) == len("2026-01-01 12:00:00")
@@ -129,39 +129,39 @@ def test_logs_say_when(capsys: pytest.CaptureFixture[str]) -> None:
         (["--nonsense"], "no such option '--nonsense'"),
     ],
 )
-def test_logs_that_cannot_be_shown(capsys: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:
+def test_logs_that_cannot_be_shown(capfd: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:
     """What is wrong is one line."""
     assert typed("logs", *words) == 2
-    said = capsys.readouterr()
+    said = capfd.readouterr()
 
     assert said.err.startswith(f"hpc-launch: {expected}")
     assert (said.out, said.err.count("\n")) == ("", 1)
 
 
 @pytest.mark.parametrize("command", ["logs", "status"])
-def test_a_job_that_is_not_there(capsys: pytest.CaptureFixture[str], command: str, work: Path) -> None:
+def test_a_job_that_is_not_there(capfd: pytest.CaptureFixture[str], command: str, work: Path) -> None:
     """The line says where it was looked for."""
     assert typed(command, "4711") == 66
     looked = f"{work}/logs, {work}"
 
-    assert capsys.readouterr().err == (
+    assert capfd.readouterr().err == (
         f"hpc-launch: job 4711 has no directory in {looked}, and Slurm tells nothing of it: name its --log-dir\n"
     )
 
 
-def test_other_steps_of_the_job_are_noted(capsys: pytest.CaptureFixture[str], work: Path) -> None:
+def test_other_steps_of_the_job_are_noted(capfd: pytest.CaptureFixture[str], work: Path) -> None:
     """The last step is shown; that there are others is said beside it."""
     histories.write(work / "logs/12.1")
     assert typed("status", "12") == 0
-    said = capsys.readouterr()
+    said = capfd.readouterr()
 
     assert said.err == "hpc-launch: note: this is 12.1; the job has other runs: 12.0\n"
     assert said.out.startswith("job       12.1 train.py")
 
 
-def test_a_status(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_status(capfd: pytest.CaptureFixture[str]) -> None:
     """It says how the job stands, and that Slurm could not be asked."""
-    lines = shown(capsys, "status")
+    lines = shown(capfd, "status")
 
     assert lines[:3] == [
         "job       12.0 train.py --lr 1e-3",
@@ -171,31 +171,31 @@ def test_a_status(capsys: pytest.CaptureFixture[str]) -> None:
     assert not any("\x1b" in line for line in lines)
 
 
-def test_watching_ends_with_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+def test_watching_ends_with_the_job(capfd: pytest.CaptureFixture[str]) -> None:
     """A job that is over is shown once."""
-    assert len([line for line in shown(capsys, "status", "--watch") if line.startswith("state")]) == 1
+    assert len([line for line in shown(capfd, "status", "--watch") if line.startswith("state")]) == 1
 
 
 def test_watching_begins_before_the_job_does(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, work: Path
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, work: Path
 ) -> None:
     """A job that waits is shown by Slurm's word, until it has a directory."""
     record = JobRecord("13", "PENDING", reason="Priority", label="13")
     looks = iter([find.Search(None, record), find.Search(None, record)])
     monkeypatch.setattr(find, "search", lambda *_, **__: next(looks, find.Search(JobDirectory(work / "logs", "12.0"))))
     states = [json.loads(text)["state"] for text in "".join(
-        shown(capsys, "status", "13", "--watch", "--json", "--interval", "0.1")
+        shown(capfd, "status", "13", "--watch", "--json", "--interval", "0.1")
     ).replace("}{", "}\n{").splitlines()]  # fmt: skip
 
     assert states == ["waiting", "waiting", "failed"]
 
 
-def test_colours_are_for_terminals(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_are_for_terminals(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks have colours there, and stderr is red; elsewhere nothing has."""
-    assert "\x1b" not in "".join(shown(capsys, "logs"))
+    assert "\x1b" not in "".join(shown(capfd, "logs"))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    lines = shown(capsys, "logs", "--rank", "6")
+    lines = shown(capfd, "logs", "--rank", "6")
 
     assert re.match(r"\x1b\[3\dm\[gpu002:6\]\x1b\[0m rank 6", lines[0])
     assert lines[-1].startswith("\x1b[31m[gpu002:6]\x1b[0m ")

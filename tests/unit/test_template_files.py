@@ -50,14 +50,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
+def command(capfd: pytest.CaptureFixture[str]) -> Command:
     """Return a function that runs `hpc-launch template` in this process, without asking Slurm."""
 
     def call(*args: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as caught:
             main(["template", *args])
         assert isinstance(caught.value.code, int)
-        return (caught.value.code, *capsys.readouterr())
+        return (caught.value.code, *capfd.readouterr())
 
     return call
 
