@@ -627,7 +627,7 @@ def test_frames_may_come_with_the_proof() -> None:
     """They wait until the connection is open."""
     service, keyring = Remembering(), ring("the secret")
     with serving(service, keyring) as server, dial(server) as peer:
-        machine = Connecting(keyring.place_key, keyring.known, os.urandom(32), b"hello")
+        machine = Connecting(keyring.place_key, keyring.known, os.urandom(32), b"hello", port=server.port)
         while machine.chosen is None:
             machine.feed(peer.recv(4096))
         assert machine.chosen.secret is not None
