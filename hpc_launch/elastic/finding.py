@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpc_launch import owners
 from hpc_launch.console import say
 from hpc_launch.elastic import rounds
 from hpc_launch.elastic.console import Pace
@@ -65,7 +66,7 @@ class Whereabouts:
         """This node coordinates no more; what another one has written stays."""
         if self._path is not None:
             with contextlib.suppress(OSError, ValueError):
-                if json.loads(self._path.read_text()) == self._note:
+                if json.loads(owners.read_own(self._path)) == self._note:
                     self._path.unlink()
 
     def places(self) -> Sequence[tuple[str, Sequence[int]]]:
@@ -73,7 +74,7 @@ class Whereabouts:
         if self._path is None:
             return []
         try:
-            note = json.loads(self._path.read_text())
+            note = json.loads(owners.read_own(self._path))
             if note["run"] != self._run_id:
                 return []
             port = int(note["port"])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from hpc_launch import patience
 from hpc_launch.console import say
 from hpc_launch.errors import HpcLaunchError, LogDirError, NoSecretError, UsageError
 from hpc_launch.node import network
@@ -143,10 +144,15 @@ def _keyring(plan: Plan, environ: Mapping[str, str]) -> Keyring:
     world, place = plan.world, plan.identity.place
     job = JobDirectory(plan.log_root, plan.job_name)
     file = job.secret(place) if plan.job_name else None
-    if file is not None and world.leader:
-        with contextlib.suppress(LogDirError):
-            directory.make(job.path)
-    found = keys.collect(environ, place, job_file=file, leader=world.leader, insecure=plan.settings.insecure_rendezvous)
+
+    def collect() -> Keyring:
+        if file is not None and world.leader:
+            with contextlib.suppress(LogDirError):
+                directory.make(job.path)
+        insecure = plan.settings.insecure_rendezvous
+        return keys.collect(environ, place, job_file=file, leader=world.leader, insecure=insecure)
+
+    found = patience.wait_for(collect, f"the files of secrets in the home directory and in {job.path}")
     if plan.settings.verbose:
         say(f"secrets of this agent: {found.described}")
         for skipped in found.skipped:

@@ -46,6 +46,7 @@ from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.search import Doubts, Search
 from hpc_launch.errors import HpcLaunchError, RendezvousError, RendezvousTimeout, RoundRefused
 from hpc_launch.node import network
+from hpc_launch.patience import Act
 from hpc_launch.records import events
 from hpc_launch.rendezvous import codec, membership, messages
 from hpc_launch.rendezvous.membership import Knowledge, Membership
@@ -100,6 +101,8 @@ _DOUBT_SECONDS = 0.1
 _FAREWELL_SECONDS = 15.0
 # As much of a command is for messages.
 _LONGEST_WORDS = 200
+# So long the removal of files may take at the end.
+_FILES_SECONDS = 2.0
 # An answer that takes longer is none.
 _ANSWER_SECONDS = 1.0
 
@@ -184,6 +187,7 @@ class SlurmRendezvous(RendezvousHandler):
         self._finding: Finding | None = None
         self._equal: Inquiry[str] | None = None
         self._problem = party.problem
+        self._writing: Act[None] | None = None
         self._begun = self._done = False
         self._known = Knowledge(Membership(0, tuple(range(party.agents))))
         self._state = RunState()
@@ -430,8 +434,7 @@ class SlurmRendezvous(RendezvousHandler):
                 deadline = time.monotonic() + _FAREWELL_SECONDS
                 while self._server.callers - {self._whole.agent} and time.monotonic() < deadline:
                     time.sleep(_LOOK_SECONDS)
-                self._whereabouts.remove()
-                self._remove_secret()
+                Act(self._remove_files).over(_FILES_SECONDS)
                 self._server.clear()
             self._server.close()
         if self._election is not None:
@@ -442,8 +445,11 @@ class SlurmRendezvous(RendezvousHandler):
         self._worker_server = None
         return True
 
-    def _remove_secret(self) -> None:
-        """Remove the key that was left for the other agents of this place."""
+    def _remove_files(self) -> None:
+        """Remove what was left for the other agents: where this one is, and a key."""
+        if self._writing is not None:
+            self._writing.result()
+        self._whereabouts.remove()
         if self._whole.job.job and self._whole.keyring is not None:
             with contextlib.suppress(OSError):
                 self._whole.job.secret(self._whole.identity.place).unlink()
@@ -559,7 +565,7 @@ class SlurmRendezvous(RendezvousHandler):
         if self._election is not None:
             self._election.end(start.coordinator)
         if self.leads and start.state.round and self._server is not None:
-            self._whereabouts.write(self._server.port)  # for agents that come late, and do not find the first node
+            self._tell_whereabouts(self._server.port)  # for agents that come late, and do not find the first node
         if self._whole.agent in start.active:
             rank = list(start.active).index(self._whole.agent)
             if self.elastic:
@@ -654,7 +660,11 @@ class SlurmRendezvous(RendezvousHandler):
                 self._look_for_equal(party.ports[: party.ports.index(own)] if own in party.ports else ())
         if party.leader and self._election is not None and self._server is not None:
             self._link = self._election.lead()
-            self._whereabouts.write(self._server.port)
+            self._tell_whereabouts(self._server.port)
+
+    def _tell_whereabouts(self, port: int) -> None:
+        """Write down where this agent listens; no round waits for the file system."""
+        self._writing = Act(lambda: self._whereabouts.write(port))
 
     def _look_for_equal(self, taken: Sequence[int]) -> None:
         """See whether a port before ours is that of another run of the same command, before this agent is ready."""
@@ -799,6 +809,8 @@ class SlurmRendezvous(RendezvousHandler):
         return self._own_address, self._worker_server.port
 
     def _open_job(self) -> tuple[str, int, str]:
+        if self._agents_store:  # torchrun writes its logs elsewhere, and makes its own id for the workers
+            return self._whole.job.job or "torchrun", 0, self._whole.run_id
         claimed = claiming.claim(self._whole.job, self._whole.identity, self._whole.run_id)
         return claimed.job, claimed.first_attempt, claimed.run_id
 

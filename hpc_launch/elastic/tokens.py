@@ -11,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import os
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from hpc_launch import owners
 from hpc_launch.rendezvous.membership import Half
 
 # So long the leader waits for the file system at the end of a run.
@@ -52,8 +54,8 @@ class Tokens:
         def put() -> None:
             name = f"{number}-{uuid.uuid4().hex}"
             try:
-                directory.mkdir(parents=True, exist_ok=True)
-                (directory / name).touch(exist_ok=False)
+                with owners.open_folder(directory, directory.parent, make=True) as folder:
+                    os.close(folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
             except OSError:
                 name = ""
             then(name)
@@ -87,11 +89,12 @@ def _taken(directory: Path, half: Half) -> bool:
     taken = directory / f"{half.token}.{owner}"
     for _ in range(_TRIES):
         try:
-            (directory / half.token).rename(taken)
+            with owners.open_folder(directory, directory.parent) as folder:
+                folder.rename(half.token, taken.name)
         except FileNotFoundError:
             # It may be ours already: by an earlier leader, or by a request that a file server has heard twice.
-            with contextlib.suppress(OSError):
-                return taken.exists()
+            with contextlib.suppress(OSError), owners.open_folder(directory, directory.parent) as folder:
+                return folder.owns(taken.name)
         except OSError:
             pass
         else:
