@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import re
@@ -102,6 +103,14 @@ def listeners_of(pid: int) -> list[Listener]:
             if fields[3] == _LISTENS and f"socket:[{fields[9]}]" in mine:
                 found.append(Listener(address, int(port, 16), fields[9]))
     return found
+
+
+def readable(address: str) -> str:
+    """An address as people write it: the kernel shows words of four bytes in the order of the machine."""
+    words = [int(address[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(address), 8)]
+    found = ipaddress.ip_address(b"".join(words))
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return str(mapped or found)
 
 
 def agent_on(cluster: Cluster, node: str) -> Agent | None:

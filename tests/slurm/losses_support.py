@@ -41,6 +41,18 @@ dist.destroy_process_group()
 """
 )
 
+# Ranks that say who they are without talking to each other, and wait to fail or to end.
+WAITS = (
+    PREAMBLE
+    + """
+say(total=float(os.environ["WORLD_SIZE"]), size=os.environ["GROUP_WORLD_SIZE"])
+while not pathlib.Path("enough").exists():
+    if pathlib.Path(f"fails-{attempt}-{rank}").exists():
+        sys.exit(3)
+    time.sleep(0.05)
+"""
+)
+
 
 @dataclass
 class Run:

@@ -16,8 +16,8 @@ import pytest
 
 from tests.cluster import Cluster
 from tests.slow_files import slow_files
-from tests.slurm.losses_support import Run, run
-from tests.slurm.steps_support import DEADLINE, PREAMBLE
+from tests.slurm.losses_support import WAITS, Run, run
+from tests.slurm.steps_support import DEADLINE
 from tests.support import wait_for
 
 NODES = ("gpu001", "gpu002", "gpu003")
@@ -28,18 +28,6 @@ KINDS = {
     "fixed": ("--max-restarts=1",),
     "elastic": ("--nnodes=1:3", "--max-restarts=1", f"--node-timeout={NODE_TIMEOUT}"),
 }
-
-# Ranks that say who they are, and wait to fail or to end.
-WAITS = (
-    PREAMBLE
-    + """
-say(total=float(os.environ["WORLD_SIZE"]), size=os.environ["GROUP_WORLD_SIZE"])
-while not pathlib.Path("enough").exists():
-    if pathlib.Path(f"fails-{attempt}-{rank}").exists():
-        sys.exit(3)
-    time.sleep(0.05)
-"""
-)
 
 
 class Console:

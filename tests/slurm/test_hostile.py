@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,17 +20,20 @@ from tests.slurm.hostile_support import (
     PORTS,
     Agent,
     Attack,
+    address_of,
     attack,
     event_names,
+    listeners_of,
     listens,
     next_job,
+    readable,
     records,
     squatter,
     strangers,
     targets_on,
     trains,
 )
-from tests.slurm.losses_support import Run, run
+from tests.slurm.losses_support import WAITS, Run, run
 
 # The run has the first three nodes. The attacker is on the leader's node, and on one outside of the job.
 NODES = ("gpu001", "gpu002", "gpu003")
@@ -215,8 +220,52 @@ def test_the_console_stays_short(siege: Siege) -> None:
     assert len(ours) <= 12, siege.console
 
 
-def test_the_status_file_is_the_run_s(siege: Siege) -> None:
-    """All that was written down is well formed."""
-    for line in siege.records.splitlines():
-        if line.startswith("{") and line.endswith("}"):
-            json.loads(line)
+def test_the_records_are_well_formed(siege: Siege) -> None:
+    """Each line of the events is an object."""
+    lines = [line for line in siege.records.splitlines() if line.startswith('{"time"')]
+
+    assert [line for line in lines if not isinstance(json.loads(line), dict)] == []
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("repetition", range(20))
+@pytest.mark.parametrize("kind", [*KINDS])
+def test_an_attack_at_any_moment(some_cluster: Cluster, tmp_path: Path, kind: str, repetition: int) -> None:
+    """It begins before the run has formed, while its workers run, or between attempts: the run goes on as if alone."""
+    chance = random.Random(repetition)
+    place = f"test/{next_job(some_cluster)}/0/0"
+    with run(some_cluster, tmp_path, *KINDS[kind], *OPTIONS, nodes=len(NODES)) as job:
+        listens(some_cluster, job, NODES[0])
+        time.sleep(chance.random() * 6)  # at any moment: a run of three nodes begins to train in about as long
+        targets = targets_on(some_cluster, *NODES)
+        with strangers(some_cluster, chance.choice(FROM), place, targets, *chance.sample(STORM, 2)) as storm:
+            storm.begun()
+            hosts = [trains(job, 0, len(NODES))]
+            job.fails(0, chance.randrange(len(NODES)))
+            hosts.append(trains(job, 1, len(NODES)))
+            storm.ended()
+        status = job.ends()
+
+    assert (status, job.so_far.attempts(), hosts) == (0, [0, 1], [[*NODES]] * 2), job.describe()
+
+
+@pytest.mark.parametrize("kind", [*KINDS])
+def test_workers_find_each_other_at_one_address(cluster: Cluster, tmp_path: Path, kind: str) -> None:
+    """The store of the workers listens at the address that the plan names, and at no other of its node."""
+    with run(cluster, tmp_path, *KINDS[kind], nodes=2, worker=WAITS) as job:
+        job.trains_on(0, *NODES[:2])
+        (port,) = {int(one["MASTER_PORT"]) for one in job.so_far.said(0).values()}
+        found = [one.address for one in listeners_of(job.agent(NODES[0])) if one.port == port]
+        job.ends()
+
+    assert [readable(address) for address in found] == [address_of(cluster, NODES[0])], job.describe()
+
+
+def test_a_run_of_one_node_has_no_listener(cluster: Cluster, tmp_path: Path) -> None:
+    """No other node can connect to it: its workers' store listens on loopback."""
+    with run(cluster, tmp_path, nodes=1, worker=WAITS) as job:
+        job.trains_on(0, NODES[0])
+        found = {readable(one.address) for one in listeners_of(job.agent(NODES[0]))}
+        job.ends()
+
+    assert found == {"127.0.0.1"}, job.describe()
