@@ -94,10 +94,12 @@ def no_settings_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Non
             pytest.exit(f"these settings would change what is tested: {', '.join(map(str, there))}", returncode=1)
 
 
-@pytest.fixture(autouse=True)
-def no_settings_of_this_user(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the settings of whoever runs the tests out of them."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "no-settings"))
+@pytest.fixture(autouse=True, scope="session")
+def no_settings_of_this_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the settings and the key of this user out of the tests, and the tests out of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "no-settings"))
+        yield
 
 
 @pytest.fixture

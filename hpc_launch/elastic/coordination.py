@@ -38,7 +38,7 @@ _VIEW_SECONDS = 0.05
 # How long the sending of what is left may take.
 _LINGER_SECONDS = 1.0
 # Unknown connections at a time: all agents may knock at once, and others besides.
-_STRANGERS = 128
+_STRANGERS = 512
 
 
 class CoordinatorServer:

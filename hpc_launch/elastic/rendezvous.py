@@ -168,16 +168,18 @@ class SlurmRendezvous(RendezvousHandler):
         self._election: Election | None = None
         self._link: Connection | None = None
         command = party.identity.command
-        self._hello = Hello(
-            purpose=Purpose.JOIN,
-            agent=party.agent,
-            host=party.host,
-            instance=uuid.uuid4().hex,
-            program=party.identity.program,
-            words=party.identity.words[:_LONGEST_WORDS],
-            digests=command.digests,
-            texts=command.texts or {},
-            task=command.task,
+        self._hello = messages.fitting(
+            Hello(
+                purpose=Purpose.JOIN,
+                agent=party.agent,
+                host=party.host,
+                instance=uuid.uuid4().hex,
+                program=party.identity.program,
+                words=party.identity.words[:_LONGEST_WORDS],
+                digests=command.digests,
+                texts=command.texts or {},
+                task=command.task,
+            )
         )
         self._keyring = party.keyring or Keyring(party.identity.place, ())
         self._search = Search(self._hello, self._keyring)

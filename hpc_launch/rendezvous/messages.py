@@ -21,6 +21,7 @@ from hpc_launch import ranges
 from hpc_launch.rendezvous import codec, membership
 from hpc_launch.rendezvous.codec import array, checked, integer, nested, table, text
 from hpc_launch.rendezvous.membership import Knowledge, Membership
+from hpc_launch.rendezvous.transport import wire
 from hpc_launch.rendezvous.transport.faults import MessageError
 
 _Word = TypeVar("_Word", bound="Message")
@@ -159,6 +160,13 @@ class Hello:
     digests: Sequence[str] = checked(array(text(16), 256), ())
     texts: Mapping[str, str] = field(default_factory=dict, metadata={"check": table(text(4), text(200), 64)})
     task: Sequence[str] = checked(array(text(256), 8), ())
+
+
+def fitting(hello: Hello) -> Hello:
+    """A hello that fits into the handshake: where the command is too long for it, its digest alone is sent."""
+    if len(codec.encode(hello)) <= wire.MAX_HELLO:
+        return hello
+    return dataclasses.replace(hello, words="", digests=(), texts={}, task=())
 
 
 class Verdict(str, Enum):

@@ -113,6 +113,13 @@ def test_the_longest_hello_fits_into_a_handshake() -> None:
     assert len(codec.encode(hello)) <= wire.MAX_HELLO
 
 
+def test_a_command_that_is_too_long_for_a_hello_is_left_out() -> None:
+    """Characters that JSON writes with many bytes count as that: the digest alone tells the program then."""
+    hello = Hello(Purpose.JOIN, 1, "gpu02", "a1", "program", "\U0001f600" * 400, ("abcdef",) * 80, {"1": "é" * 100})
+
+    assert messages.fitting(hello) == Hello(Purpose.JOIN, 1, "gpu02", "a1", "program")
+
+
 def test_a_membership_of_many_is_short() -> None:
     """Each agent tells the coordinator what it knows: of a thousand that is not the numbers of a thousand each."""
     assert len(json.dumps(Membership(5, AGENTS, "3-abc", AGENTS).plain())) < 100

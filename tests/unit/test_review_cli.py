@@ -49,9 +49,7 @@ def shown(capfd: pytest.CaptureFixture[str], *words: str) -> list[str]:
         (["--attempt=0"], []),
     ],
 )
-def test_lost_nodes_are_named(
-    work: Path, capfd: pytest.CaptureFixture[str], words: list[str], lost: list[str]
-) -> None:
+def test_lost_nodes_are_named(work: Path, capfd: pytest.CaptureFixture[str], words: list[str], lost: list[str]) -> None:
     """Whoever reads what was written by then knows that it may not be all."""
     job = JobDirectory(work / "logs", "13.0")
     Losses(job.path).write()
