@@ -13,7 +13,7 @@ import functools
 import re
 import signal
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -166,7 +166,7 @@ def fitting(hello: Hello) -> Hello:
     """A hello that fits into the handshake: where the command is too long for it, its digest alone is sent."""
     if len(codec.encode(hello)) <= wire.MAX_HELLO:
         return hello
-    return dataclasses.replace(hello, words="", digests=(), texts={}, task=())
+    return replace(hello, words="", digests=(), texts={}, task=())
 
 
 class Verdict(str, Enum):
