@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ if any(name.startswith(("HPC_LAUNCH_SECRET", "HPC_LAUNCH_STEP_SECRET")) for name
 
 # Nodes that share neither home nor log directory; what is left on PATH is hpc-launch.
 HOMES = 'export HOME=$PWD/home-$SLURM_NODEID; unset XDG_CONFIG_HOME; mkdir -p "$HOME";'
-NO_HOME = "unset HOME XDG_CONFIG_HOME;"
+NO_HOME = "export HOME=/proc/none; unset XDG_CONFIG_HOME;"
 LOGS = "--log-dir $PWD/logs-$SLURM_NODEID"
 NO_MUNGE = 'PATH=$(dirname "$(command -v hpc-launch)");'
 SECRET = "export HPC_LAUNCH_SECRET=0123456789abcdef0123456789abcdef;"
@@ -37,12 +38,21 @@ def met(ended: Ended) -> tuple[int, bool, bool]:
     return ended.status, together, "a worker has a secret" in ended.console
 
 
+def munge_of(cluster: Cluster, folder: Path) -> None:
+    """Make commands of munge that ask the cluster's own daemon, as a site's ask theirs."""
+    (folder / "bin").mkdir()
+    for name in ("munge", "unmunge"):
+        command = folder / "bin" / name
+        command.write_text(f'#!/bin/sh\nexec /usr/bin/{name} --socket={cluster.run_dir}/munge/socket "$@"\n')
+        command.chmod(0o755)
+
+
 # What nodes have, and the secret that the first of them names when that is all.
 WAYS = {
     "a shared home": (NO_MUNGE, LOGS, "key file"),
     "a shared log directory": (HOMES + NO_MUNGE, "", "key file"),
     "a shared log directory and no home": (NO_HOME + NO_MUNGE, "", "key file"),
-    "munge": (HOMES, LOGS, "munge"),
+    "munge": ("PATH=$PWD/bin:$PATH;" + HOMES, LOGS, "munge"),
     "a variable": (
         "export HPC_LAUNCH_SECRET=0123456789abcdef0123456789abcdef;" + HOMES + NO_MUNGE,
         LOGS,
@@ -56,6 +66,7 @@ WAYS = {
 def test_agents_meet_by_what_they_share(some_cluster: Cluster, tmp_path: Path, way: str) -> None:
     """One thing in common is enough, whatever else a container, a cleaned environment or a node keeps apart."""
     before, options, named = WAYS[way]
+    munge_of(some_cluster, tmp_path)
     ended = run(some_cluster, tmp_path, before, options)
 
     assert (met(ended), named in ended.console) == ((0, True, False), True), ended.describe()
@@ -83,14 +94,17 @@ def test_a_step_that_hpc_launch_starts_has_a_secret_of_its_own(some_cluster: Clu
     assert (met(ended), "HPC_LAUNCH_STEP_SECRET" in ended.console) == ((0, True, False), True), ended.describe()
 
 
-def test_nothing_at_all_is_said_in_one_line(some_cluster: Cluster, tmp_path: Path) -> None:
-    """With the documented status and what to do, the safe way first."""
-    ended = run(some_cluster, tmp_path, NO_HOME + NO_MUNGE, LOGS.replace("$SLURM_NODEID", "$SLURM_NODEID --log-name x"))
-    lines = [line for line in ended.console.splitlines() if "no secret" in line]
+def test_nothing_at_all_is_said_in_one_line(tmp_path: Path, python: str) -> None:
+    """At once, with the documented status and what to do, the safe way first."""
+    (tmp_path / "worker.py").write_text(WORKER)
+    environ = {"HOME": "/proc/none", "PATH": "/nowhere"}
+    command = [python, "-m", "hpc_launch", "--hosts", "one,two", "--node-rank", "0", "--start", "exec", "worker.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+    (line,) = done.stderr.splitlines()
 
-    assert ended.status == 77, ended.describe()
-    assert lines, ended.describe()
-    assert all(line.index("openssl rand -hex 32") < line.index("--insecure-rendezvous") for line in lines)
+    assert done.returncode == 77, done.stderr
+    assert "has no secret by which the agents of this run know each other" in line
+    assert line.index("openssl rand -hex 32") < line.index("--insecure-rendezvous")
 
 
 def test_different_secrets_are_said_in_one_line(some_cluster: Cluster, tmp_path: Path) -> None:
