@@ -19,11 +19,11 @@ from typing import Any, Protocol
 
 from hpc_launch import hostlist
 from hpc_launch.elastic import draining, forming, rounds
+from hpc_launch.elastic.admission import Admission
 from hpc_launch.elastic.forming import Gathering, Move, Terms
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.rounds import Member
 from hpc_launch.errors import HpcLaunchError
-from hpc_launch.plan.commands import Command, similar
 from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.rendezvous import membership, messages
@@ -259,7 +259,7 @@ class Coordinator:
         self._terms = Terms(party.minimum, party.join_timeout, party.node_timeout, fixed=not party.elastic)
         self._leads = self._sought = False
         self._sessions: dict[Session, None] = {}
-        self._instances: dict[int, str] = {party.agent: instance}
+        self._admission = Admission(party, instance)
         self._since = self._last_busy = self._next_look = 0.0
         self._state = RunState()
         self._shared: dict[str, str] = {}
@@ -276,10 +276,6 @@ class Coordinator:
         self._refusal: Refused | None = None
         # With several tasks on a node only the agents say where they are.
         self._hosts = dict(enumerate(party.hosts)) if party.agents_per_host is not None else {}
-        self._turned_away: dict[str, str] = {}
-        # Another run in the same place; and since when agents have knocked whose commands differ by their numbers.
-        self._rivals = False
-        self._similar: dict[int, float] = {}
         self._pace = _Pace(0.0)
 
     # ---- its own agent
@@ -334,20 +330,14 @@ class Coordinator:
             MessageError: when the run has no such agent.
         """
         party, self.changed = self._party, True
-        verdict, number = Verdict.FOLLOWS, -1
-        other = self._other_program(hello)
-        if other is not None:
-            verdict = other
-        elif hello.agent >= party.agents:
-            raise MessageError(f"agent {hello.agent} of {hello.host}: this run has agents 0 to {party.agents - 1}")
-        elif self._instances.setdefault(hello.agent, hello.instance) != hello.instance:
-            verdict = Verdict.TAKEN
-            self._mind_equal_run(hello)
-        elif self._leads:
+        verdict, number = self._admission.refusal(hello, self.now), -1
+        if verdict is None and self._leads:
             verdict = Verdict.WELCOME
             number = self._running.start.membership.number if self._running is not None else -1
-        else:
-            self._sought = True
+        elif verdict is None:
+            verdict, self._sought = Verdict.FOLLOWS, True
+        elif verdict is Verdict.TAKEN and self._admission.is_first_of_another(hello):
+            self._mind_equal_run()
         answer = Answer(
             verdict=verdict,
             agent=party.agent,
@@ -360,26 +350,9 @@ class Coordinator:
         )
         return answer, verdict is Verdict.WELCOME and hello.purpose is not Purpose.CALL
 
-    def _other_program(self, hello: Hello) -> Verdict | None:
-        """Whether an agent is of another program than this one; None if it is not."""
-        identity = self._party.identity
-        if hello.program == identity.program:
-            return None
-        if hello.agent == self._party.agent and hello.purpose is Purpose.CALL:
-            self._rivals = True  # another run begins in the same place: only equal commands are of this one
-        other = Command(tuple(hello.digests), hello.texts, tuple(hello.task))
-        if not similar(identity.command, other) or self._rivals:
-            if hello.purpose is Purpose.JOIN and len(self._turned_away) < _MOST_TURNED_AWAY:
-                self._turned_away[hello.host] = hello.words
-            return Verdict.OTHER_PROGRAM
-        since = self._similar.setdefault(hello.agent, self.now) if hello.agent < self._party.agents else self.now
-        known = self._instances.get(hello.agent) == hello.instance
-        return None if known or self.now - since >= _SIMILAR_SECONDS else Verdict.SIMILAR
-
-    def _mind_equal_run(self, hello: Hello) -> None:
+    def _mind_equal_run(self) -> None:
         """End a run that has not begun where there is an equal one: their agents would be paired at random."""
-        equal = hello.purpose is Purpose.CALL and hello.agent == self._party.agent
-        if equal and self._leads and self._state.round < 0 and self._refusal is None:
+        if self._leads and self._state.round < 0 and self._refusal is None:
             self._refuse(RefusalKind.PROBLEM, rounds.equal_runs(self._party.identity.words), 69)
 
     def opened(self, session: Session) -> None:
@@ -704,7 +677,7 @@ class Coordinator:
         about = {"joined": joined, "expected": self._party.agents, "waited": round(here.waited, 1)}
         if names:
             self._effects.observe(events.NODE_MISSING, hosts=hostlist.display(missing), **about)
-            other = self._other_programs()
+            other = self._admission.others
             self._effects.say(f"waiting for {names} ({joined}/{self._party.agents} joined, {here.waited:.0f} s){other}")
 
     def _missing(self, here: Gathering) -> tuple[tuple[str, ...], str]:
@@ -717,13 +690,6 @@ class Coordinator:
         missing = rounds.missing_hosts(party.hosts, (1,) * len(party.hosts), joined)
         return missing, hostlist.display(missing) or f"{party.agents - len(here.ready)} tasks"
 
-    def _other_programs(self) -> str:
-        """Words about agents that run other programs, which may be meant to take part."""
-        if not self._turned_away:
-            return ""
-        host, words = next(iter(self._turned_away.items()))
-        return f"; {host} runs another command ({words}): if both belong to one run, give both the same --rdzv-id"
-
     def _give_up(self, here: Gathering) -> None:
         party = self._party
         if not party.elastic:
@@ -734,12 +700,12 @@ class Coordinator:
                 f"{names} did not join in {party.join_timeout:.0f} s ({len(here.ready)}/{party.agents} joined): look "
                 "at the node's own output, exclude it, or wait longer with --join-timeout"
             )
-            self._refuse(RefusalKind.MISSING, why + self._other_programs(), 69, missing)
+            self._refuse(RefusalKind.MISSING, why + self._admission.others, 69, missing)
             return
         why = forming.why_not(here, self._terms, self._hosts_of, self._directory.memberships)
         # An agent that cannot know whether others train must not have the job run again.
         again = not here.first and membership.may_form(here.ready, here.taken)
-        more = self._other_programs() if here.first else ""
+        more = self._admission.others if here.first else ""
         self._refuse(RefusalKind.LOST if again else RefusalKind.PROBLEM, why + more, 69)
 
     def _refuse(self, kind: RefusalKind, why: str, status: int, missing: Sequence[str] = ()) -> None:
@@ -903,9 +869,6 @@ class Coordinator:
 
 _NEVER = 3600.0
 _LONGEST_WORDS = 200
-_MOST_TURNED_AWAY = 64
-# So long an agent waits whose command differs by its task's numbers: another run may begin, whose command is equal.
-_SIMILAR_SECONDS = 0.5
 # Names that agents share: stacks of each agent in each attempt are the most.
 _MOST_SHARED = 1 << 20
 
