@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 from hpc_launch.console import say
 from hpc_launch.elastic.awake import Awake
-from hpc_launch.elastic.coordinator import Coordinator, Session, View
+from hpc_launch.elastic.coordinator import Coordinator
+from hpc_launch.elastic.effects import Session, View
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.tokens import Tokens
 from hpc_launch.errors import HpcLaunchError

@@ -15,11 +15,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hpc_launch import hostlist
 from hpc_launch.elastic import draining, forming, rounds
 from hpc_launch.elastic.admission import Admission
+from hpc_launch.elastic.effects import Effects, Session, View
 from hpc_launch.elastic.forming import Gathering, Move, Terms
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.rounds import Member
@@ -27,7 +28,7 @@ from hpc_launch.errors import HpcLaunchError
 from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.rendezvous import membership, messages
-from hpc_launch.rendezvous.membership import Half, Knowledge, Membership
+from hpc_launch.rendezvous.membership import Knowledge, Membership
 from hpc_launch.rendezvous.messages import (
     Accept,
     AllBegun,
@@ -76,80 +77,6 @@ _TOKEN_SECONDS = 1.0
 # So long a preparation may take before a line says what is waited for.
 _PREPARATION_SECONDS = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 60.0
-
-_NOTHING = Knowledge(Membership(-1, ()))
-
-
-@dataclass(eq=False)
-class Session:
-    """An agent's authenticated connection.
-
-    Attributes:
-        hello: what it said of itself in the handshake.
-        agent: its number, once it is ready for a round.
-        ready: what it said last, if it is ready for another round.
-        known: what it knows of memberships.
-        closed: its end was closed; otherwise it fell silent.
-    """
-
-    hello: Hello
-    agent: int | None = None
-    ready: Ready | None = None
-    known: Knowledge = _NOTHING
-    closed: bool = False
-
-    @property
-    def place(self) -> tuple[str, int]:
-        """Where it listens; an empty address where it does not."""
-        return (self.ready.address, self.ready.port) if self.ready is not None else self._place
-
-    _place: tuple[str, int] = ("", 0)
-
-    def rest(self) -> None:
-        """Note that it takes part in a round, and is not ready for another."""
-        self._place, self.ready = self.place, None
-
-
-class Effects(Protocol):
-    """What a coordinator has done; none of it waits."""
-
-    def send(self, sessions: Iterable[Session], message: Any) -> None:
-        """Send a message to agents."""
-
-    def drop(self, session: Session) -> None:
-        """Close a connection; nothing is heard of it any more."""
-
-    def say(self, line: str) -> None:
-        """Show a line on the console."""
-
-    def observe(self, event: str, **facts: Any) -> None:
-        """Record an event."""
-
-    def open_job(self) -> None:
-        """Choose the job directory; the answer is a call of `job_opened` or `preparation_failed`."""
-
-    def open_store(self, round_number: int) -> None:
-        """Open the workers' store of a round; the answer is a call of `store_opened` or `preparation_failed`."""
-
-    def put_token(self, directory: Path, number: int) -> None:
-        """Make the token of a membership; the answer is a call of `token_put`."""
-
-    def take_tokens(self, directory: Path, halves: Iterable[Half]) -> None:
-        """Begin to take the tokens of halves; `taken` and `refused` tell the results."""
-
-    def remove_tokens(self, directory: Path, before: int) -> None:
-        """Begin to remove the tokens of memberships before this number."""
-
-    @property
-    def taken(self) -> frozenset[Half]:
-        """The halves with this agent that have taken their tokens."""
-
-    @property
-    def refused_halves(self) -> frozenset[Half]:
-        """The halves whose token was not to be had."""
-
-    def time(self) -> float:
-        """This node's time, in seconds since the epoch."""
 
 
 @dataclass
@@ -212,27 +139,6 @@ class _Pace:
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
         self._next = now + self._pause
         return True
-
-
-@dataclass(frozen=True)
-class View:
-    """What other threads may know of a coordinator: a copy that changes no more.
-
-    Attributes:
-        leads: it coordinates.
-        number: of the membership whose round it coordinates; -1 where none has begun.
-        callers: the agents that are connected to it and were ready once.
-        awaited: the agents whose word is due, and where they listen.
-        sought: another agent looks for a coordinator.
-        final: how the run ended, once it has.
-    """
-
-    leads: bool = False
-    number: int = -1
-    callers: frozenset[int] = frozenset()
-    awaited: Mapping[int, tuple[str, int]] = field(default_factory=dict)
-    sought: bool = False
-    final: RoundEnd | None = None
 
 
 class Coordinator:
@@ -812,9 +718,19 @@ class Coordinator:
                 leader=self._party.host,
                 **self._state.where,
             )
+        if self._state.round == 0:
+            self._note_mix(sessions.values())
         for session in sessions.values():
             session.rest()
         self._tell(agreed.agents, start)
+
+    def _note_mix(self, sessions: Iterable[Session]) -> None:
+        """Say that an id of the user's own has joined different commands, which may not be meant."""
+        identity = self._party.identity
+        others = [one.hello for one in sessions if one.hello.words not in ("", identity.words[:_LONGEST_WORDS])]
+        if identity.explicit and others:
+            one = others[0]
+            self._effects.say(f"note: {one.host} runs another command ({one.words}), by the same --rdzv-id")
 
     def _hosts_of(self, agents: Iterable[int]) -> str:
         return hostlist.display([self._hosts[agent] for agent in sorted(agents)])

@@ -356,7 +356,8 @@ def _identity(settings: Settings, here: Here, found: World, script: Sequence[str
     command = WHOLE
     if not made.explicit:
         command = command_of((str(here.directory), *script), here.environ, here.host)
-    return replace(made, lineage=lineage, command=command)
+    words = identity.words(script, module=settings.module, secret_names=settings.secret_names)
+    return replace(made, lineage=lineage, command=command, words=words)
 
 
 def _lineage(settings: Settings, here: Here) -> Lineage:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc_launch import hidden
 from hpc_launch.plan.commands import WHOLE, Command
 
 
@@ -101,9 +102,10 @@ def run_id_of_workers(identity: Identity, run_id: str, job: Path, base: str, tok
     return f"{number}.{step}{job.name.removeprefix(base)}.{lineage.incarnation}{apart}"
 
 
-def words(script: Sequence[str], *, module: bool = False) -> str:
-    """A command as people read it."""
-    return shlex.join(("-m", *script) if module and script else script)
+def words(script: Sequence[str], *, module: bool = False, secret_names: Sequence[str] = ()) -> str:
+    """A command as people read it; values of secrets are left out."""
+    shown = hidden.arguments(script, secret_names)
+    return shlex.join(("-m", *shown) if module and shown else shown)
 
 
 def place_in_slurm(cluster: str, job: str, step: int | None) -> str:

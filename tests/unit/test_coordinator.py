@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from hpc_launch.elastic.coordinator import Coordinator, Session
+from hpc_launch.elastic.coordinator import Coordinator
+from hpc_launch.elastic.effects import Session
 from hpc_launch.elastic.party import Party
 from hpc_launch.errors import LogDirError
 from hpc_launch.plan.commands import command_of
