@@ -22,8 +22,12 @@ def fold(numbers: Iterable[int]) -> str:
     return ",".join(f"{low}-{high}" if low != high else str(low) for low, high in runs)
 
 
-def unfold(written: str) -> tuple[int, ...]:
+def unfold(written: str, most: int = _LONGEST) -> tuple[int, ...]:
     """Read numbers, in the order in which they are written.
+
+    Args:
+        written: the numbers and ranges.
+        most: how many numbers there may be.
 
     Raises:
         ValueError: when something else is written there, or a range that is empty or longer than any could be.
@@ -36,5 +40,7 @@ def unfold(written: str) -> tuple[int, ...]:
         low, high = int(match[1]), int(match[2] or match[1])
         if not low <= high < low + _LONGEST:
             raise ValueError(f"'{part}' is no range of numbers")
+        if high - low >= most - len(found):
+            raise ValueError(f"there are more than {most} numbers")
         found.extend(range(low, high + 1))
     return tuple(found)

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Set as AbstractSet
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from hpc_launch.elastic.effects import Session, View
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.tokens import Tokens
 from hpc_launch.errors import HpcLaunchError
+from hpc_launch.node import limits
 from hpc_launch.rendezvous import codec
 from hpc_launch.rendezvous.membership import Half
 from hpc_launch.rendezvous.messages import FROM_AGENTS, Hello, Purpose
@@ -39,7 +41,22 @@ _VIEW_SECONDS = 0.05
 # How long the sending of what is left may take.
 _LINGER_SECONDS = 1.0
 # Unknown connections at a time: all agents may knock at once, and others besides.
-_STRANGERS = 512
+STRANGERS = 512
+
+
+@dataclass(frozen=True)
+class OpenStore:
+    """The workers' store of a round.
+
+    Attributes:
+        address: where workers connect.
+        port: its port there.
+        server: what serves it, as long as it is kept.
+    """
+
+    address: str
+    port: int
+    server: object
 
 
 class CoordinatorServer:
@@ -49,7 +66,7 @@ class CoordinatorServer:
         party: what this agent brings along.
         instance: tells this process from another one with the same number.
         listener: where other agents connect; None where there are none.
-        open_store: makes the workers' store of the round with this number; gives address and port.
+        open_store: makes the workers' store of a round, which lives as long as what it gives.
         open_job: gives the job directory's name, the number of the run's first attempt, and its id for workers.
         observe: records events; it must not block.
     """
@@ -60,7 +77,7 @@ class CoordinatorServer:
         instance: str,
         listener: socket.socket | None,
         *,
-        open_store: Callable[[int], tuple[str, int]],
+        open_store: Callable[[], OpenStore],
         open_job: Callable[[], tuple[str, int, str]],
         observe: Callable[..., None],
     ) -> None:
@@ -73,10 +90,11 @@ class CoordinatorServer:
         self._awake = Awake()
         self._view, self._viewed = View(), 0.0
         self._fault: BaseException | None = None
+        self._store: OpenStore | None = None
         self.leads = False
         """Whether this agent coordinates, as its main thread has decided."""
         keyring = party.keyring or Keyring(party.identity.place, ())
-        limit = _STRANGERS + party.agents
+        limit = min(STRANGERS, limits.open_files() // 4) + party.agents
         self._server = Server(listener, keyring, self, name="coordinator", silence=party.silence, limit=limit)
         self._coordinator.port = self._server.port
         self._server.start()
@@ -132,6 +150,19 @@ class CoordinatorServer:
         self.leads = False
         self._settle(self._coordinator.resign)
 
+    def resign_unformed(self) -> bool:
+        """Coordinate no more, unless a round has begun; whether that is so."""
+        resigned: list[bool] = []
+
+        def resign() -> None:
+            if not self._coordinator.formed:
+                self._coordinator.resign()
+                resigned.append(True)
+
+        self._settle(resign)
+        self.leads = not resigned
+        return bool(resigned)
+
     def follow(self, agent: int) -> None:
         """Tell others which agent this one is with; -1 while it looks for one."""
         self._server.call(lambda: setattr(self._coordinator, "following", agent))
@@ -163,8 +194,9 @@ class CoordinatorServer:
             self._tokens.clear(directory)
 
     def close(self) -> None:
-        """End the thread, and send what is left."""
+        """End the thread, send what is left, and let the workers' store go."""
         self._server.close(linger=_LINGER_SECONDS)
+        self._store = None
 
     def _settle(self, action: Callable[[], object]) -> None:
         """Have something done in the server's thread, and wait for it."""
@@ -185,6 +217,7 @@ class CoordinatorServer:
 
     def greet(self, hello: bytes) -> Greeting:
         """Answer an agent's hello."""
+        self._coordinator.now = self._awake.look()
         answer, stay = self._coordinator.greet(codec.decode(hello, _HELLO))
         return Greeting(codec.encode(answer), stay)
 
@@ -198,6 +231,7 @@ class CoordinatorServer:
         session = self._sessions.get(connection)
         if session is None:
             return
+        self._coordinator.now = self._awake.look()
         try:
             self._coordinator.receive(session, codec.decode(payload, FROM_AGENTS))
         except MessageError as error:
@@ -215,6 +249,7 @@ class CoordinatorServer:
         if session is not None:
             self._connections.pop(session, None)
             session.closed = connection.closed
+            self._coordinator.now = self._awake.look()
             self._coordinator.lost(session)
 
     def refused(self, connection: Connection | None, why: str) -> None:
@@ -274,8 +309,17 @@ class CoordinatorServer:
 
     def open_store(self, round_number: int) -> None:
         """Open the workers' store of a round."""
-        work = functools.partial(self._open_store, round_number)
-        self._prepare("store", work, lambda found: self._coordinator.store_opened(round_number, *found))
+        former, self._store = [self._store], None
+
+        def work() -> OpenStore:
+            former.clear()  # no worker uses that of the round before any more
+            return self._open_store()
+
+        def then(found: OpenStore) -> None:
+            self._store = found
+            self._coordinator.store_opened(round_number, found.address, found.port)
+
+        self._prepare("store", work, then)
 
     def put_token(self, directory: Path, number: int) -> None:
         """Make the token of a membership."""
@@ -307,17 +351,21 @@ class CoordinatorServer:
 
     def _prepare(self, what: str, work: Callable[[], _Found], then: Callable[[_Found], None]) -> None:
         """Do what may block in a thread of its own, and hand the result to the coordinator."""
+        generation = self._coordinator.generation
+
+        def hand_over(action: Callable[[], None]) -> None:
+            """Tell the coordinator, unless it has resigned since: then it is of no use."""
+            self._server.call(lambda: action() if self._coordinator.generation == generation else None)
 
         def run() -> None:
             try:
                 found = work()
             except HpcLaunchError as error:
-                failed = error
-                self._server.call(lambda: self._coordinator.preparation_failed(failed))
+                hand_over(functools.partial(self._coordinator.preparation_failed, error))
             except BaseException as error:  # noqa: BLE001 - the main thread raises it
                 self._fault = error
             else:
-                self._server.call(lambda: then(found))
+                hand_over(functools.partial(then, found))
 
         threading.Thread(target=run, name=f"prepare-{what}", daemon=True).start()
 

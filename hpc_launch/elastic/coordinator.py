@@ -154,6 +154,7 @@ class Coordinator:
         port: where this agent listens.
         following: the agent that this one is with; -1 while it looks for one.
         changed: something happened since the last copy for other threads.
+        generation: of preparations; what was asked for in an earlier one does not count.
     """
 
     def __init__(self, party: Party, instance: str, effects: Effects) -> None:
@@ -161,6 +162,7 @@ class Coordinator:
         self.port = 0
         self.following = -1
         self.changed = True
+        self.generation = 0
         self._party, self._instance, self._effects = party, instance, effects
         self._terms = Terms(party.minimum, party.join_timeout, party.node_timeout, fixed=not party.elastic)
         self._leads = self._sought = False
@@ -169,6 +171,7 @@ class Coordinator:
         self._since = self._last_busy = self._next_look = 0.0
         self._state = RunState()
         self._shared: dict[str, str] = {}
+        self._shared_size = 0
         self._counts: Counter[tuple[int, str]] = Counter()
         self._firsts: Counter[str] = Counter()
         self._newest = Membership(-1, ())
@@ -197,6 +200,7 @@ class Coordinator:
 
     def resign(self) -> None:
         """Coordinate no more: all agents look for another one."""
+        self.generation += 1
         self._leads, self._running, self._proposal, self._preparation = False, None, None, _Preparation()
         for session in [*self._sessions]:
             self._forget(session)
@@ -213,10 +217,15 @@ class Coordinator:
             if session.agent == agent:
                 self._lose(session, SILENT)
 
+    @property
+    def formed(self) -> bool:
+        """Whether it coordinates, and a round has begun."""
+        return self._leads and self._running is not None
+
     def view(self) -> View:
         """A copy of what other threads may know."""
         number = self._running.start.membership.number if self._leads and self._running is not None else -1
-        return View(self._leads, number, self._callers(), self._awaited(), self._sought, self._final)
+        return View(number, self._callers(), self._awaited(), self._sought)
 
     def tokens_to_clear(self) -> Path | None:
         """The directory of tokens to remove when the run has ended; None where it goes on, or another one minds it."""
@@ -225,7 +234,7 @@ class Coordinator:
 
     def forget_seekers(self) -> None:
         """A round begins for this agent: those that looked for a coordinator before have found one."""
-        self._sought = False
+        self._sought, self.changed = False, True
 
     # ---- connections
 
@@ -280,7 +289,7 @@ class Coordinator:
         if isinstance(message, Ready):
             self._welcome(session, message)
         elif session.agent is None:
-            raise MessageError(f"{type(message).__name__} before Ready")
+            self._hear_outsider(session, message)
         elif isinstance(message, Bye):
             self._leave(session)
         elif isinstance(message, Accept):
@@ -335,12 +344,26 @@ class Coordinator:
 
     # ---- what agents say
 
+    def _hear_outsider(self, session: Session, message: Any) -> None:
+        """An agent that has no part in the run, before it is ready or because it was refused, takes leave.
+
+        Raises:
+            MessageError: when it says anything else.
+        """
+        if isinstance(message, Stop) and not session.outside:
+            self._stop(message.end)
+        elif isinstance(message, (Bye, Stop)):
+            self._forget(session)
+        else:
+            raise MessageError(f"{type(message).__name__} before Ready")
+
     def _inform(self, session: Session, message: Share | Ask | Notice) -> None:
         """What has nothing to do with rounds."""
         if isinstance(message, Share):
-            if message.name not in self._shared and len(self._shared) >= _MOST_SHARED:
-                raise MessageError(f"more than {_MOST_SHARED} shared names")
+            self._shared_size += len(message.text) - len(self._shared.get(message.name, ""))
             self._shared[message.name] = message.text
+            if len(self._shared) > _MOST_SHARED or self._shared_size > _MOST_SHARED_TEXT:
+                raise MessageError(f"more is shared than {_MOST_SHARED} names and {_MOST_SHARED_TEXT} characters")
         elif isinstance(message, Ask):
             self._effects.send([session], Told(message.id, self._told(message)))
         else:
@@ -352,6 +375,8 @@ class Coordinator:
         """The answer to a question."""
         if asked.what is Question.CLOCK:
             return self._effects.time()
+        if len(self._counts) + len(self._firsts) > _MOST_SHARED:
+            raise MessageError(f"more than {_MOST_SHARED} counters")
         if asked.what is Question.COUNT:
             self._counts[self._state.round, asked.name] += asked.amount
             return self._counts[self._state.round, asked.name]
@@ -364,6 +389,8 @@ class Coordinator:
         """An agent is there, or ready for another round."""
         if ready.agent != session.hello.agent:
             raise MessageError(f"agent {session.hello.agent} says that it is agent {ready.agent}")
+        self._check_numbers(ready)
+        session.outside = self._final is not None or self._refusal is not None
         if self._final is not None:
             self._effects.send([session], Ended(self._state.round, self._final, self._state))
             return
@@ -372,6 +399,7 @@ class Coordinator:
             return
         unfit = self._unfit(ready) if self._party.elastic and self._state.round >= 0 else None
         if unfit is not None:
+            session.outside = True
             self._effects.send([session], Refused(RefusalKind.ALONE, *unfit))
             return
         if session.agent is None:
@@ -392,12 +420,31 @@ class Coordinator:
         for other in [*self._sessions]:
             if other.agent == ready.agent and other is not session:
                 self._lose(other)  # it has come back before its loss was noticed
-        if self._running is not None and ready.agent not in self._running.start.agents:
-            self._effects.observe(events.NODE_BACK, hosts=ready.host, **self._state.where)
-            self._effects.say(f"{ready.host} is there, and takes part from the next attempt on")
-            self._expect({**self._state.waiting, str(ready.agent): (ready.address, ready.port)})
-            # Should this coordinator be lost before the next round, there is nothing else by which it would find them.
-            self._effects.send([session], Places(self._running.start.places))
+        self._announce(session, ready)
+
+    def _announce(self, session: Session, ready: Ready) -> None:
+        """Note an agent that has come during a round, and takes part in the next one."""
+        if self._running is None or ready.agent in self._running.start.agents:
+            return
+        self._effects.observe(events.NODE_BACK, hosts=ready.host, **self._state.where)
+        self._effects.say(f"{ready.host} is there, and takes part from the next attempt on")
+        self._expect({**self._state.waiting, str(ready.agent): (ready.address, ready.port)})
+        # Should this coordinator be lost before the next round, there is nothing else by which it would find them.
+        self._effects.send([session], Places(self._running.start.places))
+
+    def _check_numbers(self, ready: Ready) -> None:
+        """See that an agent speaks of agents that the run has, and of rounds that it can have had.
+
+        Raises:
+            MessageError: when it does not.
+        """
+        state, known = ready.state, (ready.agreed, *ready.accepted)
+        named = {*ready.gone, *(agent for one in known for agent in (*one.agents, *one.active))}
+        named |= {int(agent) for agent in (*state.waiting, *state.trouble, *state.drained)}
+        if max(named, default=0) >= self._party.agents:
+            raise MessageError(f"it speaks of agent {max(named)}: this run has agents 0 to {self._party.agents - 1}")
+        if max(state.round, *(one.number for one in known)) > _MOST_ROUNDS:
+            raise MessageError(f"it speaks of more than {_MOST_ROUNDS} rounds")
 
     def _unfit(self, ready: Ready) -> tuple[str, int] | None:
         """Why an agent cannot join a run that has begun, which goes on without it; None if it can."""
@@ -450,11 +497,8 @@ class Coordinator:
             active = {*running.start.active}
             silent = active - running.answered
             settled = self.now - running.failed >= draining.settle_seconds(running.failed - running.since)
-            if silent and self.now - running.failed > self._party.node_timeout:
-                for session in [*self._sessions]:
-                    if session.agent in silent:
-                        self._lose(session, SILENT)
-            elif not silent and (settled or running.failures.keys() == active):
+            # An agent that does not answer is waited for (`_awaited`): it may be busy with files.
+            if not silent and (settled or running.failures.keys() == active):
                 self._fail(running)
         elif running.end is not None and running.end.ending == Ending.RESTART.value:
             self._running, self._since, self._pace = None, self.now, _Pace(self.now)
@@ -723,6 +767,9 @@ class Coordinator:
         for session in sessions.values():
             session.rest()
         self._tell(agreed.agents, start)
+        for session in [*self._sessions]:
+            if session.ready is not None:
+                self._announce(session, session.ready)  # it has come after the proposal
 
     def _note_mix(self, sessions: Iterable[Session]) -> None:
         """Say that an id of the user's own has joined different commands, which may not be meant."""
@@ -770,6 +817,8 @@ class Coordinator:
             due = {agent for agent, one in members.items() if one.ready is None}
         elif running.end is not None:
             due = set()
+        elif running.failures:
+            due = {*running.start.active} - running.answered
         else:
             # Their workers are to start; and when those of one node have ended, those of the others are about to.
             due = {*running.start.active} - (running.done or running.begun)
@@ -785,8 +834,10 @@ class Coordinator:
 
 _NEVER = 3600.0
 _LONGEST_WORDS = 200
-# Names that agents share: stacks of each agent in each attempt are the most.
-_MOST_SHARED = 1 << 20
+# Names that agents share, and their texts: stacks of each agent in an attempt that hangs are the most.
+_MOST_SHARED, _MOST_SHARED_TEXT = 1 << 18, 1 << 28
+# More rounds than a run can have; messages may speak of some more, so that there is room to count on.
+_MOST_ROUNDS = 1 << 29
 
 
 def _member(ready: Ready) -> Member:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hpc_launch.rendezvous.membership import Half, Knowledge, Membership
-from hpc_launch.rendezvous.messages import Hello, Ready, RoundEnd
+from hpc_launch.rendezvous.messages import Hello, Ready
 
 _NOTHING = Knowledge(Membership(-1, ()))
 
@@ -23,6 +23,7 @@ class Session:
         ready: what it said last, if it is ready for another round.
         known: what it knows of memberships.
         closed: its end was closed; otherwise it fell silent.
+        outside: it was refused, or the run was over when it came.
     """
 
     hello: Hello
@@ -30,6 +31,7 @@ class Session:
     ready: Ready | None = None
     known: Knowledge = _NOTHING
     closed: bool = False
+    outside: bool = False
 
     @property
     def place(self) -> tuple[str, int]:
@@ -90,17 +92,13 @@ class View:
     """What other threads may know of a coordinator: a copy that changes no more.
 
     Attributes:
-        leads: it coordinates.
         number: of the membership whose round it coordinates; -1 where none has begun.
         callers: the agents that are connected to it and were ready once.
         awaited: the agents whose word is due, and where they listen.
         sought: another agent looks for a coordinator.
-        final: how the run ended, once it has.
     """
 
-    leads: bool = False
     number: int = -1
     callers: frozenset[int] = frozenset()
     awaited: Mapping[int, tuple[str, int]] = field(default_factory=dict)
     sought: bool = False
-    final: RoundEnd | None = None

@@ -120,11 +120,10 @@ class Election:
         found, self._others = self._others.result(), None
         self._server.miss(self._search.gone)
         better = [one for one in found if one.number > agreed.number or one.coordinator < self._party.agent]
-        chosen = better[0] if better and not self._server.formed else None
+        chosen = better[0] if better and self._server.resign_unformed() else None
         _hang_up(one for one in found if one is not chosen)
         if chosen is None or chosen.connection is None:
             return None
-        self._server.resign()
         return self.follow(chosen.coordinator, chosen.connection)
 
     def _ask(self, agents: Iterable[int]) -> tuple[bool, Found | None]:

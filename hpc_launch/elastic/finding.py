@@ -36,6 +36,8 @@ from hpc_launch.rendezvous.transport.keys import Keyring
 _FIRST_ANSWER_SECONDS = 0.3
 _ANSWER_SECONDS = 3.0
 _CONNECT_SECONDS = 3.0
+# An equal run on this node answers at once; a foreign program that waits for words is not to cost much.
+_EQUAL_SECONDS = 1.0
 # A line about other programs comes when they may well be all that there is.
 _OTHERS_SECONDS = 5.0
 
@@ -260,7 +262,7 @@ def equal_run(party: Party, hello: Hello, taken: Sequence[int], address: str) ->
     if party.keyring is None:
         return ""
     finding = Finding(hello, party.keyring)
-    finding.turn([(address, taken)], _ANSWER_SECONDS)
+    finding.turn([(address, taken)], _EQUAL_SECONDS)
     if Verdict.TAKEN not in finding.others:
         return ""
     return rounds.equal_runs(party.identity.words)

@@ -50,6 +50,8 @@ _WAIT = 30.0
 
 # What an agent leaves for the leader of each worker: characters of its stacks.
 _LONGEST = 1 << 14
+# And of all workers of a node together: what agents share is bounded.
+_MOST_TEXT = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,9 @@ class HangWatch:
         seen = stacks.take(self.workers(), self.host, patience=_TAKE)
         with contextlib.suppress(LogDirError):
             stack_files.write_ranks(self.job, hang.name, seen)
-        gist = [replace(one, text=one.text[:_LONGEST]).as_dict() for one in seen if not one.parent]
+        own = [one for one in seen if not one.parent]
+        longest = min(_LONGEST, _MOST_TEXT // max(1, len(own)))
+        gist = [replace(one, text=one.text[:longest]).as_dict() for one in own]
         store.share(self._key(f"stacks/{self.agent}"), Gist(json.dumps(gist)))
         store.count("stacks", 1)
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpc_launch.console import CONSOLE
 from hpc_launch.plan import derive
 from hpc_launch.plan.here import gather
 from hpc_launch.settings import files, resolve
@@ -36,6 +37,7 @@ def create(parameters: RendezvousParameters) -> RendezvousHandler:
     from hpc_launch.elastic.party import party_of  # noqa: PLC0415 - see above
     from hpc_launch.elastic.rendezvous import SlurmRendezvous  # noqa: PLC0415
 
+    CONSOLE.serve()  # lines of the coordinator keep no agent waiting, whatever the console does
     named = parameters.run_id not in ("", "none")
     said = files.load(os.environ, Path.cwd())
     settings = resolve({"rdzv_id": parameters.run_id} if named else {}, os.environ, said.layers)

@@ -30,14 +30,13 @@ from typing import Any, TypeVar
 from torch.distributed import (  # type: ignore[attr-defined]  # public, but its types do not export them
     HashStore,
     PrefixStore,
-    TCPStore,
 )
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousStoreInfo
 
 from hpc_launch.console import say
 from hpc_launch.elastic import claiming, finding, stores
-from hpc_launch.elastic.coordination import CoordinatorServer
+from hpc_launch.elastic.coordination import CoordinatorServer, OpenStore
 from hpc_launch.elastic.coordinator import GONE, SILENT
 from hpc_launch.elastic.election import Election
 from hpc_launch.elastic.finding import Finding, Reached
@@ -101,6 +100,8 @@ _DOUBT_SECONDS = 0.1
 _FAREWELL_SECONDS = 15.0
 # As much of a command is for messages.
 _LONGEST_WORDS = 200
+# The quickest of so many answers tells the time best.
+_CLOCK_TURNS = 3
 # So long the removal of files may take at the end.
 _FILES_SECONDS = 2.0
 # An answer that takes longer is none.
@@ -163,7 +164,6 @@ class SlurmRendezvous(RendezvousHandler):
         # The run ended for all between two rounds: for the agent that is about to join the next one.
         self._late_end: RoundEnd | None = None
         self._whereabouts = finding.Whereabouts(party)
-        self._worker_server: TCPStore | None = None
         self._server: CoordinatorServer | None = None
         self._election: Election | None = None
         self._link: Connection | None = None
@@ -198,6 +198,8 @@ class SlurmRendezvous(RendezvousHandler):
         self._asked = 0
         self._answers: dict[int, float | str | bool] = {}
         self._refusal: RendezvousError | None = None
+        # The loss of a coordinator that cannot be replaced.
+        self._lost: RendezvousError | None = None
 
     # ---- what the agent asks
 
@@ -279,14 +281,16 @@ class SlurmRendezvous(RendezvousHandler):
         if self._server is None and self._link is None:
             return None
         end = RoundEnd(Ending.FAILED.value, self._party.agent, self._party.host, status, messages.line(cause), signal)
+        if self._late_end is not None:
+            self._end, self._late_end = self._late_end, None
         if self._end is not None and self._end.ending != Ending.RESTART.value:
             return self._end
         self._end = None
         self._send(Stop(end))
         try:
             return self._await_end(end, self._whole.node_timeout)
-        except RendezvousError:
-            self._end = end  # it leaves, and the others are lost
+        except HpcLaunchError:
+            self._end = end  # it leaves, and the others are lost, or there is a fault of our own
             return end
 
     def report_begun(self) -> None:
@@ -320,6 +324,10 @@ class SlurmRendezvous(RendezvousHandler):
         """
         if self.leads:
             return 0.0, 0.0
+        found = [measured for _ in range(_CLOCK_TURNS) if (measured := self._ask_clock()) is not None]
+        return min(found, key=lambda measured: measured[1], default=None)
+
+    def _ask_clock(self) -> tuple[float, float] | None:
         asked = time.time()
         told = self._inquire(Question.CLOCK)
         now = time.time()
@@ -434,7 +442,8 @@ class SlurmRendezvous(RendezvousHandler):
         if self._server is not None:
             if self._server.leads:
                 deadline = time.monotonic() + _FAREWELL_SECONDS
-                while self._server.callers - {self._whole.agent} and time.monotonic() < deadline:
+                others = {self._whole.agent}
+                while self._server.callers - others and self._server.error is None and time.monotonic() < deadline:
                     time.sleep(_LOOK_SECONDS)
                 Act(self._remove_files).over(_FILES_SECONDS)
                 self._server.clear()
@@ -444,17 +453,16 @@ class SlurmRendezvous(RendezvousHandler):
         if self._link is not None:
             self._link.close()
         self._server = self._election = self._link = self._found = None
-        self._worker_server = None
         return True
 
     def _remove_files(self) -> None:
-        """Remove what was left for the other agents: where this one is, and a key."""
+        """Remove what was left for the other agents.
+
+        The key stays: other runs of the same place may need it, and it is worth nothing when the place is gone.
+        """
         if self._writing is not None:
             self._writing.result()
         self._whereabouts.remove()
-        if self._whole.job.job and self._whole.keyring is not None:
-            with contextlib.suppress(OSError):
-                self._whole.job.secret(self._whole.identity.place).unlink()
 
     # ---- messages
 
@@ -472,10 +480,11 @@ class SlurmRendezvous(RendezvousHandler):
         self._asked, deadline = self._asked + 1, time.monotonic() + _ANSWER_SECONDS
         self._answers.clear()  # late ones, to other questions
         self._send(Ask(self._asked, what, name, amount))
-        while self._asked not in self._answers and self._link is not None and time.monotonic() < deadline:
-            self._read()
-            if self._asked not in self._answers:
-                self._pause()
+        with contextlib.suppress(RendezvousError):  # a loss is for `end` to say
+            while self._asked not in self._answers and self._link is not None and time.monotonic() < deadline:
+                self._read()
+                if self._asked not in self._answers:
+                    self._pause()
         return self._answers.get(self._asked)
 
     def _pause(self) -> None:
@@ -491,6 +500,8 @@ class SlurmRendezvous(RendezvousHandler):
         """Hear what the coordinator has said, and notice that it is gone, or has a fault of our own."""
         if self._server is not None and self._server.error is not None:
             raise _internal(self._server.error)
+        if self._lost is not None:
+            raise self._lost
         link = self._link
         if link is None:
             return
@@ -499,6 +510,8 @@ class SlurmRendezvous(RendezvousHandler):
             for frame in link.receive():
                 self._take(codec.decode(frame.payload, FROM_COORDINATOR))
         except MessageError as error:
+            if self.leads:
+                raise _internal(error) from error
             self._lose_coordinator(link, f"it sent a message that cannot be meant ({error})")
         if link.broken and self._link is link:
             self._lose_coordinator(link)
@@ -592,7 +605,8 @@ class SlurmRendezvous(RendezvousHandler):
             self._search.gone.add(coordinator)
         self.observer(events.NODE_LOST, hosts=host, **(self._state.where if self.elastic else {}))
         if not self.elastic:
-            raise RendezvousError(cause)
+            self._lost = RendezvousError(cause)
+            raise self._lost
         self._end = RoundEnd(Ending.RESTART.value, -1, self._whole.host, 69, messages.line(cause), lost=host)
 
     def _mind_the_silent(self, *, waits: bool) -> None:
@@ -805,10 +819,9 @@ class SlurmRendezvous(RendezvousHandler):
 
     # ---- in threads of the coordinator's server
 
-    def _open_round_store(self, _: int) -> tuple[str, int]:
-        self._worker_server = None  # no worker uses that of the round before any more
-        self._worker_server = stores.worker_store(self._whole, self._own_address)
-        return self._own_address, self._worker_server.port
+    def _open_round_store(self) -> OpenStore:
+        server = stores.worker_store(self._whole, self._own_address)
+        return OpenStore(self._own_address, server.port, server)
 
     def _open_job(self) -> tuple[str, int, str]:
         if self._agents_store:  # torchrun writes its logs elsewhere, and makes its own id for the workers

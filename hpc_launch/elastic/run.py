@@ -17,6 +17,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError as TorchRen
 from hpc_launch.console import CONSOLE, flush, say
 from hpc_launch.elastic import requeue, slurm_view, speaking, torch_side
 from hpc_launch.elastic.agent import Agent
+from hpc_launch.elastic.coordination import STRANGERS
 from hpc_launch.elastic.outlook import Outlook
 from hpc_launch.elastic.party import party_of
 from hpc_launch.elastic.rendezvous import SlurmRendezvous
@@ -205,7 +206,8 @@ def _own_handler(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError
 def _allow_connections(plan: Plan) -> None:
     """All agents may be connected to this one, and all workers to the store that it has for them."""
     wanted = plan.world.agents + 2 * plan.world.agents * plan.local_world_size + _OTHER_FILES
-    allowed = limits.allow_open_files(wanted)
+    # Besides these, strangers may be connected until they have had their time.
+    allowed = limits.allow_open_files(wanted + plan.world.agents + STRANGERS)
     if allowed < wanted and plan.world.leader:
         say(
             f"note: {plan.world.agents} node(s) may need {wanted} connections to {plan.world.host}, where {allowed} "

@@ -121,6 +121,8 @@ class Search:
         if isinstance(reached, Failure) and reached.kind is Kind.REFUSED:
             self.gone.add(agent)  # it has listened for as long as it lived
         answer = read_answer(reached.answer)
+        if answer is not None and answer.verdict is Verdict.SIMILAR and answer.agent == agent:
+            return Found(-1, -1, None)  # it is of this run, and will say more in a moment
         if answer is None or answer.verdict not in (Verdict.WELCOME, Verdict.FOLLOWS) or answer.agent != agent:
             if isinstance(reached, Connection):
                 reached.close()

@@ -76,37 +76,40 @@ def worker_store(party: Party, address: str) -> TCPStore:
     """
     pinned = party.master_port
     if pinned is not None:
-        listener = _bind(address, pinned)
+        listener = _bind(address, [pinned])
         if listener is None:
             raise RoundRefused(f"--master-port {pinned} is taken on {party.host}: choose another, or leave it out")
-        return _serve(address, listener)
-    chance = random.SystemRandom()
-    for _ in range(_TRIES):
-        listener = _bind(address, chance.choice(party.store_ports)) if party.store_ports else None
-        if listener is not None:
-            return _serve(address, listener)
-    listener = _bind(address, 0)
+    else:
+        chance = random.SystemRandom()
+        some = [chance.choice(party.store_ports) for _ in range(_TRIES)] if party.store_ports else []
+        listener = _bind(address, [*some, 0])
     if listener is None:
         raise RoundRefused(f"the workers' store cannot listen on {address} of {party.host}: name another --local-addr")
-    return _serve(address, listener)
-
-
-def _bind(address: str, port: int) -> socket.socket | None:
-    """Bind a socket to one address; to all where the address is not this node's own (address translation)."""
     try:
-        return network.bound(address, port)
-    except OSError as error:
-        if error.errno != errno.EADDRNOTAVAIL:
-            return None
-    with contextlib.suppress(OSError):
-        return network.listen(port)
+        return _serve(listener)
+    except RuntimeError as error:
+        raise RoundRefused(f"the workers' store on {party.host}: {str(error).splitlines()[0]}") from error
+
+
+def _bind(address: str, ports: Sequence[int]) -> socket.socket | None:
+    """Bind a socket to one address, and the first port that is free.
+
+    Where the address is not this node's own (address translation) the socket is bound to all addresses.
+    """
+    for port in ports:
+        try:
+            return network.bound(address, port)
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                return network.first_free(ports)
     return None
 
 
-def _serve(address: str, listener: socket.socket) -> TCPStore:
-    port = listener.getsockname()[1]
+def _serve(listener: socket.socket) -> TCPStore:
+    address, port = listener.getsockname()[:2]
     listener.listen(_BACKLOG)
-    # torch closes the descriptor with the store.
+    # torch connects to its own store, and closes the descriptor with it.
+    own = "127.0.0.1" if address in ("::", "0.0.0.0") else address  # noqa: S104 - compared with
     return TCPStore(
-        address, port, is_master=True, wait_for_workers=False, timeout=_TIMEOUT, master_listen_fd=listener.detach()
+        own, port, is_master=True, wait_for_workers=False, timeout=_TIMEOUT, master_listen_fd=listener.detach()
     )

@@ -5,6 +5,15 @@ from __future__ import annotations
 import resource
 
 
+def open_files() -> int:
+    """How many files this process may have open (getrlimit(2), RLIMIT_NOFILE)."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else _MANY
+
+
+_MANY = 1 << 20
+
+
 def allow_open_files(wanted: int) -> int:
     """Raise this process's soft limit to what it needs, if the hard limit allows (setrlimit(2)).
 

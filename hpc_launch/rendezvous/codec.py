@@ -162,6 +162,11 @@ def nested(kind: type) -> Check:
     return functools.partial(build, kind)
 
 
+def any_of(*checks: Check) -> Check:
+    """Check a value by the first of these that accepts it."""
+    return _any_of(checks, optional=False)
+
+
 def real(value: Any) -> float:
     """Check a finite number."""
     if type(value) not in (int, float) or not math.isfinite(value):

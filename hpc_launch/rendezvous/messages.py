@@ -45,8 +45,8 @@ def _is_signal(value: str) -> bool:
 
 def _numbers(value: Any) -> tuple[int, ...]:
     """Check agents that are written as ranges."""
-    found = _unfold(text(1 << 20, what="ranges of agents")(value))
-    if len(found) > MOST_AGENTS or any(number >= MOST_AGENTS for number in found):
+    found = _unfold(text(_LONGEST_RANGES, what="ranges of agents")(value))
+    if max(found, default=0) >= MOST_AGENTS:
         raise ValueError(f"more than {MOST_AGENTS} agents")
     return found
 
@@ -54,12 +54,12 @@ def _numbers(value: Any) -> tuple[int, ...]:
 @functools.lru_cache(maxsize=64)
 def _unfold(written: str) -> tuple[int, ...]:
     """Read ranges once: a thousand agents say the same, and there are few memberships."""
-    if len(written) > _LONGEST_RANGES:
-        raise ValueError("too long")
-    return ranges.unfold(written)
+    return ranges.unfold(written, most=MOST_AGENTS)
 
 
-_LONGEST_RANGES = 1 << 20
+_LONGEST_RANGES = 1 << 18
+MOST_SHARED = 1 << 21
+"""The longest text that agents share."""
 
 AGENT = integer(0, MOST_AGENTS - 1)
 _ROUND = integer(-1, _MOST_ROUNDS)
@@ -415,6 +415,15 @@ class Stop:
 
     end: RoundEnd = checked(nested(RoundEnd))
 
+    def __post_init__(self) -> None:
+        """See that it is an end that an agent alone can bring about.
+
+        Raises:
+            MessageError: when it is not.
+        """
+        if self.end.ending != Ending.FAILED.value or not self.end.status:
+            raise MessageError(f"Stop: an agent cannot end a run as {self.end.ending} with status {self.end.status}")
+
 
 @dataclass(frozen=True)
 class Notice:
@@ -429,7 +438,7 @@ class Share:
     """Something that all agents may read under a name."""
 
     name: str = checked(text(256))
-    text: str = checked(text(1 << 21))
+    text: str = checked(text(MOST_SHARED))
 
 
 class Question(str, Enum):
@@ -590,7 +599,7 @@ class Told:
     """The answer to a question."""
 
     id: int = checked(_COUNT)
-    value: float | str | bool = ""
+    value: float | str | bool = checked(codec.any_of(codec.boolean, codec.real, text(MOST_SHARED)), "")
 
 
 FROM_COORDINATOR = codec.known(Propose, Start, Ping, AllBegun, Ended, Refused, Notices, Waiting, Places, Told)

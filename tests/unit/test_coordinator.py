@@ -26,6 +26,7 @@ from hpc_launch.rendezvous.messages import (
     Failed,
     Hello,
     Notice,
+    Pong,
     Propose,
     Purpose,
     Question,
@@ -261,8 +262,6 @@ def test_an_agent_of_a_fixed_size_is_waited_for_while_it_is_silent(tmp_path: Pat
         Share("a", "b"),
         Ask(1, Question.FIRST, "a"),
         Accept(Membership(1, (0, 1))),
-        Stop(RoundEnd("failed", 1, "node2")),
-        Bye(),
     ],
     ids=lambda message: type(message).__name__,
 )
@@ -274,6 +273,93 @@ def test_an_agent_that_is_not_ready_is_not_heard(tmp_path: Path, message: Any) -
 
     with pytest.raises(MessageError, match="before Ready"):
         meeting.coordinator.receive(meeting.sessions[1], message)
+
+
+def test_an_agent_that_is_not_ready_may_leave(tmp_path: Path) -> None:
+    """It was only looking, or was told to end: no line and no loss come of it."""
+    meeting = Meeting(tmp_path, 2)
+    meeting.coordinator.greet(meeting.hello(1))
+    meeting.coordinator.opened(meeting.sessions[1])
+    meeting.coordinator.receive(meeting.sessions[1], Bye())
+
+    assert meeting.effects.dropped == [meeting.sessions[1]]
+    assert (meeting.effects.lines, meeting.effects.events) == ([], [])
+
+
+def test_an_agent_that_is_told_to_end_before_it_is_ready_ends_the_run(tmp_path: Path) -> None:
+    """The first agent too, whose word is delayed while it looks for an equal run."""
+    meeting = Meeting(tmp_path, 2)
+    end = RoundEnd("failed", 0, "node1", 143, "stopped by SIGTERM", "SIGTERM")
+    meeting.coordinator.receive(meeting.sessions[0], Stop(end))
+    meeting.join(1)
+
+    assert [message.end for message in meeting.effects.told(Ended)] == [end]
+
+
+def test_an_agent_that_was_refused_ends_no_run(tmp_path: Path) -> None:
+    """It does not fit, and the others go on without it, whatever it says when it leaves."""
+    meeting = Meeting(tmp_path, 3, elastic=True, minimum=1, software={"torch": "2.4"})
+    meeting.begin()
+    meeting.coordinator.lost(meeting.sessions[2])
+    late = Session(meeting.hello(2))
+    meeting.coordinator.opened(late)
+    meeting.coordinator.receive(late, replace(ready(meeting.parties[2]), software={"torch": "2.5"}))
+    before = len(meeting.effects.told(Ended))
+    meeting.coordinator.receive(late, Stop(RoundEnd("failed", 2, "node3", 69, "it does not fit")))
+
+    assert len(meeting.effects.told(Ended)) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"agreed": Membership(1, (0, 1, 77))},
+        {"agreed": Membership(1, (0, 1), "", (5,))},
+        {"accepted": (Membership(1, (0, 9)),)},
+        {"gone": (7,)},
+        {"state": RunState(waiting={"8": ("10.0.0.8", 1)})},
+        {"state": RunState(drained={"8": "is broken"})},
+        {"agreed": Membership((1 << 30) - 1, (0, 1))},
+        {"state": RunState(round=(1 << 30) - 1)},
+    ],
+    ids=str,
+)
+def test_an_agent_that_speaks_of_what_the_run_does_not_have_is_refused(tmp_path: Path, changes: Any) -> None:
+    """It costs its connection, and no later step stumbles over it."""
+    meeting = Meeting(tmp_path, 2)
+    meeting.coordinator.greet(meeting.hello(1))
+    meeting.coordinator.opened(meeting.sessions[1])
+
+    with pytest.raises(MessageError, match="it speaks of"):
+        meeting.coordinator.receive(meeting.sessions[1], replace(ready(meeting.parties[1]), **changes))
+
+
+def test_an_agent_that_is_busy_when_another_fails_is_waited_for(tmp_path: Path) -> None:
+    """In an elastic run its own answer is awaited, however long that takes: whether it lives is asked elsewhere."""
+    meeting = Meeting(tmp_path, 3, elastic=True, minimum=1, node_timeout=5.0, max_restarts=1)
+    meeting.begin()
+    meeting.coordinator.receive(meeting.sessions[1], Failed(0, 1, "it broke"))
+    for agent in (0, 1):
+        meeting.coordinator.receive(meeting.sessions[agent], Pong(0))
+    for _ in range(100):
+        meeting.turn(1.0)
+    assert meeting.effects.told(Ended) == []
+    assert list(meeting.coordinator.view().awaited) == [2]
+    meeting.coordinator.receive(meeting.sessions[2], Pong(0))
+    meeting.turn(1.0)
+
+    assert {(message.end.ending, message.end.cause) for message in meeting.effects.told(Ended)} == {
+        ("restart", "it broke")
+    }
+
+
+def test_what_was_prepared_before_a_resignation_does_not_count(tmp_path: Path) -> None:
+    """The number of the preparations tells."""
+    meeting = Meeting(tmp_path, 2, elastic=True, minimum=1)
+    before = meeting.coordinator.generation
+    meeting.coordinator.resign()
+
+    assert meeting.coordinator.generation == before + 1
 
 
 def test_an_agent_cannot_speak_for_another(tmp_path: Path) -> None:

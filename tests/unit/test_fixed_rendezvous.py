@@ -451,16 +451,16 @@ def test_a_problem_of_one_is_told_to_all(group: Callable[[Party], Group], tmp_pa
     handlers[1].shutdown()
 
 
-def test_a_job_directory_that_the_leader_cannot_use_is_told_to_all(
-    group: Callable[[Party], Group], tmp_path: Path
-) -> None:
+def test_a_job_directory_that_the_leader_cannot_use_is_told_to_all(tmp_path: Path) -> None:
     """A problem that only shows when the leader plans the round is everybody's as well, with the same words."""
     (tmp_path / "file").touch()
-    handlers = group(party(tmp_path, 3, job=JobDirectory(tmp_path / "file", "1.0")))
+    run = party(tmp_path, 3, job=JobDirectory(tmp_path / "file", "1.0"))
+    handlers = [SlurmRendezvous(one) for one in parties(run)]
     refused = errors([handler.next_rendezvous for handler in handlers])
     assert {str(error) for error in refused} == {str(refused[0])}
     assert "cannot write in " in str(refused[0])
     assert [getattr(error, "exit_status", None) for error in refused] == [73] * 3
+    together([handler.shutdown for handler in handlers])
 
 
 @pytest.mark.parametrize("name", ["Python", "torch", "script"])

@@ -38,7 +38,7 @@ def agents(tmp_path: Path) -> Iterator[list[SlurmRendezvous]]:
     together([handler.next_rendezvous for handler in handlers])
     yield handlers
     for handler in handlers:
-        handler.report_end(0, "the test is over")
+        handler.report_end(1, "the test is over")
     together([handler.shutdown for handler in handlers])
 
 

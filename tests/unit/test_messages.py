@@ -215,6 +215,32 @@ def test_messages_of_agents_that_cannot_be_meant_are_refused(message: Any, field
         codec.decode(json.dumps(facts).encode(), FROM_AGENTS)
 
 
+@pytest.mark.parametrize(("ending", "status"), [("done", 0), ("restart", 1), ("failed", 0)])
+def test_an_agent_alone_ends_a_run_only_as_failed(ending: str, status: int) -> None:
+    """Success is what all agents say, and another attempt what the coordinator decides."""
+    facts = {"do": "Stop", "end": {"ending": ending, "agent": 1, "host": "gpu02", "status": status}}
+
+    with pytest.raises(MessageError, match="cannot end a run"):
+        codec.decode(json.dumps(facts).encode(), FROM_AGENTS)
+
+
+def test_ranges_are_not_unfolded_beyond_the_number_of_agents() -> None:
+    """A few bytes can write many numbers."""
+    written = ",".join(["0-131071"] * 1000)
+    facts = {**json.loads(codec.encode(READY)), "agreed": [1, written, "", ""]}
+
+    with pytest.raises(MessageError, match="more than 131072 numbers"):
+        codec.decode(json.dumps(facts).encode(), FROM_AGENTS)
+
+
+def test_what_can_be_shared_can_be_told() -> None:
+    """The answer to a question has room for what was shared."""
+    longest = "x" * messages.MOST_SHARED
+
+    assert codec.decode(codec.encode(Share("a", longest)), FROM_AGENTS).text == longest
+    assert codec.decode(codec.encode(Told(1, longest)), FROM_COORDINATOR).value == longest
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -1047,9 +1047,9 @@ def test_a_listener_that_says_nothing_is_not_alive() -> None:
         assert alive("127.0.0.1", listener.getsockname()[1], 0.2) is False
 
 
-def test_a_listener_that_takes_no_more_is_not_alive(full: int) -> None:
+def test_a_listener_that_takes_no_more_is_not_known_to_be_stopped(full: int) -> None:
     """So many have called in vain."""
-    assert alive("127.0.0.1", full, 0.2) is False
+    assert alive("127.0.0.1", full, 0.2) is None
 
 
 def test_a_port_without_an_agent_is_neither() -> None:

@@ -105,7 +105,7 @@ def alive(address: str, port: int, timeout: float) -> bool | None:
     end = time.monotonic() + timeout
     opened = _open(address, port, timeout)
     if isinstance(opened, Failure):
-        return False if opened.kind is Kind.TIMEOUT else None
+        return None  # a process that is stopped has its kernel accept; a node that is gone is noticed elsewhere
     with opened:
         try:
             opened.settimeout(max(0.001, end - time.monotonic()))

@@ -179,7 +179,8 @@ class Server:
         self._leaving: dict[socket.socket, _Leaving] = {}
         self._touched: dict[Connection, None] = {}
         self._actions: deque[Callable[[], None]] = deque()
-        self._refusals = _Refusals()
+        # Strangers do not use up what is reported of known peers.
+        self._refusals = {known: _Refusals() for known in (False, True)}
         self._accept_again = math.inf
         self._full = False
         self._ending = threading.Event()
@@ -473,7 +474,7 @@ class Server:
             del self._from[unknown.address]
 
     def _report(self, connection: Connection | None, why: str) -> None:
-        if self._refusals.pass_on(self._clock()):
+        if self._refusals[connection is not None].pass_on(self._clock()):
             self._service.refused(connection, why)
 
     # ---- known peers
