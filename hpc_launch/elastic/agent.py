@@ -342,7 +342,9 @@ class Agent(LocalElasticAgent):
             recorder=self._recorder,
             hang=hang.watch(self._course, {worker.global_rank: worker.id for worker in group.workers}),
             monitor=monitor,
-            wait=lambda seconds: alarm.wait(min(seconds, interval, self._notices.pause), self._crew.factory),
+            wait=lambda seconds: alarm.wait(
+                min(seconds, interval, self._notices.pause), self._crew.factory, handler.descriptors
+            ),
         )
 
     def _end_round(self, handler: SlurmRendezvous, end: RoundEnd) -> None:

@@ -119,12 +119,14 @@ class _Preparation:
         store: round, address and port of the workers' store.
         token: number and name of the token; an empty name where there is none.
         warned: a line has said what is waited for.
+        members: the agents that were found to fit together.
     """
 
     asked: dict[str, float] = field(default_factory=dict)
     store: tuple[int, str, int] | None = None
     token: tuple[int, str] | None = None
     warned: bool = False
+    members: frozenset[int] = frozenset()
 
 
 class _Pace:
@@ -167,6 +169,7 @@ class Coordinator:
         self._terms = Terms(party.minimum, party.join_timeout, party.node_timeout, fixed=not party.elastic)
         self._leads = self._sought = False
         self._sessions: dict[Session, None] = {}
+        self._present: dict[int, Session] = {}
         self._admission = Admission(party, instance)
         self._since = self._last_busy = self._next_look = 0.0
         self._state = RunState()
@@ -325,16 +328,19 @@ class Coordinator:
     def job_opened(self, job: str, first_attempt: int, run_id: str) -> None:
         """The job directory is chosen."""
         self._preparation.asked.pop("job", None)
+        self._next_look = self.now
         if not self._state.job:
             self._state = replace(self._state, job=job, first_attempt=first_attempt, run_id=run_id)
 
     def store_opened(self, round_number: int, address: str, port: int) -> None:
         """The workers' store of a round is open."""
         self._preparation.asked.pop("store", None)
+        self._next_look = self.now
         self._preparation.store = round_number, address, port
 
     def token_put(self, number: int, name: str) -> None:
         """The token of a membership is there; without a name there is none."""
+        self._next_look = self.now
         if self._preparation.asked.pop("token", None) is not None:
             self._preparation.token = number, name
 
@@ -417,9 +423,10 @@ class Coordinator:
 
     def _admit(self, session: Session, ready: Ready) -> None:
         """An agent has come, perhaps once more."""
-        for other in [*self._sessions]:
-            if other.agent == ready.agent and other is not session:
-                self._lose(other)  # it has come back before its loss was noticed
+        other = self._present.get(ready.agent)
+        if other is not None:
+            self._lose(other)  # it has come back before its loss was noticed
+        self._present[ready.agent] = session
         self._announce(session, ready)
 
     def _announce(self, session: Session, ready: Ready) -> None:
@@ -439,8 +446,9 @@ class Coordinator:
             MessageError: when it does not.
         """
         state, known = ready.state, (ready.agreed, *ready.accepted)
-        named = {*ready.gone, *(agent for one in known for agent in (*one.agents, *one.active))}
-        named |= {int(agent) for agent in (*state.waiting, *state.trouble, *state.drained)}
+        # The agents of a membership are in ascending order.
+        named = [agents[-1] for one in known for agents in (one.agents, one.active) if agents]
+        named += [*ready.gone, *map(int, (*state.waiting, *state.trouble, *state.drained))]
         if max(named, default=0) >= self._party.agents:
             raise MessageError(f"it speaks of agent {max(named)}: this run has agents 0 to {self._party.agents - 1}")
         if max(state.round, *(one.number for one in known)) > _MOST_ROUNDS:
@@ -587,6 +595,8 @@ class Coordinator:
 
     def _forget(self, session: Session) -> None:
         self._sessions.pop(session, None)
+        if session.agent is not None and self._present.get(session.agent) is session:
+            del self._present[session.agent]
         self._effects.drop(session)
 
     # ---- memberships
@@ -676,11 +686,13 @@ class Coordinator:
     def _prepared(self, ready: Mapping[int, Knowledge], number: int) -> bool:
         """Whether all is there that the next round needs; asks for what is not."""
         preparation, round_number = self._preparation, self._state.round + 1
-        if round_number == 0 and self._refuse_differences(ready):
-            return False
+        if round_number == 0 and preparation.members != ready.keys():
+            if self._refuse_differences(ready):
+                return False
+            preparation.members = frozenset(ready)
         if not self._state.job and self._ask_for("job"):
             self._effects.open_job()
-        if self._state.job and (preparation.store is None or preparation.store[0] != round_number):
+        if preparation.store is None or preparation.store[0] != round_number:
             preparation.store = None
             if self._ask_for("store"):
                 self._effects.open_store(round_number)
@@ -715,10 +727,10 @@ class Coordinator:
 
     def _note_accepted(self, agent: int, accepted: Membership) -> None:
         proposal = self._proposal
-        if proposal is None or accepted != proposal:
+        if proposal is None or accepted != proposal or agent not in proposal.agents:
             return
         self._accepted.add(agent)
-        if self._accepted >= {*proposal.agents}:
+        if len(self._accepted) == len(proposal.agents):
             self._proposal = None
             self._begin(proposal)
 
@@ -766,7 +778,11 @@ class Coordinator:
             self._note_mix(sessions.values())
         for session in sessions.values():
             session.rest()
-        self._tell(agreed.agents, start)
+        # What other agents of a fixed size do not need is not sent: it would grow with the number of nodes.
+        short = start if self._party.elastic else replace(start, hosts=(), places={})
+        own = self._party.agent
+        self._tell([own], start)
+        self._tell([agent for agent in agreed.agents if agent != own], short)
         for session in [*self._sessions]:
             if session.ready is not None:
                 self._announce(session, session.ready)  # it has come after the proposal

@@ -33,7 +33,7 @@ from hpc_launch.rendezvous.transport.connection import Connection
 from hpc_launch.rendezvous.transport.keys import Keyring
 
 # How long to wait for an answer: at first, and, in later turns, as a busy node may need.
-_FIRST_ANSWER_SECONDS = 0.3
+_FIRST_ANSWER_SECONDS = 1.0
 _ANSWER_SECONDS = 3.0
 _CONNECT_SECONDS = 3.0
 # An equal run on this node answers at once; a foreign program that waits for words is not to cost much.

@@ -34,6 +34,10 @@ class Inquiry(Generic[_Result]):
         """Whether the work has ended, well or not."""
         return self._ended.is_set()
 
+    def wait(self, seconds: float) -> bool:
+        """Wait until the work has ended, so long at most; whether it has."""
+        return self._ended.wait(seconds)
+
     def result(self) -> _Result:
         """The result of work that has ended; raises what the work has raised."""
         if self._error is not None:

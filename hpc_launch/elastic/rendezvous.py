@@ -91,7 +91,8 @@ NAME = "slurm"
 
 _Shared = TypeVar("_Shared", bound=Message)
 
-# How often an agent that waits looks for news, if no news wakes it.
+# How often an agent that waits looks around, if no news wakes it; and where nothing can wake it.
+_PAUSE_SECONDS = 0.1
 _LOOK_SECONDS = 0.02
 # So often a coordinator is looked for at least before an agent gives up, which may have been stopped most of the time.
 _SEARCHES = 3
@@ -223,6 +224,11 @@ class SlurmRendezvous(RendezvousHandler):
         return network.interface_of(self._own_address, network.interfaces())
 
     @property
+    def descriptors(self) -> tuple[int, ...]:
+        """On which messages of the coordinator come, for an agent that waits."""
+        return () if self._link is None or self._link.broken else (self._link.fileno(),)
+
+    @property
     def elastic(self) -> bool:
         """Whether the run goes on when nodes are lost."""
         return self._whole.elastic
@@ -237,8 +243,8 @@ class SlurmRendezvous(RendezvousHandler):
 
     @property
     def hosts(self) -> Sequence[str]:
-        """The nodes of the current round that have workers, one for each agent."""
-        return tuple(self._started().hosts)
+        """The nodes of the current round that have workers, one for each agent, as far as this agent needs them."""
+        return tuple(self._started().hosts or self._whole.hosts)
 
     @property
     def leads(self) -> bool:
@@ -488,13 +494,16 @@ class SlurmRendezvous(RendezvousHandler):
         return self._answers.get(self._asked)
 
     def _pause(self) -> None:
-        """Wait for news, a short time at most."""
-        if self._link is None or self._link.broken:
+        """Wait for news, a short time at most: a message, or the answer to a question, ends it."""
+        question = self._found or self._equal
+        if question is not None:
+            question.wait(_PAUSE_SECONDS)
+        elif self._link is None or self._link.broken:
             time.sleep(_LOOK_SECONDS)
-            return
-        poll = select.poll()
-        poll.register(self._link.socket, select.POLLIN)
-        poll.poll(_LOOK_SECONDS * 1000)
+        else:
+            poll = select.poll()
+            poll.register(self._link.socket, select.POLLIN)
+            poll.poll(_PAUSE_SECONDS * 1000)
 
     def _read(self) -> None:
         """Hear what the coordinator has said, and notice that it is gone, or has a fault of our own."""

@@ -33,7 +33,7 @@ _LOOK_SECONDS = 0.05
 
 
 class Wakeup:
-    """Lets the main thread wait until a worker ends, a signal comes, or some time has passed.
+    """Lets the main thread wait until a worker ends, a signal or a message comes, or some time has passed.
 
     The end of a worker is then known within milliseconds, and the first failure is the first to be reported.
     """
@@ -45,9 +45,15 @@ class Wakeup:
         # Without a Python-level handler the descriptor is not written to.
         self._old_handler = signal.signal(signal.SIGCHLD, lambda *_: None)
 
-    def wait(self, seconds: float, factory: Factory) -> None:
-        """Return when a worker ended, a signal came, or the time is over."""
-        waited_for = [self._read] if factory.lost else [self._read, factory.fileno()]
+    def wait(self, seconds: float, factory: Factory, others: Sequence[int] = ()) -> None:
+        """Return when a worker ended, a signal came, or the time is over.
+
+        Args:
+            seconds: the time.
+            factory: of the workers.
+            others: descriptors on which messages of other agents come.
+        """
+        waited_for = [self._read, *others] if factory.lost else [self._read, factory.fileno(), *others]
         readable(waited_for, 0 if factory.has_news else seconds)
         with contextlib.suppress(BlockingIOError):
             while os.read(self._read, 4096):

@@ -10,6 +10,7 @@ merges those of the agents that it has.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import signal
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,7 +47,7 @@ def _is_signal(value: str) -> bool:
 def _numbers(value: Any) -> tuple[int, ...]:
     """Check agents that are written as ranges."""
     found = _unfold(text(_LONGEST_RANGES, what="ranges of agents")(value))
-    if max(found, default=0) >= MOST_AGENTS:
+    if found and found[-1] >= MOST_AGENTS:
         raise ValueError(f"more than {MOST_AGENTS} agents")
     return found
 
@@ -54,7 +55,10 @@ def _numbers(value: Any) -> tuple[int, ...]:
 @functools.lru_cache(maxsize=64)
 def _unfold(written: str) -> tuple[int, ...]:
     """Read ranges once: a thousand agents say the same, and there are few memberships."""
-    return ranges.unfold(written, most=MOST_AGENTS)
+    found = ranges.unfold(written, most=MOST_AGENTS)
+    if any(before >= after for before, after in itertools.pairwise(found)):
+        raise ValueError("the agents are not in ascending order")
+    return found
 
 
 _LONGEST_RANGES = 1 << 18
@@ -487,11 +491,11 @@ class Start:
 
     Attributes:
         membership: what was agreed.
-        hosts: the nodes of the active agents.
+        hosts: the nodes of the active agents; left out where only the coordinator needs them.
         coordinator: the agent that says it.
         plan: the plan of the round, in which workers are those of the active agents.
         state: of the run.
-        places: where each agent listens, by its number as text.
+        places: where each agent listens, by its number as text; left out where no agent but the coordinator does.
     """
 
     membership: Membership = checked(_membership)
@@ -507,8 +511,9 @@ class Start:
         Raises:
             MessageError: when they contradict each other.
         """
-        active = self.membership.active
-        if not len(active) == len(self.hosts) == len(self.plan.workers) or self.coordinator not in self.agents:
+        active = len(self.membership.active)
+        fits = active == len(self.plan.workers) and len(self.hosts) in (0, active)
+        if not fits or self.coordinator not in self.agents:
             raise MessageError("Start: hosts, workers and active agents contradict each other")
 
     @property

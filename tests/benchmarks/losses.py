@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
@@ -42,6 +43,7 @@ from hpc_launch.rendezvous.transport.handshake import Method
 from hpc_launch.rendezvous.transport.keys import Keyring, Secret
 
 HOST = "127.0.0.1"
+_AT_ONCE = 16
 PATIENCE = 600.0
 
 
@@ -111,8 +113,10 @@ class Crowd:
 
     def call(self, port: int, agreed: Membership, told: RunState, gone: tuple[int, ...]) -> None:
         """All connect to a coordinator and are ready."""
-        for number in [*self.connections]:
-            self.connections[number] = reach(self.run_id, number, port)
+        # Nodes connect at the same time.
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            found = pool.map(lambda number: (number, reach(self.run_id, number, port)), [*self.connections])
+            self.connections.update(found)
         for number in self.connections:
             self.ready(number, agreed, told, gone)
 

@@ -275,25 +275,38 @@ SITES = {
 }
 
 
-@pytest.mark.parametrize("what", ["Python", "torch", "script"])
-def test_different_programs_are_named_and_refused(cluster: Cluster, tmp_path: Path, what: str) -> None:
-    """One node runs something else: every node ends with the documented status, and the console says who differs."""
-    for name in ("worker.py", "another.py"):
-        script(tmp_path, PREAMBLE + "say()", name)
+@pytest.mark.parametrize("what", ["Python", "torch"])
+def test_different_software_is_named_and_refused(cluster: Cluster, tmp_path: Path, what: str) -> None:
+    """One node has something else: every node ends with the documented status, and the console says who differs."""
+    script(tmp_path, PREAMBLE + "say()")
     (tmp_path / "site").mkdir()
-    script(tmp_path / "site", SITES.get(what, ""), "sitecustomize.py")
-    other = "another.py" if what == "script" else "worker.py"
-    command = shell(f"""
-        script=worker.py
-        [ $node != gpu002 ] || {{ script={other}; export PYTHONPATH=$PWD/site:$PYTHONPATH; }}
-        hpc-launch --nproc-per-node=1 $script
+    script(tmp_path / "site", SITES[what], "sitecustomize.py")
+    command = shell("""
+        [ $node != gpu002 ] || export PYTHONPATH=$PWD/site:$PYTHONPATH
+        hpc-launch --nproc-per-node=1 worker.py
         echo $? >status-$node""")
     ended = step(cluster, command, "--nodes=3", cwd=tmp_path)
-    found = {"Python": "3.1.4", "torch": "1.2.3", "script": "another.py"}[what]
+    found = {"Python": "3.1.4", "torch": "1.2.3"}[what]
 
     assert statuses(tmp_path, cluster.nodes) == dict.fromkeys(cluster.nodes[:3], "69"), ended.describe()
     assert f"the nodes do not run the same {what}: " in ended.console, ended.describe()
     assert re.search(rf"on gpu\[001,003\]; {re.escape(found)} on gpu002", ended.console), ended.describe()
+
+
+def test_another_command_is_named_and_not_joined(cluster: Cluster, tmp_path: Path) -> None:
+    """One node runs another script: it is of no world with the others, and both sides say what joins them."""
+    for name in ("worker.py", "another.py"):
+        script(tmp_path, PREAMBLE + "say()", name)
+    command = shell("""
+        script=worker.py
+        [ $node != gpu002 ] || script=another.py
+        hpc-launch --nproc-per-node=1 --join-timeout=10 $script
+        echo $? >status-$node""")
+    ended = step(cluster, command, "--nodes=3", cwd=tmp_path)
+
+    assert statuses(tmp_path, cluster.nodes) == dict.fromkeys(cluster.nodes[:3], "69"), ended.describe()
+    assert re.search(r"gpu002 did not join in 10 s .*gpu002 runs another command \(another.py\)", ended.console)
+    assert re.search(r"gpu002 did not find gpu001 .*gpu001 runs another command \(worker.py\)", ended.console)
 
 
 def test_torchrun_uses_the_backend_and_restarts(cluster: Cluster, tmp_path: Path) -> None:

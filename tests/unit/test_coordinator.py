@@ -165,7 +165,7 @@ def test_a_round_begins_when_all_have_accepted(tmp_path: Path) -> None:
 
     assert (start.plan.master_addr, start.plan.master_port, start.plan.workers) == ("10.0.0.1", 20_000, (2, 3, 2))
     assert (start.plan.job, start.plan.run_id) == ("12.0", "12.0.0")
-    assert meeting.effects.told(Start) == [start] * 3
+    assert [bool(told.hosts) for told in meeting.effects.told(Start)] == [True, False, False]
     assert meeting.effects.asked == ["job", "store 0"]
 
 
