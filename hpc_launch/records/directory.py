@@ -3,6 +3,8 @@
     <log_dir>/latest -> <job>
     <log_dir>/<job>/latest -> attempt_<n>
     <log_dir>/<job>/job.json -> attempt_<n>/job.json        the plan of the last run, which began with attempt n
+    <log_dir>/<job>/rendezvous-<program>.json               where the coordinator of a run is, while it runs
+    <log_dir>/<job>/.secret-<place>                         a key for agents that share no other (0600)
     <log_dir>/<job>/claims/<place>-<n>                      the run that has the directory (`records.claims`)
     <log_dir>/<job>/requeues.jsonl                          when and why the job was requeued, a line each
     <log_dir>/<job>/end_time.json                           when the job really ends, as Slurm said last
@@ -118,7 +120,7 @@ class JobDirectory:
         return self.path / f"rendezvous-{program[:12]}.json"
 
     def secret(self, place: str) -> Path:
-        """The key that the first agent of a place leaves for the others; gone when its run has ended."""
+        """The key that the first agent of a place leaves for the others, and for later runs of the place."""
         return self.path / f".secret-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
 
     @property
