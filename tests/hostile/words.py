@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from hpc_launch.rendezvous import codec
 from hpc_launch.rendezvous.membership import Membership
 from hpc_launch.rendezvous.messages import (
@@ -30,10 +32,17 @@ from hpc_launch.rendezvous.messages import (
     RunState,
     Share,
     Start,
-    Stop,
     Told,
     Waiting,
 )
+
+
+@dataclass(frozen=True)
+class Stop:
+    """An agent leaves for good: with an end that the real message does not let an agent have."""
+
+    end: RoundEnd
+
 
 _STATE = RunState(round=3, spent=9, job="evil", drained={"0": "is broken"}, notices={"SIGTERM": 9})
 _END = RoundEnd("done", 0, "evil", 0)
