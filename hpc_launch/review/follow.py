@@ -63,6 +63,7 @@ class Ended:
         self._next = 0.0
         self._said: State | None = None
         self._nodes: int | None = None
+        self._over = False
 
     def __call__(self) -> bool:
         """Whether it has; what was found a moment ago counts."""
@@ -74,7 +75,16 @@ class Ended:
         self._next = now + max(_PAUSE, _PAUSE_PER_LOOK * (now - begin))
         self._tell(found.standing)
         self._tell_of_nodes([event for event in found.told if event.kind != "missing"])
-        return found.standing.over or self._attempts_over()
+        return self._over_for_good(found) or self._attempts_over()
+
+    def _over_for_good(self, found: status.Status) -> bool:
+        """Whether nothing more comes of it: an end that Slurm does not confirm counts when it is seen twice.
+
+        A run has ended by its own records a moment before its agent asks Slurm to requeue the job.
+        """
+        before, self._over = self._over, found.standing.over
+        record = found.slurm.record if found.slurm is not None else None
+        return self._over and (before or record is None or record.state in OVER)
 
     def _attempts_over(self) -> bool:
         """Whether the attempts that were named have all ended; the last one may be followed by others."""

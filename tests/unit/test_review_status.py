@@ -389,6 +389,29 @@ def test_who_follows_a_job_is_told_of_nodes(job: JobDirectory) -> None:
     assert told == ["job 47.0: lost gpu006"]
 
 
+def test_who_follows_a_job_sees_the_requeue_that_comes_after_the_end(job: JobDirectory) -> None:
+    """The run has ended while Slurm still runs the job: its agent may be about to ask for a requeue."""
+    histories.write(job.path, begin=NOW - 130, attempts=1, ending="failed", fails={0: 5})
+    ended = follow.Ended(job, Selection(), list[str]().append, Slurm(RUNNING))
+    assert not ended()
+    ended._eyes = Slurm(record("PENDING", restarts=1))
+    ended._next = 0.0
+    assert not ended()
+    ended._eyes = Slurm(RUNNING)
+    ended._next = 0.0
+    assert not ended()
+    ended._next = 0.0
+    assert ended()
+
+
+@pytest.mark.parametrize("slurm", [record("FAILED"), FORGOTTEN, None])
+def test_an_end_that_slurm_confirms_counts_at_once(job: JobDirectory, slurm: Seen | None) -> None:
+    """As does one of a job that Slurm does not know."""
+    histories.write(job.path, begin=NOW - 130, attempts=1, ending="failed", fails={0: 5})
+
+    assert follow.Ended(job, Selection(), list[str]().append, Slurm(slurm))()
+
+
 def test_ranks_of_a_lost_node(job: JobDirectory) -> None:
     """They are lost with it, as long as no other attempt has begun."""
     histories.write(job.path, begin=NOW - 130, ending="", attempts=1)
@@ -504,7 +527,7 @@ def test_a_directory_that_is_not_there(job: JobDirectory) -> None:
 
 
 def test_following_ends_with_the_job(job: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has ended when it says so, or Slurm; that it waits, or cannot be seen, is said once."""
+    """It has ended when Slurm says so, or it does twice; that it waits, or cannot be seen, is said once."""
     monkeypatch.setattr(follow, "_PAUSE", 0.0)
     monkeypatch.setattr(follow, "_PAUSE_PER_LOOK", 0.0)
     said: list[str] = []
@@ -519,7 +542,7 @@ def test_following_ends_with_the_job(job: JobDirectory, monkeypatch: pytest.Monk
     assert ended(BLIND, ending="") == [False, False]
     assert [line.partition(";")[0] for line in said] == ["job 47.0: it cannot be seen whether it runs"]
     assert ended(record("TIMEOUT"), ending="") == [True, True]
-    assert ended(RUNNING, ending="done") == [True, True]
+    assert ended(RUNNING, ending="done") == [False, True]
     assert ended(RUNNING, frozenset({0}), ending="") == [True, True]
     assert ended(RUNNING, frozenset({0, 1}), ending="") == [False, False]
 
