@@ -108,7 +108,7 @@ class RoundWatch:
         if time.monotonic() < self._report_at:
             return None
         fault = faults.any_of(self.recorder.workers)
-        return self.handler.report_failure(failure.status, failure.cause, own=not failure.follows, fault=fault)
+        return self._report_failure(failure.status, failure.cause, own=not failure.follows, fault=fault)
 
     def _hanging(self) -> RoundEnd | None:
         """Watch whether the job hangs; the end of the round if it does, and all stacks have been taken."""
@@ -119,4 +119,10 @@ class RoundWatch:
         name = verdict.path.name if verdict.path is not None else ""
         seconds = self.course.plan.settings.hang_timeout
         self.recorder.say(events.HANG, seconds=seconds, cause=verdict.cause, stacks=name)
-        return self.handler.report_failure(hang.STATUS, verdict.cause, own=False)
+        return self._report_failure(hang.STATUS, verdict.cause, own=False)
+
+    def _report_failure(self, status: int, cause: str, *, own: bool, fault: str = "") -> RoundEnd | None:
+        """Have the round end, unless a stop signal comes first: then that is what the others are told of next."""
+        return self.handler.report_failure(
+            status, cause, own=own, fault=fault, stopped=lambda: self.signals.stop is not None
+        )

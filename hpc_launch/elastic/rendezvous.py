@@ -18,6 +18,7 @@ listens, and where the coordinator is lost, the others elect another (`election`
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import time
 import traceback
@@ -256,14 +257,28 @@ class SlurmRendezvous(RendezvousHandler):
         """How many nodes of the round have no workers."""
         return len(self._started().agents) - len(self._started().active)
 
-    def report_failure(self, status: int, cause: str, *, own: bool = True, fault: str = "") -> RoundEnd:
+    def report_failure(
+        self,
+        status: int,
+        cause: str,
+        *,
+        own: bool = True,
+        fault: str = "",
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> RoundEnd | None:
         """Say that something failed here; returns how the round really ended (another agent may have been first).
+
+        In a run of fixed size a coordinator that does not answer is waited for until it does, or its node is lost.
 
         Args:
             status: the exit status that goes with it.
             cause: what happened, one line.
             own: whether workers failed by themselves, and did not follow others.
             fault: what shows that this node, or a device of it, is broken; empty if nothing does.
+            stopped: whether this agent has been told to leave, and is to wait no longer.
+
+        Returns:
+            How the round ended; None where it was told to leave before that was known.
 
         Raises:
             RendezvousError: when the others are lost.
@@ -271,7 +286,7 @@ class SlurmRendezvous(RendezvousHandler):
         cause = messages.line(cause)
         self._send(Failed(self._round, status, cause, own, messages.line(fault)))
         end = RoundEnd(Ending.RESTART.value, self._party.agent, self._party.host, status, cause)
-        return self._await_end(end, 4 * self._whole.node_timeout)
+        return self._await_end(end, 4 * self._whole.node_timeout if self.elastic else math.inf, stopped)
 
     def report_end(self, status: int, cause: str, signal: str = "") -> RoundEnd | None:
         """Say that this agent leaves for good, so that the others do not wait for its workers.
@@ -416,7 +431,7 @@ class SlurmRendezvous(RendezvousHandler):
         if self._round >= 0 and self._end is None:
             # torch's own agent asks for a new round without saying why.
             end = self.report_failure(1, "a worker failed")
-            if end.ending != Ending.RESTART.value:
+            if end is not None and end.ending != Ending.RESTART.value:
                 raise RendezvousClosedError(end.cause or "the run has ended")
         self._end = self._plan = self.start = None
         if self._late_end is not None:
@@ -640,10 +655,19 @@ class SlurmRendezvous(RendezvousHandler):
         if self._doubts.turn(places, now) is not None:
             self._lose_coordinator(link, SILENT)
 
-    def _await_end(self, otherwise: RoundEnd, patience: float) -> RoundEnd:
-        """Wait for the coordinator's word on how the round ended."""
-        deadline = time.monotonic() + patience
+    def _await_end(
+        self, otherwise: RoundEnd, patience: float, stopped: Callable[[], bool] = lambda: False
+    ) -> RoundEnd | None:
+        """Wait for the coordinator's word on how the round ended; None where this agent was told to leave before."""
+        begin = time.monotonic()
+        deadline, remark = begin + patience, begin + self._whole.node_timeout
         while self._end is None:
+            if stopped():
+                return None
+            if time.monotonic() > remark and patience == math.inf:
+                leads = f"the agent on {self._whole.hosts[0]}, which leads the run, and does not answer"
+                say(f"{self._party.host}: {otherwise.cause}; waiting for {leads}")
+                remark = math.inf
             if self._link is None and not self.elastic:
                 raise RendezvousError(f"lost the agent on {self._whole.hosts[0]}, which led the run")
             if self._link is None or time.monotonic() > deadline:

@@ -86,3 +86,19 @@ def test_an_agent_is_frozen_while_all_start_again(cluster: Cluster, tmp_path: Pa
         job.fails(attempt, 0)
         job.trains_on(attempt + 1, *together)
         job.ends_well(*together)
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["until it runs again", "until it is told to leave"])
+def test_the_leader_of_a_run_of_fixed_size_is_frozen(cluster: Cluster, tmp_path: Path, stopped: bool) -> None:
+    """It is no loss: an agent whose worker fails waits for it, with one line, and a signal ends the wait."""
+    with run(cluster, tmp_path, "--max-restarts=1", "--node-timeout=1", nodes=2) as job:
+        job.trains_on(0, "gpu001", "gpu002")
+        with frozen(job, "gpu001"):
+            job.fails(0, 1)
+            job.sees("waiting for the agent on gpu001, which leads the run")
+            if stopped:
+                os.kill(job.agent("gpu002"), signal.SIGTERM)
+                job.stops("gpu002", status="143")
+        if not stopped:
+            job.trains_on(1, "gpu001", "gpu002")
+            job.ends_well("gpu001", "gpu002")

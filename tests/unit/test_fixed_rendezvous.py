@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import subprocess
 import threading
@@ -49,7 +50,9 @@ def meet(handlers: Sequence[SlurmRendezvous]) -> list[RendezvousInfo]:
 
 def fail(handler: SlurmRendezvous, status: int = 1, cause: str = "it broke") -> RoundEnd:
     """Report a failure, and see that all agents of the handler's run would hear of it from the store."""
-    return handler.report_failure(status, cause)
+    end = handler.report_failure(status, cause)
+    assert end is not None
+    return end
 
 
 def joined(leader: SlurmRendezvous) -> int:
@@ -526,7 +529,7 @@ def test_the_leader_goes_last(group: Callable[[Party], Group], tmp_path: Path) -
     handlers[2].shutdown()
     finish([leaving])
     assert not notice.exists()
-    assert [_is_free(port) for port in ports] == [True, True]
+    wait_for(lambda: all(_is_free(port) for port in ports), DEADLINE, lambda: f"not free: {ports}")
 
 
 def _is_free(port: int, address: str = "") -> bool:
@@ -658,6 +661,37 @@ def test_the_loss_of_the_leader_is_said_in_our_words(tmp_path: Path, python: str
         with pytest.raises(RendezvousError, match=r"lost the (store|agent) on node1"):
             actions[ask]()
         assert handler.shared("word", Word) is None
+
+
+def test_a_leader_that_does_not_answer_is_waited_for(
+    tmp_path: Path, group: Callable[[Party], Group], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """However long that takes, with one line; being told to leave ends the wait."""
+    handlers = group(party(tmp_path, 2, node_timeout=0.05))
+    meet(handlers)
+    looks, leave = itertools.count(1), threading.Event()
+    latest, read = [0], handlers[1]._read
+
+    def look() -> None:
+        latest[0] = next(looks)
+        read()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(handlers[1], "_send", lambda _: None)  # so that it hears nothing
+        patch.setattr(handlers[1], "_read", look)
+        task = begin(partial(handlers[1].report_failure, 7, "it broke", stopped=leave.is_set))
+        # A look takes 0.1 s: more than four timeouts.
+        wait_for(lambda: latest[0] > 10 or task.ended.is_set(), DEADLINE, "it does not look")
+        leave.set()
+        finish([task])
+    assert (latest[0] > 10, task.value, task.error) == (True, None, None)
+    ended = handlers[1].report_failure(7, "it broke")
+
+    assert ended is not None
+    assert (ended.status, ended.cause) == (7, "it broke")
+    assert capfd.readouterr().err == (
+        "hpc-launch: node2: it broke; waiting for the agent on node1, which leads the run, and does not answer\n"
+    )
 
 
 AGENT = """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,7 +50,10 @@ class Rendezvous:
     def report_done(self) -> None:
         self.told.append("done")
 
-    def report_failure(self, status: int, cause: str, *, own: bool, fault: str = "") -> RoundEnd:
+    def report_failure(
+        self, status: int, cause: str, *, own: bool, fault: str = "", stopped: Callable[[], bool]
+    ) -> RoundEnd:
+        assert not stopped()
         self.told.append(f"{'own ' if own else ''}failure {status}: {cause}{fault}")
         return RoundEnd(Ending.FAILED.value, 0, "gpu001", status, cause)
 
