@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from hpc_launch.console import CONSOLE
 from tests.unit import sysfs_trees
+
+
+@pytest.fixture(autouse=True)
+def no_console_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said can be read at once, whatever a test before did."""
+    monkeypatch.setattr(CONSOLE, "serve", lambda: None)
 
 
 @pytest.fixture(scope="session")

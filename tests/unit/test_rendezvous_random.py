@@ -43,8 +43,8 @@ class Part:
 class Story:
     """A run: what every agent does in every round, and what it saw.
 
-    `left` are those who closed the rendezvous when the round had just ended for another attempt: that one is over
-    before it begins.
+    `refused` are those who were refused another attempt: somebody closed the rendezvous when the round had just ended
+    for it.
     """
 
     agents: int
@@ -52,7 +52,7 @@ class Story:
     parts: list[list[Part]]
     meetings: list[threading.Barrier | None]
     seen: list[list[tuple[int, str, int, RoundEnd]]] = field(default_factory=list)
-    left: set[int] = field(default_factory=set)
+    refused: set[int] = field(default_factory=set)
 
 
 def invent(seed: int) -> Story:
@@ -95,12 +95,10 @@ def live(handler: SlurmRendezvous, story: Story) -> None:
         except RoundRefused as refused:
             if (str(refused), refused.exit_status) != ("the rendezvous was closed", 1):
                 raise
+            story.refused.add(agent)
             return
         assert (info.rank, info.world_size, handler.round_number) == (agent, story.agents, number)
-        end = act(handler, part, story.meetings[number], story.left)
-        if handler.round_number > number:
-            assert part.act == CLOSE
-            return
+        end = act(handler, part, story.meetings[number])
         story.seen[agent].append((number, handler.plan.master_addr, handler.plan.master_port, end))
         if end.ending != Ending.RESTART.value:
             with pytest.raises(RendezvousClosedError):
@@ -109,8 +107,8 @@ def live(handler: SlurmRendezvous, story: Story) -> None:
         number += 1
 
 
-def act(handler: SlurmRendezvous, part: Part, meeting: threading.Barrier | None, left: set[int]) -> RoundEnd:
-    """Play one's part in a round; returns its end, or that of the next one for an agent that has left between them."""
+def act(handler: SlurmRendezvous, part: Part, meeting: threading.Barrier | None) -> RoundEnd:
+    """Play one's part in a round; returns its end."""
     if meeting is not None:
         meeting.wait(DEADLINE)
     else:
@@ -122,10 +120,7 @@ def act(handler: SlurmRendezvous, part: Part, meeting: threading.Barrier | None,
         elif part.act == FAIL:
             handler.report_failure(100 + handler._party.agent, f"agent {handler._party.agent} failed")
         elif part.act == CLOSE:
-            number = handler.round_number
             handler.set_closed()
-            if handler.round_number > number:
-                left.add(handler._party.agent)
     return end_of(handler)
 
 
@@ -146,8 +141,8 @@ def test_agents_always_agree(tmp_path: Path, seed: int) -> None:
     finish(tasks)
 
     assert [task.error for task in tasks] == [None] * story.agents
-    history = max(story.seen, key=len)
-    assert story.seen == [history[: len(history) - (agent in story.left)] for agent in range(story.agents)]
+    history = story.seen[0]
+    assert story.seen == [history] * story.agents
     assert [number for number, *_ in history] == list(range(len(history)))
     assert len(history) - 1 <= story.budget
     for number, _, _, end in history:
@@ -160,5 +155,6 @@ def test_agents_always_agree(tmp_path: Path, seed: int) -> None:
             assert acts[end.agent] == FAIL
             assert end.ending == (Ending.RESTART if number < story.budget else Ending.FAILED).value
             assert end.status == 100 + end.agent
-    assert (history[-1][3].ending == Ending.RESTART.value) is bool(story.left)
+    assert story.refused == (set(range(story.agents)) if history[-1][3].ending == Ending.RESTART.value else set())
+    assert not story.refused or any(part.act == CLOSE for part in story.parts[len(history) - 1])
     assert len({port for _, _, port, _ in history}) == len(history)
