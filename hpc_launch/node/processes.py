@@ -148,18 +148,25 @@ def _fields(pid: int, thread: int | None = None) -> list[str]:
         return []
 
 
+# The bits of signals 32 and 33, which the C library has for itself (nptl(7)).
+_OF_THE_LIBRARY = 0b11 << 31
+
+
 def would_die_of(pid: int, signum: int) -> bool:
     """Whether a signal would end a process because it does nothing about it: no handler, not ignored, not blocked.
 
-    False for a process that is gone.
+    False for a process that is gone. Where even the C library's own signals are blocked, all are so for a moment only:
+    it makes a thread (glibc, pthread_create.c), and `sigprocmask` leaves them out for everybody else (nptl(7)).
     """
     bit = 1 << (signum - 1)
     try:
         lines = Path("/proc", str(pid), "status").read_text(errors="replace").splitlines()
         fields = dict(line.split(":", 1) for line in lines)
-        cared_for = [int(fields[name], 16) for name in ("SigBlk", "SigIgn", "SigCgt")]
+        blocked, *cared_for = [int(fields[name], 16) for name in ("SigBlk", "SigIgn", "SigCgt")]
     except (OSError, KeyError, ValueError):
         return False
+    if not blocked & _OF_THE_LIBRARY:
+        cared_for.append(blocked)
     return not any(mask & bit for mask in cared_for)
 
 

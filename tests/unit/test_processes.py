@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -139,6 +140,17 @@ def test_who_would_die(started: Starts, python: str, manner: str, dies: bool) ->
     if not dies:
         processes.send(process.pid, signal.SIGTERM)
     assert process.wait(60) == -(signal.SIGUSR1 if dies else signal.SIGTERM)
+
+
+def test_all_signals_are_blocked_while_a_thread_is_made(started: Starts, python: str) -> None:
+    """The C library blocks all, its own as well, and lets them in again: a signal of that moment would be the end."""
+    number = {"x86_64": 14, "aarch64": 135}[platform.machine()]  # rt_sigprocmask(2), as the library calls it
+    call = f"ctypes.CDLL(None).syscall({number}, 0, ctypes.byref(ctypes.c_uint64(2**64 - 1)), None, 8)"
+    process = started([python, "-c", MANNERS.format(manner=f"import ctypes; {call}")])
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+
+    assert processes.would_die_of(process.pid, signal.SIGUSR1)
 
 
 def test_the_first_and_the_last_signal(started: Starts, python: str) -> None:
