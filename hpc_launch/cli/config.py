@@ -90,7 +90,7 @@ def _submit_entries(settings: Settings) -> dict[str, dict[str, Any]]:
 def show_files(profile: str | None) -> None:
     """Print where settings files are looked for, and which are there. Those above count before those below.
 
-    A file is ignored if somebody else could change it: see "Whose settings count" in docs/security.md.
+    hpc-launch ignores a file that another user can change: see "Whose settings count" in docs/security.md.
     """
     looked = files.load(os.environ, Path.cwd(), profile or "").looked
     for entry in looked:

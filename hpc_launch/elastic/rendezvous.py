@@ -286,7 +286,11 @@ class SlurmRendezvous(RendezvousHandler):
         cause = messages.line(cause)
         self._send(Failed(self._round, status, cause, own, messages.line(fault)))
         end = RoundEnd(Ending.RESTART.value, self._party.agent, self._party.host, status, cause)
-        return self._await_end(end, 4 * self._whole.node_timeout if self.elastic else math.inf, stopped)
+        if self.elastic:
+            return self._await_end(end, 4 * self._whole.node_timeout, stopped)
+        # Where the first agent is frozen, all others come to wait: a line from each would be too many.
+        speaks = own or self._whole.agent == 1
+        return self._await_end(end, math.inf, stopped, remark=self._whole.node_timeout if speaks else math.inf)
 
     def report_end(self, status: int, cause: str, signal: str = "") -> RoundEnd | None:
         """Say that this agent leaves for good, so that the others do not wait for its workers.
@@ -656,21 +660,33 @@ class SlurmRendezvous(RendezvousHandler):
             self._lose_coordinator(link, SILENT)
 
     def _await_end(
-        self, otherwise: RoundEnd, patience: float, stopped: Callable[[], bool] = lambda: False
+        self,
+        otherwise: RoundEnd,
+        patience: float,
+        stopped: Callable[[], bool] = lambda: False,
+        *,
+        remark: float = math.inf,
     ) -> RoundEnd | None:
-        """Wait for the coordinator's word on how the round ended; None where this agent was told to leave before."""
+        """Wait for the coordinator's word on how the round ended; None where this agent was told to leave before.
+
+        Args:
+            otherwise: how it counts as ended if the coordinator does not say it in time.
+            patience: seconds until then.
+            stopped: whether this agent has been told to leave.
+            remark: seconds after which a line says what is waited for.
+        """
         begin = time.monotonic()
-        deadline, remark = begin + patience, begin + self._whole.node_timeout
         while self._end is None:
             if stopped():
                 return None
-            if time.monotonic() > remark and patience == math.inf:
+            waited = time.monotonic() - begin
+            if waited > remark:
                 leads = f"the agent on {self._whole.hosts[0]}, which leads the run, and does not answer"
                 say(f"{self._party.host}: {otherwise.cause}; waiting for {leads}")
                 remark = math.inf
             if self._link is None and not self.elastic:
                 raise RendezvousError(f"lost the agent on {self._whole.hosts[0]}, which led the run")
-            if self._link is None or time.monotonic() > deadline:
+            if self._link is None or waited > patience:
                 self._end = otherwise
                 break
             self._read()

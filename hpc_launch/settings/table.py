@@ -527,7 +527,7 @@ class Settings:
         "--private-logs",
         group=LOGS,
         torchrun_variable=False,
-        help="Let nobody else into the job directory (mode 0700). Otherwise the umask says who may read it.",
+        help="Make the job directory private (mode 0700). Without this option the umask decides who can read it.",
     )
     secret_names: tuple[str, ...] = _option(
         "--secret-names",

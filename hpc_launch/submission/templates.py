@@ -105,7 +105,7 @@ class Found:
 
     Attributes:
         templates: those that count, by name.
-        ignored: a line for each that does not count, as somebody else could change it, by name.
+        ignored: a line for each that another user can change and that does not count, by name.
     """
 
     templates: Mapping[str, Template]
