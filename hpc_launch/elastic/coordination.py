@@ -180,6 +180,10 @@ class CoordinatorServer:
         """Lose an agent that is awaited and does not answer, though its node does."""
         self._server.call(lambda: self._coordinator.give_up(agent))
 
+    def refresh(self) -> None:
+        """See to it that what the properties say is not older than this call."""
+        self._settle(lambda: None)
+
     def clear(self) -> None:
         """Remove what no agent needs when the run has ended."""
         found: list[Path] = []

@@ -180,7 +180,8 @@ class Finding:
             else:
                 self._note(found)
             strangers += 1
-        return "nobody listens" + (f", but {strangers} ports belong to others" if strangers else "")
+        belong = "1 port belongs" if strangers == 1 else f"{strangers} ports belong"
+        return "nobody listens" + (f", but {belong} to others" if strangers else "")
 
     def _note(self, failure: Failure) -> None:
         if failure.kind is Kind.NO_COMMON_SECRET:

@@ -468,6 +468,7 @@ class SlurmRendezvous(RendezvousHandler):
             if self._server.leads:
                 deadline = time.monotonic() + _FAREWELL_SECONDS
                 others = {self._whole.agent}
+                self._server.refresh()  # an agent that has just come is to read the end, too
                 while self._server.callers - others and self._server.error is None and time.monotonic() < deadline:
                     time.sleep(_LOOK_SECONDS)
                 Act(self._remove_files).over(_FILES_SECONDS)

@@ -24,17 +24,19 @@ from tests.support import wait_for
 T = TypeVar("T")
 
 DEADLINE = 120.0
+# Tests run beside each other: an agent of another process, on one of this one's ports, is to be of another run.
+PLACE = f"place-{uuid.uuid4().hex}"
 PORT_RANGE = range(20_000, 30_000)
 
 
-def keyring(place: str = "place", key: bytes = b"k" * 32) -> Keyring:
+def keyring(place: str = PLACE, key: bytes = b"k" * 32) -> Keyring:
     """Return what an agent has to prove who it is: one secret."""
     return Keyring(place, (Secret("a secret of the tests", Method.SECRET, key),))
 
 
 def identity(program: str = "program") -> Identity:
     """Return which run an agent is of."""
-    return Identity("place", program, f"{program}.py", explicit=False)
+    return Identity(PLACE, program, f"{program}.py", explicit=False)
 
 
 def party(root: Path, agents: int, **changes: Any) -> Party:

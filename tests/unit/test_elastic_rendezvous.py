@@ -58,12 +58,18 @@ def die(handler: SlurmRendezvous) -> None:
 
 
 @contextlib.contextmanager
-def frozen(handler: SlurmRendezvous) -> Iterator[None]:
-    """Let an agent be stopped, as by SIGSTOP, while nothing is asked of it here: it answers no calls."""
+def frozen(handler: SlurmRendezvous, after: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Let an agent be stopped, as by SIGSTOP, while nothing is asked of it here: it answers no calls.
+
+    Args:
+        handler: of the agent.
+        after: what its server does before.
+    """
     assert handler._server is not None
     thaw = threading.Event()
 
     def freeze() -> None:
+        after()
         thaw.wait(DEADLINE)
 
     handler._server._server.call(freeze)
@@ -325,10 +331,12 @@ def test_who_waits_is_not_forgotten_with_the_leader(group: Callable[..., Group])
     late = handlers.pop()
     meet(handlers)
     assert places(handlers) == [(0, rank, 4) for rank in range(4)]
-    assert handlers[0]._server is not None
-    handlers[0]._server.resign()
-    lost(handlers, "node1")
-    meet(handlers[1:])
+    server = handlers[0]._server
+    assert server is not None
+    server.leads = False
+    with frozen(handlers[0], after=server._coordinator.resign):
+        lost(handlers, "node1")
+        meet(handlers[1:])
     tasks = [begin(handler.next_rendezvous) for handler in (handlers[0], late)]
     wait_for(lambda: not handlers[3].notices() and len(handlers[3]._state.waiting) == 2, DEADLINE, "they do not come")
     die(handlers.pop(1))
