@@ -36,6 +36,18 @@ _Found = TypeVar("_Found")
 
 _HELLO = codec.known(Hello)
 
+
+@functools.lru_cache(maxsize=1)
+def _hello(data: bytes) -> Hello:
+    """Read a hello; it is asked for twice where its connection is kept.
+
+    Raises:
+        MessageError: when it is none.
+    """
+    found: Hello = codec.decode(data, _HELLO)
+    return found
+
+
 # How old the copy may be that other threads see.
 _VIEW_SECONDS = 0.05
 # How long the sending of what is left may take.
@@ -222,7 +234,7 @@ class CoordinatorServer:
     def greet(self, hello: bytes) -> Greeting:
         """Answer an agent's hello."""
         self._coordinator.now = self._awake.look()
-        answer, stay = self._coordinator.greet(codec.decode(hello, _HELLO))
+        answer, stay = self._coordinator.greet(_hello(hello))
         return Greeting(codec.encode(answer), stay)
 
     def opened(self, connection: Connection) -> None:
@@ -278,7 +290,7 @@ class CoordinatorServer:
         return _VIEW_SECONDS if self._coordinator.changed else _NEVER
 
     def _session(self, connection: Connection) -> Session:
-        session = Session(codec.decode(connection.hello, _HELLO))
+        session = Session(_hello(connection.hello))
         self._sessions[connection], self._connections[session] = session, connection
         return session
 

@@ -86,12 +86,13 @@ class _Running:
     Attributes:
         start: what was said.
         since: when it began.
+        active: the agents that have workers.
         end: how it ended; None while it goes on.
-        done: agents whose workers have all ended well.
+        done: those of them whose workers have all ended well.
         failures: what agents say of failed workers, the first one first.
         failed: when the first came; in an elastic run it is the end once it is known to be none of a lost node.
         answered: the agents that have answered since.
-        begun: the agents whose workers have started.
+        begun: those of them whose workers have started.
     """
 
     start: Start
@@ -102,11 +103,20 @@ class _Running:
     failed: float = 0.0
     answered: set[int] = field(default_factory=set)
     begun: set[int] = field(default_factory=set)
+    active: frozenset[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.active = frozenset(self.start.active)
 
     @property
     def all_begun(self) -> bool:
         """Whether all workers have started."""
-        return self.begun >= {*self.start.active}
+        return len(self.begun) == len(self.active)
+
+    @property
+    def all_done(self) -> bool:
+        """Whether all workers have ended well."""
+        return len(self.done) == len(self.active)
 
 
 @dataclass
@@ -180,6 +190,7 @@ class Coordinator:
         self._newest = Membership(-1, ())
         self._preparation = _Preparation()
         self._proposal: Membership | None = None
+        self._asked_to_accept: frozenset[int] = frozenset()
         self._accepted: set[int] = set()
         # The agents whose connections were closed, not silent: these need not be waited for.
         self._gone: set[int] = set()
@@ -469,24 +480,30 @@ class Coordinator:
         """Something about the round that runs."""
         if running.end is not None:
             return
+        if isinstance(message, Pong):
+            running.answered.add(agent)
+        if agent not in running.active:
+            return
         before = running.all_begun
         running.begun.add(agent)
         if running.all_begun and not before:
             self._broadcast(AllBegun(self._state.round))
         if isinstance(message, Done):
             running.done.add(agent)
-            if running.done >= {*running.start.active}:
+            if running.all_done:
                 self._end(running, RoundEnd(Ending.DONE.value, agent, self._hosts[agent]))
-        elif isinstance(message, Failed) and agent in running.start.active:
-            if not running.failures and self._party.elastic:
-                self._broadcast(Ping())
-            if not running.failures:
-                running.failed = self.now
-            running.failures.setdefault(agent, message)
-            if not self._party.elastic:
-                self._fail(running)
-        elif isinstance(message, Pong):
-            running.answered.add(agent)
+        elif isinstance(message, Failed):
+            self._note_failure(running, agent, message)
+
+    def _note_failure(self, running: _Running, agent: int, message: Failed) -> None:
+        """Workers of an agent have failed: at once the end, or once it is known that no node was lost."""
+        if not running.failures and self._party.elastic:
+            self._broadcast(Ping())
+        if not running.failures:
+            running.failed = self.now
+        running.failures.setdefault(agent, message)
+        if not self._party.elastic:
+            self._fail(running)
 
     def _stop(self, end: RoundEnd) -> None:
         """An agent leaves for good, and takes the run with it."""
@@ -502,7 +519,7 @@ class Coordinator:
     def _judge(self, running: _Running) -> None:
         """Decide about a failure, and go on when all agents with workers have stopped them."""
         if running.end is None and running.failures:
-            active = {*running.start.active}
+            active = running.active
             silent = active - running.answered
             settled = self.now - running.failed >= draining.settle_seconds(running.failed - running.since)
             # An agent that does not answer is waited for (`_awaited`): it may be busy with files.
@@ -559,7 +576,7 @@ class Coordinator:
             self._lose_of_fixed(agent, why)
         elif running is not None and str(agent) in self._state.waiting:
             self._expect({one: place for one, place in self._state.waiting.items() if one != str(agent)})
-        elif running is not None and running.end is None and agent in running.start.active:
+        elif running is not None and running.end is None and agent in running.active:
             host = self._hosts[agent]
             cause = f"lost the agent on {host}: {why}"
             # Workers fail because a node is lost, but no device breaks for it.
@@ -583,7 +600,7 @@ class Coordinator:
         if self._final is not None or self._refusal is not None:
             return
         self._effects.observe(events.NODE_LOST, hosts=host, **self._state.where)
-        if running is not None and running.end is None and agent not in running.start.active:
+        if running is not None and running.end is None and agent not in running.active:
             self._effects.say(f"lost {host}, which has no workers: its agent was killed, or the node is gone")
 
     def _leave(self, session: Session) -> None:
@@ -680,7 +697,7 @@ class Coordinator:
         token = self._preparation.token[1] if self._preparation.token is not None else ""
         proposal = self._proposal = replace(proposal, token=token, active=self._active(proposal.agents))
         self._preparation.token = None
-        self._accepted = set()
+        self._asked_to_accept, self._accepted = frozenset(proposal.agents), set()
         self._tell(proposal.agents, Propose(proposal))
 
     def _prepared(self, ready: Mapping[int, Knowledge], number: int) -> bool:
@@ -727,10 +744,10 @@ class Coordinator:
 
     def _note_accepted(self, agent: int, accepted: Membership) -> None:
         proposal = self._proposal
-        if proposal is None or accepted != proposal or agent not in proposal.agents:
+        if proposal is None or agent not in self._asked_to_accept or accepted != proposal:
             return
         self._accepted.add(agent)
-        if len(self._accepted) == len(proposal.agents):
+        if len(self._accepted) == len(self._asked_to_accept):
             self._proposal = None
             self._begin(proposal)
 
@@ -834,10 +851,10 @@ class Coordinator:
         elif running.end is not None:
             due = set()
         elif running.failures:
-            due = {*running.start.active} - running.answered
+            due = running.active - running.answered
         else:
             # Their workers are to start; and when those of one node have ended, those of the others are about to.
-            due = {*running.start.active} - (running.done or running.begun)
+            due = running.active - (running.done or running.begun)
         return {agent: members[agent].place for agent in due & members.keys() if agent != self._party.agent}
 
     def _broadcast(self, message: Any) -> None:

@@ -92,8 +92,10 @@ NAME = "slurm"
 
 _Shared = TypeVar("_Shared", bound=Message)
 
-# How often an agent that waits looks around, if no news wakes it; and where nothing can wake it.
+# How often an agent that waits looks around, if no news wakes it: where it minds others, or is asked to stop; where it
+# waits for nothing but a message; and where nothing can wake it.
 _PAUSE_SECONDS = 0.1
+_CALM_SECONDS = 1.0
 _LOOK_SECONDS = 0.02
 # So often a coordinator is looked for at least before an agent gives up, which may have been stopped most of the time.
 _SEARCHES = 3
@@ -513,17 +515,17 @@ class SlurmRendezvous(RendezvousHandler):
                     self._pause()
         return self._answers.get(self._asked)
 
-    def _pause(self) -> None:
-        """Wait for news, a short time at most: a message, or the answer to a question, ends it."""
+    def _pause(self, seconds: float = _PAUSE_SECONDS) -> None:
+        """Wait for news, so long at most: a message, or the answer to a question, ends it."""
         question = self._found or self._equal
         if question is not None:
-            question.wait(_PAUSE_SECONDS)
+            question.wait(seconds)
         elif self._link is None or self._link.broken:
             time.sleep(_LOOK_SECONDS)
         else:
             poll = select.poll()
             poll.register(self._link.socket, select.POLLIN)
-            poll.poll(_PAUSE_SECONDS * 1000)
+            poll.poll(seconds * 1000)
 
     def _read(self) -> None:
         """Hear what the coordinator has said, and notice that it is gone, or has a fault of our own."""
@@ -781,7 +783,7 @@ class SlurmRendezvous(RendezvousHandler):
                 self._yield_to_another()
             if self._equal is not None and self._equal.done:
                 self._present()
-            self._pause()
+            self._pause(_PAUSE_SECONDS if self.elastic or self.leads else _CALM_SECONDS)
 
     def _mind_end_of_run(self) -> None:
         """See whether the run, or the round in which this node is a spare, has ended."""

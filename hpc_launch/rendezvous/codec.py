@@ -30,14 +30,15 @@ _LARGEST_NUMBER = 1 << 53  # beyond it JSON readers disagree
 _MOST_ITEMS = 1 << 17
 
 
-def checked(check: Check, default: Any = dataclasses.MISSING) -> Any:
+def checked(check: Check, default: Any = dataclasses.MISSING, write: Callable[[Any], Any] | None = None) -> Any:
     """Declare a field of a message whose value must pass `check`; without one, its annotation is what is checked.
 
     Args:
         check: returns the typed value, or raises ValueError.
         default: the value where the sender left the field out.
+        write: gives the value that is written, which `check` reads; None for the value itself.
     """
-    return dataclasses.field(default=default, metadata={"check": check})
+    return dataclasses.field(default=default, metadata={"check": check, "write": write})
 
 
 def encode(message: Any) -> bytes:
@@ -238,11 +239,23 @@ def _any_of(checks: Sequence[Check], *, optional: bool) -> Check:
 # ---- JSON
 
 
+# A coordinator writes an answer to each of a thousand agents, and all at once.
+_WRITER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_LEAVES = frozenset({str, int, float, bool, type(None)})
+
+
+@functools.cache
+def _writers(kind: type) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
+    return tuple((field.name, field.metadata.get("write") or _plain) for field in dataclasses.fields(kind))
+
+
 def _facts(message: Any) -> dict[str, Any]:
-    return {field.name: _plain(getattr(message, field.name)) for field in dataclasses.fields(message)}
+    return {name: write(getattr(message, name)) for name, write in _writers(cast("Hashable", type(message)))}
 
 
 def _plain(value: Any) -> Any:
+    if type(value) in _LEAVES:
+        return value
     if dataclasses.is_dataclass(value):
         return value.plain() if hasattr(value, "plain") else _facts(value)
     if isinstance(value, Enum):
@@ -255,7 +268,7 @@ def _plain(value: Any) -> Any:
 
 
 def _text(facts: Mapping[str, Any]) -> str:
-    return json.dumps(facts, separators=(",", ":"), allow_nan=False)
+    return _WRITER.encode(facts)
 
 
 def _object(data: str | bytes) -> dict[str, Any]:

@@ -20,6 +20,7 @@ everything that can happen to up to four agents.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass
@@ -47,7 +48,13 @@ class Membership:
 
     def plain(self) -> list[Any]:
         """The value for JSON: short, as every agent sends what it knows to the coordinator."""
-        return [self.number, ranges.fold(self.agents), self.token, ranges.fold(self.active)]
+        return [self.number, _fold(self.agents), self.token, _fold(self.active)]
+
+
+@functools.lru_cache(maxsize=64)
+def _fold(agents: tuple[int, ...]) -> str:
+    """Write agents once: each is in several messages of an agent, and there are few memberships."""
+    return ranges.fold(agents)
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,28 @@ def _membership(value: Any) -> Membership:
     return Membership(_ROUND(number), _numbers(agents), _JOB(token), _numbers(active))
 
 
+def _run(value: Any) -> tuple[int, int]:
+    """Check how many workers so many agents have, each of them."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:  # noqa: PLR2004 - two numbers
+        raise ValueError("expected a number of workers and a number of agents")
+    return integer(0, _MOST_WORKERS)(value[0]), integer(1, MOST_AGENTS)(value[1])
+
+
+_RUNS = array(_run, MOST_AGENTS)
+
+
+def _workers(value: Any) -> tuple[int, ...]:
+    """Check the workers of each agent, which are mostly the same: the message is as short for a thousand as for two."""
+    runs = _RUNS(value)
+    if sum(count for _, count in runs) > MOST_AGENTS:
+        raise ValueError(f"more than {MOST_AGENTS} agents")
+    return tuple(itertools.chain.from_iterable((workers,) * count for workers, count in runs))
+
+
+def _write_workers(workers: Sequence[int]) -> list[tuple[int, int]]:
+    return [(number, len([*some])) for number, some in itertools.groupby(workers)]
+
+
 def line(words: str) -> str:
     """Words for a message: one line of bounded length."""
     found = " ".join(words.split())
@@ -296,7 +318,7 @@ class RoundPlan(Message):
 
     master_addr: str = checked(_HOST)
     master_port: int = checked(_PORT)
-    workers: Sequence[int] = checked(array(integer(0, _MOST_WORKERS), MOST_AGENTS))
+    workers: Sequence[int] = checked(_workers, write=_write_workers)
     job: str = checked(_JOB)
     first_attempt: int = checked(_COUNT)
     run_id: str = checked(_LINE, "")

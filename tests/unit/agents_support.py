@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import tempfile
 import threading
 import uuid
@@ -24,8 +25,10 @@ from tests.support import wait_for
 T = TypeVar("T")
 
 DEADLINE = 120.0
-# Tests run beside each other: an agent of another process, on one of this one's ports, is to be of another run.
-PLACE = f"place-{uuid.uuid4().hex}"
+# Tests run beside each other: an agent of another process, on one of this one's ports, is to be of another run, unless
+# a test has started it.
+PLACE_VARIABLE = "HPC_LAUNCH_TEST_PLACE"
+PLACE = os.environ.get(PLACE_VARIABLE, f"place-{uuid.uuid4().hex}")
 PORT_RANGE = range(20_000, 30_000)
 
 

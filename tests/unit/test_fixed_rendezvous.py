@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import socket
 import subprocess
 import threading
@@ -24,7 +25,19 @@ from hpc_launch.errors import HpcLaunchError, LogDirError, RendezvousError, Rend
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.rendezvous.messages import Message, RoundEnd
 from tests.support import wait_for
-from tests.unit.agents_support import DEADLINE, begin, end_of, errors, finish, identity, parties, party, together
+from tests.unit.agents_support import (
+    DEADLINE,
+    PLACE,
+    PLACE_VARIABLE,
+    begin,
+    end_of,
+    errors,
+    finish,
+    identity,
+    parties,
+    party,
+    together,
+)
 
 Group = list[SlurmRendezvous]
 
@@ -645,6 +658,16 @@ def test_the_notice_leads_to_a_leader_whose_name_does_not_resolve(tmp_path: Path
     together([handler.shutdown for handler in handlers])
 
 
+def _started(python: str, program: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start an agent of a run of this process's place."""
+    return subprocess.Popen(
+        [python, "-c", program, *arguments],
+        stdin=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, PLACE_VARIABLE: PLACE},
+    )
+
+
 LEADER = """
 import sys
 from pathlib import Path
@@ -663,11 +686,10 @@ def test_the_loss_of_the_leader_is_said_in_our_words(tmp_path: Path, python: str
     first = party(tmp_path, 2)
     first = replace(first, ports=first.ports[:1])
     arguments = [str(tmp_path), first.run_id, str(first.ports[0])]
-    checkout = Path(__file__).parents[2]
     handler = SlurmRendezvous(parties(first)[1])
     with contextlib.ExitStack() as stack:
         stack.callback(handler.shutdown)
-        with subprocess.Popen([python, "-c", LEADER, *arguments], stdin=subprocess.PIPE, cwd=checkout) as leader:
+        with _started(python, LEADER, arguments) as leader:
             stack.callback(leader.kill)
             handler.next_rendezvous()
             leader.kill()
@@ -734,8 +756,7 @@ def test_the_loss_of_an_agent_ends_the_run(tmp_path: Path, python: str) -> None:
     first = replace(first, ports=first.ports[:1])
     handlers = [SlurmRendezvous(one) for one in parties(first)[:2]]
     arguments = [str(tmp_path), first.run_id, str(first.ports[0])]
-    checkout = Path(__file__).parents[2]
-    with subprocess.Popen([python, "-c", AGENT, *arguments], stdin=subprocess.PIPE, cwd=checkout) as agent:
+    with _started(python, AGENT, arguments) as agent:
         try:
             meet(handlers)
         finally:
