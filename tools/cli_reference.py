@@ -83,17 +83,19 @@ def parts() -> Iterator[str]:
     yield HEAD
     yield code(f"hpc-launch {cli.subcommand_metavar}")
     yield description(cli)
-    yield table(["Command", "What it does"], [[f"`{name}`", summary(cli.commands[name])] for name in commands()])
-    for name in commands():
-        yield from sections(cli.commands[name], click.Context(cli.commands[name], info_name=name, parent=context))
+    found = commands(context)
+    yield table(["Command", "What it does"], [[f"`{name}`", summary(command)] for name, command in found.items()])
+    for name, command in found.items():
+        yield from sections(command, click.Context(command, info_name=name, parent=context))
     yield DROP_IN
     yield COMPLETION
     yield STATUS
 
 
-def commands() -> list[str]:
-    """Return the names of the commands, the default one first."""
-    return sorted(cli.commands, key=lambda name: (name != "run", name))
+def commands(context: click.Context) -> dict[str, click.Command]:
+    """Return the commands by their names, the default one first."""
+    names = sorted(cli.list_commands(context), key=lambda name: (name != "run", name))
+    return {name: command for name in names if (command := cli.get_command(context, name)) is not None}
 
 
 def sections(command: click.Command, context: click.Context) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import sys
 import traceback
 from collections.abc import Sequence
@@ -10,34 +11,51 @@ from collections.abc import Sequence
 import click
 
 from hpc_launch import __version__
-from hpc_launch.cli.check import check
-from hpc_launch.cli.config import config
-from hpc_launch.cli.env import env
-from hpc_launch.cli.explain import explain
-from hpc_launch.cli.hosts import hosts
-from hpc_launch.cli.logs import logs
 from hpc_launch.cli.options import Call
-from hpc_launch.cli.report import report
-from hpc_launch.cli.run import run
-from hpc_launch.cli.stacks import stacks
-from hpc_launch.cli.status import status
-from hpc_launch.cli.submit import submit
-from hpc_launch.cli.template import template
 from hpc_launch.console import let_go, tell
 from hpc_launch.errors import HpcLaunchError
 from hpc_launch.warm.script import Become, Script, run as run_script
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
+# Each is in the module of its name, which is imported when the command is used: a start does not wait for the others.
+_COMMANDS = (
+    "check",
+    "config",
+    "env",
+    "explain",
+    "hosts",
+    "logs",
+    "report",
+    "run",
+    "stacks",
+    "status",
+    "submit",
+    "template",
+)
+
+
+def _command(name: str) -> click.Command:
+    found: click.Command = getattr(importlib.import_module(f"hpc_launch.cli.{name}"), name)
+    return found
+
 
 class _RunByDefault(click.Group):
     """A group whose first word, where it is not a command, belongs to `run`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the signature is click's
+        """Their names."""
+        return [*_COMMANDS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The command of a name; None where there is none."""
+        return _command(cmd_name) if cmd_name in _COMMANDS else None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = {"-h", "--help", "--version"}
         if not args:
             args = ["--help"]
-        if args[0] not in own and args[0] not in self.commands and not ctx.resilient_parsing:
+        if args[0] not in own and args[0] not in _COMMANDS and not ctx.resilient_parsing:
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -45,6 +63,7 @@ class _RunByDefault(click.Group):
         """The commands, and the options of `run`."""
         found = super().shell_complete(ctx, incomplete)
         if incomplete.startswith("-"):
+            run = _command("run")
             context = click.Context(run, info_name="run", parent=ctx)
             found += run.shell_complete(context, incomplete)
         return found
@@ -69,10 +88,6 @@ def cli() -> None:
     """  # noqa: D301 - click wants a real backspace before text that it is to leave alone
 
 
-for _command in (run, submit, template, check, status, logs, stacks, report, env, explain, hosts, config):
-    cli.add_command(_command)
-
-
 def main(args: Sequence[str] | None = None) -> None:
     """The console script."""
     _leave(_status(cli, list(sys.argv[1:] if args is None else args), "hpc-launch"))
@@ -80,7 +95,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def launch_main() -> None:
     """`python -m hpc_launch.launch`: `run` with the local rank as an argument of the script."""
-    _leave(_status(run, sys.argv[1:], "python -m hpc_launch.launch", use_env=False))
+    _leave(_status(_command("run"), sys.argv[1:], "python -m hpc_launch.launch", use_env=False))
 
 
 def _leave(status: int | Script) -> None:

@@ -274,6 +274,17 @@ def test_what_only_answers_imports_nothing_heavy(python: str, arguments: list[st
     assert (0, set()) == (status, HEAVY & set(names))
 
 
+def test_a_command_does_not_import_the_others(python: str) -> None:
+    """A start of workers, above all, does not wait for what looks at jobs and nodes."""
+    words = "from hpc_launch.cli import main\ntry:\n    main(['run', '--help'])\nexcept SystemExit:\n    pass\n"
+    show = "import sys\nprint(*sorted(name for name in sys.modules if name.startswith('hpc_launch.')))"
+    done = subprocess.run([python, "-c", words + show], capture_output=True, text=True, check=True)
+    found = {name.split(".")[1] for name in done.stdout.splitlines()[-1].split()}
+
+    assert "cli" in found
+    assert not found & {"check", "review", "submission", "jobs"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "files", "expected"),
     [
