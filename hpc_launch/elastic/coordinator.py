@@ -68,8 +68,10 @@ from hpc_launch.rendezvous.transport.faults import MessageError
 GONE = "it was killed, or its node is gone"
 SILENT = "it does not answer, though its node does"
 
-# How often the coordinator checks whether a round can begin or a failure is settled, and how often otherwise.
+# How often the coordinator checks whether a round can begin or a failure is settled, and how often otherwise; and, for
+# each agent, so long at least it waits after a check, which looks at all of them, until news lead to another.
 _SOON_SECONDS = 0.02
+_CHECK_SECONDS = 20e-6
 _CALM_SECONDS = 0.6
 
 # A token that is not there by then goes into no proposal.
@@ -177,7 +179,7 @@ class Coordinator:
         self.generation = 0
         self._party, self._instance, self._effects = party, instance, effects
         self._terms = Terms(party.minimum, party.join_timeout, party.node_timeout, fixed=not party.elastic)
-        self._leads = self._sought = False
+        self._leads = self._sought = self._news = False
         self._sessions: dict[Session, None] = {}
         self._present: dict[int, Session] = {}
         self._admission = Admission(party, instance)
@@ -297,7 +299,7 @@ class Coordinator:
         Raises:
             MessageError: when the message cannot be meant.
         """
-        self.changed = True
+        self.changed = self._news = True
         if session not in self._sessions:
             return
         if isinstance(message, Ready):
@@ -317,7 +319,7 @@ class Coordinator:
 
     def lost(self, session: Session) -> None:
         """A connection is gone."""
-        self.changed = True
+        self.changed = self._news = True
         if session in self._sessions:
             self._lose(session)
 
@@ -329,8 +331,11 @@ class Coordinator:
         if running is not None:
             self._judge(running)
         elif self._proposal is None and self.now >= self._next_look:
-            self._next_look = self.now + _SOON_SECONDS
+            self._next_look = self.now + min(_SOON_SECONDS, _CHECK_SECONDS * self._party.agents)
+            self._news = False
             self._consider()
+        elif self._proposal is None and self._news:
+            return self._next_look - self.now
         calm = running is not None and running.end is None and not running.failures
         return _CALM_SECONDS if calm or self._final is not None else _SOON_SECONDS
 
