@@ -98,7 +98,8 @@ def test_a_script_that_is_not_readable(locked: str) -> None:
         script = write(folder / "inner" / "train.py", "print('hello')")
         (script if locked == "script" else script.parent).chmod(0)
         # Root may read everything; what is not imported before may not be readable afterwards.
-        become = "import os, sys; from hpc_launch.cli import main; os.getuid() or os.setuid(65534); main(sys.argv[1:])"
+        imports = "import os, sys; from hpc_launch.cli import main, run"
+        become = f"{imports}; os.getuid() or os.setuid(65534); main(sys.argv[1:])"
         done = launch(folder, "inner/train.py", program=(sys.executable, "-c", become))
         refuse(done, SCRIPT, "inner/train.py")
     finally:

@@ -386,7 +386,8 @@ def test_a_file_that_cannot_be_read(place: Place) -> None:
 def test_a_file_that_is_closed_to_this_user() -> None:
     """One without permission is an error; in a directory without permission there is none for this user."""
     # Root may read everything; what is not imported before may not be readable afterwards.
-    program = "import os; from hpc_launch.cli import main; os.getuid() or os.setuid(65534); main(['config', 'files'])"
+    imports = "import os; from hpc_launch.cli import config, main"
+    program = f"{imports}; os.getuid() or os.setuid(65534); main(['config', 'files'])"
     # Not in tmp_path, which is closed to everybody but root where root runs the tests.
     with tempfile.TemporaryDirectory() as home:
         Path(home).chmod(0o755)
