@@ -241,22 +241,52 @@ def test_what_can_be_shared_can_be_told() -> None:
     assert codec.decode(codec.encode(Told(1, longest)), FROM_COORDINATOR).value == longest
 
 
+def plan(**changes: Any) -> dict[str, Any]:
+    """Return the plan of a round as it is written."""
+    return {"master_addr": "a", "master_port": 1, "workers": [[4, 2]], "job": "12.0", "first_attempt": 0, **changes}
+
+
+def with_field(field: str, value: Any) -> bytes:
+    """Return a start with another value of one field."""
+    return json.dumps({**json.loads(codec.encode(START)), field: value}).encode()
+
+
+def test_a_start_with_another_plan_is_read() -> None:
+    """What follows is refused for one value each."""
+    assert codec.decode(with_field("plan", plan()), FROM_COORDINATOR).plan.workers == (4, 4)
+
+
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "why"),
     [
-        ("hosts", ["gpu01"]),
-        ("coordinator", 9),
-        ("membership", [1, "0-2", "1-a", "0"]),
-        ("plan", {"master_addr": "a", "master_port": 1, "workers": [4], "job": "12.0", "first_attempt": 0}),
-        ("plan", {"master_addr": "a", "master_port": 1, "workers": [4, 4], "job": "../x", "first_attempt": 0}),
-        ("plan", {"master_addr": "a", "master_port": 1 << 17, "workers": [4, 4], "job": "x", "first_attempt": 0}),
+        ("hosts", ["gpu01"], "contradict each other"),
+        ("coordinator", 9, "contradict each other"),
+        ("membership", [1, "0-2", "1-a", "0"], "contradict each other"),
+        ("membership", [1, "0-2", "", "1-a"], "Start.membership"),
+        ("plan", plan(workers=[[4, 1]]), "contradict each other"),
+        ("plan", plan(workers=[4, 4]), "RoundPlan.workers"),
+        ("plan", plan(workers=[[4, 2, 1]]), "RoundPlan.workers"),
+        ("plan", plan(workers=[[4, 0]]), "RoundPlan.workers"),
+        ("plan", plan(workers=[[-1, 2]]), "RoundPlan.workers"),
+        ("plan", plan(workers=[[4, 1 << 17], [4, 1]]), "more than 131072 agents"),
+        ("plan", plan(job="../x"), "RoundPlan.job"),
+        ("plan", plan(master_port=1 << 17), "RoundPlan.master_port"),
     ],
 )
-def test_a_start_that_contradicts_itself_is_refused(field: str, value: Any) -> None:
-    facts = {**json.loads(codec.encode(START)), field: value}
+def test_a_start_that_contradicts_itself_is_refused(field: str, value: Any, why: str) -> None:
+    with pytest.raises(MessageError, match=why):
+        codec.decode(with_field(field, value), FROM_COORDINATOR)
 
-    with pytest.raises(MessageError):
-        codec.decode(json.dumps(facts).encode(), FROM_COORDINATOR)
+
+@pytest.mark.parametrize(
+    ("workers", "written"), [((4, 4), [[4, 2]]), ((), []), ((2, 4, 4, 2), [[2, 1], [4, 2], [2, 1]])]
+)
+def test_workers_are_written_as_runs_of_equal_numbers(workers: tuple[int, ...], written: list[list[int]]) -> None:
+    """A plan is as long for a thousand nodes as for two."""
+    made = RoundPlan("10.0.0.1", 20_001, workers, "12.0", 0, "12.0.0")
+
+    assert json.loads(made.encode())["workers"] == written
+    assert RoundPlan.decode(made.encode()) == made
 
 
 @pytest.mark.parametrize(
