@@ -328,6 +328,7 @@ def test_a_notice_that_comes_to_a_spare(group: Callable[..., Group]) -> None:
     meet(handlers[1:3])
     finish([waiting])
 
+    assert waiting.error is None
     assert [handler.notices() for handler in handlers[1:]] == [{"SIGUSR1": 2}] * 3
 
 

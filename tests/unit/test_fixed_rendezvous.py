@@ -508,12 +508,17 @@ def test_who_does_not_come_is_named(group: Callable[[Party], Group], tmp_path: P
 
 def test_a_leader_that_does_not_come_is_named(group: Callable[[Party], Group], tmp_path: Path) -> None:
     """The others say whom they looked for, and what they found instead."""
-    handlers = group(party(tmp_path, 3, join_timeout=1))
-    missed = errors([handler.next_rendezvous for handler in handlers[1:]])
+    with contextlib.ExitStack() as stack:
+        # Nothing else on this machine can listen on a port that is taken, and nobody listens here.
+        taken = [stack.enter_context(socket.socket()) for _ in range(4)]
+        for one in taken:
+            one.bind(("127.0.0.1", 0))
+        ports = [one.getsockname()[1] for one in taken]
+        handlers = group(party(tmp_path, 3, join_timeout=1, ports=ports))
+        missed = errors([handler.next_rendezvous for handler in handlers[1:]])
     for number, error in enumerate(missed, start=2):
         assert isinstance(error, RendezvousTimeout)
-        # Something else on this machine may listen on one of the ports.
-        assert f"node{number} did not find node1 in 1 s (127.0.0.1: nobody listens" in str(error)
+        assert f"node{number} did not find node1 in 1 s (127.0.0.1: nobody listens)" in str(error)
         assert error.missing == ("node1",)
 
 
