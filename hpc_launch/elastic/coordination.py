@@ -124,11 +124,6 @@ class CoordinatorServer:
         return self._fault or self._server.error
 
     @property
-    def formed(self) -> bool:
-        """Whether it coordinates, and a round has begun."""
-        return self.leads and self._view.number >= 0
-
-    @property
     def sought(self) -> bool:
         """Whether another agent looks for a coordinator, perhaps because this agent's does not answer."""
         return self._view.sought

@@ -68,11 +68,12 @@ from hpc_launch.rendezvous.transport.faults import MessageError
 GONE = "it was killed, or its node is gone"
 SILENT = "it does not answer, though its node does"
 
-# How often the coordinator checks whether a round can begin or a failure is settled, and how often otherwise; and, for
-# each agent, so long at least it waits after a check, which looks at all of them, until news lead to another.
+# How often the coordinator checks whether a round can begin or a failure is settled, and how often otherwise.
 _SOON_SECONDS = 0.02
-_CHECK_SECONDS = 20e-6
 _CALM_SECONDS = 0.6
+# A message leads to a check at once, but not sooner than so long after the last one, for each agent of the run: a check
+# goes over all agents.
+_CHECK_SECONDS = 20e-6
 
 # A token that is not there by then goes into no proposal.
 _TOKEN_SECONDS = 1.0
@@ -192,8 +193,8 @@ class Coordinator:
         self._newest = Membership(-1, ())
         self._preparation = _Preparation()
         self._proposal: Membership | None = None
-        self._asked_to_accept: frozenset[int] = frozenset()
-        self._accepted: set[int] = set()
+        # The agents that have not accepted the proposal yet.
+        self._undecided: set[int] = set()
         # The agents whose connections were closed, not silent: these need not be waited for.
         self._gone: set[int] = set()
         self._running: _Running | None = None
@@ -240,8 +241,7 @@ class Coordinator:
 
     def view(self) -> View:
         """A copy of what other threads may know."""
-        number = self._running.start.membership.number if self._leads and self._running is not None else -1
-        return View(number, self._callers(), self._awaited(), self._sought)
+        return View(self._callers(), self._awaited(), self._sought)
 
     def tokens_to_clear(self) -> Path | None:
         """The directory of tokens to remove when the run has ended; None where it goes on, or another one minds it."""
@@ -702,7 +702,7 @@ class Coordinator:
         token = self._preparation.token[1] if self._preparation.token is not None else ""
         proposal = self._proposal = replace(proposal, token=token, active=self._active(proposal.agents))
         self._preparation.token = None
-        self._asked_to_accept, self._accepted = frozenset(proposal.agents), set()
+        self._undecided = {*proposal.agents}
         self._tell(proposal.agents, Propose(proposal))
 
     def _prepared(self, ready: Mapping[int, Knowledge], number: int) -> bool:
@@ -749,10 +749,10 @@ class Coordinator:
 
     def _note_accepted(self, agent: int, accepted: Membership) -> None:
         proposal = self._proposal
-        if proposal is None or agent not in self._asked_to_accept or accepted != proposal:
+        if proposal is None or agent not in self._undecided or accepted != proposal:
             return
-        self._accepted.add(agent)
-        if len(self._accepted) == len(self._asked_to_accept):
+        self._undecided.discard(agent)
+        if not self._undecided:
             self._proposal = None
             self._begin(proposal)
 
@@ -850,7 +850,7 @@ class Coordinator:
         running = self._running
         due: AbstractSet[int]
         if self._proposal is not None:
-            due = {*self._proposal.agents} - self._accepted
+            due = self._undecided
         elif running is None:
             due = {agent for agent, one in members.items() if one.ready is None}
         elif running.end is not None:

@@ -92,13 +92,11 @@ class View:
     """What other threads may know of a coordinator: a copy that changes no more.
 
     Attributes:
-        number: of the membership whose round it coordinates; -1 where none has begun.
         callers: the agents that are connected to it and were ready once.
         awaited: the agents whose word is due, and where they listen.
         sought: another agent looks for a coordinator.
     """
 
-    number: int = -1
     callers: frozenset[int] = frozenset()
     awaited: Mapping[int, tuple[str, int]] = field(default_factory=dict)
     sought: bool = False

@@ -180,8 +180,8 @@ class Finding:
             else:
                 self._note(found)
             strangers += 1
-        belong = "1 port belongs" if strangers == 1 else f"{strangers} ports belong"
-        return "nobody listens" + (f", but {belong} to others" if strangers else "")
+        ports_taken = "1 port" if strangers == 1 else f"{strangers} ports"
+        return "nobody listens" + (f"; another program uses {ports_taken}" if strangers else "")
 
     def _note(self, failure: Failure) -> None:
         if failure.kind is Kind.NO_COMMON_SECRET:

@@ -95,7 +95,7 @@ _Shared = TypeVar("_Shared", bound=Message)
 # How often an agent that waits looks around, if no news wakes it: where it minds others, or is asked to stop; where it
 # waits for nothing but a message; and where nothing can wake it.
 _PAUSE_SECONDS = 0.1
-_CALM_SECONDS = 1.0
+_MESSAGE_SECONDS = 1.0
 _LOOK_SECONDS = 0.02
 # So often a coordinator is looked for at least before an agent gives up, which may have been stopped most of the time.
 _SEARCHES = 3
@@ -783,7 +783,7 @@ class SlurmRendezvous(RendezvousHandler):
                 self._yield_to_another()
             if self._equal is not None and self._equal.done:
                 self._present()
-            self._pause(_PAUSE_SECONDS if self.elastic or self.leads else _CALM_SECONDS)
+            self._pause(_PAUSE_SECONDS if self.elastic or self.leads else _MESSAGE_SECONDS)
 
     def _mind_end_of_run(self) -> None:
         """See whether the run, or the round in which this node is a spare, has ended."""
