@@ -125,7 +125,8 @@ class Background(Generic[T]):
         finally:
             with self._changed:
                 self._held -= 1
-                self._changed.notify_all()
+                if self._waiting:
+                    self._changed.notify_all()
 
     def settle(self, seconds: float) -> bool:
         """Wait until all is dealt with, so long at most; returns whether it is."""

@@ -46,6 +46,10 @@ from hpc_launch.warm.factory import Factory
 # How long the other agents may take to write down what they know of a failure, once the workers here have ended.
 _RECORDS_SECONDS = 5.0
 
+# How often an agent looks around while its workers run, though nothing has happened that would wake it: a file system
+# that has no room any more, and what Slurm says of the job, are found by threads that wake nobody.
+_IDLE_SECONDS = 2.0
+
 
 class Agent(LocalElasticAgent):
     """One node's agent.
@@ -328,7 +332,9 @@ class Agent(LocalElasticAgent):
 
     def _watch(self, handler: SlurmRendezvous, alarm: Wakeup) -> RoundWatch:
         """What follows the round that has begun."""
-        group, interval = self._worker_group, self._worker_group.spec.monitor_interval
+        group = self._worker_group
+        # torch's loop polls so often; here the end of a worker, signals and messages end a wait.
+        interval = max(self._worker_group.spec.monitor_interval, _IDLE_SECONDS)
 
         def monitor() -> RunResult:
             result = self._monitor_workers(group)
@@ -343,7 +349,7 @@ class Agent(LocalElasticAgent):
             hang=hang.watch(self._course, {worker.global_rank: worker.id for worker in group.workers}),
             monitor=monitor,
             wait=lambda seconds: alarm.wait(
-                min(seconds, interval, self._notices.pause), self._crew.factory, handler.descriptors
+                min(seconds, interval, self._notices.pause, handler.pause), self._crew.factory, handler.descriptors
             ),
         )
 

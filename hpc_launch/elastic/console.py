@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc_launch.console import CONSOLE, flush, say
+from hpc_launch.node.file_changes import FileChanges
 from hpc_launch.records import directory
 from hpc_launch.records.lines import Lines
 
@@ -20,8 +21,11 @@ __all__ = ["Follower", "Pace", "Source", "flush", "say"]
 # What is read, and shown, at once: as much as a pipe takes.
 _CHUNK = 1 << 16
 
-# Seconds between two looks at the workers' files: what comes in the meantime is shown together.
+# Seconds between two looks at files that grow: what comes in the meantime is shown together.
 _PAUSE_SECONDS = 0.05
+
+# Seconds between two looks at files of which the kernel reports nothing, in case it misses something.
+_QUIET_SECONDS = 5.0
 
 
 @dataclass
@@ -103,6 +107,7 @@ class Follower:
         self._sources = sources
         self._before = before
         self._ending = threading.Event()
+        self._changes = FileChanges()
         self._thread = threading.Thread(target=self._run, name="console", daemon=True)
         self._shown = 0
 
@@ -114,6 +119,7 @@ class Follower:
     def finish(self, seconds: float) -> bool:
         """Show what is left, now that the writers have ended; returns whether all was shown within these seconds."""
         self._ending.set()
+        self._changes.wake()
         if self._thread.ident is None:
             return self._before is None or self._before.finish(seconds)
         self._thread.join(seconds)
@@ -145,19 +151,25 @@ class Follower:
     def _run(self) -> None:
         if self._before is not None:
             self._before.stop()
+        self._changes.watch(source.path for source in self._sources)
+        changed = True
         while not self._ending.is_set():
-            if not self._turn(final=False):
-                self._ending.wait(_PAUSE_SECONDS)
-        while self._turn(final=True):
+            more, grew = self._turn(final=False)
+            if grew and not changed and not self._changes.wait(0):
+                self._changes.reported = False  # the kernel has missed it: look often from now on
+            if not more and (not grew or not self._ending.wait(_PAUSE_SECONDS)):
+                changed = self._changes.wait(_QUIET_SECONDS)
+        while any(self._turn(final=True)):
             pass
+        self._changes.close()
         for source in self._sources:
             source.close()
 
-    def _turn(self, *, final: bool) -> bool:
-        """Look at each file once; returns whether there is more already."""
+    def _turn(self, *, final: bool) -> tuple[bool, bool]:
+        """Look at each file once; returns whether there is more already, and whether there was anything new."""
         news = [source.advance(final=final) for source in self._sources]
         self._shown += sum(news)
-        return any(count == _CHUNK for count in news) or (final and any(news))
+        return any(count == _CHUNK for count in news), any(news)
 
 
 class Pace:

@@ -7,7 +7,9 @@ server's thread: so a console that takes nothing, or a log directory that hangs,
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import socket
 import threading
 import time
@@ -101,6 +103,7 @@ class CoordinatorServer:
         self._tokens = Tokens()
         self._awake = Awake()
         self._view, self._viewed = View(), 0.0
+        self._urgent = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._fault: BaseException | None = None
         self._store: OpenStore | None = None
         self.leads = False
@@ -122,6 +125,16 @@ class CoordinatorServer:
     def error(self) -> BaseException | None:
         """A fault of our own that has ended the coordinator."""
         return self._fault or self._server.error
+
+    @property
+    def urgent(self) -> int:
+        """A descriptor that can be read when others have begun to wait for an agent (`awaited`, `sought`)."""
+        return self._urgent
+
+    def attend(self) -> None:
+        """The main thread looks at what others wait for: `urgent` has done its work."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._urgent)
 
     @property
     def sought(self) -> bool:
@@ -208,6 +221,7 @@ class CoordinatorServer:
         """End the thread, send what is left, and let the workers' store go."""
         self._server.close(linger=_LINGER_SECONDS)
         self._store = None
+        os.close(self._urgent)
 
     def _settle(self, action: Callable[[], object]) -> None:
         """Have something done in the server's thread, and wait for it."""
@@ -273,15 +287,17 @@ class CoordinatorServer:
     def turn(self, _: float) -> float:
         """Let the coordinator decide what is due."""
         self._coordinator.now = self._awake.look()
-        wait = self._coordinator.turn()
-        return min(wait, self._look(refresh=False))
+        self._awake.rest = min(self._coordinator.turn(), self._look(refresh=False))
+        return self._awake.rest
 
     def _look(self, *, refresh: bool) -> float:
         """Copy what other threads may see; seconds until the copy is too old."""
         now = time.monotonic()
         if refresh or now - self._viewed >= _VIEW_SECONDS:
-            self._view, self._viewed = self._coordinator.view(), now
+            before, self._view, self._viewed = self._view, self._coordinator.view(), now
             self._coordinator.changed = False
+            if self._view.urgent and not before.urgent:
+                os.eventfd_write(self._urgent, 1)
         return _VIEW_SECONDS if self._coordinator.changed else _NEVER
 
     def _session(self, connection: Connection) -> Session:

@@ -68,9 +68,9 @@ from hpc_launch.rendezvous.transport.faults import MessageError
 GONE = "it was killed, or its node is gone"
 SILENT = "it does not answer, though its node does"
 
-# How often the coordinator checks whether a round can begin or a failure is settled, and how often otherwise.
+# How often the coordinator checks whether a round can begin or a failure is settled. Otherwise it waits for messages.
 _SOON_SECONDS = 0.02
-_CALM_SECONDS = 0.6
+_NEVER = 3600.0
 # A message leads to a check at once, but not sooner than so long after the last one, for each agent of the run: a check
 # goes over all agents.
 _CHECK_SECONDS = 20e-6
@@ -337,7 +337,7 @@ class Coordinator:
         elif self._proposal is None and self._news:
             return self._next_look - self.now
         calm = running is not None and running.end is None and not running.failures
-        return _CALM_SECONDS if calm or self._final is not None else _SOON_SECONDS
+        return _NEVER if calm or self._final is not None else _SOON_SECONDS
 
     # ---- finished preparations
 
@@ -870,7 +870,6 @@ class Coordinator:
         self._effects.send([one for one in self._sessions if one.agent in wanted], message)
 
 
-_NEVER = 3600.0
 _LONGEST_WORDS = 200
 # Names that agents share, and their texts: stacks of each agent in an attempt that hangs are the most.
 _MOST_SHARED, _MOST_SHARED_TEXT = 1 << 18, 1 << 28

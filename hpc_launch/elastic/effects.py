@@ -100,3 +100,8 @@ class View:
     callers: frozenset[int] = frozenset()
     awaited: Mapping[int, tuple[str, int]] = field(default_factory=dict)
     sought: bool = False
+
+    @property
+    def urgent(self) -> bool:
+        """Whether others wait for an agent, which may be frozen."""
+        return self.sought or bool(self.awaited)

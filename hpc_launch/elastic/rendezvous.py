@@ -228,8 +228,16 @@ class SlurmRendezvous(RendezvousHandler):
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """On which messages of the coordinator come, for an agent that waits."""
-        return () if self._link is None or self._link.broken else (self._link.fileno(),)
+        """On which news come: messages of the coordinator, and that others wait for an agent."""
+        link = () if self._link is None or self._link.broken else (self._link.fileno(),)
+        return link if self._server is None else (*link, self._server.urgent)
+
+    @property
+    def pause(self) -> float:
+        """Seconds after which this agent looks again, whatever comes: soon while others wait for an agent."""
+        server = self._server
+        waits = self.elastic and server is not None and (server.awaited or server.sought)
+        return _DOUBT_SECONDS if waits else math.inf
 
     @property
     def elastic(self) -> bool:
@@ -524,13 +532,16 @@ class SlurmRendezvous(RendezvousHandler):
             time.sleep(_LOOK_SECONDS)
         else:
             poll = select.poll()
-            poll.register(self._link.socket, select.POLLIN)
-            poll.poll(seconds * 1000)
+            for descriptor in self.descriptors:
+                poll.register(descriptor, select.POLLIN)
+            poll.poll(min(seconds, self.pause) * 1000)
 
     def _read(self) -> None:
         """Hear what the coordinator has said, and notice that it is gone, or has a fault of our own."""
-        if self._server is not None and self._server.error is not None:
-            raise _internal(self._server.error)
+        if self._server is not None:
+            self._server.attend()
+            if self._server.error is not None:
+                raise _internal(self._server.error)
         if self._lost is not None:
             raise self._lost
         link = self._link
@@ -783,7 +794,8 @@ class SlurmRendezvous(RendezvousHandler):
                 self._yield_to_another()
             if self._equal is not None and self._equal.done:
                 self._present()
-            self._pause(_PAUSE_SECONDS if self.elastic or self.leads else _MESSAGE_SECONDS)
+            minds_others = self.start is None and (self.elastic or self.leads)
+            self._pause(_PAUSE_SECONDS if minds_others else _MESSAGE_SECONDS)
 
     def _mind_end_of_run(self) -> None:
         """See whether the run, or the round in which this node is a spare, has ended."""

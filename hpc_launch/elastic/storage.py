@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+from hpc_launch.node.file_changes import FileChanges
 from hpc_launch.records.times import OutputTimes
 
 # A file system with less is full: some have a few blocks that nobody gets.
@@ -17,12 +18,15 @@ _LEAST = 1 << 16
 # A quota that is used up shows only when something is written: so something is, however quiet the workers are.
 _PROBE_SECONDS = 60.0
 
+# Nothing is written for long, but others fill the file system: look as often as this.
+_QUIET_SECONDS = 5.0
+
 # So long the last look may take.
 _LAST_SECONDS = 5.0
 
 
 class Storage:
-    """Looks at the files of an attempt now and then, from a thread.
+    """Looks at the files of an attempt when they grow, and now and then, from a thread.
 
     Attributes:
         problem: why nothing can be written; None as long as it can, or once it can again.
@@ -37,6 +41,7 @@ class Storage:
         self._times = times
         self._folder = folder
         self._ending = threading.Event()
+        self._changes = FileChanges()
         self._thread = threading.Thread(target=self._run, name="storage", daemon=True)
         self._probe = 0.0
 
@@ -47,13 +52,17 @@ class Storage:
     def stop(self) -> None:
         """Look a last time, and no more; a file system that hangs is not waited for."""
         self._ending.set()
+        self._changes.wake()
         if self._thread.ident is not None:
             self._thread.join(_LAST_SECONDS)
 
     def _run(self) -> None:
+        self._changes.watch(self._times.files)
         while not self._ending.wait(self._times.pause):
             self._look()
+            self._changes.wait(_QUIET_SECONDS)
         self._look()
+        self._changes.close()
 
     def _look(self) -> None:
         now = time.monotonic()

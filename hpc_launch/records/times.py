@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from hpc_launch.records import directory
@@ -39,6 +39,11 @@ class OutputTimes:
         self._files = files
         self._sizes = dict.fromkeys(files, 0)
         self._written = 0
+
+    @property
+    def files(self) -> Collection[Path]:
+        """The files."""
+        return self._files.values()
 
     @property
     def pause(self) -> float:

@@ -11,3 +11,15 @@ def test_it_stands_still_while_nobody_looks() -> None:
     awake = Awake(lambda: next(times))
 
     assert [awake.look() for _ in range(4)] == [0.5, 1.25, 1.25, 1.75]
+
+
+def test_a_rest_that_was_meant_counts() -> None:
+    """Who meant to look an hour later at the latest has run all the time, also when woken before; but once only."""
+    times = iter([100.0, 500.0, 3800.0, 3900.0])
+    awake = Awake(lambda: next(times))
+    seen = []
+    for rest in (3600.0, 3600.0, 0.0):
+        awake.rest = rest
+        seen.append(awake.look())
+
+    assert seen == [400.0, 3700.0, 3700.0]

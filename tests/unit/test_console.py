@@ -8,6 +8,7 @@ import fcntl
 import os
 import resource
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from hypothesis import given, strategies as st
 
 from hpc_launch import console
 from hpc_launch.console import say
+from hpc_launch.elastic import console as output
 from hpc_launch.elastic.console import Follower, Pace, Source
+from hpc_launch.node.file_changes import FileChanges
 from hpc_launch.records.lines import last_lines
 from tests.support import wait_for
 
@@ -192,6 +195,48 @@ def test_lines_of_many_files_do_not_mix(tmp_path: Path, shown: Console) -> None:
             line for line in lines if line.startswith(f"[a:{rank}]")
         ]
     assert len(lines) == 8 * 200
+
+
+def test_a_follower_is_woken_by_what_is_written(
+    tmp_path: Path, shown: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks at files when they grow, and not every now and then; so a quiet worker costs nothing."""
+    monkeypatch.setattr(output, "_QUIET_SECONDS", 3600.0)
+    out = tmp_path / "out"
+    out.touch()
+    follower = Follower([source(out, shown)])
+    follower.start()
+    for count in (1, 2, 3):
+        with out.open("a") as stream:
+            stream.write("line\n")
+        wait_for(lambda count=count: len(shown.lines) == count, PATIENCE, f"line {count}")  # type: ignore[misc]
+    follower.stop()
+
+
+def test_a_follower_does_without_the_kernels_word(
+    tmp_path: Path, shown: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the kernel reports nothing, a look now and then finds that out, and from then on looks are frequent."""
+    looks: list[float] = []
+
+    class Deaf(FileChanges):
+        def wait(self, seconds: float = 0.0) -> bool:
+            looks.append(seconds)
+            if self.reported:
+                time.sleep(min(seconds, 0.01))
+                return False
+            return super().wait(seconds)
+
+    monkeypatch.setattr(output, "FileChanges", Deaf)
+    out = tmp_path / "out"
+    out.touch()
+    follower = Follower([source(out, shown)])
+    follower.start()
+    wait_for(lambda: looks, PATIENCE, "a look")
+    out.write_text("line\n")
+    wait_for(lambda: "[a:0] line" in shown.lines, PATIENCE, "the line")
+    wait_for(lambda: not follower._changes.reported, PATIENCE, "distrust")
+    follower.stop()
 
 
 @pytest.mark.parametrize("sources", [0, 1])
