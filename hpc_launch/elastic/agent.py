@@ -20,7 +20,8 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.events.api import Event, EventSource
 from torch.distributed.elastic.multiprocessing import LogsSpecs
 
-from hpc_launch.elastic import ending, hang, speaking
+from hpc_launch import patience
+from hpc_launch.elastic import ending, foreign, hang, speaking
 from hpc_launch.elastic.course import Course
 from hpc_launch.elastic.crew import Crew, environments
 from hpc_launch.elastic.following import RoundWatch, failure_of
@@ -172,19 +173,20 @@ class Agent(LocalElasticAgent):
         if self._own is not None:
             course.job = JobDirectory(course.plan.log_root, self._own.plan.job)  # before a number says that it is known
             course.number, course.first_label = self._own.round_number, self._own.plan.first_attempt
+            course.label = course.first_label + course.number
             self._remaining_restarts = max(0, budget - course.number)
         else:
-            # Other backends know no common number; torch's agents count their own restarts.
-            course.number = budget - self._remaining_restarts
+            course.number = budget - self._remaining_restarts  # torch's agents count their own restarts
             if not self._recorder.opened:
-                course.first_label = course.job.next_attempt()
+                course.first_label = course.label
         self._write_down(worker_group.workers[0].world_size)
 
     def _record_as_spare(self, plan: RoundPlan) -> None:
         """Begin to write down what is seen here, where there are no workers: a spare may lead."""
         if not self._recorder.opened:
             course = self._course
-            course.job, course.first_label = JobDirectory(course.plan.log_root, plan.job), plan.first_attempt
+            course.job = JobDirectory(course.plan.log_root, plan.job)
+            course.label = course.first_label = plan.first_attempt
             with contextlib.suppress(LogDirError):  # of no concern before it has workers
                 self._recorder.open()
 
@@ -202,6 +204,10 @@ class Agent(LocalElasticAgent):
     ) -> list[Worker]:
         """The ranks of the workers here, by the plan of the round: the others need not be asked."""
         if self._own is None:
+            course = self._course
+            unused = patience.wait_for(course.job.next_attempt, course.place)
+            free = max(unused, course.label + 1) if self.begun else unused
+            course.label = foreign.agreed_label(store, group_rank, free=free)
             workers: list[Worker] = super()._assign_worker_ranks(store, group_rank, group_world_size, spec)
             return workers
         sizes = self._own.plan.workers

@@ -26,7 +26,8 @@ class Course:
         plan: what this agent does; other nodes may take part from one attempt to the next.
         job: the job directory.
         number: the number of the attempt in this run, from 0; -1 before the first.
-        first_label: what the first attempt of this run is called in the job directory.
+        label: what the attempt is called in the job directory: attempts are counted on when a job runs again.
+        first_label: what the first attempt of this run is called there.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -34,12 +35,7 @@ class Course:
         # The first node may choose another name for all; other backends have no way to agree on one.
         self.job = JobDirectory(plan.log_root, plan.job_name or derive.local_job_name(time.time(), os.getpid()))
         self.number = -1
-        self.first_label = 0
-
-    @property
-    def label(self) -> int:
-        """What the attempt is called in the job directory: attempts are counted on when a job runs again."""
-        return self.first_label + max(0, self.number)
+        self.label = self.first_label = 0
 
     @property
     def world(self) -> World:

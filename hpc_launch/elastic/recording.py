@@ -277,7 +277,8 @@ class Recorder:
             try:
                 job, first_label = patience.wait_for(find, course.place)
                 if job.job:
-                    course.job, course.first_label = job, first_label
+                    course.job, course.label = job, first_label
+                    course.first_label = first_label
                     self.open()
             except LogDirError:
                 return False

@@ -15,7 +15,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler
 from torch.distributed.elastic.rendezvous.api import RendezvousError as TorchRendezvousError
 
 from hpc_launch.console import CONSOLE, flush, say
-from hpc_launch.elastic import requeue, slurm_view, speaking, torch_side
+from hpc_launch.elastic import foreign, requeue, slurm_view, speaking, torch_side
 from hpc_launch.elastic.agent import Agent
 from hpc_launch.elastic.coordination import STRANGERS
 from hpc_launch.elastic.outlook import Outlook
@@ -193,7 +193,7 @@ def _run_agent(agent: Agent, handler: RendezvousHandler, plan: Plan) -> HpcLaunc
 
 def _handler(plan: Plan, environ: Mapping[str, str]) -> RendezvousHandler:
     if not plan.own_rendezvous:
-        return torch_side.other_handler(plan)
+        return foreign.make_handler(plan)
     if plan.world.leader or plan.elastic:
         _allow_connections(plan)
     return _own_handler(plan, environ)
@@ -216,7 +216,9 @@ def _allow_connections(plan: Plan) -> None:
 
 
 def _announce(plan: Plan, requeues: int) -> None:
-    """One line that says what begins, from the first node; then what is probably not meant."""
+    """One line that says what begins, from the first node; before it what is probably not meant."""
+    for line in plan.warnings if plan.world.leader else plan.seen_here:
+        say(f"note: {line}")
     if not plan.world.leader:
         return
     world = plan.world
@@ -225,8 +227,6 @@ def _announce(plan: Plan, requeues: int) -> None:
     nodes = f"{len(world.hosts)} node{'s' if len(world.hosts) > 1 else ''}{f' ({spares} to spare)' if spares else ''}"
     size = f"{nodes}, {shape([ranks])} rank{'s' if ranks > 1 else ''}"
     omp = f", OMP_NUM_THREADS={plan.omp_num_threads}" if plan.omp_num_threads else ""
-    for line in plan.warnings:
-        say(f"note: {line}")
     if plan.settings.verbose:
         for item in plan.derived:
             say(f"{item.name} = {item.value} ({item.origin})")

@@ -16,15 +16,13 @@ import torch
 from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.events.handlers import get_logging_handler
 from torch.distributed.elastic.multiprocessing import LogsSpecs, Std
-from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
-from torch.distributed.elastic.rendezvous.api import RendezvousError as TorchRendezvousError
-from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 from hpc_launch.elastic import workers
-from hpc_launch.errors import RendezvousError, UsageError
+from hpc_launch.errors import UsageError
 from hpc_launch.node import network
 from hpc_launch.plan.model import Plan
-from hpc_launch.settings import Origin, Settings, StreamChoice, Streams
+from hpc_launch.settings import Settings, StreamChoice, Streams
 
 # torchrun's macro for the local rank (torch/distributed/elastic/utils/api.py).
 _LOCAL_RANK = "${local_rank}"
@@ -55,45 +53,6 @@ def quieten(plan: Plan, environ: Mapping[str, str]) -> None:
 def first_line(error: BaseException) -> str:
     """What an error of torch says, without the C++ frames."""
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def other_handler(plan: Plan) -> RendezvousHandler:
-    """Make torch's handler of another rendezvous backend than ours.
-
-    Raises:
-        UsageError: when torch does not know it.
-        RendezvousError: when it cannot be made.
-    """
-    settings = plan.settings
-    configuration: dict[str, Any] = dict(settings.rdzv_conf)
-    configuration.setdefault("timeout", int(settings.join_timeout))
-    numbered = plan.world.origin in (Origin.STEP, Origin.HOSTS) or settings.node_rank is not None
-    if plan.backend == "static":
-        configuration["rank"] = plan.world.agent_rank
-    elif plan.backend == "c10d" and numbered and not plan.world.task_per_rank and len(plan.world.hosts) > 1:
-        # torch guesses the host by comparing names, and is wrong on nodes with several (pytorch/pytorch#73656).
-        named = network.short_name(network.split_endpoint(plan.endpoint)[0])
-        if named in (network.short_name(name) for name in (plan.world.hosts[0], *plan.leaders)):
-            configuration.setdefault("is_host", "1" if plan.world.node_rank == 0 else "0")
-    parameters = RendezvousParameters(
-        backend=plan.backend,
-        endpoint=plan.endpoint,
-        run_id=plan.run_id,
-        min_nodes=plan.nnodes.minimum,
-        max_nodes=plan.nnodes.maximum,
-        local_addr=settings.local_addr,
-        **configuration,
-    )
-    try:
-        return get_rendezvous_handler(parameters)
-    except (ValueError, TorchRendezvousError) as error:
-        if "not registered" in str(error):
-            raise UsageError(
-                f"--rdzv-backend: '{plan.backend}' is not a rendezvous backend that torch knows: slurm, static, c10d, "
-                "etcd, etcd-v2, or one from an installed package",
-                option="--rdzv-backend",
-            ) from None
-        raise RendezvousError(f"{plan.backend} rendezvous at '{plan.endpoint}': {first_line(error)}") from error
 
 
 def worker_spec(plan: Plan, handler: RendezvousHandler) -> WorkerSpec:

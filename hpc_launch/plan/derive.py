@@ -44,7 +44,8 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         ContextError: when what is asked for and what is there contradict each other.
     """
     found = _world(settings, here)
-    if settings.node_rank and len(found.hosts) == 1 and not settings.standalone:
+    alone = len(found.hosts) == 1 and found.origin is not Origin.STEP and not settings.standalone
+    if settings.node_rank and alone:
         raise UsageError(
             f"--node-rank: {settings.node_rank} is not a node of 1: say how many there are with --nnodes, or --hosts",
             option="--node-rank",
@@ -67,6 +68,7 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
     leaders, leader_origin = _leaders(settings, found)
     endpoint = _endpoint(settings, found, backend, leaders[0], candidates[0])
     how = start.choose(settings, here, script, bound=bool(bound.shares))
+    case = traps.Case(settings, here, found, step, local_world_size, backend)
     log_root, log_origin = _log_root(settings, here)
     job_name = _job_name(settings, here, found)
     derived = (
@@ -108,9 +110,10 @@ def make(settings: Settings, here: Here, script: Sequence[str]) -> Plan:
         derived=derived,
         warnings=(
             *settings.notes,
-            *traps.warnings(traps.Case(settings, here, found, step, local_world_size)),
+            *traps.warnings(case),
             *filter(None, (bound.warning,)),
         ),
+        seen_here=traps.unseen_by_the_first(case),
         binding=bound,
     )
 
@@ -130,7 +133,7 @@ def _world(settings: Settings, here: Here) -> World:
     if settings.hosts is not None or settings.hostfile is not None:
         return _listed_world(settings, here)
     if isinstance(here.slurm, Step):
-        return _step_world(settings, here.slurm)
+        return _step_world(here.slurm)
     return _world_without_step(settings, here)
 
 
@@ -192,13 +195,7 @@ def _own_world(settings: Settings, step: Step) -> World:
     return world.of_nodes(hosts, hosts.index(step.node_name), Origin.STEP)
 
 
-def _step_world(settings: Settings, step: Step) -> World:
-    if settings.node_rank is not None and settings.node_rank != step.node_rank:
-        raise ContextError(
-            f"--node-rank {settings.node_rank}, but {step.node_name} is node {step.node_rank} of "
-            f"{hostlist.fold(step.hosts)} (in a batch script $SLURM_NODEID and $SLURM_PROCID are always 0): leave "
-            "--node-rank out"
-        )
+def _step_world(step: Step) -> World:
     if not step.task_per_rank:
         return world.of_nodes(step.hosts, step.node_rank, Origin.STEP)
     return World(

@@ -52,7 +52,8 @@ class Plan:
         job_name: its name; empty where the first node chooses it.
         script: the training script, its arguments following.
         derived: every derived value with its origin, for `env` and `explain`.
-        warnings: what is probably not meant, one line each.
+        warnings: what is probably not meant, one line each; the first agent says it for all.
+        seen_here: the same, as far as only this agent can see it, and says it.
         binding: which CPUs the local ranks of this node run on.
     """
 
@@ -76,6 +77,7 @@ class Plan:
     script: tuple[str, ...]
     derived: tuple[Derived, ...]
     warnings: tuple[str, ...]
+    seen_here: tuple[str, ...]
     binding: Binding
 
     @property

@@ -20,6 +20,7 @@ class Case:
 
     Attributes:
         step: the Slurm step of the run; None where the run has nothing to do with one.
+        backend: the rendezvous backend.
     """
 
     settings: Settings
@@ -27,6 +28,7 @@ class Case:
     world: World
     step: Step | None
     local_world_size: int
+    backend: str
 
     @property
     def local_ranks(self) -> int:
@@ -37,6 +39,12 @@ class Case:
 def warnings(case: Case) -> tuple[str, ...]:
     """The traps that this run has fallen into."""
     return tuple(line for trap in TRAPS if (line := trap(case)) is not None)
+
+
+def unseen_by_the_first(case: Case) -> tuple[str, ...]:
+    """The traps that show on other nodes than the first: each is told by one of them."""
+    second = case.world.node_rank == 1 and case.world.local_agent == 0
+    return (_ignored_node_rank(case),) if case.step and second and case.settings.node_rank == 0 else ()
 
 
 def _few_cpus(case: Case) -> str | None:
@@ -56,6 +64,30 @@ def _numbered_otherwise(case: Case) -> str | None:
     return (
         f"SLURM_NODEID={step.node_id}, but {step.node_name} is number {step.node_rank} of {hostlist.fold(step.hosts)}: "
         "the order of the list counts (they differ in heterogeneous steps)"
+    )
+
+
+def _other_node_rank(case: Case) -> str | None:
+    """Scripts that were written for torchrun number nodes by themselves."""
+    asked = case.settings.node_rank
+    return _ignored_node_rank(case) if case.step and asked not in (None, case.world.node_rank) else None
+
+
+def _ignored_node_rank(case: Case) -> str:
+    world = case.world
+    return (
+        f"--node-rank {case.settings.node_rank} is ignored: {world.host} is node {world.node_rank} of "
+        f"{hostlist.fold(world.hosts)} (in a batch script $SLURM_NODEID and $SLURM_PROCID are always 0); leave it out"
+    )
+
+
+def _other_backend(case: Case) -> str | None:
+    """Scripts that were written for torchrun bring its rendezvous along (docs/from-torchrun.md)."""
+    if case.step is None or case.backend == "slurm" or case.world.agents == 1:
+        return None
+    return (
+        f"--rdzv-backend {case.backend}: each node counts restarts and judges failures by itself; leave --rdzv-backend "
+        "and --rdzv-endpoint out, and all nodes of the step have the same attempts, one root cause and one exit status"
     )
 
 
@@ -149,6 +181,8 @@ def _environment_gone(case: Case) -> str | None:
 TRAPS: tuple[Callable[[Case], str | None], ...] = (
     _few_cpus,
     _numbered_otherwise,
+    _other_node_rank,
+    _other_backend,
     _isolated_tasks,
     _idle_devices,
     _hidden_devices,

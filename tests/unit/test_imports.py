@@ -83,6 +83,7 @@ HEAVY = {"torch", "numpy", "submitit", "cloudpickle", "psutil"}
 
 # Where os.environ is changed nevertheless: (module, function, method), with the reason.
 ENVIRONMENT_CHANGES = {
+    ("elastic.foreign", "make_handler", "setdefault"): "torch's rendezvous reads it, in this process only",
     ("elastic.workers", "run_path", "pop"): "in a worker of torch's making, whose environment torch has filled",
     ("warm.factory", "_changed", "update"): "while modules are imported, and put back then",
     ("warm.factory", "_changed", "[]"): "as above",

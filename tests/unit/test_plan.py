@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -33,6 +34,7 @@ from tests.unit.slurm_variables import (
     STALE_BATCH,
     SUBSET,
     UNEVEN,
+    step,
 )
 
 FOUR_GPUS = Devices(("0", "1", "2", "3"), "CUDA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES=0,1,2,3")
@@ -41,6 +43,7 @@ FOUR_TILES = Devices(("0", "1", "2", "3"), "ZE_AFFINITY_MASK", "ZE_AFFINITY_MASK
 TWO_MIGS = Devices(("MIG-a", "MIG-b"), "CUDA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES=MIG-a,MIG-b")
 
 ONE_NODE_BATCH = {**BATCH, "SLURM_JOB_NODELIST": "gpu01", "SLURM_JOB_NUM_NODES": "1"}
+ONE_NODE_STEP = step(nodes="gpu01", node="gpu01", node_id=0, tasks_per_node="1", tasks=1, task=0, gtids="0")
 INDEPENDENT = "first of the port range that is free, by a hash of rdzv_id"
 
 
@@ -399,14 +402,6 @@ def test_one_node_of_an_allocation_needs_no_srun(variables: Mapping[str, str], o
             (
                 "box is not a node of job 4711 (gpu[01-04]), and srun is not here: start one agent on each node with "
                 "'srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch train.py'"
-            ),
-        ),
-        (
-            ONE_TASK_PER_NODE,
-            {"node_rank": "0"},
-            (
-                "--node-rank 0, but gpu03 is node 2 of gpu[01-04] (in a batch script $SLURM_NODEID and $SLURM_PROCID "
-                "are always 0): leave --node-rank out"
             ),
         ),
         (
@@ -808,6 +803,23 @@ def test_workers_that_see_one_device_each(devices: Devices, options: Mapping[str
             {},
             "WORLD_SIZE, MASTER_PORT are set already: the workers get their own",
         ),
+        (
+            here(ONE_TASK_PER_NODE),
+            {"rdzv_backend": "c10d", "rdzv_endpoint": "gpu01:29400"},
+            (
+                "--rdzv-backend c10d: each node counts restarts and judges failures by itself; leave --rdzv-backend "
+                "and --rdzv-endpoint out, and all nodes of the step have the same attempts, one root cause and one "
+                "exit status"
+            ),
+        ),
+        (
+            here(ONE_TASK_PER_NODE),
+            {"node_rank": "0"},
+            (
+                "--node-rank 0 is ignored: gpu03 is node 2 of gpu[01-04] (in a batch script $SLURM_NODEID and "
+                "$SLURM_PROCID are always 0); leave it out"
+            ),
+        ),
     ],
 )
 def test_warnings(place: Here, options: Mapping[str, str], expected: str) -> None:
@@ -827,11 +839,52 @@ def test_warnings(place: Here, options: Mapping[str, str], expected: str) -> Non
         (here({"GLOO_SOCKET_IFNAME": "eth0"}), {}),
         (here(devices=TWO_MIGS), {"virtual_local_rank": True}),
         (here(HETEROGENEOUS), {"standalone": True}),
+        (here(ONE_TASK_PER_NODE), {"node_rank": "2", "rdzv_backend": "slurm"}),
+        (here(ONE_NODE_STEP), {"rdzv_backend": "c10d"}),
+        (here(), {"nnodes": "2", "rdzv_backend": "c10d", "rdzv_endpoint": "head:29400"}),
     ],
 )
 def test_no_warning_where_all_is_well(place: Here, options: Mapping[str, Any]) -> None:
     """Ordinary runs are silent."""
     assert plan(place, **options).warnings == ()
+
+
+def step_of_three(node: int, local: int = 0, tasks: int = 1) -> Mapping[str, str]:
+    """Return the variables of a task of a step on three nodes."""
+    numbers = range(node * tasks, (node + 1) * tasks)
+    return step(
+        nodes="n[0-2]",
+        node=f"n{node}",
+        node_id=node,
+        tasks_per_node=f"{tasks}(x3)",
+        tasks=3 * tasks,
+        task=numbers[local],
+        gtids=",".join(map(str, numbers)),
+        local_task=local,
+    )
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize(("asked_for", "teller"), [("0", "n1"), ("1", "n0"), ("2", "n0"), ("7", "n0")])
+def test_one_agent_says_that_a_node_rank_is_ignored(asked_for: str, teller: str, tasks: int) -> None:
+    """The first one that sees it: where all are called 0, the first node is right about itself."""
+    told = []
+    for node, local in itertools.product(range(3), range(tasks)):
+        made = plan(here(step_of_three(node, local, tasks)), node_rank=asked_for)
+        lines = made.warnings if made.world.leader else made.seen_here
+        told += [made.world.host for line in lines if line.startswith("--node-rank")]
+
+    assert [teller] == told
+
+
+@pytest.mark.parametrize("node", range(3))
+def test_the_step_numbers_nodes(node: int) -> None:
+    """Whatever --node-rank says, with one's own rendezvous and with others."""
+    place = here(step_of_three(node))
+
+    for backend in ("slurm", "c10d"):
+        for number in ("0", "5"):
+            assert plan(place, node_rank=number, rdzv_backend=backend).world.node_rank == node
 
 
 # ---- the script
@@ -992,7 +1045,8 @@ def test_a_plan_is_sound_or_refused(
     assert len(set(made.ports)) == len(made.ports) > 0
     assert made.own_rendezvous == (made.backend == "slurm")
     assert "/" not in made.job_name
-    assert made.settings.node_rank in (None, world.node_rank) or made.settings.standalone
+    numbered = made.settings.standalone or world.origin is Origin.STEP  # there --node-rank says nothing
+    assert numbered or made.settings.node_rank in (None, world.node_rank)
     if devices and made.settings.nproc_per_node != "cpu":
         assert made.local_world_size <= len(devices)
     json.dumps(made.as_dict())

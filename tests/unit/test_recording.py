@@ -48,7 +48,7 @@ def recorder(course: Course, monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 def job_of(recorder: Recorder, course: Course) -> JobDirectory:
     """Begin to write in a job directory."""
-    course.first_label, course.number = 4, 1
+    course.first_label, course.label, course.number = 4, 5, 1
     recorder.open()
     recorder.begin(2)
     return course.job
