@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from hpc_launch import hostlist
+from hpc_launch import hidden, hostlist
 from hpc_launch.cli.options import CONTEXT, Call, GroupedCommand, launch_options, settings_of
+from hpc_launch.launch.plain import program_of
 from hpc_launch.launch.step import prepare, why_not_here
 from hpc_launch.plan import advice, binding, derive, foretell
 from hpc_launch.plan.here import Here, addresses, check_script, gather
@@ -55,6 +56,10 @@ def explain(context: click.Context, /, script: str, args: tuple[str, ...], **giv
         click.echo(f"  {item.name:<{width}}  {item.value}  ({item.origin})")
     if script:
         click.echo(f"  {'command':<{width}}  {shlex.join(plan.script)}")
+    if script and settings.plain:
+        click.echo(
+            f"  {'plain':<{width}}  {shlex.join(hidden.arguments(program_of(plan, here).words, settings.secret_names))}"
+        )
     for line in binding.table(plan.binding, plan.omp_num_threads):
         click.echo(f"  {line}")
     for warning in (*plan.warnings, *filter(None, [why_not_here(settings, here)])):

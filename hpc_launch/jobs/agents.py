@@ -57,6 +57,8 @@ def run(words: Sequence[str], *, alone: bool = False) -> int:
         child = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
+            # A function, its call and its result need the agent.
+            env={name: value for name, value in os.environ.items() if name != "HPC_LAUNCH_PLAIN"},
             preexec_fn=_tied_to_this_process(signal.SIGKILL if alone else signal.SIGTERM),  # noqa: PLW1509 - as is said there
         )
         for number in early:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hpc_launch import patience
 from hpc_launch.console import say
 from hpc_launch.errors import HpcLaunchError, UsageError
-from hpc_launch.launch import step
+from hpc_launch.launch import plain, step
 from hpc_launch.plan import derive
 from hpc_launch.plan.here import Here, check_address, check_script
 from hpc_launch.plan.model import Plan
@@ -35,6 +35,8 @@ def run(settings: Settings, script: Sequence[str], here: Here) -> None:
     if job is not None:
         step.run(settings, script, here, job)
         return
+    if settings.plain:
+        plain.run(settings, script, here)
     with _held_back(settings.notice_signals) as mask:
         step.refuse_login_node(settings, here)
         try:

@@ -619,6 +619,13 @@ class Settings:
         help="More settings, which count before those of the settings files: a profile that one of these has, one that "
         "comes with hpc-launch, or a TOML file.",
     )
+    plain: bool = _flag(
+        "--plain",
+        group=OTHER,
+        torchrun_variable=False,
+        help="Have torchrun start the workers, with the derived values and nothing else of hpc-launch, when hpc-launch "
+        "itself may be what is in the way. Where Slurm starts a task for each rank, the task becomes the script.",
+    )
     verbose: bool = _flag(
         "-v",
         "--verbose",

@@ -71,6 +71,7 @@ EXCEPTIONS = {
         "launch.run",
         "elastic",
     ): "running is what launch is for; inside of functions, so that errors and explanations come without torch",
+    ("launch.plain", "elastic"): "the environment of a worker is made in one place; it imports no torch",
     ("__init__", "jobs"): "for type checkers; what a notebook uses is imported when it is used",
     ("__init__", "submitit"): "as above",
     ("__init__", "runtime"): "as above",

@@ -143,6 +143,7 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "logs_specs": [("mine", "mine")],
     "event_log_handler": [("console", "console")],
     "profile": [("debug", "debug"), ("./mine.toml", "./mine.toml")],
+    "plain": [("1", True), ("0", False)],
     "verbose": [("1", True)],
 }
 
