@@ -120,7 +120,7 @@ class RoundRefused(RendezvousError):
     The first node says it for all; the status is that of the problem.
     """
 
-    def __init__(self, message: str, *, exit_status: int = 69, silent: bool = False) -> None:
+    def __init__(self, message: str, *, exit_status: int = RendezvousError.exit_status, silent: bool = False) -> None:
         super().__init__(message)
         self.exit_status = exit_status
         self.silent = silent

@@ -371,7 +371,7 @@ class Agent(LocalElasticAgent):
         if end.signal or not self._course.leader:
             return
         if end.ending == Ending.RESTART.value:
-            speaking.restart(self._course, end.cause)
+            speaking.restart(self._course, end)
         elif end.ending == Ending.FAILED.value:
             hosts = Counter(handler.hosts)
             found, bad = ending.root_cause(self._course.job, self._course.label, hosts, _RECORDS_SECONDS)

@@ -24,7 +24,7 @@ from hpc_launch.elastic.effects import Effects, Session, View
 from hpc_launch.elastic.forming import Gathering, Move, Terms
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.rounds import Member
-from hpc_launch.errors import HpcLaunchError
+from hpc_launch.errors import HpcLaunchError, RendezvousError
 from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.rendezvous import membership, messages
@@ -284,7 +284,7 @@ class Coordinator:
     def _mind_equal_run(self) -> None:
         """End a run that has not begun where there is an equal one: their agents would be paired at random."""
         if self._leads and self._state.round < 0 and self._refusal is None:
-            self._refuse(RefusalKind.PROBLEM, rounds.equal_runs(self._party.identity.words), 69)
+            self._refuse(RefusalKind.PROBLEM, rounds.equal_runs(self._party.identity.words))
 
     def opened(self, session: Session) -> None:
         """An authenticated agent is connected."""
@@ -541,7 +541,9 @@ class Coordinator:
         self._state = replace(self._state, spent=self._state.spent + again)
         ending = Ending.RESTART if again else Ending.FAILED
         position = list(running.start.active).index(agent)
-        self._end(running, RoundEnd(ending.value, position, self._hosts[agent], failed.status, failed.cause))
+        self._end(
+            running, RoundEnd(ending.value, position, self._hosts[agent], failed.status, failed.cause, hang=failed.hang)
+        )
 
     def _hold_against(self, running: _Running, failures: Mapping[int, Failed], *, again: bool) -> None:
         """Note what failures say of nodes."""
@@ -586,7 +588,10 @@ class Coordinator:
             cause = f"lost the agent on {host}: {why}"
             # Workers fail because a node is lost, but no device breaks for it.
             self._hold_against(running, {one: said for one, said in running.failures.items() if said.fault}, again=True)
-            self._end(running, RoundEnd(Ending.RESTART.value, -1, self._party.host, 69, cause, lost=host))
+            self._end(
+                running,
+                RoundEnd(Ending.RESTART.value, -1, self._party.host, RendezvousError.exit_status, cause, lost=host),
+            )
 
     def _lose_of_fixed(self, agent: int, why: str) -> None:
         """The loss of an agent ends a run of fixed size: another attempt would wait for that agent in vain."""
@@ -595,9 +600,12 @@ class Coordinator:
         if self._final is not None or self._refusal is not None:
             return
         if running is not None and running.end is None:
-            self._end(running, RoundEnd(Ending.FAILED.value, self._party.agent, self._party.host, 69, cause))
+            self._end(
+                running,
+                RoundEnd(Ending.FAILED.value, self._party.agent, self._party.host, RendezvousError.exit_status, cause),
+            )
         else:
-            self._refuse(RefusalKind.LOST, cause, 69)
+            self._refuse(RefusalKind.LOST, cause)
 
     def _tell_lost(self, agent: int) -> None:
         """Record that a node was lost, unless the run is over; say it where the loss ends no attempt."""
@@ -682,15 +690,21 @@ class Coordinator:
                 f"{names} did not join in {party.join_timeout:.0f} s ({len(here.ready)}/{party.agents} joined): look "
                 "at the node's own output, exclude it, or wait longer with --join-timeout"
             )
-            self._refuse(RefusalKind.MISSING, why + self._admission.others, 69, missing)
+            self._refuse(RefusalKind.MISSING, why + self._admission.others, missing=missing)
             return
         why = forming.why_not(here, self._terms, self._hosts_of, self._directory.memberships)
         # An agent that cannot know whether others train must not have the job run again.
         again = not here.first and membership.may_form(here.ready, here.taken)
         more = self._admission.others if here.first else ""
-        self._refuse(RefusalKind.LOST if again else RefusalKind.PROBLEM, why + more, 69)
+        self._refuse(RefusalKind.LOST if again else RefusalKind.PROBLEM, why + more)
 
-    def _refuse(self, kind: RefusalKind, why: str, status: int, missing: Sequence[str] = ()) -> None:
+    def _refuse(
+        self,
+        kind: RefusalKind,
+        why: str,
+        status: int = RendezvousError.exit_status,
+        missing: Sequence[str] = (),
+    ) -> None:
         """The run ends for all, here and for those that come later."""
         self._refusal = Refused(kind, messages.line(why), status, tuple(missing))
         self._broadcast(self._refusal)

@@ -119,10 +119,12 @@ class RoundWatch:
         name = verdict.path.name if verdict.path is not None else ""
         seconds = self.course.plan.settings.hang_timeout
         self.recorder.say(events.HANG, seconds=seconds, cause=verdict.cause, stacks=name)
-        return self._report_failure(hang.STATUS, verdict.cause, own=False)
+        return self._report_failure(hang.STATUS, verdict.cause, own=False, hung=True)
 
-    def _report_failure(self, status: int, cause: str, *, own: bool, fault: str = "") -> RoundEnd | None:
+    def _report_failure(
+        self, status: int, cause: str, *, own: bool, fault: str = "", hung: bool = False
+    ) -> RoundEnd | None:
         """Have the round end, unless a stop signal comes first: then that is what the others are told of next."""
         return self.handler.report_failure(
-            status, cause, own=own, fault=fault, stopped=lambda: self.signals.stop is not None
+            status, cause, own=own, fault=fault, hang=hung, stopped=lambda: self.signals.stop is not None
         )

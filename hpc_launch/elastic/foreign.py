@@ -62,7 +62,7 @@ def make_handler(plan: Plan) -> RendezvousHandler:
     try:
         return get_rendezvous_handler(parameters)
     except (ValueError, TorchRendezvousError) as error:
-        if "not registered" in str(error):
+        if isinstance(error.__cause__, KeyError):  # it is not in torch's registry
             raise UsageError(
                 f"--rdzv-backend: '{plan.backend}' is not a rendezvous backend that torch knows: slurm, static, c10d, "
                 "etcd, etcd-v2, or one from an installed package",

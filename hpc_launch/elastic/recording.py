@@ -234,6 +234,7 @@ class Recorder:
             status=end.status,
             cause=end.cause,
             signal=end.signal,
+            **({"hang": True} if end.hang else {}),
         )
 
     def summary(self, cause: str) -> Attempt:

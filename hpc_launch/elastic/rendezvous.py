@@ -274,6 +274,7 @@ class SlurmRendezvous(RendezvousHandler):
         *,
         own: bool = True,
         fault: str = "",
+        hang: bool = False,
         stopped: Callable[[], bool] = lambda: False,
     ) -> RoundEnd | None:
         """Say that something failed here; returns how the round really ended (another agent may have been first).
@@ -285,6 +286,7 @@ class SlurmRendezvous(RendezvousHandler):
             cause: what happened, one line.
             own: whether workers failed by themselves, and did not follow others.
             fault: what shows that this node, or a device of it, is broken; empty if nothing does.
+            hang: whether no worker failed, but the job hangs.
             stopped: whether this agent has been told to leave, and is to wait no longer.
 
         Returns:
@@ -294,8 +296,8 @@ class SlurmRendezvous(RendezvousHandler):
             RendezvousError: when the others are lost.
         """
         cause = messages.line(cause)
-        self._send(Failed(self._round, status, cause, own, messages.line(fault)))
-        end = RoundEnd(Ending.RESTART.value, self._party.agent, self._party.host, status, cause)
+        self._send(Failed(self._round, status, cause, own, messages.line(fault), hang))
+        end = RoundEnd(Ending.RESTART.value, self._party.agent, self._party.host, status, cause, hang=hang)
         if self.elastic:
             return self._await_end(end, 4 * self._whole.node_timeout, stopped)
         # Where the first agent is frozen, all others come to wait: a line from each would be too many.
@@ -649,7 +651,9 @@ class SlurmRendezvous(RendezvousHandler):
         if not self.elastic:
             self._lost = RendezvousError(cause)
             raise self._lost
-        self._end = RoundEnd(Ending.RESTART.value, -1, self._whole.host, 69, messages.line(cause), lost=host)
+        self._end = RoundEnd(
+            Ending.RESTART.value, -1, self._whole.host, RendezvousError.exit_status, messages.line(cause), lost=host
+        )
 
     def _mind_the_silent(self, *, waits: bool) -> None:
         """Give up agents that are waited for and do not answer: others, if this one coordinates, or its coordinator.

@@ -24,7 +24,6 @@ from hpc_launch.slurm.job import Ending, JobRecord, ending_of
 # A job is settled early in a thread while its workers end, and in the agent's own when they have ended.
 _ONE_AT_A_TIME = threading.Lock()
 
-_BY_SLURM = "requeued by Slurm"
 _SLURM_DOES_IT = "Slurm itself has the job run again: not counted"
 
 
@@ -88,6 +87,7 @@ def _settle(plan: Plan, environ: Mapping[str, str], run: Run) -> str:
         step=progress.step,
         progressed=progress.made,
         counted=decision.counted and ending is not Ending.REQUEUED,
+        by_slurm=ending is Ending.REQUEUED,
     )
     if ending is Ending.REQUEUED:
         ledger.append(run.job, book, entry)
@@ -120,7 +120,7 @@ def _amend(policy: Policy, run: Run, book: Ledger) -> str:
     progress = _progress(run, before[-1].step if before else None)
     entry = dataclasses.replace(entry, step=progress.step, progressed=progress.made)
     ledger.amend(run.job, book, entry)
-    if entry.cause == _BY_SLURM:
+    if entry.by_slurm:
         return _SLURM_DOES_IT
     decision = requeue.decide(policy, entry.reason, entry.cause, before, progress)
     return decision.why if decision.requeue else f"requeued: {entry.cause}"
@@ -146,7 +146,7 @@ def _reason(run: Run, ending: Ending) -> tuple[Reason, str] | None:
     by_slurm: dict[Ending, tuple[Reason, str] | None] = {
         Ending.TIME_LIMIT: ("timeout", "time limit"),
         Ending.PREEMPTED: ("preempt", "preemption"),
-        Ending.REQUEUED: ("preempt", _BY_SLURM),
+        Ending.REQUEUED: ("preempt", ledger.BY_SLURM),
         Ending.CANCELLED: None,
     }
     if ending in by_slurm:

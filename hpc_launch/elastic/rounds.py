@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpc_launch import hostlist
+from hpc_launch.errors import RendezvousError
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def refusal(members: Sequence[Member]) -> tuple[str, int] | None:
                 hosts.append(member.host)
         if len(found) > 1:
             listing = "; ".join(f"{value} on {hostlist.fold(hosts)}" for value, hosts in found.items())
-            return f"the nodes do not run the same {name}: {listing}", 69
+            return f"the nodes do not run the same {name}: {listing}", RendezvousError.exit_status
     return None
 
 

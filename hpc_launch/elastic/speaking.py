@@ -10,7 +10,7 @@ from hpc_launch.elastic.hang import Verdict
 from hpc_launch.records import bad_nodes, telling, words
 from hpc_launch.records.bad_nodes import BadNode
 from hpc_launch.records.causes import RootCause
-from hpc_launch.records.stacks import HANG
+from hpc_launch.rendezvous.messages import RoundEnd
 
 
 def notice(signum: str, left: float | None) -> None:
@@ -39,10 +39,10 @@ def stop(course: Course, cause: str, left: float) -> None:
     _say_of_attempt(course, f"{cause}; the workers have {words.duration(left)} to end")
 
 
-def restart(course: Course, cause: str) -> None:
+def restart(course: Course, end: RoundEnd) -> None:
     """The attempt has failed, and there will be another."""
     # Where a job hangs was said when it was seen.
-    _say_of_attempt(course, f"{'it hangs' if cause.startswith(HANG) else cause}; starting again")
+    _say_of_attempt(course, f"{'it hangs' if end.hang else end.cause}; starting again")
 
 
 def failure(course: Course, found: RootCause | None, otherwise: str) -> None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 
 from hpc_launch.records import members, words
 from hpc_launch.records.model import Attempt, Failure, History, NodeEvent, NodeState, Worker
-from hpc_launch.records.stacks import HANG
 
 # Why a rank can fail for no reason of its own.
 LOST = "lost their connection"
@@ -123,10 +122,10 @@ def find(attempt: Attempt, nodes: Sequence[NodeEvent] = (), slack: float = 0.0) 
     lost = words.fold_hosts(host for hosts in gone for host in words.unfold_hosts(hosts))
     failed = [worker for worker in attempt.workers if worker.failed or _hangs(worker)]
     reasons = {worker.rank: follows(worker, attempt.decided) for worker in failed}
-    hangs = attempt.cause.startswith(HANG)  # and no worker failed but for being ended
-    own = [worker for worker in failed if not reasons[worker.rank] and not hangs]
+    # Of a job that hung no worker has failed but for being ended.
+    own = [worker for worker in failed if not reasons[worker.rank] and not attempt.hang]
     followers = Counter(reason for reason in reasons.values() if reason)
-    if not own and not lost and not hangs:
+    if not own and not lost and not attempt.hang:
         own = _suspects(attempt, failed, reasons)
         for worker in own:
             followers[reasons.get(worker.rank, "")] -= 1

@@ -42,6 +42,9 @@ from hpc_launch.errors import LogDirError
 
 _ATTEMPT = re.compile(r"attempt_(\d+)")
 
+# Where agents that come late find the coordinator of a program's run, by the beginning of its digest.
+WHEREABOUTS = "rendezvous-*.json"
+
 # Files in which the last line of this process is torn.
 _TORN: set[Path] = set()
 
@@ -117,7 +120,7 @@ class JobDirectory:
 
     def whereabouts(self, program: str) -> Path:
         """Where the coordinator of a program's run can be found; gone when the run has ended."""
-        return self.path / f"rendezvous-{program[:12]}.json"
+        return self.path / WHEREABOUTS.replace("*", program[:12])
 
     def secret(self, place: str) -> Path:
         """The key that the first agent of a place leaves for the others, and for later runs of the place."""

@@ -23,6 +23,7 @@ from hpc_launch.records.model import (
     Worker,
 )
 from hpc_launch.records.parsing import Fields
+from hpc_launch.records.stacks import HANG
 
 # What is said about nodes, and what it is called here.
 _NODE_EVENTS = {
@@ -174,6 +175,8 @@ class Gathered:
             by=said.text("by") or (end.host if end is not None else ""),
             workers=workers,
             decided=end.time if end is not None else None,
+            # Versions before this field have the first words only.
+            hang=said.values.get("hang") is True or said.text("cause").startswith(HANG),
         )
 
     def _workers(self, attempt: int, mine: Iterable[_Event]) -> tuple[Worker, ...]:

@@ -27,6 +27,9 @@ from hpc_launch.records.parsing import Fields, parse
 Reason = Literal["notice", "timeout", "preempt", "failure"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
+# The cause of a requeue that Slurm did by itself, for people.
+BY_SLURM = "requeued by Slurm"
+
 # The version of the lines. Fields that are added keep it; a change of what a field means makes another.
 SCHEMA = 1
 
@@ -44,6 +47,7 @@ class Entry:
         step: the step that the training had reached; None where it said none.
         progressed: whether that run made progress.
         counted: whether it counts against `--max-requeues`.
+        by_slurm: Slurm did it by itself, and nobody asked for it.
     """
 
     time: float
@@ -54,6 +58,7 @@ class Entry:
     step: float | None
     progressed: bool
     counted: bool
+    by_slurm: bool = False
 
     def line(self) -> str:
         """The entry as a line of the ledger, its end included."""
@@ -142,4 +147,6 @@ def _entry(line: str) -> Entry | None:
         step=fields.number("step"),
         progressed=fields.values.get("progressed") is True,
         counted=fields.values.get("counted") is not False,
+        # Versions before this field have these words only.
+        by_slurm=fields.values.get("by_slurm") is True or fields.text("cause") == BY_SLURM,
     )

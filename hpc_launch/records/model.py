@@ -148,6 +148,7 @@ class Attempt:
         by: the host whose agent has said so.
         workers: by rank.
         decided: when it was said; None as long as no end is recorded.
+        hang: whether it ended because the job hung.
     """
 
     number: int
@@ -163,6 +164,7 @@ class Attempt:
     by: str
     workers: tuple[Worker, ...]
     decided: float | None = None
+    hang: bool = False
 
 
 @dataclass(frozen=True)

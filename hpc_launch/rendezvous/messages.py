@@ -336,6 +336,7 @@ class RoundEnd(Message):
         cause: what happened, one line; empty after success.
         signal: the name of the signal that stopped the run, if one did: the workers are to get it.
         lost: the node that was lost, if one was: then workers that wait for those of that node do so for ever.
+        hang: whether it ended because the job hung.
     """
 
     ending: str = checked(text(16, lambda value: value in {one.value for one in Ending}, "an ending"))
@@ -345,6 +346,7 @@ class RoundEnd(Message):
     cause: str = checked(_LINE, "")
     signal: str = checked(_SIGNAL, "")
     lost: str = checked(_HOST, "")
+    hang: bool = False
 
 
 # ---- to the coordinator
@@ -419,6 +421,7 @@ class Failed:
         cause: what happened, one line.
         own: whether they failed by themselves, and did not follow others.
         fault: what shows that the node, or a device of it, is broken (`records.faults`); empty if nothing does.
+        hang: whether no worker failed, but the job hangs.
     """
 
     round: int = checked(_ROUND)
@@ -426,6 +429,7 @@ class Failed:
     cause: str = checked(_LINE)
     own: bool = True
     fault: str = checked(_LINE, "")
+    hang: bool = False
 
 
 @dataclass(frozen=True)

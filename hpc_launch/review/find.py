@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_launch.errors import JobNotFoundError
-from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.directory import WHEREABOUTS, JobDirectory
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
 
@@ -20,7 +20,7 @@ _ID = re.compile(rf"(?P<job>\d+(?:_\d+)?)(?:\+\d+)?(?:\.(?P<step>\d+))?{_RUN}(?P
 _NAME = re.compile(rf"(?P<job>\d+(?:_\d+)?)(?:\.(?P<step>\d+))?{_RUN}")
 
 # One of these is in every job directory as soon as its nodes look for each other.
-_MARKS = ("job.json", "nodes", "rendezvous.json")
+_MARKS = ("job.json", "nodes", "attempt_*", WHEREABOUTS)
 
 # Where `submit --snapshot` has its copies, below the log directory.
 _SNAPSHOTS = "snapshots"
@@ -139,7 +139,7 @@ def _step_of(match: re.Match[str]) -> SlurmStep:
 def is_job_directory(path: Path) -> bool:
     """Whether a directory is that of a job."""
     try:
-        return any((path / name).exists() for name in _MARKS) or any(path.glob("attempt_*"))
+        return any(any(path.glob(name)) for name in _MARKS)
     except OSError:
         return False
 

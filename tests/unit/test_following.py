@@ -51,11 +51,11 @@ class Rendezvous:
         self.told.append("done")
 
     def report_failure(
-        self, status: int, cause: str, *, own: bool, fault: str = "", stopped: Callable[[], bool]
+        self, status: int, cause: str, *, own: bool, fault: str = "", hang: bool = False, stopped: Callable[[], bool]
     ) -> RoundEnd:
         assert not stopped()
-        self.told.append(f"{'own ' if own else ''}failure {status}: {cause}{fault}")
-        return RoundEnd(Ending.FAILED.value, 0, "gpu001", status, cause)
+        self.told.append(f"{'own ' if own else ''}{'hang' if hang else 'failure'} {status}: {cause}{fault}")
+        return RoundEnd(Ending.FAILED.value, 0, "gpu001", status, cause, hang=hang)
 
     def report_end(self, status: int, cause: str, name: str) -> RoundEnd:
         self.told.append(f"end {status}: {cause}")
@@ -184,5 +184,5 @@ def test_a_job_that_hangs_has_failed(tmp_path: Path, clock: Clock, capfd: pytest
     found.watch.hang = cast("HangWatch", SimpleNamespace(turn=lambda _: verdict, pause=1.0))
     found.watch.follow()
 
-    assert found.others.told == ["failure 124: it hangs: nothing for 5 s"]
+    assert found.others.told == ["hang 124: it hangs: nothing for 5 s"]
     assert f"stacks in {verdict.path}" in capfd.readouterr().err

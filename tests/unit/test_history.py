@@ -282,3 +282,29 @@ def test_a_run_ends_as_those_say_who_were_in_it(path: Path) -> None:
     told = history.read(path)
     assert (told.runs[0].end, told.runs[0].status) == (140.0, 0)
     assert "missing" not in [event.kind for event in told.node_events]
+
+
+@pytest.mark.parametrize(
+    ("fields", "hang"),
+    [
+        ({"cause": "hang: no output and no progress for 60 s (--hang-timeout): rank 0 waits"}, True),
+        ({"cause": "it hung", "hang": True}, True),
+        ({"cause": "it hung", "hang": "yes"}, False),
+        ({"cause": "rank 0 on gpu001 (local rank 0) failed with exit status 124"}, False),
+    ],
+)
+def test_an_attempt_that_hung(tmp_path: Path, fields: dict[str, Any], hang: bool) -> None:
+    """A field says so; events of earlier versions have the first words only. No worker is to blame then."""
+    job = JobDirectory(tmp_path, "job")
+    log = EventLog(job.events("gpu001"), 0, job.path)
+    log.record(events.RUN, host="gpu001", first_attempt=0)
+    log.record(events.ATTEMPT, attempt=0, host="gpu001", world_size=1, agents=1)
+    log.record(events.WORKER_STARTED, attempt=0, rank=0, local_rank=0, pid=1)
+    log.record(events.ROUND_ENDED, attempt=0, ending="failed", by="gpu001", status=124, **fields)
+    log.record(events.WORKER_ENDED, attempt=0, rank=0, local_rank=0, exitcode=1, told="")
+    (attempt,) = history.read(job.path).attempts
+    found = causes.find(attempt)
+
+    assert attempt.hang is hang
+    assert found is not None
+    assert (found.first is None) is hang

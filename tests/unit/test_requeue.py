@@ -233,3 +233,13 @@ def test_a_line_that_was_cut_off_spoils_no_other(tmp_path: Path) -> None:
 def test_any_file_can_be_read(text: str) -> None:
     """No content of the ledger is an exception."""
     assert all(found.reason in REASONS for found in ledger.read(text).entries)
+
+
+def test_a_requeue_by_slurm_is_known_in_earlier_ledgers() -> None:
+    """Their lines have no field for it, but always the same words."""
+    fields = dataclasses.asdict(dataclasses.replace(entry("preempt"), cause=ledger.BY_SLURM))
+    del fields["by_slurm"]
+    (early,) = ledger.read(json.dumps(fields)).entries
+    (other,) = ledger.read(json.dumps({**fields, "cause": "preemption"})).entries
+
+    assert (early.by_slurm, other.by_slurm) == (True, False)

@@ -234,3 +234,14 @@ def test_what_slurm_calls_a_run(name: str, expected: str | None) -> None:
     step = find.slurm_step(JobDirectory(Path("logs"), name))
 
     assert expected == (None if step is None else str(step))
+
+
+@pytest.mark.parametrize("mark", ["job.json", "nodes/gpu01/events.jsonl", "attempt_0/gpu01/rank_0.out", "whereabouts"])
+def test_a_job_directory_is_known_from_the_start(tmp_path: Path, mark: str) -> None:
+    """Also before its nodes have met, when there is nothing but the place where the coordinator can be found."""
+    job = JobDirectory(tmp_path / "logs", "12.0")
+    path = job.whereabouts("0123456789abcdef") if mark == "whereabouts" else job.path / mark
+    path.parent.mkdir(parents=True)
+    path.touch()
+
+    assert found("12.0", tmp_path) == "logs/12.0"
