@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from hpc_launch.elastic.console import say
 from hpc_launch.node import processes
-from hpc_launch.plan.derive import local_job_name
 from hpc_launch.plan.identity import Identity, run_id_of_workers
+from hpc_launch.plan.log_paths import local_job_name
 from hpc_launch.records import claims
 from hpc_launch.records.claims import Holder
 from hpc_launch.records.directory import JobDirectory

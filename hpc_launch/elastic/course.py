@@ -12,7 +12,7 @@ from typing import Any
 from hpc_launch import patience
 from hpc_launch.elastic import surroundings
 from hpc_launch.errors import LogDirError
-from hpc_launch.plan import derive
+from hpc_launch.plan.log_paths import local_job_name
 from hpc_launch.plan.model import Plan
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
@@ -33,7 +33,7 @@ class Course:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         # The first node may choose another name for all; other backends have no way to agree on one.
-        self.job = JobDirectory(plan.log_root, plan.job_name or derive.local_job_name(time.time(), os.getpid()))
+        self.job = JobDirectory(plan.log_root, plan.job_name or local_job_name(time.time(), os.getpid()))
         self.number = -1
         self.label = self.first_label = 0
 

@@ -22,7 +22,7 @@ from hpc_launch.jobs.request import Resources
 from hpc_launch.jobs.task import ElasticTask, Target
 from hpc_launch.node import devices
 from hpc_launch.plan import here
-from hpc_launch.plan.derive import local_job_name
+from hpc_launch.plan.log_paths import local_job_name
 from hpc_launch.settings import Settings
 from hpc_launch.slurm import controller, leaks
 from hpc_launch.slurm.environment import Allocation

@@ -12,7 +12,7 @@ from hpc_launch.node.devices import Devices
 from hpc_launch.plan.binding import Binding, Share
 from hpc_launch.plan.identity import Identity
 from hpc_launch.plan.start import Start
-from hpc_launch.settings import NodeRange, Settings
+from hpc_launch.settings import NodeRange, Origin, Settings
 from hpc_launch.world import World
 
 # Settings that are names with values.
@@ -26,6 +26,18 @@ class Derived:
     name: str
     value: str
     origin: str
+
+
+def origin_of(settings: Settings, name: str, otherwise: Origin | str) -> str:
+    """Who said the value of an option, in words.
+
+    Args:
+        settings: what was asked for.
+        name: the option.
+        otherwise: who said it where nobody asked.
+    """
+    origin = settings.origins.get(name, otherwise)
+    return origin.value if isinstance(origin, Origin) else origin
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings as hypothesis_settings, stra
 
 from hpc_launch.errors import ContextError, HpcLaunchError, ScriptError, UsageError
 from hpc_launch.node.devices import Devices
-from hpc_launch.plan import derive
+from hpc_launch.plan import derive, log_paths
 from hpc_launch.plan.here import Here, check_script, gather
 from hpc_launch.plan.model import Plan
 from hpc_launch.settings import NodeRange, Origin, Settings, resolve
@@ -640,7 +640,7 @@ def test_the_name_of_the_job(variables: Mapping[str, str], options: Mapping[str,
 
 def test_the_name_of_a_job_outside_of_slurm() -> None:
     """It says when it started and which process it was."""
-    assert re.fullmatch(r"local-\d{8}-\d{6}-42", derive.local_job_name(0.0, 42))
+    assert re.fullmatch(r"local-\d{8}-\d{6}-42", log_paths.local_job_name(0.0, 42))
 
 
 @pytest.mark.parametrize(
