@@ -6,22 +6,20 @@ its main thread; what runs this is submitit's process, or a small one that `subm
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 
 from hpc_launch.jobs.files import JobFiles, outcome_of, write_json
+from hpc_launch.node import processes
 from hpc_launch.records import history, ledger
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.environment import requeue_id, restart_count
 from hpc_launch.slurm.job import Ending, ending_of
-
-_PR_SET_PDEATHSIG = 1
 
 _SIGNALS = (
     signal.SIGTERM,
@@ -52,6 +50,7 @@ def run(words: Sequence[str], *, alone: bool = False) -> int:
         else:
             child.send_signal(number)
 
+    by = signal.SIGKILL if alone else signal.SIGTERM
     before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
     try:
         child = subprocess.Popen(
@@ -59,7 +58,7 @@ def run(words: Sequence[str], *, alone: bool = False) -> int:
             stdin=subprocess.DEVNULL,
             # A function, its call and its result need the agent.
             env={name: value for name, value in os.environ.items() if name != "HPC_LAUNCH_PLAIN"},
-            preexec_fn=_tied_to_this_process(signal.SIGKILL if alone else signal.SIGTERM),  # noqa: PLW1509 - as is said there
+            preexec_fn=processes.tied_to(os.getpid(), by),  # noqa: PLW1509 - it takes no lock
         )
         for number in early:
             child.send_signal(number)
@@ -114,18 +113,3 @@ def _runs_again(job: JobDirectory, status: int, environ: Mapping[str, str]) -> b
     if status <= 128:  # noqa: PLR2004 - statuses of signals follow
         return False
     return ending_of(controller.ask_job(job_id), restarts) is Ending.REQUEUED
-
-
-def _tied_to_this_process(by: signal.Signals) -> Callable[[], None]:
-    """What the child does before it is the agent: see to it that it is signalled where this process is killed.
-
-    What it calls takes no lock.
-    """
-    libc, parent = ctypes.CDLL(None), os.getpid()
-
-    def tie() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, by, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(128 + by)
-
-    return tie

@@ -13,7 +13,6 @@ So a signal that would be lost on it goes to the tasks by way of the controller 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -26,6 +25,7 @@ from dataclasses import dataclass
 from hpc_launch import hostlist, secret
 from hpc_launch.console import say
 from hpc_launch.errors import ContextError, Interrupted, StepError, WorkerError
+from hpc_launch.node import processes
 from hpc_launch.plan import step as plan
 from hpc_launch.plan.here import Here, check_script
 from hpc_launch.settings import Settings
@@ -50,8 +50,6 @@ _TURN_SECONDS = steps.PATIENCE + 5.0
 
 # How often it looks whether that is so.
 _LOOK_SECONDS = 0.1
-
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -271,13 +269,11 @@ class _Step:
 
 def _tied_to_this_process(mask: Iterable[int]) -> Callable[[], None]:
     """What srun does before it is srun: unblock signals, and see to it that the step ends with this process."""
-    libc, parent = ctypes.CDLL(None), os.getpid()
+    tie = processes.tied_to(os.getpid(), signal.SIGINT)
 
-    def tie() -> None:
+    def prepare() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in the background of a script, and srun is to hear it
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)
+        tie()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if os.getppid() != parent:
-            os._exit(128 + signal.SIGINT)
 
-    return tie
+    return prepare

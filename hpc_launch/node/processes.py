@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,30 @@ _STATES = {
     "X": "ended",
     "I": "idle",
 }
+
+
+# From <sys/prctl.h>.
+_PR_SET_PDEATHSIG = 1
+
+
+def tied_to(parent: int, by: signal.Signals) -> Callable[[], None]:
+    """What a child does to end with its parent: the kernel signals it when that ends, whatever ends it (prctl(2)).
+
+    Args:
+        parent: the process id of the parent.
+        by: the signal. A child whose parent has ended before ends at once, with the status of this signal.
+
+    Returns:
+        A function for the child; it takes no lock, so that it can be called between fork and exec.
+    """
+    libc = ctypes.CDLL(None)
+
+    def tie() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, by, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(128 + by)
+
+    return tie
 
 
 def descendants(ancestor: int) -> list[int]:

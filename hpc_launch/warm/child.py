@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import io
 import multiprocessing
@@ -16,8 +15,6 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
-
-_PR_SET_PDEATHSIG = 1
 
 # Why nothing can be written to a file although nothing is wrong with the script: no room, no quota, a limit of sizes,
 # a file server that is in trouble.
@@ -99,13 +96,6 @@ def begin_anew(environ: Mapping[str, str], mask: set[int]) -> None:
     _reopen_streams()
     _forget_chance()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def end_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, whatever ends that (PR_SET_PDEATHSIG, prctl(2))."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it has ended in the meantime
-        os._exit(128 + signal.SIGKILL)
 
 
 def _replace_environment(environ: Mapping[str, str]) -> None:

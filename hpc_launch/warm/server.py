@@ -219,7 +219,7 @@ class _Server:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, self._sigchld)
             self._channel.forget()  # what is closed here must not be closed again when it is collected
-            child.end_with(self._pid)
+            processes.tied_to(self._pid, signal.SIGKILL)()
             child.detach(order.outputs, surroundings.closed, keep=begun)
             child.bind(order.cpus)
             if not order.forked:

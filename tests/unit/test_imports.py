@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "cli": {"launch", "submission", "check", "review", "records", "plan", "slurm", "warm", *FOUNDATIONS},
     "submitit": {"jobs"},
     "jobs": {"review", "submission", "plan", "slurm", "node", "records", *FOUNDATIONS},
-    "launch": {"plan", "slurm", "records", "warm", *FOUNDATIONS},
+    "launch": {"plan", "slurm", "node", "records", "warm", *FOUNDATIONS},
     "submission": {"plan", "slurm", "node", "records", *FOUNDATIONS},
     "check": {"probes", "plan", "slurm", "node", *FOUNDATIONS},
     "review": {"probes", "plan", "slurm", "node", "records", *FOUNDATIONS},
