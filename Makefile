@@ -11,7 +11,7 @@ help:
 	@echo "make demo   train the example, on the Slurm that answers here or on this machine alone"
 	@echo "make test   run the linters and all tests; the tests on Slurm need root and start clusters of their own"
 	@echo "make lint   run the linters"
-	@echo "make unit   run the tests that need neither Slurm nor workers; seconds"
+	@echo "make unit   run the tests that need neither Slurm nor workers; a minute"
 	@echo "make soak   repeat what could be a race"
 	@echo "make venv   make .venv for development"
 	@echo "make clean  remove what these have made"
@@ -41,7 +41,7 @@ lint: venv
 	$(BIN)/mypy
 
 unit: venv
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest -m "not soak" --numprocesses 5 --dist worksteal tests/unit
 
 soak: venv
 	@tools/install_slurm.sh

@@ -112,7 +112,7 @@ def read(stamps: Path, pattern: str) -> list[dict[str, Any]]:
 
 def spread(values: Sequence[float]) -> str:
     """Write a median with its least and greatest value."""
-    return f"{statistics.median(values):.1f} ({min(values):.1f}-{max(values):.1f})" if values else ""
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})" if values else ""
 
 
 def row(launcher: str, runs: Sequence[Run]) -> str:

@@ -210,7 +210,7 @@ def test_the_root_cause_of_a_hang_is_the_hang(tmp_path: Path) -> None:
     path = write(tmp_path / "1.0", Made(nodes=1, per_node=2, attempts=1, ending="failed"))
     [attempt] = history.read(path).attempts
     assert causes.find(attempt) is not None
-    cause = causes.find(replace(attempt, cause=f"{HANG}no output for 9 s: rank 1: load (train.py:3)"))
+    cause = causes.find(replace(attempt, hang=True, cause=f"{HANG}no output for 9 s: rank 1: load (train.py:3)"))
 
     assert cause is not None
     assert (cause.groups, telling.headline(cause)) == ((), "hang: no output for 9 s: rank 1: load (train.py:3)")

@@ -6,23 +6,26 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pytest
+
+from hpc_launch.elastic import tokens
 from hpc_launch.elastic.tokens import Tokens
 from hpc_launch.rendezvous.membership import Half
 from tests.support import wait_for
 from tests.unit.agents_support import DEADLINE, together
 
 
-def settled(tokens: Tokens, half: Half) -> Callable[[], bool]:
+def settled(asked: Tokens, half: Half) -> Callable[[], bool]:
     """Whether it is known what has come of taking a token."""
-    return lambda: half in tokens.taken | tokens.refused
+    return lambda: half in asked.taken | asked.refused
 
 
 def take(directory: Path, half: Half) -> bool:
     """Take a token as an agent that has just begun to lead; whether it was to be had."""
-    tokens = Tokens()
-    tokens.take(directory, {half})
-    wait_for(settled(tokens, half), DEADLINE, "nothing comes of it")
-    return half in tokens.taken
+    asked = Tokens()
+    asked.take(directory, {half})
+    wait_for(settled(asked, half), DEADLINE, "nothing comes of it")
+    return half in asked.taken
 
 
 def put(directory: Path, number: int) -> str:
@@ -43,8 +46,9 @@ def test_one_half_has_it(tmp_path: Path) -> None:
         assert had in ([True, False] * 4, [False, True] * 4)
 
 
-def test_who_does_not_see_it_does_not_have_it(tmp_path: Path) -> None:
+def test_who_does_not_see_it_does_not_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another directory, or none; then there is no name to be told, either."""
+    monkeypatch.setattr(tokens, "_PAUSE_SECONDS", 0.001)
     name = put(tmp_path / "here", 1)
     (tmp_path / "file").touch()
 
@@ -55,13 +59,13 @@ def test_who_does_not_see_it_does_not_have_it(tmp_path: Path) -> None:
 
 def test_old_ones_are_removed(tmp_path: Path) -> None:
     """Those of older memberships when a new one begins; all of them in the end."""
-    tokens = Tokens()
+    held = Tokens()
     names = [put(tmp_path / "memberships", number) for number in (2, 10, 11)]
     assert take(tmp_path / "memberships", Half(names[0], (0,)))
-    tokens.remove(tmp_path / "memberships", before=10)
+    held.remove(tmp_path / "memberships", before=10)
     wait_for(
         lambda: {path.name for path in (tmp_path / "memberships").iterdir()} == {*names[1:]}, DEADLINE, "some stay"
     )
-    tokens.clear(tmp_path / "memberships")
+    held.clear(tmp_path / "memberships")
 
     assert [*tmp_path.iterdir()] == []
