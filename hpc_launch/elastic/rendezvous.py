@@ -234,10 +234,13 @@ class SlurmRendezvous(RendezvousHandler):
 
     @property
     def pause(self) -> float:
-        """Seconds after which this agent looks again, whatever comes: soon while others wait for an agent."""
+        """Seconds after which this agent looks again, whatever comes: soon while it or others wait for an agent.
+
+        The agent that is waited for may be frozen, which only a look finds out (`_mind_the_silent`).
+        """
         server = self._server
-        waits = self.elastic and server is not None and (server.awaited or server.sought)
-        return _DOUBT_SECONDS if waits else math.inf
+        waits = not self._begun or self._done or (server is not None and (server.awaited or server.sought))
+        return _DOUBT_SECONDS if self.elastic and waits else math.inf
 
     @property
     def elastic(self) -> bool:
@@ -798,8 +801,7 @@ class SlurmRendezvous(RendezvousHandler):
                 self._yield_to_another()
             if self._equal is not None and self._equal.done:
                 self._present()
-            minds_others = self.start is None and (self.elastic or self.leads)
-            self._pause(_PAUSE_SECONDS if minds_others else _MESSAGE_SECONDS)
+            self._pause(_PAUSE_SECONDS if self.leads and self.start is None else _MESSAGE_SECONDS)
 
     def _mind_end_of_run(self) -> None:
         """See whether the run, or the round in which this node is a spare, has ended."""

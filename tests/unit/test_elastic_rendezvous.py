@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import select
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -597,6 +599,30 @@ class Word(Message):
     """Something to share."""
 
     text: str
+
+
+def test_agents_look_often_only_while_somebody_waits(group: Callable[..., Group]) -> None:
+    """An agent that others wait for may be frozen, which shows by looking; otherwise messages wake those that sleep."""
+    handlers = group(3)
+    meet(handlers)
+    assert [math.isfinite(handler.pause) for handler in handlers] == [True, True, True]  # the workers have not begun
+    for handler in handlers:
+        handler.report_begun()
+
+    def calm() -> bool:
+        return [handler.end() for handler in handlers] == [None] * 3 and {one.pause for one in handlers} == {math.inf}
+
+    wait_for(calm, DEADLINE, "not all hear that all have begun")
+    handlers[2].report_done()
+    assert [math.isfinite(handler.pause) for handler in handlers] == [False, False, True]
+    server = handlers[1]._server
+    assert server is not None
+    server._server.call(lambda: setattr(server._coordinator, "_sought", True))
+    server._server.call(lambda: setattr(server._coordinator, "changed", True))
+    wait_for(lambda: math.isfinite(handlers[1].pause), DEADLINE, "it does not hear that it is sought")
+    assert select.select([server.urgent], [], [], DEADLINE)[0]
+    handlers[1].end()
+    assert not select.select([server.urgent], [], [], 0)[0]
 
 
 def test_who_comes_late_and_does_not_fit_is_refused_alone(group: Callable[..., Group]) -> None:
