@@ -47,6 +47,15 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_source_files_that_are_named_are_there(page: Path) -> None:
+    """A page names files of the package from its top, and those of the tests from the project's."""
+    named = {Path(name) for name in re.findall(r"`([a-z_]+/[a-z_/]+\.py)(?=[`: ])", page.read_text())}
+    missing = [name for name in named if not ((ROOT / "hpc_launch" / name).exists() or (ROOT / name).exists())]
+
+    assert sorted(missing) == []
+
+
 def test_there_are_examples() -> None:
     """The pages have examples that can be run here."""
     assert len(_examples()) >= 3
