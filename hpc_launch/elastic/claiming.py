@@ -7,7 +7,7 @@ import time
 import uuid
 from dataclasses import dataclass
 
-from hpc_launch.elastic.console import say
+from hpc_launch.console import say
 from hpc_launch.node import processes
 from hpc_launch.plan.identity import Identity, run_id_of_workers
 from hpc_launch.plan.log_paths import local_job_name

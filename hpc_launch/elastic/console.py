@@ -11,12 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpc_launch.console import CONSOLE, flush, say
+from hpc_launch.console import CONSOLE
 from hpc_launch.node.file_changes import FileChanges
 from hpc_launch.records import directory
 from hpc_launch.records.lines import Lines
-
-__all__ = ["Follower", "Pace", "Source", "flush", "say"]
 
 # What is read, and shown, at once: as much as a pipe takes.
 _CHUNK = 1 << 16
@@ -170,20 +168,3 @@ class Follower:
         news = [source.advance(final=final) for source in self._sources]
         self._shown += sum(news)
         return any(count == _CHUNK for count in news), any(news)
-
-
-class Pace:
-    """Says when it is time to say something again: soon at first, then seldom."""
-
-    def __init__(self, first: float, longest: float) -> None:
-        self._pause = first
-        self._longest = longest
-        self._next = time.monotonic() + first
-
-    def due(self) -> bool:
-        """Whether to speak now."""
-        if time.monotonic() < self._next:
-            return False
-        self._pause = min(self._pause * 2, self._longest)
-        self._next = time.monotonic() + self._pause
-        return True

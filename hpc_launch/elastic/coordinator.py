@@ -25,6 +25,7 @@ from hpc_launch.elastic.forming import Gathering, Move, Terms
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.rounds import Member
 from hpc_launch.errors import HpcLaunchError, RendezvousError
+from hpc_launch.pace import Pace
 from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.rendezvous import membership, messages
@@ -142,20 +143,6 @@ class _Preparation:
     members: frozenset[int] = frozenset()
 
 
-class _Pace:
-    """Says when it is time to say something again: soon at first, then seldom."""
-
-    def __init__(self, now: float) -> None:
-        self._pause, self._next = _FIRST_PAUSE, now + _FIRST_PAUSE
-
-    def due(self, now: float) -> bool:
-        if now < self._next:
-            return False
-        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
-        self._next = now + self._pause
-        return True
-
-
 class Coordinator:
     """Agrees with agents, if it is asked to; every agent of an elastic run has one.
 
@@ -202,7 +189,7 @@ class Coordinator:
         self._refusal: Refused | None = None
         # With several tasks on a node only the agents say where they are.
         self._hosts = dict(enumerate(party.hosts)) if party.agents_per_host is not None else {}
-        self._pace = _Pace(0.0)
+        self._pace = Pace(_FIRST_PAUSE, _LONGEST_PAUSE, 0.0)
 
     # ---- its own agent
 
@@ -212,7 +199,7 @@ class Coordinator:
         Args:
             own: the session of this process's own agent.
         """
-        self._leads, self._since, self._pace = True, self.now, _Pace(self.now)
+        self._leads, self._since, self._pace = True, self.now, Pace(_FIRST_PAUSE, _LONGEST_PAUSE, self.now)
         self._sessions[own] = None
 
     def resign(self) -> None:
@@ -531,7 +518,7 @@ class Coordinator:
             if not silent and (settled or running.failures.keys() == active):
                 self._fail(running)
         elif running.end is not None and running.end.ending == Ending.RESTART.value:
-            self._running, self._since, self._pace = None, self.now, _Pace(self.now)
+            self._running, self._since, self._pace = None, self.now, Pace(_FIRST_PAUSE, _LONGEST_PAUSE, self.now)
 
     def _fail(self, running: _Running) -> None:
         agent, failed = min(running.failures.items(), key=lambda item: not item[1].own)

@@ -20,11 +20,11 @@ from typing import Any
 from hpc_launch import owners
 from hpc_launch.console import say
 from hpc_launch.elastic import rounds
-from hpc_launch.elastic.console import Pace
 from hpc_launch.elastic.party import Party
 from hpc_launch.elastic.search import read_answer
 from hpc_launch.errors import LogDirError, NoSecretError, RendezvousError, RendezvousTimeout
 from hpc_launch.node import network
+from hpc_launch.pace import Pace
 from hpc_launch.records import directory
 from hpc_launch.rendezvous import codec
 from hpc_launch.rendezvous.messages import Answer, Hello, Verdict
@@ -220,12 +220,12 @@ def find_coordinator(party: Party, finding: Finding) -> Reached:
         NoSecretError: when there is an agent in its place that shares no secret with this one.
     """
     noted, first = Whereabouts(party), party.hosts[0]
-    begin, pace, spoken = time.monotonic(), Pace(30, 120), False
+    begin, pace, spoken = time.monotonic(), Pace(30, 120, time.monotonic()), False
     # The first turns are short: a silent stranger on one port is not to keep this agent from the right one on another.
     pause, patience = 0.05, _FIRST_ANSWER_SECONDS
     while not finding.dropped.is_set():
         waited = time.monotonic() - begin
-        if pace.due():
+        if pace.due(time.monotonic()):
             say(f"{party.host}: waiting for {first} ({waited:.0f} s)")
         if waited > _OTHERS_SECONDS and finding.hints and not spoken:
             spoken = True

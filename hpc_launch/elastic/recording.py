@@ -20,12 +20,12 @@ import hpc_launch
 from hpc_launch import patience
 from hpc_launch.console import say
 from hpc_launch.elastic import evidence
-from hpc_launch.elastic.console import Pace
 from hpc_launch.elastic.course import Course
 from hpc_launch.elastic.evidence import Before
 from hpc_launch.elastic.workers import CommandWorkers
 from hpc_launch.errors import LogDirError
 from hpc_launch.node.memory import Kills
+from hpc_launch.pace import Pace
 from hpc_launch.patience import Background
 from hpc_launch.records import claims, directory, events, gather
 from hpc_launch.records.directory import JobDirectory, RankFiles
@@ -66,7 +66,7 @@ class Recorder:
         self._workers: dict[int, Worker] = {}
         self._files: dict[int, RankFiles] = {}
         self._before = Before(Kills(None, None))
-        self._beat = Pace(_BEAT_SECONDS, _LONGEST_BEAT_SECONDS)
+        self._beat = Pace(_BEAT_SECONDS, _LONGEST_BEAT_SECONDS, time.monotonic())
         self._waiting: set[int] = set()
 
     @property
@@ -194,7 +194,7 @@ class Recorder:
                     usage = Usage(round(end.user, 3), round(end.system, 3), end.max_rss)
                     told = workers.told.get(local_rank)
                     self._ended(local_rank, end.status, end.time, told.name if told else "", usage)
-        if self._beat.due():
+        if self._beat.due(time.monotonic()):
             running = {worker.rank: worker.pid for worker in self.workers if worker.ended is None}
             waiting = {rank for rank, pid in running.items() if evidence.hung_in(pid)}
             # Any process waits for a disk now and then; one that does so twice in a row, minutes apart, hangs.

@@ -18,7 +18,7 @@ from hypothesis import given, strategies as st
 from hpc_launch import console
 from hpc_launch.console import say
 from hpc_launch.elastic import console as output
-from hpc_launch.elastic.console import Follower, Pace, Source
+from hpc_launch.elastic.console import Follower, Source
 from hpc_launch.node.file_changes import FileChanges
 from hpc_launch.records.lines import last_lines
 from tests.support import wait_for
@@ -538,21 +538,6 @@ def test_the_last_lines_of_a_large_file(out: Path) -> None:
 def test_the_last_lines_of_a_file_that_is_not_there(out: Path) -> None:
     """No file, no lines."""
     assert last_lines(out, 3) == []
-
-
-def test_pace_is_quick_at_first_and_slow_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Words that repeat come after 1, 2, 4, 8 and then every 10 seconds."""
-    now = 100.0
-    clock: Callable[[], float] = lambda: now  # noqa: E731 - it follows `now`
-    monkeypatch.setattr("hpc_launch.console.time.monotonic", clock)
-    pace = Pace(1.0, 10.0)
-    spoken = []
-    for tenth in range(500):
-        now = 100.0 + tenth / 10
-        if pace.due():
-            spoken.append(now - 100.0)
-
-    assert spoken == [1.0, 3.0, 7.0, 15.0, 25.0, 35.0, 45.0]
 
 
 def test_a_console_above_what_select_takes(shown: Console) -> None:

@@ -30,6 +30,7 @@ FOUNDATIONS = {
     "world",
     "secret",
     "console",
+    "pace",
     "patience",
     "version",
 }
@@ -61,6 +62,7 @@ MAY_IMPORT = {
     "ranges": set[str](),
     "secret": set[str](),
     "console": {"text"},
+    "pace": set[str](),
     "patience": {"console"},
     "version": set[str](),
 }

@@ -42,7 +42,7 @@ def course(tmp_path: Path) -> Course:
 @pytest.fixture
 def recorder(course: Course, monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """Return the recorder of an agent on that course."""
-    monkeypatch.setattr(recording, "Pace", lambda *_: SimpleNamespace(due=lambda: False))
+    monkeypatch.setattr(recording, "Pace", lambda *_: SimpleNamespace(due=lambda _: False))
     return Recorder(course, {"SLURM_RESTART_COUNT": "2"})
 
 
@@ -129,7 +129,7 @@ def test_signs_of_life(recorder: Recorder, course: Course, tmp_path: Path, monke
     found = workers(tmp_path, {0: os.getpid(), 1: GONE}, {})
     for local in (0, 1):
         recorder.started(local, local, found)
-    monkeypatch.setattr(cast("Any", recorder), "_beat", SimpleNamespace(due=lambda: True))
+    monkeypatch.setattr(cast("Any", recorder), "_beat", SimpleNamespace(due=lambda _: True))
     for states in ({0, 1}, {1}, set[int]()):
         monkeypatch.setattr(evidence, "hung_in", _hanging({GONE if local else os.getpid() for local in states}))
         recorder.look(found)
