@@ -14,7 +14,7 @@ from hpc_launch import __version__
 from hpc_launch.cli.options import Call
 from hpc_launch.console import let_go, tell
 from hpc_launch.errors import HpcLaunchError
-from hpc_launch.warm.script import Become, Script, run as run_script
+from hpc_launch.workers.script import Become, Script, run as run_script
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 

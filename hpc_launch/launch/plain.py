@@ -167,7 +167,7 @@ def _script(plan: Plan, here: Here) -> tuple[str, ...]:
 
 def _environment(plan: Plan, here: Here) -> dict[str, str]:
     """The environment of the one worker of this task, which is the same as without --plain."""
-    from hpc_launch.elastic.environment import Attempt, Place, worker_environment  # noqa: PLC0415 - for this case only
+    from hpc_launch.workers.worker_environment import Attempt, Place, worker_environment  # noqa: PLC0415 - for this case only
 
     world, settings = plan.world, plan.settings
     return worker_environment(

@@ -19,8 +19,8 @@ from hpc_launch.plan.step import wanted
 from hpc_launch.records import directory
 from hpc_launch.settings import PROCESS_WORDS, CpuBind, Settings
 from hpc_launch.slurm.environment import Step
-from hpc_launch.warm.factory import CannotBeWarmError, Factory, build, spawn
-from hpc_launch.warm.script import home
+from hpc_launch.workers.factory import CannotBeWarmError, Factory, build, spawn
+from hpc_launch.workers.script import home
 
 
 def run(settings: Settings, script: Sequence[str], here: Here) -> None:
@@ -46,7 +46,7 @@ def run(settings: Settings, script: Sequence[str], here: Here) -> None:
         except HpcLaunchError as error:
             _tell_others(settings, script, here, error)
             raise
-        from hpc_launch.elastic.run import run as run_agent  # noqa: PLC0415 - torch is slow to import
+        from hpc_launch.agent.agent_run import run as run_agent  # noqa: PLC0415 - torch is slow to import
 
         run_agent(plan, here.environ, factory)
 
@@ -102,7 +102,7 @@ def _explain(plan: Plan, reason: str) -> None:
 def _prepare(settings: Settings, script: Sequence[str], here: Here) -> Plan:
     check_script(settings, script[0], here.directory)
     if isinstance(settings.nproc_per_node, str) and settings.nproc_per_node not in PROCESS_WORDS:
-        from hpc_launch.elastic.run import count_processes  # noqa: PLC0415 - torch is slow to import
+        from hpc_launch.agent.agent_run import count_processes  # noqa: PLC0415 - torch is slow to import
 
         settings = dataclasses.replace(settings, nproc_per_node=count_processes(settings.nproc_per_node))
     plan = derive.make(settings, here, script)
@@ -136,6 +136,6 @@ def _tell_others(settings: Settings, script: Sequence[str], here: Here, problem:
     except HpcLaunchError:
         return
     if plan.own_rendezvous and plan.world.agents > 1:
-        from hpc_launch.elastic.run import refuse  # noqa: PLC0415 - torch is slow to import
+        from hpc_launch.agent.agent_run import refuse  # noqa: PLC0415 - torch is slow to import
 
         refuse(plan, here.environ, problem)

@@ -60,7 +60,7 @@ def find(found: Devices, environ: Mapping[str, str], root: Path = Path("/")) -> 
         # Its numbers are cards or tiles, as the runtime is told (oneAPI Level Zero, ZE_FLAT_DEVICE_HIERARCHY).
         usable, numbers = _intel(root), environ.get("ZE_FLAT_DEVICE_HIERARCHY") == "COMPOSITE"
     else:
-        # By the bus, unless the user has it otherwise: workers are told so (`elastic.environment`).
+        # By the bus, unless the user has it otherwise: workers are told so (`workers.worker_environment`).
         usable, numbers = _nvidia(root), environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID") == "PCI_BUS_ID"
     places = [_match(token, usable, numbers=numbers) for token in found.tokens]
     located = tuple(place for place in places if place is not None)

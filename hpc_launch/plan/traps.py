@@ -152,7 +152,7 @@ def _unwatched_output(case: Case) -> str | None:
 
 
 def _spares_of_one(case: Case) -> str | None:
-    """Spares alone never begin (`elastic.membership`): they cannot know that the others train no more."""
+    """Spares alone never begin (`rendezvous.membership`): they cannot know that the others train no more."""
     nodes, spares = len(case.world.hosts), case.settings.spares
     if not spares or nodes - spares > 1:
         return None

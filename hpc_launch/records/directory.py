@@ -12,7 +12,7 @@
     <log_dir>/<job>/progress/rank_<r>.jsonl                 what it said on the way, a line each
     <log_dir>/<job>/stacks/<when>/<host>/rank_<r>.txt       where a worker was when somebody asked, or it hung
     <log_dir>/<job>/nodes/<host>/events.jsonl               what the agents of that node saw, a line each
-    <log_dir>/<job>/memberships/<number>-<id>               what half of the nodes take to go on (`elastic.tokens`)
+    <log_dir>/<job>/memberships/<number>-<id>               what half of the nodes take to go on
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.out, .err   a worker's output
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.error.json  a worker's exception, where it left one
     <log_dir>/<job>/attempt_<n>/<host>/rank_<r>.result.pkl  what a function returned, where one was called from Python

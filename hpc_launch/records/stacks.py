@@ -23,7 +23,13 @@ _SPIED_THREAD = re.compile(r'^Thread \S+ \([^()]*\)(?:: "(.*)")?$')
 _SPIED_FRAME = re.compile(r"^    (\S.*) \((.*?)(?::(\d+))?\)$")
 
 # The launcher's own frames below those of a script, which a warm start has.
-_LAUNCHER = ("/hpc_launch/warm/script.py", "/hpc_launch/elastic/workers.py")
+_LAUNCHER = (
+    "/hpc_launch/workers/script.py",
+    "/hpc_launch/workers/command_workers.py",
+    # As they were called before.
+    "/hpc_launch/warm/script.py",
+    "/hpc_launch/elastic/workers.py",
+)
 _RUNPY = re.compile(r"<frozen runpy>|.*/runpy\.py")
 
 # Code of libraries, of which a line number says little: an all-reduce polls on several lines.

@@ -19,7 +19,7 @@ from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import OVER, WAITING, JobRecord
 
 # A run that has written anything within these seconds lives: if nothing else happens, its agents say so every ten
-# minutes (elastic/recording.py), and one such sign may be missed.
+# minutes (agent/recorder.py), and one such sign may be missed.
 FRESH = 1300.0
 
 # Seconds that the controller may take, and between two questions of one who keeps asking.

@@ -57,9 +57,9 @@ def keyring(run_id: str) -> Keyring:
 
 def party(run_id: str, nodes: int, agent: int, folder: str) -> Any:
     """Return what an agent brings along."""
-    from hpc_launch.elastic.party import Party  # noqa: PLC0415 - only the processes with agents import torch
     from hpc_launch.node import ports  # noqa: PLC0415
     from hpc_launch.records.directory import JobDirectory  # noqa: PLC0415
+    from hpc_launch.rendezvous.rendezvous_config import Party  # noqa: PLC0415 - only the processes with agents import torch
 
     hosts = [f"node{number:04}" for number in range(nodes)]
     return Party(
@@ -88,7 +88,7 @@ def party(run_id: str, nodes: int, agent: int, folder: str) -> Any:
 
 def agent(one: Any, told: Pipe) -> None:
     """Be an agent: join, hear of losses, join again; says where it listens, and how often its leader has begun."""
-    from hpc_launch.elastic.rendezvous import SlurmRendezvous  # noqa: PLC0415
+    from hpc_launch.rendezvous.handler import SlurmRendezvous  # noqa: PLC0415
 
     handler = SlurmRendezvous(one)
     while True:

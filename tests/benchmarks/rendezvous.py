@@ -59,11 +59,11 @@ def replace_store(module: Any) -> None:
 
 def slurm_node(node: int, nodes: int, run_id: str, folder: str) -> Callable[[], Any]:
     """Prepare one node's rendezvous by hpc-launch's handler."""
-    from hpc_launch.elastic.party import Party  # noqa: PLC0415 - only the processes with nodes import torch
-    from hpc_launch.elastic.rendezvous import SlurmRendezvous  # noqa: PLC0415
     from hpc_launch.node import ports  # noqa: PLC0415
     from hpc_launch.plan.identity import Identity  # noqa: PLC0415
     from hpc_launch.records.directory import JobDirectory  # noqa: PLC0415
+    from hpc_launch.rendezvous.handler import SlurmRendezvous  # noqa: PLC0415
+    from hpc_launch.rendezvous.rendezvous_config import Party  # noqa: PLC0415 - only the processes with nodes import torch
     from hpc_launch.rendezvous.transport.handshake import Method  # noqa: PLC0415
     from hpc_launch.rendezvous.transport.keys import Keyring, Secret  # noqa: PLC0415
 

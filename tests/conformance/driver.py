@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hpc_launch.warm.factory import Factory, build
-from hpc_launch.warm.script import Become, Script, run
-from hpc_launch.warm.server import Order
+from hpc_launch.workers.factory import Factory, build
+from hpc_launch.workers.factory_server import Order
+from hpc_launch.workers.script import Become, Script, run
 
 
 def main() -> Script | None:

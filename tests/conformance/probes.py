@@ -1,6 +1,6 @@
 """Scripts that are run both ways. Whatever they print or raise, and how they end, is compared."""
 
-# Everything that a process can see of itself, as JSON, but for what `hpc_launch.warm.script` says that it differs in.
+# Everything that a process can see of itself, as JSON, but for what `hpc_launch.workers.script` says that it differs in.
 FACTS = r"""
 import builtins, faulthandler, gc, json, locale, multiprocessing, os, resource, signal, sys, threading, time
 import tracemalloc, warnings

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hpc_launch.elastic.party import Party
-from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.node import ports
 from hpc_launch.plan.identity import Identity
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import RoundEnd
+from hpc_launch.rendezvous.rendezvous_config import Party
 from hpc_launch.rendezvous.transport.handshake import Method
 from hpc_launch.rendezvous.transport.keys import Keyring, Secret
 from tests.support import wait_for

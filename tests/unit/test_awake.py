@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpc_launch.elastic.awake import Awake
+from hpc_launch.rendezvous.suspend_aware_clock import Awake
 
 
 def test_it_stands_still_while_nobody_looks() -> None:

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from hpc_launch import console
+from hpc_launch.agent import output_console as output
+from hpc_launch.agent.output_console import Follower, Source
 from hpc_launch.console import say
-from hpc_launch.elastic import console as output
-from hpc_launch.elastic.console import Follower, Source
 from hpc_launch.node.file_changes import FileChanges
 from hpc_launch.records.lines import last_lines
 from tests.support import wait_for

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from hpc_launch.elastic.coordinator import Coordinator
-from hpc_launch.elastic.effects import Session
-from hpc_launch.elastic.party import Party
 from hpc_launch.errors import LogDirError
 from hpc_launch.plan.commands import command_of
 from hpc_launch.records import events
+from hpc_launch.rendezvous.coordinator import Coordinator
+from hpc_launch.rendezvous.effects import Session
 from hpc_launch.rendezvous.membership import Half, Membership
 from hpc_launch.rendezvous.messages import (
     Accept,
@@ -40,6 +39,7 @@ from hpc_launch.rendezvous.messages import (
     Told,
     Verdict,
 )
+from hpc_launch.rendezvous.rendezvous_config import Party
 from hpc_launch.rendezvous.transport.faults import MessageError
 from tests.unit.agents_support import identity, parties, party
 

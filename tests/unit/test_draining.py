@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from hpc_launch.elastic import draining
+from hpc_launch.rendezvous import node_blame
 from hpc_launch.rendezvous.messages import Failed, RunState, merge
 
 OWN = Failed(0, 1, "it broke", own=True, fault="")
@@ -27,16 +27,16 @@ BROKEN = Failed(0, 1, "lost", own=False, fault="Xid 79")
 )
 def test_who_failed_alone(failures: dict[int, Failed], culprit: int | None) -> None:
     """One that failed by itself while no other did; of those with evidence, the only one."""
-    assert draining.culprit(failures) == culprit
+    assert node_blame.culprit(failures) == culprit
 
 
 def test_evidence_counts_at_once_and_failures_after_two_attempts() -> None:
     """What is held against a node outlives the leader that has noted it."""
-    once = draining.noted(RunState(), {3: OWN, 4: FOLLOWED})
-    twice = draining.noted(once, {3: OWN})
-    both = draining.noted(draining.noted(twice, {1: BROKEN}), {3: BROKEN})
+    once = node_blame.noted(RunState(), {3: OWN, 4: FOLLOWED})
+    twice = node_blame.noted(once, {3: OWN})
+    both = node_blame.noted(node_blame.noted(twice, {1: BROKEN}), {3: BROKEN})
 
-    assert draining.noted(once, {3: OWN, 4: OWN}) == once
+    assert node_blame.noted(once, {3: OWN, 4: OWN}) == once
     assert (once.drained, twice.drained) == ({}, {"3": "has ended 2 attempts alone"})
     assert [*merge([RunState(), both, twice]).drained.items()] == [*twice.drained.items(), ("1", "is broken (Xid 79)")]
 
@@ -44,8 +44,8 @@ def test_evidence_counts_at_once_and_failures_after_two_attempts() -> None:
 @given(st.floats(0, 1e6))
 def test_a_failure_waits_longest_while_nodes_still_start(ran: float) -> None:
     """Import errors come to slow nodes later; once all train together, what all have they have at the same time."""
-    seconds = draining.settle_seconds(ran)
+    seconds = node_blame.settle_seconds(ran)
 
     assert 0.5 <= seconds <= 3
     assert seconds == 0.5 or ran < 60
-    assert draining.settle_seconds(0) == draining.settle_seconds(60) == 0.5
+    assert node_blame.settle_seconds(0) == node_blame.settle_seconds(60) == 0.5

@@ -16,11 +16,11 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousInfo
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
 
-from hpc_launch.elastic import search
-from hpc_launch.elastic.rendezvous import SlurmRendezvous, SpareReleased
 from hpc_launch.errors import RendezvousError, RoundRefused
 from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.rendezvous import failure_detector
+from hpc_launch.rendezvous.handler import SlurmRendezvous, SpareReleased
 from hpc_launch.rendezvous.messages import Message
 from hpc_launch.settings import Origin
 from hpc_launch.world import of_nodes
@@ -515,8 +515,8 @@ def test_who_comes_back_waits_for_the_next_attempt(group: Callable[..., Group]) 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a call that is not answered be short."""
-    monkeypatch.setattr(search, "_CALL_SECONDS", 0.5)
-    monkeypatch.setattr(search, "_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(failure_detector, "_CALL_SECONDS", 0.5)
+    monkeypatch.setattr(failure_detector, "_AGAIN_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("impatient")

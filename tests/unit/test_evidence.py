@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from hpc_launch.elastic import evidence
-from hpc_launch.elastic.evidence import Before
+from hpc_launch.agent import failure_evidence
+from hpc_launch.agent.failure_evidence import Before
 from hpc_launch.node import memory
 from hpc_launch.node.kernel_log import KernelLog
 from hpc_launch.node.memory import Kills
@@ -42,7 +42,7 @@ def kill(monkeypatch: pytest.MonkeyPatch, group: int, node: int) -> None:
 
 def gathered(files: RankFiles, exitcode: int, before: Before = BEFORE) -> dict[str, Any]:
     """Look at what there is; see that a reader of the event understands it."""
-    found = evidence.gather(files, 7, exitcode, before, ended=100.0)
+    found = failure_evidence.gather(files, 7, exitcode, before, ended=100.0)
     assert (gather.failure(Fields(json.loads(json.dumps(found)))) is None) == (not found)
     return found
 
@@ -75,7 +75,7 @@ def test_the_file_of_torchs_record(files: RankFiles, ended: float, time: float) 
     """torch's own file has whole seconds, and its type only in the report."""
     extra = {"py_callstack": REPORT, "timestamp": "99"}
     files.error.write_text(json.dumps({"message": {"message": "ValueError: loss is nan", "extraInfo": extra}}))
-    found = gather.failure(Fields(evidence.gather(files, 7, 1, BEFORE, ended=ended)))
+    found = gather.failure(Fields(failure_evidence.gather(files, 7, 1, BEFORE, ended=ended)))
 
     assert found is not None
     assert found.exception == Raised("ValueError", "loss is nan", "train.py:3", "hook", time)
@@ -153,7 +153,7 @@ def test_of_many_lines_the_one_that_tells_most_is_kept(files: RankFiles) -> None
 
 def test_a_process_that_hangs() -> None:
     """This one does not, and one that is gone neither."""
-    assert (evidence.hung_in(os.getpid()), evidence.hung_in(1 << 22)) == ("", "")
+    assert (failure_evidence.hung_in(os.getpid()), failure_evidence.hung_in(1 << 22)) == ("", "")
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousInfo, RendezvousParameters
 
-from hpc_launch.elastic import coordination, plugin
-from hpc_launch.elastic.party import Party
-from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.errors import HpcLaunchError, LogDirError, RendezvousError, RendezvousTimeout, RoundRefused
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.rendezvous import coordinator_server, torchrun_plugin
+from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import Message, RoundEnd
+from hpc_launch.rendezvous.rendezvous_config import Party
 from tests.support import wait_for
 from tests.unit.agents_support import (
     DEADLINE,
@@ -557,7 +557,7 @@ def test_the_leader_waits_for_those_that_came_a_moment_ago(
     """What other threads see of its server may be a little old; a run may end before it is new."""
     handlers = group(party(tmp_path, 2))
     with monkeypatch.context() as old:
-        old.setattr(coordination, "_VIEW_SECONDS", DEADLINE)
+        old.setattr(coordinator_server, "_VIEW_SECONDS", DEADLINE)
         meet(handlers)
         fail(handlers[0], 5)
         assert handlers[0]._server is not None
@@ -676,7 +676,7 @@ def _started(python: str, program: str, arguments: Sequence[str]) -> subprocess.
 LEADER = """
 import sys
 from pathlib import Path
-from hpc_launch.elastic.rendezvous import SlurmRendezvous
+from hpc_launch.rendezvous.handler import SlurmRendezvous
 from tests.unit.agents_support import party
 
 leader = SlurmRendezvous(party(Path(sys.argv[1]), 2, run_id=sys.argv[2], ports=[int(sys.argv[3])]))
@@ -745,7 +745,7 @@ AGENT = """
 import sys
 from pathlib import Path
 from dataclasses import replace
-from hpc_launch.elastic.rendezvous import SlurmRendezvous
+from hpc_launch.rendezvous.handler import SlurmRendezvous
 from tests.unit.agents_support import parties, party
 
 first = party(Path(sys.argv[1]), 3, run_id=sys.argv[2], ports=[int(sys.argv[3])])
@@ -778,7 +778,7 @@ def test_plain_torchrun_has_the_settings_of_files(tmp_path: Path, monkeypatch: p
     """A handler that torchrun makes takes its ports from where the project's file says."""
     (tmp_path / "hpc-launch.toml").write_text("port-range = '30000-30002'\n")
     monkeypatch.chdir(tmp_path)
-    handler = plugin.create(RendezvousParameters("slurm", "", "run", 1, 1))
+    handler = torchrun_plugin.create(RendezvousParameters("slurm", "", "run", 1, 1))
 
     assert isinstance(handler, SlurmRendezvous)
     assert set(handler._party.ports) == {30000, 30001, 30002}

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from hpc_launch.elastic.hang import Activity, HangWatch, Quiet, Verdict, pause_for
-from hpc_launch.elastic.rendezvous import SlurmRendezvous
+from hpc_launch.agent.hang_detector import Activity, HangWatch, Quiet, Verdict, pause_for
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.rendezvous.handler import SlurmRendezvous
 from tests.unit.agents_support import parties, party, together
 
 TIMEOUT = 100.0
@@ -170,10 +170,10 @@ def test_files_that_cannot_be_seen_are_no_silence(tmp_path: Path, monkeypatch: p
         answers.wait(30)
         return look(one)
 
-    monkeypatch.setattr("hpc_launch.elastic.hang._LOOK", 0.01)
+    monkeypatch.setattr("hpc_launch.agent.hang_detector._LOOK", 0.01)
     monkeypatch.setattr(Activity, "_look", hanging)
     unseen = [activity.changed(), activity.changed()]
     answers.set()
-    monkeypatch.setattr("hpc_launch.elastic.hang._LOOK", 30.0)
+    monkeypatch.setattr("hpc_launch.agent.hang_detector._LOOK", 30.0)
 
     assert (unseen, activity.changed()) == ([True, True], False)

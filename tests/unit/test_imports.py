@@ -36,22 +36,22 @@ FOUNDATIONS = {
 }
 MAY_IMPORT = {
     "entry": {"cli"},
-    "cli": {"launch", "submission", "check", "review", "records", "plan", "slurm", "warm", *FOUNDATIONS},
+    "cli": {"launch", "submission", "check", "review", "records", "plan", "slurm", "workers", *FOUNDATIONS},
     "submitit": {"jobs"},
     "jobs": {"review", "submission", "plan", "slurm", "node", "records", *FOUNDATIONS},
-    "launch": {"plan", "slurm", "node", "records", "warm", *FOUNDATIONS},
+    "launch": {"plan", "slurm", "node", "records", "workers", *FOUNDATIONS},
     "submission": {"plan", "slurm", "node", "records", *FOUNDATIONS},
     "check": {"probes", "plan", "slurm", "node", *FOUNDATIONS},
     "review": {"probes", "plan", "slurm", "node", "records", *FOUNDATIONS},
     "probes": {"hostlist", "errors"},
-    "elastic": {"rendezvous", "plan", "slurm", "node", "records", "warm", *FOUNDATIONS},
-    "rendezvous": {"owners", "ranges", "secret", "errors"},
+    "agent": {"rendezvous", "workers", "plan", "slurm", "node", "records", *FOUNDATIONS},
+    "rendezvous": {"plan", "slurm", "node", "records", *FOUNDATIONS},
+    "workers": {"rendezvous", "plan", "node", "records", *FOUNDATIONS},
     "plan": {"slurm", "node", "records", *FOUNDATIONS},
     "slurm": {"hostlist", "ranges", "errors"},
     "node": {"records", "ranges", "errors"},
     "records": {"hostlist", "owners", "ranges", "errors"},
     "runtime": {"records", "errors"},
-    "warm": {"hidden", "node", "errors"},
     "world": {"settings"},
     "settings": {"owners", "ranges", "errors"},
     "hostlist": {"errors"},
@@ -71,9 +71,8 @@ MAY_IMPORT = {
 EXCEPTIONS = {
     (
         "launch.run",
-        "elastic",
+        "agent",
     ): "running is what launch is for; inside of functions, so that errors and explanations come without torch",
-    ("launch.plain", "elastic"): "the environment of a worker is made in one place; it imports no torch",
     ("__init__", "jobs"): "for type checkers; what a notebook uses is imported when it is used",
     ("__init__", "submitit"): "as above",
     ("__init__", "runtime"): "as above",
@@ -86,15 +85,15 @@ HEAVY = {"torch", "numpy", "submitit", "cloudpickle", "psutil"}
 
 # Where os.environ is changed nevertheless: (module, function, method), with the reason.
 ENVIRONMENT_CHANGES = {
-    ("elastic.foreign", "make_handler", "setdefault"): "torch's rendezvous reads it, in this process only",
-    ("elastic.workers", "run_path", "pop"): "in a worker of torch's making, whose environment torch has filled",
-    ("warm.factory", "_changed", "update"): "while modules are imported, and put back then",
-    ("warm.factory", "_changed", "[]"): "as above",
+    ("agent.foreign_backends", "make_handler", "setdefault"): "torch's rendezvous reads it, in this process only",
+    ("workers.command_workers", "run_path", "pop"): "in a worker of torch's making, whose environment torch has filled",
+    ("workers.factory", "_changed", "update"): "while modules are imported, and put back then",
+    ("workers.factory", "_changed", "[]"): "as above",
     ("jobs.debug", "_alone", "[]"): "a function that is called in process finds what a worker has, and no longer",
     ("jobs.debug", "_alone", "pop"): "as above",
     ("check.bench", "_dress", "setdefault"): "in a process that has just been forked to be one rank",
     ("check.bench", "_dress", "[]"): "as above",
-    ("warm.child", "_replace_environment", "[]"): "a worker gets the environment that it was given",
+    ("workers.forked_child", "_replace_environment", "[]"): "a worker gets the environment that it was given",
 }
 
 LOOK = """
@@ -132,10 +131,15 @@ def part_of(module: str) -> str:
 
 
 def imports() -> Iterator[Import]:
-    """Find all import statements, those inside of functions being lazy."""
+    """Find all import statements; those inside of functions, and for type checkers only, are lazy."""
     for module, tree in modules().items():
-        functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
-        inside = {id(node) for function in functions for node in ast.walk(function)}
+        late: list[ast.AST] = [
+            node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        ]
+        late += [
+            node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        ]
+        inside = {id(node) for outer in late for node in ast.walk(outer)}
         for node in ast.walk(tree):
             lazy = id(node) in inside
             if isinstance(node, ast.Import):
@@ -147,7 +151,10 @@ def imports() -> Iterator[Import]:
                     for alias in node.names:
                         yield Import(module, f"hpc_launch.{alias.name}", lazy)
                 else:
-                    yield Import(module, node.module or "", lazy)
+                    for alias in node.names:
+                        whole = f"{node.module}.{alias.name}"
+                        is_module = whole.removeprefix("hpc_launch.") in modules()
+                        yield Import(module, whole if is_module else node.module or "", lazy)
 
 
 def part_imported(target: str) -> str | None:
@@ -185,20 +192,34 @@ def test_imports_go_one_way() -> None:
     assert set(EXCEPTIONS) == crossing
 
 
+# The rooms whose modules may import torch when they are imported themselves.
+USERS_OF_TORCH = {"agent", "rendezvous", "workers"}
+
+
+def imported_modules(found: Import) -> set[str]:
+    """Name the modules of the package that an import may load."""
+    top, _, rest = found.target.partition(".")
+    return {rest} & set(modules()) if top == "hpc_launch" else set()
+
+
+def need_torch() -> set[str]:
+    """Find the modules that cannot be imported without torch: themselves, or by what they import at once."""
+    at_once = [found for found in imports() if not found.lazy]
+    needing = {found.module for found in at_once if found.target.split(".")[0] == "torch"}
+    while more := {found.module for found in at_once if imported_modules(found) & needing} - needing:
+        needing |= more
+    return needing
+
+
 def test_what_needs_torch_is_imported_late() -> None:
-    """Outside of elastic, whatever imports torch is imported inside of functions only."""
-    at_once = {
-        (found.module, found.target)
-        for found in imports()
-        if part_of(found.module) != "elastic" and part_imported(found.target) == "elastic" and not found.lazy
-    }
-    assert at_once == set()
+    """Outside of the rooms that use torch, nothing needs it to be imported."""
+    assert {module for module in need_torch() if part_of(module) not in USERS_OF_TORCH} == set()
 
 
 def test_who_imports_torch() -> None:
-    """torch is used in one part of the launcher, and in what its workers import."""
+    """torch is used in some rooms of the launcher, and in what its workers import."""
     parts = {part_of(found.module) for found in imports() if found.target.split(".")[0] == "torch"}
-    assert {"elastic", "runtime", "check"} == parts
+    assert USERS_OF_TORCH | {"runtime", "check"} == parts
 
 
 def test_only_cli_knows_click() -> None:
@@ -325,13 +346,13 @@ def test_toml_is_read_by_those_who_need_it(
         "hpc_launch.check.bench",
         "hpc_launch.probes.probe",
         "hpc_launch.check.run",
-        "hpc_launch.elastic",
+        "hpc_launch.agent",
         "hpc_launch.console",
         "hpc_launch.patience",
-        "hpc_launch.elastic.console",
-        "hpc_launch.elastic.environment",
-        "hpc_launch.elastic.others",
-        "hpc_launch.elastic.rounds",
+        "hpc_launch.agent.output_console",
+        "hpc_launch.workers.worker_environment",
+        "hpc_launch.agent.peers",
+        "hpc_launch.rendezvous.round_checks",
         "hpc_launch.jobs.display",
         "hpc_launch.jobs.executor",
         "hpc_launch.jobs.look",
@@ -353,7 +374,7 @@ def test_toml_is_read_by_those_who_need_it(
         "hpc_launch.submission.run",
         "hpc_launch.submission.snapshot",
         "hpc_launch.submission.watch",
-        "hpc_launch.warm.factory",
+        "hpc_launch.workers.factory",
     ],
 )
 def test_what_is_pure_imports_nothing_heavy(python: str, module: str) -> None:

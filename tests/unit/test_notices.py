@@ -14,10 +14,10 @@ from unittest import mock
 import pytest
 from hypothesis import given, strategies as st
 
-from hpc_launch.elastic import notices as notices_module
-from hpc_launch.elastic.notices import Notices, Tally
-from hpc_launch.elastic.signals import Signals
 from hpc_launch.node import processes
+from hpc_launch.workers import notice_signals as notices_module
+from hpc_launch.workers.notice_signals import Notices, Tally
+from hpc_launch.workers.signals import Signals
 from tests.support import wait_for
 
 USR1, USR2 = signal.SIGUSR1, signal.SIGUSR2

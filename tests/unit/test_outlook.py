@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_launch.elastic.outlook import Outlook
+from hpc_launch.agent.job_monitor import Outlook
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
 from hpc_launch.slurm.rules import ClusterRules, Partition

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hpc_launch import owners
-from hpc_launch.elastic.console import Source
+from hpc_launch.agent.output_console import Source
 from hpc_launch.errors import CallError, LogDirError
 from hpc_launch.jobs import remote, results, worker
 from hpc_launch.jobs.files import write_once

@@ -43,7 +43,7 @@ def started() -> Iterator[Starts]:
 FAMILY = (
     """
 import json, os, time
-from hpc_launch.warm.server import become_subreaper
+from hpc_launch.workers.factory_server import become_subreaper
 
 become_subreaper()
 read, write = os.pipe()

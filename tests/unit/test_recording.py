@@ -14,17 +14,17 @@ from typing import Any, cast
 
 import pytest
 
-from hpc_launch.elastic import evidence, recording
-from hpc_launch.elastic.course import Course
-from hpc_launch.elastic.recording import Recorder
-from hpc_launch.elastic.workers import CommandWorkers
+from hpc_launch.agent import failure_evidence, recorder as recorder_module
+from hpc_launch.agent.recorder import Recorder
+from hpc_launch.agent.run_context import Course
 from hpc_launch.plan.derive import make
 from hpc_launch.records import events, history
 from hpc_launch.records.claims import claim_run
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import EventLog
 from hpc_launch.settings import resolve
-from hpc_launch.warm.factory import Ended
+from hpc_launch.workers.command_workers import CommandWorkers
+from hpc_launch.workers.factory import Ended
 from tests.unit.test_plan import here
 
 GONE = 1 << 22
@@ -42,7 +42,7 @@ def course(tmp_path: Path) -> Course:
 @pytest.fixture
 def recorder(course: Course, monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """Return the recorder of an agent on that course."""
-    monkeypatch.setattr(recording, "Pace", lambda *_: SimpleNamespace(due=lambda _: False))
+    monkeypatch.setattr(recorder_module, "Pace", lambda *_: SimpleNamespace(due=lambda _: False))
     return Recorder(course, {"SLURM_RESTART_COUNT": "2"})
 
 
@@ -113,7 +113,7 @@ def test_a_worker_that_cannot_be_killed(
     job = job_of(recorder, course)
     found = workers(tmp_path, {0: GONE}, {}, hung=(GONE,))
     recorder.started(0, 0, found)
-    monkeypatch.setattr(evidence, "hung_in", lambda _: "nfs4_wait")
+    monkeypatch.setattr(failure_evidence, "hung_in", lambda _: "nfs4_wait")
     recorder.finish(found, "SIGTERM")
     assert recorder.settle(PATIENCE)
     (worker,) = history.read(job.path).attempts[0].workers
@@ -131,7 +131,7 @@ def test_signs_of_life(recorder: Recorder, course: Course, tmp_path: Path, monke
         recorder.started(local, local, found)
     monkeypatch.setattr(cast("Any", recorder), "_beat", SimpleNamespace(due=lambda _: True))
     for states in ({0, 1}, {1}, set[int]()):
-        monkeypatch.setattr(evidence, "hung_in", _hanging({GONE if local else os.getpid() for local in states}))
+        monkeypatch.setattr(failure_evidence, "hung_in", _hanging({GONE if local else os.getpid() for local in states}))
         recorder.look(found)
     beats = [event for event in lines(recorder, job) if event["event"] == events.HEARTBEAT]
 
@@ -182,7 +182,7 @@ def test_a_file_that_hangs_is_waited_for_by_nobody(
 
     assert recorder.settle(PATIENCE)
     monkeypatch.setattr(EventLog, "_write", hanging)
-    monkeypatch.setattr(recording, "_LAST_SECONDS", 0.0)
+    monkeypatch.setattr(recorder_module, "_LAST_SECONDS", 0.0)
     recorder.say(events.NODE_LOST, hosts="gpu007")
     said = time.time()
     recorder.left(69, "gpu007 is lost")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
 
-from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.errors import RoundRefused
+from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import Ending, RoundEnd
 from tests.support import wait_for
 from tests.unit.agents_support import DEADLINE, begin, end_of, finish, parties, party

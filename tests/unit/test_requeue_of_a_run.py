@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hpc_launch.elastic import requeue
-from hpc_launch.elastic.requeue import Run
+from hpc_launch.agent import job_requeue
+from hpc_launch.agent.job_requeue import Run
 from hpc_launch.errors import HpcLaunchError, Interrupted, RendezvousError, RoundRefused, UsageError, WorkerError
 from hpc_launch.plan.derive import make
 from hpc_launch.plan.model import Plan
@@ -110,7 +110,7 @@ def test_why_a_run_is_requeued_after_a_notice(
 def check_reason(folder: Path, asked: list[str], ended: Run, reason: str | None) -> None:
     job = JobDirectory(folder, "7.0")
     job.path.mkdir()
-    word = requeue.settle(plan(), ENVIRON, ended)
+    word = job_requeue.settle(plan(), ENVIRON, ended)
     if reason is None:
         assert (word, asked, job.ledger.exists()) == ("", [], False)
         return
@@ -124,9 +124,9 @@ def test_a_requeue_of_slurm_s_own_is_written_down(tmp_path: Path, asked: list[st
     """It is under way already, so nobody asks; the ledger and a line tell of it, and it is free."""
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
-    requeue.settle_early(plan("on-preempt"), ENVIRON, run(job, None, REQUEUED))
+    job_requeue.settle_early(plan("on-preempt"), ENVIRON, run(job, None, REQUEUED))
     mark(job, 0, json.dumps({"attempt": 3, "step": 50, "total": 100}))
-    word = requeue.settle(plan("on-preempt"), ENVIRON, run(job, TERM, REQUEUED))
+    word = job_requeue.settle(plan("on-preempt"), ENVIRON, run(job, TERM, REQUEUED))
     assert word == "Slurm itself has the job run again: not counted"
     assert asked == []
     [entry] = ledger.load(job).entries
@@ -138,10 +138,10 @@ def test_one_agent_of_all_steps_asks(tmp_path: Path, asked: list[str]) -> None:
     jobs = [JobDirectory(tmp_path, f"7.{step}") for step in range(2)]
     for job in jobs:
         job.path.mkdir()
-        requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING))
+        job_requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING))
     assert asked == ["7"]
     assert [job.ledger.exists() for job in jobs] == [True, False]
-    requeue.settle(plan(), ENVIRON | {"SLURM_RESTART_COUNT": "1"}, run(jobs[1], FAILED, RUNNING))
+    job_requeue.settle(plan(), ENVIRON | {"SLURM_RESTART_COUNT": "1"}, run(jobs[1], FAILED, RUNNING))
     assert asked == ["7", "7"]
 
 
@@ -150,7 +150,7 @@ def test_what_slurm_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(controller, "requeue", lambda _: "Requested operation is presently disabled")
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
-    word = requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING))
+    word = job_requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING))
     assert word == "not requeued: Requested operation is presently disabled"
     assert not job.ledger.exists()
 
@@ -160,7 +160,7 @@ def test_what_was_not_asked_for(tmp_path: Path, asked: list[str], words: str) ->
     """Nothing is done; where something was asked for, and not this, a line says so."""
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
-    word = requeue.settle(plan(words), ENVIRON, run(job, FAILED, RUNNING))
+    word = job_requeue.settle(plan(words), ENVIRON, run(job, FAILED, RUNNING))
     assert asked == []
     assert word == ("" if words == "never" else "not requeued: --requeue does not say on-failure")
 
@@ -171,7 +171,7 @@ def test_a_notice_before_a_preemption_is_a_notice_where_only_that_was_asked_for(
     """Slurm can send the signal of --signal at the beginning of a preemption's GraceTime."""
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
-    assert requeue.settle(plan("on-notice"), ENVIRON, run(job, None, IN_GRACE, noticed=True)).startswith("requeued")
+    assert job_requeue.settle(plan("on-notice"), ENVIRON, run(job, None, IN_GRACE, noticed=True)).startswith("requeued")
     [entry] = ledger.load(job).entries
     assert (entry.reason, entry.counted, asked) == ("notice", True, ["7"])
 
@@ -187,11 +187,11 @@ def test_a_requeue_while_the_workers_end(tmp_path: Path, asked: list[str]) -> No
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
     mark(job, 0, json.dumps({"attempt": 3, "step": 40, "total": 100}))
-    requeue.settle_early(plan(), ENVIRON, run(job, None, TIME_LIMIT))
+    job_requeue.settle_early(plan(), ENVIRON, run(job, None, TIME_LIMIT))
     [entry] = ledger.load(job).entries
     assert (entry.reason, entry.step, asked) == ("timeout", 40, ["7"])
     mark(job, 0, json.dumps({"attempt": 3, "step": 50, "total": 100}))
-    word = requeue.settle(plan(), ENVIRON, run(job, TERM, REQUEUED))
+    word = job_requeue.settle(plan(), ENVIRON, run(job, TERM, REQUEUED))
     [entry] = ledger.load(job).entries
 
     assert word == "requeued (1 of 10): time limit"
@@ -203,7 +203,7 @@ def test_what_can_wait_for_the_workers(tmp_path: Path, asked: list[str], record:
     """A requeue of a job that still runs would end it; whatever else it may be waits for the end of the workers."""
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
-    requeue.settle_early(plan(), ENVIRON, run(job, None, record, noticed=True))
+    job_requeue.settle_early(plan(), ENVIRON, run(job, None, record, noticed=True))
 
     assert (asked, job.ledger.exists()) == ([], False)
 
@@ -220,10 +220,10 @@ def test_what_is_not_right_yet(tmp_path: Path, asked: list[str]) -> None:
     environ = ENVIRON | {"SLURM_RESTART_COUNT": "2"}
     words = plan(requeue_patience="2")
     record = JobRecord("7", "COMPLETING", "TimeLimit", restarts=2)
-    requeue.settle_early(words, environ, run(job, None, record))
+    job_requeue.settle_early(words, environ, run(job, None, record))
     assert asked == []
     mark(job, 0, json.dumps({"attempt": 3, "step": 50, "total": 100}))
-    requeue.settle(words, environ, run(job, TERM, record))
+    job_requeue.settle(words, environ, run(job, TERM, record))
 
     assert asked == ["7"]
     assert [entry.step for entry in ledger.load(job).entries] == [40, 40, 50]
@@ -239,14 +239,14 @@ def test_progress_is_that_of_the_rank_which_came_furthest(tmp_path: Path, asked:
     mark(job, 1, json.dumps({"attempt": 3, "step": 45, "total": 100}))
     mark(job, 2, "{")
     mark(job, 3, "[1, 2]")
-    requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING))
+    job_requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING))
     entry = ledger.load(job).entries[-1]
     assert (entry.step, entry.progressed, asked) == (50, True, ["7"])
 
     mark(job, 0, json.dumps({"attempt": 1, "step": 50, "total": 100}))
     mark(job, 1, json.dumps({"attempt": 1, "step": 45, "total": 100}))
     environ = ENVIRON | {"SLURM_RESTART_COUNT": "1"}
-    requeue.settle(plan(), environ, run(job, FAILED, JobRecord("7", "RUNNING", restarts=1)))
+    job_requeue.settle(plan(), environ, run(job, FAILED, JobRecord("7", "RUNNING", restarts=1)))
     entry = ledger.load(job).entries[-1]
     assert (entry.step, entry.progressed) == (50, False)
 
@@ -256,7 +256,7 @@ def test_a_ledger_of_a_later_version_is_left_alone(tmp_path: Path, asked: list[s
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
     job.ledger.write_text('{"schema": 2, "because": "time"}\n')
-    word = requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING))
+    word = job_requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING))
 
     expected = f"not requeued: {job.ledger} is of a later hpc-launch (schema 2, here 1): go on with that"
     assert (word, asked, job.ledger.read_text()) == (expected, [], '{"schema": 2, "because": "time"}\n')
@@ -268,9 +268,9 @@ def test_what_slurm_refused_can_be_asked_again(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(controller, "requeue", lambda _: answers.pop(0))
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
-    requeue.settle_early(plan(), ENVIRON, run(job, None, TIME_LIMIT))
+    job_requeue.settle_early(plan(), ENVIRON, run(job, None, TIME_LIMIT))
 
-    assert requeue.settle(plan(), ENVIRON, run(job, TERM, TIME_LIMIT)) == "requeued (1 of 10): time limit"
+    assert job_requeue.settle(plan(), ENVIRON, run(job, TERM, TIME_LIMIT)) == "requeued (1 of 10): time limit"
 
 
 def test_a_requeue_whose_answer_was_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +280,7 @@ def test_a_requeue_whose_answer_was_late(tmp_path: Path, monkeypatch: pytest.Mon
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
 
-    assert requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING)).startswith("requeued (1 of 10)")
+    assert job_requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING)).startswith("requeued (1 of 10)")
 
 
 def test_one_thread_at_a_time_settles_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,9 +296,9 @@ def test_one_thread_at_a_time_settles_it(tmp_path: Path, monkeypatch: pytest.Mon
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
     with ThreadPoolExecutor(2) as pool:
-        early = pool.submit(requeue.settle_early, plan(), ENVIRON, run(job, None, TIME_LIMIT))
+        early = pool.submit(job_requeue.settle_early, plan(), ENVIRON, run(job, None, TIME_LIMIT))
         asking.wait(60)
-        late = pool.submit(requeue.settle, plan(), ENVIRON, run(job, TERM, TIME_LIMIT))
+        late = pool.submit(job_requeue.settle, plan(), ENVIRON, run(job, TERM, TIME_LIMIT))
         goes_on.set()
         early.result(60)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hpc_launch.elastic.rounds import Member, missing_hosts, refusal, shape
+from hpc_launch.rendezvous.round_checks import Member, missing_hosts, refusal, shape
 
 SOFTWARE = {"torch": "2.13.0", "script": "train.py"}
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from hpc_launch.elastic.search import Doubts, Search
 from hpc_launch.node import network
 from hpc_launch.rendezvous import codec
+from hpc_launch.rendezvous.failure_detector import Doubts, Search
 from hpc_launch.rendezvous.messages import Answer, Hello, Purpose, Verdict
 from hpc_launch.rendezvous.transport.connection import Connection
 from hpc_launch.rendezvous.transport.server import Greeting, Server

@@ -16,8 +16,8 @@ import pytest
 from click.testing import CliRunner
 
 from hpc_launch import secret
+from hpc_launch.agent.worker_pool import Crew
 from hpc_launch.cli import cli
-from hpc_launch.elastic.crew import Crew
 from hpc_launch.jobs import carrier
 from hpc_launch.settings import resolve
 from tests.unit.slurm_variables import FOUR_NODE_JOB
@@ -175,7 +175,7 @@ def test_torch_gives_no_secret_to_workers(monkeypatch: pytest.MonkeyPatch) -> No
         started.append(words["envs"])
         return SimpleNamespace(pids=dict)
 
-    monkeypatch.setattr("hpc_launch.elastic.crew.start_processes", start_processes)
+    monkeypatch.setattr("hpc_launch.agent.worker_pool.start_processes", start_processes)
     course = SimpleNamespace(plan=SimpleNamespace(settings=resolve({"numa_binding": "node"}, {}), shares=()))
     factory = SimpleNamespace(adopt=lambda _: None)
     spec = SimpleNamespace(entrypoint="python", args=(), role="default", numa_options=None)

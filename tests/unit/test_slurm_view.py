@@ -11,8 +11,8 @@ from typing import Any, cast
 
 import pytest
 
-from hpc_launch.elastic import slurm_view
-from hpc_launch.elastic.slurm_view import SlurmView
+from hpc_launch.agent import node_health
+from hpc_launch.agent.node_health import SlurmView
 from hpc_launch.records import events, telling
 from hpc_launch.records.model import NodeState
 from hpc_launch.slurm.nodes import NodeRecord
@@ -42,7 +42,7 @@ class Slurm:
 @pytest.fixture
 def views(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Return what makes views, which are closed in the end, of a Slurm that notices soon that a node is gone."""
-    monkeypatch.setattr(slurm_view, "_MORE_SECONDS", 0.0)
+    monkeypatch.setattr(node_health, "_MORE_SECONDS", 0.0)
     made: list[SlurmView] = []
 
     def make(slurm: Slurm, timeout: float = 0.05) -> SlurmView:
@@ -136,7 +136,7 @@ def test_only_the_leader_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     asked: list[Any] = []
     handler = cast("Any", SimpleNamespace(leads=False, observer=lambda event, **_: seen.append(event)))
-    view = slurm_view.follow(handler)
+    view = node_health.follow(handler)
     monkeypatch.setattr(view, "note", lambda *said: asked.append(said))
     handler.observer(events.NODE_LOST, hosts="gpu1")
     handler.leads = True

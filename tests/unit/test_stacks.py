@@ -32,7 +32,7 @@ Current thread 0x00007f12b0ff9b80 (most recent call first):
   File "{LIBRARY}", line 3252 in all_reduce
   File "/home/me/my train.py", line 11 in main
   File "/home/me/my train.py", line 12 in <module>
-  File "/opt/venv/lib/python3.11/site-packages/hpc_launch/warm/script.py", line 119 in _run_file
+  File "/opt/venv/lib/python3.11/site-packages/hpc_launch/workers/script.py", line 119 in _run_file
   File "/opt/venv/lib/python3.11/site-packages/hpc_launch/cli/__init__.py", line 73 in main
   File "/opt/venv/bin/hpc-launch", line 8 in <module>
 """
@@ -49,7 +49,7 @@ Thread 4711 (active+gil): "MainThread"
     all_reduce ({LIBRARY}:3250)
     main (/home/me/my train.py:11)
     <module> (/home/me/my train.py:12)
-    _run_file (/opt/venv/lib/python3.11/site-packages/hpc_launch/warm/script.py:119)
+    _run_file (/opt/venv/lib/python3.11/site-packages/hpc_launch/workers/script.py:119)
 """
 
 MAIN = (
@@ -247,8 +247,8 @@ def test_names_do_not_change_what_is_read(tmp_path: Path) -> None:
 import os, signal, sys, threading, time
 from pathlib import Path
 from hpc_launch.node import reserved
-from hpc_launch.warm import answering
-answering.install({"HPC_LAUNCH_JOB_DIRECTORY": "/logs/1.0", "HPC_LAUNCH_ATTEMPT": "0", "RANK": "3"})
+from hpc_launch.workers import stack_answers
+stack_answers.install({"HPC_LAUNCH_JOB_DIRECTORY": "/logs/1.0", "HPC_LAUNCH_ATTEMPT": "0", "RANK": "3"})
 ready = threading.Event()
 def helper():
     ready.set()

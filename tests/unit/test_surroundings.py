@@ -2,14 +2,14 @@
 
 import pytest
 
-from hpc_launch.elastic import surroundings
+from hpc_launch.agent import environment_snapshot
 
 
 @pytest.mark.parametrize(
     "name", ["NCCL_DEBUG", "SLURM_JOB_ID", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LD_PRELOAD"]
 )
 def test_what_training_depends_on_is_written_down(name: str) -> None:
-    assert surroundings.relevant({name: "1", "HOME": "/home/me", "EDITOR": "vi"}) == {name: "1"}
+    assert environment_snapshot.relevant({name: "1", "HOME": "/home/me", "EDITOR": "vi"}) == {name: "1"}
 
 
 @pytest.mark.parametrize(
@@ -27,16 +27,16 @@ def test_what_training_depends_on_is_written_down(name: str) -> None:
 )
 def test_what_looks_like_a_secret_is_not(name: str) -> None:
     """Logs are read by more people than the environment."""
-    assert surroundings.relevant({name: "hidden"}) == {}
+    assert environment_snapshot.relevant({name: "hidden"}) == {}
 
 
 def test_long_values_are_cut() -> None:
-    assert len(surroundings.relevant({"LD_LIBRARY_PATH": "/x:" * 10_000})["LD_LIBRARY_PATH"]) == 1001
+    assert len(environment_snapshot.relevant({"LD_LIBRARY_PATH": "/x:" * 10_000})["LD_LIBRARY_PATH"]) == 1001
 
 
 def test_versions_are_words() -> None:
     """Versions that this build of torch does not have are left out."""
-    found = surroundings.describe({})["software"]
+    found = environment_snapshot.describe({})["software"]
 
     assert found
     assert all(isinstance(version, str) and version for version in found.values())
@@ -44,11 +44,13 @@ def test_versions_are_words() -> None:
 
 def test_a_password_in_a_url_is_hidden() -> None:
     """The rest of the variable stays: it says where things went."""
-    assert surroundings.relevant({"WANDB_BASE_URL": "https://me:word@wandb.example"}) == {
+    assert environment_snapshot.relevant({"WANDB_BASE_URL": "https://me:word@wandb.example"}) == {
         "WANDB_BASE_URL": "https://me:[hidden]@wandb.example"
     }
 
 
 def test_more_names_can_be_left_out() -> None:
     """The setting --secret-names has patterns."""
-    assert surroundings.relevant({"WANDB_ENTITY": "me", "WANDB_MODE": "off"}, ["wandb_ent*"]) == {"WANDB_MODE": "off"}
+    assert environment_snapshot.relevant({"WANDB_ENTITY": "me", "WANDB_MODE": "off"}, ["wandb_ent*"]) == {
+        "WANDB_MODE": "off"
+    }

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hpc_launch.elastic import tokens
-from hpc_launch.elastic.tokens import Tokens
+from hpc_launch.rendezvous import tie_breaker
 from hpc_launch.rendezvous.membership import Half
+from hpc_launch.rendezvous.tie_breaker import Tokens
 from tests.support import wait_for
 from tests.unit.agents_support import DEADLINE, together
 
@@ -48,7 +48,7 @@ def test_one_half_has_it(tmp_path: Path) -> None:
 
 def test_who_does_not_see_it_does_not_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another directory, or none; then there is no name to be told, either."""
-    monkeypatch.setattr(tokens, "_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(tie_breaker, "_PAUSE_SECONDS", 0.001)
     name = put(tmp_path / "here", 1)
     (tmp_path / "file").touch()
 

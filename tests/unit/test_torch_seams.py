@@ -27,9 +27,9 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters, dynamic_r
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.distributed.elastic.utils.api import macros
 
-from hpc_launch.elastic import foreign, torch_side
-from hpc_launch.elastic.agent import Agent
-from hpc_launch.elastic.workers import CommandWorkers, replace_local_rank
+from hpc_launch.agent import foreign_backends, torch_adapter
+from hpc_launch.agent.agent import Agent
+from hpc_launch.workers.command_workers import CommandWorkers, replace_local_rank
 
 
 def parameters(function: Callable[..., Any]) -> list[str]:
@@ -114,7 +114,7 @@ def test_workers_are_a_context_of_torchs() -> None:
 def test_the_macro_of_the_local_rank() -> None:
     """We fill it in as torch does."""
     assert replace_local_rank([f"--local-rank={macros.local_rank}"], 3) == ("--local-rank=3",)
-    assert macros.local_rank == torch_side._LOCAL_RANK
+    assert macros.local_rank == torch_adapter._LOCAL_RANK
 
 
 def test_the_store_takes_a_listening_socket() -> None:
@@ -138,7 +138,7 @@ def test_the_level_at_which_torchs_library_speaks() -> None:
     """An exported variable of libc10 says it."""
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
 
-    assert ctypes.c_int.in_dll(library, torch_side._CPP_LEVEL).value in range(-4, 5)
+    assert ctypes.c_int.in_dll(library, torch_adapter._CPP_LEVEL).value in range(-4, 5)
 
 
 def test_a_backend_that_is_not_registered() -> None:
@@ -154,4 +154,4 @@ def test_a_store_for_the_workers_of_each_attempt() -> None:
     """c10d's handler reads this variable."""
     source = inspect.getsource(dynamic_rendezvous)
 
-    assert source.count(f'os.getenv("{foreign._OWN_STORE}", "0")') == 2
+    assert source.count(f'os.getenv("{foreign_backends._OWN_STORE}", "0")') == 2

@@ -10,9 +10,9 @@ from unittest import mock
 
 import pytest
 
-from hpc_launch.elastic import window as window_module
-from hpc_launch.elastic.signals import Signals
-from hpc_launch.elastic.window import SlurmFacts, Window
+from hpc_launch.workers import grace_period as window_module
+from hpc_launch.workers.grace_period import SlurmFacts, Window
+from hpc_launch.workers.signals import Signals
 
 # The seconds since the epoch when the clock stands at 0.
 EPOCH = 1_700_000_000.0

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from hpc_launch import secret, world
-from hpc_launch.elastic.environment import Attempt, Place, run_lengths, worker_environment
 from hpc_launch.hostlist import parse_counts
 from hpc_launch.node.devices import Devices
 from hpc_launch.settings import Origin
+from hpc_launch.workers.worker_environment import Attempt, Place, run_lengths, worker_environment
 from hpc_launch.world import World
 from tests.unit.slurm_variables import BLOCK, ONE_TASK_PER_NODE
 

@@ -17,13 +17,13 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from hpc_launch import hidden, patience
 from hpc_launch.console import say
-from hpc_launch.elastic.window import Window
 from hpc_launch.owners import NotOwnError
 from hpc_launch.records import directory
-from hpc_launch.warm import answering, child
-from hpc_launch.warm.channel import readable
-from hpc_launch.warm.factory import Ended, Factory, FactoryLostError
-from hpc_launch.warm.server import Order
+from hpc_launch.workers import forked_child, stack_answers
+from hpc_launch.workers.factory import Ended, Factory, FactoryLostError
+from hpc_launch.workers.factory_channel import readable
+from hpc_launch.workers.factory_server import Order
+from hpc_launch.workers.grace_period import Window
 
 # What workers have left behind when they ended by themselves may take so long to end, before it is killed.
 _LEFTOVER_SECONDS = 3.0
@@ -131,7 +131,7 @@ class CommandWorkers(PContext):
         self.hung: tuple[int, ...] = ()
 
     def start(self) -> None:
-        """Start them all; unlike torch's, without installing signal handlers (`elastic.run` has)."""
+        """Start them all; unlike torch's, without installing signal handlers (`agent.agent_run` has)."""
         self._start()
 
     def _start(self) -> None:
@@ -293,10 +293,10 @@ def run_path(hidden: Sequence[str], cpus: Sequence[int], script: str, *arguments
 
     # Libraries that were imported to get here may have started threads.
     for thread in map(int, os.listdir("/proc/self/task")):  # noqa: PTH208 - names are all that is wanted
-        child.bind(cpus, thread)
+        forked_child.bind(cpus, thread)
     for name in hidden:
         os.environ.pop(name, None)
-    answering.install(os.environ)
+    stack_answers.install(os.environ)
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
 

@@ -11,9 +11,9 @@ from datetime import timedelta
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but its types do not export it
 
-from hpc_launch.elastic.party import Party
 from hpc_launch.errors import RendezvousError, RoundRefused
 from hpc_launch.node import network
+from hpc_launch.rendezvous.rendezvous_config import Party
 
 _TIMEOUT = timedelta(seconds=60)
 # So many ports are tried; the next one is the kernel's choice.

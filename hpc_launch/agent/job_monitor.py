@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpc_launch.elastic.window import SlurmFacts
 from hpc_launch.errors import LogDirError
 from hpc_launch.patience import Background
 from hpc_launch.records import directory
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
 from hpc_launch.slurm.rules import Partition
+from hpc_launch.workers.grace_period import SlurmFacts
 
 # The end of a job can be moved while it runs (scontrol update, preemption with a GraceTime). It is asked for again when
 # half of what was left has passed, but not more and not less often than this.

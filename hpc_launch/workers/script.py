@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
 
-from hpc_launch.warm import leaving
+from hpc_launch.workers import exception_file
 
 # Packages that the launcher itself needs. A script that imports one of them gets it as its own search path gives it.
 _LAUNCHER = ("hpc_launch", "click", "psutil", "hostlist", "setproctitle", "threadpoolctl")
@@ -73,7 +73,7 @@ def run(script: Script) -> None:
     of a SystemExit, by SIGINT after a KeyboardInterrupt, waiting for threads, calling `atexit` functions.
     """
     main = _prepare(script)
-    left, pid = os.environ.get(leaving.VARIABLE), os.getpid()
+    left, pid = os.environ.get(exception_file.VARIABLE), os.getpid()
     try:
         if script.module:
             runpy._run_module_as_main(script.words[0])  # type: ignore[attr-defined]  # noqa: SLF001 - what `-m` calls
@@ -84,7 +84,7 @@ def run(script: Script) -> None:
     except BaseException as error:
         _hide_launcher(error)
         if left and os.getpid() == pid:  # and not a process that the script has forked
-            leaving.write(left, error, _inner(error))
+            exception_file.write(left, error, _inner(error))
         raise
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
 
 from hpc_launch import patience
-from hpc_launch.elastic.console import Follower, Source
-from hpc_launch.elastic.storage import Storage
+from hpc_launch.agent.disk_monitor import Storage
+from hpc_launch.agent.output_console import Follower, Source
 from hpc_launch.errors import LogDirError
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory

@@ -34,8 +34,8 @@ def create(parameters: RendezvousParameters) -> RendezvousHandler:
     Raises:
         HpcLaunchError: where the environment does not say it.
     """
-    from hpc_launch.elastic.party import party_of  # noqa: PLC0415 - see above
-    from hpc_launch.elastic.rendezvous import SlurmRendezvous  # noqa: PLC0415
+    from hpc_launch.rendezvous.handler import SlurmRendezvous  # noqa: PLC0415
+    from hpc_launch.rendezvous.rendezvous_config import party_of  # noqa: PLC0415 - see above
 
     CONSOLE.serve()  # lines of the coordinator keep no agent waiting, whatever the console does
     named = parameters.run_id not in ("", "none")

@@ -18,17 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from hpc_launch import hostlist
-from hpc_launch.elastic import draining, forming, rounds
-from hpc_launch.elastic.admission import Admission
-from hpc_launch.elastic.effects import Effects, Session, View
-from hpc_launch.elastic.forming import Gathering, Move, Terms
-from hpc_launch.elastic.party import Party
-from hpc_launch.elastic.rounds import Member
 from hpc_launch.errors import HpcLaunchError, RendezvousError
 from hpc_launch.pace import Pace
 from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.rendezvous import membership, messages
+from hpc_launch.rendezvous import membership, messages, node_blame, quorum_policy, round_checks
+from hpc_launch.rendezvous.admission import Admission
+from hpc_launch.rendezvous.effects import Effects, Session, View
 from hpc_launch.rendezvous.membership import Knowledge, Membership
 from hpc_launch.rendezvous.messages import (
     Accept,
@@ -63,6 +59,9 @@ from hpc_launch.rendezvous.messages import (
     Verdict,
     Waiting,
 )
+from hpc_launch.rendezvous.quorum_policy import Gathering, Move, Terms
+from hpc_launch.rendezvous.rendezvous_config import Party
+from hpc_launch.rendezvous.round_checks import Member
 from hpc_launch.rendezvous.transport.faults import MessageError
 
 # Why an agent is lost, mostly and otherwise.
@@ -271,7 +270,7 @@ class Coordinator:
     def _mind_equal_run(self) -> None:
         """End a run that has not begun where there is an equal one: their agents would be paired at random."""
         if self._leads and self._state.round < 0 and self._refusal is None:
-            self._refuse(RefusalKind.PROBLEM, rounds.equal_runs(self._party.identity.words))
+            self._refuse(RefusalKind.PROBLEM, round_checks.equal_runs(self._party.identity.words))
 
     def opened(self, session: Session) -> None:
         """An authenticated agent is connected."""
@@ -461,7 +460,7 @@ class Coordinator:
         """Why an agent cannot join a run that has begun, which goes on without it; None if it can."""
         party = self._party
         own = Member(party.agent, party.host, party.workers, party.software)
-        return rounds.refusal([own, _member(ready)])
+        return round_checks.refusal([own, _member(ready)])
 
     def _expect(self, waiting: Mapping[str, tuple[str, int]]) -> None:
         """Let all know which agents wait for the next round, should another one coordinate it."""
@@ -513,7 +512,7 @@ class Coordinator:
         if running.end is None and running.failures:
             active = running.active
             silent = active - running.answered
-            settled = self.now - running.failed >= draining.settle_seconds(running.failed - running.since)
+            settled = self.now - running.failed >= node_blame.settle_seconds(running.failed - running.since)
             # An agent that does not answer is waited for (`_awaited`): it may be busy with files.
             if not silent and (settled or running.failures.keys() == active):
                 self._fail(running)
@@ -535,7 +534,7 @@ class Coordinator:
     def _hold_against(self, running: _Running, failures: Mapping[int, Failed], *, again: bool) -> None:
         """Note what failures say of nodes."""
         before = self._state.drained
-        self._state = draining.noted(self._state, failures)
+        self._state = node_blame.noted(self._state, failures)
         for bad in self._state.drained.keys() - before.keys():
             self._tell_drained(int(bad), running, again=again)
 
@@ -639,7 +638,7 @@ class Coordinator:
             idle=self.now - max(self._since, self._last_busy),
             first=self._state.round < 0,
         )
-        move = forming.decide(here, self._terms)
+        move = quorum_policy.decide(here, self._terms)
         if move is Move.PROPOSE:
             self._propose(ready)
         elif move is Move.TAKE:
@@ -664,7 +663,7 @@ class Coordinator:
             missing = tuple(self._hosts[agent] for agent in sorted(here.missing))
             return missing, hostlist.display(missing)
         joined = [self._hosts[agent] for agent in here.ready]
-        missing = rounds.missing_hosts(party.hosts, (1,) * len(party.hosts), joined)
+        missing = round_checks.missing_hosts(party.hosts, (1,) * len(party.hosts), joined)
         return missing, hostlist.display(missing) or f"{party.agents - len(here.ready)} tasks"
 
     def _give_up(self, here: Gathering) -> None:
@@ -679,7 +678,7 @@ class Coordinator:
             )
             self._refuse(RefusalKind.MISSING, why + self._admission.others, missing=missing)
             return
-        why = forming.why_not(here, self._terms, self._hosts_of, self._directory.memberships)
+        why = quorum_policy.why_not(here, self._terms, self._hosts_of, self._directory.memberships)
         # An agent that cannot know whether others train must not have the job run again.
         again = not here.first and membership.may_form(here.ready, here.taken)
         more = self._admission.others if here.first else ""
@@ -833,7 +832,7 @@ class Coordinator:
 
     def _refuse_differences(self, ready: Mapping[int, Knowledge]) -> bool:
         """Refuse all where one has a problem, or they do not fit together; whether that was so."""
-        refused = rounds.refusal([_member(one) for one in self._members(ready)])
+        refused = round_checks.refusal([_member(one) for one in self._members(ready)])
         if refused is not None:
             self._refuse(RefusalKind.PROBLEM, *refused)
         return refused is not None

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hpc_launch.elastic.signals import Signals
 from hpc_launch.plan.foretell import MARGIN
 from hpc_launch.rendezvous.messages import Message
+from hpc_launch.workers.signals import Signals
 
 # torch's own (torch/distributed/elastic/multiprocessing/api.py), where nothing else is known.
 USUAL_GRACE = 30.0

@@ -18,11 +18,10 @@ from torch.version import __version__ as torch_version
 
 import hpc_launch
 from hpc_launch import patience
+from hpc_launch.agent import failure_evidence
+from hpc_launch.agent.failure_evidence import Before
+from hpc_launch.agent.run_context import Course
 from hpc_launch.console import say
-from hpc_launch.elastic import evidence
-from hpc_launch.elastic.course import Course
-from hpc_launch.elastic.evidence import Before
-from hpc_launch.elastic.workers import CommandWorkers
 from hpc_launch.errors import LogDirError
 from hpc_launch.node.memory import Kills
 from hpc_launch.pace import Pace
@@ -34,6 +33,7 @@ from hpc_launch.records.model import Attempt, Usage, Worker
 from hpc_launch.records.parsing import Fields
 from hpc_launch.rendezvous.messages import RoundEnd
 from hpc_launch.slurm.environment import restart_count
+from hpc_launch.workers.command_workers import CommandWorkers
 
 # A sign of life is given after a minute, then ever less often: some five thousand of them in a month.
 _BEAT_SECONDS, _LONGEST_BEAT_SECONDS = 60, 600
@@ -196,7 +196,7 @@ class Recorder:
                     self._ended(local_rank, end.status, end.time, told.name if told else "", usage)
         if self._beat.due(time.monotonic()):
             running = {worker.rank: worker.pid for worker in self.workers if worker.ended is None}
-            waiting = {rank for rank, pid in running.items() if evidence.hung_in(pid)}
+            waiting = {rank for rank, pid in running.items() if failure_evidence.hung_in(pid)}
             # Any process waits for a disk now and then; one that does so twice in a row, minutes apart, hangs.
             self.say(events.HEARTBEAT, running=len(running), waiting=sorted(waiting & self._waiting))
             self._waiting = waiting
@@ -219,7 +219,7 @@ class Recorder:
             if worker.ended is not None:
                 continue
             if worker.pid in hung:
-                failure = {"hung": evidence.hung_in(worker.pid) or "the kernel"}
+                failure = {"hung": failure_evidence.hung_in(worker.pid) or "the kernel"}
                 facts: dict[str, Any] = {"exitcode": None, "told": "SIGKILL", "failure": failure}
                 self.say(events.WORKER_ENDED, rank=worker.rank, local_rank=worker.local_rank, **facts)
             elif not isinstance(workers, CommandWorkers):
@@ -296,7 +296,7 @@ class Recorder:
         if exitcode != 0:
             files, before = self._files[local_rank], self._before
             failure = patience.wait_for(
-                lambda: evidence.gather(files, worker.pid, exitcode, before, ended=when), self._course.place
+                lambda: failure_evidence.gather(files, worker.pid, exitcode, before, ended=when), self._course.place
             )
             if told and "exception" not in failure:
                 failure = {}  # it was well

@@ -6,9 +6,9 @@ another. An agent of another program is turned away, and finds its own run on an
 
 from __future__ import annotations
 
-from hpc_launch.elastic.party import Party
 from hpc_launch.plan.commands import Command, similar
 from hpc_launch.rendezvous.messages import Hello, Purpose, Verdict
+from hpc_launch.rendezvous.rendezvous_config import Party
 from hpc_launch.rendezvous.transport.faults import MessageError
 
 # Of so many nodes it is remembered which other command they run.

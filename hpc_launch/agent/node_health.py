@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from hpc_launch.console import say
-from hpc_launch.elastic.rendezvous import SlurmRendezvous
 from hpc_launch.records import events, telling, words
 from hpc_launch.records.model import NodeState
+from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.nodes import NodeRecord
 from hpc_launch.slurm.rules import ClusterRules

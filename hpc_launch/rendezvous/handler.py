@@ -36,19 +36,17 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousStoreInfo
 
 from hpc_launch.console import say
-from hpc_launch.elastic import claiming, finding, stores
-from hpc_launch.elastic.coordination import CoordinatorServer, OpenStore
-from hpc_launch.elastic.coordinator import GONE, SILENT
-from hpc_launch.elastic.election import Election
-from hpc_launch.elastic.finding import Finding, Reached
-from hpc_launch.elastic.inquiry import Inquiry
-from hpc_launch.elastic.party import Party
-from hpc_launch.elastic.search import Doubts, Search
 from hpc_launch.errors import HpcLaunchError, RendezvousError, RendezvousTimeout, RoundRefused
 from hpc_launch.node import network
 from hpc_launch.patience import Act
 from hpc_launch.records import events
-from hpc_launch.rendezvous import codec, membership, messages
+from hpc_launch.rendezvous import codec, discovery, job_claim, membership, messages, worker_store
+from hpc_launch.rendezvous.background_call import Inquiry
+from hpc_launch.rendezvous.coordinator import GONE, SILENT
+from hpc_launch.rendezvous.coordinator_server import CoordinatorServer, OpenStore
+from hpc_launch.rendezvous.discovery import Finding, Reached
+from hpc_launch.rendezvous.election import Election
+from hpc_launch.rendezvous.failure_detector import Doubts, Search
 from hpc_launch.rendezvous.membership import Knowledge, Membership
 from hpc_launch.rendezvous.messages import (
     FROM_COORDINATOR,
@@ -83,6 +81,7 @@ from hpc_launch.rendezvous.messages import (
     Told,
     Waiting,
 )
+from hpc_launch.rendezvous.rendezvous_config import Party
 from hpc_launch.rendezvous.transport.connection import Connection, set_keepalive
 from hpc_launch.rendezvous.transport.faults import MessageError
 from hpc_launch.rendezvous.transport.keys import Keyring
@@ -167,7 +166,7 @@ class SlurmRendezvous(RendezvousHandler):
         self._end: RoundEnd | None = None
         # The run ended for all between two rounds: for the agent that is about to join the next one.
         self._late_end: RoundEnd | None = None
-        self._whereabouts = finding.Whereabouts(party)
+        self._whereabouts = discovery.Whereabouts(party)
         self._server: CoordinatorServer | None = None
         self._election: Election | None = None
         self._link: Connection | None = None
@@ -467,7 +466,7 @@ class SlurmRendezvous(RendezvousHandler):
         """The store for what torch's own agents tell each other; ours take ranks from the plan and need none."""
         if not self._agents_store:
             return HashStore()
-        store = stores.connect(plan.master_addr, plan.master_port, f"{self._whole.hosts[0]} ({plan.master_addr})")
+        store = worker_store.connect(plan.master_addr, plan.master_port, f"{self._whole.hosts[0]} ({plan.master_addr})")
         return PrefixStore("agents", store)
 
     def shutdown(self) -> bool:
@@ -725,13 +724,13 @@ class SlurmRendezvous(RendezvousHandler):
         party = self._whole
         asked = network.asked_address(party.local_addr, party.interface) if party.agents > 1 else None
         if party.leader:
-            self._own_address = finding.own_address_of_first(party)
+            self._own_address = discovery.own_address_of_first(party)
         elif party.elastic:
             self._own_address = asked or network.own_address(party.host, party.hosts, [party.host]) or ""
         else:
             self._own_address = asked or ""
         if party.leader or party.elastic:
-            listener = stores.listen(party.ports) if party.agents > 1 else None
+            listener = worker_store.listen(party.ports) if party.agents > 1 else None
             own = listener.getsockname()[1] if listener is not None else 0
             self._server = CoordinatorServer(
                 party,
@@ -757,7 +756,7 @@ class SlurmRendezvous(RendezvousHandler):
         if taken:
             hello, address = replace(self._hello, purpose=Purpose.CALL), self._own_address
             self._equal = Inquiry(
-                partial(finding.equal_run, self._whole, hello, tuple(taken), address), name="equal-run"
+                partial(discovery.equal_run, self._whole, hello, tuple(taken), address), name="equal-run"
             )
 
     def _observe(self, event: str, **facts: Any) -> None:
@@ -863,7 +862,7 @@ class SlurmRendezvous(RendezvousHandler):
             search = self._finding = Finding(self._hello, self._keyring)
             party = self._whole
             self._found = Inquiry(
-                lambda: finding.find_coordinator(party, search), name="finding", discard=Reached.close
+                lambda: discovery.find_coordinator(party, search), name="finding", discard=Reached.close
             )
         if not self._found.done:
             return None
@@ -890,13 +889,13 @@ class SlurmRendezvous(RendezvousHandler):
     # ---- in threads of the coordinator's server
 
     def _open_round_store(self) -> OpenStore:
-        server = stores.worker_store(self._whole, self._own_address)
+        server = worker_store.worker_store(self._whole, self._own_address)
         return OpenStore(self._own_address, server.port, server)
 
     def _open_job(self) -> tuple[str, int, str]:
         if self._agents_store:  # torchrun writes its logs elsewhere, and makes its own id for the workers
             return self._whole.job.job or "torchrun", 0, self._whole.run_id
-        claimed = claiming.claim(self._whole.job, self._whole.identity, self._whole.run_id)
+        claimed = job_claim.claim(self._whole.job, self._whole.identity, self._whole.run_id)
         return claimed.job, claimed.first_attempt, claimed.run_id
 
 

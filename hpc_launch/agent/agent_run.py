@@ -14,15 +14,10 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 from torch.distributed.elastic.rendezvous.api import RendezvousError as TorchRendezvousError
 
+from hpc_launch.agent import foreign_backends, job_requeue, log_messages, node_health, torch_adapter
+from hpc_launch.agent.agent import Agent
+from hpc_launch.agent.job_monitor import Outlook
 from hpc_launch.console import CONSOLE, flush, say
-from hpc_launch.elastic import foreign, requeue, slurm_view, speaking, torch_side
-from hpc_launch.elastic.agent import Agent
-from hpc_launch.elastic.coordination import STRANGERS
-from hpc_launch.elastic.outlook import Outlook
-from hpc_launch.elastic.party import party_of
-from hpc_launch.elastic.rendezvous import SlurmRendezvous
-from hpc_launch.elastic.rounds import shape
-from hpc_launch.elastic.signals import Signals
 from hpc_launch.errors import (
     HpcLaunchError,
     Interrupted,
@@ -36,11 +31,16 @@ from hpc_launch.node import limits
 from hpc_launch.plan import binding
 from hpc_launch.plan.model import Plan
 from hpc_launch.records import bad_nodes, history
+from hpc_launch.rendezvous.coordinator_server import STRANGERS
+from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import Ending
+from hpc_launch.rendezvous.rendezvous_config import party_of
+from hpc_launch.rendezvous.round_checks import shape
 from hpc_launch.settings import Origin
 from hpc_launch.slurm.environment import requeue_id, restart_count
 from hpc_launch.slurm.job import JobRecord
-from hpc_launch.warm.factory import Factory
+from hpc_launch.workers.factory import Factory
+from hpc_launch.workers.signals import Signals
 
 # How long a node that cannot take part waits for the others to tell them so.
 _PATIENCE = 60.0
@@ -73,7 +73,7 @@ def refuse(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError) -> N
         RendezvousError: with the words and the status that all nodes end with.
     """
     CONSOLE.serve()
-    torch_side.quieten(plan, environ)
+    torch_adapter.quieten(plan, environ)
     settings = dataclasses.replace(plan.settings, join_timeout=min(plan.settings.join_timeout, _PATIENCE))
     try:
         handler = _own_handler(dataclasses.replace(plan, settings=settings), environ, problem)
@@ -99,7 +99,7 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
         RendezvousError: when the nodes did not come together, or lost each other.
     """
     CONSOLE.serve()  # the factory is there: threads may be started from here on
-    torch_side.quieten(plan, environ)
+    torch_adapter.quieten(plan, environ)
     settings = plan.settings
     signals = Signals(settings.signals_to_handle, settings.notice_signals, at_once=not plan.own_rendezvous)
     with contextlib.ExitStack() as stack:
@@ -112,8 +112,8 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
                 # Others block in torch, where no handler of ours would run: there signals end us as they do.
                 signals.handle()
             with signals.raising():
-                spec = torch_side.worker_spec(plan, handler)
-                logs = torch_side.foreign_logs(settings)
+                spec = torch_adapter.worker_spec(plan, handler)
+                logs = torch_adapter.foreign_logs(settings)
 
                 def outlook(now: Plan) -> Outlook | None:
                     made = _outlook(now, environ, lambda: agent.job.end_time if agent.begun else None)
@@ -125,7 +125,7 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
                 agent = Agent(spec, plan, environ, logs, factory=factory, signals=signals, outlook=outlook)
                 stack.callback(agent.close)
                 if isinstance(handler, SlurmRendezvous) and handler.elastic and plan.world.origin is Origin.STEP:
-                    stack.callback(slurm_view.follow(handler).close)
+                    stack.callback(node_health.follow(handler).close)
                 agent.follow_slurm()
                 _announce(plan, restart_count(environ))
                 flush()
@@ -136,7 +136,7 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
         # Before the others are waited for: Slurm may be about to kill.
         _requeue(plan, environ, agent, error)
         if isinstance(error, RendezvousError) and not isinstance(error, RoundRefused) and agent.first and agent.begun:
-            speaking.advice(bad_nodes.find(history.read(agent.job.path)))
+            log_messages.advice(bad_nodes.find(history.read(agent.job.path)))
     if error is not None:
         raise error
 
@@ -144,8 +144,8 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
 def _requeue(plan: Plan, environ: Mapping[str, str], agent: Agent, error: HpcLaunchError | None) -> None:
     """Have the job run again, if that was asked for."""
     if plan.settings.requeue and agent.first:
-        ended = requeue.Run(error, agent.noticed, agent.slurm_record(), agent.job, *agent.attempts)
-        word = requeue.settle(plan, environ, ended)
+        ended = job_requeue.Run(error, agent.noticed, agent.slurm_record(), agent.job, *agent.attempts)
+        word = job_requeue.settle(plan, environ, ended)
         if word:
             say(word)
 
@@ -153,7 +153,9 @@ def _requeue(plan: Plan, environ: Mapping[str, str], agent: Agent, error: HpcLau
 def _requeue_early(plan: Plan, environ: Mapping[str, str], agent: Agent, record: JobRecord) -> None:
     """Do so while the workers end, where Slurm may not leave the time for it afterwards. Called in a thread."""
     if plan.settings.requeue and agent.begun:
-        requeue.settle_early(plan, environ, requeue.Run(None, agent.noticed, record, agent.job, *agent.attempts))
+        job_requeue.settle_early(
+            plan, environ, job_requeue.Run(None, agent.noticed, record, agent.job, *agent.attempts)
+        )
 
 
 def _outlook(plan: Plan, environ: Mapping[str, str], file: Callable[[], Path | None]) -> Outlook | None:
@@ -179,7 +181,7 @@ def _run_agent(agent: Agent, handler: RendezvousHandler, plan: Plan) -> HpcLaunc
             handler.report_end(problem.exit_status, str(problem))
         return problem
     except (TorchRendezvousError, torch.distributed.DistError) as problem:
-        return RendezvousError(f"{plan.backend} rendezvous at '{plan.endpoint}': {torch_side.first_line(problem)}")
+        return RendezvousError(f"{plan.backend} rendezvous at '{plan.endpoint}': {torch_adapter.first_line(problem)}")
     end = agent.end
     if end is None and result.is_failed():
         end = agent.failure_of(result)
@@ -193,7 +195,7 @@ def _run_agent(agent: Agent, handler: RendezvousHandler, plan: Plan) -> HpcLaunc
 
 def _handler(plan: Plan, environ: Mapping[str, str]) -> RendezvousHandler:
     if not plan.own_rendezvous:
-        return foreign.make_handler(plan)
+        return foreign_backends.make_handler(plan)
     if plan.world.leader or plan.elastic:
         _allow_connections(plan)
     return _own_handler(plan, environ)

@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hpc_launch.console import say
-from hpc_launch.elastic.awake import Awake
-from hpc_launch.elastic.coordinator import Coordinator
-from hpc_launch.elastic.effects import Session, View
-from hpc_launch.elastic.party import Party
-from hpc_launch.elastic.tokens import Tokens
 from hpc_launch.errors import HpcLaunchError
 from hpc_launch.node import limits
 from hpc_launch.rendezvous import codec
+from hpc_launch.rendezvous.coordinator import Coordinator
+from hpc_launch.rendezvous.effects import Session, View
 from hpc_launch.rendezvous.membership import Half
 from hpc_launch.rendezvous.messages import FROM_AGENTS, Hello, Purpose
+from hpc_launch.rendezvous.rendezvous_config import Party
+from hpc_launch.rendezvous.suspend_aware_clock import Awake
+from hpc_launch.rendezvous.tie_breaker import Tokens
 from hpc_launch.rendezvous.transport.connection import Connection, pair
 from hpc_launch.rendezvous.transport.faults import MessageError
 from hpc_launch.rendezvous.transport.keys import Keyring

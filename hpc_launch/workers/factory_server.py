@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hpc_launch.node import processes, reserved
-from hpc_launch.warm import answering, child
-from hpc_launch.warm.channel import Channel, GoneError, readable
-from hpc_launch.warm.script import Become, Script
+from hpc_launch.workers import forked_child, stack_answers
+from hpc_launch.workers.factory_channel import Channel, GoneError, readable
+from hpc_launch.workers.script import Become, Script
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -104,7 +104,7 @@ def serve(connection: socket.socket, surroundings: Surroundings) -> NoReturn:
     """Do what the agent asks until it is gone, then end everything. A forked worker leaves by `Become`."""
     if os.getsid(0) != os.getpid():
         os.setsid()
-    child.name_process("hpc-launch: worker factory", reserved.FACTORY)
+    forked_child.name_process("hpc-launch: worker factory", reserved.FACTORY)
     become_subreaper()
     server = _Server(Channel(connection), surroundings)
     status = 0
@@ -220,14 +220,14 @@ class _Server:
             signal.signal(signal.SIGCHLD, self._sigchld)
             self._channel.forget()  # what is closed here must not be closed again when it is collected
             processes.tied_to(self._pid, signal.SIGKILL)()
-            child.detach(order.outputs, surroundings.closed, keep=begun)
-            child.bind(order.cpus)
+            forked_child.detach(order.outputs, surroundings.closed, keep=begun)
+            forked_child.bind(order.cpus)
             if not order.forked:
-                child.execute(order.program, order.arguments, order.environ, mask)
-            child.begin_anew(order.environ, mask)
-            answering.install(order.environ)
+                forked_child.execute(order.program, order.arguments, order.environ, mask)
+            forked_child.begin_anew(order.environ, mask)
+            stack_answers.install(order.environ)
             os.close(begun)
-            child.name_process(order.title, Path(sys.executable).name)
+            forked_child.name_process(order.title, Path(sys.executable).name)
             surroundings.allow_threads(order.environ)
         except BaseException:  # noqa: BLE001 - whatever it is
             with contextlib.suppress(OSError):  # a console that is gone

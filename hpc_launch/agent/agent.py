@@ -21,28 +21,28 @@ from torch.distributed.elastic.events.api import Event, EventSource
 from torch.distributed.elastic.multiprocessing import LogsSpecs
 
 from hpc_launch import patience
-from hpc_launch.elastic import ending, foreign, hang, speaking
-from hpc_launch.elastic.course import Course
-from hpc_launch.elastic.crew import Crew, environments
-from hpc_launch.elastic.following import RoundWatch, failure_of
-from hpc_launch.elastic.logs import Output
-from hpc_launch.elastic.notices import Notices
-from hpc_launch.elastic.others import Nobody, Others
-from hpc_launch.elastic.outlook import Outlook
-from hpc_launch.elastic.recording import Recorder
-from hpc_launch.elastic.rendezvous import SlurmRendezvous, SpareReleased
-from hpc_launch.elastic.signals import Signals
-from hpc_launch.elastic.slurm_word import SlurmWord
-from hpc_launch.elastic.window import Window
-from hpc_launch.elastic.workers import Wakeup, wakeup
+from hpc_launch.agent import failure_report, foreign_backends, hang_detector, log_messages
+from hpc_launch.agent.job_deadline import SlurmWord
+from hpc_launch.agent.job_monitor import Outlook
+from hpc_launch.agent.output import Output
+from hpc_launch.agent.peers import Nobody, Others
+from hpc_launch.agent.recorder import Recorder
+from hpc_launch.agent.run_context import Course
+from hpc_launch.agent.supervisor import RoundWatch, failure_of
+from hpc_launch.agent.worker_pool import Crew, environments
 from hpc_launch.errors import HpcLaunchError, LogDirError
 from hpc_launch.plan.model import Plan
 from hpc_launch.records import causes, events, telling
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.rendezvous.handler import SlurmRendezvous, SpareReleased
 from hpc_launch.rendezvous.messages import Ending, RoundEnd, RoundPlan
 from hpc_launch.settings import Origin
 from hpc_launch.slurm.job import JobRecord
-from hpc_launch.warm.factory import Factory
+from hpc_launch.workers.command_workers import Wakeup, wakeup
+from hpc_launch.workers.factory import Factory
+from hpc_launch.workers.grace_period import Window
+from hpc_launch.workers.notice_signals import Notices
+from hpc_launch.workers.signals import Signals
 
 # How long the other agents may take to write down what they know of a failure, once the workers here have ended.
 _RECORDS_SECONDS = 5.0
@@ -152,7 +152,7 @@ class Agent(LocalElasticAgent):
         """The end of a run under another backend, whose agents know only their own failures."""
         failure = failure_of(self._course, self._recorder, result.failures.values())
         end = self._own_end(Ending.FAILED, failure.status, failure.cause)
-        speaking.failure(self._course, causes.find(self._recorder.summary(end.cause)), end.cause)
+        log_messages.failure(self._course, causes.find(self._recorder.summary(end.cause)), end.cause)
         return end
 
     def close(self) -> None:
@@ -207,7 +207,7 @@ class Agent(LocalElasticAgent):
             course = self._course
             unused = patience.wait_for(course.job.next_attempt, course.place)
             free = max(unused, course.label + 1) if self.begun else unused
-            course.label = foreign.agreed_label(store, group_rank, free=free)
+            course.label = foreign_backends.agreed_label(store, group_rank, free=free)
             workers: list[Worker] = super()._assign_worker_ranks(store, group_rank, group_world_size, spec)
             return workers
         sizes = self._own.plan.workers
@@ -252,7 +252,7 @@ class Agent(LocalElasticAgent):
             self._recorder.say(events.NOTICE, signal=name, number=number)
             self._slurm.ask_again()
             if self._course.leader:
-                speaking.notice(name, self._slurm.left)
+                log_messages.notice(name, self._slurm.left)
 
     def _hear_notices(self) -> None:
         """Tell the other agents of notice signals that come to this one, which has no workers."""
@@ -266,7 +266,7 @@ class Agent(LocalElasticAgent):
         if problem is not None and not self._told_of_disk:
             self._told_of_disk = True
             if self._others.first("disk"):
-                speaking.full_disk(self._course, problem)
+                log_messages.full_disk(self._course, problem)
 
     # ---- it ends
 
@@ -293,7 +293,7 @@ class Agent(LocalElasticAgent):
         """Say what stops the run, and how long that may take, when the workers have been told."""
         if self._stop is not None and self._course.leader:
             self._slurm.await_answer()
-            speaking.stop(self._course, self._stop.cause, self._window.left)
+            log_messages.stop(self._course, self._stop.cause, self._window.left)
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         """Begin another attempt, as torch's own loop does it."""
@@ -352,7 +352,7 @@ class Agent(LocalElasticAgent):
             handler=handler,
             signals=self._signals,
             recorder=self._recorder,
-            hang=hang.watch(self._course, {worker.global_rank: worker.id for worker in group.workers}),
+            hang=hang_detector.watch(self._course, {worker.global_rank: worker.id for worker in group.workers}),
             monitor=monitor,
             wait=lambda seconds: alarm.wait(
                 min(seconds, interval, self._notices.pause, handler.pause), self._crew.factory, handler.descriptors
@@ -371,12 +371,12 @@ class Agent(LocalElasticAgent):
         if end.signal or not self._course.leader:
             return
         if end.ending == Ending.RESTART.value:
-            speaking.restart(self._course, end)
+            log_messages.restart(self._course, end)
         elif end.ending == Ending.FAILED.value:
             hosts = Counter(handler.hosts)
-            found, bad = ending.root_cause(self._course.job, self._course.label, hosts, _RECORDS_SECONDS)
-            speaking.failure(self._course, found, end.cause)
-            speaking.advice(bad)
+            found, bad = failure_report.root_cause(self._course.job, self._course.label, hosts, _RECORDS_SECONDS)
+            log_messages.failure(self._course, found, end.cause)
+            log_messages.advice(bad)
 
 
 def _grace(plan: Plan, environ: Mapping[str, str]) -> float | None:

@@ -18,11 +18,11 @@ from torch.distributed.elastic.events.handlers import get_logging_handler
 from torch.distributed.elastic.multiprocessing import LogsSpecs, Std
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from hpc_launch.elastic import workers
 from hpc_launch.errors import UsageError
 from hpc_launch.node import network
 from hpc_launch.plan.model import Plan
 from hpc_launch.settings import Settings, StreamChoice, Streams
+from hpc_launch.workers import command_workers
 
 # torchrun's macro for the local rank (torch/distributed/elastic/utils/api.py).
 _LOCAL_RANK = "${local_rank}"
@@ -90,7 +90,7 @@ def _command(plan: Plan) -> tuple[str | Callable[..., Any], tuple[Any, ...]]:
     script, *arguments = plan.script
     local_rank = () if settings.use_env else (f"--local-rank={_LOCAL_RANK}",)
     if settings.run_path:
-        return workers.run_path, (script, *local_rank, *arguments)
+        return command_workers.run_path, (script, *local_rank, *arguments)
     if settings.no_python:
         return script, (*local_rank, *arguments)
     module = ("-m",) if settings.module else ()

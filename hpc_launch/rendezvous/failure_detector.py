@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from hpc_launch.elastic.inquiry import Inquiry
 from hpc_launch.rendezvous import codec
+from hpc_launch.rendezvous.background_call import Inquiry
 from hpc_launch.rendezvous.messages import Answer, Hello, Purpose, Verdict
 from hpc_launch.rendezvous.transport.connecting import Failure, Kind, alive, connect
 from hpc_launch.rendezvous.transport.connection import Connection

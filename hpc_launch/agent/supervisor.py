@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from hpc_launch.elastic import hang, speaking
-from hpc_launch.elastic.course import Course
-from hpc_launch.elastic.hang import HangWatch
-from hpc_launch.elastic.recording import Recorder
-from hpc_launch.elastic.rendezvous import SlurmRendezvous
-from hpc_launch.elastic.signals import Signals
-from hpc_launch.elastic.workers import status_of
+from hpc_launch.agent import hang_detector, log_messages
+from hpc_launch.agent.hang_detector import HangWatch
+from hpc_launch.agent.recorder import Recorder
+from hpc_launch.agent.run_context import Course
 from hpc_launch.records import causes, events, faults, telling
+from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import RoundEnd
+from hpc_launch.workers.command_workers import status_of
+from hpc_launch.workers.signals import Signals
 
 # A failure that looks as if it followed another one is reported when nobody has reported that one for so long.
 _SYMPTOM_SECONDS = 1.0
@@ -115,11 +115,11 @@ class RoundWatch:
         verdict = self.hang.turn(self.handler) if self.hang is not None else None
         if verdict is None:
             return None
-        speaking.hang(self.course, verdict)
+        log_messages.hang(self.course, verdict)
         name = verdict.path.name if verdict.path is not None else ""
         seconds = self.course.plan.settings.hang_timeout
         self.recorder.say(events.HANG, seconds=seconds, cause=verdict.cause, stacks=name)
-        return self._report_failure(hang.STATUS, verdict.cause, own=False, hung=True)
+        return self._report_failure(hang_detector.STATUS, verdict.cause, own=False, hung=True)
 
     def _report_failure(
         self, status: int, cause: str, *, own: bool, fault: str = "", hung: bool = False

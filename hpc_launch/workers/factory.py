@@ -24,14 +24,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpc_launch.errors import UsageError
-from hpc_launch.warm import child, server
-from hpc_launch.warm.channel import Channel, GoneError
-from hpc_launch.warm.script import hidden_modules
-from hpc_launch.warm.server import Order, Surroundings
+from hpc_launch.workers import factory_server, forked_child
+from hpc_launch.workers.factory_channel import Channel, GoneError
+from hpc_launch.workers.factory_server import Order, Surroundings
+from hpc_launch.workers.script import hidden_modules
 
 # A program that finds modules where this one does: the directory that it is started in may hold any.
 _PLAIN = (
-    "import sys; sys.path[:] = sys.argv[3:]; from hpc_launch.warm import server; server.serve_plainly(*sys.argv[1:3])"
+    "import sys; sys.path[:] = sys.argv[3:]; from hpc_launch.workers.factory_server import serve_plainly; "
+    "serve_plainly(*sys.argv[1:3])"
 )
 
 # How long the factory may take to answer before it counts as hung: it takes milliseconds.
@@ -198,7 +199,7 @@ def build(modules: Sequence[str], settings: Mapping[str, str], home: str, mask: 
         UsageError: when a module cannot be imported.
         CannotBeWarmError: when the process cannot be forked safely after that.
     """
-    child.find_name()
+    forked_child.find_name()
     before = _threads()
     if before > 1:
         raise CannotBeWarmError(f"this process has {before} threads already")
@@ -212,7 +213,7 @@ def build(modules: Sequence[str], settings: Mapping[str, str], home: str, mask: 
     hidden = hidden_modules(home)
     if hidden:
         raise CannotBeWarmError(f"{home} has its own {', '.join(hidden)}, but another one is imported already")
-    server.become_subreaper()  # for what is left should the factory be killed
+    factory_server.become_subreaper()  # for what is left should the factory be killed
     gc.collect()
     gc.freeze()
     for stream in (sys.stdout, sys.stderr):
@@ -229,7 +230,7 @@ def build(modules: Sequence[str], settings: Mapping[str, str], home: str, mask: 
         if own_place in path:
             path.remove(own_place)  # where Python found the launcher's program
         keep = tuple(name.partition(".")[0] for name in modules)
-        server.serve(theirs, Surroundings(tuple(path), keep, blocked, closed, blas.allow))
+        factory_server.serve(theirs, Surroundings(tuple(path), keep, blocked, closed, blas.allow))
     signal.pthread_sigmask(signal.SIG_SETMASK, before_fork)
     theirs.close()
     return Factory(pid, ours, blocked, forks=True)
@@ -244,7 +245,7 @@ def spawn(mask: Iterable[int]) -> Factory:
     Raises:
         OSError: when processes cannot be made.
     """
-    server.become_subreaper()
+    factory_server.become_subreaper()
     _occupy_closed_streams()
     ours, theirs = socket.socketpair()
     blocked = frozenset(map(int, mask))

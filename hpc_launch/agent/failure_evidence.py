@@ -111,7 +111,7 @@ def hung_in(pid: int) -> str:
 
 
 def _left(path: Path, ended: float) -> dict[str, Any] | None:
-    """The exception of an error file, by torch's `record` or by `warm.leaving`."""
+    """The exception of an error file, by torch's `record` or by `workers.exception_file`."""
     data = parsing.content(path)
     fields = parsing.parse(data) if isinstance(data, bytes) else None
     if fields is None:

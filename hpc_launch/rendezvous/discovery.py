@@ -19,15 +19,14 @@ from typing import Any
 
 from hpc_launch import owners
 from hpc_launch.console import say
-from hpc_launch.elastic import rounds
-from hpc_launch.elastic.party import Party
-from hpc_launch.elastic.search import read_answer
 from hpc_launch.errors import LogDirError, NoSecretError, RendezvousError, RendezvousTimeout
 from hpc_launch.node import network
 from hpc_launch.pace import Pace
 from hpc_launch.records import directory
-from hpc_launch.rendezvous import codec
+from hpc_launch.rendezvous import codec, round_checks
+from hpc_launch.rendezvous.failure_detector import read_answer
 from hpc_launch.rendezvous.messages import Answer, Hello, Verdict
+from hpc_launch.rendezvous.rendezvous_config import Party
 from hpc_launch.rendezvous.transport.connecting import Failure, Kind, connect
 from hpc_launch.rendezvous.transport.connection import Connection
 from hpc_launch.rendezvous.transport.keys import Keyring
@@ -266,4 +265,4 @@ def equal_run(party: Party, hello: Hello, taken: Sequence[int], address: str) ->
     finding.turn([(address, taken)], _EQUAL_SECONDS)
     if Verdict.TAKEN not in finding.others:
         return ""
-    return rounds.equal_runs(party.identity.words)
+    return round_checks.equal_runs(party.identity.words)

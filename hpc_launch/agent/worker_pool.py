@@ -13,17 +13,17 @@ from torch.distributed.elastic.agent.server.api import Worker, WorkerGroup, Work
 from torch.distributed.elastic.multiprocessing import LogsSpecs, PContext, start_processes
 
 from hpc_launch import secret
+from hpc_launch.agent.run_context import Course
 from hpc_launch.console import say
-from hpc_launch.elastic.course import Course
-from hpc_launch.elastic.environment import Attempt, Place, worker_environment
-from hpc_launch.elastic.rendezvous import SlurmRendezvous
-from hpc_launch.elastic.window import Window
-from hpc_launch.elastic.workers import CommandWorkers, hidden_variables, replace_local_rank
 from hpc_launch.errors import ContextError, HpcLaunchError
 from hpc_launch.node import processes
+from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.settings import Origin
-from hpc_launch.warm.factory import Factory, FactoryLostError, spawn
-from hpc_launch.warm.server import KILL_SECONDS
+from hpc_launch.workers.command_workers import CommandWorkers, hidden_variables, replace_local_rank
+from hpc_launch.workers.factory import Factory, FactoryLostError, spawn
+from hpc_launch.workers.factory_server import KILL_SECONDS
+from hpc_launch.workers.grace_period import Window
+from hpc_launch.workers.worker_environment import Attempt, Place, worker_environment
 
 Environments = dict[int, dict[str, str]]
 """The environments of the workers here, by local rank."""

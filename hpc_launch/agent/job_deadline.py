@@ -6,14 +6,14 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 
-from hpc_launch.elastic.others import Others
-from hpc_launch.elastic.outlook import Outlook
-from hpc_launch.elastic.window import SlurmFacts
+from hpc_launch.agent.job_monitor import Outlook
+from hpc_launch.agent.peers import Others
 from hpc_launch.errors import RendezvousError
 from hpc_launch.plan.model import Plan
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.environment import requeue_id
 from hpc_launch.slurm.job import JobRecord
+from hpc_launch.workers.grace_period import SlurmFacts
 
 # Under this name the agents share what Slurm says, and so often they ask for it while workers end.
 _FACTS = "slurm"

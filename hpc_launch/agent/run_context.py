@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpc_launch import patience
-from hpc_launch.elastic import surroundings
+from hpc_launch.agent import environment_snapshot
 from hpc_launch.errors import LogDirError
 from hpc_launch.plan.log_paths import local_job_name
 from hpc_launch.plan.model import Plan
@@ -68,7 +68,7 @@ class Course:
             LogDirError: when that cannot be.
         """
         if self.leader:
-            around = surroundings.describe(environ, self.plan.settings.secret_names)
+            around = environment_snapshot.describe(environ, self.plan.settings.secret_names)
             described = {**self.plan.as_dict(), **around}
             patience.wait_for(lambda: self._describe(described), self.place)
 

@@ -11,11 +11,11 @@ import time
 from collections.abc import Iterable
 
 from hpc_launch.console import say
-from hpc_launch.elastic.coordination import CoordinatorServer
-from hpc_launch.elastic.inquiry import Inquiry
-from hpc_launch.elastic.party import Party
-from hpc_launch.elastic.search import Found, Search
+from hpc_launch.rendezvous.background_call import Inquiry
+from hpc_launch.rendezvous.coordinator_server import CoordinatorServer
+from hpc_launch.rendezvous.failure_detector import Found, Search
 from hpc_launch.rendezvous.membership import Membership
+from hpc_launch.rendezvous.rendezvous_config import Party
 from hpc_launch.rendezvous.transport.connection import Connection, set_keepalive
 
 # How often those that wait for more agents check whether these have another coordinator.

@@ -19,14 +19,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hpc_launch.elastic.course import Course
-from hpc_launch.elastic.rendezvous import SlurmRendezvous
+from hpc_launch.agent.run_context import Course
 from hpc_launch.errors import LogDirError
 from hpc_launch.node import processes, stacks
 from hpc_launch.patience import Act
 from hpc_launch.records import stack_files
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.stacks import HANG, Folded, Seen, fold
+from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import Message
 
 # The exit status of a job that hung: that of timeout(1).

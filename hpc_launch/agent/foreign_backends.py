@@ -15,7 +15,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousPa
 from torch.distributed.elastic.rendezvous.api import RendezvousError as TorchRendezvousError
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from hpc_launch.elastic.torch_side import first_line
+from hpc_launch.agent.torch_adapter import first_line
 from hpc_launch.errors import RendezvousError, UsageError
 from hpc_launch.node import network
 from hpc_launch.plan.model import Plan

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hpc_launch.agent.hang_detector import Verdict
+from hpc_launch.agent.run_context import Course
 from hpc_launch.console import say
-from hpc_launch.elastic.course import Course
-from hpc_launch.elastic.hang import Verdict
 from hpc_launch.records import bad_nodes, telling, words
 from hpc_launch.records.bad_nodes import BadNode
 from hpc_launch.records.causes import RootCause
