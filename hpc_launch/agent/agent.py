@@ -2,8 +2,8 @@
 
 It is a subclass of torch's LocalElasticAgent. With any other rendezvous backend torch's loop runs it; with `slurm` the
 loop is the one here, in which all agents do the same at the same time. Here is what torch calls and when; what is done
-then is in the parts that an agent is made of: `course`, `crew`, `following`, `notices`, `slurm_word`, `recording`,
-`speaking`.
+then is in the parts that an agent is made of: `run_context`, `worker_pool`, `supervisor`, `job_deadline`, `recorder`,
+`log_messages`, and `workers.notice_signals`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from torch.distributed.elastic.multiprocessing import LogsSpecs
 
 from hpc_launch import patience
 from hpc_launch.agent import failure_report, foreign_backends, hang_detector, log_messages
-from hpc_launch.agent.job_deadline import SlurmWord
-from hpc_launch.agent.job_monitor import Outlook
+from hpc_launch.agent.job_deadline import JobDeadline
+from hpc_launch.agent.job_monitor import JobMonitor
 from hpc_launch.agent.output import Output
-from hpc_launch.agent.peers import Nobody, Others
+from hpc_launch.agent.peers import NullPeers, Peers
 from hpc_launch.agent.recorder import Recorder
-from hpc_launch.agent.run_context import Course
-from hpc_launch.agent.supervisor import RoundWatch, failure_of
-from hpc_launch.agent.worker_pool import Crew, environments
+from hpc_launch.agent.run_context import RunContext
+from hpc_launch.agent.supervisor import RoundSupervisor, failure_of
+from hpc_launch.agent.worker_pool import WorkerPool, environments
 from hpc_launch.errors import HpcLaunchError, LogDirError
 from hpc_launch.plan.model import Plan
 from hpc_launch.records import causes, events, telling
@@ -40,7 +40,7 @@ from hpc_launch.settings import Origin
 from hpc_launch.slurm.job import JobRecord
 from hpc_launch.workers.command_workers import Wakeup, wakeup
 from hpc_launch.workers.factory import Factory
-from hpc_launch.workers.grace_period import Window
+from hpc_launch.workers.grace_period import GracePeriod
 from hpc_launch.workers.notice_signals import Notices
 from hpc_launch.workers.signals import Signals
 
@@ -68,7 +68,7 @@ class Agent(LocalElasticAgent):
         *,
         factory: Factory,
         signals: Signals,
-        outlook: Callable[[Plan], Outlook | None],
+        job_monitor: Callable[[Plan], JobMonitor | None],
     ) -> None:
         """Prepare it.
 
@@ -79,7 +79,7 @@ class Agent(LocalElasticAgent):
             logs_specs: where output goes, if somebody else decides.
             factory: makes the workers.
             signals: what has come to this process.
-            outlook: begins to ask Slurm about the end of the job, where a plan makes that this agent's task.
+            job_monitor: begins to ask Slurm about the end of the job, where a plan makes that this agent's task.
         """
         # The time out of torch's exit barrier, for other backends: a slow node may finish as late as the job lives.
         super().__init__(
@@ -92,16 +92,16 @@ class Agent(LocalElasticAgent):
         handler = spec.rdzv_handler
         self.end: RoundEnd | None = None
         self._own = handler if isinstance(handler, SlurmRendezvous) else None
-        self._others: Others = self._own if self._own is not None else Nobody()
+        self._peers: Peers = self._own if self._own is not None else NullPeers()
         self._whole = plan.world
         self._environ = environ
         self._signals = signals
-        self._course = Course(plan)
-        self._recorder = Recorder(self._course, environ)
-        self._slurm = SlurmWord(self._others, outlook, in_step=plan.world.origin is Origin.STEP)
-        self._window = Window(_grace(plan, environ), self._slurm.facts, signals)
-        self._crew = Crew(self._course, environ, factory, self._window)
-        self._notices = Notices(lambda: signals.notices, self._crew.heard, self._crew.send, signals.passed_on)
+        self._context = RunContext(plan)
+        self._recorder = Recorder(self._context, environ)
+        self._slurm = JobDeadline(self._peers, job_monitor, in_step=plan.world.origin is Origin.STEP)
+        self._grace_period = GracePeriod(_grace(plan, environ), self._slurm.facts, signals)
+        self._pool = WorkerPool(self._context, environ, factory, self._grace_period)
+        self._notices = Notices(lambda: signals.notices, self._pool.heard, self._pool.send, signals.passed_on)
         self._output = Output(plan.settings, plan.world.host, logs_specs)
         self._told_of_disk = False
         self._stop: RoundEnd | None = None
@@ -114,17 +114,17 @@ class Agent(LocalElasticAgent):
     @property
     def job(self) -> JobDirectory:
         """The job directory."""
-        return self._course.job
+        return self._context.job
 
     @property
     def begun(self) -> bool:
         """Whether there has been an attempt."""
-        return self._course.number >= 0
+        return self._context.number >= 0
 
     @property
     def attempts(self) -> tuple[int, int]:
         """The numbers of the first and of the last attempt of this run, in the job directory."""
-        return self._course.first_label, self._course.label
+        return self._context.first_label, self._context.label
 
     @property
     def noticed(self) -> bool:
@@ -134,7 +134,7 @@ class Agent(LocalElasticAgent):
     @property
     def first(self) -> bool:
         """Whether this agent acts for all when the run has ended."""
-        return self._own.leads if self._own is not None and self._own.elastic else self._course.leader
+        return self._own.leads if self._own is not None and self._own.elastic else self._context.leader
 
     def slurm_record(self) -> JobRecord | None:
         """What Slurm says of the job now that the run has ended; None where it says nothing."""
@@ -142,7 +142,7 @@ class Agent(LocalElasticAgent):
 
     def follow_slurm(self) -> None:
         """Begin to ask Slurm about the end of the job, if that is this agent's task by now."""
-        self._slurm.follow(self._course.plan)
+        self._slurm.follow(self._context.plan)
 
     def left(self, error: HpcLaunchError | None) -> None:
         """Write down how the run ended for this agent."""
@@ -150,14 +150,14 @@ class Agent(LocalElasticAgent):
 
     def failure_of(self, result: RunResult) -> RoundEnd:
         """The end of a run under another backend, whose agents know only their own failures."""
-        failure = failure_of(self._course, self._recorder, result.failures.values())
+        failure = failure_of(self._context, self._recorder, result.failures.values())
         end = self._own_end(Ending.FAILED, failure.status, failure.cause)
-        log_messages.failure(self._course, causes.find(self._recorder.summary(end.cause)), end.cause)
+        log_messages.failure(self._context, causes.find(self._recorder.summary(end.cause)), end.cause)
         return end
 
     def close(self) -> None:
         """End the factory, and whatever there still is of what it has started; show the rest of the output."""
-        self._crew.close()
+        self._pool.close()
         before = self._signals.stop
         self._output.close(lambda: self._signals.hurry or self._signals.stop is not before)
 
@@ -166,27 +166,29 @@ class Agent(LocalElasticAgent):
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         with self._signals.raising():
             super()._rendezvous(worker_group)
-        course, budget = self._course, worker_group.spec.max_restarts
+        context, budget = self._context, worker_group.spec.max_restarts
         if self._own is not None and self._own.elastic:
-            course.move(self._own.world(self._whole))
+            context.move(self._own.world(self._whole))
             self.follow_slurm()
         if self._own is not None:
-            course.job = JobDirectory(course.plan.log_root, self._own.plan.job)  # before a number says that it is known
-            course.number, course.first_label = self._own.round_number, self._own.plan.first_attempt
-            course.label = course.first_label + course.number
-            self._remaining_restarts = max(0, budget - course.number)
+            context.job = JobDirectory(
+                context.plan.log_root, self._own.plan.job
+            )  # before a number says that it is known
+            context.number, context.first_label = self._own.round_number, self._own.plan.first_attempt
+            context.label = context.first_label + context.number
+            self._remaining_restarts = max(0, budget - context.number)
         else:
-            course.number = budget - self._remaining_restarts  # torch's agents count their own restarts
+            context.number = budget - self._remaining_restarts  # torch's agents count their own restarts
             if not self._recorder.opened:
-                course.first_label = course.label
+                context.first_label = context.label
         self._write_down(worker_group.workers[0].world_size)
 
     def _record_as_spare(self, plan: RoundPlan) -> None:
         """Begin to write down what is seen here, where there are no workers: a spare may lead."""
         if not self._recorder.opened:
-            course = self._course
-            course.job = JobDirectory(course.plan.log_root, plan.job)
-            course.label = course.first_label = plan.first_attempt
+            context = self._context
+            context.job = JobDirectory(context.plan.log_root, plan.job)
+            context.label = context.first_label = plan.first_attempt
             with contextlib.suppress(LogDirError):  # of no concern before it has workers
                 self._recorder.open()
 
@@ -194,9 +196,9 @@ class Agent(LocalElasticAgent):
         """Write down the attempt that begins, and the run with the first."""
         if not self._recorder.opened:
             self._recorder.open()
-            self._course.describe(self._environ)
+            self._context.describe(self._environ)
             self._recorder.bound()
-        self._course.make_directory()
+        self._context.make_directory()
         self._recorder.begin(world_size)
 
     def _assign_worker_ranks(
@@ -204,10 +206,10 @@ class Agent(LocalElasticAgent):
     ) -> list[Worker]:
         """The ranks of the workers here, by the plan of the round: the others need not be asked."""
         if self._own is None:
-            course = self._course
-            unused = patience.wait_for(course.job.next_attempt, course.place)
-            free = max(unused, course.label + 1) if self.begun else unused
-            course.label = foreign_backends.agreed_label(store, group_rank, free=free)
+            context = self._context
+            unused = patience.wait_for(context.job.next_attempt, context.place)
+            free = max(unused, context.label + 1) if self.begun else unused
+            context.label = foreign_backends.agreed_label(store, group_rank, free=free)
             workers: list[Worker] = super()._assign_worker_ranks(store, group_rank, group_world_size, spec)
             return workers
         sizes = self._own.plan.workers
@@ -216,14 +218,14 @@ class Agent(LocalElasticAgent):
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._signals.handle()
-        environs = environments(self._course, worker_group, self._environ)
+        environs = environments(self._context, worker_group, self._environ)
         self._setup_local_watchdog(envs=environs)
         self._setup_healthcheck()
-        logs = self._output.of_next_attempt(self._course.job)
-        self._pcontext = self._crew.start(worker_group.spec, environs, logs)
+        logs = self._output.of_next_attempt(self._context.job)
+        self._pcontext = self._pool.start(worker_group.spec, environs, logs)
         self._signals.handle()  # torch puts its own handlers there, where it starts workers
         self._output.start()
-        self._notices.begin(self._crew.running)
+        self._notices.begin(self._pool.running)
         with self._recorder.together():
             for worker in worker_group.workers:
                 self._recorder.started(worker.local_rank, worker.global_rank, self._pcontext)
@@ -231,7 +233,7 @@ class Agent(LocalElasticAgent):
 
     def _construct_event(self, state: str, *args: Any, **kwargs: Any) -> Event:
         """Make torch's events only for those who read them: they look up the host's full name, which can take long."""
-        if self._course.plan.settings.event_log_handler != "null":
+        if self._context.plan.settings.event_log_handler != "null":
             return super()._construct_event(state, *args, **kwargs)
         return Event(state, EventSource.AGENT)
 
@@ -247,17 +249,17 @@ class Agent(LocalElasticAgent):
 
     def _pass_on_notices(self) -> None:
         """Tell the workers here, and the other agents, of notice signals."""
-        for name, number in self._notices.turn(self._crew.running, self._others.notices()).items():
-            self._others.tell_notice(name, number)
+        for name, number in self._notices.turn(self._pool.running, self._peers.notices()).items():
+            self._peers.tell_notice(name, number)
             self._recorder.say(events.NOTICE, signal=name, number=number)
             self._slurm.ask_again()
-            if self._course.leader:
+            if self._context.leader:
                 log_messages.notice(name, self._slurm.left)
 
     def _hear_notices(self) -> None:
         """Tell the other agents of notice signals that come to this one, which has no workers."""
-        for name, number in self._notices.turn([], self._others.notices()).items():
-            self._others.tell_notice(name, number)
+        for name, number in self._notices.turn([], self._peers.notices()).items():
+            self._peers.tell_notice(name, number)
             self._slurm.ask_again()
 
     def _mind_the_disk(self) -> None:
@@ -265,8 +267,8 @@ class Agent(LocalElasticAgent):
         problem = self._output.problem
         if problem is not None and not self._told_of_disk:
             self._told_of_disk = True
-            if self._others.first("disk"):
-                log_messages.full_disk(self._course, problem)
+            if self._peers.first("disk"):
+                log_messages.full_disk(self._context, problem)
 
     # ---- it ends
 
@@ -282,7 +284,7 @@ class Agent(LocalElasticAgent):
             if helper is not None:
                 helper.stop()
         self._worker_watchdog = self._health_check_server = None
-        self._crew.stop(death_sig, then=self._tell_stop)
+        self._pool.stop(death_sig, then=self._tell_stop)
         self._output.finish()
         self._mind_the_disk()
         self._recorder.finish(
@@ -291,9 +293,9 @@ class Agent(LocalElasticAgent):
 
     def _tell_stop(self) -> None:
         """Say what stops the run, and how long that may take, when the workers have been told."""
-        if self._stop is not None and self._course.leader:
+        if self._stop is not None and self._context.leader:
             self._slurm.await_answer()
-            log_messages.stop(self._course, self._stop.cause, self._window.left)
+            log_messages.stop(self._context, self._stop.cause, self._grace_period.left)
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         """Begin another attempt, as torch's own loop does it."""
@@ -303,7 +305,7 @@ class Agent(LocalElasticAgent):
 
     def _own_end(self, how: Ending, status: int, cause: str) -> RoundEnd:
         """The end of an attempt under another backend, as this agent alone sees it; it is written down."""
-        world = self._course.world
+        world = self._context.world
         end = RoundEnd(how.value, world.agent_rank, world.host, status, cause)
         self._recorder.ended(end)
         return end
@@ -336,7 +338,7 @@ class Agent(LocalElasticAgent):
                     well = end.ending == Ending.DONE.value
                     return result if well else RunResult(WorkerState.FAILED, failures=result.failures)
 
-    def _watch(self, handler: SlurmRendezvous, alarm: Wakeup) -> RoundWatch:
+    def _watch(self, handler: SlurmRendezvous, alarm: Wakeup) -> RoundSupervisor:
         """What follows the round that has begun."""
         group = self._worker_group
         # torch's loop polls so often; here the end of a worker, signals and messages end a wait.
@@ -347,35 +349,35 @@ class Agent(LocalElasticAgent):
             group.state = result.state
             return result
 
-        return RoundWatch(
-            course=self._course,
+        return RoundSupervisor(
+            context=self._context,
             handler=handler,
             signals=self._signals,
             recorder=self._recorder,
-            hang=hang_detector.watch(self._course, {worker.global_rank: worker.id for worker in group.workers}),
+            hang=hang_detector.watch(self._context, {worker.global_rank: worker.id for worker in group.workers}),
             monitor=monitor,
             wait=lambda seconds: alarm.wait(
-                min(seconds, interval, self._notices.pause, handler.pause), self._crew.factory, handler.descriptors
+                min(seconds, interval, self._notices.pause, handler.pause), self._pool.factory, handler.descriptors
             ),
         )
 
     def _end_round(self, handler: SlurmRendezvous, end: RoundEnd) -> None:
         """End the workers here, because the round has ended for all, and say why."""
         self._recorder.ended(end)
-        self._window.stopped = bool(end.signal)
+        self._grace_period.stopped = bool(end.signal)
         if end.signal:
             self._stop = end
             self._slurm.ask_again()
         # Who waits for a worker that is gone would not hear of anything less than SIGKILL.
         self._shutdown(signal.Signals[end.signal or ("SIGKILL" if end.lost else "SIGTERM")])
-        if end.signal or not self._course.leader:
+        if end.signal or not self._context.leader:
             return
         if end.ending == Ending.RESTART.value:
-            log_messages.restart(self._course, end)
+            log_messages.restart(self._context, end)
         elif end.ending == Ending.FAILED.value:
             hosts = Counter(handler.hosts)
-            found, bad = failure_report.root_cause(self._course.job, self._course.label, hosts, _RECORDS_SECONDS)
-            log_messages.failure(self._course, found, end.cause)
+            found, bad = failure_report.root_cause(self._context.job, self._context.label, hosts, _RECORDS_SECONDS)
+            log_messages.failure(self._context, found, end.cause)
             log_messages.advice(bad)
 
 

@@ -1,4 +1,4 @@
-"""Run a plan: make the rendezvous and the agent, run them, and say how it ended."""
+"""The run of a plan by one agent: it makes the rendezvous and the agent, runs them, and says how they ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError as TorchRen
 
 from hpc_launch.agent import foreign_backends, job_requeue, log_messages, node_health, torch_adapter
 from hpc_launch.agent.agent import Agent
-from hpc_launch.agent.job_monitor import Outlook
+from hpc_launch.agent.job_monitor import JobMonitor
 from hpc_launch.console import CONSOLE, flush, say
 from hpc_launch.errors import (
     HpcLaunchError,
@@ -34,7 +34,7 @@ from hpc_launch.records import bad_nodes, history
 from hpc_launch.rendezvous.coordinator_server import STRANGERS
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import Ending
-from hpc_launch.rendezvous.rendezvous_config import party_of
+from hpc_launch.rendezvous.rendezvous_config import config_of
 from hpc_launch.rendezvous.round_checks import shape
 from hpc_launch.settings import Origin
 from hpc_launch.slurm.environment import requeue_id, restart_count
@@ -115,14 +115,14 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
                 spec = torch_adapter.worker_spec(plan, handler)
                 logs = torch_adapter.foreign_logs(settings)
 
-                def outlook(now: Plan) -> Outlook | None:
-                    made = _outlook(now, environ, lambda: agent.job.end_time if agent.begun else None)
+                def job_monitor(now: Plan) -> JobMonitor | None:
+                    made = _job_monitor(now, environ, lambda: agent.job.end_time if agent.begun else None)
                     if made is not None:
                         stack.callback(made.close)
                         made.begin(lambda record: _requeue_early(plan, environ, agent, record))
                     return made
 
-                agent = Agent(spec, plan, environ, logs, factory=factory, signals=signals, outlook=outlook)
+                agent = Agent(spec, plan, environ, logs, factory=factory, signals=signals, job_monitor=job_monitor)
                 stack.callback(agent.close)
                 if isinstance(handler, SlurmRendezvous) and handler.elastic and plan.world.origin is Origin.STEP:
                     stack.callback(node_health.follow(handler).close)
@@ -158,12 +158,12 @@ def _requeue_early(plan: Plan, environ: Mapping[str, str], agent: Agent, record:
         )
 
 
-def _outlook(plan: Plan, environ: Mapping[str, str], file: Callable[[], Path | None]) -> Outlook | None:
+def _job_monitor(plan: Plan, environ: Mapping[str, str], file: Callable[[], Path | None]) -> JobMonitor | None:
     """Begin to ask Slurm about the job's end, on one node for all."""
     if not (plan.world.origin is Origin.STEP and plan.world.leader and plan.own_rendezvous):
         return None
     end = environ.get("SLURM_JOB_END_TIME", "")
-    return Outlook(requeue_id(environ), file, float(end) if end.isdecimal() else None)
+    return JobMonitor(requeue_id(environ), file, float(end) if end.isdecimal() else None)
 
 
 def _run_agent(agent: Agent, handler: RendezvousHandler, plan: Plan) -> HpcLaunchError | None:
@@ -202,7 +202,7 @@ def _handler(plan: Plan, environ: Mapping[str, str]) -> RendezvousHandler:
 
 
 def _own_handler(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError | None = None) -> SlurmRendezvous:
-    return SlurmRendezvous(party_of(plan, environ, problem))
+    return SlurmRendezvous(config_of(plan, environ, problem))
 
 
 def _allow_connections(plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""Where the workers' output goes: write down when files grow, and notice when nothing can be written any more."""
+"""The monitor of the files that workers write: it records when they grow, and notices when the disk is full."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _QUIET_SECONDS = 5.0
 _LAST_SECONDS = 5.0
 
 
-class Storage:
+class DiskMonitor:
     """Looks at the files of an attempt when they grow, and now and then, from a thread.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The end of a run that failed, on the first node: wait for what the others write down, and find out why."""
+"""The report of a run that failed: the first node waits for what the others write down, and finds the root cause."""
 
 from __future__ import annotations
 

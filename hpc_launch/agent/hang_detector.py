@@ -1,4 +1,4 @@
-"""The hang watcher: nobody writes and nobody makes progress, for so long that the job hangs (`--hang-timeout`).
+"""The hang detector: nobody writes and nobody makes progress, for so long that the job hangs (`--hang-timeout`).
 
 Every agent looks at the files of its own workers, and adds to a counter in the store when something has changed there.
 A counter that does not move any more, as the leader sees it, is a job in which nobody does anything. No clocks are
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hpc_launch.agent.run_context import Course
+from hpc_launch.agent.run_context import RunContext
 from hpc_launch.errors import LogDirError
 from hpc_launch.node import processes, stacks
 from hpc_launch.patience import Act
@@ -262,22 +262,22 @@ class HangWatch:
         return Verdict(f"{HANG}{silence}: {folded.summary}{late}", path)
 
 
-def watch(course: Course, pids: Mapping[int, int]) -> HangWatch | None:
+def watch(context: RunContext, pids: Mapping[int, int]) -> HangWatch | None:
     """What watches whether an attempt hangs; None where nobody asked for it.
 
     Args:
-        course: the run.
+        context: the run.
         pids: process ids of the workers here, by rank.
     """
-    world, timeout = course.world, course.plan.settings.hang_timeout
+    world, timeout = context.world, context.plan.settings.hang_timeout
     if not timeout:
         return None
-    files = [course.job.rank(course.label, world.host, rank) for rank in pids]
-    watched = [path for one in files for path in (one.out, one.err)] + [course.job.progress(rank) for rank in pids]
+    files = [context.job.rank(context.label, world.host, rank) for rank in pids]
+    watched = [path for one in files for path in (one.out, one.err)] + [context.job.progress(rank) for rank in pids]
     return HangWatch(
         timeout=timeout,
-        job=course.job,
-        attempt=course.label,
+        job=context.job,
+        attempt=context.label,
         host=world.host,
         agents=world.agents,
         agent=world.agent_rank,

@@ -1,4 +1,4 @@
-"""Slurm's word about the end of the job: one agent asks for it (`outlook`), the others hear it from that one."""
+"""When the job ends, as Slurm says: one agent asks (`job_monitor`), and the others hear it from that one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 
-from hpc_launch.agent.job_monitor import Outlook
-from hpc_launch.agent.peers import Others
+from hpc_launch.agent.job_monitor import JobMonitor
+from hpc_launch.agent.peers import Peers
 from hpc_launch.errors import RendezvousError
 from hpc_launch.plan.model import Plan
 from hpc_launch.slurm import controller
@@ -23,32 +23,32 @@ _FACTS_SECONDS = 1.0
 _ANSWER_SECONDS = 1.0
 
 
-class SlurmWord:
+class JobDeadline:
     """What one agent knows of it."""
 
-    def __init__(self, others: Others, begin: Callable[[Plan], Outlook | None], *, in_step: bool) -> None:
+    def __init__(self, peers: Peers, begin: Callable[[Plan], JobMonitor | None], *, in_step: bool) -> None:
         """Nothing is asked before `follow`.
 
         Args:
-            others: the other agents.
+            peers: the other agents.
             begin: begins to ask, where a plan makes that this agent's task.
             in_step: whether this is a step, which Slurm may end.
         """
         self._in_step = in_step
-        self._others = others
+        self._peers = peers
         self._begin = begin
-        self._outlook: Outlook | None = None
+        self._job_monitor: JobMonitor | None = None
         self._facts = SlurmFacts()
         self._next_look = 0.0
 
     def follow(self, plan: Plan) -> None:
         """Begin to ask, if that is this agent's task by now."""
-        if self._outlook is None:
-            self._outlook = self._begin(plan)
+        if self._job_monitor is None:
+            self._job_monitor = self._begin(plan)
 
     def pass_on(self) -> None:
         """Let the others have what is new, for when they need it."""
-        if self._outlook is not None:
+        if self._job_monitor is not None:
             self.facts()
 
     def facts(self) -> SlurmFacts | None:
@@ -56,32 +56,32 @@ class SlurmWord:
         if not self._in_step:
             return None
         now = time.monotonic()
-        if self._outlook is not None and self._outlook.facts != self._facts:
-            self._facts = self._outlook.facts
+        if self._job_monitor is not None and self._job_monitor.facts != self._facts:
+            self._facts = self._job_monitor.facts
             with contextlib.suppress(RendezvousError):
-                self._others.share(_FACTS, self._facts)
-        elif self._outlook is None and now >= self._next_look:
+                self._peers.share(_FACTS, self._facts)
+        elif self._job_monitor is None and now >= self._next_look:
             self._next_look = now + _FACTS_SECONDS
-            self._facts = self._others.shared(_FACTS, SlurmFacts) or self._facts
+            self._facts = self._peers.shared(_FACTS, SlurmFacts) or self._facts
         return self._facts
 
     def ask_again(self) -> None:
         """Ask soon, because something has happened."""
-        if self._outlook is not None:
-            self._outlook.ask_again()
+        if self._job_monitor is not None:
+            self._job_monitor.ask_again()
 
     def await_answer(self) -> None:
         """Wait for the answer to what was asked, as long as a person can wait for the line that needs it."""
-        if self._outlook is not None:
-            self._outlook.answer(_ANSWER_SECONDS)
+        if self._job_monitor is not None:
+            self._job_monitor.answer(_ANSWER_SECONDS)
 
     @property
     def left(self) -> float | None:
         """Seconds until the job ends; None where that is not known here, or it has no limit."""
-        return self._outlook.left if self._outlook is not None else None
+        return self._job_monitor.left if self._job_monitor is not None else None
 
     def record(self, environ: Mapping[str, str]) -> JobRecord | None:
         """What Slurm says of the job now; None where it says nothing."""
-        if self._outlook is None:
+        if self._job_monitor is None:
             return controller.ask_job(requeue_id(environ))
-        return self._outlook.asked_now()
+        return self._job_monitor.asked_now()

@@ -1,4 +1,4 @@
-"""What Slurm says about the end of the job. One agent of all asks, in a thread: the controller can be slow."""
+"""The monitor of the job: one agent of all asks Slurm about its end, in a thread, as the controller can be slow."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _save(ends: Sequence[_End]) -> None:
         directory.write_json(file, end)
 
 
-class Outlook:
+class JobMonitor:
     """Asks from time to time, and writes the end of the job down for `runtime.time_left`.
 
     Attributes:

@@ -1,11 +1,11 @@
-"""What an agent says on the console about the attempts of its run; mostly it is the first one, for all."""
+"""The launcher's lines on the console about attempts; mostly the first agent says them for all."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from hpc_launch.agent.hang_detector import Verdict
-from hpc_launch.agent.run_context import Course
+from hpc_launch.agent.run_context import RunContext
 from hpc_launch.console import say
 from hpc_launch.records import bad_nodes, telling, words
 from hpc_launch.records.bad_nodes import BadNode
@@ -19,35 +19,35 @@ def notice(signum: str, left: float | None) -> None:
     say(f"{signum}: the workers are told{end}")
 
 
-def full_disk(course: Course, problem: OSError) -> None:
+def full_disk(context: RunContext, problem: OSError) -> None:
     """Nothing can be written any more."""
-    where, why = course.job.path, problem.strerror or problem
+    where, why = context.job.path, problem.strerror or problem
     say(
-        f"{course.host}: cannot write in {where}: {why}: training goes on, and what the workers print is lost until "
+        f"{context.host}: cannot write in {where}: {why}: training goes on, and what the workers print is lost until "
         "there is room again"
     )
 
 
-def hang(course: Course, verdict: Verdict) -> None:
+def hang(context: RunContext, verdict: Verdict) -> None:
     """The job hangs."""
     stacks = f"; stacks in {verdict.path}" if verdict.path is not None else ""
-    _say_of_attempt(course, f"{verdict.cause}{stacks}")
+    _say_of_attempt(context, f"{verdict.cause}{stacks}")
 
 
-def stop(course: Course, cause: str, left: float) -> None:
+def stop(context: RunContext, cause: str, left: float) -> None:
     """The run is stopped, and the workers have so many seconds."""
-    _say_of_attempt(course, f"{cause}; the workers have {words.duration(left)} to end")
+    _say_of_attempt(context, f"{cause}; the workers have {words.duration(left)} to end")
 
 
-def restart(course: Course, end: RoundEnd) -> None:
+def restart(context: RunContext, end: RoundEnd) -> None:
     """The attempt has failed, and there will be another."""
     # Where a job hangs was said when it was seen.
-    _say_of_attempt(course, f"{'it hangs' if end.hang else end.cause}; starting again")
+    _say_of_attempt(context, f"{'it hangs' if end.hang else end.cause}; starting again")
 
 
-def failure(course: Course, found: RootCause | None, otherwise: str) -> None:
+def failure(context: RunContext, found: RootCause | None, otherwise: str) -> None:
     """The last attempt has failed: at length if its cause was found."""
-    _say_of_attempt(course, "\n    ".join(telling.block(found) if found is not None else [otherwise]))
+    _say_of_attempt(context, "\n    ".join(telling.block(found) if found is not None else [otherwise]))
 
 
 def advice(bad: Sequence[BadNode]) -> None:
@@ -56,5 +56,5 @@ def advice(bad: Sequence[BadNode]) -> None:
         say(bad_nodes.advice(bad))
 
 
-def _say_of_attempt(course: Course, text: str) -> None:
-    say(f"attempt {course.label}: {text}")
+def _say_of_attempt(context: RunContext, text: str) -> None:
+    say(f"attempt {context.label}: {text}")

@@ -1,4 +1,4 @@
-"""What Slurm says of nodes that were lost: evidence for people, and no proof of anything (docs/design.md).
+"""The health of lost nodes, as Slurm says: evidence for people, and no proof of anything (docs/design.md).
 
 The leader asks, in a thread: at once, and where Slurm does not know yet that a node is gone, once more when it must
 have noticed. Whoever does not answer is not waited for.
@@ -25,7 +25,7 @@ from hpc_launch.slurm.rules import ClusterRules
 _AGAIN, _MORE_SECONDS = (1.0, 1.5), 10.0
 
 
-class SlurmView:
+class NodeHealth:
     """Asks about nodes that were lost, and says what it hears.
 
     Args:
@@ -134,10 +134,10 @@ class SlurmView:
                 say(f"{host}: {telling.slurms_word(said)}")
 
 
-def follow(handler: SlurmRendezvous) -> SlurmView:
+def follow(handler: SlurmRendezvous) -> NodeHealth:
     """Ask about the nodes that a run loses, as long as its leader is here, and write down what is heard."""
     observe = handler.observer
-    view = SlurmView(lambda said: observe(events.NODE_STATE, **_facts(said)), lambda: handler.leads)
+    view = NodeHealth(lambda said: observe(events.NODE_STATE, **_facts(said)), lambda: handler.leads)
 
     def note(event: str, **facts: Any) -> None:
         observe(event, **facts)

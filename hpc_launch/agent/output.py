@@ -1,4 +1,4 @@
-"""Where the output of the workers goes: files in the job directory, and the console."""
+"""The output of the workers: which file or console each stream goes to, attempt after attempt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
 
 from hpc_launch import patience
-from hpc_launch.agent.disk_monitor import Storage
+from hpc_launch.agent.disk_monitor import DiskMonitor
 from hpc_launch.agent.output_console import Follower, Source
 from hpc_launch.errors import LogDirError
 from hpc_launch.records import directory
@@ -92,7 +92,7 @@ class JobLogs(LogsSpecs):
         self._earlier = before.follower if before is not None else None
         self._full = before is not None and before.problem is not None
         self.follower: Follower = Follower([], self._earlier)
-        self._storage: Storage | None = None
+        self._disk_monitor: DiskMonitor | None = None
 
     @property
     def root_log_dir(self) -> str:
@@ -129,7 +129,9 @@ class JobLogs(LogsSpecs):
                 if chosen.filed & stream:
                     filed[f"{rank}.{path.suffix[1:]}"] = path
         if filed:
-            self._storage = Storage(OutputTimes(self._job.times(attempt, self._host), filed, self._job.path), folder)
+            self._disk_monitor = DiskMonitor(
+                OutputTimes(self._job.times(attempt, self._host), filed, self._job.path), folder
+            )
         self.follower = Follower(sources, self._earlier)
         return destination
 
@@ -153,18 +155,18 @@ class JobLogs(LogsSpecs):
     @property
     def problem(self) -> OSError | None:
         """Why nothing can be written; None as long as it can."""
-        return self._storage.problem if self._storage is not None else None
+        return self._disk_monitor.problem if self._disk_monitor is not None else None
 
     def start(self) -> None:
         """The workers of the attempt that `reify` was asked about have been started: begin to look at their files."""
-        if self._storage is not None:
-            self._storage.start()
+        if self._disk_monitor is not None:
+            self._disk_monitor.start()
         self.follower.start()
 
     def finish(self) -> None:
         """They have ended: show the rest of what they have written, but do not wait for a slow console."""
-        if self._storage is not None:
-            self._storage.stop()
+        if self._disk_monitor is not None:
+            self._disk_monitor.stop()
         self.follower.finish(_REST_SECONDS)
 
     def close(self, hurry: Callable[[], bool]) -> None:

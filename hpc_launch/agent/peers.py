@@ -10,7 +10,7 @@ from hpc_launch.rendezvous.messages import Message
 _Shared = TypeVar("_Shared", bound=Message)
 
 
-class Others(Protocol):
+class Peers(Protocol):
     """What `SlurmRendezvous` has, and other backends have not."""
 
     def first(self, what: str) -> bool:
@@ -29,7 +29,7 @@ class Others(Protocol):
         """What was left; None as long as nothing was."""
 
 
-class Nobody:
+class NullPeers:
     """The others under another backend, whose agents do not talk to each other: each acts as if it were alone."""
 
     def first(self, what: str) -> bool:  # noqa: ARG002 - nobody has asked

@@ -1,4 +1,4 @@
-"""Write down what happens to this agent and its workers, in the node's events (`records.events`)."""
+"""The recorder writes down what happens to this agent and its workers, in the node's events (`records.events`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import hpc_launch
 from hpc_launch import patience
 from hpc_launch.agent import failure_evidence
 from hpc_launch.agent.failure_evidence import Before
-from hpc_launch.agent.run_context import Course
+from hpc_launch.agent.run_context import RunContext
 from hpc_launch.console import say
 from hpc_launch.errors import LogDirError
 from hpc_launch.node.memory import Kills
@@ -54,8 +54,8 @@ class Recorder:
     What is said before the job directory is known is kept until then.
     """
 
-    def __init__(self, course: Course, environ: Mapping[str, str]) -> None:
-        self._course = course
+    def __init__(self, context: RunContext, environ: Mapping[str, str]) -> None:
+        self._context = context
         self._restarts = restart_count(environ)
         self._log: EventLog | None = None
         self._lock = threading.Lock()  # the rendezvous has a thread of its own
@@ -104,22 +104,22 @@ class Recorder:
         Raises:
             LogDirError: when that cannot be.
         """
-        world = self._course.world
-        job = self._course.job
-        private = self._course.plan.settings.private_logs
+        world = self._context.world
+        job = self._context.job
+        private = self._context.plan.settings.private_logs
 
         def open_log() -> EventLog:
             directory.make(job.path, private=private)
             return EventLog(job.events(world.host), world.agent_rank, job.path)
 
-        log = patience.wait_for(open_log, self._course.place)
+        log = patience.wait_for(open_log, self._context.place)
         facts = {
             "host": world.host,
             "node_rank": world.node_rank,
             "agents": world.agents,
             "pid": os.getpid(),
-            "run_id": self._course.plan.run_id,
-            "first_attempt": self._course.first_label,
+            "run_id": self._context.plan.run_id,
+            "first_attempt": self._context.first_label,
             "restart_count": self._restarts,
             "versions": {
                 "hpc-launch": hpc_launch.__version__,
@@ -143,15 +143,15 @@ class Recorder:
 
     def bound(self) -> None:
         """Write down which CPUs the workers are given, where they are."""
-        plan = self._course.plan
+        plan = self._context.plan
         if plan.shares:
             shares = [share.as_dict() for share in plan.shares]
             self.say(events.BINDING, why=plan.binding.reason, omp_num_threads=plan.omp_num_threads, shares=shares)
 
     def begin(self, world_size: int) -> None:
         """An attempt begins."""
-        world = self._course.world
-        self._attempt, self._workers, self._waiting = self._course.label, {}, set()
+        world = self._context.world
+        self._attempt, self._workers, self._waiting = self._context.label, {}, set()
         self._before.close()
         self._before = Before.now()
         self.say(events.ATTEMPT, host=world.host, world_size=world_size, agents=world.agents)
@@ -166,7 +166,7 @@ class Recorder:
         pid = workers.pids()[local_rank]
         paths = (workers.stdouts, workers.stderrs, workers.error_files)
         self._files[local_rank] = RankFiles(*(Path(files.get(local_rank, "")) for files in paths))
-        world, now = self._course.world, time.time()
+        world, now = self._context.world, time.time()
         place = world.local_agent if world.task_per_rank else local_rank
         device = self._device(place)
         self.say(events.WORKER_STARTED, rank=rank, local_rank=place, pid=pid, device=device)
@@ -183,7 +183,7 @@ class Recorder:
             told="",
             usage=None,
             failure=None,
-            files=self._course.job.rank(self._course.label, world.host, rank),
+            files=self._context.job.rank(self._context.label, world.host, rank),
         )
 
     def look(self, workers: PContext | None) -> None:
@@ -239,7 +239,7 @@ class Recorder:
 
     def summary(self, cause: str) -> Attempt:
         """What is known here of this attempt, which has failed."""
-        workers, host = self.workers, self._course.host
+        workers, host = self.workers, self._context.host
         return Attempt(
             number=self._attempt or 0,
             run=0,
@@ -262,11 +262,11 @@ class Recorder:
             return
         self.say(events.RUN_ENDED, status=status, cause=cause)
         if not self.settle(_LAST_SECONDS):
-            say(f"{self._course.host}: the last records are missing: {self._course.place} does not answer")
+            say(f"{self._context.host}: the last records are missing: {self._context.place} does not answer")
 
     def _open_unmet(self) -> bool:
         """Begin to write although no other agent was met, unless the directory is another run's."""
-        course, plan = self._course, self._course.plan
+        context, plan = self._context, self._context.plan
         lineage, program = plan.identity.lineage, plan.identity.program
 
         def find() -> tuple[JobDirectory, int]:
@@ -276,10 +276,10 @@ class Recorder:
 
         if plan.job_name:
             try:
-                job, first_label = patience.wait_for(find, course.place)
+                job, first_label = patience.wait_for(find, context.place)
                 if job.job:
-                    course.job, course.label = job, first_label
-                    course.first_label = first_label
+                    context.job, context.label = job, first_label
+                    context.first_label = first_label
                     self.open()
             except LogDirError:
                 return False
@@ -296,7 +296,7 @@ class Recorder:
         if exitcode != 0:
             files, before = self._files[local_rank], self._before
             failure = patience.wait_for(
-                lambda: failure_evidence.gather(files, worker.pid, exitcode, before, ended=when), self._course.place
+                lambda: failure_evidence.gather(files, worker.pid, exitcode, before, ended=when), self._context.place
             )
             if told and "exception" not in failure:
                 failure = {}  # it was well
@@ -316,7 +316,7 @@ class Recorder:
 
     def _device(self, local_rank: int) -> str:
         """What a worker uses, for people."""
-        tokens = self._course.plan.devices.tokens
+        tokens = self._context.plan.devices.tokens
         if not tokens:
             return ""
         token = tokens[local_rank % len(tokens)]

@@ -1,4 +1,4 @@
-"""The course of a run, as one agent knows it: which attempt it is at, what holds for it, where it is written down."""
+"""The context of a run, as one agent knows it: its plan, the attempt it is at, and its job directory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from hpc_launch.records.directory import JobDirectory
 from hpc_launch.world import World
 
 
-class Course:
-    """It is moved on by the agent, at the beginning of each attempt, and read by all that it is made of.
+class RunContext:
+    """The agent changes it at the beginning of each attempt; all parts of the agent read it.
 
     Attributes:
         plan: what this agent does; other nodes may take part from one attempt to the next.

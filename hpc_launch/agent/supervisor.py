@@ -1,4 +1,4 @@
-"""Follow one round of the `slurm` rendezvous to its end: the workers here, and the word of the others."""
+"""The supervisor of one round: it watches the workers here, and hears from the coordinator how the round ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from hpc_launch.agent import hang_detector, log_messages
 from hpc_launch.agent.hang_detector import HangWatch
 from hpc_launch.agent.recorder import Recorder
-from hpc_launch.agent.run_context import Course
+from hpc_launch.agent.run_context import RunContext
 from hpc_launch.records import causes, events, faults, telling
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import RoundEnd
@@ -40,21 +40,21 @@ class Failure:
     follows: bool
 
 
-def failure_of(course: Course, recorder: Recorder, failures: Iterable[ProcessFailure]) -> Failure:
+def failure_of(context: RunContext, recorder: Recorder, failures: Iterable[ProcessFailure]) -> Failure:
     """Judge a failure of workers here, and write it down."""
     recorder.failed(failures)
     worker = causes.first(recorder.workers)
     if worker is None or worker.exitcode is None:
-        return Failure(70, f"the agent on {course.host} lost track of its workers", follows=False)
+        return Failure(70, f"the agent on {context.host} lost track of its workers", follows=False)
     return Failure(status_of(worker.exitcode), telling.line(worker), bool(causes.follows(worker, None)))
 
 
 @dataclass
-class RoundWatch:
+class RoundSupervisor:
     """One agent's look at a round.
 
     Attributes:
-        course: the run.
+        context: the run.
         handler: this agent's end of the rendezvous.
         signals: what has come to this process.
         recorder: writes down what happens.
@@ -63,7 +63,7 @@ class RoundWatch:
         wait: waits for a worker's end, a signal, or so many seconds.
     """
 
-    course: Course
+    context: RunContext
     handler: SlurmRendezvous
     signals: Signals
     recorder: Recorder
@@ -99,11 +99,11 @@ class RoundWatch:
             self.handler.report_done()
             self._done = True
         if stop is not None:
-            cause = f"stopped by {stop.name} on {self.course.host}"
+            cause = f"stopped by {stop.name} on {self.context.host}"
             return self.handler.report_end(128 + stop, cause, stop.name)
         if result.state in (WorkerState.SUCCEEDED, WorkerState.HEALTHY):
             return None
-        failure = failure_of(self.course, self.recorder, result.failures.values())
+        failure = failure_of(self.context, self.recorder, result.failures.values())
         self._report_at = min(self._report_at, time.monotonic() + (_SYMPTOM_SECONDS if failure.follows else 0))
         if time.monotonic() < self._report_at:
             return None
@@ -115,9 +115,9 @@ class RoundWatch:
         verdict = self.hang.turn(self.handler) if self.hang is not None else None
         if verdict is None:
             return None
-        log_messages.hang(self.course, verdict)
+        log_messages.hang(self.context, verdict)
         name = verdict.path.name if verdict.path is not None else ""
-        seconds = self.course.plan.settings.hang_timeout
+        seconds = self.context.plan.settings.hang_timeout
         self.recorder.say(events.HANG, seconds=seconds, cause=verdict.cause, stacks=name)
         return self._report_failure(hang_detector.STATUS, verdict.cause, own=False, hung=True)
 

@@ -1,4 +1,4 @@
-"""A plan in torch's own words: what its agent, its rendezvous backends and its log specs are told, and to be quiet."""
+"""The adapter to torch: what torch's agent and log specs are told of a plan, and that torch is to be quiet."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from torch.distributed.elastic.agent.server.api import Worker, WorkerGroup, Work
 from torch.distributed.elastic.multiprocessing import LogsSpecs, PContext, start_processes
 
 from hpc_launch import secret
-from hpc_launch.agent.run_context import Course
+from hpc_launch.agent.run_context import RunContext
 from hpc_launch.console import say
 from hpc_launch.errors import ContextError, HpcLaunchError
 from hpc_launch.node import processes
@@ -22,7 +22,7 @@ from hpc_launch.settings import Origin
 from hpc_launch.workers.command_workers import CommandWorkers, hidden_variables, replace_local_rank
 from hpc_launch.workers.factory import Factory, FactoryLostError, spawn
 from hpc_launch.workers.factory_server import KILL_SECONDS
-from hpc_launch.workers.grace_period import Window
+from hpc_launch.workers.grace_period import GracePeriod
 from hpc_launch.workers.worker_environment import Attempt, Place, worker_environment
 
 Environments = dict[int, dict[str, str]]
@@ -35,28 +35,30 @@ _OTHERS_SECONDS = 0.1
 _LONGEST_WAIT = 1 << 20
 
 
-class Crew:
-    """They, attempt after attempt.
+class WorkerPool:
+    """The workers of one agent, attempt after attempt.
 
     Attributes:
         factory: makes workers that are commands; another one where it was lost.
         workers: those of the attempt; None before the first.
     """
 
-    def __init__(self, course: Course, environ: Mapping[str, str], factory: Factory, window: Window) -> None:
+    def __init__(
+        self, context: RunContext, environ: Mapping[str, str], factory: Factory, grace_period: GracePeriod
+    ) -> None:
         """There are none yet.
 
         Args:
-            course: the run that they are for.
+            context: the run that they are for.
             environ: the agent's environment.
             factory: makes workers.
-            window: the time that they have to end.
+            grace_period: the time that they have to end.
         """
         self.factory = factory
         self.workers: PContext | None = None
-        self._course = course
+        self._context = context
         self._environ = environ
-        self._window = window
+        self._grace_period = grace_period
 
     def start(self, spec: WorkerSpec, environs: Environments, logs: LogsSpecs) -> PContext:
         """Start those of an attempt.
@@ -77,7 +79,7 @@ class Crew:
             "envs": environs,
             "logs_specs": logs,
         }
-        by_torch = callable(spec.entrypoint) or self._course.plan.settings.numa_binding
+        by_torch = callable(spec.entrypoint) or self._context.plan.settings.numa_binding
         self.workers = self._start_by_torch(spec, common) if by_torch else self._start_commands(common)
         return self.workers
 
@@ -105,22 +107,22 @@ class Crew:
             return False
 
     def stop(self, signum: signal.Signals, then: Callable[[], None]) -> None:
-        """End them, and nothing else, within the window.
+        """End them, and nothing else, within the grace period.
 
         Args:
             signum: what they are told first.
             then: is called when they have been told.
         """
         if isinstance(self.workers, CommandWorkers):
-            told = self._window.stopped and self._heard_soon(signum)
+            told = self._grace_period.stopped and self._heard_soon(signum)
             self.workers.stop(signum, told=told, then=then)
             self.workers.close(signum)
             if self.factory.lost:
                 _end_orphans()
         elif self.workers is not None:
-            self._window.open()
+            self._grace_period.open()
             then()
-            self.workers.close(signum, timeout=max(1, int(min(self._window.left, _LONGEST_WAIT))))
+            self.workers.close(signum, timeout=max(1, int(min(self._grace_period.left, _LONGEST_WAIT))))
 
     def close(self) -> None:
         """End the factory, and whatever there still is of what it has started."""
@@ -137,17 +139,17 @@ class Crew:
                 self.factory = spawn(self.factory.mask)
                 return self._start_with_factory(common)
         except (OSError, FactoryLostError) as error:
-            raise HpcLaunchError(f"{self._course.host}: {error}") from error
+            raise HpcLaunchError(f"{self._context.host}: {error}") from error
 
     def _start_with_factory(self, common: dict[str, Any]) -> CommandWorkers:
         workers = CommandWorkers(
             **common,
             factory=self.factory,
             forked=self.factory.forks,
-            group=self._course.plan.settings.no_python,
-            window=self._window,
-            job=self._course.job.path,
-            secret_names=self._course.plan.settings.secret_names,
+            group=self._context.plan.settings.no_python,
+            grace_period=self._grace_period,
+            job=self._context.job.path,
+            secret_names=self._context.plan.settings.secret_names,
             cpus=self._cpus,
         )
         workers.start()
@@ -155,7 +157,7 @@ class Crew:
 
     def _start_by_torch(self, spec: WorkerSpec, common: dict[str, Any]) -> PContext:
         """Start workers as torch does: functions, and commands bound by --numa-binding."""
-        settings = self._course.plan.settings
+        settings = self._context.plan.settings
         # torch adds these to the environment of this process, and takes nothing away (SubprocessHandler).
         hidden = dict.fromkeys(secret.VARIABLES & self._environ.keys(), "")
         common["envs"] = {local: {**hidden, **environ} for local, environ in common["envs"].items()}
@@ -176,12 +178,12 @@ class Crew:
 
     def _cpus(self, worker: int) -> tuple[int, ...]:
         """The CPUs of one of them; none where it is not bound."""
-        shares = self._course.plan.shares
+        shares = self._context.plan.shares
         return shares[worker].cpus if shares else ()
 
     def _heard_soon(self, signum: int) -> bool:
         """As `heard`, of a signal that comes now: Slurm signals the processes of a task one after the other."""
-        if self._course.world.origin is not Origin.STEP:
+        if self._context.world.origin is not Origin.STEP:
             return False
         deadline = time.monotonic() + _OTHERS_SECONDS
         while not (heard := self.heard(signum)) and time.monotonic() < deadline:
@@ -189,19 +191,19 @@ class Crew:
         return heard
 
 
-def environments(course: Course, group: WorkerGroup, base: Mapping[str, str]) -> Environments:
+def environments(context: RunContext, group: WorkerGroup, base: Mapping[str, str]) -> Environments:
     """The environments of the workers of an attempt.
 
     Args:
-        course: the run.
+        context: the run.
         group: the workers, as torch has numbered them.
         base: the agent's environment, which theirs are made from.
     """
-    plan, world, spec = course.plan, course.world, group.spec
+    plan, world, spec = context.plan, context.world, group.spec
     own = spec.rdzv_handler if isinstance(spec.rdzv_handler, SlurmRendezvous) else None
     attempt = Attempt(
-        number=course.number,
-        label=course.label,
+        number=context.number,
+        label=context.label,
         master_addr=str(group.master_addr),
         master_port=int(cast("int", group.master_port)),
         max_restarts=spec.max_restarts,
@@ -231,7 +233,7 @@ def environments(course: Course, group: WorkerGroup, base: Mapping[str, str]) ->
             isolated=plan.isolated,
             omp_num_threads=plan.omp_num_threads,
             slurm_env=plan.settings.slurm_env,
-            job_directory=str(course.job.path),
+            job_directory=str(context.job.path),
             interface=interface,
             gpu_bind=plan.settings.gpu_bind,
         )

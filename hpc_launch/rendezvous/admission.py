@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from hpc_launch.plan.commands import Command, similar
 from hpc_launch.rendezvous.messages import Hello, Purpose, Verdict
-from hpc_launch.rendezvous.rendezvous_config import Party
+from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.rendezvous.transport.faults import MessageError
 
 # Of so many nodes it is remembered which other command they run.
@@ -21,13 +21,13 @@ class Admission:
     """Which agents are of this run; each number belongs to one process.
 
     Args:
-        party: what this agent brings along.
+        config: what this agent brings along.
         instance: tells this process from another one with the same number.
     """
 
-    def __init__(self, party: Party, instance: str) -> None:
-        self._party = party
-        self._instances: dict[int, str] = {party.agent: instance}
+    def __init__(self, config: RendezvousConfig, instance: str) -> None:
+        self._config = config
+        self._instances: dict[int, str] = {config.agent: instance}
         self._turned_away: dict[str, str] = {}
         # Another run begins in the same place; and since when agents knock whose commands differ by their numbers.
         self._rivals = False
@@ -46,16 +46,16 @@ class Admission:
         other = self._other_program(hello, now)
         if other is not None:
             return other
-        if hello.agent >= self._party.agents:
+        if hello.agent >= self._config.agents:
             raise MessageError(
-                f"agent {hello.agent} of {hello.host}: this run has agents 0 to {self._party.agents - 1}"
+                f"agent {hello.agent} of {hello.host}: this run has agents 0 to {self._config.agents - 1}"
             )
         mine = self._instances.setdefault(hello.agent, hello.instance) == hello.instance
         return None if mine else Verdict.TAKEN
 
     def is_first_of_another(self, hello: Hello) -> bool:
         """Whether this is the first agent of another run in the same place, which asks who has taken its port."""
-        return hello.purpose is Purpose.CALL and hello.agent == self._party.agent
+        return hello.purpose is Purpose.CALL and hello.agent == self._config.agent
 
     @property
     def others(self) -> str:
@@ -66,7 +66,7 @@ class Admission:
         return f"; {host} runs another command ({words}): if both belong to one run, give both the same --rdzv-id"
 
     def _other_program(self, hello: Hello, now: float) -> Verdict | None:
-        identity = self._party.identity
+        identity = self._config.identity
         if hello.program == identity.program:
             return None
         if self.is_first_of_another(hello):
@@ -76,6 +76,6 @@ class Admission:
             if hello.purpose is Purpose.JOIN and len(self._turned_away) < _MOST_TURNED_AWAY:
                 self._turned_away[hello.host] = hello.words
             return Verdict.OTHER_PROGRAM
-        since = self._similar.setdefault(hello.agent, now) if hello.agent < self._party.agents else now
+        since = self._similar.setdefault(hello.agent, now) if hello.agent < self._config.agents else now
         known = self._instances.get(hello.agent) == hello.instance
         return None if known or now - since >= _SIMILAR_SECONDS else Verdict.SIMILAR

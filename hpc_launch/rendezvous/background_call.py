@@ -1,4 +1,4 @@
-"""Work in a thread of its own, for an agent's main loop, which must not wait: it asks whether the work is done."""
+"""A call in a thread of its own: the agent's main loop must not wait, and asks whether the call is done."""
 
 from __future__ import annotations
 

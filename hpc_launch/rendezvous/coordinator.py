@@ -2,8 +2,8 @@
 
 It knows no sockets, files, threads or clocks: messages, lost connections, finished preparations and the time come in as
 calls, and what follows goes out through `Effects`, none of which waits. What follows for memberships is decided by
-`membership` and `forming`. A round costs six messages for each agent (ready, propose, accept, start, and that workers
-have begun, from it and from all), and nothing is sent while workers run.
+`membership` and `quorum_policy`. A round costs six messages for each agent (ready, propose, accept, start, and that
+workers have begun, from it and from all), and nothing is sent while workers run.
 
 One coordinator serves both kinds of run. In an elastic run the loss of an agent ends a round, and the others go on. In
 a run of fixed size it ends the run, and a failure counts at once.
@@ -60,7 +60,7 @@ from hpc_launch.rendezvous.messages import (
     Waiting,
 )
 from hpc_launch.rendezvous.quorum_policy import Gathering, Move, Terms
-from hpc_launch.rendezvous.rendezvous_config import Party
+from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.rendezvous.round_checks import Member
 from hpc_launch.rendezvous.transport.faults import MessageError
 
@@ -146,7 +146,7 @@ class Coordinator:
     """Agrees with agents, if it is asked to; every agent of an elastic run has one.
 
     Args:
-        party: what this agent brings along.
+        config: what this agent brings along.
         instance: tells this process from another one with the same number.
         effects: has done what follows.
 
@@ -158,18 +158,18 @@ class Coordinator:
         generation: of preparations; what was asked for in an earlier one does not count.
     """
 
-    def __init__(self, party: Party, instance: str, effects: Effects) -> None:
+    def __init__(self, config: RendezvousConfig, instance: str, effects: Effects) -> None:
         self.now = 0.0
         self.port = 0
         self.following = -1
         self.changed = True
         self.generation = 0
-        self._party, self._instance, self._effects = party, instance, effects
-        self._terms = Terms(party.minimum, party.join_timeout, party.node_timeout, fixed=not party.elastic)
+        self._config, self._instance, self._effects = config, instance, effects
+        self._terms = Terms(config.minimum, config.join_timeout, config.node_timeout, fixed=not config.elastic)
         self._leads = self._sought = self._news = False
         self._sessions: dict[Session, None] = {}
         self._present: dict[int, Session] = {}
-        self._admission = Admission(party, instance)
+        self._admission = Admission(config, instance)
         self._since = self._last_busy = self._next_look = 0.0
         self._state = RunState()
         self._shared: dict[str, str] = {}
@@ -187,7 +187,7 @@ class Coordinator:
         self._final: RoundEnd | None = None
         self._refusal: Refused | None = None
         # With several tasks on a node only the agents say where they are.
-        self._hosts = dict(enumerate(party.hosts)) if party.agents_per_host is not None else {}
+        self._hosts = dict(enumerate(config.hosts)) if config.agents_per_host is not None else {}
         self._pace = Pace(_FIRST_PAUSE, _LONGEST_PAUSE, 0.0)
 
     # ---- its own agent
@@ -232,7 +232,7 @@ class Coordinator:
     def tokens_to_clear(self) -> Path | None:
         """The directory of tokens to remove when the run has ended; None where it goes on, or another one minds it."""
         over = self._leads and self._running is not None and self._final is not None
-        return self._directory.memberships if over and self._party.elastic else None
+        return self._directory.memberships if over and self._config.elastic else None
 
     def forget_seekers(self) -> None:
         """A round begins for this agent: those that looked for a coordinator before have found one."""
@@ -246,7 +246,7 @@ class Coordinator:
         Raises:
             MessageError: when the run has no such agent.
         """
-        party, self.changed = self._party, True
+        config, self.changed = self._config, True
         verdict, number = self._admission.refusal(hello, self.now), -1
         if verdict is None and self._leads:
             verdict = Verdict.WELCOME
@@ -257,20 +257,20 @@ class Coordinator:
             self._mind_equal_run()
         answer = Answer(
             verdict=verdict,
-            agent=party.agent,
-            host=party.host,
+            agent=config.agent,
+            host=config.host,
             instance=self._instance,
             coordinator=self.following,
             number=number,
             port=self.port,
-            words=party.identity.words[:_LONGEST_WORDS] if verdict in (Verdict.OTHER_PROGRAM, Verdict.TAKEN) else "",
+            words=config.identity.words[:_LONGEST_WORDS] if verdict in (Verdict.OTHER_PROGRAM, Verdict.TAKEN) else "",
         )
         return answer, verdict is Verdict.WELCOME and hello.purpose is not Purpose.CALL
 
     def _mind_equal_run(self) -> None:
         """End a run that has not begun where there is an equal one: their agents would be paired at random."""
         if self._leads and self._state.round < 0 and self._refusal is None:
-            self._refuse(RefusalKind.PROBLEM, round_checks.equal_runs(self._party.identity.words))
+            self._refuse(RefusalKind.PROBLEM, round_checks.equal_runs(self._config.identity.words))
 
     def opened(self, session: Session) -> None:
         """An authenticated agent is connected."""
@@ -317,7 +317,7 @@ class Coordinator:
         if running is not None:
             self._judge(running)
         elif self._proposal is None and self.now >= self._next_look:
-            self._next_look = self.now + min(_SOON_SECONDS, _CHECK_SECONDS * self._party.agents)
+            self._next_look = self.now + min(_SOON_SECONDS, _CHECK_SECONDS * self._config.agents)
             self._news = False
             self._consider()
         elif self._proposal is None and self._news:
@@ -405,7 +405,7 @@ class Coordinator:
         if self._refusal is not None:
             self._effects.send([session], self._refusal)
             return
-        unfit = self._unfit(ready) if self._party.elastic and self._state.round >= 0 else None
+        unfit = self._unfit(ready) if self._config.elastic and self._state.round >= 0 else None
         if unfit is not None:
             session.outside = True
             self._effects.send([session], Refused(RefusalKind.ALONE, *unfit))
@@ -451,15 +451,15 @@ class Coordinator:
         # The agents of a membership are in ascending order.
         named = [agents[-1] for one in known for agents in (one.agents, one.active) if agents]
         named += [*ready.gone, *map(int, (*state.waiting, *state.trouble, *state.drained))]
-        if max(named, default=0) >= self._party.agents:
-            raise MessageError(f"it speaks of agent {max(named)}: this run has agents 0 to {self._party.agents - 1}")
+        if max(named, default=0) >= self._config.agents:
+            raise MessageError(f"it speaks of agent {max(named)}: this run has agents 0 to {self._config.agents - 1}")
         if max(state.round, *(one.number for one in known)) > _MOST_ROUNDS:
             raise MessageError(f"it speaks of more than {_MOST_ROUNDS} rounds")
 
     def _unfit(self, ready: Ready) -> tuple[str, int] | None:
         """Why an agent cannot join a run that has begun, which goes on without it; None if it can."""
-        party = self._party
-        own = Member(party.agent, party.host, party.workers, party.software)
+        config = self._config
+        own = Member(config.agent, config.host, config.workers, config.software)
         return round_checks.refusal([own, _member(ready)])
 
     def _expect(self, waiting: Mapping[str, tuple[str, int]]) -> None:
@@ -488,12 +488,12 @@ class Coordinator:
 
     def _note_failure(self, running: _Running, agent: int, message: Failed) -> None:
         """Workers of an agent have failed: at once the end, or once it is known that no node was lost."""
-        if not running.failures and self._party.elastic:
+        if not running.failures and self._config.elastic:
             self._broadcast(Ping())
         if not running.failures:
             running.failed = self.now
         running.failures.setdefault(agent, message)
-        if not self._party.elastic:
+        if not self._config.elastic:
             self._fail(running)
 
     def _stop(self, end: RoundEnd) -> None:
@@ -521,8 +521,8 @@ class Coordinator:
 
     def _fail(self, running: _Running) -> None:
         agent, failed = min(running.failures.items(), key=lambda item: not item[1].own)
-        again = self._state.spent < self._party.max_restarts
-        if self._party.elastic:
+        again = self._state.spent < self._config.max_restarts
+        if self._config.elastic:
             self._hold_against(running, running.failures, again=again)
         self._state = replace(self._state, spent=self._state.spent + again)
         ending = Ending.RESTART if again else Ending.FAILED
@@ -565,7 +565,7 @@ class Coordinator:
         if self._proposal is not None and agent in self._proposal.agents:
             self._proposal = None
         running = self._running
-        if not self._party.elastic:
+        if not self._config.elastic:
             self._lose_of_fixed(agent, why)
         elif running is not None and str(agent) in self._state.waiting:
             self._expect({one: place for one, place in self._state.waiting.items() if one != str(agent)})
@@ -576,7 +576,7 @@ class Coordinator:
             self._hold_against(running, {one: said for one, said in running.failures.items() if said.fault}, again=True)
             self._end(
                 running,
-                RoundEnd(Ending.RESTART.value, -1, self._party.host, RendezvousError.exit_status, cause, lost=host),
+                RoundEnd(Ending.RESTART.value, -1, self._config.host, RendezvousError.exit_status, cause, lost=host),
             )
 
     def _lose_of_fixed(self, agent: int, why: str) -> None:
@@ -588,7 +588,9 @@ class Coordinator:
         if running is not None and running.end is None:
             self._end(
                 running,
-                RoundEnd(Ending.FAILED.value, self._party.agent, self._party.host, RendezvousError.exit_status, cause),
+                RoundEnd(
+                    Ending.FAILED.value, self._config.agent, self._config.host, RendezvousError.exit_status, cause
+                ),
             )
         else:
             self._refuse(RefusalKind.LOST, cause)
@@ -631,7 +633,7 @@ class Coordinator:
             busy,
             self._newest,
             newcomers={*map(int, self._state.waiting)},
-            gone=self._gone if self._party.elastic else frozenset(),
+            gone=self._gone if self._config.elastic else frozenset(),
             taken=self._effects.taken,
             refused=self._effects.refused_halves,
             waited=self.now - self._since,
@@ -650,30 +652,32 @@ class Coordinator:
 
     def _tell_missing(self, here: Gathering) -> None:
         joined, (missing, names) = len(here.ready), self._missing(here)
-        about = {"joined": joined, "expected": self._party.agents, "waited": round(here.waited, 1)}
+        about = {"joined": joined, "expected": self._config.agents, "waited": round(here.waited, 1)}
         if names:
             self._effects.observe(events.NODE_MISSING, hosts=hostlist.display(missing), **about)
             other = self._admission.others
-            self._effects.say(f"waiting for {names} ({joined}/{self._party.agents} joined, {here.waited:.0f} s){other}")
+            self._effects.say(
+                f"waiting for {names} ({joined}/{self._config.agents} joined, {here.waited:.0f} s){other}"
+            )
 
     def _missing(self, here: Gathering) -> tuple[tuple[str, ...], str]:
         """The nodes with agents that are missing, and words for them."""
-        party = self._party
-        if party.agents_per_host is not None:
+        config = self._config
+        if config.agents_per_host is not None:
             missing = tuple(self._hosts[agent] for agent in sorted(here.missing))
             return missing, hostlist.display(missing)
         joined = [self._hosts[agent] for agent in here.ready]
-        missing = round_checks.missing_hosts(party.hosts, (1,) * len(party.hosts), joined)
-        return missing, hostlist.display(missing) or f"{party.agents - len(here.ready)} tasks"
+        missing = round_checks.missing_hosts(config.hosts, (1,) * len(config.hosts), joined)
+        return missing, hostlist.display(missing) or f"{config.agents - len(here.ready)} tasks"
 
     def _give_up(self, here: Gathering) -> None:
-        party = self._party
-        if not party.elastic:
+        config = self._config
+        if not config.elastic:
             missing, names = self._missing(here)
-            about = {"joined": len(here.ready), "expected": party.agents, "waited": round(here.waited, 1)}
+            about = {"joined": len(here.ready), "expected": config.agents, "waited": round(here.waited, 1)}
             self._effects.observe(events.NODE_MISSING, hosts=hostlist.display(missing), **about)
             why = (
-                f"{names} did not join in {party.join_timeout:.0f} s ({len(here.ready)}/{party.agents} joined): look "
+                f"{names} did not join in {config.join_timeout:.0f} s ({len(here.ready)}/{config.agents} joined): look "
                 "at the node's own output, exclude it, or wait longer with --join-timeout"
             )
             self._refuse(RefusalKind.MISSING, why + self._admission.others, missing=missing)
@@ -718,13 +722,13 @@ class Coordinator:
             preparation.store = None
             if self._ask_for("store"):
                 self._effects.open_store(round_number)
-        if self._party.elastic and self._state.job and not self._has_token(number) and self._ask_for("token"):
+        if self._config.elastic and self._state.job and not self._has_token(number) and self._ask_for("token"):
             self._effects.put_token(self._directory.memberships, number)
         waits = [since for what, since in preparation.asked.items() if self.now - since > _PREPARATION_SECONDS]
         if waits and not preparation.warned:
             preparation.warned = True
             what = "the log directory" if {"job", "token"} & preparation.asked.keys() else "the workers' store"
-            self._effects.say(f"waiting for {what} on {self._party.host}: the round begins when it answers")
+            self._effects.say(f"waiting for {what} on {self._config.host}: the round begins when it answers")
         return not preparation.asked
 
     def _ask_for(self, what: str) -> bool:
@@ -745,7 +749,7 @@ class Coordinator:
 
     @property
     def _directory(self) -> JobDirectory:
-        return JobDirectory(self._party.job.root, self._state.job)
+        return JobDirectory(self._config.job.root, self._state.job)
 
     def _note_accepted(self, agent: int, accepted: Membership) -> None:
         proposal = self._proposal
@@ -766,7 +770,7 @@ class Coordinator:
             return  # an agent has left since: those that are there agree once more
         # An agent that does not hear of this agreement may need the tokens before it.
         needed = membership.oldest_in_question(one.known for one in ready.values())
-        if self._party.elastic:
+        if self._config.elastic:
             self._effects.remove_tokens(self._directory.memberships, before=needed)
         workers = tuple(ready[agent].workers for agent in active)
         self._state = replace(self._state, round=self._state.round + 1, waiting={})
@@ -774,7 +778,7 @@ class Coordinator:
         start = Start(
             membership=agreed,
             hosts=tuple(self._hosts[agent] for agent in active),
-            coordinator=self._party.agent,
+            coordinator=self._config.agent,
             plan=RoundPlan(
                 master_addr=store[1],
                 master_port=store[2],
@@ -787,13 +791,13 @@ class Coordinator:
             places={str(agent): sessions[agent].place for agent in agreed.agents},
         )
         self._running = _Running(start, self.now)
-        if self._party.elastic:
+        if self._config.elastic:
             self._effects.observe(
                 events.NODES,
                 hosts=self._hosts_of(active),
                 spares=self._hosts_of(members - {*active}),
                 lost=self._hosts_of({*self._newest.agents} - members) if self._state.round else "",
-                leader=self._party.host,
+                leader=self._config.host,
                 **self._state.where,
             )
         if self._state.round == 0:
@@ -801,8 +805,8 @@ class Coordinator:
         for session in sessions.values():
             session.rest()
         # What other agents of a fixed size do not need is not sent: it would grow with the number of nodes.
-        short = start if self._party.elastic else replace(start, hosts=(), places={})
-        own = self._party.agent
+        short = start if self._config.elastic else replace(start, hosts=(), places={})
+        own = self._config.agent
         self._tell([own], start)
         self._tell([agent for agent in agreed.agents if agent != own], short)
         for session in [*self._sessions]:
@@ -811,7 +815,7 @@ class Coordinator:
 
     def _note_mix(self, sessions: Iterable[Session]) -> None:
         """Say that an id of the user's own has joined different commands, which may not be meant."""
-        identity = self._party.identity
+        identity = self._config.identity
         others = [one.hello for one in sessions if one.hello.words not in ("", identity.words[:_LONGEST_WORDS])]
         if identity.explicit and others:
             one = others[0]
@@ -822,7 +826,7 @@ class Coordinator:
 
     def _active(self, agents: Sequence[int]) -> tuple[int, ...]:
         """The agents of these that have workers."""
-        most = self._party.agents - self._party.spares
+        most = self._config.agents - self._config.spares
         return membership.active(agents, most, [*map(int, self._state.drained)])
 
     def _members(self, agents: Iterable[int]) -> list[Ready]:
@@ -844,7 +848,7 @@ class Coordinator:
 
     def _awaited(self) -> Mapping[int, tuple[str, int]]:
         """Other agents that all wait for, as their word is due, and where they listen."""
-        if not self._leads or not self._party.elastic:
+        if not self._leads or not self._config.elastic:
             return {}
         members = {one.agent: one for one in self._sessions if one.agent is not None}
         running = self._running
@@ -860,7 +864,7 @@ class Coordinator:
         else:
             # Their workers are to start; and when those of one node have ended, those of the others are about to.
             due = running.active - (running.done or running.begun)
-        return {agent: members[agent].place for agent in due & members.keys() if agent != self._party.agent}
+        return {agent: members[agent].place for agent in due & members.keys() if agent != self._config.agent}
 
     def _broadcast(self, message: Any) -> None:
         self._effects.send([one for one in self._sessions if one.agent is not None], message)

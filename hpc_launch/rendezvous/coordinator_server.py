@@ -26,9 +26,9 @@ from hpc_launch.rendezvous.coordinator import Coordinator
 from hpc_launch.rendezvous.effects import Session, View
 from hpc_launch.rendezvous.membership import Half
 from hpc_launch.rendezvous.messages import FROM_AGENTS, Hello, Purpose
-from hpc_launch.rendezvous.rendezvous_config import Party
-from hpc_launch.rendezvous.suspend_aware_clock import Awake
-from hpc_launch.rendezvous.tie_breaker import Tokens
+from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
+from hpc_launch.rendezvous.suspend_aware_clock import SuspendAwareClock
+from hpc_launch.rendezvous.tie_breaker import TieBreaker
 from hpc_launch.rendezvous.transport.connection import Connection, pair
 from hpc_launch.rendezvous.transport.faults import MessageError
 from hpc_launch.rendezvous.transport.keys import Keyring
@@ -77,7 +77,7 @@ class CoordinatorServer:
     """Serves other agents, and coordinates them if it is told to.
 
     Args:
-        party: what this agent brings along.
+        config: what this agent brings along.
         instance: tells this process from another one with the same number.
         listener: where other agents connect; None where there are none.
         open_store: makes the workers' store of a round, which lives as long as what it gives.
@@ -87,7 +87,7 @@ class CoordinatorServer:
 
     def __init__(
         self,
-        party: Party,
+        config: RendezvousConfig,
         instance: str,
         listener: socket.socket | None,
         *,
@@ -95,22 +95,22 @@ class CoordinatorServer:
         open_job: Callable[[], tuple[str, int, str]],
         observe: Callable[..., None],
     ) -> None:
-        self._party, self._open_store, self._open_job, self._observe = party, open_store, open_job, observe
-        self._coordinator = Coordinator(party, instance, self)
-        self._own = Hello(Purpose.JOIN, party.agent, party.host, instance, party.identity.program)
+        self._config, self._open_store, self._open_job, self._observe = config, open_store, open_job, observe
+        self._coordinator = Coordinator(config, instance, self)
+        self._own = Hello(Purpose.JOIN, config.agent, config.host, instance, config.identity.program)
         self._sessions: dict[Connection, Session] = {}
         self._connections: dict[Session, Connection] = {}
-        self._tokens = Tokens()
-        self._awake = Awake()
+        self._tie_breaker = TieBreaker()
+        self._clock = SuspendAwareClock()
         self._view, self._viewed = View(), 0.0
         self._urgent = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._fault: BaseException | None = None
         self._store: OpenStore | None = None
         self.leads = False
         """Whether this agent coordinates, as its main thread has decided."""
-        keyring = party.keyring or Keyring(party.identity.place, ())
-        limit = min(STRANGERS, limits.open_files() // 4) + party.agents
-        self._server = Server(listener, keyring, self, name="coordinator", silence=party.silence, limit=limit)
+        keyring = config.keyring or Keyring(config.identity.place, ())
+        limit = min(STRANGERS, limits.open_files() // 4) + config.agents
+        self._server = Server(listener, keyring, self, name="coordinator", silence=config.silence, limit=limit)
         self._coordinator.port = self._server.port
         self._server.start()
 
@@ -157,7 +157,7 @@ class CoordinatorServer:
         self.leads = True
 
         def begin() -> None:
-            self._coordinator.now = self._awake.look()
+            self._coordinator.now = self._clock.now()
             session = self._session(served)
             self._coordinator.lead(session)
             self._server.adopt(served)
@@ -215,7 +215,7 @@ class CoordinatorServer:
 
         self._settle(look)
         for directory in found:
-            self._tokens.clear(directory)
+            self._tie_breaker.clear(directory)
 
     def close(self) -> None:
         """End the thread, send what is left, and let the workers' store go."""
@@ -242,7 +242,7 @@ class CoordinatorServer:
 
     def greet(self, hello: bytes) -> Greeting:
         """Answer an agent's hello."""
-        self._coordinator.now = self._awake.look()
+        self._coordinator.now = self._clock.now()
         answer, stay = self._coordinator.greet(_hello(hello))
         return Greeting(codec.encode(answer), stay)
 
@@ -256,7 +256,7 @@ class CoordinatorServer:
         session = self._sessions.get(connection)
         if session is None:
             return
-        self._coordinator.now = self._awake.look()
+        self._coordinator.now = self._clock.now()
         try:
             self._coordinator.receive(session, codec.decode(payload, FROM_AGENTS))
         except MessageError as error:
@@ -274,21 +274,21 @@ class CoordinatorServer:
         if session is not None:
             self._connections.pop(session, None)
             session.closed = connection.closed
-            self._coordinator.now = self._awake.look()
+            self._coordinator.now = self._clock.now()
             self._coordinator.lost(session)
 
     def refused(self, connection: Connection | None, why: str) -> None:
         """Something unusable was refused."""
         session = self._sessions.get(connection) if connection is not None else None
-        if session is not None or self._party.verbose:
+        if session is not None or self._config.verbose:
             who = f"a message of the agent on {session.hello.host}" if session is not None else "a connection"
             self.say(f"refused {who}: {why}")
 
     def turn(self, _: float) -> float:
         """Let the coordinator decide what is due."""
-        self._coordinator.now = self._awake.look()
-        self._awake.rest = min(self._coordinator.turn(), self._look(refresh=False))
-        return self._awake.rest
+        self._coordinator.now = self._clock.now()
+        self._clock.rest = min(self._coordinator.turn(), self._look(refresh=False))
+        return self._clock.rest
 
     def _look(self, *, refresh: bool) -> float:
         """Copy what other threads may see; seconds until the copy is too old."""
@@ -350,27 +350,27 @@ class CoordinatorServer:
 
     def put_token(self, directory: Path, number: int) -> None:
         """Make the token of a membership."""
-        self._tokens.put(
+        self._tie_breaker.put(
             directory, number, lambda name: self._server.call(lambda: self._coordinator.token_put(number, name))
         )
 
     def take_tokens(self, directory: Path, halves: Iterable[Half]) -> None:
         """Begin to take the tokens of halves."""
-        self._tokens.take(directory, halves)
+        self._tie_breaker.take(directory, halves)
 
     def remove_tokens(self, directory: Path, before: int) -> None:
         """Begin to remove the tokens of memberships before this number."""
-        self._tokens.remove(directory, before)
+        self._tie_breaker.remove(directory, before)
 
     @property
     def taken(self) -> frozenset[Half]:
         """The halves with this agent that have taken their tokens."""
-        return self._tokens.taken
+        return self._tie_breaker.taken
 
     @property
     def refused_halves(self) -> frozenset[Half]:
         """The halves whose token was not to be had."""
-        return self._tokens.refused
+        return self._tie_breaker.refused
 
     def time(self) -> float:
         """This node's time."""

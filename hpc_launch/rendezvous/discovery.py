@@ -26,7 +26,7 @@ from hpc_launch.records import directory
 from hpc_launch.rendezvous import codec, round_checks
 from hpc_launch.rendezvous.failure_detector import read_answer
 from hpc_launch.rendezvous.messages import Answer, Hello, Verdict
-from hpc_launch.rendezvous.rendezvous_config import Party
+from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.rendezvous.transport.connecting import Failure, Kind, connect
 from hpc_launch.rendezvous.transport.connection import Connection
 from hpc_launch.rendezvous.transport.keys import Keyring
@@ -47,13 +47,13 @@ _OF_THE_ADDRESS = (Kind.TIMEOUT, Kind.UNREACHABLE)
 class Whereabouts:
     """A file with the coordinator's place: its name may not resolve, or another than the first node coordinates."""
 
-    def __init__(self, party: Party) -> None:
+    def __init__(self, config: RendezvousConfig) -> None:
         """There is one where others can read it, and the coordinator does not choose the directory."""
-        self._run_id = party.run_id
+        self._run_id = config.run_id
         self._note: dict[str, Any] | None = None
         self._path: Path | None = None
-        if party.job.job and len(party.hosts) > 1:
-            self._path = party.job.whereabouts(party.identity.program)
+        if config.job.job and len(config.hosts) > 1:
+            self._path = config.job.whereabouts(config.identity.program)
 
     def write(self, port: int) -> None:
         """Note that this node coordinates, and listens on a port."""
@@ -84,19 +84,19 @@ class Whereabouts:
             return []
 
 
-def own_address_of_first(party: Party) -> str:
+def own_address_of_first(config: RendezvousConfig) -> str:
     """The first node's own address: the one that the user chose, else what its name or the way to the others gives.
 
     Raises:
         RendezvousError: when no other node could reach it.
     """
     # A node that is alone talks to no other by an interface.
-    interface = party.interface if len(party.hosts) > 1 else "auto"
-    found = network.asked_address(party.local_addr, interface)
-    found = found or network.own_address(party.host, party.hosts, party.leaders)
+    interface = config.interface if len(config.hosts) > 1 else "auto"
+    found = network.asked_address(config.local_addr, interface)
+    found = found or network.own_address(config.host, config.hosts, config.leaders)
     if found is None:
         raise RendezvousError(
-            f"{party.host} has no address by which other nodes could reach it: name one with --local-addr"
+            f"{config.host} has no address by which other nodes could reach it: name one with --local-addr"
         )
     return found
 
@@ -207,32 +207,32 @@ class Finding:
         return "; ".join(found)
 
 
-def find_coordinator(party: Party, finding: Finding) -> Reached:
+def find_coordinator(config: RendezvousConfig, finding: Finding) -> Reached:
     """Find the coordinator, saying from time to time that it is not there yet. It blocks.
 
     Args:
-        party: this agent's.
+        config: this agent's.
         finding: the search, which may be dropped from another thread.
 
     Raises:
         RendezvousTimeout: when it is not there in time.
         NoSecretError: when there is an agent in its place that shares no secret with this one.
     """
-    noted, first = Whereabouts(party), party.hosts[0]
+    noted, first = Whereabouts(config), config.hosts[0]
     begin, pace, spoken = time.monotonic(), Pace(30, 120, time.monotonic()), False
     # The first turns are short: a silent stranger on one port is not to keep this agent from the right one on another.
     pause, patience = 0.05, _FIRST_ANSWER_SECONDS
     while not finding.dropped.is_set():
         waited = time.monotonic() - begin
         if pace.due(time.monotonic()):
-            say(f"{party.host}: waiting for {first} ({waited:.0f} s)")
+            say(f"{config.host}: waiting for {first} ({waited:.0f} s)")
         if waited > _OTHERS_SECONDS and finding.hints and not spoken:
             spoken = True
-            say(f"{party.host}: waiting for {first}; {finding.hints}")
-        found = finding.turn([*((name, party.ports) for name in party.leaders), *noted.places()], patience)
+            say(f"{config.host}: waiting for {first}; {finding.hints}")
+        found = finding.turn([*((name, config.ports) for name in config.leaders), *noted.places()], patience)
         if found is not None:
             return found
-        if time.monotonic() - begin > party.join_timeout:
+        if time.monotonic() - begin > config.join_timeout:
             break
         finding.keyring.refresh()
         # Jitter keeps a thousand nodes from knocking in step.
@@ -240,29 +240,29 @@ def find_coordinator(party: Party, finding: Finding) -> Reached:
         pause, patience = min(pause * 1.5, 1.0), min(patience * 2, _ANSWER_SECONDS)
     if finding.unknown and not finding.others:
         raise NoSecretError(
-            f"{party.host} has no secret in common with an agent on {first} (here: {finding.keyring.described}): give "
+            f"{config.host} has no secret in common with an agent on {first} (here: {finding.keyring.described}): give "
             "all nodes one (export HPC_LAUNCH_SECRET=$(openssl rand -hex 32) before srun), or --insecure-rendezvous"
         )
     raise RendezvousTimeout(
-        f"{party.host} did not find {first} in {party.join_timeout:.0f} s ({'; '.join(finding.seen)}); "
+        f"{config.host} did not find {first} in {config.join_timeout:.0f} s ({'; '.join(finding.seen)}); "
         f"{finding.hints or 'see --master-addr, --port-range and --join-timeout'}",
         missing=(first,),
     )
 
 
-def equal_run(party: Party, hello: Hello, taken: Sequence[int], address: str) -> str:
+def equal_run(config: RendezvousConfig, hello: Hello, taken: Sequence[int], address: str) -> str:
     """Words about another run of the same command in the same place; empty where there is none. It blocks.
 
     Args:
-        party: this agent's, which is to coordinate.
+        config: this agent's, which is to coordinate.
         hello: what it says of itself.
         taken: the ports before its own that were taken.
         address: of this node.
     """
-    if party.keyring is None:
+    if config.keyring is None:
         return ""
-    finding = Finding(hello, party.keyring)
+    finding = Finding(hello, config.keyring)
     finding.turn([(address, taken)], _EQUAL_SECONDS)
     if Verdict.TAKEN not in finding.others:
         return ""
-    return round_checks.equal_runs(party.identity.words)
+    return round_checks.equal_runs(config.identity.words)

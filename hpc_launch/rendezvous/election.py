@@ -15,7 +15,7 @@ from hpc_launch.rendezvous.background_call import Inquiry
 from hpc_launch.rendezvous.coordinator_server import CoordinatorServer
 from hpc_launch.rendezvous.failure_detector import Found, Search
 from hpc_launch.rendezvous.membership import Membership
-from hpc_launch.rendezvous.rendezvous_config import Party
+from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.rendezvous.transport.connection import Connection, set_keepalive
 
 # How often those that wait for more agents check whether these have another coordinator.
@@ -26,7 +26,7 @@ class Election:
     """It is asked again and again, and gives this agent's connection to its coordinator, perhaps itself.
 
     Args:
-        party: what this agent brings along.
+        config: what this agent brings along.
         search: knows where the others are.
         server: coordinates, if it is told to.
 
@@ -34,9 +34,9 @@ class Election:
         coordinator: the agent that this one is with, or was with last; -1 before.
     """
 
-    def __init__(self, party: Party, search: Search, server: CoordinatorServer) -> None:
+    def __init__(self, config: RendezvousConfig, search: Search, server: CoordinatorServer) -> None:
         self.coordinator = -1
-        self._party, self._search, self._server = party, search, server
+        self._config, self._search, self._server = config, search, server
         self._first: Inquiry[Found | None] | None = None
         self._others: Inquiry[list[Found]] | None = None
         self._next = 0.0
@@ -48,13 +48,13 @@ class Election:
 
     def lead(self) -> Connection:
         """Coordinate; gives this agent's own connection to itself."""
-        self.coordinator = self._party.agent
-        self._server.follow(self._party.agent)
+        self.coordinator = self._config.agent
+        self._server.follow(self._config.agent)
         return self._server.lead()
 
     def follow(self, coordinator: int, connection: Connection) -> Connection:
         """Be with another agent that coordinates."""
-        set_keepalive(connection.socket, self._party.silence)
+        set_keepalive(connection.socket, self._config.silence)
         self.coordinator = coordinator
         self._server.follow(coordinator)
         return connection
@@ -82,15 +82,15 @@ class Election:
             agreed: the newest membership that this agent knows to be agreed.
             newcomers: the agents that have come since.
         """
-        own = self._party.agent
+        own = self._config.agent
         before = [agent for agent in self._candidates(agreed, newcomers) if agent < own]
         answered, found = self._ask(before)
         if not answered:
             return None
         if found is None:
             former = self.coordinator
-            was = f" from {self._party.hosts[former]}" if former not in (-1, own) else ""
-            say(f"{self._party.host} takes over{was}")
+            was = f" from {self._config.hosts[former]}" if former not in (-1, own) else ""
+            say(f"{self._config.host} takes over{was}")
             return self.lead()
         # An agent that does not coordinate is looking for a coordinator as well, and comes before this one.
         return self.follow(found.coordinator, found.connection) if found.connection else None
@@ -119,7 +119,7 @@ class Election:
             return None
         found, self._others = self._others.result(), None
         self._server.miss(self._search.gone)
-        better = [one for one in found if one.number > agreed.number or one.coordinator < self._party.agent]
+        better = [one for one in found if one.number > agreed.number or one.coordinator < self._config.agent]
         chosen = better[0] if better and self._server.resign_unformed() else None
         _hang_up(one for one in found if one is not chosen)
         if chosen is None or chosen.connection is None:
@@ -138,7 +138,7 @@ class Election:
 
     def _candidates(self, agreed: Membership, newcomers: Iterable[int]) -> list[int]:
         """The agents with which this one may go on, in host-list order."""
-        return sorted({*agreed.agents, *newcomers} - {self._party.agent})
+        return sorted({*agreed.agents, *newcomers} - {self._config.agent})
 
 
 def _hang_up(found: Iterable[Found]) -> None:

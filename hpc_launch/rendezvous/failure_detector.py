@@ -1,8 +1,8 @@
-"""Ask agents of an elastic run which one coordinates it, and whether those that are waited for live.
+"""The failure detector: it asks agents which one coordinates, and whether those that are waited for live.
 
-A listening agent answers in a thread that does nothing else (`coordination`), however busy the agent is. So one that
-does not answer, though its kernel keeps the connections, is stopped or hangs; one that takes long to end its workers is
-not.
+A listening agent answers in a thread that does nothing else (`coordinator_server`), however busy the agent is. So one
+that does not answer, though its kernel keeps the connections, is stopped or hangs; one that takes long to end its
+workers is not.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Search:
 
 
 @dataclass
-class Doubts:
+class FailureDetector:
     """What an agent thinks of those that it waits for.
 
     Calls are counted, not seconds: all agents may have been stopped for a while, as when Slurm suspends the job. A call

@@ -46,7 +46,7 @@ from hpc_launch.rendezvous.coordinator import GONE, SILENT
 from hpc_launch.rendezvous.coordinator_server import CoordinatorServer, OpenStore
 from hpc_launch.rendezvous.discovery import Finding, Reached
 from hpc_launch.rendezvous.election import Election
-from hpc_launch.rendezvous.failure_detector import Doubts, Search
+from hpc_launch.rendezvous.failure_detector import FailureDetector, Search
 from hpc_launch.rendezvous.membership import Knowledge, Membership
 from hpc_launch.rendezvous.messages import (
     FROM_COORDINATOR,
@@ -81,7 +81,7 @@ from hpc_launch.rendezvous.messages import (
     Told,
     Waiting,
 )
-from hpc_launch.rendezvous.rendezvous_config import Party
+from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.rendezvous.transport.connection import Connection, set_keepalive
 from hpc_launch.rendezvous.transport.faults import MessageError
 from hpc_launch.rendezvous.transport.keys import Keyring
@@ -143,7 +143,7 @@ class SlurmRendezvous(RendezvousHandler):
     methods of torch's interface, restarts included.
 
     Args:
-        party: what this agent brings along.
+        config: what this agent brings along.
         agents_store: give torch's agent a store that all agents share, for the ranks that it assigns itself.
 
     Attributes:
@@ -153,12 +153,12 @@ class SlurmRendezvous(RendezvousHandler):
         idle: is called again and again as long as it has none.
     """
 
-    def __init__(self, party: Party, *, agents_store: bool = False) -> None:
+    def __init__(self, config: RendezvousConfig, *, agents_store: bool = False) -> None:
         self.observer: Callable[..., None] = lambda _, **__: None
         self.spared: Callable[[RoundPlan], object] = lambda _: None
         self.idle: Callable[[], object] = lambda: None
         self.start: Start | None = None
-        self._party = self._whole = party
+        self._config = self._whole = config
         self._agents_store = agents_store
         self._own_address = "127.0.0.1"
         self._round = -1
@@ -166,35 +166,35 @@ class SlurmRendezvous(RendezvousHandler):
         self._end: RoundEnd | None = None
         # The run ended for all between two rounds: for the agent that is about to join the next one.
         self._late_end: RoundEnd | None = None
-        self._whereabouts = discovery.Whereabouts(party)
+        self._whereabouts = discovery.Whereabouts(config)
         self._server: CoordinatorServer | None = None
         self._election: Election | None = None
         self._link: Connection | None = None
-        command = party.identity.command
+        command = config.identity.command
         self._hello = messages.fitting(
             Hello(
                 purpose=Purpose.JOIN,
-                agent=party.agent,
-                host=party.host,
+                agent=config.agent,
+                host=config.host,
                 instance=uuid.uuid4().hex,
-                program=party.identity.program,
-                words=party.identity.words[:_LONGEST_WORDS],
+                program=config.identity.program,
+                words=config.identity.words[:_LONGEST_WORDS],
                 digests=command.digests,
                 texts=command.texts or {},
                 task=command.task,
             )
         )
-        self._keyring = party.keyring or Keyring(party.identity.place, ())
+        self._keyring = config.keyring or Keyring(config.identity.place, ())
         self._search = Search(self._hello, self._keyring)
-        self._doubts = Doubts(self._search.silent, party.node_timeout)
+        self._failure_detector = FailureDetector(self._search.silent, config.node_timeout)
         self._next_doubt = 0.0
         self._found: Inquiry[Reached] | None = None
         self._finding: Finding | None = None
         self._equal: Inquiry[str] | None = None
-        self._problem = party.problem
+        self._problem = config.problem
         self._writing: Act[None] | None = None
         self._begun = self._done = False
-        self._known = Knowledge(Membership(0, tuple(range(party.agents))))
+        self._known = Knowledge(Membership(0, tuple(range(config.agents))))
         self._state = RunState()
         # Where those are that this agent is to join, if it comes late: the coordinator that it has found says it.
         self._others: Mapping[int, tuple[str, int]] = {}
@@ -221,7 +221,7 @@ class SlurmRendezvous(RendezvousHandler):
     @property
     def interface(self) -> str:
         """The interface by which this node talks to the others; empty on a single node."""
-        if len(self._party.hosts) == 1:
+        if len(self._config.hosts) == 1:
             return ""
         return network.interface_of(self._own_address, network.interfaces())
 
@@ -299,7 +299,7 @@ class SlurmRendezvous(RendezvousHandler):
         """
         cause = messages.line(cause)
         self._send(Failed(self._round, status, cause, own, messages.line(fault), hang))
-        end = RoundEnd(Ending.RESTART.value, self._party.agent, self._party.host, status, cause, hang=hang)
+        end = RoundEnd(Ending.RESTART.value, self._config.agent, self._config.host, status, cause, hang=hang)
         if self.elastic:
             return self._await_end(end, 4 * self._whole.node_timeout, stopped)
         # Where the first agent is frozen, all others come to wait: a line from each would be too many.
@@ -319,7 +319,7 @@ class SlurmRendezvous(RendezvousHandler):
         """
         if self._server is None and self._link is None:
             return None
-        end = RoundEnd(Ending.FAILED.value, self._party.agent, self._party.host, status, messages.line(cause), signal)
+        end = RoundEnd(Ending.FAILED.value, self._config.agent, self._config.host, status, messages.line(cause), signal)
         if self._late_end is not None:
             self._end, self._late_end = self._late_end, None
         if self._end is not None and self._end.ending != Ending.RESTART.value:
@@ -419,7 +419,7 @@ class SlurmRendezvous(RendezvousHandler):
 
     def get_run_id(self) -> str:
         """The name of the run."""
-        return self._party.run_id
+        return self._config.run_id
 
     def is_closed(self) -> bool:
         """Whether there will be no further round."""
@@ -460,7 +460,7 @@ class SlurmRendezvous(RendezvousHandler):
             self._present()
         start = self._await_start()
         where = RendezvousStoreInfo(start.plan.master_addr, start.plan.master_port)
-        return RendezvousInfo(self._store_of_agents(start.plan), self._party.agent, self._party.agents, where)
+        return RendezvousInfo(self._store_of_agents(start.plan), self._config.agent, self._config.agents, where)
 
     def _store_of_agents(self, plan: RoundPlan) -> HashStore | PrefixStore:
         """The store for what torch's own agents tell each other; ours take ranks from the plan and need none."""
@@ -630,7 +630,7 @@ class SlurmRendezvous(RendezvousHandler):
         if self._whole.agent in start.active:
             rank = list(start.active).index(self._whole.agent)
             if self.elastic:
-                self._party = replace(self._whole, agent=rank, agents=len(start.active), hosts=start.hosts)
+                self._config = replace(self._whole, agent=rank, agents=len(start.active), hosts=start.hosts)
             self._plan = start.plan
 
     def _host_of(self, agent: int) -> str:
@@ -670,13 +670,13 @@ class SlurmRendezvous(RendezvousHandler):
             return
         self._next_doubt = now + _DOUBT_SECONDS
         if server.leads:
-            silent = self._doubts.turn(server.awaited, now)
+            silent = self._failure_detector.turn(server.awaited, now)
             if silent is not None:
                 server.give_up(silent)
             return
         coordinator, waits = self._election.coordinator, waits or server.sought
         places = {coordinator: self._search.places[coordinator]} if waits and coordinator in self._search.places else {}
-        if self._doubts.turn(places, now) is not None:
+        if self._failure_detector.turn(places, now) is not None:
             self._lose_coordinator(link, SILENT)
 
     def _await_end(
@@ -702,7 +702,7 @@ class SlurmRendezvous(RendezvousHandler):
             waited = time.monotonic() - begin
             if waited > remark:
                 leads = f"the agent on {self._whole.hosts[0]}, which leads the run, and does not answer"
-                say(f"{self._party.host}: {otherwise.cause}; waiting for {leads}")
+                say(f"{self._config.host}: {otherwise.cause}; waiting for {leads}")
                 remark = math.inf
             if self._link is None and not self.elastic:
                 raise RendezvousError(f"lost the agent on {self._whole.hosts[0]}, which led the run")
@@ -721,29 +721,29 @@ class SlurmRendezvous(RendezvousHandler):
 
     def _open(self) -> None:
         """Listen if others are to connect, and begin to look for the coordinator, or be it."""
-        party = self._whole
-        asked = network.asked_address(party.local_addr, party.interface) if party.agents > 1 else None
-        if party.leader:
-            self._own_address = discovery.own_address_of_first(party)
-        elif party.elastic:
-            self._own_address = asked or network.own_address(party.host, party.hosts, [party.host]) or ""
+        config = self._whole
+        asked = network.asked_address(config.local_addr, config.interface) if config.agents > 1 else None
+        if config.leader:
+            self._own_address = discovery.own_address_of_first(config)
+        elif config.elastic:
+            self._own_address = asked or network.own_address(config.host, config.hosts, [config.host]) or ""
         else:
             self._own_address = asked or ""
-        if party.leader or party.elastic:
-            listener = worker_store.listen(party.ports) if party.agents > 1 else None
+        if config.leader or config.elastic:
+            listener = worker_store.listen(config.ports) if config.agents > 1 else None
             own = listener.getsockname()[1] if listener is not None else 0
             self._server = CoordinatorServer(
-                party,
+                config,
                 self._hello.instance,
                 listener,
                 open_store=self._open_round_store,
                 open_job=self._open_job,
                 observe=self._observe,
             )
-            self._election = Election(party, self._search, self._server)
-            if party.leader:
-                self._look_for_equal(party.ports[: party.ports.index(own)] if own in party.ports else ())
-        if party.leader and self._election is not None and self._server is not None:
+            self._election = Election(config, self._search, self._server)
+            if config.leader:
+                self._look_for_equal(config.ports[: config.ports.index(own)] if own in config.ports else ())
+        if config.leader and self._election is not None and self._server is not None:
             self._link = self._election.lead()
             self._tell_whereabouts(self._server.port)
 
@@ -824,15 +824,15 @@ class SlurmRendezvous(RendezvousHandler):
             words, self._equal = self._equal.result(), None
             if words and self._problem is None:
                 self._problem = RoundRefused(words)
-        party, problem = self._whole, self._problem
+        config, problem = self._whole, self._problem
         self._send(
             Ready(
-                agent=party.agent,
-                host=party.host,
+                agent=config.agent,
+                host=config.host,
                 address=self._own_address if self._server is not None else "",
                 port=self._server.port if self._server is not None else 0,
-                workers=party.workers,
-                software=party.software,
+                workers=config.workers,
+                software=config.software,
                 problem=messages.line(str(problem)) if problem else "",
                 status=problem.exit_status if problem else 0,
                 agreed=self._known.agreed,
@@ -860,9 +860,9 @@ class SlurmRendezvous(RendezvousHandler):
         """The connection to the first node, where the run begins, or to its coordinator when this one comes late."""
         if self._found is None:
             search = self._finding = Finding(self._hello, self._keyring)
-            party = self._whole
+            config = self._whole
             self._found = Inquiry(
-                lambda: discovery.find_coordinator(party, search), name="finding", discard=Reached.close
+                lambda: discovery.find_coordinator(config, search), name="finding", discard=Reached.close
             )
         if not self._found.done:
             return None

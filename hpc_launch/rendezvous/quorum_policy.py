@@ -1,4 +1,4 @@
-"""When those that have come to a leader go on, how long they wait for others, and what they are told if not. Pure."""
+"""The quorum policy: when the agents that have come go on, how long they wait for others, and why not. Pure."""
 
 from __future__ import annotations
 

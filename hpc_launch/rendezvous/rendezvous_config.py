@@ -1,4 +1,4 @@
-"""What an agent brings to the rendezvous."""
+"""The configuration of an agent's rendezvous: who it is, whom it is to meet, and by which keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hpc_launch.settings import Settings
 
 
 @dataclass(frozen=True)
-class Party:
+class RendezvousConfig:
     """What an agent brings to the rendezvous.
 
     Attributes:
@@ -92,8 +92,8 @@ class Party:
 _SILENCE_SECONDS = 10.0
 
 
-def party_of(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError | None = None) -> Party:
-    """The party of an agent that follows `plan`.
+def config_of(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError | None = None) -> RendezvousConfig:
+    """The config of an agent that follows `plan`.
 
     Raises:
         NoSecretError: when it has nothing by which the others could know it.
@@ -104,7 +104,7 @@ def party_of(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError | N
     endpoint_port = network.split_endpoint(plan.endpoint)[1] if plan.endpoint else None
     if endpoint_port:
         ports = (endpoint_port,)
-    return Party(
+    return RendezvousConfig(
         run_id=plan.run_id,
         agent=world.agent_rank,
         agents=world.agents,

@@ -1,4 +1,4 @@
-"""The rounds of the `slurm` rendezvous: which agents fit together, and which nodes are missing. Pure.
+"""Checks before a round: which agents fit together, and which nodes are missing. Pure.
 
 A *round* is one start of all workers. It begins when all agents have agreed on a membership and the coordinator sends
 the `RoundPlan`; it ends with one `RoundEnd`, which all agents get. The number of the round is the attempt number,

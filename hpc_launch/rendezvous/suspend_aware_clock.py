@@ -1,4 +1,4 @@
-"""Time that passes only while this process runs: not while it is stopped, or its job suspended.
+"""A clock that stands still while this process is stopped, or its job suspended.
 
 Whoever runs again after such a time has to see what the others have done meanwhile, and not that it has waited for them
 in vain for so long.
@@ -13,7 +13,7 @@ from collections.abc import Callable
 _GAP_SECONDS = 1.0
 
 
-class Awake:
+class SuspendAwareClock:
     """A clock that has to be looked at again and again, several times in a second, or when `rest` is over.
 
     Args:
@@ -29,7 +29,7 @@ class Awake:
         self._last = clock()
         self._passed = 0.0
 
-    def look(self) -> float:
+    def now(self) -> float:
         """The time in seconds; where it was not looked at for long, it has stood still in between."""
         now = self._clock()
         if now - self._last < self.rest + _GAP_SECONDS:

@@ -1,4 +1,4 @@
-"""Tokens of memberships, in the job directory: of two halves that do not hear each other, one takes it and goes on.
+"""The tie-breaker: of two halves that do not hear each other, the one that takes a token, a file, goes on.
 
 A token is an empty file. The leader puts it there before it proposes the membership that has its name; half of these
 agents take it by giving it a name of their own, which a file system lets one do only, over a network too (rename(2)).
@@ -29,7 +29,7 @@ _TRIES = 40
 _PAUSE_SECONDS = 0.5
 
 
-class Tokens:
+class TieBreaker:
     """The tokens of one run, as one of its agents deals with them.
 
     Attributes:

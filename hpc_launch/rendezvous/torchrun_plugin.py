@@ -35,12 +35,12 @@ def create(parameters: RendezvousParameters) -> RendezvousHandler:
         HpcLaunchError: where the environment does not say it.
     """
     from hpc_launch.rendezvous.handler import SlurmRendezvous  # noqa: PLC0415
-    from hpc_launch.rendezvous.rendezvous_config import party_of  # noqa: PLC0415 - see above
+    from hpc_launch.rendezvous.rendezvous_config import config_of  # noqa: PLC0415 - see above
 
     CONSOLE.serve()  # lines of the coordinator keep no agent waiting, whatever the console does
     named = parameters.run_id not in ("", "none")
     said = files.load(os.environ, Path.cwd())
     settings = resolve({"rdzv_id": parameters.run_id} if named else {}, os.environ, said.layers)
     plan = derive.make(settings, gather(os.environ, settings), ())
-    party = replace(party_of(plan, os.environ), max_restarts=_NO_BUDGET, software={}, elastic=False)
-    return SlurmRendezvous(replace(party, minimum=party.agents), agents_store=True)
+    config = replace(config_of(plan, os.environ), max_restarts=_NO_BUDGET, software={}, elastic=False)
+    return SlurmRendezvous(replace(config, minimum=config.agents), agents_store=True)

@@ -13,7 +13,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, 
 
 from hpc_launch.errors import RendezvousError, RoundRefused
 from hpc_launch.node import network
-from hpc_launch.rendezvous.rendezvous_config import Party
+from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 
 _TIMEOUT = timedelta(seconds=60)
 # So many ports are tried; the next one is the kernel's choice.
@@ -62,33 +62,33 @@ def listen(ports: Sequence[int]) -> socket.socket:
     return listener
 
 
-def worker_store(party: Party, address: str) -> TCPStore:
+def worker_store(config: RendezvousConfig, address: str) -> TCPStore:
     """Serve a store for the workers of a round, on one address of this node.
 
     The port is random: only the plan of the round, which agents send each other on authenticated connections, has it.
 
     Args:
-        party: this agent's.
+        config: this agent's.
         address: where the workers connect.
 
     Raises:
         RoundRefused: when the port that the user named is taken.
     """
-    pinned = party.master_port
+    pinned = config.master_port
     if pinned is not None:
         listener = _bind(address, [pinned])
         if listener is None:
-            raise RoundRefused(f"--master-port {pinned} is taken on {party.host}: choose another, or leave it out")
+            raise RoundRefused(f"--master-port {pinned} is taken on {config.host}: choose another, or leave it out")
     else:
         chance = random.SystemRandom()
-        some = [chance.choice(party.store_ports) for _ in range(_TRIES)] if party.store_ports else []
+        some = [chance.choice(config.store_ports) for _ in range(_TRIES)] if config.store_ports else []
         listener = _bind(address, [*some, 0])
     if listener is None:
-        raise RoundRefused(f"the workers' store cannot listen on {address} of {party.host}: name another --local-addr")
+        raise RoundRefused(f"the workers' store cannot listen on {address} of {config.host}: name another --local-addr")
     try:
         return _serve(listener)
     except RuntimeError as error:
-        raise RoundRefused(f"the workers' store on {party.host}: {str(error).splitlines()[0]}") from error
+        raise RoundRefused(f"the workers' store on {config.host}: {str(error).splitlines()[0]}") from error
 
 
 def _bind(address: str, ports: Sequence[int]) -> socket.socket | None:

@@ -1,4 +1,4 @@
-"""Start, watch and end the processes that train."""
+"""The workers of one attempt that are commands: started by the factory, watched, and ended."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hpc_launch.workers import forked_child, stack_answers
 from hpc_launch.workers.factory import Ended, Factory, FactoryLostError
 from hpc_launch.workers.factory_channel import readable
 from hpc_launch.workers.factory_server import Order
-from hpc_launch.workers.grace_period import Window
+from hpc_launch.workers.grace_period import GracePeriod
 
 # What workers have left behind when they ended by themselves may take so long to end, before it is killed.
 _LEFTOVER_SECONDS = 3.0
@@ -96,7 +96,7 @@ class CommandWorkers(PContext):
         factory: Factory,
         forked: bool,
         group: bool,
-        window: Window,
+        grace_period: GracePeriod,
         job: Path,
         secret_names: Sequence[str] = (),
         cpus: Callable[[int], Sequence[int]] = lambda _: (),
@@ -109,7 +109,7 @@ class CommandWorkers(PContext):
             factory: makes the processes.
             forked: fork them, instead of starting programs.
             group: signals are for the process group of a worker, not only for itself.
-            window: the time they have to end.
+            grace_period: the time they have to end.
             job: the job directory: their files in it have to be one's own.
             secret_names: more names of arguments whose values are no part of a process title (`hidden`).
             cpus: gives the CPUs that a worker may use, by local rank; none leaves it all.
@@ -119,7 +119,7 @@ class CommandWorkers(PContext):
         self._factory = factory
         self._forked = forked
         self._group = group
-        self._window = window
+        self._grace_period = grace_period
         self._job = job
         self._secret_names = secret_names
         self._cpus = cpus
@@ -214,7 +214,7 @@ class CommandWorkers(PContext):
         self._factory.signal([pid], signum, group=self._group)
 
     def stop(self, signum: signal.Signals, *, told: bool, then: Callable[[], None] = lambda: None) -> None:
-        """End them all: with a signal first, and for good when the window closes.
+        """End them all: with a signal first, and for good when the grace period is over.
 
         Args:
             signum: the signal.
@@ -230,26 +230,28 @@ class CommandWorkers(PContext):
             self._look()
 
     def _stop(self, signum: signal.Signals, *, told: bool, then: Callable[[], None]) -> None:
-        self._window.open()
+        self._grace_period.open()
         self._look()
         self.told.update(dict.fromkeys(self.running, signum))
         if self.running and not told:
             self._factory.signal([*self.running.values()], signum, group=self._group)
         then()
-        while self.running and self._window.left > 0:
-            readable([self._factory.fileno()], min(self._window.left, _LOOK_SECONDS))
+        while self.running and self._grace_period.left > 0:
+            readable([self._factory.fileno()], min(self._grace_period.left, _LOOK_SECONDS))
             self._look()
         if self.running:
             late = ", ".join(map(str, self.running))
-            say(f"local rank {late} did not end in time after {signum.name} and is killed ({self._window.reason})")
+            say(
+                f"local rank {late} did not end in time after {signum.name} and is killed ({self._grace_period.reason})"
+            )
             self.told.update(dict.fromkeys(self.running, signal.SIGKILL))
-        left = self._factory.sweep(0 if self.running else min(_LEFTOVER_SECONDS, self._window.left))
+        left = self._factory.sweep(0 if self.running else min(_LEFTOVER_SECONDS, self._grace_period.left))
         self._look()
         if left:
             self.hung = tuple(left)
             say(f"process {', '.join(map(str, left))} hangs in the kernel and cannot be killed")
 
-    def _close(self, death_sig: signal.Signals, timeout: int = 30) -> None:  # noqa: ARG002 - the window is the one place
+    def _close(self, death_sig: signal.Signals, timeout: int = 30) -> None:  # noqa: ARG002 - the grace period is the one place
         self.stop(death_sig, told=False)
 
 

@@ -1,4 +1,4 @@
-"""Make a forked process a worker: as a new process would begin, with nothing of its parent's."""
+"""A forked process becomes a worker: as a new process would begin, with nothing of its parent's."""
 
 from __future__ import annotations
 

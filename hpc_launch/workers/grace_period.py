@@ -33,7 +33,7 @@ class SlurmFacts(Message):
 
 
 @dataclass
-class Window:
+class GracePeriod:
     """The time that workers have to end, from `open` on. It can change while it is open.
 
     Attributes:

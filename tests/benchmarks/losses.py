@@ -55,14 +55,14 @@ def keyring(run_id: str) -> Keyring:
     return Keyring(run_id, (Secret("benchmark", Method.SECRET, run_id.encode()),))
 
 
-def party(run_id: str, nodes: int, agent: int, folder: str) -> Any:
+def config(run_id: str, nodes: int, agent: int, folder: str) -> Any:
     """Return what an agent brings along."""
     from hpc_launch.node import ports  # noqa: PLC0415
     from hpc_launch.records.directory import JobDirectory  # noqa: PLC0415
-    from hpc_launch.rendezvous.rendezvous_config import Party  # noqa: PLC0415 - only the processes with agents import torch
+    from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig  # noqa: PLC0415 - only the processes with agents import torch
 
     hosts = [f"node{number:04}" for number in range(nodes)]
-    return Party(
+    return RendezvousConfig(
         run_id=run_id,
         agent=agent,
         agents=nodes,
@@ -193,7 +193,7 @@ def measure(nodes: int, folder: str) -> list[str]:
     context = multiprocessing.get_context("spawn")
     ends = [context.Pipe() for _ in range(2)]
     agents = [
-        context.Process(target=agent, args=(party(run_id, nodes, number, folder), ends[number][1]), daemon=True)
+        context.Process(target=agent, args=(config(run_id, nodes, number, folder), ends[number][1]), daemon=True)
         for number in range(2)
     ]
     for process in agents:

@@ -63,7 +63,7 @@ def slurm_node(node: int, nodes: int, run_id: str, folder: str) -> Callable[[], 
     from hpc_launch.plan.identity import Identity  # noqa: PLC0415
     from hpc_launch.records.directory import JobDirectory  # noqa: PLC0415
     from hpc_launch.rendezvous.handler import SlurmRendezvous  # noqa: PLC0415
-    from hpc_launch.rendezvous.rendezvous_config import Party  # noqa: PLC0415 - only the processes with nodes import torch
+    from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig  # noqa: PLC0415 - only the processes with nodes import torch
     from hpc_launch.rendezvous.transport.handshake import Method  # noqa: PLC0415
     from hpc_launch.rendezvous.transport.keys import Keyring, Secret  # noqa: PLC0415
 
@@ -75,7 +75,7 @@ def slurm_node(node: int, nodes: int, run_id: str, folder: str) -> Callable[[], 
             super()._send(message)
 
     hosts = [f"node{number:04}" for number in range(nodes)]
-    party = Party(
+    config = RendezvousConfig(
         run_id=run_id,
         agent=node,
         agents=nodes,
@@ -98,7 +98,7 @@ def slurm_node(node: int, nodes: int, run_id: str, folder: str) -> Callable[[], 
         keyring=Keyring(run_id, (Secret("benchmark", Method.SECRET, run_id.encode()),)),
         store_ports=range(20_000, 30_000),
     )
-    handler = Counting(party)
+    handler = Counting(config)
 
     def join() -> tuple[int, Any]:
         return handler.next_rendezvous().rank, handler

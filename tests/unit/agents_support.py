@@ -17,7 +17,7 @@ from hpc_launch.plan.identity import Identity
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import RoundEnd
-from hpc_launch.rendezvous.rendezvous_config import Party
+from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.rendezvous.transport.handshake import Method
 from hpc_launch.rendezvous.transport.keys import Keyring, Secret
 from tests.support import wait_for
@@ -42,8 +42,8 @@ def identity(program: str = "program") -> Identity:
     return Identity(PLACE, program, f"{program}.py", explicit=False)
 
 
-def party(root: Path, agents: int, **changes: Any) -> Party:
-    """Return the party of agent 0 of a run of its own; `replace` makes those of the others.
+def config(root: Path, agents: int, **changes: Any) -> RendezvousConfig:
+    """Return the config of agent 0 of a run of its own; `replace` makes those of the others.
 
     Args:
         root: The log directory.
@@ -51,7 +51,7 @@ def party(root: Path, agents: int, **changes: Any) -> Party:
         changes: Fields that differ from the usual.
     """
     run_id = uuid.uuid4().hex
-    usual = Party(
+    usual = RendezvousConfig(
         run_id=run_id,
         agent=0,
         agents=agents,
@@ -76,8 +76,8 @@ def party(root: Path, agents: int, **changes: Any) -> Party:
     return replace(usual, **changes)
 
 
-def parties(first: Party) -> list[Party]:
-    """Return the parties of all agents of a run, given that of agent 0."""
+def configs(first: RendezvousConfig) -> list[RendezvousConfig]:
+    """Return the configs of all agents of a run, given that of agent 0."""
     return [
         replace(first, agent=number, host=host, leader=number == 0, workers=first.workers + number % 2)
         for number, host in enumerate(first.hosts)

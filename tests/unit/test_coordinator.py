@@ -39,9 +39,9 @@ from hpc_launch.rendezvous.messages import (
     Told,
     Verdict,
 )
-from hpc_launch.rendezvous.rendezvous_config import Party
+from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.rendezvous.transport.faults import MessageError
-from tests.unit.agents_support import identity, parties, party
+from tests.unit.agents_support import config, configs, identity
 
 
 class Recorded:
@@ -103,15 +103,15 @@ class Meeting:
     """A coordinator and the agents of a run."""
 
     def __init__(self, root: Path, agents: int, **changes: Any) -> None:
-        self.parties = parties(party(root, agents, **changes))
+        self.configs = configs(config(root, agents, **changes))
         self.effects = Recorded()
-        self.coordinator = Coordinator(self.parties[0], "instance-0", self.effects)
+        self.coordinator = Coordinator(self.configs[0], "instance-0", self.effects)
         self.sessions = [Session(self.hello(number)) for number in range(agents)]
         self.coordinator.lead(self.sessions[0])
 
     def hello(self, agent: int, **changes: Any) -> Hello:
         """Return what an agent says first."""
-        one = self.parties[agent]
+        one = self.configs[agent]
         usual = Hello(Purpose.JOIN, agent, one.host, f"instance-{agent}", one.identity.program, one.identity.words)
         return replace(usual, **changes)
 
@@ -122,7 +122,7 @@ class Meeting:
                 _, stays = self.coordinator.greet(self.hello(agent))
                 assert stays
                 self.coordinator.opened(self.sessions[agent])
-            self.coordinator.receive(self.sessions[agent], ready(self.parties[agent]))
+            self.coordinator.receive(self.sessions[agent], ready(self.configs[agent]))
 
     def turn(self, seconds: float = 0.1) -> None:
         """Let time pass."""
@@ -142,7 +142,7 @@ class Meeting:
 
     def begin(self) -> Start:
         """Let all agents come, and the first round begin."""
-        self.join(*range(len(self.parties)))
+        self.join(*range(len(self.configs)))
         self.prepare()
         (proposal, *_) = self.effects.told(Propose)
         for session in self.sessions:
@@ -151,7 +151,7 @@ class Meeting:
         return start
 
 
-def ready(one: Party) -> Ready:
+def ready(one: RendezvousConfig) -> Ready:
     """Return what an agent says when it is ready for the first round."""
     problem = str(one.problem) if one.problem else ""
     agreed = Membership(0, tuple(range(one.agents)))
@@ -303,7 +303,7 @@ def test_an_agent_that_was_refused_ends_no_run(tmp_path: Path) -> None:
     meeting.coordinator.lost(meeting.sessions[2])
     late = Session(meeting.hello(2))
     meeting.coordinator.opened(late)
-    meeting.coordinator.receive(late, replace(ready(meeting.parties[2]), software={"torch": "2.5"}))
+    meeting.coordinator.receive(late, replace(ready(meeting.configs[2]), software={"torch": "2.5"}))
     before = len(meeting.effects.told(Ended))
     meeting.coordinator.receive(late, Stop(RoundEnd("failed", 2, "node3", 69, "it does not fit")))
 
@@ -331,7 +331,7 @@ def test_an_agent_that_speaks_of_what_the_run_does_not_have_is_refused(tmp_path:
     meeting.coordinator.opened(meeting.sessions[1])
 
     with pytest.raises(MessageError, match="it speaks of"):
-        meeting.coordinator.receive(meeting.sessions[1], replace(ready(meeting.parties[1]), **changes))
+        meeting.coordinator.receive(meeting.sessions[1], replace(ready(meeting.configs[1]), **changes))
 
 
 def test_an_agent_that_is_busy_when_another_fails_is_waited_for(tmp_path: Path) -> None:
@@ -369,7 +369,7 @@ def test_an_agent_cannot_speak_for_another(tmp_path: Path) -> None:
     meeting.coordinator.opened(meeting.sessions[1])
 
     with pytest.raises(MessageError, match="agent 1 says that it is agent 2"):
-        meeting.coordinator.receive(meeting.sessions[1], ready(meeting.parties[2]))
+        meeting.coordinator.receive(meeting.sessions[1], ready(meeting.configs[2]))
 
 
 @pytest.mark.parametrize("agent", [3, 99, 1 << 16])
@@ -473,7 +473,7 @@ def test_the_calm_coordinator_wakes_seldom(tmp_path: Path) -> None:
     """While workers run nothing is due, nor is it for an agent that follows."""
     meeting = Meeting(tmp_path, 2)
     meeting.begin()
-    follower = Coordinator(meeting.parties[1], "instance-1", Recorded())
+    follower = Coordinator(meeting.configs[1], "instance-1", Recorded())
 
     assert meeting.coordinator.turn() > 60
     assert follower.turn() > 60

@@ -25,7 +25,7 @@ from hpc_launch.rendezvous.messages import Message
 from hpc_launch.settings import Origin
 from hpc_launch.world import of_nodes
 from tests.support import wait_for
-from tests.unit.agents_support import DEADLINE, Task, begin, end_of, errors, finish, parties, party, together
+from tests.unit.agents_support import DEADLINE, Task, begin, config, configs, end_of, errors, finish, together
 
 Group = list[SlurmRendezvous]
 
@@ -37,7 +37,7 @@ def group(tmp_path: Path) -> Iterator[Callable[..., Group]]:
 
     def make(agents: int, **changes: Any) -> Group:
         usual = {"elastic": True, "minimum": 1, "node_timeout": 3.0}
-        handlers = [SlurmRendezvous(one) for one in parties(party(tmp_path, agents, **{**usual, **changes}))]
+        handlers = [SlurmRendezvous(one) for one in configs(config(tmp_path, agents, **{**usual, **changes}))]
         made.extend(handlers)
         return handlers
 

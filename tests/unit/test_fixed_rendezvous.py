@@ -23,19 +23,19 @@ from hpc_launch.records.directory import JobDirectory
 from hpc_launch.rendezvous import coordinator_server, torchrun_plugin
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import Message, RoundEnd
-from hpc_launch.rendezvous.rendezvous_config import Party
+from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from tests.support import wait_for
 from tests.unit.agents_support import (
     DEADLINE,
     PLACE,
     PLACE_VARIABLE,
     begin,
+    config,
+    configs,
     end_of,
     errors,
     finish,
     identity,
-    parties,
-    party,
     together,
 )
 
@@ -43,12 +43,12 @@ Group = list[SlurmRendezvous]
 
 
 @pytest.fixture
-def group() -> Iterator[Callable[[Party], Group]]:
+def group() -> Iterator[Callable[[RendezvousConfig], Group]]:
     """Return what makes the agents of a run, which take their leave in the end."""
     made: Group = []
 
-    def make(first: Party) -> Group:
-        handlers = [SlurmRendezvous(one, agents_store=True) for one in parties(first)]
+    def make(first: RendezvousConfig) -> Group:
+        handlers = [SlurmRendezvous(one, agents_store=True) for one in configs(first)]
         made.extend(handlers)
         return handlers
 
@@ -81,9 +81,9 @@ def worker_store(info: RendezvousInfo) -> TCPStore:
     return TCPStore(where.master_addr, where.master_port, is_master=False)
 
 
-def test_all_agree_on_a_round(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_all_agree_on_a_round(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """Every agent gets its own number as its rank, and the same plan as the others."""
-    handlers = group(party(tmp_path, 5))
+    handlers = group(config(tmp_path, 5))
     infos = meet(handlers)
 
     assert [(info.rank, info.world_size) for info in infos] == [(number, 5) for number in range(5)]
@@ -97,7 +97,7 @@ def test_all_agree_on_a_round(group: Callable[[Party], Group], tmp_path: Path) -
 
 def test_one_agent_alone_needs_no_address(tmp_path: Path) -> None:
     """A single node meets on loopback, whatever its name and its interfaces are, and whichever was asked for."""
-    handler = SlurmRendezvous(party(tmp_path, 1, local_addr=None, interface="none0", leaders=["127.0.0.1"]))
+    handler = SlurmRendezvous(config(tmp_path, 1, local_addr=None, interface="none0", leaders=["127.0.0.1"]))
     info = handler.next_rendezvous()
 
     assert (info.rank, info.world_size, handler.plan.master_addr) == (0, 1, "127.0.0.1")
@@ -107,7 +107,7 @@ def test_one_agent_alone_needs_no_address(tmp_path: Path) -> None:
 
 def test_one_agent_alone_listens_for_no_others(tmp_path: Path) -> None:
     """Its coordinator has no port, and the workers' store is on loopback."""
-    handler = SlurmRendezvous(party(tmp_path, 1, leaders=["127.0.0.1"], keyring=None))
+    handler = SlurmRendezvous(config(tmp_path, 1, leaders=["127.0.0.1"], keyring=None))
     handler.next_rendezvous()
     server, port = handler._server, handler.plan.master_port
     assert server is not None
@@ -119,10 +119,10 @@ def test_one_agent_alone_listens_for_no_others(tmp_path: Path) -> None:
 
 
 def test_a_fault_of_our_own_is_loud(
-    group: Callable[[Party], Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    group: Callable[[RendezvousConfig], Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The coordinator's agent ends with status 70 and the place in the source; no other agent is blamed for it."""
-    handlers = group(party(tmp_path, 2))
+    handlers = group(config(tmp_path, 2))
     meet(handlers)
     server = handlers[0]._server
     assert server is not None
@@ -140,7 +140,7 @@ def test_a_fault_of_our_own_is_loud(
 
 def test_agents_of_tasks_are_numbered_by_slurm(tmp_path: Path) -> None:
     """With one task per rank the leader need not be agent 0: ranks are the agents' numbers all the same."""
-    first = party(tmp_path, 4, hosts=["node1", "node2"], agents_per_host=None)
+    first = config(tmp_path, 4, hosts=["node1", "node2"], agents_per_host=None)
     hosts = ["node2", "node1", "node2", "node1"]
     handlers = [
         SlurmRendezvous(replace(first, agent=number, host=host, leader=number == 1, workers=1))
@@ -151,9 +151,9 @@ def test_agents_of_tasks_are_numbered_by_slurm(tmp_path: Path) -> None:
     together([handler.shutdown for handler in handlers])
 
 
-def test_a_late_agent_is_waited_for(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_a_late_agent_is_waited_for(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """The round begins when the last agent comes, and not before."""
-    handlers = group(party(tmp_path, 3))
+    handlers = group(config(tmp_path, 3))
     early = [begin(handler.next_rendezvous) for handler in handlers[:2]]
     wait_for(lambda: joined(handlers[0]) == 2, DEADLINE, "they do not join")
     assert [task.ended.is_set() for task in early] == [False, False]
@@ -162,20 +162,20 @@ def test_a_late_agent_is_waited_for(group: Callable[[Party], Group], tmp_path: P
     assert [task.value.rank for task in early] == [0, 1]
 
 
-def test_the_leader_may_be_the_late_one(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_the_leader_may_be_the_late_one(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """The others look for it until it is there."""
-    handlers = group(party(tmp_path, 3))
+    handlers = group(config(tmp_path, 3))
     early = [begin(handler.next_rendezvous) for handler in handlers[1:]]
-    with socket.create_server(("", handlers[0]._party.ports[-1])) as listener:
+    with socket.create_server(("", handlers[0]._config.ports[-1])) as listener:
         listener.accept()[0].close()  # somebody looks, and has found nobody on the ports before
     handlers[0].next_rendezvous()
     finish(early)
     assert [task.value.rank for task in early] == [1, 2]
 
 
-def test_a_failure_moves_all_to_the_next_round(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_a_failure_moves_all_to_the_next_round(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """All read the same end, and the number of the next round is the same for all."""
-    handlers = group(party(tmp_path, 4, max_restarts=2))
+    handlers = group(config(tmp_path, 4, max_restarts=2))
     for number in range(2):
         meet(handlers)
         end = fail(handlers[number + 1], 7, f"failure {number}")
@@ -185,9 +185,9 @@ def test_a_failure_moves_all_to_the_next_round(group: Callable[[Party], Group], 
     assert [handler.round_number for handler in handlers] == [2] * 4
 
 
-def test_the_budget_is_the_job_s(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_the_budget_is_the_job_s(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """Failures on different nodes are counted together: the one after the last restart ends the run for all."""
-    handlers = group(party(tmp_path, 3, max_restarts=1))
+    handlers = group(config(tmp_path, 3, max_restarts=1))
     meet(handlers)
     assert fail(handlers[1]).ending == "restart"
     meet(handlers)
@@ -199,16 +199,18 @@ def test_the_budget_is_the_job_s(group: Callable[[Party], Group], tmp_path: Path
     assert [(type(error), str(error)) for error in closed] == [(RendezvousClosedError, "rank 5 failed")] * 3
 
 
-def test_of_failures_at_the_same_moment_the_first_counts(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_of_failures_at_the_same_moment_the_first_counts(
+    group: Callable[[RendezvousConfig], Group], tmp_path: Path
+) -> None:
     """All agents fail at once: there is one end of the round, and one restart is spent."""
-    handlers = group(party(tmp_path, 6, max_restarts=5))
+    handlers = group(config(tmp_path, 6, max_restarts=5))
     for number in range(5):
         meet(handlers)
         barrier = threading.Barrier(6)
 
         def all_fail(handler: SlurmRendezvous, barrier: threading.Barrier = barrier) -> RoundEnd:
             barrier.wait()
-            return fail(handler, 10 + handler._party.agent)
+            return fail(handler, 10 + handler._config.agent)
 
         ends = together([partial(all_fail, handler) for handler in handlers])
         assert ends == [ends[0]] * 6
@@ -216,9 +218,9 @@ def test_of_failures_at_the_same_moment_the_first_counts(group: Callable[[Party]
         assert {handler.round_number for handler in handlers} == {number}
 
 
-def test_success_is_everybody_s(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_success_is_everybody_s(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """The round is done when the last agent is, and goes on until then."""
-    handlers = group(party(tmp_path, 3))
+    handlers = group(config(tmp_path, 3))
     meet(handlers)
     for handler in handlers[:2]:
         handler.report_done()
@@ -228,9 +230,11 @@ def test_success_is_everybody_s(group: Callable[[Party], Group], tmp_path: Path)
     assert handlers[0].num_nodes_waiting() == 0
 
 
-def test_a_failure_after_the_success_of_others_restarts_them(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_a_failure_after_the_success_of_others_restarts_them(
+    group: Callable[[RendezvousConfig], Group], tmp_path: Path
+) -> None:
     """Who was done runs again, and its success of the round before does not count in the next one."""
-    handlers = group(party(tmp_path, 3, max_restarts=1))
+    handlers = group(config(tmp_path, 3, max_restarts=1))
     meet(handlers)
     handlers[0].report_done()
     handlers[1].report_done()
@@ -244,9 +248,9 @@ def test_a_failure_after_the_success_of_others_restarts_them(group: Callable[[Pa
     assert [end_of(handler).ending for handler in handlers] == ["done"] * 3
 
 
-def test_a_stop_is_everybody_s_end(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_a_stop_is_everybody_s_end(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """An agent that is told to stop takes the others with it, whatever is left of the budget."""
-    handlers = group(party(tmp_path, 3, max_restarts=5))
+    handlers = group(config(tmp_path, 3, max_restarts=5))
     meet(handlers)
     handlers[1].report_end(143, "node2 was stopped by SIGTERM")
     end = end_of(handlers[0])
@@ -255,9 +259,9 @@ def test_a_stop_is_everybody_s_end(group: Callable[[Party], Group], tmp_path: Pa
 
 
 @pytest.mark.parametrize("who", [0, 2])
-def test_a_stop_says_which_signal_it_was(group: Callable[[Party], Group], tmp_path: Path, who: int) -> None:
+def test_a_stop_says_which_signal_it_was(group: Callable[[RendezvousConfig], Group], tmp_path: Path, who: int) -> None:
     """The workers of all nodes are to end by the same signal, the first that came; other ends have none."""
-    handlers = group(party(tmp_path, 3, max_restarts=5))
+    handlers = group(config(tmp_path, 3, max_restarts=5))
     meet(handlers)
     first = handlers[who].report_end(130, "stopped by SIGINT", "SIGINT")
     second = handlers[1].report_end(143, "stopped by SIGTERM", "SIGTERM")
@@ -266,9 +270,9 @@ def test_a_stop_says_which_signal_it_was(group: Callable[[Party], Group], tmp_pa
     assert (ends[0].signal, ends[0].status, ends[0].agent) == ("SIGINT", 130, who)
 
 
-def test_a_failure_has_no_signal(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_a_failure_has_no_signal(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """Who comes too late to stop a run hears how it really ended."""
-    handlers = group(party(tmp_path, 2))
+    handlers = group(config(tmp_path, 2))
     meet(handlers)
     end = fail(handlers[0], 7)
     assert handlers[1].report_end(143, "stopped by SIGTERM", "SIGTERM") == end
@@ -277,16 +281,16 @@ def test_a_failure_has_no_signal(group: Callable[[Party], Group], tmp_path: Path
 
 def test_nobody_is_told_before_there_is_a_round(tmp_path: Path) -> None:
     """An agent that stops before it has found the others leaves without a word."""
-    assert SlurmRendezvous(party(tmp_path, 2)).report_end(143, "stopped by SIGTERM", "SIGTERM") is None
+    assert SlurmRendezvous(config(tmp_path, 2)).report_end(143, "stopped by SIGTERM", "SIGTERM") is None
 
 
 @pytest.mark.parametrize("early", [True, False], ids=["others wait already", "others come later"])
 @pytest.mark.parametrize("who", [0, 2], ids=["the leader", "another"])
 def test_a_stop_between_rounds_ends_who_waits_for_the_next(
-    group: Callable[[Party], Group], tmp_path: Path, who: int, early: bool
+    group: Callable[[RendezvousConfig], Group], tmp_path: Path, who: int, early: bool
 ) -> None:
     """The round has ended for another when an agent is stopped: the others do not wait for it to join."""
-    handlers = group(party(tmp_path, 4, max_restarts=5))
+    handlers = group(config(tmp_path, 4, max_restarts=5))
     meet(handlers)
     fail(handlers[1])
     assert [end_of(handler).ending for handler in handlers] == ["restart"] * 4
@@ -317,9 +321,9 @@ def hear(handler: SlurmRendezvous, expected: dict[str, int]) -> None:
     wait_for(lambda: dict(handler.notices()) == expected, DEADLINE, lambda: f"{handler.notices()}, not {expected}")
 
 
-def test_notices_of_all_are_one_number_each(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_notices_of_all_are_one_number_each(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """Whoever counts most is believed, and a smaller number changes nothing; a new round neither."""
-    handlers = group(party(tmp_path, 3, max_restarts=1))
+    handlers = group(config(tmp_path, 3, max_restarts=1))
     meet(handlers)
     assert [dict(handler.notices()) for handler in handlers] == [{}] * 3
     handlers[1].tell_notice("SIGUSR1", 2)
@@ -335,15 +339,15 @@ def test_notices_of_all_are_one_number_each(group: Callable[[Party], Group], tmp
         hear(handler, {"SIGUSR1": 2, "SIGUSR2": 4})
 
 
-def test_notices_at_the_same_moment_are_all_kept(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_notices_at_the_same_moment_are_all_kept(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """All agents tell of all signals at once: of each the greatest number stands."""
-    handlers = group(party(tmp_path, 6))
+    handlers = group(config(tmp_path, 6))
     meet(handlers)
     names = ["SIGUSR1", "SIGUSR2", "SIGCONT"]
     barrier = threading.Barrier(6)
 
     def tell(handler: SlurmRendezvous) -> None:
-        number = handler._party.agent
+        number = handler._config.agent
         barrier.wait()
         for count in range(1, 21):
             for position in range(3):
@@ -371,9 +375,9 @@ class Word(Message):
     number: float = 0.0
 
 
-def test_what_is_shared(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_what_is_shared(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """The last that was left under a name is what all read, in the next round as well; before, there is nothing."""
-    handlers = group(party(tmp_path, 3, max_restarts=1))
+    handlers = group(config(tmp_path, 3, max_restarts=1))
     assert [handler.shared("word", Word) for handler in handlers] == [None] * 3
     meet(handlers)
     assert [handler.shared("word", Word) for handler in handlers] == [None] * 3
@@ -388,9 +392,9 @@ def test_what_is_shared(group: Callable[[Party], Group], tmp_path: Path) -> None
     assert handlers[0].shared("other", Word) == Word("another")
 
 
-def test_closing_ends_the_run_for_all(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_closing_ends_the_run_for_all(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """torch's interface has a way to close the rendezvous, and nobody gets past it."""
-    handlers = group(party(tmp_path, 2, max_restarts=5))
+    handlers = group(config(tmp_path, 2, max_restarts=5))
     meet(handlers)
     handlers[0].set_closed()
     assert end_of(handlers[1]).ending == "failed"
@@ -399,9 +403,11 @@ def test_closing_ends_the_run_for_all(group: Callable[[Party], Group], tmp_path:
     ] * 2
 
 
-def test_torch_s_own_agent_restarts_by_asking_for_a_round(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_torch_s_own_agent_restarts_by_asking_for_a_round(
+    group: Callable[[RendezvousConfig], Group], tmp_path: Path
+) -> None:
     """It says nothing of a failure: who asks for a new round in the middle of one makes the others come too."""
-    handlers = group(party(tmp_path, 3, max_restarts=1))
+    handlers = group(config(tmp_path, 3, max_restarts=1))
     meet(handlers)
     assert [handler.num_nodes_waiting() for handler in handlers] == [0] * 3
     first = begin(handlers[2].next_rendezvous)
@@ -413,9 +419,9 @@ def test_torch_s_own_agent_restarts_by_asking_for_a_round(group: Callable[[Party
     assert [handler.round_number for handler in handlers] == [1] * 3
 
 
-def test_each_round_has_a_store_of_its_own(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_each_round_has_a_store_of_its_own(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """Workers of an attempt find nothing of the attempt before: another port, and an empty store."""
-    handlers = group(party(tmp_path, 2, max_restarts=3))
+    handlers = group(config(tmp_path, 2, max_restarts=3))
     ports = set()
     for _ in range(4):
         infos = meet(handlers)
@@ -429,11 +435,11 @@ def test_each_round_has_a_store_of_its_own(group: Callable[[Party], Group], tmp_
     assert len(ports) == 4
 
 
-def test_a_pinned_port_is_used_in_every_round(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_a_pinned_port_is_used_in_every_round(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """With --master-port the port stays, while the old store still has clients; the store is new."""
     with socket.create_server(("", 0)) as free:
         pinned = free.getsockname()[1]
-    handlers = group(party(tmp_path, 2, max_restarts=3, master_port=pinned))
+    handlers = group(config(tmp_path, 2, max_restarts=3, master_port=pinned))
     stores = []
     for _ in range(4):
         infos = meet(handlers)
@@ -444,11 +450,13 @@ def test_a_pinned_port_is_used_in_every_round(group: Callable[[Party], Group], t
         fail(handlers[1])
 
 
-def test_a_pinned_port_that_is_taken_is_everybody_s_problem(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_a_pinned_port_that_is_taken_is_everybody_s_problem(
+    group: Callable[[RendezvousConfig], Group], tmp_path: Path
+) -> None:
     """All end with the same words, which name the port."""
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        handlers = group(party(tmp_path, 3, master_port=port))
+        handlers = group(config(tmp_path, 3, master_port=port))
         refused = errors([handler.next_rendezvous for handler in handlers])
     assert {type(error) for error in refused} == {RoundRefused}
     assert {str(error) for error in refused} == {str(refused[0])}
@@ -456,10 +464,10 @@ def test_a_pinned_port_that_is_taken_is_everybody_s_problem(group: Callable[[Par
     assert [getattr(error, "exit_status", None) for error in refused] == [69] * 3
 
 
-def test_a_problem_of_one_is_told_to_all(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_a_problem_of_one_is_told_to_all(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """A node that cannot take part ends the run for all, with its words and its status; only the leader says them."""
-    handlers = group(party(tmp_path, 3))
-    handlers[1] = SlurmRendezvous(replace(handlers[1]._party, problem=LogDirError("cannot write in /logs")))
+    handlers = group(config(tmp_path, 3))
+    handlers[1] = SlurmRendezvous(replace(handlers[1]._config, problem=LogDirError("cannot write in /logs")))
     refused = errors([handler.next_rendezvous for handler in handlers])
     assert [(type(error), str(error)) for error in refused] == [(RoundRefused, "node2: cannot write in /logs")] * 3
     assert [getattr(error, "exit_status", None) for error in refused] == [73] * 3
@@ -470,8 +478,8 @@ def test_a_problem_of_one_is_told_to_all(group: Callable[[Party], Group], tmp_pa
 def test_a_job_directory_that_the_leader_cannot_use_is_told_to_all(tmp_path: Path) -> None:
     """A problem that only shows when the leader plans the round is everybody's as well, with the same words."""
     (tmp_path / "file").touch()
-    run = party(tmp_path, 3, job=JobDirectory(tmp_path / "file", "1.0"))
-    handlers = [SlurmRendezvous(one) for one in parties(run)]
+    run = config(tmp_path, 3, job=JobDirectory(tmp_path / "file", "1.0"))
+    handlers = [SlurmRendezvous(one) for one in configs(run)]
     refused = errors([handler.next_rendezvous for handler in handlers])
     assert {str(error) for error in refused} == {str(refused[0])}
     assert "cannot write in " in str(refused[0])
@@ -480,11 +488,11 @@ def test_a_job_directory_that_the_leader_cannot_use_is_told_to_all(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["Python", "torch", "script"])
-def test_different_software_is_refused(group: Callable[[Party], Group], tmp_path: Path, name: str) -> None:
+def test_different_software_is_refused(group: Callable[[RendezvousConfig], Group], tmp_path: Path, name: str) -> None:
     """Every node says the same: what differs, and where."""
     same = {"Python": "3.11.7", "torch": "2.13.0", "script": "train.py"}
-    handlers = group(party(tmp_path, 4, software=same))
-    other = SlurmRendezvous(replace(handlers[2]._party, software={**same, name: "something"}))
+    handlers = group(config(tmp_path, 4, software=same))
+    other = SlurmRendezvous(replace(handlers[2]._config, software={**same, name: "something"}))
     handlers[2].shutdown()
     handlers[2] = other
     refused = errors([handler.next_rendezvous for handler in handlers])
@@ -493,9 +501,9 @@ def test_different_software_is_refused(group: Callable[[Party], Group], tmp_path
     other.shutdown()
 
 
-def test_who_does_not_come_is_named(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_who_does_not_come_is_named(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """After the join timeout all that came end with the same words, which name those that did not."""
-    handlers = group(party(tmp_path, 5, join_timeout=1))
+    handlers = group(config(tmp_path, 5, join_timeout=1))
     refused = errors([handlers[number].next_rendezvous for number in (0, 1, 3)])
     assert len({str(error) for error in refused}) == 1
     assert "node[3,5] did not join in 1 s (3/5 joined)" in str(refused[0])
@@ -506,7 +514,7 @@ def test_who_does_not_come_is_named(group: Callable[[Party], Group], tmp_path: P
     together([handlers[number].shutdown for number in (1, 3)])
 
 
-def test_a_leader_that_does_not_come_is_named(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_a_leader_that_does_not_come_is_named(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """The others say whom they looked for, and what they found instead."""
     with contextlib.ExitStack() as stack:
         # Nothing else on this machine can listen on a port that is taken, and nobody listens here.
@@ -514,7 +522,7 @@ def test_a_leader_that_does_not_come_is_named(group: Callable[[Party], Group], t
         for one in taken:
             one.bind(("127.0.0.1", 0))
         ports = [one.getsockname()[1] for one in taken]
-        handlers = group(party(tmp_path, 3, join_timeout=1, ports=ports))
+        handlers = group(config(tmp_path, 3, join_timeout=1, ports=ports))
         missed = errors([handler.next_rendezvous for handler in handlers[1:]])
     for number, error in enumerate(missed, start=2):
         assert isinstance(error, RendezvousTimeout)
@@ -522,18 +530,20 @@ def test_a_leader_that_does_not_come_is_named(group: Callable[[Party], Group], t
         assert error.missing == ("node1",)
 
 
-def test_a_node_that_stays_away_from_a_later_round_is_named(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_a_node_that_stays_away_from_a_later_round_is_named(
+    group: Callable[[RendezvousConfig], Group], tmp_path: Path
+) -> None:
     """The timeout holds for every round, not only for the first."""
-    handlers = group(party(tmp_path, 3, join_timeout=1, max_restarts=1))
+    handlers = group(config(tmp_path, 3, join_timeout=1, max_restarts=1))
     meet(handlers)
     fail(handlers[0])
     refused = errors([handler.next_rendezvous for handler in handlers[:2]])
     assert ["node3 did not join in 1 s (2/3 joined)" in str(error) for error in refused] == [True, True]
 
 
-def test_the_leader_goes_last(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_the_leader_goes_last(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """The end can be read until everybody has taken leave; then the ports are free and the notice is gone."""
-    handlers = group(party(tmp_path, 3))
+    handlers = group(config(tmp_path, 3))
     meet(handlers)
     notice = handlers[0]._whole.job.whereabouts("program")
     assert notice.exists()
@@ -552,10 +562,10 @@ def test_the_leader_goes_last(group: Callable[[Party], Group], tmp_path: Path) -
 
 
 def test_the_leader_waits_for_those_that_came_a_moment_ago(
-    group: Callable[[Party], Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    group: Callable[[RendezvousConfig], Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What other threads see of its server may be a little old; a run may end before it is new."""
-    handlers = group(party(tmp_path, 2))
+    handlers = group(config(tmp_path, 2))
     with monkeypatch.context() as old:
         old.setattr(coordinator_server, "_VIEW_SECONDS", DEADLINE)
         meet(handlers)
@@ -588,13 +598,13 @@ def _accept_and_say(listener: socket.socket, words: bytes) -> None:
 
 @pytest.mark.parametrize("words", [b"", b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", b"\x00\xff" * 5000])
 def test_strangers_on_the_first_ports_are_passed_by(
-    group: Callable[[Party], Group], tmp_path: Path, words: bytes
+    group: Callable[[RendezvousConfig], Group], tmp_path: Path, words: bytes
 ) -> None:
     """A foreign program on a candidate port, whatever it says, costs time at most."""
-    handlers = group(party(tmp_path, 3))
+    handlers = group(config(tmp_path, 3))
     with contextlib.ExitStack() as stack:
         tasks = []
-        for port in handlers[0]._party.ports[:2]:
+        for port in handlers[0]._config.ports[:2]:
             listener = stack.enter_context(socket.create_server(("", port)))
             tasks.append(begin(partial(_accept_and_say, listener, words)))
             stack.callback(listener.shutdown, socket.SHUT_RDWR)  # ends an accept that waits, which closing does not
@@ -602,21 +612,21 @@ def test_strangers_on_the_first_ports_are_passed_by(
     finish(tasks)
 
 
-def test_a_foreign_store_is_never_joined(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_a_foreign_store_is_never_joined(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """Another program's TCPStore on the first port hears of us, and keeps nothing."""
-    handlers = group(party(tmp_path, 3))
-    foreign = TCPStore("127.0.0.1", handlers[0]._party.ports[0], is_master=True, wait_for_workers=False)
+    handlers = group(config(tmp_path, 3))
+    foreign = TCPStore("127.0.0.1", handlers[0]._config.ports[0], is_master=True, wait_for_workers=False)
     keys = foreign.num_keys()
     assert [info.rank for info in meet(handlers)] == [0, 1, 2]
     assert foreign.num_keys() == keys
     assert foreign.port not in {handlers[0].plan.master_port, getattr(handlers[0]._server, "port", None)}
 
 
-def test_runs_at_the_same_ports_do_not_meet(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_runs_at_the_same_ports_do_not_meet(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """Runs that try the same ports all find their own leaders."""
-    ports = party(tmp_path, 1).ports
+    ports = config(tmp_path, 1).ports
     runs = [
-        group(party(tmp_path / str(number), 2, ports=ports, identity=identity(f"program {number}")))
+        group(config(tmp_path / str(number), 2, ports=ports, identity=identity(f"program {number}")))
         for number in range(4)
     ]
     everyone = [handler for handlers in runs for handler in handlers]
@@ -628,22 +638,24 @@ def test_runs_at_the_same_ports_do_not_meet(group: Callable[[Party], Group], tmp
         assert worker_store(info).get("whose").decode() == handlers[1].get_run_id()
 
 
-def test_equal_runs_of_one_place_are_refused(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_equal_runs_of_one_place_are_refused(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
     """Nothing tells their agents apart, so that none is paired at random: all end with the line that mends it."""
-    first = party(tmp_path / "one", 3)
-    runs = [group(first), group(replace(first, job=party(tmp_path / "two", 3).job))]
+    first = config(tmp_path / "one", 3)
+    runs = [group(first), group(replace(first, job=config(tmp_path / "two", 3).job))]
     refused = errors([handler.next_rendezvous for handlers in runs for handler in handlers])
 
     assert {type(error) for error in refused} == {RoundRefused}
     assert all("give each run an --rdzv-id of its own" in str(error) for error in refused)
 
 
-def test_an_equal_run_that_comes_later_leaves_the_first_alone(group: Callable[[Party], Group], tmp_path: Path) -> None:
+def test_an_equal_run_that_comes_later_leaves_the_first_alone(
+    group: Callable[[RendezvousConfig], Group], tmp_path: Path
+) -> None:
     """A run that has begun goes on; the second one ends with the line that mends it."""
-    first = party(tmp_path / "one", 3)
+    first = config(tmp_path / "one", 3)
     handlers = group(first)
     meet(handlers)
-    others = group(replace(first, job=party(tmp_path / "two", 3).job))
+    others = group(replace(first, job=config(tmp_path / "two", 3).job))
     refused = errors([handler.next_rendezvous for handler in others])
 
     assert {type(error) for error in refused} == {RoundRefused}
@@ -652,7 +664,7 @@ def test_an_equal_run_that_comes_later_leaves_the_first_alone(group: Callable[[P
 
 def test_the_notice_leads_to_a_leader_whose_name_does_not_resolve(tmp_path: Path) -> None:
     """A file in the job directory says where the leader is; one of another run is not believed."""
-    handlers = [SlurmRendezvous(one) for one in parties(party(tmp_path, 2, leaders=["no-such-host.invalid"]))]
+    handlers = [SlurmRendezvous(one) for one in configs(config(tmp_path, 2, leaders=["no-such-host.invalid"]))]
     notice = handlers[0]._whole.job.whereabouts("program")
     notice.parent.mkdir()
     notice.write_text('{"run": "another", "addresses": ["127.0.0.1"], "port": 1}')
@@ -677,9 +689,9 @@ LEADER = """
 import sys
 from pathlib import Path
 from hpc_launch.rendezvous.handler import SlurmRendezvous
-from tests.unit.agents_support import party
+from tests.unit.agents_support import config
 
-leader = SlurmRendezvous(party(Path(sys.argv[1]), 2, run_id=sys.argv[2], ports=[int(sys.argv[3])]))
+leader = SlurmRendezvous(config(Path(sys.argv[1]), 2, run_id=sys.argv[2], ports=[int(sys.argv[3])]))
 leader.next_rendezvous()
 sys.stdin.read()
 """
@@ -688,10 +700,10 @@ sys.stdin.read()
 @pytest.mark.parametrize("ask", ["end", "report_failure", "next_rendezvous", "notices"])
 def test_the_loss_of_the_leader_is_said_in_our_words(tmp_path: Path, python: str, ask: str) -> None:
     """A leader that dies takes the store with it: whatever an agent asks then, it hears that the store is lost."""
-    first = party(tmp_path, 2)
+    first = config(tmp_path, 2)
     first = replace(first, ports=first.ports[:1])
     arguments = [str(tmp_path), first.run_id, str(first.ports[0])]
-    handler = SlurmRendezvous(parties(first)[1])
+    handler = SlurmRendezvous(configs(first)[1])
     with contextlib.ExitStack() as stack:
         stack.callback(handler.shutdown)
         with _started(python, LEADER, arguments) as leader:
@@ -711,10 +723,13 @@ def test_the_loss_of_the_leader_is_said_in_our_words(tmp_path: Path, python: str
 
 
 def test_a_leader_that_does_not_answer_is_waited_for(
-    tmp_path: Path, group: Callable[[Party], Group], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    group: Callable[[RendezvousConfig], Group],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """However long that takes, with one line; being told to leave ends the wait."""
-    handlers = group(party(tmp_path, 2, node_timeout=0.05))
+    handlers = group(config(tmp_path, 2, node_timeout=0.05))
     meet(handlers)
     looks, leave = itertools.count(1), threading.Event()
     latest, read = [0], handlers[1]._read
@@ -746,10 +761,10 @@ import sys
 from pathlib import Path
 from dataclasses import replace
 from hpc_launch.rendezvous.handler import SlurmRendezvous
-from tests.unit.agents_support import parties, party
+from tests.unit.agents_support import configs, config
 
-first = party(Path(sys.argv[1]), 3, run_id=sys.argv[2], ports=[int(sys.argv[3])])
-agent = SlurmRendezvous(parties(first)[2])
+first = config(Path(sys.argv[1]), 3, run_id=sys.argv[2], ports=[int(sys.argv[3])])
+agent = SlurmRendezvous(configs(first)[2])
 agent.next_rendezvous()
 sys.stdin.read()
 """
@@ -757,9 +772,9 @@ sys.stdin.read()
 
 def test_the_loss_of_an_agent_ends_the_run(tmp_path: Path, python: str) -> None:
     """An agent that is killed takes no leave: the others hear that it is lost, whatever is left of the budget."""
-    first = party(tmp_path, 3, max_restarts=5)
+    first = config(tmp_path, 3, max_restarts=5)
     first = replace(first, ports=first.ports[:1])
-    handlers = [SlurmRendezvous(one) for one in parties(first)[:2]]
+    handlers = [SlurmRendezvous(one) for one in configs(first)[:2]]
     arguments = [str(tmp_path), first.run_id, str(first.ports[0])]
     with _started(python, AGENT, arguments) as agent:
         try:
@@ -781,4 +796,4 @@ def test_plain_torchrun_has_the_settings_of_files(tmp_path: Path, monkeypatch: p
     handler = torchrun_plugin.create(RendezvousParameters("slurm", "", "run", 1, 1))
 
     assert isinstance(handler, SlurmRendezvous)
-    assert set(handler._party.ports) == {30000, 30001, 30002}
+    assert set(handler._config.ports) == {30000, 30001, 30002}

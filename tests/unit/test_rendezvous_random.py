@@ -15,7 +15,7 @@ from hpc_launch.errors import RoundRefused
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import Ending, RoundEnd
 from tests.support import wait_for
-from tests.unit.agents_support import DEADLINE, begin, end_of, finish, parties, party
+from tests.unit.agents_support import DEADLINE, begin, config, configs, end_of, finish
 
 SEEDS = [pytest.param(number, marks=[pytest.mark.soak] if number >= 8 else []) for number in range(200)]
 
@@ -85,7 +85,7 @@ def invent(seed: int) -> Story:
 
 def live(handler: SlurmRendezvous, story: Story) -> None:
     """Be one agent, from the first round to the last."""
-    agent = handler._party.agent
+    agent = handler._config.agent
     number = 0
     while True:
         part = story.parts[number][agent]
@@ -118,7 +118,7 @@ def act(handler: SlurmRendezvous, part: Part, meeting: threading.Barrier | None)
         if part.act == DONE:
             handler.report_done()
         elif part.act == FAIL:
-            handler.report_failure(100 + handler._party.agent, f"agent {handler._party.agent} failed")
+            handler.report_failure(100 + handler._config.agent, f"agent {handler._config.agent} failed")
         elif part.act == CLOSE:
             handler.set_closed()
     return end_of(handler)
@@ -128,8 +128,8 @@ def act(handler: SlurmRendezvous, part: Part, meeting: threading.Barrier | None)
 def test_agents_always_agree(tmp_path: Path, seed: int) -> None:
     """All see the same rounds with the same endpoints and the same ends, and restart as often as the budget allows."""
     story = invent(seed)
-    run = party(tmp_path, story.agents, max_restarts=story.budget)
-    handlers = [SlurmRendezvous(one) for one in parties(run)]
+    run = config(tmp_path, story.agents, max_restarts=story.budget)
+    handlers = [SlurmRendezvous(one) for one in configs(run)]
 
     def whole_life(handler: SlurmRendezvous) -> None:
         try:
@@ -137,7 +137,7 @@ def test_agents_always_agree(tmp_path: Path, seed: int) -> None:
         finally:
             handler.shutdown()
 
-    tasks = [begin(lambda handler=handler: whole_life(handler), handler._party.host) for handler in handlers]  # type: ignore[misc]
+    tasks = [begin(lambda handler=handler: whole_life(handler), handler._config.host) for handler in handlers]  # type: ignore[misc]
     finish(tasks)
 
     assert [task.error for task in tasks] == [None] * story.agents

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from hpc_launch import secret
-from hpc_launch.agent.worker_pool import Crew
+from hpc_launch.agent.worker_pool import WorkerPool
 from hpc_launch.cli import cli
 from hpc_launch.jobs import carrier
 from hpc_launch.settings import resolve
@@ -176,10 +176,10 @@ def test_torch_gives_no_secret_to_workers(monkeypatch: pytest.MonkeyPatch) -> No
         return SimpleNamespace(pids=dict)
 
     monkeypatch.setattr("hpc_launch.agent.worker_pool.start_processes", start_processes)
-    course = SimpleNamespace(plan=SimpleNamespace(settings=resolve({"numa_binding": "node"}, {}), shares=()))
+    context = SimpleNamespace(plan=SimpleNamespace(settings=resolve({"numa_binding": "node"}, {}), shares=()))
     factory = SimpleNamespace(adopt=lambda _: None)
     spec = SimpleNamespace(entrypoint="python", args=(), role="default", numa_options=None)
-    crew = Crew(cast("Any", course), INHERITED, cast("Any", factory), cast("Any", None))
+    crew = WorkerPool(cast("Any", context), INHERITED, cast("Any", factory), cast("Any", None))
     crew.start(cast("Any", spec), {0: {"LOCAL_RANK": "0"}}, cast("Any", None))
 
     assert started == [{0: {"LOCAL_RANK": "0", **dict.fromkeys(INHERITED, "")}}]

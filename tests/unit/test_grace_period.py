@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from hpc_launch.workers import grace_period as window_module
-from hpc_launch.workers.grace_period import SlurmFacts, Window
+from hpc_launch.workers.grace_period import GracePeriod, SlurmFacts
 from hpc_launch.workers.signals import Signals
 
 # The seconds since the epoch when the clock stands at 0.
@@ -48,8 +48,8 @@ def stopped(at: float) -> Signals:
     return signals
 
 
-def opened(grace: float | None, facts: SlurmFacts | None, signals: Signals) -> Window:
-    made = Window(grace, lambda: facts, signals)
+def opened(grace: float | None, facts: SlurmFacts | None, signals: Signals) -> GracePeriod:
+    made = GracePeriod(grace, lambda: facts, signals)
     made.open()
     return made
 
@@ -136,7 +136,7 @@ def test_a_stop_during_a_restart(clock: Clock, grace: float, left: float, reason
 def test_facts_that_come_late(clock: Clock) -> None:
     """Slurm is asked in a thread: what it says while the window is open counts at once."""
     said = [SlurmFacts()]
-    window = Window(None, lambda: said[-1], stopped(clock.now))
+    window = GracePeriod(None, lambda: said[-1], stopped(clock.now))
     window.open()
     clock.now += 5
     assert window.left == pytest.approx(24)
@@ -167,7 +167,7 @@ def test_slurm_is_not_asked_where_nothing_stops_the_run(clock: Clock) -> None:
         return SlurmFacts()
 
     signals = nothing_came()
-    window = Window(None, ask, signals)
+    window = GracePeriod(None, ask, signals)
     window.open()
     assert (window.left, asked) == (30, [])
     signals.stop, signals.stop_time = signal.SIGTERM, clock.now

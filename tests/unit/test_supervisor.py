@@ -15,8 +15,8 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
 from hpc_launch.agent import supervisor
 from hpc_launch.agent.hang_detector import HangWatch, Verdict
 from hpc_launch.agent.recorder import Recorder
-from hpc_launch.agent.run_context import Course
-from hpc_launch.agent.supervisor import Failure, RoundWatch
+from hpc_launch.agent.run_context import RunContext
+from hpc_launch.agent.supervisor import Failure, RoundSupervisor
 from hpc_launch.plan.derive import make
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import Ending, RoundEnd
@@ -66,7 +66,7 @@ class Rendezvous:
 class Watched:
     """A watch, and what surrounds it."""
 
-    watch: RoundWatch
+    watch: RoundSupervisor
     others: Rendezvous
     pauses: list[float]
 
@@ -91,8 +91,8 @@ def watched(
         pauses.append(seconds)
         clock.now += min(seconds, 0.3)
 
-    watch = RoundWatch(
-        course=Course(make(resolve({"log_dir": str(tmp_path)}, {}), here(), ("train.py",))),
+    watch = RoundSupervisor(
+        context=RunContext(make(resolve({"log_dir": str(tmp_path)}, {}), here(), ("train.py",))),
         handler=cast("SlurmRendezvous", others),
         signals=cast("Signals", SimpleNamespace(stop=stop)),
         recorder=cast("Recorder", SimpleNamespace(say=lambda *_, **__: None, workers=())),
@@ -166,7 +166,7 @@ def test_a_signal_comes_before_a_failure(tmp_path: Path, clock: Clock, monkeypat
     end, _ = found.watch.follow()
 
     assert (end.signal, end.status) == ("SIGTERM", 143)
-    assert [f"end 143: stopped by SIGTERM on {found.watch.course.host}"] == found.others.told
+    assert [f"end 143: stopped by SIGTERM on {found.watch.context.host}"] == found.others.told
 
 
 def test_workers_that_were_done_before_the_signal_are_done(tmp_path: Path, clock: Clock) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_launch.agent.job_monitor import Outlook
+from hpc_launch.agent.job_monitor import JobMonitor
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
 from hpc_launch.slurm.rules import ClusterRules, Partition
@@ -30,15 +30,15 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], JobRecord | No
 
 
 @pytest.fixture
-def outlook(tmp_path: Path) -> Iterator[Outlook]:
+def outlook(tmp_path: Path) -> Iterator[JobMonitor]:
     """One that asks about a job."""
-    outlook = Outlook("7", lambda: tmp_path / "end.json", None)
+    outlook = JobMonitor("7", lambda: tmp_path / "end.json", None)
     yield outlook
     outlook.close()
 
 
 def test_the_grace_time_of_a_preemption_is_learnt(
-    answers: list[Callable[[], JobRecord | None]], outlook: Outlook
+    answers: list[Callable[[], JobRecord | None]], outlook: JobMonitor
 ) -> None:
     """A job without a time limit has no end, so it is the partition's GraceTime that counts."""
     answers += [lambda: RUNNING, lambda: PREEMPTED]
@@ -51,7 +51,7 @@ def test_the_grace_time_of_a_preemption_is_learnt(
 
 
 def test_a_question_that_is_lost_or_refused_is_asked_again(
-    answers: list[Callable[[], JobRecord | None]], outlook: Outlook
+    answers: list[Callable[[], JobRecord | None]], outlook: JobMonitor
 ) -> None:
     """There may be only seconds between a signal and the end."""
     lost = threading.Event()
@@ -70,7 +70,7 @@ def test_a_question_that_is_lost_or_refused_is_asked_again(
 
 
 def test_where_nobody_answers_one_question_is_enough(
-    monkeypatch: pytest.MonkeyPatch, answers: list[Callable[[], JobRecord | None]], outlook: Outlook
+    monkeypatch: pytest.MonkeyPatch, answers: list[Callable[[], JobRecord | None]], outlook: JobMonitor
 ) -> None:
     """In a container without scontrol nobody waits."""
     monkeypatch.setattr(controller, "ask_rules", lambda: None)
@@ -88,7 +88,7 @@ def test_an_answer_before_the_run_has_a_directory(
     """What Slurm says before the first round is written down when the run has claimed its directory."""
     place: list[Path] = []
     answers += [lambda: RUNNING]
-    outlook = Outlook("7", lambda: place[0] if place else None, None)
+    outlook = JobMonitor("7", lambda: place[0] if place else None, None)
     outlook.begin()
     outlook.answer(60)
     place.append(tmp_path / "end.json")

@@ -9,7 +9,7 @@ import pytest
 
 from hpc_launch.node import network
 from hpc_launch.rendezvous import codec
-from hpc_launch.rendezvous.failure_detector import Doubts, Search
+from hpc_launch.rendezvous.failure_detector import FailureDetector, Search
 from hpc_launch.rendezvous.messages import Answer, Hello, Purpose, Verdict
 from hpc_launch.rendezvous.transport.connection import Connection
 from hpc_launch.rendezvous.transport.server import Greeting, Server
@@ -137,7 +137,7 @@ def test_doubts() -> None:
         asked.append(place)
         return place == ("b", 2)
 
-    doubts = Doubts(ask, 10)
+    doubts = FailureDetector(ask, 10)
     both: dict[int, Place] = {1: ("a", 1), 2: ("b", 2)}
 
     def turn(now: float) -> int | None:

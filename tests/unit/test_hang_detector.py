@@ -15,7 +15,7 @@ import pytest
 from hpc_launch.agent.hang_detector import Activity, HangWatch, Quiet, Verdict, pause_for
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.rendezvous.handler import SlurmRendezvous
-from tests.unit.agents_support import parties, party, together
+from tests.unit.agents_support import config, configs, together
 
 TIMEOUT = 100.0
 PAUSE = pause_for(TIMEOUT, 2)
@@ -34,7 +34,7 @@ class Clock:
 @pytest.fixture
 def agents(tmp_path: Path) -> Iterator[list[SlurmRendezvous]]:
     """Two agents that have met in a round."""
-    handlers = [SlurmRendezvous(one) for one in parties(party(tmp_path, 2, max_restarts=1))]
+    handlers = [SlurmRendezvous(one) for one in configs(config(tmp_path, 2, max_restarts=1))]
     together([handler.next_rendezvous for handler in handlers])
     yield handlers
     for handler in handlers:

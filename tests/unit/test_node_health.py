@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from hpc_launch.agent import node_health
-from hpc_launch.agent.node_health import SlurmView
+from hpc_launch.agent.node_health import NodeHealth
 from hpc_launch.records import events, telling
 from hpc_launch.records.model import NodeState
 from hpc_launch.slurm.nodes import NodeRecord
@@ -43,11 +43,11 @@ class Slurm:
 def views(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Return what makes views, which are closed in the end, of a Slurm that notices soon that a node is gone."""
     monkeypatch.setattr(node_health, "_MORE_SECONDS", 0.0)
-    made: list[SlurmView] = []
+    made: list[NodeHealth] = []
 
-    def make(slurm: Slurm, timeout: float = 0.05) -> SlurmView:
+    def make(slurm: Slurm, timeout: float = 0.05) -> NodeHealth:
         rules = ClusterRules(slurmd_timeout=timeout)
-        made.append(SlurmView(slurm.heard.append, lambda: slurm.wanted, slurm.ask, lambda: rules))
+        made.append(NodeHealth(slurm.heard.append, lambda: slurm.wanted, slurm.ask, lambda: rules))
         return made[-1]
 
     yield make
@@ -57,7 +57,7 @@ def views(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             view._thread.join(DEADLINE)
 
 
-def ended(view: SlurmView) -> bool:
+def ended(view: NodeHealth) -> bool:
     """Whether there is nothing more to ask."""
     return bool(view._lost) and not view._due
 

@@ -10,19 +10,19 @@ import pytest
 
 from hpc_launch.rendezvous import tie_breaker
 from hpc_launch.rendezvous.membership import Half
-from hpc_launch.rendezvous.tie_breaker import Tokens
+from hpc_launch.rendezvous.tie_breaker import TieBreaker
 from tests.support import wait_for
 from tests.unit.agents_support import DEADLINE, together
 
 
-def settled(asked: Tokens, half: Half) -> Callable[[], bool]:
+def settled(asked: TieBreaker, half: Half) -> Callable[[], bool]:
     """Whether it is known what has come of taking a token."""
     return lambda: half in asked.taken | asked.refused
 
 
 def take(directory: Path, half: Half) -> bool:
     """Take a token as an agent that has just begun to lead; whether it was to be had."""
-    asked = Tokens()
+    asked = TieBreaker()
     asked.take(directory, {half})
     wait_for(settled(asked, half), DEADLINE, "nothing comes of it")
     return half in asked.taken
@@ -31,7 +31,7 @@ def take(directory: Path, half: Half) -> bool:
 def put(directory: Path, number: int) -> str:
     """Make a token; returns its name."""
     names: list[str] = []
-    Tokens().put(directory, number, names.append)
+    TieBreaker().put(directory, number, names.append)
     wait_for(lambda: names, DEADLINE, "no token")
     return names[0]
 
@@ -59,7 +59,7 @@ def test_who_does_not_see_it_does_not_have_it(tmp_path: Path, monkeypatch: pytes
 
 def test_old_ones_are_removed(tmp_path: Path) -> None:
     """Those of older memberships when a new one begins; all of them in the end."""
-    held = Tokens()
+    held = TieBreaker()
     names = [put(tmp_path / "memberships", number) for number in (2, 10, 11)]
     assert take(tmp_path / "memberships", Half(names[0], (0,)))
     held.remove(tmp_path / "memberships", before=10)

@@ -16,7 +16,7 @@ import pytest
 
 from hpc_launch.agent import failure_evidence, recorder as recorder_module
 from hpc_launch.agent.recorder import Recorder
-from hpc_launch.agent.run_context import Course
+from hpc_launch.agent.run_context import RunContext
 from hpc_launch.plan.derive import make
 from hpc_launch.records import events, history
 from hpc_launch.records.claims import claim_run
@@ -33,25 +33,25 @@ PATIENCE = 30.0
 
 
 @pytest.fixture
-def course(tmp_path: Path) -> Course:
-    """Return the course of a run that knows its job directory from the beginning."""
+def context(tmp_path: Path) -> RunContext:
+    """Return the context of a run that knows its job directory from the beginning."""
     plan = make(resolve({"log_dir": str(tmp_path), "rdzv_id": "run"}, {}), here(), ("train.py",))
-    return Course(dataclasses.replace(plan, job_name="job"))
+    return RunContext(dataclasses.replace(plan, job_name="job"))
 
 
 @pytest.fixture
-def recorder(course: Course, monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    """Return the recorder of an agent on that course."""
+def recorder(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """Return the recorder of an agent on that context."""
     monkeypatch.setattr(recorder_module, "Pace", lambda *_: SimpleNamespace(due=lambda _: False))
-    return Recorder(course, {"SLURM_RESTART_COUNT": "2"})
+    return Recorder(context, {"SLURM_RESTART_COUNT": "2"})
 
 
-def job_of(recorder: Recorder, course: Course) -> JobDirectory:
+def job_of(recorder: Recorder, context: RunContext) -> JobDirectory:
     """Begin to write in a job directory."""
-    course.first_label, course.label, course.number = 4, 5, 1
+    context.first_label, context.label, context.number = 4, 5, 1
     recorder.open()
     recorder.begin(2)
-    return course.job
+    return context.job
 
 
 def workers(folder: Path, pids: dict[int, int], ended: dict[int, Ended], **more: Any) -> CommandWorkers:
@@ -71,10 +71,10 @@ def lines(recorder: Recorder, job: JobDirectory) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_what_was_said_before_there_was_a_place_for_it(recorder: Recorder, course: Course) -> None:
+def test_what_was_said_before_there_was_a_place_for_it(recorder: Recorder, context: RunContext) -> None:
     """It is written after the beginning of the run, with its own time."""
     recorder.say(events.NODE_MISSING, hosts="gpu007")
-    first, second, third = lines(recorder, job_of(recorder, course))
+    first, second, third = lines(recorder, job_of(recorder, context))
 
     assert [first["event"], second["event"], third["event"]] == [events.RUN, events.NODE_MISSING, events.ATTEMPT]
     assert (first["first_attempt"], first["restart_count"], second["hosts"]) == (4, 2, "gpu007")
@@ -82,9 +82,9 @@ def test_what_was_said_before_there_was_a_place_for_it(recorder: Recorder, cours
     assert set(first["versions"]) == {"hpc-launch", "python", "torch", "kernel"}
 
 
-def test_workers_that_end(recorder: Recorder, course: Course, tmp_path: Path) -> None:
+def test_workers_that_end(recorder: Recorder, context: RunContext, tmp_path: Path) -> None:
     """How each ended, what it used and why it failed is written down, once."""
-    job = job_of(recorder, course)
+    job = job_of(recorder, context)
     ended = {0: Ended(11, 0, 100.0, 1.5, 0.25, 1 << 20), 1: Ended(12, 3, 101.0, 0.0, 0.0, 0)}
     (tmp_path / "rank_1.err").write_text("the last line\n")
     found = workers(tmp_path, {0: 11, 1: 12}, ended)
@@ -107,10 +107,10 @@ def test_workers_that_end(recorder: Recorder, course: Course, tmp_path: Path) ->
 
 
 def test_a_worker_that_cannot_be_killed(
-    recorder: Recorder, course: Course, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recorder: Recorder, context: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has no end, but it is said that it hangs, and in what."""
-    job = job_of(recorder, course)
+    job = job_of(recorder, context)
     found = workers(tmp_path, {0: GONE}, {}, hung=(GONE,))
     recorder.started(0, 0, found)
     monkeypatch.setattr(failure_evidence, "hung_in", lambda _: "nfs4_wait")
@@ -123,9 +123,11 @@ def test_a_worker_that_cannot_be_killed(
     assert worker.failure.hung == "nfs4_wait"
 
 
-def test_signs_of_life(recorder: Recorder, course: Course, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signs_of_life(
+    recorder: Recorder, context: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A rank that waits in the kernel at two of them in a row is named."""
-    job = job_of(recorder, course)
+    job = job_of(recorder, context)
     found = workers(tmp_path, {0: os.getpid(), 1: GONE}, {})
     for local in (0, 1):
         recorder.started(local, local, found)
@@ -162,19 +164,19 @@ def test_agents_that_never_met_write_in_no_other_run_s_directory(recorder: Recor
     assert list((tmp_path / "job").glob("nodes/*")) == []
 
 
-def test_agents_that_never_met_and_have_no_directory(recorder: Recorder, course: Course, tmp_path: Path) -> None:
+def test_agents_that_never_met_and_have_no_directory(recorder: Recorder, context: RunContext, tmp_path: Path) -> None:
     """Where it is not known, nothing is written, and nothing fails."""
-    course.plan = dataclasses.replace(course.plan, job_name="")
+    context.plan = dataclasses.replace(context.plan, job_name="")
     recorder.left(69, "nobody came")
 
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_hangs_is_waited_for_by_nobody(
-    recorder: Recorder, course: Course, monkeypatch: pytest.MonkeyPatch
+    recorder: Recorder, context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Events are written when the file answers, in order, each with the time at which it was said."""
-    job, answers, append = job_of(recorder, course), threading.Event(), EventLog._write
+    job, answers, append = job_of(recorder, context), threading.Event(), EventLog._write
 
     def hanging(log: EventLog, text: str) -> None:
         answers.wait(PATIENCE)
