@@ -1,13 +1,13 @@
 """The agent of a node: it runs torch's elastic agent over our rendezvous and our workers, and keeps the records.
 
 - `agent_run`: runs a plan: makes the rendezvous and the agent, and turns how they end into an error
-- `agent`: torch's agent, with its seams overridden: what is done when; `supervisor`: one round, from start to end
+- `agent`: torch's agent, with its seams overridden: what is done when; `round_supervisor`: one round, from start to end
 - `run_context`: which attempt of which run this is; `worker_pool`: the workers of each attempt
 - `output`, `output_console`, `disk_monitor`: where workers write, what the console shows, and whether there is room
 - `recorder`, `failure_evidence`, `environment_snapshot`: what is written down
 - `failure_report`, `log_messages`: what people are told
 - `hang_detector`: whether the job hangs
-- `job_monitor`, `job_deadline`, `node_health`, `job_requeue`: what Slurm says of job and nodes, and what is asked of it
+- `job_monitor`, `job_facts`, `node_health`, `job_requeue`: what Slurm says of job and nodes, and what is asked of it
 - `peers`: the other agents; `foreign_backends`: runs under torch's own rendezvous
 - `torch_adapter`: torch's words for a plan
 """

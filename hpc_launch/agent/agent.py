@@ -2,8 +2,8 @@
 
 It is a subclass of torch's LocalElasticAgent. With any other rendezvous backend torch's loop runs it; with `slurm` the
 loop is the one here, in which all agents do the same at the same time. Here is what torch calls and when; what is done
-then is in the parts that an agent is made of: `run_context`, `worker_pool`, `supervisor`, `job_deadline`, `recorder`,
-`log_messages`, and `workers.notice_signals`.
+then is in the parts that an agent is made of: `run_context`, `worker_pool`, `round_supervisor`, `job_facts`,
+`recorder`, `log_messages`, and `workers.notice_signals`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch.distributed.elastic.multiprocessing import LogsSpecs
 
 from hpc_launch import patience
 from hpc_launch.agent import failure_report, foreign_backends, hang_detector, log_messages
-from hpc_launch.agent.job_deadline import JobDeadline
+from hpc_launch.agent.job_facts import JobFacts
 from hpc_launch.agent.job_monitor import JobMonitor
 from hpc_launch.agent.output import Output
 from hpc_launch.agent.peers import NullPeers, Peers
 from hpc_launch.agent.recorder import Recorder
+from hpc_launch.agent.round_supervisor import RoundSupervisor, failure_of
 from hpc_launch.agent.run_context import RunContext
-from hpc_launch.agent.supervisor import RoundSupervisor, failure_of
 from hpc_launch.agent.worker_pool import WorkerPool, environments
 from hpc_launch.errors import HpcLaunchError, LogDirError
 from hpc_launch.plan.model import Plan
@@ -98,7 +98,7 @@ class Agent(LocalElasticAgent):
         self._signals = signals
         self._context = RunContext(plan)
         self._recorder = Recorder(self._context, environ)
-        self._slurm = JobDeadline(self._peers, job_monitor, in_step=plan.world.origin is Origin.STEP)
+        self._slurm = JobFacts(self._peers, job_monitor, in_step=plan.world.origin is Origin.STEP)
         self._grace_period = GracePeriod(_grace(plan, environ), self._slurm.facts, signals)
         self._pool = WorkerPool(self._context, environ, factory, self._grace_period)
         self._notices = Notices(lambda: signals.notices, self._pool.heard, self._pool.send, signals.passed_on)

@@ -2,7 +2,7 @@
 
 It knows no sockets, files, threads or clocks: messages, lost connections, finished preparations and the time come in as
 calls, and what follows goes out through `Effects`, none of which waits. What follows for memberships is decided by
-`membership` and `quorum_policy`. A round costs six messages for each agent (ready, propose, accept, start, and that
+`membership` and `join_policy`. A round costs six messages for each agent (ready, propose, accept, start, and that
 workers have begun, from it and from all), and nothing is sent while workers run.
 
 One coordinator serves both kinds of run. In an elastic run the loss of an agent ends a round, and the others go on. In
@@ -22,9 +22,10 @@ from hpc_launch.errors import HpcLaunchError, RendezvousError
 from hpc_launch.pace import Pace
 from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.rendezvous import membership, messages, node_blame, quorum_policy, round_checks
+from hpc_launch.rendezvous import join_policy, membership, messages, node_blame, round_checks
 from hpc_launch.rendezvous.admission import Admission
 from hpc_launch.rendezvous.effects import Effects, Session, View
+from hpc_launch.rendezvous.join_policy import Gathering, Move, Terms
 from hpc_launch.rendezvous.membership import Knowledge, Membership
 from hpc_launch.rendezvous.messages import (
     Accept,
@@ -59,7 +60,6 @@ from hpc_launch.rendezvous.messages import (
     Verdict,
     Waiting,
 )
-from hpc_launch.rendezvous.quorum_policy import Gathering, Move, Terms
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.rendezvous.round_checks import Member
 from hpc_launch.rendezvous.transport.faults import MessageError
@@ -640,7 +640,7 @@ class Coordinator:
             idle=self.now - max(self._since, self._last_busy),
             first=self._state.round < 0,
         )
-        move = quorum_policy.decide(here, self._terms)
+        move = join_policy.decide(here, self._terms)
         if move is Move.PROPOSE:
             self._propose(ready)
         elif move is Move.TAKE:
@@ -682,7 +682,7 @@ class Coordinator:
             )
             self._refuse(RefusalKind.MISSING, why + self._admission.others, missing=missing)
             return
-        why = quorum_policy.why_not(here, self._terms, self._hosts_of, self._directory.memberships)
+        why = join_policy.why_not(here, self._terms, self._hosts_of, self._directory.memberships)
         # An agent that cannot know whether others train must not have the job run again.
         again = not here.first and membership.may_form(here.ready, here.taken)
         more = self._admission.others if here.first else ""

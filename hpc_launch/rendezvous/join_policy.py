@@ -1,4 +1,4 @@
-"""The quorum policy: when the agents that have come go on, how long they wait for others, and why not. Pure."""
+"""The join policy: when the agents that have come begin, how long they wait for others, and why not. Pure."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _FACTS_SECONDS = 1.0
 _ANSWER_SECONDS = 1.0
 
 
-class JobDeadline:
+class JobFacts:
     """What one agent knows of it."""
 
     def __init__(self, peers: Peers, begin: Callable[[Plan], JobMonitor | None], *, in_step: bool) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from hpc_launch.rendezvous import quorum_policy
+from hpc_launch.rendezvous import join_policy
+from hpc_launch.rendezvous.join_policy import Gathering, Move, Terms
 from hpc_launch.rendezvous.membership import Half, Knowledge, Membership
-from hpc_launch.rendezvous.quorum_policy import Gathering, Move, Terms
 
 TERMS = Terms(minimum=2, join_timeout=600.0, node_timeout=10.0)
 WHOLE = Membership(3, (0, 1, 2, 3), "x", (0, 1, 2))
@@ -42,7 +42,7 @@ def gathering(*agents: int, busy: Iterable[int] = (), newest: Membership = WHOLE
 )
 def test_who_is_waited_for(here: Gathering, move: Move) -> None:
     """All members and newcomers that may still come: at first for long, and for those that end their workers too."""
-    assert quorum_policy.decide(here, TERMS) is move
+    assert join_policy.decide(here, TERMS) is move
 
 
 @pytest.mark.parametrize(
@@ -66,15 +66,15 @@ def test_who_is_waited_for(here: Gathering, move: Move) -> None:
 )
 def test_too_few_for_a_majority(here: Gathering, move: Move) -> None:
     """Half asks for its token, that with the first node at once; who may not go on gives up when nobody comes back."""
-    assert quorum_policy.decide(here, TERMS) is move
+    assert join_policy.decide(here, TERMS) is move
 
 
 def test_fewer_than_were_asked_for() -> None:
     """They wait for others to come back, and end."""
     pair = Membership(4, (1, 3), "y", (1, 3))
     token = {Half("y", (1,))}
-    assert quorum_policy.decide(gathering(1, newest=pair, taken=token, waited=8.0), TERMS) is Move.WAIT
-    assert quorum_policy.decide(gathering(1, newest=pair, taken=token, waited=21.0), TERMS) is Move.GIVE_UP
+    assert join_policy.decide(gathering(1, newest=pair, taken=token, waited=8.0), TERMS) is Move.WAIT
+    assert join_policy.decide(gathering(1, newest=pair, taken=token, waited=21.0), TERMS) is Move.GIVE_UP
 
 
 @pytest.mark.parametrize(
@@ -99,4 +99,4 @@ def test_why_they_do_not_go_on(here: Gathering, why: str) -> None:
     def names(agents: Iterable[int]) -> str:
         return " ".join(map(str, sorted(agents)))
 
-    assert quorum_policy.why_not(here, TERMS, names, "/logs/7/memberships").startswith(why)
+    assert join_policy.why_not(here, TERMS, names, "/logs/7/memberships").startswith(why)

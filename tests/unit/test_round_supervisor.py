@@ -12,11 +12,11 @@ from typing import cast
 import pytest
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
 
-from hpc_launch.agent import supervisor
+from hpc_launch.agent import round_supervisor
 from hpc_launch.agent.hang_detector import HangWatch, Verdict
 from hpc_launch.agent.recorder import Recorder
+from hpc_launch.agent.round_supervisor import Failure, RoundSupervisor
 from hpc_launch.agent.run_context import RunContext
-from hpc_launch.agent.supervisor import Failure, RoundSupervisor
 from hpc_launch.plan.derive import make
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import Ending, RoundEnd
@@ -107,13 +107,13 @@ def watched(
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Return the time as it passes in the watch."""
     made = Clock()
-    monkeypatch.setattr(supervisor, "time", made)
+    monkeypatch.setattr(round_supervisor, "time", made)
     return made
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, *, follows: bool) -> None:
     """Have workers here fail, by themselves or after others."""
-    monkeypatch.setattr(supervisor, "failure_of", lambda *_: Failure(3, "rank 0 failed", follows))
+    monkeypatch.setattr(round_supervisor, "failure_of", lambda *_: Failure(3, "rank 0 failed", follows))
 
 
 def test_an_agent_says_once_that_all_is_done(tmp_path: Path, clock: Clock) -> None:
@@ -156,7 +156,7 @@ def test_what_followed_nothing_is_told_in_the_end(
 
     assert found.others.told == ["failure 3: rank 0 failed"]
     assert (end.status, round(clock.now, 1)) == (3, 101.0)
-    assert {supervisor._LOOK_SECONDS} == {*found.pauses}
+    assert {round_supervisor._LOOK_SECONDS} == {*found.pauses}
 
 
 def test_a_signal_comes_before_a_failure(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
