@@ -30,7 +30,10 @@ dist.destroy_process_group()
 )
 
 
-@pytest.mark.parametrize(("tasks", "status"), [(1, 0), (1, 1), (2, 0), (2, 3)])
+@pytest.mark.parametrize(
+    ("tasks", "status"),
+    [(1, 0), (2, 3), pytest.param(1, 1, marks=pytest.mark.soak), pytest.param(2, 0, marks=pytest.mark.soak)],
+)
 def test_workers_train_without_hpc_launch(any_cluster: Cluster, tmp_path: Path, tasks: int, status: int) -> None:
     """torchrun on each node, or the script in each task, has the step's numbers; one line says what is run.
 
