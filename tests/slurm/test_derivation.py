@@ -256,7 +256,7 @@ exit $status
 
 # Two nodes of two GPUs, where something is wrong on one only: a command and its status.
 ON_ONE_NODE = {
-    "node_rank": ("srun sh on_second.sh true --node-rank 0 --nproc-per-node 1 probe.py", 78),
+    "nnodes": ("srun sh on_second.sh 'export HPC_LAUNCH_NNODES=3' --nproc-per-node 1 probe.py", 78),
     "script": (
         "srun unshare --mount sh on_second.sh 'mount -t tmpfs none here' --nproc-per-node 1 here/script.py",
         66,
