@@ -47,8 +47,8 @@ from hpc_launch.workers.signals import Signals
 # How long the other agents may take to write down what they know of a failure, once the workers here have ended.
 _RECORDS_SECONDS = 5.0
 
-# How often an agent looks around while its workers run, though nothing has happened that would wake it: a file system
-# that has no room any more, and what Slurm says of the job, are found by threads that wake nobody.
+# The longest sleep of an agent while its workers run. Other threads find out that a disk is full, and what Slurm says
+# about the job; they do not wake the agent for that.
 _IDLE_SECONDS = 2.0
 
 
@@ -207,8 +207,9 @@ class Agent(LocalElasticAgent):
         """The ranks of the workers here, by the plan of the round: the others need not be asked."""
         if self._own is None:
             context = self._context
-            unused = patience.wait_for(context.job.next_attempt, context.place)
-            free = max(unused, context.label + 1) if self.begun else unused
+            free = context.label + 1
+            if not self.begun:
+                free = patience.wait_for(context.job.next_attempt, context.place)
             context.label = foreign_backends.agreed_label(store, group_rank, free=free)
             workers: list[Worker] = super()._assign_worker_ranks(store, group_rank, group_world_size, spec)
             return workers

@@ -74,8 +74,8 @@ def make_handler(plan: Plan) -> RendezvousHandler:
 def agreed_label(store: Store, group_rank: int, *, free: int) -> int:
     """What the attempt that begins is called in the job directory, on all its nodes.
 
-    The first agent of the attempt says it. With static rendezvous the store still has what was said of the attempt
-    before; that is a number which is not free any more.
+    The agent with group rank 0 writes it into the agents' store. With static rendezvous the store still has the number
+    of the attempt before, which is not free any more.
 
     Args:
         store: of the agents, as torch gives it to them. Anybody who reaches it can write there.

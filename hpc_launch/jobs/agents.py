@@ -56,7 +56,7 @@ def run(words: Sequence[str], *, alone: bool = False) -> int:
         child = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
-            # A function, its call and its result need the agent.
+            # A job from Python needs the agent: for its calls, its results and how it has ended.
             env={name: value for name, value in os.environ.items() if name != "HPC_LAUNCH_PLAIN"},
             preexec_fn=processes.tied_to(os.getpid(), by),  # noqa: PLW1509 - it takes no lock
         )

@@ -623,6 +623,7 @@ class Settings:
         "--plain",
         group=OTHER,
         torchrun_variable=False,
+        not_in_files=_ONE_RUN,
         help="Have torchrun start the workers, with the derived values and nothing else of hpc-launch, when hpc-launch "
         "itself may be what is in the way. Where Slurm starts a task for each rank, the task becomes the script.",
     )

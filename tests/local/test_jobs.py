@@ -201,6 +201,14 @@ def test_an_array_is_not_too_large_either(tmp_path: Path) -> None:
     assert executor.map_array(len, [bytes(900_000)] * 4)[3].result() == 900_000
 
 
+def test_a_job_from_python_has_its_result_with_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HPC_LAUNCH_PLAIN in a notebook's environment is for lines that are typed: results need an agent."""
+    monkeypatch.setenv("HPC_LAUNCH_PLAIN", "1")
+    executor = hpc_launch.Executor(tmp_path / "logs", cluster="local", ranks_per_node=1)
+
+    assert executor.submit(lambda: os.environ["RANK"]).results(timeout=DEADLINE) == ["0"]
+
+
 def test_a_script_has_no_arguments_with_names(tmp_path: Path) -> None:
     """It would not get them."""
     with pytest.raises(UsageError, match="a script is given words, not lr="):

@@ -107,6 +107,21 @@ def step(
 
 
 # srun hpc-launch ...: one task on each of four nodes; this is the third.
+def task_of(nodes: int, node: int, local: int = 0, tasks: int = 1) -> Variables:
+    """Return the variables of a task of a step whose nodes, n0 and so on, have as many tasks each."""
+    numbers = range(node * tasks, (node + 1) * tasks)
+    return step(
+        nodes=f"n[0-{nodes - 1}]",
+        node=f"n{node}",
+        node_id=node,
+        tasks_per_node=f"{tasks}(x{nodes})",
+        tasks=nodes * tasks,
+        task=numbers[local],
+        gtids=",".join(map(str, numbers)),
+        local_task=local,
+    )
+
+
 ONE_TASK_PER_NODE: Mapping[str, str] = step(
     nodes="gpu[01-04]", node="gpu03", node_id=2, tasks_per_node="1(x4)", tasks=4, task=2, gtids="2"
 )

@@ -14,7 +14,7 @@ from hpc_launch.launch.plain import Program, ignored, program_of
 from hpc_launch.plan import derive
 from hpc_launch.plan.here import Here
 from hpc_launch.settings import resolve, specs
-from tests.unit.slurm_variables import step
+from tests.unit.slurm_variables import task_of
 from tests.unit.test_plan import FOUR_GPUS, TWO_MIGS, here
 from tests.unit.test_settings import GOOD
 
@@ -35,21 +35,6 @@ def parsed(made: Program) -> argparse.Namespace:
     return get_args_parser().parse_args(made.words[3:])
 
 
-def task(node: int, local: int = 0, tasks: int = 1) -> Mapping[str, str]:
-    """Return the variables of a task of a step on two nodes."""
-    numbers = range(node * tasks, (node + 1) * tasks)
-    return step(
-        nodes="n[1-2]",
-        node=f"n{node + 1}",
-        node_id=node,
-        tasks_per_node=f"{tasks}(x2)",
-        tasks=2 * tasks,
-        task=numbers[local],
-        gtids=",".join(map(str, numbers)),
-        local_task=local,
-    )
-
-
 def test_one_node() -> None:
     """torchrun finds a port by itself."""
     found = parsed(program(here(devices=FOUR_GPUS), "--lr", "1"))
@@ -60,30 +45,30 @@ def test_one_node() -> None:
 
 def test_several_nodes() -> None:
     """Numbers, address and port are those of the step, the same for all nodes."""
-    found = [parsed(program(here(task(node), devices=FOUR_GPUS))) for node in (0, 1)]
+    found = [parsed(program(here(task_of(2, node), devices=FOUR_GPUS))) for node in (0, 1)]
 
     assert [(one.nnodes, one.nproc_per_node, one.node_rank) for one in found] == [("2", "4", 0), ("2", "4", 1)]
-    assert {(one.rdzv_backend, one.master_addr) for one in found} == {("static", "n1")}
+    assert {(one.rdzv_backend, one.master_addr) for one in found} == {("static", "n0")}
     assert len({one.master_port for one in found}) == 1
-    assert parsed(program(here(task(0)), master_port="1234", master_addr="n1-ib")).master_port == 1234
+    assert parsed(program(here(task_of(2, 0)), master_port="1234", master_addr="n0-ib")).master_port == 1234
 
 
 def test_another_rendezvous() -> None:
     """One that was asked for is torchrun's business."""
-    found = parsed(program(here(task(1)), rdzv_backend="c10d", rdzv_endpoint="n1:29400", rdzv_id="seven"))
+    found = parsed(program(here(task_of(2, 1)), rdzv_backend="c10d", rdzv_endpoint="n0:29400", rdzv_id="seven"))
 
-    assert (found.rdzv_backend, found.rdzv_endpoint, found.rdzv_id) == ("c10d", "n1:29400", "seven")
+    assert (found.rdzv_backend, found.rdzv_endpoint, found.rdzv_id) == ("c10d", "n0:29400", "seven")
 
 
 def test_a_task_for_each_rank() -> None:
     """The task becomes the script, with the environment of its rank."""
-    made = program(here({**task(1, 1, 2), "HPC_LAUNCH_SECRET": "x" * 32}), "--lr", "1")
+    made = program(here({**task_of(2, 1, 1, 2), "HPC_LAUNCH_SECRET": "x" * 32}), "--lr", "1")
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR")
 
     assert made.words == (sys.executable, "-u", "train.py", "--lr", "1")
-    assert [made.environ[name] for name in names] == ["3", "4", "1", "2", "1", "n1"]
+    assert [made.environ[name] for name in names] == ["3", "4", "1", "2", "1", "n0"]
     assert made.environ["TORCHELASTIC_USE_AGENT_STORE"] == "False"
-    assert made.environ["MASTER_PORT"] == program(here(task(0, 0, 2))).environ["MASTER_PORT"]
+    assert made.environ["MASTER_PORT"] == program(here(task_of(2, 0, 0, 2))).environ["MASTER_PORT"]
     assert "HPC_LAUNCH_SECRET" not in made.environ
 
 
@@ -98,7 +83,7 @@ def test_a_task_for_each_rank() -> None:
 def test_what_a_task_becomes(options: Mapping[str, Any], words: tuple[str, ...]) -> None:
     """As with an agent."""
     settings = resolve({k: v for k, v in options.items() if k != "use_env"}, {}, use_env=options.get("use_env", True))
-    place = Here(**{**vars(here(task(1, 1, 2))), "interpreter": sys.executable})
+    place = Here(**{**vars(here(task_of(2, 1, 1, 2))), "interpreter": sys.executable})
 
     assert program_of(derive.make(settings, place, ("train.py",)), place).words == words
 

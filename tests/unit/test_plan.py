@@ -35,6 +35,7 @@ from tests.unit.slurm_variables import (
     SUBSET,
     UNEVEN,
     step,
+    task_of,
 )
 
 FOUR_GPUS = Devices(("0", "1", "2", "3"), "CUDA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES=0,1,2,3")
@@ -849,28 +850,13 @@ def test_no_warning_where_all_is_well(place: Here, options: Mapping[str, Any]) -
     assert plan(place, **options).warnings == ()
 
 
-def step_of_three(node: int, local: int = 0, tasks: int = 1) -> Mapping[str, str]:
-    """Return the variables of a task of a step on three nodes."""
-    numbers = range(node * tasks, (node + 1) * tasks)
-    return step(
-        nodes="n[0-2]",
-        node=f"n{node}",
-        node_id=node,
-        tasks_per_node=f"{tasks}(x3)",
-        tasks=3 * tasks,
-        task=numbers[local],
-        gtids=",".join(map(str, numbers)),
-        local_task=local,
-    )
-
-
 @pytest.mark.parametrize("tasks", [1, 2])
 @pytest.mark.parametrize(("asked_for", "teller"), [("0", "n1"), ("1", "n0"), ("2", "n0"), ("7", "n0")])
 def test_one_agent_says_that_a_node_rank_is_ignored(asked_for: str, teller: str, tasks: int) -> None:
     """The first one that sees it: where all are called 0, the first node is right about itself."""
     told = []
     for node, local in itertools.product(range(3), range(tasks)):
-        made = plan(here(step_of_three(node, local, tasks)), node_rank=asked_for)
+        made = plan(here(task_of(3, node, local, tasks)), node_rank=asked_for)
         lines = made.warnings if made.world.leader else made.seen_here
         told += [made.world.host for line in lines if line.startswith("--node-rank")]
 
@@ -880,7 +866,7 @@ def test_one_agent_says_that_a_node_rank_is_ignored(asked_for: str, teller: str,
 @pytest.mark.parametrize("node", range(3))
 def test_the_step_numbers_nodes(node: int) -> None:
     """Whatever --node-rank says, with one's own rendezvous and with others."""
-    place = here(step_of_three(node))
+    place = here(task_of(3, node))
 
     for backend in ("slurm", "c10d"):
         for number in ("0", "5"):

@@ -428,6 +428,7 @@ def test_options_that_files_cannot_set() -> None:
         *(
             "nnodes",
             "log_name",
+            "plain",
             "hosts",
             "nodes",
             "jobid",
