@@ -28,6 +28,7 @@ CLUSTERS = (
     "cluster",
     "modern_cluster",
     "any_cluster",
+    "newest_cluster",
     "some_cluster",
     "accounting_cluster",
     "modern_accounting_cluster",
@@ -59,8 +60,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Say how many processes share the tests: one more than there are CPUs, as many tests wait rather than compute."""
-    return min(len(os.sched_getaffinity(0)) + 1, 6)
+    """Say how many processes share the tests: two more than there are CPUs, as many tests wait rather than compute."""
+    return min(len(os.sched_getaffinity(0)) + 2, 6)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -156,10 +157,20 @@ def any_cluster(any_release: Release, request: pytest.FixtureRequest) -> Cluster
     return cluster
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", params=[NEWEST, pytest.param(DEFAULT, marks=pytest.mark.soak)])
+def newest_cluster(request: pytest.FixtureRequest) -> Cluster:
+    """Return `modern_cluster`, and in the soak `cluster` as well: for runs that tests of a module share."""
+    cluster: Cluster = request.getfixturevalue("cluster" if request.param == DEFAULT else "modern_cluster")
+    return cluster
+
+
+@pytest.fixture(params=[pytest.param(0, id="one"), pytest.param(1, id="other", marks=pytest.mark.soak)])
 def some_cluster(request: pytest.FixtureRequest) -> Cluster:
-    """Return `cluster` or `modern_cluster`, by the test's name: half of such tests run on either, for half the time."""
-    modern = zlib.crc32(request.node.name.encode()) % 2
+    """Return `cluster` or `modern_cluster`, by the test's name: half of such tests run on either, for half the time.
+
+    For what does not depend on the release. The soak runs each test on the other release as well.
+    """
+    modern = (zlib.crc32(request.node.name.replace("other", "one").encode()) + request.param) % 2
     cluster: Cluster = request.getfixturevalue("modern_cluster" if modern else "cluster")
     return cluster
 

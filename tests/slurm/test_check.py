@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hpc_launch import hostlist
 from tests.cluster import Cluster, ClusterConfig, host
 from tests.cluster.config import HEAD
 from tests.slurm.check_support import DEADLINE, Checked, check, mounted, pretending, unreachable
@@ -22,12 +23,18 @@ from tests.support import wait_for
 BAD = "gpu003"
 
 
+def named(checked: Checked, expected: Mapping[str, Sequence[str]]) -> None:
+    """See that these nodes are named, each with one finding that has its words, and are the ones to leave out."""
+    assert (checked.status, set(checked.findings)) == (1, set(expected)), checked.output
+    for node, words in expected.items():
+        assert len(checked.findings[node]) == 1, checked.output
+        assert all(word in checked.findings[node][0] for word in words), checked.output
+    assert set(hostlist.expand(checked.report["exclude"])) == set(expected), checked.output
+
+
 def only(checked: Checked, *words: str, node: str = BAD) -> None:
     """See that one node is named, with one finding that has these words, and is the one to leave out."""
-    assert (checked.status, set(checked.findings)) == (1, {node}), checked.output
-    assert len(checked.findings[node]) == 1, checked.output
-    assert all(word in checked.findings[node][0] for word in words), checked.output
-    assert checked.report["exclude"] == node
+    named(checked, {node: words})
 
 
 def test_a_good_allocation(any_cluster: Cluster, tmp_path: Path) -> None:
@@ -42,75 +49,76 @@ def test_a_good_allocation(any_cluster: Cluster, tmp_path: Path) -> None:
     assert not any(map(any_cluster.processes, any_cluster.nodes))
 
 
-def test_a_node_whose_slurmd_is_gone(some_cluster: Cluster, tmp_path: Path) -> None:
-    """A node on which Slurm cannot start anything is named; the others are looked at all the same."""
-    checked = check(some_cluster, tmp_path, harm=lambda: some_cluster.kill(BAD))
+def test_nodes_that_slurm_does_not_reach(some_cluster: Cluster, tmp_path: Path) -> None:
+    """Nodes on which Slurm cannot start anything are named; the others are looked at all the same.
 
-    only(checked, "Slurm cannot start a process there")
-    assert checked.report["reductions"][0]["ranks"] == 3
+    The slurmd of one is gone, and the cables of another are cut.
+    """
 
+    def harm() -> None:
+        some_cluster.kill("gpu002")
+        some_cluster.cut(BAD)
 
-def test_a_node_that_is_cut_off_altogether(some_cluster: Cluster, tmp_path: Path) -> None:
-    """So is a node whose cables are cut."""
-    checked = check(some_cluster, tmp_path, harm=lambda: some_cluster.cut(BAD))
+    checked = check(some_cluster, tmp_path, harm=harm)
 
-    only(checked, "Slurm cannot start a process there")
-
-
-def test_another_version_of_torch(some_cluster: Cluster, tmp_path: Path) -> None:
-    """A node with another torch is named with both versions. (A fake sets torch.__version__ there.)"""
-    checked = check(some_cluster, tmp_path, pretend={BAD: {"version": "2.1.0"}})
-
-    only(checked, "torch 2.1.0, the others have 2.")
+    named(checked, dict.fromkeys(("gpu002", BAD), ("Slurm cannot start a process there",)))
+    assert checked.report["reductions"][0]["ranks"] == 2
 
 
-def test_a_log_directory_that_cannot_be_written(some_cluster: Cluster, tmp_path: Path) -> None:
-    """A node on which the log directory is mounted read-only is named."""
+def test_a_torch_a_clock_and_a_log_directory(some_cluster: Cluster, tmp_path: Path) -> None:
+    """Three bad nodes are named, each for what is wrong there, when three others of the four are right.
+
+    One has another torch (a fake sets torch.__version__), of one the clock is ahead (a fake shifts time.time), and on
+    one the log directory is mounted read-only.
+    """
     logs = tmp_path / "logs of mine"
     logs.mkdir()
     with (
-        mounted(some_cluster, BAD, logs, "--bind", str(logs)),
-        mounted(some_cluster, BAD, logs, "-o", "bind,remount,ro", undo=False),
+        mounted(some_cluster, "gpu004", logs, "--bind", str(logs)),
+        mounted(some_cluster, "gpu004", logs, "-o", "bind,remount,ro", undo=False),
     ):
-        checked = check(some_cluster, tmp_path, f"--log-dir={logs}")
+        pretend = {"gpu002": {"version": "2.1.0"}, BAD: {"clock": 60}}
+        checked = check(some_cluster, tmp_path, f"--log-dir={logs}", pretend=pretend)
 
-    only(checked, f"cannot write in {logs} (log_dir): Read-only file system")
+    named(
+        checked,
+        {
+            "gpu002": ["torch 2.1.0, the others have 2."],
+            BAD: ["its clock is 60.0 s ahead of the others'"],
+            "gpu004": [f"cannot write in {logs} (log_dir): Read-only file system"],
+        },
+    )
     assert not list(logs.iterdir())
 
 
-def test_a_full_disk(cluster: Cluster, tmp_path: Path) -> None:
-    """A node without space is named with what is left."""
-    scratch = tmp_path / "scratch"
+def test_a_clock_a_disk_and_a_name(some_cluster: Cluster, tmp_path: Path) -> None:
+    """So are a node whose clock is behind, one without space, and one that takes the first one's name for its own."""
+    scratch, hosts = tmp_path / "scratch", tmp_path / "hosts"
     scratch.mkdir()
-    with mounted(cluster, BAD, scratch, "-t", "tmpfs", "-o", "size=2M", "tmpfs"):
-        checked = check(cluster, tmp_path, f"--log-dir={scratch}", "--min-free=50M")
+    hosts.write_text("127.0.0.1 localhost\n127.0.1.1 gpu001\n10.77.0.14 gpu004\n")
+    with (
+        mounted(some_cluster, BAD, scratch, "-t", "tmpfs", "-o", "size=2M", "tmpfs"),
+        mounted(some_cluster, "gpu004", Path("/etc/hosts"), "--bind", str(hosts)),
+    ):
+        options = (f"--log-dir={scratch}", "--min-free=50M")
+        checked = check(some_cluster, tmp_path, *options, pretend={"gpu002": {"clock": -60}})
 
-    only(checked, "only 2 MiB are free in", "--min-free 50 MiB")
-
-
-@pytest.mark.parametrize(("shift", "words"), [(60, "60.0 s ahead of"), (-60, "60.0 s behind")])
-def test_a_clock_that_is_off(some_cluster: Cluster, tmp_path: Path, shift: int, words: str) -> None:
-    """A node whose clock is a minute off is named with how far. (A fake shifts time.time there.)"""
-    checked = check(some_cluster, tmp_path, pretend={BAD: {"clock": shift}})
-
-    only(checked, f"its clock is {words} the others'")
-
-
-def test_skew_may_be_allowed(cluster: Cluster, tmp_path: Path) -> None:
-    """How far a clock may be off is an option."""
-    checked = check(cluster, tmp_path, "--max-skew=90", pretend={BAD: {"clock": 60}})
-
-    assert (checked.status, checked.findings) == (0, {})
+    named(
+        checked,
+        {
+            "gpu002": ["its clock is 60.0 s behind the others'"],
+            BAD: ["only 2 MiB are free in", "--min-free 50 MiB"],
+            "gpu004": ["resolves gpu001 to 127.0.1.1", "loopback"],
+        },
+    )
 
 
-def test_a_name_that_means_loopback(cluster: Cluster, tmp_path: Path) -> None:
-    """A node that takes the first one's name for its own loopback is named."""
-    hosts = tmp_path / "hosts"
-    hosts.write_text("127.0.0.1 localhost\n127.0.1.1 gpu001\n10.77.0.13 gpu003\n")
-    with mounted(cluster, BAD, Path("/etc/hosts"), "--bind", str(hosts)):
-        checked = check(cluster, tmp_path)
+def test_skew_may_be_allowed_on_some_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    """How far a clock may be off is an option, and so is which nodes are to be looked at."""
+    pretend = {BAD: {"clock": 60}, "gpu004": {"clock": 600}}
+    checked = check(cluster, tmp_path, "--nodes=gpu[001,003]", "--max-skew=90", pretend=pretend)
 
-    only(checked, "resolves gpu001 to 127.0.1.1", "loopback")
+    assert (checked.status, checked.findings, list(checked.report["nodes"])) == (0, {}, ["gpu001", BAD])
 
 
 def test_a_name_that_does_not_resolve(cluster: Cluster, tmp_path: Path) -> None:
@@ -142,22 +150,17 @@ def test_a_torch_that_does_not_know_the_devices(cluster: Cluster, tmp_path: Path
     assert checked.report["exclude"] == ""
 
 
-@pytest.mark.parametrize(
-    ("pretend", "words"),
-    [
-        ({"hang": True}, "no answer while importing torch"),
-        (
-            {"no torch": "libcudart.so.12: cannot open shared object file"},
-            "cannot import torch: ImportError: libcudart",
-        ),
-    ],
-)
-def test_a_torch_that_cannot_be_imported(cluster: Cluster, tmp_path: Path, pretend: dict[str, Any], words: str) -> None:
-    """A node where torch hangs, or cannot be imported, is named; the others go on without it."""
-    checked = check(cluster, tmp_path, pretend={BAD: pretend})
+def test_a_torch_that_cannot_be_imported(cluster: Cluster, tmp_path: Path) -> None:
+    """A node where torch hangs, and one where it cannot be imported, are named; the others go on without them."""
+    pretend = {"gpu002": {"hang": True}, BAD: {"no torch": "libcudart.so.12: cannot open shared object file"}}
+    checked = check(cluster, tmp_path, pretend=pretend)
 
-    only(checked, words)
-    assert checked.report["reductions"][0]["ranks"] == 3
+    expected = {
+        "gpu002": ["no answer while importing torch"],
+        BAD: ["cannot import torch: ImportError: libcudart"],
+    }
+    named(checked, expected)
+    assert checked.report["reductions"][0]["ranks"] == 2
 
 
 def test_a_python_that_is_not_there(some_cluster: Cluster, tmp_path: Path) -> None:
@@ -248,13 +251,6 @@ def test_in_a_step(some_cluster: Cluster, tmp_path: Path) -> None:
     assert (done.returncode, report["ok"], list(report["nodes"])) == (0, True, list(some_cluster.nodes)), done.stderr
 
 
-def test_some_nodes_of_a_job(cluster: Cluster, tmp_path: Path) -> None:
-    """--nodes names those that are to be looked at."""
-    checked = check(cluster, tmp_path, "--nodes=gpu[002,004]", pretend={BAD: {"clock": 60}})
-
-    assert (checked.status, list(checked.report["nodes"])) == (0, ["gpu002", "gpu004"])
-
-
 def test_nowhere(cluster: Cluster, tmp_path: Path) -> None:
     """Outside of a job it says where to go, in one line."""
     done = cluster.run(["hpc-launch", "check"], cwd=tmp_path, env=pretending(tmp_path, {}), check=False)
@@ -271,14 +267,18 @@ def two_networks(slurm_host: None) -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.mark.parametrize("bad", ["gpu001", "gpu003"])
+CABLE = ("link set {0}i down", "link set {0}i up", "down: no carrier")
+SWITCH = ("link set {0}i nomaster", "link set {0}i master fabric1", "reach")
+
+
 @pytest.mark.parametrize(
-    "harm",
+    ("bad", "harm"),
     [
-        ("link set {0}i down", "link set {0}i up", "down: no carrier"),
-        ("link set {0}i nomaster", "link set {0}i master fabric1", "reach"),
+        pytest.param("gpu001", CABLE, id="cable of the first"),
+        pytest.param("gpu003", SWITCH, id="switch of another"),
+        pytest.param("gpu003", CABLE, id="cable of another", marks=pytest.mark.soak),
+        pytest.param("gpu001", SWITCH, id="switch of the first", marks=pytest.mark.soak),
     ],
-    ids=["cable", "switch"],
 )
 def test_a_training_network_that_is_cut(
     two_networks: Cluster, tmp_path: Path, bad: str, harm: tuple[str, str, str]

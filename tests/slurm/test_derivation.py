@@ -303,7 +303,7 @@ def test_the_tasks_of_an_array_do_not_meet(cluster: Cluster, tmp_path: Path) -> 
         assert {report.argv[-1] for report in reports.values()} == {str(number)}
 
 
-def test_concurrent_steps_on_the_same_nodes_do_not_meet(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_concurrent_steps_on_the_same_nodes_do_not_meet(some_cluster: Cluster, tmp_path: Path) -> None:
     """Two steps of one job at the same time on the same nodes are two runs."""
     # Neither goes on before the other is there.
     script = """
@@ -311,7 +311,7 @@ def test_concurrent_steps_on_the_same_nodes_do_not_meet(any_cluster: Cluster, tm
         srun --overlap hpc-launch --nproc-per-node 2 probe.py --meet two one 4 &
         wait %1 && wait %2
     """
-    job = run_job(any_cluster, tmp_path, script, "--nodes=2")
+    job = run_job(some_cluster, tmp_path, script, "--nodes=2")
     assert job.state == "COMPLETED", job.job.describe()
     trees = [JobTree(tmp_path / f"logs/{job.job.id}.{step}") for step in range(2)]
     meetings, masters = set(), set()
@@ -332,9 +332,9 @@ srun --het-group=0,1 {2}
 """
 
 
-def test_a_heterogeneous_step_is_numbered_by_its_list(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_a_heterogeneous_step_is_numbered_by_its_list(some_cluster: Cluster, tmp_path: Path) -> None:
     """Over two components, the second with the first hosts, nodes have the order of the list; a note says so."""
-    job = run_job(any_cluster, tmp_path, HET_JOB.format(1, 2, "hpc-launch --nproc-per-node 1 probe.py"))
+    job = run_job(some_cluster, tmp_path, HET_JOB.format(1, 2, "hpc-launch --nproc-per-node 1 probe.py"))
     assert job.state == "COMPLETED", job.job.describe()
     assert places(job.reports()) == [(f"gpu{1 + rank:03d}", rank, 3, 0, 1, 3) for rank in range(3)]
     assert any("SLURM_NODEID=1, but gpu001 is number 0" in line for line in job.ours), job.output

@@ -130,19 +130,19 @@ BESIDE = {
 
 
 @pytest.mark.parametrize("way", BESIDE)
-def test_runs_beside_each_other_share_nothing(any_cluster: Cluster, tmp_path: Path, way: str) -> None:
+def test_runs_beside_each_other_share_nothing(some_cluster: Cluster, tmp_path: Path, way: str) -> None:
     """Runs that share a node at the same time each have a directory, attempt 0 and an id of their own."""
-    run(any_cluster, tmp_path, BESIDE[way], *ONE_NODE)
+    run(some_cluster, tmp_path, BESIDE[way], *ONE_NODE)
     places = runs(tmp_path / "logs")
     attempts = [attempt for where in places.values() for _, attempt in where]
     directories = {where[0][0] for where in places.values()}
     assert (attempts, len(directories), len(run_ids(tmp_path / "logs"))) == ([0, 0], 2, 2), tree(tmp_path / "logs")
 
 
-def test_equal_runs_beside_each_other_share_nothing(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_equal_runs_beside_each_other_share_nothing(some_cluster: Cluster, tmp_path: Path) -> None:
     """Four runs of one command line at the same time have four directories, and one is the usual one."""
     script = "for i in 0 1 2 3; do CUDA_VISIBLE_DEVICES=$i hpc-launch who.py same & done; wait"
-    run(any_cluster, tmp_path, script, *ONE_NODE)
+    run(some_cluster, tmp_path, script, *ONE_NODE)
     (places,) = runs(tmp_path / "logs").values()
     job = places[0][0]
     assert places == [(name, 0) for name in (job, f"{job}-2", f"{job}-3", f"{job}-4")]
@@ -158,9 +158,9 @@ AFTER = {
 
 
 @pytest.mark.parametrize("way", AFTER)
-def test_runs_after_each_other_start_afresh(any_cluster: Cluster, tmp_path: Path, way: str) -> None:
+def test_runs_after_each_other_start_afresh(some_cluster: Cluster, tmp_path: Path, way: str) -> None:
     """Runs one after another in a shell or step are runs of their own: none resumes what another has left."""
-    run(any_cluster, tmp_path, AFTER[way], *ONE_NODE)
+    run(some_cluster, tmp_path, AFTER[way], *ONE_NODE)
     places = runs(tmp_path / "logs")
     base = places["1"][0][0]
     assert places == {"1": [(base, 0)], "2": [(f"{base}-2", 0)], "3": [(f"{base}-3", 0)]}
@@ -221,22 +221,22 @@ REQUEUED = {
 
 
 @pytest.mark.parametrize("way", REQUEUED)
-def test_each_run_goes_on_after_a_requeue(any_cluster: Cluster, tmp_path: Path, way: str) -> None:
+def test_each_run_goes_on_after_a_requeue(some_cluster: Cluster, tmp_path: Path, way: str) -> None:
     """After a requeue each run of a place goes on in its own directory, with the next attempt."""
-    requeue_once(any_cluster, tmp_path, REQUEUED[way])
+    requeue_once(some_cluster, tmp_path, REQUEUED[way])
     places = runs(tmp_path / "logs")
     assert {name: [attempt for _, attempt in where] for name, where in places.items()} == {"a": [0, 1], "b": [0, 1]}
     assert [len({directory for directory, _ in where}) for where in places.values()] == [1, 1]
 
 
-def test_arguments_that_change_are_no_matter(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_arguments_that_change_are_no_matter(some_cluster: Cluster, tmp_path: Path) -> None:
     """A run whose arguments are others after a requeue, such as a date, goes on all the same."""
     script = (
         "CUDA_VISIBLE_DEVICES=0 hpc-launch who.py run --meet ${SLURM_RESTART_COUNT:-2} --requeue --date $(date +%N)"
     )
     (tmp_path / "met.0").mkdir()
     (tmp_path / "met.0" / "nobody").touch()
-    requeue_once(any_cluster, tmp_path, script)
+    requeue_once(some_cluster, tmp_path, script)
     ((_, attempts),) = runs(tmp_path / "logs").items()
     assert [attempt for _, attempt in attempts] == [0, 1]
 
@@ -356,16 +356,16 @@ TOGETHER = {
 
 
 @pytest.mark.parametrize("way", TOGETHER)
-def test_two_trainings_in_one_step(any_cluster: Cluster, tmp_path: Path, way: str) -> None:
+def test_two_trainings_in_one_step(some_cluster: Cluster, tmp_path: Path, way: str) -> None:
     """Two programs that share a step do not train each other's model, in whatever order their agents start."""
-    in_a_step(any_cluster, tmp_path, f'ROOT=$PWD; L() {{ {LAUNCH} "$@"; }}\n{TOGETHER[way]}')
+    in_a_step(some_cluster, tmp_path, f'ROOT=$PWD; L() {{ {LAUNCH} "$@"; }}\n{TOGETHER[way]}')
     sums = {one.name: one.facts["sum"] for one in said(tmp_path / "logs")}
     assert (sums, worlds(tmp_path / "logs")) == ({"1": 8.0, "100": 800.0}, {"1": PAIR, "100": PAIR})
 
 
-def test_two_runs_in_one_step_have_what_is_theirs(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_two_runs_in_one_step_have_what_is_theirs(some_cluster: Cluster, tmp_path: Path) -> None:
     """Two runs of several nodes in one step have a directory, attempt 0 and an id each."""
-    in_a_step(any_cluster, tmp_path, f"for i in 1 2; do {LAUNCH} who.py $i & done; wait")
+    in_a_step(some_cluster, tmp_path, f"for i in 1 2; do {LAUNCH} who.py $i & done; wait")
     places = runs(tmp_path / "logs")
     assert (sorted(len(where) for where in places.values()), len(run_ids(tmp_path / "logs"))) == ([1, 1], 2)
 
@@ -379,19 +379,19 @@ SEQUENCES = {
 
 
 @pytest.mark.parametrize("way", SEQUENCES)
-def test_a_sequence_in_one_step(any_cluster: Cluster, tmp_path: Path, way: str) -> None:
+def test_a_sequence_in_one_step(some_cluster: Cluster, tmp_path: Path, way: str) -> None:
     """Runs of several nodes after one another in a step are runs of their own, each with both nodes."""
-    in_a_step(any_cluster, tmp_path, SEQUENCES[way])
+    in_a_step(some_cluster, tmp_path, SEQUENCES[way])
     places = runs(tmp_path / "logs")
     base = places["prepare"][0][0]
     assert places == {"prepare": [(base, 0)], "train": [(f"{base}-2", 0)]}
     assert worlds(tmp_path / "logs") == {"prepare": PAIR, "train": PAIR}
 
 
-def test_one_id_joins_different_programs(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_one_id_joins_different_programs(some_cluster: Cluster, tmp_path: Path) -> None:
     """`--rdzv-id` lets nodes that start different scripts be one world."""
     in_a_step(
-        any_cluster,
+        some_cluster,
         tmp_path,
         "[ $SLURM_NODEID = 0 ] || cp who.py other.py; [ $SLURM_NODEID = 0 ] && s=who.py || s=other.py\n"
         f"{LAUNCH} --rdzv-id mixed $s $SLURM_NODEID",

@@ -124,13 +124,13 @@ def test_both_ways_give_the_script_the_same_variables(plain: Ended, tasks: Ended
     ],
 )
 def test_the_job_ends_with_the_status_of_the_worker_that_failed(
-    any_cluster: Cluster, tmp_path: Path, nodes: int, ending: str, said: tuple[int, str]
+    some_cluster: Cluster, tmp_path: Path, nodes: int, ending: str, said: tuple[int, str]
 ) -> None:
     """One worker fails while the others would go on for long: every agent ends with its status, and so the job."""
     status, words = said
     rank = ending.split(maxsplit=1)[0]
     command = f"srun sh -c {WITNESSED} --nproc-per-node 2 probe.py --exit {ending} --sleep {rank}"
-    job = run_job(any_cluster, tmp_path, command, f"--nodes={nodes}")
+    job = run_job(some_cluster, tmp_path, command, f"--nodes={nodes}")
     assert (job.state, job.job.record()["ExitCode"]) == ("FAILED", f"{status}:0"), job.job.describe()
     assert agents(tmp_path) == dict.fromkeys(range(nodes), status), job.output
     assert len([line for line in job.ours if words in line]) == 1, job.output

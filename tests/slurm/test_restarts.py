@@ -14,8 +14,8 @@ from tests.cluster import Cluster
 from tests.slurm.steps_support import DEADLINE, PREAMBLE, Ended, step, tree
 from tests.support import wait_for
 
-# How often each story is told; all but the first few are the soak.
-REPETITIONS = [pytest.param(number, marks=[pytest.mark.soak] if number >= 2 else []) for number in range(20)]
+# How often each story is told; all but the first are the soak.
+REPETITIONS = [pytest.param(number, marks=[pytest.mark.soak] if number else []) for number in range(20)]
 
 # Ranks that fail as they are told, in each of the first attempts. Whoever does not fail cannot pass the all-reduce in
 # which another is missing; a rank that fails leaves after a number of them that differs from run to run.

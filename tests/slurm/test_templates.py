@@ -153,8 +153,8 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(any_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Site:
-    return furnished(any_cluster, tmp_path_factory.mktemp("site"))
+def site(newest_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    return furnished(newest_cluster, tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture
@@ -255,7 +255,15 @@ def test_pyxis_gets_its_options(jobs: dict[str, Ran], site: Site) -> None:
 # --- signals
 
 
-@pytest.mark.parametrize("template", ["amd", "apptainer", "array", "elastic", "pyxis", "task_per_gpu"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "apptainer",
+        "elastic",
+        "task_per_gpu",
+        *(pytest.param(name, marks=pytest.mark.soak) for name in ("amd", "array", "pyxis")),
+    ],
+)
 def test_signals_reach_the_ranks_and_these_have_their_time(some_site: Site, template: str) -> None:
     """A notice reaches each rank once; after scancel each can save, and what it says last is in the output."""
     small = SMALL[template]
