@@ -18,7 +18,7 @@ from tests.slurm.steps_support import DEADLINE, PREAMBLE, Ended, step, tree
 from tests.slurm.test_restarts import WORKER as FAILING_WORKER, story
 from tests.support import wait_for
 
-REPETITIONS = [pytest.param(number, marks=[pytest.mark.soak] if number >= 3 else []) for number in range(20)]
+REPETITIONS = [pytest.param(number, marks=[pytest.mark.soak] if number else []) for number in range(20)]
 
 REDUCE = (
     PREAMBLE
