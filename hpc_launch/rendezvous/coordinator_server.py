@@ -23,10 +23,11 @@ from hpc_launch.errors import HpcLaunchError
 from hpc_launch.node import limits
 from hpc_launch.rendezvous import codec
 from hpc_launch.rendezvous.coordinator import Coordinator
-from hpc_launch.rendezvous.effects import Session, View
+from hpc_launch.rendezvous.effects import View
 from hpc_launch.rendezvous.membership import Half
 from hpc_launch.rendezvous.messages import FROM_AGENTS, Hello, Purpose
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
+from hpc_launch.rendezvous.sessions import Session
 from hpc_launch.rendezvous.suspend_aware_clock import SuspendAwareClock
 from hpc_launch.rendezvous.tie_breaker import TieBreaker
 from hpc_launch.rendezvous.transport.connection import Connection, pair
@@ -332,7 +333,7 @@ class CoordinatorServer:
 
     def open_job(self) -> None:
         """Choose the job directory."""
-        self._prepare("job", self._open_job, lambda found: self._coordinator.job_opened(*found))
+        self._prepare("job", self._open_job, lambda found: self._coordinator.rounds.job_opened(*found))
 
     def open_store(self, round_number: int) -> None:
         """Open the workers' store of a round."""
@@ -344,14 +345,14 @@ class CoordinatorServer:
 
         def then(found: OpenStore) -> None:
             self._store = found
-            self._coordinator.store_opened(round_number, found.address, found.port)
+            self._coordinator.rounds.store_opened(round_number, found.address, found.port)
 
         self._prepare("store", work, then)
 
     def put_token(self, directory: Path, number: int) -> None:
         """Make the token of a membership."""
         self._tie_breaker.put(
-            directory, number, lambda name: self._server.call(lambda: self._coordinator.token_put(number, name))
+            directory, number, lambda name: self._server.call(lambda: self._coordinator.rounds.token_put(number, name))
         )
 
     def take_tokens(self, directory: Path, halves: Iterable[Half]) -> None:
@@ -388,7 +389,7 @@ class CoordinatorServer:
             try:
                 found = work()
             except HpcLaunchError as error:
-                hand_over(functools.partial(self._coordinator.preparation_failed, error))
+                hand_over(functools.partial(self._coordinator.rounds.preparation_failed, error))
             except BaseException as error:  # noqa: BLE001 - the main thread raises it
                 self._fault = error
             else:

@@ -42,7 +42,6 @@ from hpc_launch.patience import Act
 from hpc_launch.records import events
 from hpc_launch.rendezvous import codec, discovery, job_claim, membership, messages, worker_store
 from hpc_launch.rendezvous.background_call import Inquiry
-from hpc_launch.rendezvous.coordinator import GONE, SILENT
 from hpc_launch.rendezvous.coordinator_server import CoordinatorServer, OpenStore
 from hpc_launch.rendezvous.discovery import Finding, Reached
 from hpc_launch.rendezvous.election import Election
@@ -82,6 +81,7 @@ from hpc_launch.rendezvous.messages import (
     Waiting,
 )
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
+from hpc_launch.rendezvous.rounds import GONE, SILENT
 from hpc_launch.rendezvous.transport.connection import Connection, set_keepalive
 from hpc_launch.rendezvous.transport.faults import MessageError
 from hpc_launch.rendezvous.transport.keys import Keyring
@@ -101,8 +101,6 @@ _SEARCHES = 3
 # How often an agent checks on those that it waits for.
 _DOUBT_SECONDS = 0.1
 _FAREWELL_SECONDS = 15.0
-# As much of a command is for messages.
-_LONGEST_WORDS = 200
 # The quickest of so many answers tells the time best.
 _CLOCK_TURNS = 3
 # So long the removal of files may take at the end.
@@ -178,7 +176,7 @@ class SlurmRendezvous(RendezvousHandler):
                 host=config.host,
                 instance=uuid.uuid4().hex,
                 program=config.identity.program,
-                words=config.identity.words[:_LONGEST_WORDS],
+                words=messages.shown_words(config.identity.words),
                 digests=command.digests,
                 texts=command.texts or {},
                 task=command.task,

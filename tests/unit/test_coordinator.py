@@ -13,7 +13,6 @@ from hpc_launch.errors import LogDirError
 from hpc_launch.plan.commands import command_of
 from hpc_launch.records import events
 from hpc_launch.rendezvous.coordinator import Coordinator
-from hpc_launch.rendezvous.effects import Session
 from hpc_launch.rendezvous.membership import Half, Membership
 from hpc_launch.rendezvous.messages import (
     Accept,
@@ -40,6 +39,7 @@ from hpc_launch.rendezvous.messages import (
     Verdict,
 )
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
+from hpc_launch.rendezvous.sessions import Session
 from hpc_launch.rendezvous.transport.faults import MessageError
 from tests.unit.agents_support import config, configs, identity
 
@@ -132,12 +132,12 @@ class Meeting:
     def prepare(self) -> None:
         """Answer what the first round asks for."""
         self.turn()
-        self.coordinator.job_opened("12.0", 0, "12.0.0")
+        self.coordinator.rounds.job_opened("12.0", 0, "12.0.0")
         self.turn()
-        self.coordinator.store_opened(0, "10.0.0.1", 20_000)
+        self.coordinator.rounds.store_opened(0, "10.0.0.1", 20_000)
         for name in self.effects.asked:
             if name.startswith("token"):
-                self.coordinator.token_put(int(name.split()[1]), "1-token")
+                self.coordinator.rounds.token_put(int(name.split()[1]), "1-token")
         self.turn()
 
     def begin(self) -> Start:
@@ -187,13 +187,13 @@ def test_a_token_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
     meeting = Meeting(tmp_path, 2, elastic=True, minimum=1)
     meeting.join(0, 1)
     meeting.turn()
-    meeting.coordinator.job_opened("12.0", 0, "12.0.0")
+    meeting.coordinator.rounds.job_opened("12.0", 0, "12.0.0")
     meeting.turn()
-    meeting.coordinator.store_opened(0, "10.0.0.1", 20_000)
+    meeting.coordinator.rounds.store_opened(0, "10.0.0.1", 20_000)
     meeting.turn()
     assert meeting.effects.told(Propose) == []
     meeting.turn(2.0)
-    meeting.coordinator.token_put(1, "1-late")
+    meeting.coordinator.rounds.token_put(1, "1-late")
     meeting.turn()
 
     assert {proposal.membership.token for proposal in meeting.effects.told(Propose)} == {""}
@@ -204,7 +204,7 @@ def test_what_cannot_be_prepared_ends_the_run_for_all(tmp_path: Path) -> None:
     meeting = Meeting(tmp_path, 3)
     meeting.join(0, 1, 2)
     meeting.turn()
-    meeting.coordinator.preparation_failed(LogDirError("cannot write in /logs"))
+    meeting.coordinator.rounds.preparation_failed(LogDirError("cannot write in /logs"))
     meeting.coordinator.lost(meeting.sessions[2])
     meeting.sessions[2] = Session(meeting.hello(2))
     meeting.join(2)

@@ -224,7 +224,7 @@ def fail(handlers: Group, leader: SlurmRendezvous, *failures: tuple[int, dict[st
 
 def reported(leader: SlurmRendezvous, agent: int) -> bool:
     """Whether a leader has heard of a failure, or the round is over for it."""
-    running = leader._server._coordinator._running if leader._server else None
+    running = leader._server._coordinator.rounds.running if leader._server else None
     return running is None or running.end is not None or agent in running.failures
 
 
@@ -322,7 +322,7 @@ def test_a_notice_that_comes_to_a_spare(group: Callable[..., Group]) -> None:
     wait_for(lambda: all(handler.notices() for handler in handlers[:3]), DEADLINE, "no notice")
     leader = handlers[0]._server
     assert leader is not None
-    leader._coordinator._inform = lambda *_: None  # type: ignore[method-assign]  # what is sent to it is lost with it
+    leader._coordinator._on_run_message = lambda *_: None  # type: ignore[method-assign]  # what is sent to it is lost with it
     asked.append(2)
     wait_for(lambda: handlers[3]._state.notices == {"SIGUSR1": 2}, DEADLINE, "it does not tell")
     die(handlers[0])

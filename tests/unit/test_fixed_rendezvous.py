@@ -130,7 +130,7 @@ def test_a_fault_of_our_own_is_loud(
     def broken(*_: object) -> None:
         raise KeyError("a fault")
 
-    monkeypatch.setattr(server._coordinator, "_note", broken)
+    monkeypatch.setattr(server._coordinator.rounds, "on_round_message", broken)
     handlers[1].report_begun()
     with pytest.raises(HpcLaunchError, match=r"internal error at .*test_fixed_rendezvous.py:\d+: KeyError") as caught:
         end_of(handlers[0])

@@ -35,7 +35,7 @@ from hpc_launch.rendezvous.messages.from_coordinator import (
     Told,
     Waiting,
 )
-from hpc_launch.rendezvous.messages.hello import Answer, Hello, Purpose, Verdict, fitting
+from hpc_launch.rendezvous.messages.hello import Answer, Hello, Purpose, Verdict, fitting, shown_words
 from hpc_launch.rendezvous.messages.message import Message
 from hpc_launch.rendezvous.messages.round_end import Ending, RoundEnd
 from hpc_launch.rendezvous.messages.round_plan import RoundPlan
@@ -81,4 +81,5 @@ __all__ = [
     "line",
     "merge",
     "places",
+    "shown_words",
 ]

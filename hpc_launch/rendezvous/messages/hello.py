@@ -11,6 +11,9 @@ from hpc_launch.rendezvous.codec import array, checked, integer, table, text
 from hpc_launch.rendezvous.messages.fields import AGENT, HOST, MOST_AGENTS, PORT, ROUND
 from hpc_launch.rendezvous.transport import wire
 
+# As much of a command is for messages.
+_LONGEST_WORDS = 200
+
 
 class Purpose(str, Enum):
     """What an agent wants of the one that it connects to."""
@@ -48,6 +51,11 @@ class Hello:
     digests: Sequence[str] = checked(array(text(16), 256), ())
     texts: Mapping[str, str] = field(default_factory=dict, metadata={"check": table(text(4), text(200), 64)})
     task: Sequence[str] = checked(array(text(256), 8), ())
+
+
+def shown_words(words: str) -> str:
+    """As much of a command as people read it in hellos and answers."""
+    return words[:_LONGEST_WORDS]
 
 
 def fitting(hello: Hello) -> Hello:
