@@ -33,7 +33,8 @@ from hpc_launch.rendezvous.tie_breaker import TieBreaker
 from hpc_launch.rendezvous.transport.connection import Connection, pair
 from hpc_launch.rendezvous.transport.faults import MessageError
 from hpc_launch.rendezvous.transport.keys import Keyring
-from hpc_launch.rendezvous.transport.server import Greeting, Server
+from hpc_launch.rendezvous.transport.server import Server
+from hpc_launch.rendezvous.transport.service import Greeting
 
 _Found = TypeVar("_Found")
 

@@ -12,7 +12,8 @@ from hpc_launch.rendezvous import codec
 from hpc_launch.rendezvous.failure_detector import FailureDetector, Search
 from hpc_launch.rendezvous.messages import Answer, Hello, Purpose, Verdict
 from hpc_launch.rendezvous.transport.connection import Connection
-from hpc_launch.rendezvous.transport.server import Greeting, Server
+from hpc_launch.rendezvous.transport.server import Server
+from hpc_launch.rendezvous.transport.service import Greeting
 from tests.support import wait_for
 from tests.unit.agents_support import keyring
 
