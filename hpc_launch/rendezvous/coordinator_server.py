@@ -14,19 +14,19 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Set as AbstractSet
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hpc_launch.console import say
-from hpc_launch.errors import HpcLaunchError
 from hpc_launch.node import limits
 from hpc_launch.rendezvous import codec
 from hpc_launch.rendezvous.coordinator import Coordinator
 from hpc_launch.rendezvous.effects import View
 from hpc_launch.rendezvous.membership import Half
 from hpc_launch.rendezvous.messages import FROM_AGENTS, Hello, Purpose
+from hpc_launch.rendezvous.preparations import OpenStore, Preparations
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
+from hpc_launch.rendezvous.rounds import NEVER
 from hpc_launch.rendezvous.sessions import Session
 from hpc_launch.rendezvous.suspend_aware_clock import SuspendAwareClock
 from hpc_launch.rendezvous.tie_breaker import TieBreaker
@@ -60,21 +60,6 @@ _LINGER_SECONDS = 1.0
 STRANGERS = 512
 
 
-@dataclass(frozen=True)
-class OpenStore:
-    """The workers' store of a round.
-
-    Attributes:
-        address: where workers connect.
-        port: its port there.
-        server: what serves it, as long as it is kept.
-    """
-
-    address: str
-    port: int
-    server: object
-
-
 class CoordinatorServer:
     """Serves other agents, and coordinates them if it is told to.
 
@@ -82,8 +67,7 @@ class CoordinatorServer:
         config: what this agent brings along.
         instance: tells this process from another one with the same number.
         listener: where other agents connect; None where there are none.
-        open_store: makes the workers' store of a round, which lives as long as what it gives.
-        open_job: gives the job directory's name, the number of the run's first attempt, and its id for workers.
+        preparations: makes what a round needs, in threads.
         observe: records events; it must not block.
     """
 
@@ -92,12 +76,10 @@ class CoordinatorServer:
         config: RendezvousConfig,
         instance: str,
         listener: socket.socket | None,
-        *,
-        open_store: Callable[[], OpenStore],
-        open_job: Callable[[], tuple[str, int, str]],
+        preparations: Preparations,
         observe: Callable[..., None],
     ) -> None:
-        self._config, self._open_store, self._open_job, self._observe = config, open_store, open_job, observe
+        self._config, self._preparations, self._observe = config, preparations, observe
         self._coordinator = Coordinator(config, instance, self)
         self._own = Hello(Purpose.JOIN, config.agent, config.host, instance, config.identity.program)
         self._sessions: dict[Connection, Session] = {}
@@ -106,8 +88,6 @@ class CoordinatorServer:
         self._clock = SuspendAwareClock()
         self._view, self._viewed = View(), 0.0
         self._urgent = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._fault: BaseException | None = None
-        self._store: OpenStore | None = None
         self.leads = False
         """Whether this agent coordinates, as its main thread has decided."""
         keyring = config.keyring or Keyring(config.identity.place, ())
@@ -126,7 +106,7 @@ class CoordinatorServer:
     @property
     def error(self) -> BaseException | None:
         """A fault of our own that has ended the coordinator."""
-        return self._fault or self._server.error
+        return self._preparations.fault or self._server.error
 
     @property
     def urgent(self) -> int:
@@ -222,7 +202,7 @@ class CoordinatorServer:
     def close(self) -> None:
         """End the thread, send what is left, and let the workers' store go."""
         self._server.close(linger=_LINGER_SECONDS)
-        self._store = None
+        self._preparations.keep(None)
         os.close(self._urgent)
 
     def _settle(self, action: Callable[[], object]) -> None:
@@ -300,7 +280,7 @@ class CoordinatorServer:
             self._coordinator.changed = False
             if self._view.urgent and not before.urgent:
                 os.eventfd_write(self._urgent, 1)
-        return _VIEW_SECONDS if self._coordinator.changed else _NEVER
+        return _VIEW_SECONDS if self._coordinator.changed else NEVER
 
     def _session(self, connection: Connection) -> Session:
         session = Session(_hello(connection.hello))
@@ -334,21 +314,21 @@ class CoordinatorServer:
 
     def open_job(self) -> None:
         """Choose the job directory."""
-        self._prepare("job", self._open_job, lambda found: self._coordinator.rounds.job_opened(*found))
+        rounds = self._coordinator.rounds
+        self._preparations.claim_job(
+            self._hand_over(lambda found: rounds.job_opened(found.job, found.first_attempt, found.run_id)),
+            self._hand_over(rounds.preparation_failed),
+        )
 
     def open_store(self, round_number: int) -> None:
         """Open the workers' store of a round."""
-        former, self._store = [self._store], None
-
-        def work() -> OpenStore:
-            former.clear()  # no worker uses that of the round before any more
-            return self._open_store()
+        rounds = self._coordinator.rounds
 
         def then(found: OpenStore) -> None:
-            self._store = found
-            self._coordinator.rounds.store_opened(round_number, found.address, found.port)
+            self._preparations.keep(found)
+            rounds.store_opened(round_number, found.address, found.port)
 
-        self._prepare("store", work, then)
+        self._preparations.open_store(self._hand_over(then), self._hand_over(rounds.preparation_failed))
 
     def put_token(self, directory: Path, number: int) -> None:
         """Make the token of a membership."""
@@ -378,25 +358,12 @@ class CoordinatorServer:
         """This node's time."""
         return time.time()
 
-    def _prepare(self, what: str, work: Callable[[], _Found], then: Callable[[_Found], None]) -> None:
-        """Do what may block in a thread of its own, and hand the result to the coordinator."""
+    def _hand_over(self, then: Callable[[_Found], object]) -> Callable[[_Found], None]:
+        """What tells the coordinator of a result, in the server's thread, unless it has resigned by then."""
         generation = self._coordinator.generation
 
-        def hand_over(action: Callable[[], None]) -> None:
-            """Tell the coordinator, unless it has resigned since: then it is of no use."""
-            self._server.call(lambda: action() if self._coordinator.generation == generation else None)
+        def tell(found: _Found) -> None:
+            if self._coordinator.generation == generation:
+                then(found)
 
-        def run() -> None:
-            try:
-                found = work()
-            except HpcLaunchError as error:
-                hand_over(functools.partial(self._coordinator.rounds.preparation_failed, error))
-            except BaseException as error:  # noqa: BLE001 - the main thread raises it
-                self._fault = error
-            else:
-                hand_over(functools.partial(then, found))
-
-        threading.Thread(target=run, name=f"prepare-{what}", daemon=True).start()
-
-
-_NEVER = 3600.0
+        return lambda found: self._server.call(lambda: tell(found))

@@ -22,6 +22,7 @@ from hpc_launch.console import say
 from hpc_launch.errors import LogDirError, NoSecretError, RendezvousError, RendezvousTimeout
 from hpc_launch.node import network
 from hpc_launch.pace import Pace
+from hpc_launch.patience import Act
 from hpc_launch.records import directory
 from hpc_launch.rendezvous import codec, round_checks
 from hpc_launch.rendezvous.failure_detector import read_answer
@@ -52,11 +53,15 @@ class Whereabouts:
         self._run_id = config.run_id
         self._note: dict[str, Any] | None = None
         self._path: Path | None = None
+        self._writing: Act[None] | None = None
         if config.job.job and len(config.hosts) > 1:
             self._path = config.job.whereabouts(config.identity.program)
 
     def write(self, port: int) -> None:
-        """Note that this node coordinates, and listens on a port."""
+        """Note that this node coordinates, and listens on a port; no round waits for the file system."""
+        self._writing = Act(lambda: self._write(port))
+
+    def _write(self, port: int) -> None:
         if self._path is not None:
             addresses = [address for interface in network.interfaces() for address in interface.addresses]
             self._note = {"run": self._run_id, "addresses": addresses, "port": port}
@@ -64,7 +69,9 @@ class Whereabouts:
                 directory.write_json(self._path, self._note)
 
     def remove(self) -> None:
-        """This node coordinates no more; what another one has written stays."""
+        """This node coordinates no more; what another one has written stays. It waits for the file system."""
+        if self._writing is not None:
+            self._writing.result()
         if self._path is not None:
             with contextlib.suppress(OSError, ValueError):
                 if json.loads(owners.read_own(self._path)) == self._note:
