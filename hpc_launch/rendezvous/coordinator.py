@@ -36,7 +36,7 @@ from hpc_launch.rendezvous.messages import (
 )
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.rendezvous.rounds import NEVER, SILENT, Rounds
-from hpc_launch.rendezvous.sessions import Session, Sessions
+from hpc_launch.rendezvous.sessions import AgentSession, AgentSessions
 from hpc_launch.rendezvous.shared_values import SharedValues
 from hpc_launch.rendezvous.transport.faults import MessageError
 
@@ -66,7 +66,7 @@ class Coordinator:
         self._leads = self._sought = False
         self._admission = Admission(config, instance)
         # With several tasks on a node only the agents say where they are.
-        self._sessions = Sessions(dict(enumerate(config.hosts)) if config.agents_per_host is not None else {})
+        self._sessions = AgentSessions(dict(enumerate(config.hosts)) if config.agents_per_host is not None else {})
         self._shared = SharedValues()
         self.rounds = Rounds(config, self._sessions, self._admission, effects)
 
@@ -81,7 +81,7 @@ class Coordinator:
 
     # ---- its own agent
 
-    def lead(self, own: Session) -> None:
+    def lead(self, own: AgentSession) -> None:
         """Begin to coordinate.
 
         Args:
@@ -157,14 +157,14 @@ class Coordinator:
         )
         return answer, verdict is Verdict.WELCOME and hello.purpose is not Purpose.CALL
 
-    def opened(self, session: Session) -> None:
+    def opened(self, session: AgentSession) -> None:
         """An authenticated agent is connected."""
         if self._leads:
             self._sessions.open(session)
         else:
             self._effects.drop(session)  # this agent has resigned meanwhile
 
-    def receive(self, session: Session, message: Any) -> None:
+    def receive(self, session: AgentSession, message: Any) -> None:
         """An agent has sent a message.
 
         Raises:
@@ -188,7 +188,7 @@ class Coordinator:
         else:
             self.rounds.on_round_message(session.agent, message)
 
-    def lost(self, session: Session) -> None:
+    def lost(self, session: AgentSession) -> None:
         """A connection is gone."""
         self.changed = self.rounds.news = True
         if session in self._sessions:
@@ -200,7 +200,7 @@ class Coordinator:
 
     # ---- messages
 
-    def _on_outsider(self, session: Session, message: Any) -> None:
+    def _on_outsider(self, session: AgentSession, message: Any) -> None:
         """An agent that has no part in the run, before it is ready or because it was refused, takes leave.
 
         Raises:
@@ -213,7 +213,7 @@ class Coordinator:
         else:
             raise MessageError(f"{type(message).__name__} before Ready")
 
-    def _on_run_message(self, session: Session, message: Share | Ask | Notice) -> None:
+    def _on_run_message(self, session: AgentSession, message: Share | Ask | Notice) -> None:
         """A message has come that has nothing to do with rounds."""
         if isinstance(message, Share):
             self._shared.put(message.name, message.text)
@@ -224,7 +224,7 @@ class Coordinator:
         else:
             self.rounds.note_notices({message.signal: message.count})
 
-    def _on_ready(self, session: Session, ready: Ready) -> None:
+    def _on_ready(self, session: AgentSession, ready: Ready) -> None:
         """An agent is there, or ready for another round.
 
         Raises:

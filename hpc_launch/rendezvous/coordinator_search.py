@@ -13,9 +13,9 @@ from hpc_launch.rendezvous import discovery, messages
 from hpc_launch.rendezvous.agent_state import AgentState
 from hpc_launch.rendezvous.background_call import Inquiry
 from hpc_launch.rendezvous.coordinator_server import CoordinatorServer
-from hpc_launch.rendezvous.discovery import Finding, Reached
+from hpc_launch.rendezvous.discovery import Discovery, Reached
 from hpc_launch.rendezvous.election import Election
-from hpc_launch.rendezvous.failure_detector import Search
+from hpc_launch.rendezvous.known_agents import KnownAgents
 from hpc_launch.rendezvous.messages import Hello, Start
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.rendezvous.transport.connection import Connection, set_keepalive
@@ -41,13 +41,13 @@ class CoordinatorSearch:
 
     def __init__(self, config: RendezvousConfig, hello: Hello, keyring: Keyring) -> None:
         self.election: Election | None = None
-        self.agents = Search(hello, keyring)
+        self.agents = KnownAgents(hello, keyring)
         self.own_address = "127.0.0.1"
         self._config, self._hello, self._keyring = config, hello, keyring
         # Where those are that this agent is to join, if it comes late: the coordinator that it has found says it.
         self._others: Mapping[int, tuple[str, int]] = {}
         self._first: Inquiry[Reached] | None = None
-        self._finding: Finding | None = None
+        self._discovery: Discovery | None = None
         self._alone_since = 0.0
         self._in_vain = 0
 
@@ -134,8 +134,8 @@ class CoordinatorSearch:
 
     def stop(self) -> None:
         """Look for nobody any more."""
-        if self._finding is not None:
-            self._finding.dropped.set()
+        if self._discovery is not None:
+            self._discovery.dropped.set()
         if self._first is not None:
             self._first.drop()
         if self.election is not None:
@@ -157,10 +157,10 @@ class CoordinatorSearch:
     def _find_first(self) -> Connection | None:
         """The connection to the first node, where the run begins, or to its coordinator when this agent comes late."""
         if self._first is None:
-            finding = self._finding = Finding(self._hello, self._keyring)
+            search = self._discovery = Discovery(self._hello, self._keyring)
             config = self._config
             self._first = Inquiry(
-                lambda: discovery.find_coordinator(config, finding), name="finding", discard=Reached.close
+                lambda: discovery.find_coordinator(config, search), name="finding", discard=Reached.close
             )
         if not self._first.done:
             return None

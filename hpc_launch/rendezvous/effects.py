@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hpc_launch.rendezvous.membership import Half
-from hpc_launch.rendezvous.sessions import Session
+from hpc_launch.rendezvous.sessions import AgentSession
 
 
 class Effects(Protocol):
     """What a coordinator has done; none of it waits."""
 
-    def send(self, sessions: Iterable[Session], message: Any) -> None:
+    def send(self, sessions: Iterable[AgentSession], message: Any) -> None:
         """Send a message to agents."""
 
-    def drop(self, session: Session) -> None:
+    def drop(self, session: AgentSession) -> None:
         """Close a connection; nothing is heard of it any more."""
 
     def say(self, line: str) -> None:

@@ -63,7 +63,7 @@ _LOOK_SECONDS = 0.02
 _FILES_SECONDS = 2.0
 
 
-class Follower:
+class CoordinatorFollower:
     """An agent that is with a coordinator, or looks for one.
 
     Args:

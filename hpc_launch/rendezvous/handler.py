@@ -34,7 +34,7 @@ from hpc_launch.errors import HpcLaunchError, RendezvousError, RoundRefused
 from hpc_launch.node import network
 from hpc_launch.rendezvous import messages, worker_store
 from hpc_launch.rendezvous.agent_state import is_final
-from hpc_launch.rendezvous.follower import PAUSE_SECONDS, Follower
+from hpc_launch.rendezvous.follower import PAUSE_SECONDS, CoordinatorFollower
 from hpc_launch.rendezvous.messages import (
     Begun,
     Done,
@@ -91,7 +91,7 @@ class SlurmRendezvous(RendezvousHandler):
         self.spared: Callable[[RoundPlan], object] = lambda _: None
         self.idle: Callable[[], object] = lambda: None
         self._config, self._agents_store = config, agents_store
-        self._follower = Follower(config, self._observe, names_job=not agents_store)
+        self._follower = CoordinatorFollower(config, self._observe, names_job=not agents_store)
         self._state, self._client = self._follower.state, self._follower.client
 
     def _observe(self, event: str, **facts: Any) -> None:

@@ -14,7 +14,7 @@ from hpc_launch.rendezvous.effects import Effects
 from hpc_launch.rendezvous.join_policy import Gathering
 from hpc_launch.rendezvous.messages import Hello, RunState, Start, shown_words
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
-from hpc_launch.rendezvous.sessions import Sessions
+from hpc_launch.rendezvous.sessions import AgentSessions
 
 
 class NodeReports:
@@ -26,7 +26,7 @@ class NodeReports:
         effects: say and record it.
     """
 
-    def __init__(self, config: RendezvousConfig, sessions: Sessions, effects: Effects) -> None:
+    def __init__(self, config: RendezvousConfig, sessions: AgentSessions, effects: Effects) -> None:
         self._config, self._sessions, self._effects = config, sessions, effects
 
     def missing(self, here: Gathering, others: str) -> None:

@@ -43,7 +43,7 @@ from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.rendezvous.round_checks import Member
 from hpc_launch.rendezvous.round_formation import RoundFormation
 from hpc_launch.rendezvous.round_progress import RoundProgress
-from hpc_launch.rendezvous.sessions import Session, Sessions
+from hpc_launch.rendezvous.sessions import AgentSession, AgentSessions
 
 # Why an agent is lost, mostly and otherwise.
 GONE = "it was killed, or its node is gone"
@@ -72,7 +72,9 @@ class Rounds:
         state: of the run.
     """
 
-    def __init__(self, config: RendezvousConfig, sessions: Sessions, admission: Admission, effects: Effects) -> None:
+    def __init__(
+        self, config: RendezvousConfig, sessions: AgentSessions, admission: Admission, effects: Effects
+    ) -> None:
         self.now = 0.0
         self.news = False
         self.state = RunState()
@@ -140,7 +142,7 @@ class Rounds:
 
     # ---- agents come
 
-    def on_ready(self, session: Session, ready: Ready) -> None:
+    def on_ready(self, session: AgentSession, ready: Ready) -> None:
         """An agent is there, or ready for another round."""
         session.outside = self._over
         if self._final is not None:
@@ -164,7 +166,7 @@ class Rounds:
         if self.state.notices != before:
             self._broadcast(Notices(self.state.notices))
 
-    def _announce(self, session: Session, ready: Ready) -> None:
+    def _announce(self, session: AgentSession, ready: Ready) -> None:
         """Note an agent that has come during a round, and takes part in the next one."""
         if self._running is None or ready.agent in self._running.start.agents:
             return
@@ -430,19 +432,19 @@ class Rounds:
 
     # ---- agents leave, or are lost
 
-    def leave(self, session: Session) -> None:
+    def leave(self, session: AgentSession) -> None:
         """An agent takes leave; while the round goes on that is a loss like any other."""
         if self._running is not None and self._running.end is None:
             self.lose(session)
         else:
             self.forget(session)
 
-    def forget(self, session: Session) -> None:
+    def forget(self, session: AgentSession) -> None:
         """Close a session."""
         self._sessions.forget(session)
         self._effects.drop(session)
 
-    def lose(self, session: Session, why: str = GONE) -> None:
+    def lose(self, session: AgentSession, why: str = GONE) -> None:
         """An agent is gone."""
         agent = session.agent
         self.forget(session)

@@ -13,7 +13,7 @@ _NOTHING = Knowledge(Membership(-1, ()))
 
 
 @dataclass(eq=False)
-class Session:
+class AgentSession:
     """An agent's authenticated connection.
 
     Attributes:
@@ -44,7 +44,7 @@ class Session:
         self._place, self.ready = self.place, None
 
 
-class Sessions:
+class AgentSessions:
     """All sessions of a coordinator; those of *members* are of agents that were ready once.
 
     Args:
@@ -59,12 +59,12 @@ class Sessions:
 
     def __init__(self, hosts: Mapping[int, str]) -> None:
         self.hosts = {**hosts}
-        self.members: dict[int, Session] = {}
+        self.members: dict[int, AgentSession] = {}
         self.gone: AbstractSet[int] = frozenset()
         self.newest = Membership(-1, ())
-        self._all: dict[Session, None] = {}
+        self._all: dict[AgentSession, None] = {}
 
-    def __iter__(self) -> Iterator[Session]:
+    def __iter__(self) -> Iterator[AgentSession]:
         """All sessions at this moment."""
         return iter([*self._all])
 
@@ -87,7 +87,7 @@ class Sessions:
         """The agents that are there, and not ready."""
         return frozenset(agent for agent, one in self.members.items() if one.ready is None)
 
-    def of(self, agents: Iterable[int]) -> list[Session]:
+    def of(self, agents: Iterable[int]) -> list[AgentSession]:
         """The sessions of those of these agents that are there."""
         wanted = {*agents}
         return [one for agent, one in self.members.items() if agent in wanted]
@@ -96,11 +96,11 @@ class Sessions:
         """The nodes of agents, as people read them."""
         return hostlist.display([self.hosts[agent] for agent in sorted(agents)])
 
-    def open(self, session: Session) -> None:
+    def open(self, session: AgentSession) -> None:
         """An agent is connected."""
         self._all[session] = None
 
-    def note_ready(self, session: Session, ready: Ready) -> None:
+    def note_ready(self, session: AgentSession, ready: Ready) -> None:
         """Note that an agent is ready for another round, and what it knows."""
         session.agent, session.ready, session.known = ready.agent, ready, ready.known
         self.members[ready.agent] = session
@@ -113,7 +113,7 @@ class Sessions:
         """Note that agents do not listen any more; those that are there do."""
         self.gone = self.gone | (agents - self.callers)
 
-    def forget(self, session: Session) -> None:
+    def forget(self, session: AgentSession) -> None:
         """A session is over."""
         self._all.pop(session, None)
         if session.agent is not None and self.members.get(session.agent) is session:

@@ -39,7 +39,7 @@ from hpc_launch.rendezvous.messages import (
     Verdict,
 )
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
-from hpc_launch.rendezvous.sessions import Session
+from hpc_launch.rendezvous.sessions import AgentSession
 from hpc_launch.rendezvous.transport.faults import MessageError
 from tests.unit.agents_support import config, configs, identity
 
@@ -48,19 +48,19 @@ class Recorded:
     """Effects that are only written down; what they ask for is answered by the test."""
 
     def __init__(self) -> None:
-        self.sent: list[tuple[Session, Any]] = []
+        self.sent: list[tuple[AgentSession, Any]] = []
         self.lines: list[str] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.asked: list[str] = []
-        self.dropped: list[Session] = []
+        self.dropped: list[AgentSession] = []
         self.taken: frozenset[Half] = frozenset()
         self.refused_halves: frozenset[Half] = frozenset()
 
-    def send(self, sessions: Iterable[Session], message: Any) -> None:
+    def send(self, sessions: Iterable[AgentSession], message: Any) -> None:
         """Note a message."""
         self.sent.extend((session, message) for session in sessions)
 
-    def drop(self, session: Session) -> None:
+    def drop(self, session: AgentSession) -> None:
         """Note a connection that is closed."""
         self.dropped.append(session)
 
@@ -106,7 +106,7 @@ class Meeting:
         self.configs = configs(config(root, agents, **changes))
         self.effects = Recorded()
         self.coordinator = Coordinator(self.configs[0], "instance-0", self.effects)
-        self.sessions = [Session(self.hello(number)) for number in range(agents)]
+        self.sessions = [AgentSession(self.hello(number)) for number in range(agents)]
         self.coordinator.lead(self.sessions[0])
 
     def hello(self, agent: int, **changes: Any) -> Hello:
@@ -206,7 +206,7 @@ def test_what_cannot_be_prepared_ends_the_run_for_all(tmp_path: Path) -> None:
     meeting.turn()
     meeting.coordinator.rounds.preparation_failed(LogDirError("cannot write in /logs"))
     meeting.coordinator.lost(meeting.sessions[2])
-    meeting.sessions[2] = Session(meeting.hello(2))
+    meeting.sessions[2] = AgentSession(meeting.hello(2))
     meeting.join(2)
 
     assert [(refused.why, refused.status) for refused in meeting.effects.told(Refused)] == [
@@ -301,7 +301,7 @@ def test_an_agent_that_was_refused_ends_no_run(tmp_path: Path) -> None:
     meeting = Meeting(tmp_path, 3, elastic=True, minimum=1, software={"torch": "2.4"})
     meeting.begin()
     meeting.coordinator.lost(meeting.sessions[2])
-    late = Session(meeting.hello(2))
+    late = AgentSession(meeting.hello(2))
     meeting.coordinator.opened(late)
     meeting.coordinator.receive(late, replace(ready(meeting.configs[2]), software={"torch": "2.5"}))
     before = len(meeting.effects.told(Ended))

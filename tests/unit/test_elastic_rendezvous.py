@@ -19,7 +19,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
 from hpc_launch.errors import RendezvousError, RoundRefused
 from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.rendezvous import failure_detector
+from hpc_launch.rendezvous import failure_detector, known_agents
 from hpc_launch.rendezvous.handler import SlurmRendezvous, SpareReleased
 from hpc_launch.rendezvous.messages import Message
 from hpc_launch.settings import Origin
@@ -553,7 +553,7 @@ def test_who_comes_back_waits_for_the_next_attempt(group: Callable[..., Group]) 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a call that is not answered be short."""
-    monkeypatch.setattr(failure_detector, "_CALL_SECONDS", 0.5)
+    monkeypatch.setattr(known_agents, "CALL_SECONDS", 0.5)
     monkeypatch.setattr(failure_detector, "_AGAIN_SECONDS", 0.1)
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from hpc_launch.node import network
 from hpc_launch.rendezvous import codec
-from hpc_launch.rendezvous.failure_detector import FailureDetector, Search
+from hpc_launch.rendezvous.failure_detector import FailureDetector
+from hpc_launch.rendezvous.known_agents import KnownAgents
 from hpc_launch.rendezvous.messages import Answer, Hello, Purpose, Verdict
 from hpc_launch.rendezvous.transport.connection import Connection
 from hpc_launch.rendezvous.transport.server import Server
@@ -80,9 +81,9 @@ def answering(stack: contextlib.ExitStack, number: int, coordinator: int) -> Pla
     return "127.0.0.1", server.port
 
 
-def search(agent: int, places: dict[int, Place]) -> Search:
+def search(agent: int, places: dict[int, Place]) -> KnownAgents:
     """Return the search of an agent."""
-    return Search(Hello(Purpose.JOIN, agent, "here", "it", "program"), keyring(), places)
+    return KnownAgents(Hello(Purpose.JOIN, agent, "here", "it", "program"), keyring(), places)
 
 
 def test_a_coordinator_is_found_behind_many_that_are_silent(stack: contextlib.ExitStack) -> None:
@@ -116,7 +117,7 @@ def test_an_agent_that_follows_names_its_coordinator(stack: contextlib.ExitStack
 def test_an_agent_without_the_secret_is_not_believed(stack: contextlib.ExitStack) -> None:
     """Another user's program in the place of an agent answers nothing that counts."""
     places = {0: answering(stack, 0, 0)}
-    seeker = Search(Hello(Purpose.JOIN, 1, "here", "it", "program"), keyring(key=b"o" * 32), places)
+    seeker = KnownAgents(Hello(Purpose.JOIN, 1, "here", "it", "program"), keyring(key=b"o" * 32), places)
 
     assert seeker.first([0]) is None
 

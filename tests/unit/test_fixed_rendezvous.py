@@ -20,7 +20,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 
 from hpc_launch.errors import HpcLaunchError, LogDirError, RendezvousError, RendezvousTimeout, RoundRefused
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.rendezvous import coordinator_server, torchrun_plugin
+from hpc_launch.rendezvous import coordinator_service, torchrun_plugin
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import Message, RoundEnd
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
@@ -570,7 +570,7 @@ def test_the_leader_waits_for_those_that_came_a_moment_ago(
     """What other threads see of its server may be a little old; a run may end before it is new."""
     handlers = group(config(tmp_path, 2))
     with monkeypatch.context() as old:
-        old.setattr(coordinator_server, "_VIEW_SECONDS", DEADLINE)
+        old.setattr(coordinator_service, "_VIEW_SECONDS", DEADLINE)
         meet(handlers)
         fail(handlers[0], 5)
         assert 1 not in callers(handlers[0])

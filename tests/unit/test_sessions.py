@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from hpc_launch.rendezvous.membership import Membership
 from hpc_launch.rendezvous.messages import Hello, Purpose, Ready, RunState
-from hpc_launch.rendezvous.sessions import Session, Sessions
+from hpc_launch.rendezvous.sessions import AgentSession, AgentSessions
 
 
-def session(agent: int) -> Session:
+def session(agent: int) -> AgentSession:
     """Return a connection of an agent."""
-    return Session(Hello(Purpose.JOIN, agent, f"node{agent + 1}", "instance", "program"))
+    return AgentSession(Hello(Purpose.JOIN, agent, f"node{agent + 1}", "instance", "program"))
 
 
 def ready(agent: int, agreed: int = 0, gone: tuple[int, ...] = ()) -> Ready:
@@ -22,7 +22,7 @@ def ready(agent: int, agreed: int = 0, gone: tuple[int, ...] = ()) -> Ready:
 
 def test_an_agent_is_there_once_it_was_ready() -> None:
     """And is busy while it takes part in a round; where it listens is remembered."""
-    sessions, one = Sessions({}), session(1)
+    sessions, one = AgentSessions({}), session(1)
     sessions.open(one)
     assert one in sessions
     assert not sessions.callers
@@ -35,7 +35,7 @@ def test_an_agent_is_there_once_it_was_ready() -> None:
 
 
 def test_a_session_that_is_over_takes_no_other_of_its_agent_along() -> None:
-    sessions, before, now = Sessions({}), session(1), session(1)
+    sessions, before, now = AgentSessions({}), session(1), session(1)
     for one in (before, now):
         sessions.open(one)
         sessions.note_ready(one, ready(1))
@@ -48,7 +48,7 @@ def test_a_session_that_is_over_takes_no_other_of_its_agent_along() -> None:
 
 def test_who_is_gone_need_not_be_waited_for_until_it_is_there() -> None:
     """Agents tell of others; of itself one says that it lives by being there."""
-    sessions, one = Sessions({}), session(0)
+    sessions, one = AgentSessions({}), session(0)
     sessions.open(one)
     sessions.note_ready(one, ready(0, gone=(1, 2)))
     sessions.note_gone({0, 3})
@@ -60,7 +60,7 @@ def test_who_is_gone_need_not_be_waited_for_until_it_is_there() -> None:
 
 
 def test_the_newest_membership_of_all_is_known() -> None:
-    sessions = Sessions({})
+    sessions = AgentSessions({})
     for agent, agreed in ((0, 3), (1, 5), (2, 4)):
         one = session(agent)
         sessions.open(one)
