@@ -27,13 +27,13 @@ class Effects(Protocol):
         """Record an event."""
 
     def open_job(self) -> None:
-        """Choose the job directory; the answer is a call of `job_opened` or `preparation_failed`."""
+        """Choose the job directory; the answer is a call of `Rounds.job_opened` or `Rounds.preparation_failed`."""
 
     def open_store(self, round_number: int) -> None:
-        """Open the workers' store of a round; the answer is a call of `store_opened` or `preparation_failed`."""
+        """Open the workers' store of a round; the answer is a call of `Rounds.store_opened` or `preparation_failed`."""
 
     def put_token(self, directory: Path, number: int) -> None:
-        """Make the token of a membership; the answer is a call of `token_put`."""
+        """Make the token of a membership; the answer is a call of `Rounds.token_put`."""
 
     def take_tokens(self, directory: Path, halves: Iterable[Half]) -> None:
         """Begin to take the tokens of halves; `taken` and `refused` tell the results."""
