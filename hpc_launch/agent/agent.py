@@ -86,7 +86,6 @@ class Agent(LocalElasticAgent):
             # Ours are made for each attempt: they need its number.
             spec,
             cast("LogsSpecs", logs_specs),
-            start_method=plan.settings.start_method,
             exit_barrier_timeout=365 * 24 * 3600.0,
         )
         handler = spec.rdzv_handler
@@ -148,9 +147,9 @@ class Agent(LocalElasticAgent):
         """Write down how the run ended for this agent."""
         self._recorder.left(error.exit_status if error else 0, str(error) if error else "")
 
-    def failure_of(self, result: RunResult) -> RoundEnd:
+    def failure(self) -> RoundEnd:
         """The end of a run under another backend, whose agents know only their own failures."""
-        failure = failure_of(self._context, self._recorder, result.failures.values())
+        failure = failure_of(self._context, self._recorder)
         end = self._own_end(Ending.FAILED, failure.status, failure.cause)
         log_messages.failure(self._context, causes.find(self._recorder.summary(end.cause)), end.cause)
         return end
@@ -223,14 +222,13 @@ class Agent(LocalElasticAgent):
         self._setup_local_watchdog(envs=environs)
         self._setup_healthcheck()
         logs = self._output.of_next_attempt(self._context.job)
-        self._pcontext = self._pool.start(worker_group.spec, environs, logs)
-        self._signals.handle()  # torch puts its own handlers there, where it starts workers
+        self._pcontext = workers = self._pool.start(worker_group.spec, environs, logs)
         self._output.start()
         self._notices.begin(self._pool.running)
         with self._recorder.together():
             for worker in worker_group.workers:
-                self._recorder.started(worker.local_rank, worker.global_rank, self._pcontext)
-        return self._pcontext.pids()
+                self._recorder.started(worker.local_rank, worker.global_rank, workers)
+        return workers.pids()
 
     def _construct_event(self, state: str, *args: Any, **kwargs: Any) -> Event:
         """Make torch's events only for those who read them: they look up the host's full name, which can take long."""
@@ -242,7 +240,7 @@ class Agent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
-        self._recorder.look(self._pcontext)
+        self._recorder.look(self._pool.workers)
         self._pass_on_notices()
         self._mind_the_disk()
         self._slurm.pass_on()
@@ -288,9 +286,7 @@ class Agent(LocalElasticAgent):
         self._pool.stop(death_sig, then=self._tell_stop)
         self._output.finish()
         self._mind_the_disk()
-        self._recorder.finish(
-            self._pcontext, "" if self._worker_group.state is WorkerState.SUCCEEDED else death_sig.name
-        )
+        self._recorder.finish(self._pool.workers)
 
     def _tell_stop(self) -> None:
         """Say what stops the run, and how long that may take, when the workers have been told."""

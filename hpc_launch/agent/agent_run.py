@@ -184,7 +184,7 @@ def _run_agent(agent: Agent, handler: RendezvousHandler, plan: Plan) -> HpcLaunc
         return RendezvousError(f"{plan.backend} rendezvous at '{plan.endpoint}': {torch_adapter.first_line(problem)}")
     end = agent.end
     if end is None and result.is_failed():
-        end = agent.failure_of(result)
+        end = agent.failure()
     if end is None or end.ending != Ending.FAILED.value:
         return None
     if end.signal:

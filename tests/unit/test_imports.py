@@ -86,7 +86,6 @@ HEAVY = {"torch", "numpy", "submitit", "cloudpickle", "psutil"}
 # Where os.environ is changed nevertheless: (module, function, method), with the reason.
 ENVIRONMENT_CHANGES = {
     ("agent.foreign_backends", "make_handler", "setdefault"): "torch's rendezvous reads it, in this process only",
-    ("workers.command_workers", "run_path", "pop"): "in a worker of torch's making, whose environment torch has filled",
     ("workers.factory", "_changed", "update"): "while modules are imported, and put back then",
     ("workers.factory", "_changed", "[]"): "as above",
     ("jobs.debug", "_alone", "[]"): "a function that is called in process finds what a worker has, and no longer",
