@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.version import __version__ as torch_version
+import torch
 
 import hpc_launch
 from hpc_launch import patience
@@ -122,7 +122,7 @@ class Recorder:
             "versions": {
                 "hpc-launch": hpc_launch.__version__,
                 "python": platform.python_version(),
-                "torch": str(torch_version),
+                "torch": str(torch.__version__),
                 "kernel": platform.release(),
             },
         }

@@ -2,51 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import os
 import sys
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch.distributed.elastic.agent.server.api import WorkerSpec
-from torch.distributed.elastic.events.handlers import get_logging_handler
+from torch.distributed.elastic.events import get_logging_handler  # type: ignore[attr-defined]  # documented, not exported
 from torch.distributed.elastic.multiprocessing import LogsSpecs, Std
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
+from hpc_launch import torch_private
 from hpc_launch.errors import ContextError, UsageError
 from hpc_launch.node import network
 from hpc_launch.plan.model import Plan
 from hpc_launch.settings import Settings, StreamChoice, Streams
 from hpc_launch.workers import run_path
 
-# torchrun's macro for the local rank (torch/distributed/elastic/utils/api.py).
-_LOCAL_RANK = "${local_rank}"
-
-# The severity that torch's C++ parts still speak at (c10/util/Logging.h), and where that is kept.
-_CPP_FATAL = 3
-_CPP_LEVEL = "FLAGS_caffe2_log_level"
-
 
 def quieten(plan: Plan, environ: Mapping[str, str]) -> None:
-    """Silence torch in this process: what it says is said by us, in fewer words. -v or torch's variables bring it back.
+    """Silence torch in this process: what it says is said by us, in fewer words.
 
-    Its C++ parts warn of host names without a reverse entry, and print stack traces of errors that are said in a line.
-    They read TORCH_CPP_LOG_LEVEL when torch is loaded, but so would the workers that are forked from there, and theirs
-    is the script's to choose. The flag behind it is an exported variable, so it can be set later.
+    -v or torch's variables bring it back.
     """
     if plan.settings.verbose:
         return
     if "LOGLEVEL" not in environ:
         logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     if "TORCH_CPP_LOG_LEVEL" not in environ:
-        with contextlib.suppress(OSError, ValueError):  # a build of torch that has no such flag speaks
-            library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
-            ctypes.c_int.in_dll(library, _CPP_LEVEL).value = _CPP_FATAL
+        torch_private.silence_cpp()
 
 
 def first_line(error: BaseException) -> str:
@@ -87,7 +73,7 @@ def _command(plan: Plan) -> tuple[str, tuple[str, ...]]:
     """What a worker runs, as torchrun makes it from the same options (torch/distributed/run.py, config_from_args)."""
     settings = plan.settings
     script, *arguments = plan.script
-    local_rank = () if settings.use_env else (f"--local-rank={_LOCAL_RANK}",)
+    local_rank = () if settings.use_env else (f"--local-rank={torch_private.LOCAL_RANK}",)
     if settings.run_path:
         return sys.executable, ("-u", "-m", run_path.__name__, script, *local_rank, *arguments)
     if settings.no_python:
@@ -123,17 +109,14 @@ def numa_cpus(mode: str, local_rank: int) -> tuple[int, ...]:
     Raises:
         ContextError: when it finds none, or no device.
     """
-    from torch.numa import binding  # noqa: PLC0415 - not in older torch
-
-    options = binding.NumaOptions(affinity_mode=binding.AffinityMode(mode))
     try:
-        cpus = binding._get_logical_cpus_to_bind_to(gpu_index=local_rank, numa_options=options)  # noqa: SLF001 - there is no other way
+        cpus = torch_private.numa_cpus(mode, local_rank)
         problem = "" if cpus else f"local rank {local_rank} may use none of the CPUs near its device"
     except (RuntimeError, AssertionError, ValueError, OSError) as error:
-        cpus, problem = set(), first_line(error)
+        cpus, problem = (), first_line(error)
     if problem:
         raise ContextError(f"--numa-binding {mode}: {problem}; leave it out, or see torch's numa/binding.py")
-    return tuple(sorted(cpus))
+    return cpus
 
 
 def foreign_logs(settings: Settings) -> LogsSpecs | None:

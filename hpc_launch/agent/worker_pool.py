@@ -12,6 +12,7 @@ from typing import cast
 from torch.distributed.elastic.agent.server.api import Worker, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.multiprocessing import LogsSpecs
 
+from hpc_launch import torch_private
 from hpc_launch.agent import torch_adapter
 from hpc_launch.agent.run_context import RunContext
 from hpc_launch.console import say
@@ -19,7 +20,7 @@ from hpc_launch.errors import HpcLaunchError
 from hpc_launch.node import processes
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.settings import Origin
-from hpc_launch.workers.command_workers import CommandWorkers, replace_local_rank
+from hpc_launch.workers.command_workers import CommandWorkers
 from hpc_launch.workers.factory import Factory, FactoryLostError, spawn
 from hpc_launch.workers.factory_server import KILL_SECONDS
 from hpc_launch.workers.grace_period import GracePeriod
@@ -118,7 +119,8 @@ class WorkerPool:
             name=spec.role,
             entrypoint=spec.entrypoint,
             args={
-                local: replace_local_rank(spec.args, int(environ["LOCAL_RANK"])) for local, environ in environs.items()
+                local: torch_private.replace_local_rank(spec.args, int(environ["LOCAL_RANK"]))
+                for local, environ in environs.items()
             },
             envs=environs,
             logs_specs=logs,
