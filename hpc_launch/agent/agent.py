@@ -91,7 +91,7 @@ class Agent(ElasticAgent):
         self._recorder = Recorder(self._context, environ)
         self._slurm = JobFacts(self._peers, job_monitor, in_step=plan.world.origin is Origin.STEP)
         self._grace_period = GracePeriod(_grace(plan, environ), self._slurm.facts, signals)
-        self._pool = WorkerPool(self._context, environ, factory, self._grace_period)
+        self._pool = WorkerPool(self._context, factory, self._grace_period)
         self._notices = Notices(lambda: signals.notices, self._pool.heard, self._pool.send, signals.passed_on)
         self._output = Output(plan.settings, plan.world.host, logs_specs)
         self._told_of_disk = False

@@ -55,7 +55,7 @@ def worker_spec(plan: Plan, handler: RendezvousHandler) -> WorkerSpec:
     if settings.given("event_log_handler"):
         more["event_log_handler"] = _event_log_handler(settings.event_log_handler)  # not in torch 2.4
     if settings.numa_binding is not None:
-        _numa_mode(settings.numa_binding)
+        _check_numa_mode(settings.numa_binding)
     return WorkerSpec(
         role=settings.role,
         local_world_size=plan.local_world_size,
@@ -93,7 +93,7 @@ def _event_log_handler(name: str) -> str:
     return name
 
 
-def _numa_mode(mode: str) -> None:
+def _check_numa_mode(mode: str) -> None:
     try:
         from torch.numa.binding import AffinityMode  # noqa: PLC0415 - not in older torch
     except ImportError:

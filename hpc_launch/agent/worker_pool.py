@@ -41,21 +41,17 @@ class WorkerPool:
         workers: those of the attempt; None before the first.
     """
 
-    def __init__(
-        self, context: RunContext, environ: Mapping[str, str], factory: Factory, grace_period: GracePeriod
-    ) -> None:
+    def __init__(self, context: RunContext, factory: Factory, grace_period: GracePeriod) -> None:
         """There are none yet.
 
         Args:
             context: the run that they are for.
-            environ: the agent's environment.
             factory: makes workers.
             grace_period: the time that they have to end.
         """
         self.factory = factory
         self.workers: CommandWorkers | None = None
         self._context = context
-        self._environ = environ
         self._grace_period = grace_period
 
     def start(self, spec: WorkerSpec, environs: Environments, logs: LogsSpecs) -> CommandWorkers:

@@ -13,21 +13,25 @@ import importlib
 import inspect
 import os
 import re
+import signal
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but its types do not export it
+from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]  # public, but not exported
 from torch.distributed.elastic.agent.server import api, local_elastic_agent
+from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.events.api import Event, EventSource
 from torch.distributed.elastic.multiprocessing import PContext
 from torch.distributed.elastic.multiprocessing.api import RunProcsResult
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
-from torch.distributed.elastic.rendezvous import RendezvousParameters, dynamic_rendezvous
+from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousParameters, dynamic_rendezvous
+from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 from torch.distributed.elastic.utils.api import macros
 
 from hpc_launch import torch_private
@@ -103,6 +107,73 @@ def test_methods_of_torchs_agent_that_ours_calls(name: str, expected: list[str])
 def test_attributes_of_torchs_agent_that_ours_uses(name: str, module: Any) -> None:
     """torch's own code sets and reads them under these names."""
     assert re.search(rf"self\.{name}\b", inspect.getsource(module))
+
+
+class Steps(ElasticAgent):
+    """An agent that notes its steps; its one worker fails once, and then ends well."""
+
+    def __init__(self) -> None:
+        info = RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo("127.0.0.1", 1))
+        handler = SimpleNamespace(
+            get_run_id=lambda: "run",
+            get_backend=lambda: "none",
+            num_nodes_waiting=lambda: 0,
+            next_rendezvous=lambda: info,
+            use_agent_store=False,
+        )
+        spec = WorkerSpec("default", 1, cast("Any", handler), entrypoint="true", max_restarts=1, monitor_interval=0.001)
+        super().__init__(spec, None, events=False)
+        self.steps: list[str] = []
+        self._states = iter([WorkerState.HEALTHY, WorkerState.FAILED, WorkerState.SUCCEEDED])
+
+    def rendezvous(self, group: WorkerGroup) -> None:
+        self.steps.append("rendezvous")
+        super().rendezvous(group)
+
+    def assign_worker_ranks(self, store: Any, group_rank: int, group_world_size: int, spec: WorkerSpec) -> list[Worker]:
+        self.steps.append(f"ranks of {group_rank} of {group_world_size}")
+        return super().assign_worker_ranks(store, group_rank, group_world_size, spec)
+
+    def start_workers(self, group: WorkerGroup) -> WorkerContext:
+        ranks = [(worker.global_rank, worker.world_size) for worker in group.workers]
+        self.steps.append(f"start {ranks}, {self.remaining_restarts} left")
+        return cast("WorkerContext", SimpleNamespace(pids=lambda: {0: 4711}))
+
+    def monitor_workers(self, group: WorkerGroup) -> RunResult:
+        assert [worker.id for worker in group.workers] == [4711]
+        return RunResult(next(self._states), return_values={0: None})
+
+    def restart_workers(self, group: WorkerGroup) -> None:
+        self.steps.append("restart")
+        super().restart_workers(group)
+
+    def end_workers(self, signum: signal.Signals) -> None:
+        self.steps.append(signum.name)
+
+
+def test_torchs_loop_goes_through_the_steps() -> None:
+    """Those that a subclass has of its own take the place of torch's, under their public names."""
+    agent = Steps()
+    result = agent.run()
+
+    assert result.state is WorkerState.SUCCEEDED
+    meet = ["rendezvous", "ranks of 0 of 1"]
+    first, second = ([*meet, f"start [(0, 1)], {left} left"] for left in (1, 0))
+    assert [*first, "restart", "SIGTERM", *second, "SIGTERM"] == agent.steps
+
+
+def test_torchs_timers_for_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a variable asks for them they run while the workers do, and the workers are told where they are."""
+    monkeypatch.setenv("TORCHELASTIC_ENABLE_FILE_TIMER", "1")
+    monkeypatch.setenv("TORCHELASTIC_TIMER_FILE", str(tmp_path / "timers"))
+    agent, environs = Steps(), {0: {"TORCHELASTIC_RUN_ID": "run"}}
+    agent.watch(environs)
+    watchdog: Any = vars(agent)["_worker_watchdog"]
+    assert (tmp_path / "timers").is_fifo()
+    agent.shutdown(signal.SIGINT)
+
+    assert environs[0]["TORCHELASTIC_TIMER_FILE"] == str(tmp_path / "timers")
+    assert (vars(agent)["_worker_watchdog"], watchdog._stop_signaled, agent.steps) == (None, True, ["SIGINT"])
 
 
 def test_workers_are_a_context_of_torchs() -> None:
