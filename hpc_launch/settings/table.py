@@ -316,7 +316,7 @@ class Settings:
     run_path: bool = _flag(
         "--run-path",
         group=WORKERS,
-        help="Run the script with runpy.run_path in a process made by --start-method.",
+        help="Run the script with runpy.run_path, under the name __main__.",
     )
     use_env: bool = _flag(
         "--use-env",
@@ -331,7 +331,7 @@ class Settings:
         default="spawn",
         group=WORKERS,
         choices=("spawn", "fork", "forkserver"),
-        help="How multiprocessing makes workers that are functions (--run-path).",
+        help="torchrun's word for --start: spawn starts new processes; fork and forkserver fork workers if possible.",
     )
     start: str = _option(
         "--start",
@@ -396,8 +396,8 @@ class Settings:
         metavar="MODE",
         group=WORKERS,
         torchrun_variable=False,
-        help="Have torch bind workers, instead of --cpu-bind: its modes node, socket, exclusive, core-complex. Needs "
-        "torch 2.9 and numactl.",
+        help="Have torch say which CPUs workers get, instead of --cpu-bind: its modes node, socket, exclusive, "
+        "core-complex. Needs torch 2.9.",
     )
     omp_num_threads: int | None = _option(
         "--omp-num-threads",

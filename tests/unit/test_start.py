@@ -137,9 +137,7 @@ def test_workers_start_warm_by_default() -> None:
     ("options", "reason"),
     [
         ({"no_python": True}, "--no-python starts a program"),
-        ({"run_path": True}, "--run-path uses multiprocessing"),
-        ({"start_method": "fork"}, "--start-method fork was asked for"),
-        ({"numa_binding": "node"}, "--numa-binding is torch's, which binds new processes"),
+        ({"start_method": "spawn"}, "--start-method spawn was asked for"),
         ({"nproc_per_node": "hpu"}, "torch had to be asked about --nproc-per-node hpu before"),
     ],
 )
@@ -148,6 +146,25 @@ def test_options_that_need_new_processes(options: dict[str, str | bool], reason:
     assert start(**options) == Start("exec", reason)
     with pytest.raises(UsageError, match="--start warm: "):
         start(start="warm", **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"run_path": True}, {"start_method": "fork"}, {"start_method": "forkserver"}, {"numa_binding": "node"}],
+)
+def test_torchruns_options_that_do_not(options: dict[str, str | bool]) -> None:
+    """--run-path and --numa-binding are for forked workers as well, and forking is what two methods ask for."""
+    assert start(**options).warm
+
+
+def test_places_of_openmp_need_new_processes() -> None:
+    """OpenMP reads which CPUs there are when torch is imported: workers with CPUs of their own come too late."""
+    here = place(environ={"OMP_PLACES": "cores"})
+    reason = choose(resolve({"numa_binding": "node"}, {}), here, ("train.py",)).reason
+    assert reason.startswith("OpenMP takes its CPUs (OMP_PLACES)")
+    assert reason.endswith("(--numa-binding)")
+    assert choose(resolve({}, {}), here, ("train.py",), bound=True).reason.endswith("(--cpu-bind)")
+    assert start_at(here).warm
 
 
 def test_another_python_needs_new_processes() -> None:
