@@ -198,7 +198,7 @@ def test_a_profile_of_somebody_else_that_is_named(machine: Machine, tmp_path: Pa
     (tmp_path / "fast.toml").write_text("max-restarts = 7\n")
     give(tmp_path / "fast.toml", ALICE)
 
-    assert machine.load(str(tmp_path / "fast.toml")).layers[0].said["max_restarts"].value == 7
+    assert machine.load(str(tmp_path / "fast.toml")).layers[0].entries["max_restarts"].value == 7
 
 
 def test_a_profile_that_everybody_may_write(machine: Machine, tmp_path: Path) -> None:
