@@ -21,9 +21,9 @@ from hpc_launch.submission.watch import end_of
 
 if TYPE_CHECKING:
     from hpc_launch.review.reports import JobReport
-    from hpc_launch.review.stacks import Stacks
+    from hpc_launch.review.stacks_view import Stacks
     from hpc_launch.review.standing import Eyes
-    from hpc_launch.review.status import Status
+    from hpc_launch.review.status_view import Status
 
 R = TypeVar("R")
 

@@ -216,6 +216,13 @@ def imported_modules(found: Import) -> set[str]:
     return {rest} & set(modules()) if top == "hpc_launch" else set()
 
 
+def test_no_two_modules_import_each_other() -> None:
+    """Late imports count as well: two modules that need each other are one module, or one of them knows too much."""
+    known = {(found.module, target) for found in imports() for target in imported_modules(found)}
+
+    assert {pair for pair in known if pair[0] < pair[1] and pair[::-1] in known} == set()
+
+
 def need_torch() -> set[str]:
     """Find the modules that cannot be imported without torch: themselves, or by what they import at once."""
     at_once = [found for found in imports() if not found.lazy]

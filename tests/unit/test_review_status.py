@@ -16,7 +16,7 @@ from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import EventLog
 from hpc_launch.records.model import Attempt, History, Requeue, Run
-from hpc_launch.review import find, follow, paint, show_status, standing, status
+from hpc_launch.review import find, follow, paint, standing, status, status_view
 from hpc_launch.review.files import Selection
 from hpc_launch.review.standing import Eyes, Seen, State, judge
 from hpc_launch.slurm import controller
@@ -253,12 +253,12 @@ def seen(job: JobDirectory, slurm: Seen | None = None, now: float = NOW, **made:
 
 def rows(found: status.Status) -> list[str]:
     """Return the lines of the table of ranks."""
-    return show_status.text(found).partition("\n\n")[2].splitlines()
+    return status_view.text(found).partition("\n\n")[2].splitlines()
 
 
 def head(found: status.Status) -> dict[str, str]:
     """Return what is said of the whole job."""
-    return {line[:9].strip(): line[10:] for line in show_status.text(found).partition("\n\n")[0].splitlines()}
+    return {line[:9].strip(): line[10:] for line in status_view.text(found).partition("\n\n")[0].splitlines()}
 
 
 RUNNING = record("RUNNING", end=NOW + 3000, nodes="gpu[001-002]", partition="main")
@@ -304,7 +304,7 @@ def test_a_terminal_is_not_told_anything(job: JobDirectory) -> None:
     looked = replace(
         seen(job, told), failure=(0, HOSTILE), unreadable=(HOSTILE,), hosts=(HOSTILE, *found.hosts), missing=HOSTILE
     )
-    shown = [show_status.text(looked, paint.Paint(on)) for on in (False, True)]
+    shown = [status_view.text(looked, paint.Paint(on)) for on in (False, True)]
 
     assert [char for char in "\x1b\x07\u202e\r" if char in shown[0]] == []
     assert re.sub(r"\x1b\[\d+m", "", shown[1]) == shown[0]
@@ -358,7 +358,7 @@ def test_a_job_that_loses_nodes(job: JobDirectory) -> None:
     assert told["lost"] == "gpu[004-005], the last 2 min ago; down, as Slurm says: gpu004"
     assert told["drained"] == "gpu003 is broken (uncorrectable ECC error encountered)"
     assert told["workers"] == "6: 6 up"
-    facts = show_status.as_dict(found)
+    facts = status_view.as_dict(found)
     assert (facts["hosts"], facts["lost"], facts["back"]) == (
         ["gpu002", "gpu003", "gpu006"],
         ["gpu004", "gpu005"],
@@ -478,7 +478,7 @@ def test_as_many_groups_as_a_screen_has(job: JobDirectory) -> None:
 def test_a_status_for_programs(job: JobDirectory, made: dict[str, Any]) -> None:
     """It can be written as JSON, an unlimited job too, and says the same."""
     found = seen(job, record("RUNNING", end=float("inf")), **{"attempts": 2, **made})
-    said = json.loads(json.dumps(show_status.as_dict(found), allow_nan=False))
+    said = json.loads(json.dumps(status_view.as_dict(found), allow_nan=False))
 
     assert (said["state"], said["job"], len(said["ranks"])) == (found.standing.state.value, "47.0", 8)
     assert said["ranks"][7]["host"] == "gpu002"
@@ -509,8 +509,8 @@ def test_nothing_in_the_directory_makes_it_fail(job: JobDirectory) -> None:
         histories.write(job.path, made)
         disturb(job, number)
         found = seen(job, RUNNING)
-        assert show_status.text(found)
-        assert json.dumps(show_status.as_dict(found))
+        assert status_view.text(found)
+        assert json.dumps(status_view.as_dict(found))
         for path in sorted(job.path.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 

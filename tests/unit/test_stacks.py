@@ -16,8 +16,7 @@ from hpc_launch.node.reserved import Owner, first_descriptor
 from hpc_launch.records import causes, history, stack_files, telling
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.stacks import HANG, Frame, Seen, fold, named, parse
-from hpc_launch.review.stacks import Stacks
-from hpc_launch.review.stacks_text import text
+from hpc_launch.review.stacks_view import Stacks, text
 from tests.histories import Made, write
 
 LIBRARY = "/opt/venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py"

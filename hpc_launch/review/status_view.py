@@ -1,4 +1,4 @@
-"""A status for people, and for programs. Pure."""
+"""Where a job stands, rank by rank: as a value, in words and for JSON. Pure."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from hpc_launch import ranges
 from hpc_launch.records import telling, words
-from hpc_launch.records.model import Mark
+from hpc_launch.records.bad_nodes import BadNode
+from hpc_launch.records.members import Fleet
+from hpc_launch.records.model import Mark, NodeEvent, NodeState, Notice, Requeue
 from hpc_launch.review.paint import Paint
-from hpc_launch.review.standing import Seen, State
-from hpc_launch.review.status import Rank, RankStatus, Status
+from hpc_launch.review.standing import Seen, Standing, State
 from hpc_launch.text import visible
 
 _STATES = {
@@ -25,13 +27,127 @@ _STATES = {
     State.FAILED: "red",
     State.UNKNOWN: "yellow",
 }
-_RANKS = {Rank.FAILED: "red", Rank.LOST: "red", Rank.UNKNOWN: "yellow", Rank.STOPPED: "dim"}
 
 # So many lines of ranks, after folding, a person may want to read.
 _MOST_ROWS = 24
 
 # So many things that could not be read are named.
 _MOST_UNREADABLE = 5
+
+
+class Rank(str, Enum):
+    """How a rank is."""
+
+    UP = "up"
+    DONE = "done"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    """Its agent has ended it: because others failed, or the run was stopped."""
+    LOST = "lost"
+    """With its node."""
+    UNKNOWN = "unknown"
+    """Nobody has seen its end, and nobody can say that it is there."""
+
+
+@dataclass(frozen=True)
+class RankStatus:
+    """One rank of the last attempt.
+
+    Attributes:
+        rank: its number.
+        host: its node.
+        local_rank: its number there; None if that is not known.
+        device: `GPU 3` for instance; empty without one.
+        pid: its process id; 0 if unknown.
+        state: how it is.
+        exitcode: its exit code, -N for signal N; None as long as it is not known.
+        output: when it wrote anything last (by the clock of the file system); None if it never did.
+        mark: how far it is, as it has marked last.
+    """
+
+    rank: int
+    host: str
+    local_rank: int | None
+    device: str
+    pid: int
+    state: Rank
+    exitcode: int | None
+    output: float | None
+    mark: Mark | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a job stands.
+
+    Attributes:
+        path: its job directory; an empty path as long as it has none.
+        name: the name of that, `1234.0`.
+        script: the training script and its arguments; empty if unknown.
+        standing: how it stands.
+        slurm: what Slurm says; None where it is no job of Slurm's.
+        attempt: the number of the last attempt; None before the first.
+        begin: when that began.
+        end: when it ended; None while it goes on, or if nobody saw it.
+        restarts: how many attempts of the last run went before it.
+        world_size: how many ranks it has.
+        hosts: the nodes of the run that have workers, as far as they are known.
+        missing: the nodes that are awaited, as a host list.
+        fleet: the other nodes of the run: spares, those that were lost, and what is known of it.
+        states: what Slurm has said last of lost nodes.
+        told: what has become of nodes in the run, by time.
+        bad: the nodes that the next job had better be without.
+        ranks: by number.
+        job_end: when the job ends; None where there is no such time.
+        requeues: so far.
+        notice: the last notice signal.
+        failure: why the last attempt that failed did so, its number first; None if none has.
+        now: the time of all this.
+        unreadable: what could not be read, a line each.
+    """
+
+    path: Path
+    name: str
+    script: tuple[str, ...]
+    standing: Standing
+    slurm: Seen | None
+    attempt: int | None
+    begin: float | None
+    end: float | None
+    restarts: int
+    world_size: int
+    hosts: tuple[str, ...]
+    missing: str
+    fleet: Fleet
+    states: tuple[NodeState, ...]
+    told: tuple[NodeEvent, ...]
+    bad: tuple[BadNode, ...]
+    ranks: tuple[RankStatus, ...]
+    job_end: float | None
+    requeues: tuple[Requeue, ...]
+    notice: Notice | None
+    failure: tuple[int, str] | None
+    now: float
+    unreadable: tuple[str, ...]
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds until the job ends; None where it does not run, or that is not known."""
+        if self.job_end is None or self.standing.state is not State.RUNNING:
+            return None
+        return max(0.0, self.job_end - self.now)
+
+    @property
+    def progress(self) -> Mark | None:
+        """The furthest that any rank has marked."""
+        marks = [rank.mark for rank in self.ranks if rank.mark is not None]
+        return max(marks, key=lambda mark: (mark.step or 0.0, mark.time), default=None)
+
+    def __str__(self) -> str:
+        return text(self)
+
+
+_RANKS = {Rank.FAILED: "red", Rank.LOST: "red", Rank.UNKNOWN: "yellow", Rank.STOPPED: "dim"}
 
 
 def text(status: Status, paint: Paint | None = None) -> str:

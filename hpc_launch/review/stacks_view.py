@@ -1,13 +1,16 @@
-"""Stacks as a person reads them: alike with alike, what the fewest ranks do first. Pure."""
+"""Where the processes of a job were: as a value, in words and for JSON; what the fewest ranks do comes first. Pure."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from hpc_launch import hostlist
-from hpc_launch.records.stacks import Frame, Group, named
-from hpc_launch.review.stacks import Stacks
+from hpc_launch.records.stacks import Folded, Frame, Group, Seen, fold, named
 from hpc_launch.text import visible
 
 # Of deeper stacks the innermost calls and the outermost are shown.
@@ -16,6 +19,56 @@ _OUTER = 4
 
 # Of further threads and children, so many kinds.
 _KINDS = 20
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """Where the processes of a job were.
+
+    Attributes:
+        job: the name of the job directory.
+        attempt: the attempt that ran.
+        time: when, in seconds since the epoch.
+        seen: what was seen of each process.
+        path: the directory in the job directory where it is written; None where it is not.
+        notes: what went wrong on the way, a line each.
+    """
+
+    job: str
+    attempt: int
+    time: float
+    seen: tuple[Seen, ...]
+    path: Path | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def folded(self) -> Folded:
+        """Alike with alike."""
+        return fold(self.seen)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the stacks of all ranks were seen."""
+        return not self.folded.unseen
+
+    def __str__(self) -> str:
+        return text(self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        folded = self.folded
+        return {
+            "job": self.job,
+            "attempt": self.attempt,
+            "time": self.time,
+            "summary": folded.summary,
+            "groups": [dataclasses.asdict(group) for group in folded.groups],
+            "others": [dataclasses.asdict(group) for group in folded.others],
+            "unseen": [dataclasses.asdict(those) for those in folded.unseen],
+            "processes": [one.as_dict() for one in self.seen],
+            "path": str(self.path) if self.path else None,
+            "notes": list(self.notes),
+        }
 
 
 def text(stacks: Stacks, *, whole: bool = False) -> str:
