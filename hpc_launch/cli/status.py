@@ -13,8 +13,8 @@ from hpc_launch.cli.options import CONTEXT, GroupedCommand, settings_of
 from hpc_launch.cli.reading import job_options, job_search, output
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.review import paint, status_view
+from hpc_launch.review.ask_slurm import Eyes
 from hpc_launch.review.find import slurm_step
-from hpc_launch.review.standing import Eyes
 from hpc_launch.review.status import look, without_directory
 from hpc_launch.review.status_view import Status
 from hpc_launch.slurm.job import OVER

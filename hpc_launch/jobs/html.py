@@ -9,18 +9,18 @@ from __future__ import annotations
 from html import escape
 
 from hpc_launch.jobs.drawing import COLOURS, Line, plot
-from hpc_launch.jobs.standing import Phase
 from hpc_launch.jobs.text import facts, others, steps, values
 from hpc_launch.jobs.view import JobView, RankView
+from hpc_launch.review.job_state import State
 
-_STATES: dict[Phase, str] = {
-    "waiting": "#b7860b",
-    "running": "#3b82f6",
-    "ending": "#3b82f6",
-    "done": "#1f9d63",
-    "failed": "#dc4c4c",
-    "stopped": "#8a8f98",
-    "unknown": "#8a8f98",
+_STATES = {
+    State.WAITING: "#b7860b",
+    State.RUNNING: "#3b82f6",
+    State.REQUEUED: "#b7860b",
+    State.DONE: "#1f9d63",
+    State.FAILED: "#dc4c4c",
+    State.STOPPED: "#8a8f98",
+    State.UNKNOWN: "#8a8f98",
 }
 
 _FONT = "var(--jp-ui-font-family,system-ui,-apple-system,'Segoe UI',sans-serif)"
@@ -33,20 +33,20 @@ def render(view: JobView) -> str:
     """The whole view, in one element."""
     body = "".join((_head(view), _facts(view), _cause(view), _progress(view), _lines(view), _foot(view)))
     style = (
-        f"font:13px/1.5 {_FONT};border:{_EDGE};border-left:4px solid {_STATES[view.phase]};border-radius:6px;"
+        f"font:13px/1.5 {_FONT};border:{_EDGE};border-left:4px solid {_STATES[view.state]};border-radius:6px;"
         "padding:10px 14px;margin:4px 0;max-width:860px;box-sizing:border-box;color:inherit;background:transparent"
     )
     return f'<div style="{style}">{body}</div>'
 
 
 def _head(view: JobView) -> str:
-    colour = _STATES[view.phase]
+    colour = _STATES[view.state]
     badge = (
         f"color:{colour};border:1px solid {colour};border-radius:10px;padding:0 9px;font-size:12px;font-weight:600;"
         "white-space:nowrap"
     )
     return _row(
-        f'<span style="{badge}">{view.phase}</span>'
+        f'<span style="{badge}">{view.state.value}</span>'
         f'<strong style="font-size:14px">{escape(view.subject.name)}</strong>'
         f'<span style="{_FAINT}">job {escape(view.subject.job_id)}</span>'
         f'<span style="{_FAINT};margin-left:auto">{escape(view.subject.where)}</span>',
@@ -55,12 +55,14 @@ def _head(view: JobView) -> str:
 
 
 def _facts(view: JobView) -> str:
-    words = " · ".join(escape(fact) for fact in facts(view))
-    return f'<div style="margin-top:4px">{words}</div>' if words else ""
+    # The badge has said the word for its state.
+    words = "" if view.standing.words == view.state.value else view.standing.words
+    told = " · ".join(escape(fact) for fact in (words, *facts(view)) if fact)
+    return f'<div style="margin-top:4px">{told}</div>' if told else ""
 
 
 def _cause(view: JobView) -> str:
-    colour = _STATES["failed"]
+    colour = _STATES[State.FAILED]
     style = f"margin-top:6px;color:{colour};font-weight:600;overflow-wrap:anywhere"
     return f'<div style="{style}">{escape(view.cause)}</div>' if view.cause else ""
 
@@ -86,7 +88,7 @@ def _rank(each: RankView, colour: str) -> str:
     name = f"rank {each.rank}"
     dot = f"width:9px;height:9px;border-radius:50%;background:{colour}"
     words = "  ".join(word for word in (steps(each), values(each)) if word)
-    failed = f'<strong style="color:{_STATES["failed"]}">failed</strong>' if each.failed else "<span></span>"
+    failed = f'<strong style="color:{_STATES[State.FAILED]}">failed</strong>' if each.failed else "<span></span>"
     return (
         f'<span style="{dot}"></span><span title="{escape(each.host)}">{name}</span>{_bar(each, name, colour)}'
         f'<span style="{_FAINT};font-size:12px;white-space:pre-wrap">{escape(words)}</span>{failed}'

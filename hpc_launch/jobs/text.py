@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from hpc_launch import hostlist
 from hpc_launch.jobs.view import JobView, RankView
 from hpc_launch.records import words
+from hpc_launch.review.job_state import State
 
 _BAR, _CURVE = 20, 24
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -29,25 +30,25 @@ def render(view: JobView) -> str:
 
 def headline(view: JobView) -> str:
     """The view in one line."""
-    return ", ".join([f"{view.subject.name} (job {view.subject.job_id}): {view.phase}", *facts(view)])
+    return ", ".join([f"{view.subject.name} (job {view.subject.job_id}): {view.standing.words}", *facts(view)])
 
 
 def facts(view: JobView) -> tuple[str, ...]:
     """What is to be said about a job beside its state: a few words each."""
-    return tuple(word for word in (view.why_waiting, *_place(view), *_times(view), view.standing.note) if word)
+    return tuple(word for word in (*_place(view), *_times(view), view.note) if word)
 
 
 def _place(view: JobView) -> Iterator[str]:
-    asked = view.standing.nodes_asked
+    asked = view.subject.nodes
     if view.hosts:
         yield f"on {hostlist.display(view.hosts)}"
         if view.lost:
             yield f"without {words.fold_hosts(view.lost)}, lost"
-    elif asked and view.phase == "waiting":
+    elif asked and view.state in (State.WAITING, State.REQUEUED):
         yield f"asks for {asked} node{'s' if asked > 1 else ''}"
     if view.world_size:
         yield f"{view.world_size} rank{'s' if view.world_size > 1 else ''}"
-    elif view.phase == "running":
+    elif view.state is State.RUNNING:
         yield "starting"
     if view.attempt:
         yield f"attempt {view.attempt}"

@@ -9,9 +9,10 @@ from hpc_launch.records import history, telling
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import History, NodeEvent
 from hpc_launch.review import status
+from hpc_launch.review.ask_slurm import Eyes
 from hpc_launch.review.files import Note, Selection
 from hpc_launch.review.find import Search, slurm_step
-from hpc_launch.review.standing import Eyes, Standing, State
+from hpc_launch.review.job_state import Standing, State
 from hpc_launch.review.status_view import Status
 from hpc_launch.slurm.job import OVER
 

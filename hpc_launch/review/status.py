@@ -13,9 +13,10 @@ from hpc_launch.errors import HostlistError
 from hpc_launch.records import bad_nodes, causes, history, members, telling
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import Attempt, History, Mark, NodeEvent, Worker
+from hpc_launch.review.ask_slurm import Eyes
 from hpc_launch.review.files import Folders, Selection
 from hpc_launch.review.find import slurm_step
-from hpc_launch.review.standing import FRESH, Eyes, Seen, State, judge
+from hpc_launch.review.job_state import FRESH, SlurmAnswer, State, judge, last_sign
 from hpc_launch.review.status_view import Rank, RankStatus, Status
 from hpc_launch.slurm.job import JobRecord
 
@@ -32,7 +33,7 @@ class Looked:
         noted: what could not be read.
     """
 
-    slurm: Seen | None = None
+    slurm: SlurmAnswer | None = None
     outputs: Mapping[int, tuple[float | None, str]] = field(default_factory=dict)
     alive: bool | None = None
     now: float = 0.0
@@ -63,7 +64,7 @@ def look(directory: JobDirectory, *, eyes: Eyes | None = None, now: float | None
 
 def without_directory(record: JobRecord) -> Status:
     """Where a job stands that has not written anything yet, by Slurm's word alone."""
-    looked = Looked(slurm=Seen(record), now=time.time())
+    looked = Looked(slurm=SlurmAnswer(record), now=time.time())
     return make(History(Path()), JobDirectory(Path(), record.label or record.job_id), looked)
 
 
@@ -174,17 +175,6 @@ def _missing(found: History, attempt: Attempt | None) -> str:
 
 def _of(events: tuple[NodeEvent, ...], kind: str, since: float | None) -> list[str]:
     return [event.hosts for event in events if event.kind == kind and event.time >= (since or 0.0)]
-
-
-def last_sign(found: History, newest: float | None) -> float | None:
-    """When a job gave a sign of life last. Pure.
-
-    Args:
-        found: what happened in it.
-        newest: when any of its ranks wrote anything last.
-    """
-    times = [*(node.last for node in found.nodes), *(mark.time for mark in found.progress), newest]
-    return max((time for time in times if time is not None), default=None)
 
 
 def _newest(outputs: Mapping[int, tuple[float | None, str]]) -> float | None:

@@ -15,8 +15,8 @@ from hpc_launch.records import telling, words
 from hpc_launch.records.bad_nodes import BadNode
 from hpc_launch.records.members import Fleet
 from hpc_launch.records.model import Mark, NodeEvent, NodeState, Notice, Requeue
+from hpc_launch.review.job_state import SlurmAnswer, Standing, State
 from hpc_launch.review.paint import Paint
-from hpc_launch.review.standing import Seen, Standing, State
 from hpc_launch.text import visible
 
 _STATES = {
@@ -25,6 +25,7 @@ _STATES = {
     State.REQUEUED: "yellow",
     State.DONE: "green",
     State.FAILED: "red",
+    State.STOPPED: "yellow",
     State.UNKNOWN: "yellow",
 }
 
@@ -110,7 +111,7 @@ class Status:
     name: str
     script: tuple[str, ...]
     standing: Standing
-    slurm: Seen | None
+    slurm: SlurmAnswer | None
     attempt: int | None
     begin: float | None
     end: float | None
@@ -203,7 +204,7 @@ def _requeues(status: Status) -> str:
     return f"{len(status.requeues)}; the last {_when(last.time)} after attempt {last.attempt}: {last.cause}"
 
 
-def _slurm(seen: Seen) -> str:
+def _slurm(seen: SlurmAnswer) -> str:
     if seen.blind:
         return f"cannot be seen: {seen.blind}"
     record = seen.record
@@ -370,7 +371,8 @@ def as_dict(status: Status) -> dict[str, Any]:
         "job": status.name,
         "directory": str(status.path) if status.path != Path() else None,
         "script": list(status.script),
-        "state": status.standing.state.value,
+        # For programs a job that was stopped has always been one that failed: `words` tells them apart.
+        "state": (State.FAILED if status.standing.state is State.STOPPED else status.standing.state).value,
         "words": status.standing.words,
         "over": status.standing.over,
         "exit_status": status.standing.status,
