@@ -18,6 +18,7 @@ from hpc_launch.node.kernel_log import KernelLog
 from hpc_launch.records import faults, parsing, tracebacks
 from hpc_launch.records.directory import RankFiles
 from hpc_launch.records.lines import last_lines
+from hpc_launch.text import size
 
 # How much of the end of a worker's output is looked at, and how much of that is kept.
 _TAIL = 1 << 16
@@ -34,8 +35,6 @@ _KILLED = re.compile(r"(?P<group>Memory cgroup o|O)ut of memory.*: Killed proces
 
 # What a program says whose child was killed (torch's DataLoader, concurrent.futures).
 _CHILD_KILLED = re.compile(r"killed by signal: Killed|terminated abruptly")
-
-_GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -139,8 +138,8 @@ def _oom(pid: int, before: memory.Kills, after: memory.Kills, kernel: Sequence[s
     killed = [found for line in kernel if (found := _KILLED.search(line)) and int(found["pid"]) == pid]
     counted = before.group is not None and after.group is not None and after.group > before.group
     if counted or any(found["group"] != "O" for found in killed):
-        size = memory.limit()
-        at = f" ({size / _GIB:.1f} GiB)" if size is not None else ""
+        limit = memory.limit()
+        at = f" ({size(limit)})" if limit is not None else ""
         return f"the kernel killed a process for reaching the job's memory limit{at}: ask for more with --mem"
     if killed or (before.node is not None and after.node is not None and after.node > before.node):
         return "the kernel killed a process of this node because the node was out of memory"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from hpc_launch.jobs.text import number
+from hpc_launch.text import number
 
 Points = Sequence[tuple[float, float]]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from hpc_launch.records import words
 from hpc_launch.records.model import Attempt, History, Run
 from hpc_launch.slurm.job import OVER, WAITING, JobRecord, explain
+from hpc_launch.text import duration
 
 # A run that has written anything within these seconds lives: if nothing else happens, its agents say so every ten
 # minutes (agent/recorder.py), and one such sign may be missed.
@@ -181,14 +181,14 @@ def _by_slurm(  # noqa: PLR0911 - a case each
     if record.restarts > run.restart_count:
         return Standing(State.RUNNING, "started again by Slurm")
     if step is False:
-        silence = f" for {words.duration(now - sign)}" if sign is not None else ""
+        silence = f" for {duration(now - sign)}" if sign is not None else ""
         return Standing(State.FAILED, f"its step has ended without a last word; silent{silence}", over=True)
     return Standing(State.RUNNING, _RUNNING.get(record.state, "running"))
 
 
 def _by_signs(slurm: SlurmAnswer | None, *, alive: bool | None, age: float | None) -> Standing:
     """Nobody but the run itself has ever said anything of it."""
-    silent = f"its last sign of life is {words.duration(age)} old" if age is not None else "it gave no sign of life"
+    silent = f"its last sign of life is {duration(age)} old" if age is not None else "it gave no sign of life"
     if slurm is not None and not slurm.blind:
         return Standing(State.UNKNOWN, f"over: Slurm does not know it any more; {silent}", over=True)
     if alive is False:

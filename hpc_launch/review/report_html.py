@@ -11,10 +11,9 @@ from urllib.parse import quote_from_bytes
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hpc_launch.review import phrases
 from hpc_launch.review.picture import short
 from hpc_launch.review.report import Report
-from hpc_launch.text import visible
+from hpc_launch.text import count, number, one_line, size, visible
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -38,10 +37,10 @@ def render(report: Report, beside: Path | None) -> str:
     )
     environment.globals.update(
         n=short,
-        size=phrases.size,
-        count=phrases.count,
-        number=phrases.number,
-        line=phrases.line,
+        size=size,
+        count=count,
+        number=number,
+        line=one_line,
         href=_links(beside),
         below=_below(report.path),
     )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hpc_launch import hostlist
-from hpc_launch.records.stacks import Folded, Frame, Group, Seen, fold, named
-from hpc_launch.text import visible
+from hpc_launch.records.stacks import Folded, Frame, Group, Seen, fold
+from hpc_launch.records.words import fold_ranks
+from hpc_launch.text import count, time_of_day, visible
 
 # Of deeper stacks the innermost calls and the outermost are shown.
 _INNER = 12
@@ -84,17 +84,16 @@ def text(stacks: Stacks, *, whole: bool = False) -> str:
 def _lines(stacks: Stacks, *, whole: bool) -> Iterator[str]:
     folded = stacks.folded
     total = len({one.rank for one in stacks.seen})
-    when = time.strftime("%H:%M:%S", time.localtime(stacks.time))
-    ranks = f"{total} rank{'s' if total != 1 else ''}"
-    yield f"{stacks.job}, attempt {stacks.attempt}, {ranks} at {when}; innermost call first"
+    when = f"{count(total, 'rank')} at {time_of_day(stacks.time)}"
+    yield f"{stacks.job}, attempt {stacks.attempt}, {when}; innermost call first"
     for group in folded.groups:
         of = f" ({len(group.ranks)} of {total})" if len(folded.groups) > 1 or folded.unseen else ""
         yield ""
-        yield f"{named(group.ranks)} on {hostlist.display(group.hosts)}{of}"
+        yield f"{fold_ranks(group.ranks)} on {hostlist.display(group.hosts)}{of}"
         yield from _frames(group.frames, whole=whole) if group.frames else iter(["    outside of Python"])
     for those in folded.unseen:
         yield ""
-        yield f"{named(those.ranks)} on {hostlist.display(those.hosts)} ({len(those.ranks)} of {total}): no stack"
+        yield f"{fold_ranks(those.ranks)} on {hostlist.display(those.hosts)} ({len(those.ranks)} of {total}): no stack"
         for words in filter(None, (those.state, those.why)):
             yield f"    {words}"
     if folded.others:
@@ -110,7 +109,7 @@ def _lines(stacks: Stacks, *, whole: bool) -> Iterator[str]:
 
 def _others(groups: Sequence[Group], *, whole: bool) -> Iterator[str]:
     for group in groups if whole else groups[:_KINDS]:
-        yield f"    {group.count} x {group.what} of {named(group.ranks)}: {group.place}"
+        yield f"    {group.count} x {group.what} of {fold_ranks(group.ranks)}: {group.place}"
         if whole:
             yield from (f"    {line}" for line in _frames(group.frames, whole=True))
     if len(groups) > _KINDS and not whole:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -17,7 +16,7 @@ from hpc_launch.records.members import Fleet
 from hpc_launch.records.model import Mark, NodeEvent, NodeState, Notice, Requeue
 from hpc_launch.review.job_state import SlurmAnswer, Standing, State
 from hpc_launch.review.paint import Paint
-from hpc_launch.text import visible
+from hpc_launch.text import ago, count, date_and_time, duration, number, to_the_minute, visible
 
 _STATES = {
     State.WAITING: "yellow",
@@ -181,7 +180,7 @@ def _head(status: Status, paint: Paint) -> list[tuple[str, str]]:
         ("progress", visible(_progress(status.progress, status.now)) if status.progress is not None else ""),
         (
             "notice",
-            f"{visible(status.notice.signal)}, {words.ago(status.now - status.notice.time)}" if status.notice else "",
+            f"{visible(status.notice.signal)}, {ago(status.now - status.notice.time)}" if status.notice else "",
         ),
         ("requeues", visible(_requeues(status)) if status.requeues else ""),
         ("failure", visible(f"attempt {status.failure[0]}: {status.failure[1]}") if status.failure is not None else ""),
@@ -196,12 +195,12 @@ def _head(status: Status, paint: Paint) -> list[tuple[str, str]]:
 
 def _time_left(status: Status) -> str:
     left = status.time_left or 0.0
-    return "no limit" if math.isinf(left) else f"{words.duration(left)}, until {_clock(status.job_end)}"
+    return "no limit" if math.isinf(left) else f"{duration(left)}, until {to_the_minute(status.job_end, status.now)}"
 
 
 def _requeues(status: Status) -> str:
     last = status.requeues[-1]
-    return f"{len(status.requeues)}; the last {_when(last.time)} after attempt {last.attempt}: {last.cause}"
+    return f"{len(status.requeues)}; the last {date_and_time(last.time)} after attempt {last.attempt}: {last.cause}"
 
 
 def _slurm(seen: SlurmAnswer) -> str:
@@ -219,13 +218,13 @@ def _attempt(status: Status) -> str:
     parts = [str(status.attempt)]
     if status.begin is not None:
         if status.end is not None:
-            parts.append(f"from {_when(status.begin)}, for {words.duration(status.end - status.begin)}")
+            parts.append(f"from {date_and_time(status.begin)}, for {duration(status.end - status.begin)}")
         elif status.standing.state is State.RUNNING:
-            parts.append(f"for {words.duration(status.now - status.begin)}")
+            parts.append(f"for {duration(status.now - status.begin)}")
         else:
-            parts.append(f"from {_when(status.begin)}")
+            parts.append(f"from {date_and_time(status.begin)}")
     if status.restarts:
-        parts.append(f"{status.restarts} restart{'s' if status.restarts > 1 else ''} before it in this run")
+        parts.append(f"{count(status.restarts, 'restart')} before it in this run")
     return "; ".join(parts)
 
 
@@ -250,7 +249,7 @@ def _lost(status: Status) -> str:
     """Lost nodes; of a single one what Slurm says."""
     lost = words.fold_hosts(status.fleet.lost)
     last = max((event.time for event in status.told if event.kind == "lost"), default=status.now)
-    when = f"{lost}, {'the last ' if len(status.fleet.lost) > 1 else ''}{words.ago(status.now - last)}"
+    when = f"{lost}, {'the last ' if len(status.fleet.lost) > 1 else ''}{ago(status.now - last)}"
     if len(status.fleet.lost) == 1 and status.states:
         return f"{when}: {telling.slurms_word(status.states[0])}"
     gone = [state.host for state in status.states if state.gone]
@@ -270,22 +269,12 @@ def _progress(mark: Mark, now: float) -> str:
     parts = [f"step {_step(mark)}"] if mark.step is not None else []
     if mark.step is not None and mark.total:
         parts.append(f"{100 * mark.step / mark.total:.0f} %")
-    parts += [
-        f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}" for name, value in mark.values.items()
-    ]
-    return f"{', '.join(parts) or 'marked'}; rank {mark.rank}, {words.ago(now - mark.time)}"
+    parts += [f"{name} {number(value)}" for name, value in mark.values.items()]
+    return f"{', '.join(parts) or 'marked'}; rank {mark.rank}, {ago(now - mark.time)}"
 
 
 def _step(mark: Mark) -> str:
-    return " of ".join(f"{number:.15g}" for number in (mark.step, mark.total) if number is not None)
-
-
-def _clock(moment: float | None) -> str:
-    return time.strftime("%H:%M", time.localtime(moment))
-
-
-def _when(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+    return " of ".join(number(value) for value in (mark.step, mark.total) if value is not None)
 
 
 # --- ranks
@@ -322,7 +311,7 @@ def _rows(status: Status) -> list[_Row]:
 def _row(members: Sequence[RankStatus], output: str, state: str = "") -> _Row:
     first = members[0]
     steps = sorted({member.mark.step for member in members if member.mark and member.mark.step is not None})
-    step = "" if not steps else f"{steps[0]:.15g}" if len(steps) == 1 else f"{steps[0]:.15g} to {steps[-1]:.15g}"
+    step = "" if not steps else number(steps[0]) if len(steps) == 1 else f"{number(steps[0])} to {number(steps[-1])}"
     return _Row(
         ranks=ranges.fold(member.rank for member in members),
         hosts=words.fold_hosts(member.host for member in members),
@@ -346,8 +335,8 @@ def _output(rank: RankStatus, status: Status) -> str:
     # After the end it is of interest how long before that it was.
     if status.end is not None and status.standing.state is not State.RUNNING:
         before = status.end - rank.output
-        return "at the end" if before < 5 else f"{words.ago(before).removesuffix(' ago')} before the end"  # noqa: PLR2004 - as good as then
-    return words.ago(status.now - rank.output)
+        return "at the end" if before < 5 else f"{ago(before).removesuffix(' ago')} before the end"  # noqa: PLR2004 - as good as then
+    return ago(status.now - rank.output)
 
 
 def _table(rows: Sequence[_Row], paint: Paint) -> list[str]:

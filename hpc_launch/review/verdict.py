@@ -7,8 +7,9 @@ from datetime import tzinfo
 
 from hpc_launch.records import members
 from hpc_launch.records.model import Attempt, History
-from hpc_launch.review import job_state, phrases
+from hpc_launch.review import job_state
 from hpc_launch.review.job_state import Standing, State, last_sign
+from hpc_launch.text import count, date_and_time
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def judge(history: History, now: float, zone: tzinfo | None) -> Verdict:
     """
     seen = last_sign(history)
     standing = job_state.judge(history, None, now=now, sign=seen)
-    sentence = _sentence(history, standing, f"The last sign of life is of {phrases.full(seen, zone)}" if seen else "")
+    sentence = _sentence(history, standing, f"The last sign of life is of {date_and_time(seen, zone)}" if seen else "")
     return Verdict(standing.state.value.capitalize(), _TONES[standing.state], sentence)
 
 
@@ -68,5 +69,5 @@ def _ended_well(last: Attempt | None, lost: int) -> str:
     size = last.world_size if last is not None else 1
     said = "The only rank" if size == 1 else f"All {size:,} ranks"
     where = f" in attempt {last.number}" if last is not None and last.number else ""
-    on_the_way = f"; {phrases.count(lost, 'node')} lost on the way" if lost else ""
+    on_the_way = f"; {count(lost, 'node')} lost on the way" if lost else ""
     return f"{said} ended well{where}{on_the_way}."

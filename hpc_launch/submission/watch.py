@@ -11,7 +11,8 @@ from typing import BinaryIO
 
 from hpc_launch.errors import SlurmError
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.job import OVER, WAITING, JobRecord
+from hpc_launch.slurm.job import OVER, WAITING, JobRecord, explain
+from hpc_launch.text import to_the_minute
 
 # Seconds between two questions to the controller. They grow while nothing changes.
 _SHORTEST_PAUSE, _LONGEST_PAUSE, _GROWTH = 0.25, 15.0, 1.4
@@ -47,7 +48,7 @@ def describe(records: Sequence[JobRecord], now: float) -> str:
         counts[_word(record)] += count_tasks(record.task)
     waiting = next((record for record in records if record.state in WAITING and record.reason), None)
     words = [f"{count} {word}" for word, count in counts.items()]
-    return ", ".join(words) + (f" ({waiting.reason})" if waiting else "")
+    return ", ".join(words) + (f" ({explain(waiting.reason)})" if waiting else "")
 
 
 def count_tasks(task: str) -> int:
@@ -68,9 +69,9 @@ def _several(record: JobRecord) -> bool:
 def _one(record: JobRecord, now: float) -> str:
     word = _word(record)
     if record.state in WAITING:
-        reason = f": {record.reason}" if record.reason else ""
+        reason = f" ({why})" if (why := explain(record.reason)) else ""
         start = record.start if record.start is not None and record.start > now else None
-        estimate = f", expected to start at {time.strftime('%Y-%m-%d %H:%M', time.localtime(start))}" if start else ""
+        estimate = f", expected to start at {to_the_minute(start, now)}" if start else ""
         return f"{word}{reason}{estimate}"
     if record.state in OVER and record.state != "COMPLETED":
         return f"{word}, exit status {record.exit_status}"

@@ -311,7 +311,7 @@ def test_a_requeue_is_not_the_end(some_cluster: Cluster, folder: Path) -> None:
     done = call(some_cluster, folder, "--template=./fast.sbatch", again, "--follow", "train.py")
 
     assert (done.returncode, done.stdout.count("begins")) == (0, 1), done.stderr
-    assert re.search(r"waiting: BeginTime.*\n(.*\n)*.*completed\n", done.stderr), done.stderr
+    assert re.search(r"waiting \(BeginTime: .*\n(.*\n)*.*completed\n", done.stderr), done.stderr
 
 
 def running(cluster: Cluster, folder: Path) -> str:

@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "plan": {"slurm", "node", "records", *FOUNDATIONS},
     "slurm": {"hostlist", "ranges", "errors"},
     "node": {"records", "ranges", "errors"},
-    "records": {"hostlist", "owners", "ranges", "errors"},
+    "records": {"hostlist", "owners", "ranges", "errors", "text"},
     "runtime": {"records", "errors"},
     "world": {"settings"},
     "settings": {"owners", "ranges", "errors"},

@@ -229,7 +229,7 @@ def test_a_job_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     assert job.view().state is State.DONE
     assert str(job) == job._repr_mimebundle_()["text/plain"]
-    assert str(job) == "train (job debug-1): done, 1:05 in all"
+    assert str(job) == "train (job debug-1): done, 1 min 5 s in all"
 
 
 def test_a_job_of_a_batch_that_has_not_ended(capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,7 +263,7 @@ def test_a_job_that_runs(tmp_path: Path) -> None:
     found = look(SUBJECT, RUNNING, path, NOW)
     lines = text.render(found).splitlines()
 
-    assert lines[0].startswith("train (job 4711): running, on gpu[001-002], 8 ranks, 1:30 so far, ")
+    assert lines[0].startswith("train (job 4711): running, on gpu[001-002], 8 ranks, 1 min 30 s so far, ")
     assert "finishes in about " in lines[0]
     assert lines[1].startswith("  rank 0 on gpu001  |██████████          |  50%  step 50 of 100  lr 0.1  loss 0.02   █")
     assert lines[2].startswith("  rank 1 on gpu001  |████████            |  40%  step 40 of 100  lr 0.1  loss 0.025  █")
@@ -329,7 +329,7 @@ def test_silence() -> None:
     """Where ranks have marked progress, that they have stopped to do so is said."""
     quiet = view(ranks=(RankView(0, "gpu001", mark(0, 5, time=NOW - 200)),))
 
-    assert "no progress for 3:20" in text.headline(quiet)
+    assert "no progress for 3 min 20 s" in text.headline(quiet)
     assert "no progress" not in text.headline(view())
 
 
@@ -345,7 +345,7 @@ def test_a_job_that_failed(tmp_path: Path) -> None:
     assert found.cause == "rank 5 on gpu002 (local rank 1) failed with exit status 1: ValueError: loss is nan"
     assert f"  {found.cause}" in text.render(found).splitlines()
     assert found.source == "rank 5"
-    assert "1:00 in all" in text.headline(found)
+    assert "1 min in all" in text.headline(found)
     assert " left" not in text.headline(found)
 
 
@@ -363,28 +363,7 @@ def test_a_job_that_was_cancelled_before_it_began() -> None:
     assert text.render(cancelled) == "train (job 4711): cancelled (Slurm)"
 
 
-# ---- words
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.4, "0 s"), (59.9, "59 s"), (60, "1:00"), (3600, "1:00:00"), (86400 + 3723, "1-01:02:03")],
-)
-def test_durations(seconds: float, words: str) -> None:
-    assert text.duration(seconds) == words
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [(5.0, "5"), (0.123456, "0.1235"), (1e-9, "1e-09"), ("warm", "warm"), (True, "yes"), (123456.7, "1.235e+05")],
-)
-def test_numbers(value: float | str, words: str) -> None:
-    assert text.number(value) == words
-
-
-def test_a_start_on_another_day() -> None:
-    """Its day is said."""
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", text.clock(NOW + 100_000, NOW))
+# ---- drawings of text
 
 
 @given(st.floats(min_value=0, max_value=1), st.integers(min_value=1, max_value=50))

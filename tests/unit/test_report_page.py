@@ -172,7 +172,7 @@ def test_every_part_is_there(tmp_path: Path) -> None:
         "requeued",
         "time limit",
         "SIGTERM",
-        "3.0 GiB",
+        "3 GiB",
         "2.13.0",
         "train.py --lr 1e-3",
         "SLURM_STEP_NODELIST",

@@ -139,11 +139,11 @@ def test_a_job_that_runs(job: JobDirectory) -> None:
         "job": "47.0 train.py --lr 1e-3",
         "state": "running",
         "Slurm": "RUNNING on gpu[001-002], partition main",
-        "attempt": "1; for 68 s; 1 restart before it in this run",
+        "attempt": "1; for 1 min 8 s; 1 restart before it in this run",
         "time left": f"50 min, until {time.strftime('%H:%M', time.localtime(NOW + 3000))}",
         "nodes": "2: gpu[001-002]",
         "workers": "8: 8 up",
-        "progress": "step 200 of 1000, 20 %, loss 0.125; rank 0, 40 s ago",
+        "progress": "step 200 of 1,000, 20 %, loss 0.125; rank 0, 40 s ago",
         "failure": "attempt 0: rank 7 on gpu002 (local rank 3) failed with exit status 1: ValueError: loss is nan",
         "files": str(job.path),
     }
