@@ -101,6 +101,11 @@ def to_the_minute(time: float | None, now: float) -> str:
     return at.strftime("%H:%M" if near else "%Y-%m-%d %H:%M") if at is not None else ""
 
 
+def stamp(time: float) -> str:
+    """A time as it can be in the name of a file: `20261125-223607`."""
+    return datetime.fromtimestamp(time).astimezone().strftime("%Y%m%d-%H%M%S")
+
+
 def zone_name(time: float | None, zone: tzinfo | None) -> str:
     """What local time is: `CET (UTC+01:00)`."""
     at = _local(time, zone)

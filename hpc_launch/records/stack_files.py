@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,11 +10,12 @@ from hpc_launch.errors import LogDirError, reason
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.stacks import Seen
+from hpc_launch.text import stamp
 
 
 def name_of(moment: float) -> str:
     """The name of the directory for what is seen now; its users see to it that there is none yet."""
-    return time.strftime("%Y%m%d-%H%M%S", time.localtime(moment))
+    return stamp(moment)
 
 
 def reserve(job: JobDirectory, moment: float) -> str:

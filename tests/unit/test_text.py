@@ -1,6 +1,7 @@
 """Times, sizes, numbers and text of others, as people read them."""
 
 import re
+import time
 from datetime import timedelta, timezone
 
 import pytest
@@ -96,6 +97,10 @@ def test_a_size(count: int, expected: str) -> None:
 def test_what_is_no_time_is_empty(time: float | None) -> None:
     """A record may hold any number."""
     assert (text.date_and_time(time, None), text.time_of_day(time, None)) == ("", "")
+
+
+def test_a_time_in_the_name_of_a_file() -> None:
+    assert text.stamp(1_764_110_167.9) == time.strftime("%Y%m%d-%H%M%S", time.localtime(1_764_110_167))
 
 
 def test_local_time_is_named() -> None:
