@@ -16,7 +16,7 @@ from hpc_launch.text import duration
 
 def notice(signum: str, left: float | None) -> None:
     """The workers are told of a notice signal; the job has so many seconds left, where that is known."""
-    end = f"; the job ends in {duration(left)}" if left is not None else ""
+    end = f"; the job ends in {duration(round(left))}" if left is not None else ""
     say(f"{signum}: the workers are told{end}")
 
 
@@ -37,7 +37,7 @@ def hang(context: RunContext, verdict: Verdict) -> None:
 
 def stop(context: RunContext, cause: str, left: float) -> None:
     """The run is stopped, and the workers have so many seconds."""
-    _say_of_attempt(context, f"{cause}; the workers have {duration(left)} to end")
+    _say_of_attempt(context, f"{cause}; the workers have {duration(round(left))} to end")
 
 
 def restart(context: RunContext, end: RoundEnd) -> None:

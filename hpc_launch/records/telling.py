@@ -94,8 +94,8 @@ def slurms_word(said: NodeState) -> str:
     if said.booted is not None and said.booted > lost:
         return f"Slurm says that the node has booted again at {time_of_day(said.booted)} ({said.state})"
     if not said.last:
-        return f"Slurm said {said.state} {duration(said.waited)} later, and may not have noticed yet"
-    up = f"Slurm says that the node is up ({said.state}) {duration(said.waited)} later"
+        return f"Slurm said {said.state} {duration(round(said.waited))} later, and may not have noticed yet"
+    up = f"Slurm says that the node is up ({said.state}) {duration(round(said.waited))} later"
     return f"{up}: its agent was killed, or the network between the nodes failed"
 
 
