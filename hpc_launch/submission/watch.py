@@ -79,7 +79,7 @@ def _one(record: JobRecord, now: float) -> str:
 
 
 def _word(record: JobRecord) -> str:
-    words = {"PENDING": "waiting", "RUNNING": "running", "COMPLETING": "ending", "COMPLETED": "completed"}
+    words = {"PENDING": "waiting", "RUNNING": "running", "COMPLETING": "ending", "COMPLETED": "done"}
     return words.get(record.state, record.state_in_words)
 
 

@@ -60,7 +60,7 @@ def test_a_job_that_can_still_change_is_not_over(state: str) -> None:
             [job("PENDING", task="2-5%2", reason="JobArrayTaskLimit")],
             "4 waiting (JobArrayTaskLimit: a limit of yours, or of your group, is reached)",
         ),
-        ([job("RUNNING", task="1"), job("COMPLETED", task="0"), job("COMPLETED", task="2")], "1 running, 2 completed"),
+        ([job("RUNNING", task="1"), job("COMPLETED", task="0"), job("COMPLETED", task="2")], "1 running, 2 done"),
     ],
 )
 def test_a_state_is_told_in_words(records: list[JobRecord], line: str) -> None:
@@ -105,7 +105,7 @@ def test_each_state_is_told_once() -> None:
             "running",
             "waiting (Resources: first in the queue, until enough nodes are free)",
         ),
-        *("Slurm does not answer; the question is put again", "running", "completed"),
+        *("Slurm does not answer; the question is put again", "running", "done"),
     ]
 
 
