@@ -227,6 +227,14 @@ def test_processes_are_looked_at_in_one_place() -> None:
     assert {found.module for found in imports() if found.target == "ctypes"} == set(CTYPES)
 
 
+def test_pages_are_made_in_one_place() -> None:
+    """Only templates have tags in them, and one module fills them in and escapes."""
+    makers = {found.module for found in imports() if found.target.split(".")[0] in {"html", "jinja2", "markupsafe"}}
+    tags = {name for name, tree in modules().items() if any(re.search(r"</\w+>|/>", text) for text in strings(tree))}
+
+    assert (makers, tags) == ({"review.markup"}, set())
+
+
 # The rooms whose modules may import torch when they are imported themselves.
 USERS_OF_TORCH = {"agent", "rendezvous", "workers", "torch_private"}
 
