@@ -103,7 +103,8 @@ PROC = {
     "node.mounts": "what is mounted",
     "node.locations": "which device a device file is",
     "check.facts": "the version of a driver",
-    "owners": "a descriptor of its own, and its user namespace",
+    "owners.parents": "a descriptor of its own",
+    "owners.trust": "its own user namespace",
     "patience": "whether a thread of its own is gone",
     "plan.here": "its own cgroup, which `slurm.environment` reads",
 }
@@ -112,7 +113,7 @@ PROC = {
 CTYPES = {
     "node.processes": "prctl(2) and tgkill(2)",
     "node.file_changes": "inotify(7)",
-    "agent.torch_adapter": "torch's own log level",
+    "torch_private": "torch's own log level",
 }
 
 LOOK = """
