@@ -5,7 +5,6 @@ Looking costs a few reads of small files, and is done only for workers that have
 
 from __future__ import annotations
 
-import contextlib
 import re
 import signal
 from collections.abc import Sequence
@@ -93,20 +92,6 @@ def gather(files: RankFiles, pid: int, exitcode: int, before: Before, *, ended: 
         if oom:
             found["oom"] = oom
     return found
-
-
-def hung_in(pid: int) -> str:
-    """The function of the kernel in which a process waits and cannot be interrupted; empty if it does not.
-
-    It is the state D of proc_pid_stat(5). The function's name is hidden from other users' processes.
-    """
-    with contextlib.suppress(OSError, IndexError):
-        folder = Path("/proc", str(pid))
-        if (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "D":
-            with contextlib.suppress(OSError):
-                return (folder / "wchan").read_text().strip("0\n") or "the kernel"
-            return "the kernel"
-    return ""
 
 
 def _left(path: Path, ended: float) -> dict[str, Any] | None:

@@ -182,8 +182,7 @@ class Started:
         process = self._process()
         if process.get("host") != socket.gethostname():
             return None
-        pid = int(process.get("pid", 0))
-        return processes.start_time(pid) == process.get("started") and not _is_zombie(pid)
+        return processes.is_same(int(process.get("pid", 0)), str(process.get("started")))
 
 
 @dataclass
@@ -225,10 +224,3 @@ def _look_again(folder: Path) -> None:
     """Have the file system look what is there: some remember for long that a file was not."""
     with contextlib.suppress(OSError):
         os.listdir(folder)  # noqa: PTH208 - it is the reading that counts
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path("/proc", str(pid), "stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "ZX"
-    except (OSError, IndexError):
-        return True

@@ -11,7 +11,7 @@ from hpc_launch import ranges
 from hpc_launch.records import words
 from hpc_launch.review import lanes, scale
 from hpc_launch.review.lanes import Bar, End, Lane, Track
-from hpc_launch.review.scale import Scale, Tick
+from hpc_launch.review.scale import Scale, Tick, short
 from hpc_launch.review.timeline import Moment, Span, Timeline
 from hpc_launch.text import count, date_and_time, duration, time_of_day
 
@@ -319,11 +319,6 @@ def _notes(axis: Scale, tracks: Sequence[Track], shown: Sequence[Lane], cuts: Se
     if len(shown) < len(tracks):
         found.append("Ranks that did the same share a lane.")
     return found
-
-
-def short(number: float) -> str:
-    """A number of the picture, to a tenth of a unit."""
-    return f"{number:.1f}".removesuffix(".0")
 
 
 def _short(text: str, limit: int) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hpc_launch import hostlist
 from hpc_launch.errors import HostlistError
+from hpc_launch.node import processes
 from hpc_launch.records import bad_nodes, causes, history, members, telling
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import Attempt, History, Mark, NodeEvent, Worker
@@ -216,4 +217,4 @@ def _alive(found: History) -> bool | None:
     here = socket.gethostname().partition(".")[0]
     if not agents or any(host not in (here, "localhost", "127.0.0.1") or not pid for host, pid in agents):
         return None
-    return any(Path(f"/proc/{pid}").exists() for _, pid in agents)
+    return any(processes.alive(pid) for _, pid in agents)

@@ -26,6 +26,7 @@ from hpc_launch.node import processes
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import History, Mark, Run
+from hpc_launch.review import markup
 from hpc_launch.review.job_state import SlurmAnswer, Standing, State
 from hpc_launch.slurm.job import JobRecord, explain
 from tests import histories
@@ -426,6 +427,27 @@ def test_html_of_every_state(state: State) -> None:
     assert (">in other words · " in more, f">{state.value} · " in shown) == (True, False)
 
 
+def test_html_shows_what_would_be_invisible() -> None:
+    """A job's last lines may hold what a terminal obeys, or what no page can have."""
+    shown = html.render(view(lines=("\x1b[31mred\x1b[0m \0", "  two\tthree \ud800"), source="rank 0"))
+
+    assert "red \\x00\n  two\tthree \\xd800</div>" in shown
+
+
+def test_curves_in_html() -> None:
+    """Each rank has its colour, in its row and in the picture; what its points reach is behind its mean."""
+    curves = (((1, 3.0), (2, 1.0)), tuple((step, 1.0 + step % 7) for step in range(500)), ())
+    ranks = tuple(RankView(rank, "gpu001", mark(rank, 50), curve) for rank, curve in enumerate(curves))
+    tree = ET.fromstring(html.render(view(ranks=ranks, value="loss")))
+    lines = [(line.get("stroke"), line.get("stroke-width")) for line in tree.iter("polyline")]
+    first, second, third = markup.SERIES[:3]
+
+    assert lines == [(second, "1"), (second, "1.6"), (first, "1.6")]
+    assert [dot.get("fill") for dot in tree.iter("circle")] == [second, first]
+    assert f"background:{third}" in ET.tostring(tree, encoding="unicode")
+    assert [word.text for word in tree.iter("text")] == ["loss", "1", "7", "0", "step 499"]
+
+
 def test_html_stays_small() -> None:
     """A page does not grow with the training: curves are thinned out."""
     points = tuple((step, 1 / step + step % 7) for step in range(1, 5000))
@@ -453,7 +475,9 @@ def test_a_curve_of_few_points() -> None:
     points = [(step * step, float(step)) for step in range(10)]
 
     assert [drawing.mean(part) for part in drawing.divide(points[:2])] == points[:2]
-    assert drawing.plot("loss", [drawing.Line("rank 0", "#000", points[:2])]).count("<polyline") == 1
+    shown = drawing.plot("loss", [drawing.Line("rank 0", "#000", points[:2])])
+    assert shown is not None
+    assert [(curve.path, curve.reach) for curve in shown.curves] == [("58,112 332,18", "")]
 
 
 @pytest.mark.parametrize(
@@ -463,8 +487,11 @@ def test_a_curve_of_few_points() -> None:
 def test_values_of_many_sizes_are_drawn_by_their_logarithms(values: tuple[float, float], named: str) -> None:
     shown = drawing.plot("loss", [drawing.Line("rank 0", "#000", list(enumerate(values)))])
 
-    assert f">{named}</text>" in shown
+    assert shown is not None
+    assert (shown.title, len(shown.rules)) == (named, len({*values}))
 
 
 def test_a_point_is_no_curve() -> None:
-    assert drawing.plot("loss", [drawing.Line("rank 0", "#000", [(1, 2.0)]), drawing.Line("rank 1", "#000", [])]) == ""
+    assert (
+        drawing.plot("loss", [drawing.Line("rank 0", "#000", [(1, 2.0)]), drawing.Line("rank 1", "#000", [])]) is None
+    )
