@@ -38,7 +38,7 @@ def mentions(text: object, *words: object) -> bool:
     """
     found = str(text)
     each = [word for word in words for word in (word.split() if isinstance(word, str) else [str(word)])]
-    return all(re.search(rf"(?<![\w.]){re.escape(word)}(?!\w|\.\w)", found) for word in each)
+    return all(re.search(rf"(?<!\w)(?<!\d\.){re.escape(word)}(?!\w|\.\w)", found) for word in each)
 
 
 def lines_mention(lines: Sequence[str], *words: object) -> bool:

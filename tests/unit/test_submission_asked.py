@@ -12,6 +12,7 @@ from hpc_launch.errors import UsageError
 from hpc_launch.settings import files
 from hpc_launch.submission import asked
 from hpc_launch.submission.options import OPTIONS, SHORT
+from tests.support import mentions
 
 PROJECT, USER, SITE = "project/hpc-launch.toml", "home/.config/hpc-launch/config.toml", "etc/config.toml"
 
@@ -84,20 +85,20 @@ def test_values_are_toml(tmp_path: Path, line: str, value: asked.Value) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[submit]\npartion = 1", "there is no option 'submit.partion'; did you mean 'partition'?"),
-        ("[submit]\nmax-nodes = 1", "there is no option 'submit.max-nodes'; did you mean 'nodes'?"),
-        ("[submit.partitions.gpu]\nmax_node = 1", "'submit.partitions.gpu.max_node'; did you mean 'max-nodes'?"),
-        ("[submit.partitions.gpu]\nmax-nodes = 0", "max-nodes: 0 is not a whole number from 1 on"),
-        ('[submit.partitions.gpu]\nmax-time = "x"', "max-time: 'x' is not a time limit"),
-        ("[submit]\npartitions = 1", "submit.partitions is not a table: write [submit.partitions.NAME]"),
-        ("[submit.partitions]\ngpu = 1", "submit.partitions.gpu is not a table"),
-        ("submit = 1", "submit is not a table: write [submit]"),
-        ("[submit]\nnodes = 1.5", "submit.nodes: 1.5 is not a string or a whole number"),
-        ("[submit]\nnodes = [1]", "submit.nodes: [1] is not a string or a whole number"),
-        ("[submit]\nexclusive = 7", "submit.exclusive: 7 is not true or false"),
-        ("[submit]\nmodules = [1]", "submit.modules: [1] is not a list of strings"),
-        ("[submit]\nmem-per-gpu = 1\nmem_per_gpu = 2", "submit.mem_per_gpu is there twice"),
-        ('[submit]\ncomment = "a\\u0000"', "is not a string"),
+        ("[submit]\npartion = 1", "'submit.partion' 'partition'?"),
+        ("[submit]\nmax-nodes = 1", "'submit.max-nodes' 'nodes'?"),
+        ("[submit.partitions.gpu]\nmax_node = 1", "'submit.partitions.gpu.max_node' 'max-nodes'?"),
+        ("[submit.partitions.gpu]\nmax-nodes = 0", "submit.partitions.gpu.max-nodes 0 1"),
+        ('[submit.partitions.gpu]\nmax-time = "x"', "submit.partitions.gpu.max-time 'x'"),
+        ("[submit]\npartitions = 1", "submit.partitions [submit.partitions.NAME]"),
+        ("[submit.partitions]\ngpu = 1", "submit.partitions.gpu"),
+        ("submit = 1", "[submit]"),
+        ("[submit]\nnodes = 1.5", "submit.nodes 1.5"),
+        ("[submit]\nnodes = [1]", "submit.nodes [1]"),
+        ("[submit]\nexclusive = 7", "submit.exclusive 7 true false"),
+        ("[submit]\nmodules = [1]", "submit.modules [1] list"),
+        ("[submit]\nmem-per-gpu = 1\nmem_per_gpu = 2", "submit.mem_per_gpu"),
+        ('[submit]\ncomment = "a\\u0000"', "submit.comment"),
     ],
 )
 def test_what_a_file_cannot_say_is_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -106,7 +107,7 @@ def test_what_a_file_cannot_say_is_one_line(tmp_path: Path, text: str, message: 
     with pytest.raises(UsageError) as caught:
         heard(tmp_path, partition="gpu")
     assert str(caught.value).startswith(f"{tmp_path}/{PROJECT}: ")
-    assert message in str(caught.value)
+    assert mentions(caught.value, message)
 
 
 def test_a_mistake_does_not_hurt_a_run(tmp_path: Path) -> None:
