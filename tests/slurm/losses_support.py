@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpc_launch.records import events
 from tests.cluster import Cluster
 from tests.slurm.steps_support import DEADLINE, PREAMBLE, Ended
 from tests.support import mentions, wait_for

@@ -258,7 +258,7 @@ def test_a_leader_that_is_lost(path: Path) -> None:
         log.record(events.WORKER_STARTED, when=101.0, attempt=0, rank=agent, local_rank=0, pid=5)
         if agent:
             log.record(events.NODE_LOST, when=110.0 + agent, attempt=0, hosts="gpu000")
-            log.record(events.RUN_ENDED, when=111.0 + agent, attempt=0, status=69, cause="lost the agent on gpu000")
+            log.record(events.RUN_ENDED, when=111.0 + agent, attempt=0, status=69, cause="gpu000 is lost")
     told = history.read(path)
     (attempt,) = told.attempts
     cause = causes.of(told, attempt)
@@ -291,7 +291,7 @@ def test_a_run_ends_as_those_say_who_were_in_it(path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "hang"),
     [
-        ({"cause": "hang: no output and no progress for 60 s (--hang-timeout): rank 0 waits"}, True),
+        ({"cause": "hang: nothing for 60 s (--hang-timeout): rank 0 waits"}, True),
         ({"cause": "it hung", "hang": True}, True),
         ({"cause": "it hung", "hang": "yes"}, False),
         ({"cause": "rank 0 on gpu001 (local rank 0) failed with exit status 124"}, False),

@@ -17,7 +17,7 @@ from hpc_launch.records import events, telling
 from hpc_launch.records.model import NodeState
 from hpc_launch.slurm.nodes import NodeRecord
 from hpc_launch.slurm.rules import ClusterRules
-from tests.support import lines_mention, wait_for
+from tests.support import lines_mention, mentions, wait_for
 
 DEADLINE = 60.0
 UP, DOWN = NodeRecord("gpu1", "MIXED", booted=5.0), NodeRecord("gpu1", "DOWN", "it smokes", since=7.0)
@@ -65,10 +65,10 @@ def ended(view: NodeHealth) -> bool:
 @pytest.mark.parametrize(
     ("answers", "states", "said"),
     [
-        ([DOWN], ["DOWN"], "Slurm says DOWN since "),
-        ([UP, DOWN], ["MIXED", "DOWN"], "Slurm says DOWN since "),
-        ([UP], ["MIXED"] * 3, "Slurm says that the node is up (MIXED)"),
-        ([None, None, DOWN], ["DOWN"], "Slurm says DOWN since "),
+        ([DOWN], ["DOWN"], "Slurm DOWN"),
+        ([UP, DOWN], ["MIXED", "DOWN"], "Slurm DOWN"),
+        ([UP], ["MIXED"] * 3, "Slurm MIXED"),
+        ([None, None, DOWN], ["DOWN"], "Slurm DOWN"),
         ([None], [], ""),
     ],
 )
@@ -88,7 +88,7 @@ def test_it_is_asked_until_it_knows(
     assert [state.state for state in slurm.heard] == states
     assert [state.last for state in slurm.heard] == [*[False] * (len(states) - 1), *[True] * bool(states)]
     assert told.count("hpc-launch: gpu1: ") == bool(said)
-    assert said in told
+    assert mentions(told, said)
 
 
 def test_where_slurm_never_takes_a_node_for_down(views: Any) -> None:
