@@ -42,25 +42,25 @@ def ends(told: Report, attempt: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("facts", "later", "word", "sentence"),
+    ("facts", "later", "word", "said"),
     [
-        ({"attempts": 1}, 1000, "Finished", "All 8 ranks ended well."),
-        ({"attempts": 3}, 1000, "Finished", "All 8 ranks ended well in attempt 2."),
-        ({"nodes": 1, "per_node": 1, "attempts": 1}, 1000, "Finished", "The only rank ended well."),
-        ({"ending": "failed"}, 1000, "Failed", "It ended with status 1."),
-        ({"ending": "failed", "exception": None}, 1000, "Failed", "It ended with status 137."),
-        ({"ending": "stopped"}, 1000, "Stopped", "It was stopped by SIGTERM, and ended with status 143."),
-        ({"attempts": 1, "ending": "failed", "requeues": [0]}, 1000, "Requeued", "The run has ended, and Slurm"),
-        ({"attempts": 1, "ending": ""}, 40, "Running", "The last sign of life is of 2024-06-10 06:13:50: attempt 0."),
-        ({"attempts": 1, "ending": ""}, 4000, "No end recorded", "The last sign of life is of 2024-06-10 06:13:50; "),
+        ({"attempts": 1}, 1000, "Finished", "8"),
+        ({"attempts": 3}, 1000, "Finished", "8 2"),
+        ({"nodes": 1, "per_node": 1, "attempts": 1}, 1000, "Finished", "rank"),
+        ({"ending": "failed"}, 1000, "Failed", "1"),
+        ({"ending": "failed", "exception": None}, 1000, "Failed", "137"),
+        ({"ending": "stopped"}, 1000, "Stopped", "SIGTERM 143"),
+        ({"attempts": 1, "ending": "failed", "requeues": [0]}, 1000, "Requeued", "Slurm"),
+        ({"attempts": 1, "ending": ""}, 40, "Running", "2024-06-10 06:13:50 0"),
+        ({"attempts": 1, "ending": ""}, 4000, "No end recorded", "2024-06-10 06:13:50 hpc-launch status"),
     ],
 )
-def test_how_it_went(tmp_path: Path, facts: dict[str, Any], later: float, word: str, sentence: str) -> None:
+def test_how_it_went(tmp_path: Path, facts: dict[str, Any], later: float, word: str, said: str) -> None:
     """In a word and a sentence; a job that is silent for long is not said to be dead."""
     verdict = report(tmp_path / "1.0", now=BEGIN + later, **facts).verdict
 
     assert verdict.word == word
-    assert verdict.sentence.startswith(sentence)
+    assert mentions(verdict.sentence, said)
 
 
 def test_how_ranks_ended(tmp_path: Path) -> None:
