@@ -313,10 +313,9 @@ def test_root_causes(make: Maker, lines: list[str]) -> None:
 
 def test_lost_nodes() -> None:
     """What Slurm knows of them, and what the next job had better be without."""
-    facts = {"host": "gpu1", "reason": "", "since": None, "booted": 5.0, "waited": 40}
-    down = NodeState(time=140.0, state="DOWN", gone=True, last=True, **{**facts, "reason": "it smokes"})
-    unnoticed = NodeState(time=140.0, state="MIXED", gone=False, last=False, **facts)
-    well = NodeState(time=140.0, state="MIXED", gone=False, last=True, **facts)
+    well = NodeState(140.0, "gpu1", "MIXED", gone=False, reason="", since=None, booted=5.0, waited=40.0, last=True)
+    unnoticed = dataclasses.replace(well, last=False)
+    down = dataclasses.replace(well, state="DOWN", gone=True, reason="it smokes")
 
     assert [telling.slurms_word(state) for state in (down, unnoticed, well)] == [
         "Slurm says DOWN: it smokes",
