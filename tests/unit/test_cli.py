@@ -232,7 +232,7 @@ def test_the_version(command: Command) -> None:
         (["config", "shwo"], 2, ["shwo"]),
         (["config", "show", "--profile", "slingshto"], 2, ["--profile", "'slingshot'?"]),
         (["--profile", "mine.toml", "train.py"], 2, ["--profile", "mine.toml"]),
-        (["hosts"], 2, ["hpc-launch hosts"]),
+        (["hosts"], 2, ["gpu[01-04]"]),
         (["hosts", "gpu[3-1]"], 2, ["'gpu[3-1]'", "'3-1'"]),
         (["hosts", "a", "--slice", "x"], 2, ["slice 'x'"]),
         (["hosts", "--hostfile", "missing.txt"], 2, ["--hostfile", "missing.txt", "No such file"]),
