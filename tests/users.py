@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_launch import owners
+from hpc_launch.owners import folders, parents
 
 # Ordinary users that no machine has, and the group of a project.
 ALICE, BOB = 61234, 61235
@@ -55,8 +55,8 @@ def run_as(
             os.setuid(uid)
             os.umask(umask)
             os.chdir(cwd or "/")
-            owners._GOOD_PARENTS.clear()
-            owners._SHOWN_OWNERS.clear()
+            parents._GOOD_PARENTS.clear()
+            folders._SHOWN_OWNERS.clear()
             try:
                 words = work()
             except Exception as error:  # noqa: BLE001 - whatever it is, the test is shown it

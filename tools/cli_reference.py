@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from hpc_launch.cli import cli
-from hpc_launch.settings import PREFIX, TORCHRUN_PREFIX, Console, CpuBind, OptionSpec, Settings, specs
+from hpc_launch.settings import OptionSpec, Settings, specs, writing
 
 PAGE = Path(__file__).parents[1] / "docs/cli.md"
 WIDTH = 118
@@ -117,7 +117,7 @@ def section(command: click.Command, context: click.Context) -> Iterator[str]:
     yield description(command)
     if command.name == "run":
         yield AUTHORITY
-        names = ", ".join(f"`{spec.keys[0]}`" for spec in known.values() if spec.not_in_files)
+        names = ", ".join(f"`{spec.key}`" for spec in known.values() if spec.not_in_files)
         yield "\n".join(wrap(ELSEWHERE.format(names=names), ""))
         yield from groups(known)
         yield "### Only here"
@@ -133,7 +133,11 @@ def groups(known: dict[str, OptionSpec]) -> Iterator[str]:
     for group in dict.fromkeys(spec.group for spec in known.values()):
         yield f"### {group}"
         yield "\n".join(
-            entry(flags(spec), f"{spec.help} {default(defaults[name], spec)}".strip(), variables(name, spec))
+            entry(
+                flags(spec),
+                f"{spec.help} {default(defaults[name], spec)}".strip(),
+                ", ".join(f"`{variable}`" for variable in spec.variables),
+            )
             for name, spec in known.items()
             if spec.group == group
         )
@@ -160,32 +164,11 @@ def spelling(option: click.Option) -> str:
     return words if option.is_flag else f"{words} {option.metavar or 'TEXT'}"
 
 
-def variables(name: str, spec: OptionSpec) -> str:
-    """Return the variables of an option."""
-    names = [PREFIX + name.upper()]
-    if spec.torchrun_variable:
-        names.append(TORCHRUN_PREFIX + name.upper())
-    return ", ".join(f"`{variable}`" for variable in names)
-
-
 def default(value: Any, spec: OptionSpec) -> str:
     """Return the sentence about a default; empty where the help says it, or how the value is derived."""
     if value is None or value == () or spec.is_flag or "default" in spec.help.lower():
         return ""
-    return f"Default: `{written(value)}`."
-
-
-def written(value: Any) -> str:
-    """Return a value as it is written on the command line."""
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    if isinstance(value, Console):
-        return value.mode
-    if isinstance(value, (int, str, CpuBind)):
-        return str(value)
-    if isinstance(value, float):
-        return f"{value:g}"
-    raise TypeError(f"a default of type {type(value).__name__}: say in written() how it is written")
+    return f"Default: `{f'{value:g}' if isinstance(value, float) else writing.text(value)}`."
 
 
 def description(command: click.Command) -> str:

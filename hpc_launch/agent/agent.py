@@ -1,9 +1,9 @@
 """The agent: torch's elastic agent, with workers, environments and rounds of our own.
 
-It is a subclass of torch's LocalElasticAgent. With any other rendezvous backend torch's loop runs it; with `slurm` the
-loop is the one here, in which all agents do the same at the same time. Here is what torch calls and when; what is done
-then is in the parts that an agent is made of: `run_context`, `worker_pool`, `round_supervisor`, `job_facts`,
-`recorder`, `log_messages`, and `workers.notice_signals`.
+It is torch's LocalElasticAgent with other steps (`torch_private.ElasticAgent`). With any other rendezvous backend
+torch's loop runs it; with `slurm` the loop is the one here, in which all agents do the same at the same time. Here is
+what is called and when; what is done then is in the parts that an agent is made of: `run_context`, `worker_pool`,
+`round_supervisor`, `job_facts`, `recorder`, `log_messages`, and `workers.notice_signals`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,9 @@ import contextlib
 import signal
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, cast
 
 from torch.distributed import Store  # type: ignore[attr-defined]  # public, but its types do not export it
 from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
-from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.events.api import Event, EventSource
 from torch.distributed.elastic.multiprocessing import LogsSpecs
 
 from hpc_launch import patience
@@ -38,6 +35,7 @@ from hpc_launch.rendezvous.handler import SlurmRendezvous, SpareReleased
 from hpc_launch.rendezvous.messages import Ending, RoundEnd, RoundPlan
 from hpc_launch.settings import Origin
 from hpc_launch.slurm.job import JobRecord
+from hpc_launch.torch_private import ElasticAgent, WorkerContext
 from hpc_launch.workers.command_workers import Wakeup, wakeup
 from hpc_launch.workers.factory import Factory
 from hpc_launch.workers.grace_period import GracePeriod
@@ -52,7 +50,7 @@ _RECORDS_SECONDS = 5.0
 _IDLE_SECONDS = 2.0
 
 
-class Agent(LocalElasticAgent):
+class Agent(ElasticAgent):
     """One node's agent.
 
     Attributes:
@@ -81,14 +79,7 @@ class Agent(LocalElasticAgent):
             signals: what has come to this process.
             job_monitor: begins to ask Slurm about the end of the job, where a plan makes that this agent's task.
         """
-        # The time out of torch's exit barrier, for other backends: a slow node may finish as late as the job lives.
-        super().__init__(
-            # Ours are made for each attempt: they need its number.
-            spec,
-            cast("LogsSpecs", logs_specs),
-            start_method=plan.settings.start_method,
-            exit_barrier_timeout=365 * 24 * 3600.0,
-        )
+        super().__init__(spec, logs_specs, events=plan.settings.event_log_handler != "null")
         handler = spec.rdzv_handler
         self.end: RoundEnd | None = None
         self._own = handler if isinstance(handler, SlurmRendezvous) else None
@@ -100,7 +91,7 @@ class Agent(LocalElasticAgent):
         self._recorder = Recorder(self._context, environ)
         self._slurm = JobFacts(self._peers, job_monitor, in_step=plan.world.origin is Origin.STEP)
         self._grace_period = GracePeriod(_grace(plan, environ), self._slurm.facts, signals)
-        self._pool = WorkerPool(self._context, environ, factory, self._grace_period)
+        self._pool = WorkerPool(self._context, factory, self._grace_period)
         self._notices = Notices(lambda: signals.notices, self._pool.heard, self._pool.send, signals.passed_on)
         self._output = Output(plan.settings, plan.world.host, logs_specs)
         self._told_of_disk = False
@@ -148,9 +139,9 @@ class Agent(LocalElasticAgent):
         """Write down how the run ended for this agent."""
         self._recorder.left(error.exit_status if error else 0, str(error) if error else "")
 
-    def failure_of(self, result: RunResult) -> RoundEnd:
+    def failure(self) -> RoundEnd:
         """The end of a run under another backend, whose agents know only their own failures."""
-        failure = failure_of(self._context, self._recorder, result.failures.values())
+        failure = failure_of(self._context, self._recorder)
         end = self._own_end(Ending.FAILED, failure.status, failure.cause)
         log_messages.failure(self._context, causes.find(self._recorder.summary(end.cause)), end.cause)
         return end
@@ -163,10 +154,11 @@ class Agent(LocalElasticAgent):
 
     # ---- an attempt begins
 
-    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+    def rendezvous(self, group: WorkerGroup) -> None:
+        """Meet the other agents, and write down the attempt that begins."""
         with self._signals.raising():
-            super()._rendezvous(worker_group)
-        context, budget = self._context, worker_group.spec.max_restarts
+            super().rendezvous(group)
+        context, budget = self._context, group.spec.max_restarts
         if self._own is not None and self._own.elastic:
             context.move(self._own.world(self._whole))
             self.follow_slurm()
@@ -176,12 +168,12 @@ class Agent(LocalElasticAgent):
             )  # before a number says that it is known
             context.number, context.first_label = self._own.round_number, self._own.plan.first_attempt
             context.label = context.first_label + context.number
-            self._remaining_restarts = max(0, budget - context.number)
+            self.remaining_restarts = max(0, budget - context.number)
         else:
-            context.number = budget - self._remaining_restarts  # torch's agents count their own restarts
+            context.number = budget - self.remaining_restarts  # torch's agents count their own restarts
             if not self._recorder.opened:
                 context.first_label = context.label
-        self._write_down(worker_group.workers[0].world_size)
+        self._write_down(group.workers[0].world_size)
 
     def _record_as_spare(self, plan: RoundPlan) -> None:
         """Begin to write down what is seen here, where there are no workers: a spare may lead."""
@@ -201,7 +193,7 @@ class Agent(LocalElasticAgent):
         self._context.make_directory()
         self._recorder.begin(world_size)
 
-    def _assign_worker_ranks(
+    def assign_worker_ranks(
         self, store: Store, group_rank: int, group_world_size: int, spec: WorkerSpec
     ) -> list[Worker]:
         """The ranks of the workers here, by the plan of the round: the others need not be asked."""
@@ -211,38 +203,31 @@ class Agent(LocalElasticAgent):
             if not self.begun:
                 free = patience.wait_for(context.job.next_attempt, context.place)
             context.label = foreign_backends.agreed_label(store, group_rank, free=free)
-            workers: list[Worker] = super()._assign_worker_ranks(store, group_rank, group_world_size, spec)
-            return workers
+            return super().assign_worker_ranks(store, group_rank, group_world_size, spec)
         sizes = self._own.plan.workers
         first, whole = sum(sizes[:group_rank]), sum(sizes)
         return [Worker(local, first + local, first + local, whole, whole) for local in range(spec.local_world_size)]
 
-    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+    def start_workers(self, group: WorkerGroup) -> WorkerContext:
+        """Start the workers of an attempt, and what follows their output."""
         self._signals.handle()
-        environs = environments(self._context, worker_group, self._environ)
-        self._setup_local_watchdog(envs=environs)
-        self._setup_healthcheck()
+        environs = environments(self._context, group, self._environ)
+        self.watch(environs)
         logs = self._output.of_next_attempt(self._context.job)
-        self._pcontext = self._pool.start(worker_group.spec, environs, logs)
-        self._signals.handle()  # torch puts its own handlers there, where it starts workers
+        workers = self._pool.start(group.spec, environs, logs)
         self._output.start()
         self._notices.begin(self._pool.running)
         with self._recorder.together():
-            for worker in worker_group.workers:
-                self._recorder.started(worker.local_rank, worker.global_rank, self._pcontext)
-        return self._pcontext.pids()
-
-    def _construct_event(self, state: str, *args: Any, **kwargs: Any) -> Event:
-        """Make torch's events only for those who read them: they look up the host's full name, which can take long."""
-        if self._context.plan.settings.event_log_handler != "null":
-            return super()._construct_event(state, *args, **kwargs)
-        return Event(state, EventSource.AGENT)
+            for worker in group.workers:
+                self._recorder.started(worker.local_rank, worker.global_rank, workers)
+        return workers
 
     # ---- it goes on
 
-    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        result: RunResult = super()._monitor_workers(worker_group)
-        self._recorder.look(self._pcontext)
+    def monitor_workers(self, group: WorkerGroup) -> RunResult:
+        """Look at the workers, and do what is due."""
+        result = super().monitor_workers(group)
+        self._recorder.look(self._pool.workers)
         self._pass_on_notices()
         self._mind_the_disk()
         self._slurm.pass_on()
@@ -273,24 +258,12 @@ class Agent(LocalElasticAgent):
 
     # ---- it ends
 
-    def _stop_workers(self, worker_group: WorkerGroup, **_: Any) -> None:  # noqa: ARG002 - there is one group
-        self._shutdown()
-
-    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *_: Any, **__: Any) -> None:
-        """End the workers of this attempt, and nothing else.
-
-        Not torch's own: its further arguments differ between releases, and that of torch 2.4 closes the rendezvous.
-        """
-        for helper in (self._worker_watchdog, getattr(self, "_health_check_server", None)):
-            if helper is not None:
-                helper.stop()
-        self._worker_watchdog = self._health_check_server = None
-        self._pool.stop(death_sig, then=self._tell_stop)
+    def end_workers(self, signum: signal.Signals) -> None:
+        """End the workers of this attempt, and nothing else."""
+        self._pool.stop(signum, then=self._tell_stop)
         self._output.finish()
         self._mind_the_disk()
-        self._recorder.finish(
-            self._pcontext, "" if self._worker_group.state is WorkerState.SUCCEEDED else death_sig.name
-        )
+        self._recorder.finish(self._pool.workers)
 
     def _tell_stop(self) -> None:
         """Say what stops the run, and how long that may take, when the workers have been told."""
@@ -298,11 +271,11 @@ class Agent(LocalElasticAgent):
             self._slurm.await_answer()
             log_messages.stop(self._context, self._stop.cause, self._grace_period.left)
 
-    def _restart_workers(self, worker_group: WorkerGroup) -> None:
+    def restart_workers(self, group: WorkerGroup) -> None:
         """Begin another attempt, as torch's own loop does it."""
         failed = causes.first(self._recorder.workers)
         self._own_end(Ending.RESTART, 1, telling.line(failed) if failed else "the group has changed")
-        super()._restart_workers(worker_group)
+        super().restart_workers(group)
 
     def _own_end(self, how: Ending, status: int, cause: str) -> RoundEnd:
         """The end of an attempt under another backend, as this agent alone sees it; it is written down."""
@@ -313,22 +286,23 @@ class Agent(LocalElasticAgent):
 
     # ---- all attempts
 
-    def _invoke_run(self, role: str = "default") -> RunResult:
+    def invoke_run(self) -> RunResult:
+        """Go through all attempts: by torch's loop, or by that of the `slurm` rendezvous."""
         if self._own is None:
-            result: RunResult = super()._invoke_run(role)
+            result = super().invoke_run()
             if not result.is_failed():
                 self._own_end(Ending.DONE, 0, "")
             return result
         with wakeup() as alarm:
             while True:
                 try:
-                    self._initialize_workers(self._worker_group)
+                    self.initialize_workers(self.worker_group)
                 except SpareReleased as released:
                     self.end = released.end
                     if released.end.ending != Ending.DONE.value:
                         return RunResult(WorkerState.FAILED)
                     # torch wants to know of its workers, though there were none.
-                    nothing = dict.fromkeys(worker.global_rank for worker in self._worker_group.workers)
+                    nothing = dict.fromkeys(worker.global_rank for worker in self.worker_group.workers)
                     return RunResult(WorkerState.SUCCEEDED, return_values=nothing)
                 self._own.report_begun()
                 self._recorder.clock(self._own.clock())
@@ -341,12 +315,12 @@ class Agent(LocalElasticAgent):
 
     def _watch(self, handler: SlurmRendezvous, alarm: Wakeup) -> RoundSupervisor:
         """What follows the round that has begun."""
-        group = self._worker_group
+        group = self.worker_group
         # torch's loop polls so often; here the end of a worker, signals and messages end a wait.
-        interval = max(self._worker_group.spec.monitor_interval, _IDLE_SECONDS)
+        interval = max(group.spec.monitor_interval, _IDLE_SECONDS)
 
         def monitor() -> RunResult:
-            result = self._monitor_workers(group)
+            result = self.monitor_workers(group)
             group.state = result.state
             return result
 
@@ -370,7 +344,7 @@ class Agent(LocalElasticAgent):
             self._stop = end
             self._slurm.ask_again()
         # Who waits for a worker that is gone would not hear of anything less than SIGKILL.
-        self._shutdown(signal.Signals[end.signal or ("SIGKILL" if end.lost else "SIGTERM")])
+        self.shutdown(signal.Signals[end.signal or ("SIGKILL" if end.lost else "SIGTERM")])
         if end.signal or not self._context.leader:
             return
         if end.ending == Ending.RESTART.value:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-import torch.distributed.run as torchrun
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 from torch.distributed.elastic.rendezvous.api import RendezvousError as TorchRendezvousError
 
+from hpc_launch import torch_private
 from hpc_launch.agent import foreign_backends, job_requeue, log_messages, node_health, torch_adapter
 from hpc_launch.agent.agent import Agent
 from hpc_launch.agent.job_monitor import JobMonitor
@@ -56,7 +56,7 @@ def count_processes(word: str) -> int:
         UsageError: when torch does not know it.
     """
     try:
-        return int(torchrun.determine_local_world_size(word))
+        return torch_private.count_processes(word)
     except ValueError as error:
         raise UsageError(f"--nproc-per-node: {error}", option="--nproc-per-node") from error
 
@@ -184,7 +184,7 @@ def _run_agent(agent: Agent, handler: RendezvousHandler, plan: Plan) -> HpcLaunc
         return RendezvousError(f"{plan.backend} rendezvous at '{plan.endpoint}': {torch_adapter.first_line(problem)}")
     end = agent.end
     if end is None and result.is_failed():
-        end = agent.failure_of(result)
+        end = agent.failure()
     if end is None or end.ending != Ending.FAILED.value:
         return None
     if end.signal:

@@ -13,16 +13,13 @@ from typing import Any
 from torch.distributed import DistError, Store  # type: ignore[attr-defined]  # public, but its types do not export it
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 from torch.distributed.elastic.rendezvous.api import RendezvousError as TorchRendezvousError
-from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
+from hpc_launch import torch_private
 from hpc_launch.agent.torch_adapter import first_line
 from hpc_launch.errors import RendezvousError, UsageError
 from hpc_launch.node import network
 from hpc_launch.plan.model import Plan
 from hpc_launch.settings import Origin
-
-# Tells torch's c10d rendezvous to have the workers of each attempt open a store of their own (dynamic_rendezvous.py).
-_OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 
 # Where the number of an attempt is found in the agents' store, and how long it may take until it is there.
 _KEY = "hpc-launch/attempt"
@@ -49,7 +46,7 @@ def make_handler(plan: Plan) -> RendezvousHandler:
         if named in (network.short_name(name) for name in (plan.world.hosts[0], *plan.leaders)):
             configuration.setdefault("is_host", "1" if plan.world.node_rank == 0 else "0")
     # Workers that share the agents' store read there what the attempt before has left, and cannot start again.
-    os.environ.setdefault(_OWN_STORE, "1")
+    os.environ.setdefault(torch_private.OWN_STORE, "1")
     parameters = RendezvousParameters(
         backend=plan.backend,
         endpoint=plan.endpoint,
@@ -60,14 +57,14 @@ def make_handler(plan: Plan) -> RendezvousHandler:
         **configuration,
     )
     try:
-        return get_rendezvous_handler(parameters)
+        return torch_private.rendezvous_handler(parameters)
+    except torch_private.UnknownBackendError:
+        raise UsageError(
+            f"--rdzv-backend: '{plan.backend}' is not a rendezvous backend that torch knows: slurm, static, c10d, "
+            "etcd, etcd-v2, or one from an installed package",
+            option="--rdzv-backend",
+        ) from None
     except (ValueError, TorchRendezvousError) as error:
-        if isinstance(error.__cause__, KeyError):  # it is not in torch's registry
-            raise UsageError(
-                f"--rdzv-backend: '{plan.backend}' is not a rendezvous backend that torch knows: slurm, static, c10d, "
-                "etcd, etcd-v2, or one from an installed package",
-                option="--rdzv-backend",
-            ) from None
         raise RendezvousError(f"{plan.backend} rendezvous at '{plan.endpoint}': {first_line(error)}") from error
 
 

@@ -8,13 +8,11 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.elastic.multiprocessing import PContext
-from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
-from torch.version import __version__ as torch_version
+import torch
 
 import hpc_launch
 from hpc_launch import patience
@@ -124,7 +122,7 @@ class Recorder:
             "versions": {
                 "hpc-launch": hpc_launch.__version__,
                 "python": platform.python_version(),
-                "torch": str(torch_version),
+                "torch": str(torch.__version__),
                 "kernel": platform.release(),
             },
         }
@@ -161,7 +159,7 @@ class Recorder:
         if measured is not None:
             self.say(events.CLOCK, offset=round(measured[0], 6), error=round(measured[1], 6))
 
-    def started(self, local_rank: int, rank: int, workers: PContext) -> None:
+    def started(self, local_rank: int, rank: int, workers: CommandWorkers) -> None:
         """A worker has been started."""
         pid = workers.pids()[local_rank]
         paths = (workers.stdouts, workers.stderrs, workers.error_files)
@@ -186,9 +184,9 @@ class Recorder:
             files=self._context.job.rank(self._context.label, world.host, rank),
         )
 
-    def look(self, workers: PContext | None) -> None:
+    def look(self, workers: CommandWorkers | None) -> None:
         """Write down which workers have ended since; from time to time, that this agent is there."""
-        if isinstance(workers, CommandWorkers):
+        if workers is not None:
             with self.together():
                 for local_rank, end in [*workers.endings.items()]:
                     usage = Usage(round(end.user, 3), round(end.system, 3), end.max_rss)
@@ -201,29 +199,14 @@ class Recorder:
             self.say(events.HEARTBEAT, running=len(running), waiting=sorted(waiting & self._waiting))
             self._waiting = waiting
 
-    def failed(self, failures: Iterable[ProcessFailure]) -> None:
-        """Write down workers of torch's making that have failed."""
-        for failure in failures:
-            self._ended(failure.local_rank, failure.exitcode, time.time(), "", None)
-
-    def finish(self, workers: PContext | None, told: str) -> None:
-        """The workers of this attempt are gone: write down what was not yet.
-
-        Args:
-            workers: they.
-            told: the signal that those of torch's making were sent, if they had not ended; empty if all had.
-        """
+    def finish(self, workers: CommandWorkers | None) -> None:
+        """The workers of this attempt are gone: write down what was not yet."""
         self.look(workers)
-        hung = set(workers.hung) if isinstance(workers, CommandWorkers) else set()
-        for local_rank, worker in [*self._workers.items()]:
-            if worker.ended is not None:
-                continue
-            if worker.pid in hung:
+        for worker in self.workers:
+            if worker.ended is None and workers is not None and worker.pid in workers.hung:
                 failure = {"hung": failure_evidence.hung_in(worker.pid) or "the kernel"}
                 facts: dict[str, Any] = {"exitcode": None, "told": "SIGKILL", "failure": failure}
                 self.say(events.WORKER_ENDED, rank=worker.rank, local_rank=worker.local_rank, **facts)
-            elif not isinstance(workers, CommandWorkers):
-                self._ended(local_rank, -15 if told else 0, time.time(), told, None)
 
     def ended(self, end: RoundEnd) -> None:
         """The attempt has ended, for all agents or for this one."""
@@ -285,13 +268,11 @@ class Recorder:
                 return False
         return self._log is not None
 
-    def _ended(self, local_rank: int, exitcode: int, when: float, told: str, usage: Usage | None) -> None:
+    def _ended(self, local_rank: int, exitcode: int, when: float, told: str, usage: Usage) -> None:
         worker = self._workers.get(local_rank)
         if worker is None or worker.ended is not None:
             return
-        facts: dict[str, Any] = {"exitcode": exitcode, "told": told}
-        if usage is not None:
-            facts["usage"] = dataclasses.asdict(usage)
+        facts: dict[str, Any] = {"exitcode": exitcode, "told": told, "usage": dataclasses.asdict(usage)}
         failure: dict[str, Any] = {}
         if exitcode != 0:
             files, before = self._files[local_rank], self._before

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
-from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from hpc_launch.agent import hang_detector, log_messages
 from hpc_launch.agent.hang_detector import HangWatch
@@ -40,9 +39,8 @@ class Failure:
     follows: bool
 
 
-def failure_of(context: RunContext, recorder: Recorder, failures: Iterable[ProcessFailure]) -> Failure:
-    """Judge a failure of workers here, and write it down."""
-    recorder.failed(failures)
+def failure_of(context: RunContext, recorder: Recorder) -> Failure:
+    """Judge a failure of workers here, which is written down."""
     worker = causes.first(recorder.workers)
     if worker is None or worker.exitcode is None:
         return Failure(70, f"the agent on {context.host} lost track of its workers", follows=False)
@@ -103,7 +101,7 @@ class RoundSupervisor:
             return self.handler.report_end(128 + stop, cause, stop.name)
         if result.state in (WorkerState.SUCCEEDED, WorkerState.HEALTHY):
             return None
-        failure = failure_of(self.context, self.recorder, result.failures.values())
+        failure = failure_of(self.context, self.recorder)
         self._report_at = min(self._report_at, time.monotonic() + (_SYMPTOM_SECONDS if failure.follows else 0))
         if time.monotonic() < self._report_at:
             return None

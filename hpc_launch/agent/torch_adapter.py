@@ -2,52 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch.distributed.elastic.agent.server.api import WorkerSpec
-from torch.distributed.elastic.events.handlers import get_logging_handler
+from torch.distributed.elastic.events import get_logging_handler  # type: ignore[attr-defined]  # documented, not exported
 from torch.distributed.elastic.multiprocessing import LogsSpecs, Std
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from hpc_launch.errors import UsageError
+from hpc_launch import torch_private
+from hpc_launch.errors import ContextError, UsageError
 from hpc_launch.node import network
 from hpc_launch.plan.model import Plan
 from hpc_launch.settings import Settings, StreamChoice, Streams
-from hpc_launch.workers import command_workers
-
-# torchrun's macro for the local rank (torch/distributed/elastic/utils/api.py).
-_LOCAL_RANK = "${local_rank}"
-
-# The severity that torch's C++ parts still speak at (c10/util/Logging.h), and where that is kept.
-_CPP_FATAL = 3
-_CPP_LEVEL = "FLAGS_caffe2_log_level"
+from hpc_launch.workers import run_path
 
 
 def quieten(plan: Plan, environ: Mapping[str, str]) -> None:
-    """Silence torch in this process: what it says is said by us, in fewer words. -v or torch's variables bring it back.
+    """Silence torch in this process: what it says is said by us, in fewer words.
 
-    Its C++ parts warn of host names without a reverse entry, and print stack traces of errors that are said in a line.
-    They read TORCH_CPP_LOG_LEVEL when torch is loaded, but so would the workers that are forked from there, and theirs
-    is the script's to choose. The flag behind it is an exported variable, so it can be set later.
+    -v or torch's variables bring it back.
     """
     if plan.settings.verbose:
         return
     if "LOGLEVEL" not in environ:
         logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
-        logging.getLogger("torch.numa").setLevel(logging.CRITICAL)
     if "TORCH_CPP_LOG_LEVEL" not in environ:
-        with contextlib.suppress(OSError, ValueError):  # a build of torch that has no such flag speaks
-            library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
-            ctypes.c_int.in_dll(library, _CPP_LEVEL).value = _CPP_FATAL
+        torch_private.silence_cpp()
 
 
 def first_line(error: BaseException) -> str:
@@ -70,7 +55,7 @@ def worker_spec(plan: Plan, handler: RendezvousHandler) -> WorkerSpec:
     if settings.given("event_log_handler"):
         more["event_log_handler"] = _event_log_handler(settings.event_log_handler)  # not in torch 2.4
     if settings.numa_binding is not None:
-        more["numa_options"] = _numa_options(settings.numa_binding)
+        _check_numa_mode(settings.numa_binding)
     return WorkerSpec(
         role=settings.role,
         local_world_size=plan.local_world_size,
@@ -84,13 +69,13 @@ def worker_spec(plan: Plan, handler: RendezvousHandler) -> WorkerSpec:
     )
 
 
-def _command(plan: Plan) -> tuple[str | Callable[..., Any], tuple[Any, ...]]:
+def _command(plan: Plan) -> tuple[str, tuple[str, ...]]:
     """What a worker runs, as torchrun makes it from the same options (torch/distributed/run.py, config_from_args)."""
     settings = plan.settings
     script, *arguments = plan.script
-    local_rank = () if settings.use_env else (f"--local-rank={_LOCAL_RANK}",)
+    local_rank = () if settings.use_env else (f"--local-rank={torch_private.LOCAL_RANK}",)
     if settings.run_path:
-        return command_workers.run_path, (script, *local_rank, *arguments)
+        return sys.executable, ("-u", "-m", run_path.__name__, script, *local_rank, *arguments)
     if settings.no_python:
         return script, (*local_rank, *arguments)
     module = ("-m",) if settings.module else ()
@@ -108,15 +93,30 @@ def _event_log_handler(name: str) -> str:
     return name
 
 
-def _numa_options(mode: str) -> Any:
+def _check_numa_mode(mode: str) -> None:
     try:
-        from torch.numa.binding import AffinityMode, NumaOptions  # noqa: PLC0415 - not in older torch
+        from torch.numa.binding import AffinityMode  # noqa: PLC0415 - not in older torch
     except ImportError:
         raise UsageError("--numa-binding needs torch 2.9 or newer", option="--numa-binding") from None
     modes = [known.value for known in AffinityMode]
     if mode not in modes:
         raise UsageError(f"--numa-binding: '{mode}' is not one of {', '.join(modes)}", option="--numa-binding")
-    return NumaOptions(affinity_mode=AffinityMode(mode))
+
+
+def numa_cpus(mode: str, local_rank: int) -> tuple[int, ...]:
+    """The CPUs that torch chooses for a worker by the NUMA node of its device (--numa-binding).
+
+    Raises:
+        ContextError: when it finds none, or no device.
+    """
+    try:
+        cpus = torch_private.numa_cpus(mode, local_rank)
+        problem = "" if cpus else f"local rank {local_rank} may use none of the CPUs near its device"
+    except (RuntimeError, AssertionError, ValueError, OSError) as error:
+        cpus, problem = (), first_line(error)
+    if problem:
+        raise ContextError(f"--numa-binding {mode}: {problem}; leave it out, or see torch's numa/binding.py")
+    return cpus
 
 
 def foreign_logs(settings: Settings) -> LogsSpecs | None:

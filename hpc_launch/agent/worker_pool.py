@@ -1,4 +1,4 @@
-"""The worker processes of one agent: made for each attempt, by the factory or by torch, signalled, and ended."""
+"""The worker processes of one agent: made for each attempt by the factory, signalled, and ended."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import cast
 
 from torch.distributed.elastic.agent.server.api import Worker, WorkerGroup, WorkerSpec
-from torch.distributed.elastic.multiprocessing import LogsSpecs, PContext, start_processes
+from torch.distributed.elastic.multiprocessing import LogsSpecs
 
-from hpc_launch import secret
+from hpc_launch import torch_private
+from hpc_launch.agent import torch_adapter
 from hpc_launch.agent.run_context import RunContext
 from hpc_launch.console import say
-from hpc_launch.errors import ContextError, HpcLaunchError
+from hpc_launch.errors import HpcLaunchError
 from hpc_launch.node import processes
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.settings import Origin
-from hpc_launch.workers.command_workers import CommandWorkers, hidden_variables, replace_local_rank
+from hpc_launch.workers.command_workers import CommandWorkers
 from hpc_launch.workers.factory import Factory, FactoryLostError, spawn
 from hpc_launch.workers.factory_server import KILL_SECONDS
 from hpc_launch.workers.grace_period import GracePeriod
@@ -31,73 +32,56 @@ Environments = dict[int, dict[str, str]]
 # How long Slurm may take to signal the other processes of a task, where it signals them all.
 _OTHERS_SECONDS = 0.1
 
-# torch waits for workers of its own making in whole seconds, and not forever.
-_LONGEST_WAIT = 1 << 20
-
 
 class WorkerPool:
     """The workers of one agent, attempt after attempt.
 
     Attributes:
-        factory: makes workers that are commands; another one where it was lost.
+        factory: makes the workers; another one where it was lost.
         workers: those of the attempt; None before the first.
     """
 
-    def __init__(
-        self, context: RunContext, environ: Mapping[str, str], factory: Factory, grace_period: GracePeriod
-    ) -> None:
+    def __init__(self, context: RunContext, factory: Factory, grace_period: GracePeriod) -> None:
         """There are none yet.
 
         Args:
             context: the run that they are for.
-            environ: the agent's environment.
             factory: makes workers.
             grace_period: the time that they have to end.
         """
         self.factory = factory
-        self.workers: PContext | None = None
+        self.workers: CommandWorkers | None = None
         self._context = context
-        self._environ = environ
         self._grace_period = grace_period
 
-    def start(self, spec: WorkerSpec, environs: Environments, logs: LogsSpecs) -> PContext:
-        """Start those of an attempt.
+    def start(self, spec: WorkerSpec, environs: Environments, logs: LogsSpecs) -> CommandWorkers:
+        """Start those of an attempt, forked if possible.
 
         Raises:
             HpcLaunchError: when they cannot be started.
         """
-        arguments: dict[int, tuple[Any, ...]] = {
-            local: replace_local_rank(spec.args, int(environ["LOCAL_RANK"])) for local, environ in environs.items()
-        }
-        if callable(spec.entrypoint):
-            hidden = hidden_variables(self._environ, environs[0])
-            arguments = {local: (hidden, self._cpus(local), *words) for local, words in arguments.items()}
-        common: dict[str, Any] = {
-            "name": spec.role,
-            "entrypoint": spec.entrypoint,
-            "args": arguments,
-            "envs": environs,
-            "logs_specs": logs,
-        }
-        by_torch = callable(spec.entrypoint) or self._context.plan.settings.numa_binding
-        self.workers = self._start_by_torch(spec, common) if by_torch else self._start_commands(common)
+        try:
+            try:
+                self.workers = self._start(spec, environs, logs)
+            except FactoryLostError as error:
+                say(f"{error}: workers are started by exec")
+                self.factory.close()
+                self.factory = spawn(self.factory.mask)
+                self.workers = self._start(spec, environs, logs)
+        except (OSError, FactoryLostError) as error:
+            raise HpcLaunchError(f"{self._context.host}: {error}") from error
         return self.workers
 
     @property
     def running(self) -> list[int]:
         """Process ids of the workers that are not known to have ended."""
-        if self.workers is None:
-            return []
-        pids = self.workers.running if isinstance(self.workers, CommandWorkers) else self.workers.pids()
-        return [*pids.values()]
+        return [*self.workers.running.values()] if self.workers is not None else []
 
     def send(self, pid: int, signum: int) -> None:
         """Signal one of them."""
-        if isinstance(self.workers, CommandWorkers):
+        if self.workers is not None:
             with contextlib.suppress(FactoryLostError):
                 self.workers.send(pid, signum)
-        else:
-            processes.send(pid, signum)
 
     def heard(self, signum: int) -> bool:
         """Whether Slurm has signalled them itself: then it has signalled the factory as well."""
@@ -113,72 +97,49 @@ class WorkerPool:
             signum: what they are told first.
             then: is called when they have been told.
         """
-        if isinstance(self.workers, CommandWorkers):
-            told = self._grace_period.stopped and self._heard_soon(signum)
-            self.workers.stop(signum, told=told, then=then)
-            self.workers.close(signum)
-            if self.factory.lost:
-                _end_orphans()
-        elif self.workers is not None:
-            self._grace_period.open()
-            then()
-            self.workers.close(signum, timeout=max(1, int(min(self._grace_period.left, _LONGEST_WAIT))))
+        if self.workers is None:
+            return
+        told = self._grace_period.stopped and self._heard_soon(signum)
+        self.workers.stop(signum, told=told, then=then)
+        self.workers.close(signum)
+        if self.factory.lost:
+            _end_orphans()
 
     def close(self) -> None:
         """End the factory, and whatever there still is of what it has started."""
         self.factory.close()
 
-    def _start_commands(self, common: dict[str, Any]) -> CommandWorkers:
-        """Start workers that are commands, forked if possible."""
-        try:
-            try:
-                return self._start_with_factory(common)
-            except FactoryLostError as error:
-                say(f"{error}: workers are started by exec")
-                self.factory.close()
-                self.factory = spawn(self.factory.mask)
-                return self._start_with_factory(common)
-        except (OSError, FactoryLostError) as error:
-            raise HpcLaunchError(f"{self._context.host}: {error}") from error
-
-    def _start_with_factory(self, common: dict[str, Any]) -> CommandWorkers:
+    def _start(self, spec: WorkerSpec, environs: Environments, logs: LogsSpecs) -> CommandWorkers:
+        settings = self._context.plan.settings
         workers = CommandWorkers(
-            **common,
+            name=spec.role,
+            entrypoint=spec.entrypoint,
+            args={
+                local: torch_private.replace_local_rank(spec.args, int(environ["LOCAL_RANK"]))
+                for local, environ in environs.items()
+            },
+            envs=environs,
+            logs_specs=logs,
             factory=self.factory,
             forked=self.factory.forks,
-            group=self._context.plan.settings.no_python,
+            group=settings.no_python,
             grace_period=self._grace_period,
             job=self._context.job.path,
-            secret_names=self._context.plan.settings.secret_names,
+            secret_names=settings.secret_names,
             cpus=self._cpus,
         )
         workers.start()
         return workers
 
-    def _start_by_torch(self, spec: WorkerSpec, common: dict[str, Any]) -> PContext:
-        """Start workers as torch does: functions, and commands bound by --numa-binding."""
-        settings = self._context.plan.settings
-        # torch adds these to the environment of this process, and takes nothing away (SubprocessHandler).
-        hidden = dict.fromkeys(secret.VARIABLES & self._environ.keys(), "")
-        common["envs"] = {local: {**hidden, **environ} for local, environ in common["envs"].items()}
-        # Older releases of torch do not know of it.
-        more: dict[str, Any] = {} if settings.numa_binding is None else {"numa_options": spec.numa_options}
-        try:
-            workers: PContext = start_processes(**common, start_method=settings.start_method, **more)
-        except (RuntimeError, AssertionError, ValueError, OSError) as error:
-            if settings.numa_binding is None:
-                raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ContextError(
-                f"--numa-binding {settings.numa_binding}: {reason}; leave it out, or see torch's numa/binding.py"
-            ) from error
-        with contextlib.suppress(FactoryLostError):
-            self.factory.adopt([*workers.pids().values()])  # so that they do not outlive this agent either
-        return workers
-
     def _cpus(self, worker: int) -> tuple[int, ...]:
-        """The CPUs of one of them; none where it is not bound."""
-        shares = self._context.plan.shares
+        """The CPUs of one of them; none where it is not bound.
+
+        Raises:
+            ContextError: when torch is to say it (--numa-binding), and cannot.
+        """
+        mode, shares = self._context.plan.settings.numa_binding, self._context.plan.shares
+        if mode is not None:
+            return torch_adapter.numa_cpus(mode, worker)
         return shares[worker].cpus if shares else ()
 
     def _heard_soon(self, signum: int) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -13,7 +12,7 @@ import click
 from hpc_launch.check import request, show
 from hpc_launch.check.judge import Limits, judge
 from hpc_launch.check.run import preflight
-from hpc_launch.cli.options import CONTEXT, Call, GroupedCommand, launch_option, settings_of
+from hpc_launch.cli.options import CONTEXT, Call, GroupedCommand, launch_options, settings_of
 from hpc_launch.plan.here import gather
 
 # Options of a run that say what it would need, which every probe is told, and those that say where.
@@ -21,12 +20,6 @@ _WHAT = ("nproc_per_node", "local_addr", "master_addr", "interface", "port_range
 _WHERE = ("nodes", "jobid")
 
 _SIZE = re.compile(r"(\d+)([KMGT]?)(i?B)?", re.IGNORECASE)
-
-
-def _launch_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    for name in reversed((*_WHERE, *_WHAT, "verbose")):
-        function = launch_option(name)(function)
-    return function
 
 
 def _size(_context: click.Context, _parameter: click.Parameter, text: str) -> int:
@@ -38,7 +31,7 @@ def _size(_context: click.Context, _parameter: click.Parameter, text: str) -> in
 
 
 @click.command(cls=GroupedCommand, context_settings=CONTEXT)
-@_launch_options
+@launch_options(*_WHERE, *_WHAT, "verbose")
 @click.option(
     "--max-skew",
     type=click.FloatRange(min=0),

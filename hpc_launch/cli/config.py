@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from hpc_launch.cli.options import CONTEXT, GroupedCommand, launch_option, launch_options, settings_of
+from hpc_launch.cli.options import CONTEXT, GroupedCommand, launch_options, settings_of
 from hpc_launch.settings import Origin, Settings, files, specs, writing
 
 
@@ -22,7 +22,7 @@ def config(context: click.Context) -> None:
 
 
 @config.command(cls=GroupedCommand, context_settings=CONTEXT)
-@launch_options
+@launch_options()
 @click.option("--all", "everything", is_flag=True, help="Those that nobody has set as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
@@ -36,12 +36,15 @@ def show(context: click.Context, /, *, everything: bool, as_json: bool, **given:
     names = [name for name in specs() if everything or settings.given(name)]
     submit = _submit_entries(settings)
     if as_json:
-        entries = {name: _entry(settings, name) for name in names}
+        entries = {
+            name: _entry(getattr(settings, name), settings.origin(name), settings.places.get(name, ""))
+            for name in names
+        }
         tables = {"submit": submit, "policy": _policy_entries(settings)}
         click.echo(json.dumps(entries | {name: table for name, table in tables.items() if table}, indent=2))
         return
     for name in names:
-        line = writing.line(specs()[name].keys[0], getattr(settings, name))
+        line = writing.line(specs()[name].key, getattr(settings, name))
         click.echo(f"{line}  # {settings.places.get(name, 'default')}" if not line.startswith("#") else line)
     policy = _policy_entries(settings)
     for heading, table in (("submit", submit), ("policy", policy)):
@@ -55,38 +58,25 @@ def show(context: click.Context, /, *, everything: bool, as_json: bool, **given:
         click.echo("# nothing is set: all values are defaults, or derived")
 
 
-def _entry(settings: Settings, name: str) -> dict[str, Any]:
-    return {
-        "value": writing.plain(getattr(settings, name)),
-        "origin": settings.origin(name).value,
-        "place": settings.places.get(name, ""),
-    }
+def _entry(value: Any, origin: Origin, place: str) -> dict[str, Any]:
+    return {"value": writing.plain(value), "origin": origin.value, "place": place}
 
 
 def _policy_entries(settings: Settings) -> dict[str, dict[str, Any]]:
     policy = settings.policy
-    return {
-        name: {"value": writing.plain(value), "origin": Origin.SITE.value, "place": policy.place(name)}
-        for name, value in policy.rules.items()
-    }
+    return {name: _entry(value, Origin.SITE, policy.place(name)) for name, value in policy.rules.items()}
 
 
 def _submit_entries(settings: Settings) -> dict[str, dict[str, Any]]:
-    from hpc_launch.submission import asked  # noqa: PLC0415 - every node of every run imports the commands
+    from hpc_launch.submission import resolution  # noqa: PLC0415 - every node of every run imports the commands
 
     layers = files.load(os.environ, Path.cwd(), settings.profile or "").layers
-    return {
-        name: {
-            "value": asked.plain(name.rpartition(".")[2], said.value),
-            "origin": said.origin.value,
-            "place": said.place,
-        }
-        for name, said in asked.overview(os.environ, layers).items()
-    }
+    found = resolution.overview(os.environ, layers)
+    return {name: _entry(item.value, item.origin, item.place) for name, item in found.items()}
 
 
 @config.command("files", context_settings=CONTEXT)
-@launch_option("profile")
+@launch_options("profile")
 def show_files(profile: str | None) -> None:
     """Print where settings files are looked for, and which are there. Those above count before those below.
 

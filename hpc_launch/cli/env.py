@@ -43,7 +43,7 @@ def _derived(settings: Settings, here: Here) -> tuple[Derived, ...]:
 
 
 @click.command(cls=GroupedCommand, context_settings=CONTEXT)
-@launch_options
+@launch_options()
 @click.option("--export", "as_export", is_flag=True, help="Print 'export NAME=value' lines, for eval.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context

@@ -29,7 +29,7 @@ _PATIENCE = 2.0
 
 
 @click.command(cls=GroupedCommand, context_settings=CONTEXT)
-@launch_options
+@launch_options()
 @click.argument("script", default="")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context

@@ -1,9 +1,9 @@
-"""The options of `run` as click knows them, made from the one table in `settings`."""
+"""Options as click knows them, made from the tables."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,26 +20,32 @@ def dashes(word: str) -> str:
     return word.replace("_", "-")
 
 
-def launch_options(function: _Function, but: Container[str] = ()) -> _Function:
-    """Give a command all options of `Settings`, but for some."""
-    for name in reversed(specs()):
-        if name not in but:
-            function = launch_option(name)(function)
-    return function
+def launch_options(*names: str) -> Callable[[_Function], _Function]:
+    """Give a command these options of runs; all of them where none is named."""
+    known = specs()
+    return with_options({name: known[name] for name in names or known})
 
 
-def launch_option(name: str) -> Callable[[_Function], _Function]:
-    """Give a command one of these options."""
-    return _decorate(name, specs()[name])
+def with_options(options: Mapping[str, OptionSpec]) -> Callable[[_Function], _Function]:
+    """Give a command options, by the names of its parameters."""
+
+    def decorate(function: _Function) -> _Function:
+        for name in reversed([*options]):
+            function = _option(name, options[name])(function)
+        return function
+
+    return decorate
 
 
-def _decorate(name: str, spec: OptionSpec) -> Callable[[_Function], _Function]:
-    if not spec.is_flag:
-        kind = click.Choice(spec.choices) if spec.choices else click.STRING
-        return click.option(*spec.flags, name, type=kind, metavar=spec.metavar, default=None, help=spec.help)
+def _option(name: str, spec: OptionSpec) -> Callable[[_Function], _Function]:
     if name == "use_env":
         return click.option("--use-env/--no-use-env", name, default=None, help=spec.help)
-    return click.option(*spec.flags, name, is_flag=True, default=None, help=spec.help)
+    if spec.is_flag:
+        return click.option(*spec.flags, name, is_flag=True, default=None, help=spec.help)
+    kind = click.Choice(spec.choices) if spec.choices else click.STRING
+    return click.option(
+        *spec.flags, name, type=kind, multiple=spec.multiple, metavar=spec.metavar, default=None, help=spec.help
+    )
 
 
 @dataclass
@@ -68,17 +74,22 @@ def settings_of(context: click.Context, given: dict[str, Any]) -> Settings:
 
 
 class GroupedCommand(click.Command):
-    """A command that shows its options under the headings of the table."""
+    """A command that shows its options under the headings of the tables."""
+
+    first_headings: tuple[str, ...] = ()
+
+    def heading(self, parameter: click.Parameter) -> str:
+        """What is above a parameter; empty where it is not shown."""
+        spec = specs().get(parameter.name or "")
+        return spec.group if spec else "This command"
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, by group."""
-        known = specs()
-        groups: dict[str, list[tuple[str, str]]] = {}
+        groups: dict[str, list[tuple[str, str]]] = {heading: [] for heading in self.first_headings}
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                spec = known.get(parameter.name or "")
-                groups.setdefault(spec.group if spec else "This command", []).append(record)
+            record, heading = parameter.get_help_record(ctx), self.heading(parameter)
+            if record is not None and heading:
+                groups.setdefault(heading, []).append(record)
         for heading, records in groups.items():
             with formatter.section(heading):
                 formatter.write_dl(records)

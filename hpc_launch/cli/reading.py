@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from hpc_launch.cli.options import launch_option, settings_of
+from hpc_launch.cli.options import launch_options, settings_of
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.review import find
 from hpc_launch.text import visible
@@ -24,9 +24,7 @@ _WHERE = ("log_dir", "profile", "verbose")
 
 def job_options(function: _Function) -> _Function:
     """Give a command the argument JOB, and the options by which its directory is found."""
-    for name in reversed(_WHERE):
-        function = launch_option(name)(function)
-    return click.argument("job", default="", metavar="[JOB]")(function)
+    return click.argument("job", default="", metavar="[JOB]")(launch_options(*_WHERE)(function))
 
 
 def job_search(job: str, log_dir: str | None) -> find.Search:

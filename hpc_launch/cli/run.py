@@ -26,7 +26,7 @@ def _print_completion(context: click.Context, _parameter: click.Parameter, shell
 
 
 @click.command(cls=GroupedCommand, context_settings=CONTEXT)
-@launch_options
+@launch_options()
 @click.option(
     "--print-completion",
     type=click.Choice(_SHELLS),

@@ -2,67 +2,44 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from hpc_launch.cli.options import CONTEXT, launch_options
+from hpc_launch.cli.options import CONTEXT, GroupedCommand, launch_options, with_options
 from hpc_launch.settings import specs
-from hpc_launch.submission.options import OPTIONS, Kind, SubmitOption
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+from hpc_launch.submission.options import OPTIONS
 
 # Slurm's options are parameters with this before their names, which hpc-launch's own may have too.
-_PARAMETER = "slurm_"
+_PARAMETERS = {name: "slurm_" + name.replace("-", "_") for name in OPTIONS}
+_GROUPS = {_PARAMETERS[name]: option.group for name, option in OPTIONS.items()}
 
 _SUBMISSION = "Submission"
-
-
-def submit_options(function: _Function) -> _Function:
-    """Give a command Slurm's options, and those of the `[submit]` table."""
-    for option in reversed(OPTIONS.values()):
-        flags = [option.flag, *([option.short] if option.short else []), _parameter(option.name)]
-        if option.kind is Kind.SWITCH:
-            function = click.option(*flags, is_flag=True, default=None, help=option.help)(function)
-        else:
-            many = option.kind is not Kind.VALUE
-            function = click.option(*flags, multiple=many, default=None, metavar=option.metavar, help=option.help)(
-                function
-            )
-    return function
-
-
-def _parameter(name: str) -> str:
-    return _PARAMETER + name.replace("-", "_")
-
 
 # Options of `run` that say where in an allocation it is to run: a job that is submitted is one of its own.
 _OF_AN_ALLOCATION = frozenset({"nodes", "jobid", "overlap"})
 
 
-class SubmitCommand(click.Command):
+class SubmitCommand(GroupedCommand):
     """A command whose own options are shown under headings, and those of `run` by a line."""
+
+    first_headings = (_SUBMISSION,)
+
+    def heading(self, parameter: click.Parameter) -> str:
+        """What is above an option; empty for those of `run`, and for arguments."""
+        shown = isinstance(parameter, click.Option) and parameter.name not in specs()
+        return _GROUPS.get(parameter.name or "", _SUBMISSION) if shown else ""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, by group."""
-        headings = {_parameter(name): option.group for name, option in OPTIONS.items()}
-        groups: dict[str, list[tuple[str, str]]] = {_SUBMISSION: []}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
-            if record is not None and parameter.name not in specs():
-                groups.setdefault(headings.get(parameter.name or "", _SUBMISSION), []).append(record)
-        for heading, records in groups.items():
-            with formatter.section(heading):
-                formatter.write_dl(records)
+        super().format_options(ctx, formatter)
         with formatter.section("Run"):
             formatter.write_text("All options of `hpc-launch run` as well: they are for the job.")
 
 
 @click.command(cls=SubmitCommand, context_settings=CONTEXT)
-@functools.partial(launch_options, but=_OF_AN_ALLOCATION)
-@submit_options
+@launch_options(*(name for name in specs() if name not in _OF_AN_ALLOCATION))
+@with_options({_PARAMETERS[name]: option for name, option in OPTIONS.items()})
 @click.option(
     "--sweep",
     multiple=True,
@@ -102,14 +79,5 @@ def submit(context: click.Context, /, script: str, args: tuple[str, ...], **give
     # Every node of every run imports the commands, and few of them submit.
     from hpc_launch.cli.submitting import submitting  # noqa: PLC0415 - see above
 
-    flags = {name: value for name in OPTIONS if (value := _flag(OPTIONS[name], given[_parameter(name)])) is not None}
+    flags = {name: given[parameter] for name, parameter in _PARAMETERS.items() if given[parameter] not in (None, ())}
     return submitting(context, (script, *args), flags, given)
-
-
-def _flag(option: SubmitOption, value: Any) -> Any:
-    """What a flag says; None where it was not given."""
-    if value is None or value == ():
-        return None
-    if option.kind is Kind.WORDS:
-        return tuple(word.strip() for text in value for word in text.split(",") if word.strip())
-    return value

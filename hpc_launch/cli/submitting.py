@@ -17,7 +17,7 @@ from hpc_launch.cli.options import settings_of
 from hpc_launch.errors import UsageError
 from hpc_launch.settings import Settings, files, specs
 from hpc_launch.slurm.times import read_time_limit
-from hpc_launch.submission import asked, plan, quoting, run, sbatch, sweep
+from hpc_launch.submission import plan, quoting, resolution, run, sbatch, sweep
 from hpc_launch.submission.request import JobRequest, Software, Submission
 from hpc_launch.text import visible
 
@@ -41,9 +41,9 @@ def submitting(
     settings = settings_of(context, launch)
     _refuse_contradictions(given)
     layers = files.load(os.environ, Path.cwd(), settings.profile or "").layers
-    first = asked.resolve(flags, os.environ, layers)
+    first = resolution.resolve(flags, os.environ, layers)
     nodes = run.ask_nodes(first.text("partition"), first.text("clusters"))
-    wanted = asked.resolve(flags, os.environ, layers, nodes[0].partition if nodes else first.text("partition"))
+    wanted = resolution.resolve(flags, os.environ, layers, nodes[0].partition if nodes else first.text("partition"))
     request = _request(settings, wanted, command, given)
     for note in settings.notes:
         _note(note)
@@ -85,13 +85,15 @@ def _words(given: Mapping[str, Any]) -> tuple[str, ...]:
         if value is None:
             continue
         if isinstance(value, bool):
-            words.append(spec.flag if value else f"--no-{spec.keys[0]}")
+            words.append(spec.flag if value else f"--no-{spec.key}")
         else:
             words += [f"{spec.flag}={value}"] if value.startswith("-") or not value else [spec.flag, value]
     return tuple(words)
 
 
-def _request(settings: Settings, wanted: asked.Asked, command: tuple[str, ...], given: Mapping[str, Any]) -> JobRequest:
+def _request(
+    settings: Settings, wanted: resolution.SubmitSettings, command: tuple[str, ...], given: Mapping[str, Any]
+) -> JobRequest:
     venv = wanted.text("venv")
     return JobRequest(
         script=command[0],
@@ -124,7 +126,7 @@ def _refuse_time(launch: Mapping[str, Any]) -> None:
     """Say what is meant by a -t that is no --tee, but would be sbatch's."""
     text = launch["tee"] or ""
     try:
-        specs()["tee"].read(text)
+        specs()["tee"].reader(text)
     except ValueError:
         if read_time_limit(text) is not None:
             raise UsageError(

@@ -10,7 +10,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from hpc_launch import hidden, secret
 from hpc_launch.console import flush, say
@@ -144,14 +144,8 @@ def _options(plan: Plan) -> list[str]:
         if not settings.given(name) or not spec.torchrun_variable or name in _DERIVED:
             continue
         value = getattr(settings, name)
-        words += [f"{spec.flag}={_text(value)}"] if not spec.is_flag else [spec.flag] if value else []
+        words += [f"{spec.flag}={writing.text(value)}"] if not spec.is_flag else [spec.flag] if value else []
     return words
-
-
-def _text(value: Any) -> str:
-    """A value as the command line has it."""
-    plain = writing.plain(value)
-    return ",".join(map(str, plain)) if isinstance(plain, list) else str(plain)
 
 
 def _script(plan: Plan, here: Here) -> tuple[str, ...]:

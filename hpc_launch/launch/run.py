@@ -85,7 +85,8 @@ def _factory(plan: Plan, environ: Mapping[str, str], mask: Iterable[int]) -> Fac
     if plan.omp_num_threads is not None:
         settings["OMP_NUM_THREADS"] = str(plan.omp_num_threads)
     try:
-        return build(plan.start.modules, settings, home(plan.script[0], module=plan.settings.module), mask)
+        as_module = plan.settings.module or plan.settings.run_path
+        return build(plan.start.modules, settings, home(plan.script[0], module=as_module), mask)
     except CannotBeWarmError as error:
         if plan.settings.start == WARM:
             raise UsageError(f"--start warm: {error}; leave --start out", option="--start") from error

@@ -64,20 +64,19 @@ def choose(settings: Settings, here: Here, script: Sequence[str], *, bound: bool
 
 def impossible(settings: Settings, here: Here, *, bound: bool = False) -> str | None:
     """Why workers cannot be forked at all."""
-    places = openmp_places(here.environ) if bound else None
+    option = "--numa-binding" if settings.numa_binding is not None else "--cpu-bind" if bound else ""
+    places = openmp_places(here.environ) if option else None
     python, options = here.environ.get("PYTHON_EXEC"), " ".join(here.interpreter_options)
     processes = settings.nproc_per_node
     obstacles = (
         (settings.no_python, "--no-python starts a program"),
-        (settings.run_path, "--run-path uses multiprocessing"),
-        (settings.given("start_method"), f"--start-method {settings.start_method} was asked for"),
-        (settings.numa_binding is not None, "--numa-binding is torch's, which binds new processes"),
+        (settings.given("start_method") and settings.start_method == "spawn", "--start-method spawn was asked for"),
         (
             isinstance(processes, str) and processes not in PROCESS_WORDS,
             f"torch had to be asked about --nproc-per-node {processes} before",
         ),
         (python and python != here.interpreter, f"PYTHON_EXEC is another Python ({python})"),
-        (places, f"OpenMP takes its CPUs ({places}) when torch is imported, before workers have theirs (--cpu-bind)"),
+        (places, f"OpenMP takes its CPUs ({places}) when torch is imported, before workers have theirs ({option})"),
         (options, f"this Python was started with {options}, which the workers are not to have"),
     )
     return next((reason for true, reason in obstacles if true), None)

@@ -7,7 +7,7 @@ another. An agent of another program is turned away, and finds its own run on an
 from __future__ import annotations
 
 from hpc_launch.plan.commands import Command, similar
-from hpc_launch.rendezvous.messages import Hello, Purpose, Verdict
+from hpc_launch.rendezvous.messages import Hello, Purpose, Ready, Verdict
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.rendezvous.transport.faults import MessageError
 
@@ -15,6 +15,28 @@ from hpc_launch.rendezvous.transport.faults import MessageError
 _MOST_TURNED_AWAY = 64
 # So long an agent waits whose command differs by its task's numbers: another run may begin, whose command is equal.
 _SIMILAR_SECONDS = 0.5
+# More rounds than a run can have; messages may speak of some more, so that there is room to count on.
+_MOST_ROUNDS = 1 << 29
+
+
+def check_numbers(ready: Ready, agents: int) -> None:
+    """See that an agent speaks of agents that the run has, and of rounds that it can have had.
+
+    Args:
+        ready: what it says.
+        agents: how many agents the run has.
+
+    Raises:
+        MessageError: when it does not.
+    """
+    state, known = ready.state, (ready.agreed, *ready.accepted)
+    # The agents of a membership are in ascending order.
+    named = [some[-1] for one in known for some in (one.agents, one.active) if some]
+    named += [*ready.gone, *map(int, (*state.waiting, *state.trouble, *state.drained))]
+    if max(named, default=0) >= agents:
+        raise MessageError(f"it speaks of agent {max(named)}: this run has agents 0 to {agents - 1}")
+    if max(state.round, *(one.number for one in known)) > _MOST_ROUNDS:
+        raise MessageError(f"it speaks of more than {_MOST_ROUNDS} rounds")
 
 
 class Admission:

@@ -22,9 +22,10 @@ from hpc_launch.console import say
 from hpc_launch.errors import LogDirError, NoSecretError, RendezvousError, RendezvousTimeout
 from hpc_launch.node import network
 from hpc_launch.pace import Pace
+from hpc_launch.patience import Act
 from hpc_launch.records import directory
 from hpc_launch.rendezvous import codec, round_checks
-from hpc_launch.rendezvous.failure_detector import read_answer
+from hpc_launch.rendezvous.known_agents import read_answer
 from hpc_launch.rendezvous.messages import Answer, Hello, Verdict
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.rendezvous.transport.connecting import Failure, Kind, connect
@@ -50,24 +51,30 @@ class Whereabouts:
     def __init__(self, config: RendezvousConfig) -> None:
         """There is one where others can read it, and the coordinator does not choose the directory."""
         self._run_id = config.run_id
-        self._note: dict[str, Any] | None = None
+        self._written: dict[str, Any] | None = None
         self._path: Path | None = None
+        self._writing: Act[None] | None = None
         if config.job.job and len(config.hosts) > 1:
             self._path = config.job.whereabouts(config.identity.program)
 
     def write(self, port: int) -> None:
-        """Note that this node coordinates, and listens on a port."""
+        """Note that this node coordinates, and listens on a port; no round waits for the file system."""
+        self._writing = Act(lambda: self._write(port))
+
+    def _write(self, port: int) -> None:
         if self._path is not None:
             addresses = [address for interface in network.interfaces() for address in interface.addresses]
-            self._note = {"run": self._run_id, "addresses": addresses, "port": port}
+            self._written = {"run": self._run_id, "addresses": addresses, "port": port}
             with contextlib.suppress(LogDirError):
-                directory.write_json(self._path, self._note)
+                directory.write_json(self._path, self._written)
 
     def remove(self) -> None:
-        """This node coordinates no more; what another one has written stays."""
+        """This node coordinates no more; what another one has written stays. It waits for the file system."""
+        if self._writing is not None:
+            self._writing.result()
         if self._path is not None:
             with contextlib.suppress(OSError, ValueError):
-                if json.loads(owners.read_own(self._path)) == self._note:
+                if json.loads(owners.read_own(self._path)) == self._written:
                     self._path.unlink()
 
     def places(self) -> Sequence[tuple[str, Sequence[int]]]:
@@ -123,7 +130,7 @@ class Reached:
 
 
 @dataclass
-class Finding:
+class Discovery:
     """A search for the coordinator. It blocks, and can be dropped from another thread.
 
     Attributes:
@@ -177,12 +184,12 @@ class Finding:
             elif found.kind is Kind.REFUSED:
                 continue
             else:
-                self._note(found)
+                self._on_failure(found)
             strangers += 1
         ports_taken = "1 port" if strangers == 1 else f"{strangers} ports"
         return "nobody listens" + (f"; another program uses {ports_taken}" if strangers else "")
 
-    def _note(self, failure: Failure) -> None:
+    def _on_failure(self, failure: Failure) -> None:
         if failure.kind is Kind.NO_COMMON_SECRET:
             self.unknown += 1
         answer = read_answer(failure.answer) if failure.kind is Kind.TURNED_AWAY else None
@@ -207,12 +214,12 @@ class Finding:
         return "; ".join(found)
 
 
-def find_coordinator(config: RendezvousConfig, finding: Finding) -> Reached:
+def find_coordinator(config: RendezvousConfig, discovery: Discovery) -> Reached:
     """Find the coordinator, saying from time to time that it is not there yet. It blocks.
 
     Args:
         config: this agent's.
-        finding: the search, which may be dropped from another thread.
+        discovery: the search, which may be dropped from another thread.
 
     Raises:
         RendezvousTimeout: when it is not there in time.
@@ -222,30 +229,31 @@ def find_coordinator(config: RendezvousConfig, finding: Finding) -> Reached:
     begin, pace, spoken = time.monotonic(), Pace(30, 120, time.monotonic()), False
     # The first turns are short: a silent stranger on one port is not to keep this agent from the right one on another.
     pause, patience = 0.05, _FIRST_ANSWER_SECONDS
-    while not finding.dropped.is_set():
+    while not discovery.dropped.is_set():
         waited = time.monotonic() - begin
         if pace.due(time.monotonic()):
             say(f"{config.host}: waiting for {first} ({waited:.0f} s)")
-        if waited > _OTHERS_SECONDS and finding.hints and not spoken:
+        if waited > _OTHERS_SECONDS and discovery.hints and not spoken:
             spoken = True
-            say(f"{config.host}: waiting for {first}; {finding.hints}")
-        found = finding.turn([*((name, config.ports) for name in config.leaders), *noted.places()], patience)
+            say(f"{config.host}: waiting for {first}; {discovery.hints}")
+        found = discovery.turn([*((name, config.ports) for name in config.leaders), *noted.places()], patience)
         if found is not None:
             return found
         if time.monotonic() - begin > config.join_timeout:
             break
-        finding.keyring.refresh()
+        discovery.keyring.refresh()
         # Jitter keeps a thousand nodes from knocking in step.
-        finding.dropped.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
+        discovery.dropped.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
         pause, patience = min(pause * 1.5, 1.0), min(patience * 2, _ANSWER_SECONDS)
-    if finding.unknown and not finding.others:
+    if discovery.unknown and not discovery.others:
+        here = discovery.keyring.described
         raise NoSecretError(
-            f"{config.host} has no secret in common with an agent on {first} (here: {finding.keyring.described}): give "
-            "all nodes one (export HPC_LAUNCH_SECRET=$(openssl rand -hex 32) before srun), or --insecure-rendezvous"
+            f"{config.host} has no secret in common with an agent on {first} (here: {here}): give all nodes one ("
+            "export HPC_LAUNCH_SECRET=$(openssl rand -hex 32) before srun), or --insecure-rendezvous"
         )
     raise RendezvousTimeout(
-        f"{config.host} did not find {first} in {config.join_timeout:.0f} s ({'; '.join(finding.seen)}); "
-        f"{finding.hints or 'see --master-addr, --port-range and --join-timeout'}",
+        f"{config.host} did not find {first} in {config.join_timeout:.0f} s ({'; '.join(discovery.seen)}); "
+        f"{discovery.hints or 'see --master-addr, --port-range and --join-timeout'}",
         missing=(first,),
     )
 
@@ -261,8 +269,8 @@ def equal_run(config: RendezvousConfig, hello: Hello, taken: Sequence[int], addr
     """
     if config.keyring is None:
         return ""
-    finding = Finding(hello, config.keyring)
-    finding.turn([(address, taken)], _EQUAL_SECONDS)
-    if Verdict.TAKEN not in finding.others:
+    discovery = Discovery(hello, config.keyring)
+    discovery.turn([(address, taken)], _EQUAL_SECONDS)
+    if Verdict.TAKEN not in discovery.others:
         return ""
     return round_checks.equal_runs(config.identity.words)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from hpc_launch.console import say
 from hpc_launch.rendezvous.background_call import Inquiry
 from hpc_launch.rendezvous.coordinator_server import CoordinatorServer
-from hpc_launch.rendezvous.failure_detector import Found, Search
+from hpc_launch.rendezvous.known_agents import KnownAgents, Reply
 from hpc_launch.rendezvous.membership import Membership
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.rendezvous.transport.connection import Connection, set_keepalive
@@ -23,22 +23,22 @@ _SEARCH_SECONDS = 1.0
 
 
 class Election:
-    """It is asked again and again, and gives this agent's connection to its coordinator, perhaps itself.
+    """The election as one agent sees it: asked again and again, it gives the connection to the coordinator.
 
     Args:
         config: what this agent brings along.
-        search: knows where the others are.
+        agents: knows where the others are.
         server: coordinates, if it is told to.
 
     Attributes:
         coordinator: the agent that this one is with, or was with last; -1 before.
     """
 
-    def __init__(self, config: RendezvousConfig, search: Search, server: CoordinatorServer) -> None:
+    def __init__(self, config: RendezvousConfig, agents: KnownAgents, server: CoordinatorServer) -> None:
         self.coordinator = -1
-        self._config, self._search, self._server = config, search, server
-        self._first: Inquiry[Found | None] | None = None
-        self._others: Inquiry[list[Found]] | None = None
+        self._config, self._agents, self._server = config, agents, server
+        self._first: Inquiry[Reply | None] | None = None
+        self._others: Inquiry[list[Reply]] | None = None
         self._next = 0.0
 
     @property
@@ -114,11 +114,11 @@ class Election:
         if self._others is None and now >= self._next:
             self._next = now + _SEARCH_SECONDS
             missing = [agent for agent in self._candidates(agreed, newcomers) if agent not in self._server.callers]
-            self._others = Inquiry(lambda: self._search.coordinators(missing), name="others", discard=_hang_up)
+            self._others = Inquiry(lambda: self._agents.coordinators(missing), name="others", discard=_hang_up)
         if self._others is None or not self._others.done:
             return None
         found, self._others = self._others.result(), None
-        self._server.miss(self._search.gone)
+        self._server.miss(self._agents.gone)
         better = [one for one in found if one.number > agreed.number or one.coordinator < self._config.agent]
         chosen = better[0] if better and self._server.resign_unformed() else None
         _hang_up(one for one in found if one is not chosen)
@@ -126,11 +126,11 @@ class Election:
             return None
         return self.follow(chosen.coordinator, chosen.connection)
 
-    def _ask(self, agents: Iterable[int]) -> tuple[bool, Found | None]:
+    def _ask(self, agents: Iterable[int]) -> tuple[bool, Reply | None]:
         """Whether the question has been answered, and how."""
         if self._first is None:
             wanted = list(agents)
-            self._first = Inquiry(lambda: self._search.first(wanted), name="election", discard=_hang_up_one)
+            self._first = Inquiry(lambda: self._agents.first(wanted), name="election", discard=_hang_up_one)
         if not self._first.done:
             return False, None
         found, self._first = self._first.result(), None
@@ -141,10 +141,10 @@ class Election:
         return sorted({*agreed.agents, *newcomers} - {self._config.agent})
 
 
-def _hang_up(found: Iterable[Found]) -> None:
+def _hang_up(found: Iterable[Reply]) -> None:
     for one in found:
         one.close()
 
 
-def _hang_up_one(found: Found | None) -> None:
+def _hang_up_one(found: Reply | None) -> None:
     _hang_up([found] if found is not None else [])

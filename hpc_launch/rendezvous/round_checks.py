@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpc_launch import hostlist
-from hpc_launch.errors import RendezvousError
+from hpc_launch.errors import RendezvousError, RendezvousTimeout, RoundRefused
+from hpc_launch.rendezvous.messages import RefusalKind, Refused
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,25 @@ def refusal(members: Sequence[Member]) -> tuple[str, int] | None:
             listing = "; ".join(f"{value} on {hostlist.fold(hosts)}" for value, hosts in found.items())
             return f"the nodes do not run the same {name}: {listing}", RendezvousError.exit_status
     return None
+
+
+def error_of(refused: Refused, *, coordinates: bool) -> RendezvousError:
+    """The error by which an agent ends where a round does not begin.
+
+    Args:
+        refused: what the coordinator says.
+        coordinates: whether this agent is the coordinator's, which shows the line for all.
+    """
+    quiet = not coordinates
+    if refused.kind is RefusalKind.MISSING:
+        error: RendezvousError = RendezvousTimeout(refused.why, missing=tuple(refused.missing))
+    elif refused.kind is RefusalKind.LOST:
+        error = RendezvousError(refused.why)
+    else:
+        quiet = quiet and refused.kind is not RefusalKind.ALONE
+        error = RoundRefused(refused.why, exit_status=refused.status)
+    error.silent = quiet
+    return error
 
 
 def equal_runs(words: str) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 
 from hpc_launch.errors import UsageError, reason
 from hpc_launch.owners import distrust
-from hpc_launch.settings.layer import Layer, layer_of
-from hpc_launch.settings.table import PREFIX
+from hpc_launch.settings.layer import Layer, Table, layer_of
+from hpc_launch.settings.table import specs
 from hpc_launch.settings.values import Origin
 
 # The directory of the site's file.
@@ -24,7 +24,8 @@ SITE = Path("/etc/hpc-launch")
 SHIPPED = Path(__file__).parents[1] / "profiles"
 
 _FILE = "config.toml"
-_PROJECT_FILE, _SHARED_FILE, _SHARED_TABLE = "hpc-launch.toml", "pyproject.toml", "tool.hpc-launch"
+_PROJECT_FILE, _SHARED_FILE, _OWN_KEY = "hpc-launch.toml", "pyproject.toml", "hpc-launch"
+_SHARED_TABLE = f"tool.{_OWN_KEY}"
 _PROFILES = "profiles"
 
 # The directories in which others may change settings and templates: a key of the user's and the site's file.
@@ -96,10 +97,10 @@ def load(environ: Mapping[str, str], directory: Path, profile: str = "", site: P
     search.trusted = tuple(path for document in (user, found_site) if document for path in document.trusted)
     project = search.project(directory)
     documents = [document for document in (project, user, found_site) if document is not None]
-    named = search.profile(profile or environ.get(f"{PREFIX}PROFILE", ""), directory, documents)
+    option = specs()["profile"]
+    named = search.profile(profile or environ.get(option.variable, ""), directory, documents)
     if isinstance(named, str):
-        voice = "--profile" if profile else f"{PREFIX}PROFILE"
-        raise UsageError(f"{voice}: {named}", option="--profile")
+        raise UsageError(f"{option.flag if profile else option.variable}: {named}", option=option.flag)
     ranks = list(Origin)
     looked = sorted(search.looked, key=lambda entry: ranks.index(entry.origin))
     return Files((*named, *(document.own for document in documents)), tuple(looked))
@@ -170,7 +171,7 @@ class _Search:
         data, status = read
         why = distrust(path, status, (*trusted, *self.trusted), system=origin is Origin.SITE)
         self.looked.append(Looked(origin, path, "ignored" if why else "found", why))
-        return None if why else _document(origin, path, "", _parse(path, data), profiles=profiles)
+        return None if why else _document(origin, Table(str(path), "", _parse(path, data)), profiles=profiles)
 
     def _named(self, path: Path) -> list[Layer] | str:
         """A profile that is named by its path: then the user trusts its owner and its group."""
@@ -182,15 +183,15 @@ class _Search:
     def _shared(self, path: Path) -> _Document | None:
         """The settings in a file that has those of other programs as well."""
         read = _read(path)
-        content, why = None, ""
+        tool, why = None, ""
         # Most of these files are not about hpc-launch, and then it does not matter whether they are right.
-        if read is not None and b"hpc-launch" in read[0]:
+        if read is not None and _OWN_KEY.encode() in read[0]:
             why = distrust(path, read[1], self.trusted)
-            content = _shared_table(path, read[0], tolerant=bool(why))
-        there = "not there" if read is None else f"no [{_SHARED_TABLE}] in it" if content is None else "found"
-        why = why if content is not None else ""
+            tool = _tool_table(path, read[0], tolerant=bool(why))
+        there = "not there" if read is None else f"no [{_SHARED_TABLE}] in it" if tool is None else "found"
+        why = why if tool is not None else ""
         self.looked.append(Looked(Origin.PROJECT, path, "ignored" if why else there, why))
-        return None if content is None or why else _document(Origin.PROJECT, path, _SHARED_TABLE, content)
+        return None if tool is None or why else _document(Origin.PROJECT, tool.below(_OWN_KEY))
 
 
 def user_directory(home: str, config_home: str) -> Path | None:
@@ -209,24 +210,18 @@ def shipped_profiles() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in SHIPPED.glob("*.toml")))
 
 
-def _document(origin: Origin, path: Path, table: str, content: Any, *, profiles: bool = True) -> _Document:
+def _document(origin: Origin, table: Table, *, profiles: bool = True) -> _Document:
     """The settings in a table of a file, and below it."""
-    prefix = f"{table}." if table else ""
-    own = dict(_table(path, table, content))
-    trusted = _trusted(origin, path, own.pop(_TRUSTED)) if _TRUSTED in own else ()
-    named = _table(path, f"{prefix}{_PROFILES}", own.pop(_PROFILES, {})) if profiles else {}
+    trusted = _trusted(origin, table.file, table.content[_TRUSTED]) if _TRUSTED in table.content else ()
+    named = table.below(_PROFILES) if profiles else Table(table.file, "", {})
     return _Document(
-        layer_of(origin, str(path), prefix, own),
-        {
-            name: layer_of(Origin.PROFILE, str(path), f"{place}.", _table(path, place, inner))
-            for name, inner in named.items()
-            for place in (f"{prefix}{_PROFILES}.{name}",)
-        },
+        layer_of(origin, table, {_TRUSTED, _PROFILES} if profiles else {_TRUSTED}),
+        {name: layer_of(Origin.PROFILE, named.below(name)) for name in named.content},
         trusted,
     )
 
 
-def _trusted(origin: Origin, path: Path, given: Any) -> tuple[Path, ...]:
+def _trusted(origin: Origin, path: str, given: Any) -> tuple[Path, ...]:
     """The directories that a file trusts; a project cannot say that of itself."""
     if origin not in (Origin.USER, Origin.SITE):
         raise UsageError(f"{path}: {_TRUSTED} counts in the settings of the user and of the site only: take it out")
@@ -239,21 +234,15 @@ def _trusted(origin: Origin, path: Path, given: Any) -> tuple[Path, ...]:
     return found
 
 
-def _shared_table(path: Path, data: bytes, *, tolerant: bool) -> Any:
-    """The table in a file of several programs; None where there is none, or, `tolerant`, none that can be read."""
+def _tool_table(path: Path, data: bytes, *, tolerant: bool) -> Table | None:
+    """The table `tool` of a file; None where it has nothing of ours, or, `tolerant`, cannot be read."""
     try:
         tool = _parse(path, data).get("tool")
     except UsageError:
         if tolerant:
             return None
         raise
-    return tool.get("hpc-launch") if isinstance(tool, dict) else None
-
-
-def _table(path: Path, name: str, content: Any) -> Mapping[str, Any]:
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: {name} is not a table: write [{name}]")
-    return content
+    return Table(str(path), "tool.", tool) if isinstance(tool, dict) and _OWN_KEY in tool else None
 
 
 def upwards(directory: Path, home: str) -> Iterator[Path]:

@@ -1,170 +1,144 @@
-"""What one table of one settings file says: its keys are options, its TOML values are natural to them. Pure."""
+"""What one source says of options: the command line, the variables, or one table of a settings file. Pure."""
 
 from __future__ import annotations
 
 import difflib
-import json
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from hpc_launch.errors import UsageError
-from hpc_launch.settings import readers
+from hpc_launch.settings.option import OptionSpec
 from hpc_launch.settings.policy import NO_POLICY, POLICY, Policy, policy_of
-from hpc_launch.settings.readers import Unreadable
-from hpc_launch.settings.table import PREFIX, Settings, specs
-from hpc_launch.settings.values import Console, NodeRange, Origin, StreamChoice
+from hpc_launch.settings.table import specs
+from hpc_launch.settings.values import Origin
 
-# The types that TOML has for the values of an option, besides a string; `list` is one of what stands beside it.
-_NATURAL: dict[type, frozenset[type]] = {
-    bool: frozenset({bool}),
-    int: frozenset({int}),
-    float: frozenset({int, float}),
-    NodeRange: frozenset({int}),
-    StreamChoice: frozenset({int}),
-    range: frozenset({int}),
-    Console: frozenset({int, list}),
-}
-# The table that is not about runs: its keys are options of `hpc-launch submit`, which reads it (submission.options).
+# The table that is not about runs: its keys are options of `hpc-launch submit`, which reads it (submission.resolution).
 SUBMIT = "submit"
-
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", list: "a list", str: "a string"}
 
 
 @dataclass(frozen=True)
-class Said:
-    """A TOML value, and its key as it is written there."""
+class Table:
+    """A table of a settings file, as it is written.
 
-    key: str
+    Attributes:
+        file: the file.
+        name: its name, with a dot at the end; empty for the file's top level.
+        content: its keys and values.
+    """
+
+    file: str
+    name: str
+    content: Mapping[str, Any]
+
+    def place(self, key: str) -> str:
+        """Where a key is, for messages."""
+        return f"{self.file}: {self.name}{key}"
+
+    def below(self, key: str, form: str = "") -> Table:
+        """The table that a key of this one is; an empty one where there is none.
+
+        Raises:
+            UsageError: for a key that is no table; the message says in which form one is written.
+        """
+        content = self.content.get(key, {})
+        if not isinstance(content, dict):
+            raise UsageError(f"{self.place(key)} is not a table: write [{self.name}{form or key}]")
+        return Table(self.file, f"{self.name}{key}.", content)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a source says of one option.
+
+    Attributes:
+        place: the flag, the variable, or the file and the key in it.
+        value: what is written there; it is read when it counts.
+    """
+
+    place: str
     value: Any
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What one table of one file says.
+    """What one source says.
 
     Attributes:
         origin: whose word it is.
-        file: the file.
-        table: the table in it, with a dot at the end; empty for the file's top level.
-        said: the values by field name.
-        submit: the table below it that says how jobs are submitted, as it is written.
+        entries: what it says, by the options' names.
+        table: the table of a file that says it.
         policy: what the site allows, in the site's own file.
     """
 
     origin: Origin
-    file: str
-    table: str
-    said: Mapping[str, Said]
-    submit: Mapping[str, Any] = field(default_factory=dict)
+    entries: Mapping[str, Entry]
+    table: Table = Table("", "", {})
     policy: Policy = NO_POLICY
 
-    def place(self, name: str) -> str:
-        """Where field `name` is set, for messages."""
-        return f"{self.file}: {self.table}{self.said[name].key}"
+
+def command_layers(
+    options: Mapping[str, OptionSpec], flags: Mapping[str, Any], environ: Mapping[str, str]
+) -> list[Layer]:
+    """What the command line and the variables say of options, the strongest first. An empty variable says nothing."""
+    found: dict[Origin, dict[str, Entry]] = {
+        origin: {} for origin in (Origin.FLAG, Origin.ENVIRONMENT, Origin.TORCHRUN_ENVIRONMENT)
+    }
+    found[Origin.FLAG] = {name: Entry(options[name].flag, value) for name, value in flags.items()}
+    for name, spec in options.items():
+        for variable, origin in spec.variables.items():
+            if environ.get(variable):
+                found[origin][name] = Entry(variable, environ[variable])
+    return [Layer(origin, entries) for origin, entries in found.items()]
 
 
-def layer_of(origin: Origin, file: str, table: str, content: Mapping[str, Any]) -> Layer:
-    """Find the options that a table sets. Their values are read when they are needed.
+def layer_of(origin: Origin, table: Table, others: Collection[str] = ()) -> Layer:
+    """What a table of a settings file says of runs; `others` are keys of it that are no options.
 
     Raises:
-        UsageError: for a key that is no option, one that files cannot set, an option that is set twice, or a policy
-            in another file than the site's.
+        UsageError: as `entries_of`, and for a policy in another file than the site's.
     """
-    known = {key: name for name, spec in specs().items() for key in spec.keys}
-    said: dict[str, Said] = {}
-    submit = content.get(SUBMIT, {})
-    if not isinstance(submit, dict):
-        raise UsageError(f"{file}: {table}{SUBMIT} is not a table: write [{table}{SUBMIT}]")
-    policy = _policy(origin, file, table, content)
-    for key, value in content.items():
-        if key in (SUBMIT, POLICY):
+    policy = _policy(origin, table)
+    return Layer(origin, entries_of(table, specs(), {SUBMIT, POLICY, *others}), table, policy)
+
+
+def entries_of(table: Table, options: Mapping[str, OptionSpec], others: Collection[str] = ()) -> dict[str, Entry]:
+    """The options that a table of a settings file sets; `others` are keys of it that are none.
+
+    Raises:
+        UsageError: for a key that is no option, one that files cannot set, and an option that is set twice.
+    """
+    known = {key: name for name, spec in options.items() for key in spec.keys}
+    keys: dict[str, str] = {}
+    for key in table.content:
+        if key in others:
             continue
         name = known.get(key.replace("_", "-"))
         if name is None:
-            settable = [key for key, name in known.items() if not specs()[name].not_in_files]
+            settable = [key for key, name in known.items() if not options[name].not_in_files]
             near = difflib.get_close_matches(key.replace("_", "-"), settable, n=1)
-            raise UsageError(
-                f"{file}: there is no option '{table}{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
-            )
-        spec = specs()[name]
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise UsageError(f"{table.file}: there is no option '{table.name}{key}'{hint}")
+        spec = options[name]
         if spec.not_in_files:
             raise UsageError(
-                f"{file}: {table}{key} cannot be set in a file, because {spec.not_in_files}: give {spec.flag} or "
-                f"{PREFIX}{name.upper()}",
+                f"{table.place(key)} cannot be set in a file, because {spec.not_in_files}: give {spec.flag} or "
+                f"{spec.variable}",
                 option=spec.flag,
             )
-        if name in said:
-            raise UsageError(f"{file}: {table}{said[name].key} and {key} are the same option: keep one of them")
-        said[name] = Said(key, value)
-    return Layer(origin, file, table, said, submit, policy)
+        if name in keys:
+            raise UsageError(f"{table.place(keys[name])} and {key} are the same option: keep one of them")
+        keys[name] = key
+    return {name: Entry(table.place(key), table.content[key]) for name, key in keys.items()}
 
 
-def _policy(origin: Origin, file: str, table: str, content: Mapping[str, Any]) -> Policy:
+def _policy(origin: Origin, table: Table) -> Policy:
     """What the site allows; a table of that name in any other place would look as if it counted."""
-    if POLICY not in content:
+    if POLICY not in table.content:
         return NO_POLICY
-    if origin is not Origin.SITE or table:
+    if origin is not Origin.SITE or table.name:
         raise UsageError(
-            f"{file}: [{table}{POLICY}] counts in /etc/hpc-launch/config.toml only, at its top level: take it out"
+            f"{table.file}: [{table.name}{POLICY}] counts in /etc/hpc-launch/config.toml only, at its top level: take "
+            "it out"
         )
-    return policy_of(file, content[POLICY])
-
-
-def value_of(name: str, given: Any) -> Any:
-    """The value of an option: of a text, as flags and variables have it, or of a TOML value.
-
-    Raises:
-        Unreadable: for one that it cannot have.
-    """
-    spec = specs()[name]
-    if isinstance(given, str):
-        if "\0" in given:
-            raise Unreadable("text that a process can be given")
-        return spec.read(given)
-    kinds = _kinds(name)
-    if isinstance(given, list) and list in kinds:
-        return _listed(name, given, kinds)
-    if type(given) not in kinds:
-        raise Unreadable(" or ".join(word for kind, word in _WORDS.items() if kind in kinds))
-    try:
-        return given if isinstance(given, bool) else spec.read(str(given))
-    except ValueError as error:
-        raise error if isinstance(error, Unreadable) else Unreadable("a number of that size") from None
-
-
-def _listed(name: str, given: list[Any], kinds: frozenset[type]) -> Any:
-    """The value of a list: what stands between its commas on the command line."""
-    spec = specs()[name]
-    if not all(type(item) in kinds - {list} for item in given) or any("\0" in str(item) for item in given):
-        raise Unreadable("a list of whole numbers or strings" if int in kinds else "a list of strings")
-    if not given and Settings.__dataclass_fields__[name].default == ():
-        return ()
-    if spec.read is readers.words:
-        return tuple(given)  # which may have commas of their own
-    if spec.read is readers.variables:
-        return tuple(map(readers.variable, given))  # as before
-    return spec.read(",".join(map(str, given)))
-
-
-def _kinds(name: str) -> frozenset[type]:
-    """The types of TOML values that an option can have, which follow from the type of its field."""
-    hint = typing.get_type_hints(Settings)[name]
-    found: set[type] = {str}
-    for kind in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
-        if typing.get_origin(kind) is tuple:
-            found |= {list, *(item for item in typing.get_args(kind) if item is int)}
-        found |= _NATURAL.get(kind, frozenset())
-    return frozenset(found)
-
-
-def shown(given: Any) -> str:
-    """A value as it was given, more or less, for messages."""
-    if isinstance(given, str):
-        return f"'{given}'"
-    try:
-        return json.dumps(given, default=str, ensure_ascii=False)
-    except ValueError:
-        return "a very large number"
+    return policy_of(table.file, table.content[POLICY])

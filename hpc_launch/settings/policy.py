@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from hpc_launch.errors import UsageError
 from hpc_launch.settings import readers
-from hpc_launch.settings.readers import Unreadable
+from hpc_launch.settings.readers import Reader, Unreadable
 
 # The table of the site's file that has it.
 POLICY = "policy"
@@ -48,11 +48,12 @@ class Policy:
 
 NO_POLICY = Policy()
 
-_READERS: Mapping[str, tuple[type, Callable[[str], Any], str]] = {
-    "insecure_rendezvous": (bool, readers.switch, "true or false"),
-    "port_range": (str, readers.port_range, "a string"),
-    "max_restarts": (int, readers.integer(0), "a whole number"),
-    "max_requeues": (int, readers.integer(0), "a whole number"),
+# Each limit has one type only: one that is written in another way may be a mistake.
+_READERS: Mapping[str, tuple[type, Reader[Any]]] = {
+    "insecure_rendezvous": (bool, readers.switch),
+    "port_range": (str, readers.port_range),
+    "max_restarts": (int, readers.integer(0)),
+    "max_requeues": (int, readers.integer(0)),
 }
 assert set(_READERS) <= {field.name for field in fields(Policy)}  # noqa: S101 - the two lists are kept together
 
@@ -85,12 +86,10 @@ def policy_of(file: str, content: Any) -> Policy:
 
 
 def _read(place: str, name: str, value: Any) -> Any:
-    kind, read, words = _READERS[name]
+    kind, reader = _READERS[name]
     if type(value) is not kind:
-        raise UsageError(f"{place}: {value!r} is not {words}")
-    if kind is bool:
-        return value
+        raise UsageError(f"{place}: {value!r} is not {readers.TYPE_NAMES[kind]}")
     try:
-        return read(str(value))
+        return reader.read(value)
     except Unreadable as error:
         raise UsageError(f"{place}: {value!r} is not {error}") from None

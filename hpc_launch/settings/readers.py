@@ -1,4 +1,4 @@
-"""From the text of an option to its value. A reader says what it expected where the text is not that."""
+"""From what is written of an option to its value. A reader says what it expected where that is not what it has."""
 
 from __future__ import annotations
 
@@ -6,32 +6,115 @@ import contextlib
 import difflib
 import re
 import signal as signals
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from hpc_launch import ranges
 from hpc_launch.settings.values import Console, CpuBind, NodeRange, StreamChoice, Streams
+
+_Value = TypeVar("_Value")
+
+# What a value of a TOML type is called in messages.
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", list: "a list", str: "a string"}
 
 
 class Unreadable(ValueError):
     """Raised by readers; says what was expected."""
 
 
+@dataclass(frozen=True)
+class Reader(Generic[_Value]):
+    """Reads the values of an option.
+
+    Attributes:
+        of_text: reads a text, as flags and variables have it.
+        natural: the types that TOML has for such a value, besides a string.
+        of_list: reads several texts, as a TOML list or a repeated flag has them; None where there is one value only.
+        expected: what a TOML value should have been; empty where its types say that.
+    """
+
+    of_text: Callable[[str], _Value]
+    natural: frozenset[type] = frozenset()
+    of_list: Callable[[Sequence[str]], _Value] | None = None
+    expected: str = ""
+
+    def __call__(self, text: str) -> _Value:
+        """Read a text.
+
+        Raises:
+            Unreadable: for one that is no such value.
+        """
+        if "\0" in text:
+            raise Unreadable("text that a process can be given")
+        return self.of_text(text)
+
+    def read(self, given: Any) -> _Value:
+        """Read a text, several, or another TOML value.
+
+        Raises:
+            Unreadable: for what is no such value.
+        """
+        if isinstance(given, str):
+            return self(given)
+        try:
+            return self._of_toml(given)
+        except Unreadable as error:
+            raise Unreadable(self.expected or str(error)) from None
+        except ValueError:  # of str(), for a number with thousands of digits
+            raise Unreadable("a number of that size") from None
+
+    def _of_toml(self, given: Any) -> _Value:
+        if self.of_list is not None and isinstance(given, (list, tuple)):
+            texts = [str(item) for item in given if type(item) in self.natural | {str}]
+            if len(texts) < len(given) or any("\0" in text for text in texts):
+                raise Unreadable("a list of whole numbers or strings" if int in self.natural else "a list of strings")
+            return self.of_list(texts)
+        if type(given) not in self.natural:
+            kinds = self.natural | {str} | ({list} if self.of_list is not None else set())
+            raise Unreadable(" or ".join(word for kind, word in TYPE_NAMES.items() if kind in kinds))
+        return self(str(given))
+
+
+def reader(*natural: type) -> Callable[[Callable[[str], _Value]], Reader[_Value]]:
+    """Make a function of texts a reader; `natural` are the types that TOML has for such a value besides a string."""
+    return lambda of_text: Reader(of_text, frozenset(natural))
+
+
+def comma_reader(*natural: type, empty: Any = None) -> Callable[[Callable[[str], _Value]], Reader[_Value]]:
+    """Make a function of texts a reader that reads lists too: of what stands between the commas of a text.
+
+    An empty list is read as `empty`, if that is given.
+    """
+
+    def make(of_text: Callable[[str], _Value]) -> Reader[_Value]:
+        def of_list(texts: Sequence[str]) -> _Value:
+            return of_text(",".join(texts)) if texts or empty is None else empty
+
+        return Reader(of_text, frozenset(natural), of_list)
+
+    return make
+
+
+@reader()
 def text(given: str) -> str:
     """Read anything."""
     return given
 
 
+@reader()
 def file_name(given: str) -> str:
     """Read the name of a file or directory, without any directory."""
-    if not given or given.startswith(".") or "/" in given or "\0" in given:
+    if not given or given.startswith(".") or "/" in given:
         raise Unreadable("a name without '/', and without a dot at its beginning")
     return given
 
 
-def integer(low: int, high: int | None = None) -> Callable[[str], int]:
+def integer(low: int, high: int | None = None) -> Reader[int]:
     """Return the reader of whole numbers within bounds, both included."""
     expected = f"a whole number from {low}" + (f" to {high}" if high is not None else " on")
 
+    @reader(int)
     def read(text: str) -> int:
         try:
             value = int(text)
@@ -44,6 +127,7 @@ def integer(low: int, high: int | None = None) -> Callable[[str], int]:
     return read
 
 
+@reader(int, float)
 def seconds(text: str) -> float:
     """Read a time that is more than none."""
     try:
@@ -55,6 +139,7 @@ def seconds(text: str) -> float:
     return value
 
 
+@reader(int, float)
 def seconds_or_none(text: str) -> float:
     """Read a time, or none: `none`, or 0."""
     with contextlib.suppress(ValueError):
@@ -66,6 +151,7 @@ def seconds_or_none(text: str) -> float:
         raise Unreadable(f"{error}, or none") from None
 
 
+@reader(bool)
 def switch(text: str) -> bool:
     """Read yes or no, as they are usually written."""
     value = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -75,6 +161,7 @@ def switch(text: str) -> bool:
         raise Unreadable("1 or 0") from None
 
 
+@reader(int)
 def node_range(text: str) -> NodeRange:
     """Read `N` or `MIN:MAX`."""
     expected = "a number of nodes from 1 on, or MIN:MAX with MIN <= MAX"
@@ -87,6 +174,7 @@ def node_range(text: str) -> NodeRange:
     return NodeRange(low, high)
 
 
+@reader(int)
 def nodes(text: str) -> int | str:
     """Read a number of nodes, or their names."""
     if text.isascii() and text.isdigit():
@@ -96,6 +184,7 @@ def nodes(text: str) -> int | str:
     return text
 
 
+@reader()
 def job_id(text: str) -> str:
     """Read the number of a job, or of a task of an array."""
     number, _, task = text.partition("_")
@@ -108,6 +197,7 @@ def job_id(text: str) -> str:
 PROCESS_WORDS = ("auto", "cpu", "gpu", "xpu")
 
 
+@reader(int)
 def process_count(text: str) -> int | str:
     """Read a number, or the word for how it is found."""
     if text.isascii() and text.isdigit() and int(text) > 0:
@@ -117,6 +207,7 @@ def process_count(text: str) -> int | str:
     raise Unreadable(f"a number of processes from 1 on, or one of {', '.join(PROCESS_WORDS)}")
 
 
+@reader(int)
 def streams(text: str) -> StreamChoice:
     """Read streams, for all local ranks or by local rank."""
     expected = "0, 1 (stdout), 2 (stderr) or 3 (both), or LOCAL_RANK:STREAMS pairs such as 0:1,11:3"
@@ -137,6 +228,7 @@ def streams(text: str) -> StreamChoice:
     return StreamChoice(per_rank=tuple(sorted(pairs.items())))
 
 
+@comma_reader(int, empty=())
 def ranks(text: str) -> tuple[int, ...]:
     """Read ranks and ranges of them."""
     expected = "ranks such as 0,3 or 0-3,17"
@@ -149,6 +241,7 @@ def ranks(text: str) -> tuple[int, ...]:
     return found
 
 
+@comma_reader(int)
 def console(text: str) -> Console:
     """Read whose output the console shows."""
     if text in ("all", "auto"):
@@ -159,6 +252,7 @@ def console(text: str) -> Console:
         raise Unreadable(f"all, auto, or {error}") from None
 
 
+@reader()
 def cpu_bind(text: str) -> CpuBind:
     """Read which CPUs local ranks run on; the lists are written as the kernel and taskset write them."""
     if text in ("auto", "none"):
@@ -175,6 +269,7 @@ def cpu_bind(text: str) -> CpuBind:
         raise expected from None
 
 
+@reader(int)
 def port_range(text: str) -> range:
     """Read `LOW-HIGH`, or one port."""
     low, dash, high = text.partition("-")
@@ -188,6 +283,7 @@ def port_range(text: str) -> range:
     return found
 
 
+@comma_reader()
 def pairs(text: str) -> tuple[tuple[str, str], ...]:
     """Read `key=value,key=value` as torch's `_parse_rendezvous_config` does (spaces around both are dropped)."""
     found = []
@@ -199,17 +295,16 @@ def pairs(text: str) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def words(text: str) -> tuple[str, ...]:
+def _words(text: str) -> tuple[str, ...]:
     """Split at commas, a double comma standing for one (torchrun's form of the filter options)."""
     return tuple(part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
 
 
-def variables(text: str) -> tuple[tuple[str, str], ...]:
-    """Read `NAME=value,NAME=value`, a double comma standing for one."""
-    return tuple(map(variable, words(text))) if text else ()
+# What stands in a list may have commas of its own.
+words: Reader[tuple[str, ...]] = Reader(_words, of_list=tuple)
 
 
-def variable(text: str) -> tuple[str, str]:
+def _variable(text: str) -> tuple[str, str]:
     """Read `NAME=value`, of which the value may be empty."""
     name, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
@@ -217,6 +312,15 @@ def variable(text: str) -> tuple[str, str]:
     return name, value
 
 
+def _variables(text: str) -> tuple[tuple[str, str], ...]:
+    """Read `NAME=value,NAME=value`, a double comma standing for one."""
+    return tuple(map(_variable, words(text))) if text else ()
+
+
+variables = Reader(_variables, of_list=lambda items: tuple(map(_variable, items)))
+
+
+@comma_reader(empty=())
 def modules(text: str) -> tuple[str, ...]:
     """Read the names of modules."""
     names = tuple(part.strip() for part in text.split(","))
@@ -225,6 +329,7 @@ def modules(text: str) -> tuple[str, ...]:
     return names
 
 
+@comma_reader()
 def signal_names(text: str) -> tuple[str, ...]:
     """Read signal names as torchrun has them."""
     names = tuple(part.strip() for part in text.split(","))
@@ -233,6 +338,7 @@ def signal_names(text: str) -> tuple[str, ...]:
     return names
 
 
+@comma_reader()
 def notice_names(text: str) -> tuple[str, ...]:
     """Read signal names as sbatch --signal has them, with or without SIG."""
     if text == "none":
@@ -247,6 +353,7 @@ def notice_names(text: str) -> tuple[str, ...]:
 REQUEUE_REASONS = ("on-notice", "on-timeout", "on-preempt", "on-failure")
 
 
+@comma_reader(empty=())
 def requeue_reasons(text: str) -> tuple[str, ...]:
     """Read after what a job is to run again."""
     if text == "never":
@@ -257,9 +364,10 @@ def requeue_reasons(text: str) -> tuple[str, ...]:
     return reasons
 
 
-def choice(*choices: str) -> Callable[[str], str]:
+def choice(*choices: str) -> Reader[str]:
     """Return the reader of one word out of several."""
 
+    @reader()
     def read(text: str) -> str:
         if text not in choices:
             near = difflib.get_close_matches(text, choices, n=1)

@@ -1,17 +1,65 @@
-"""Who is heard: of everything that is said of an option, the strongest voice. Pure."""
+"""Whose word counts: of everything that is said of an option, that of the strongest source. Pure.
+
+`resolve_options` decides for the options of any command; `resolve` makes the settings of a run of it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hpc_launch.errors import UsageError
-from hpc_launch.settings.layer import Layer, shown, value_of
+from hpc_launch.settings.layer import Layer, command_layers
+from hpc_launch.settings.option import OptionSpec
 from hpc_launch.settings.policy import NO_POLICY, Policy
 from hpc_launch.settings.readers import Unreadable
-from hpc_launch.settings.table import PREFIX, TORCHRUN_PREFIX, OptionSpec, Settings, specs
+from hpc_launch.settings.table import Settings, specs
 from hpc_launch.settings.values import Origin
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The value of an option, from the strongest source that says anything of it.
+
+    Attributes:
+        value: the value.
+        origin: whose word it is.
+        place: the flag, the variable, or the file and the key in it.
+        rank: 0 for the strongest source, and more for weaker ones.
+    """
+
+    value: Any
+    origin: Origin
+    place: str
+    rank: int
+
+
+def resolve_options(options: Mapping[str, OptionSpec], layers: Iterable[Layer]) -> dict[str, Resolved]:
+    """Read the options that anybody speaks of, by name. What a weaker source says is not even read.
+
+    Args:
+        options: the options, by name.
+        layers: what the sources say, the strongest first.
+
+    Raises:
+        UsageError: for a value that an option cannot have; the message says where it is.
+    """
+    found: dict[str, Resolved] = {}
+    for rank, layer in enumerate(layers):
+        for name, entry in layer.entries.items():
+            if name in found:
+                continue
+            try:
+                value = options[name].reader.read(entry.value)
+            except Unreadable as error:
+                raise UsageError(
+                    f"{entry.place}: {_shown(entry.value)} is not {error}", option=options[name].flag
+                ) from None
+            found[name] = Resolved(value, layer.origin, entry.place, rank)
+    return found
 
 
 def resolve(
@@ -21,7 +69,7 @@ def resolve(
     *,
     use_env: bool = True,
 ) -> Settings:
-    """Read the settings.
+    """Resolve the settings of a run.
 
     Args:
         flags: what the command line says, by field name; only what was really given.
@@ -33,38 +81,26 @@ def resolve(
         UsageError: for a value that cannot be read, or that the site's policy forbids; the message names the place it
             came from.
     """
-    values: dict[str, Any] = {"use_env": use_env}
-    origins: dict[str, Origin] = {}
-    places: dict[str, str] = {}
-    for name, spec in specs().items():
-        voice = next(_voices(name, spec, flags, environ, layers), None)
-        if voice is None:
-            continue
-        origins[name], places[name], given = voice
-        try:
-            values[name] = value_of(name, given)
-        except Unreadable as error:
-            raise UsageError(f"{places[name]}: {shown(given)} is not {error}", option=spec.flag) from None
-    settings = Settings(**values, origins=origins, places=places)
+    options = specs()
+    found = resolve_options(options, (*command_layers(options, flags, environ), *layers))
+    names = [name for name in options if name in found]
+    settings = Settings(
+        **{"use_env": use_env, **{name: found[name].value for name in names}},
+        origins={name: found[name].origin for name in names},
+        places={name: found[name].place for name in names},
+    )
     _refuse_contradictions(settings)
     return _obeying(settings, next((layer.policy for layer in layers if layer.policy.rules), NO_POLICY))
 
 
-def _voices(
-    name: str, spec: OptionSpec, flags: Mapping[str, str | bool], environ: Mapping[str, str], layers: Sequence[Layer]
-) -> Iterator[tuple[Origin, str, Any]]:
-    """Who speaks of this option, the strongest voice first."""
-    if name in flags:
-        yield Origin.FLAG, spec.flag, flags[name]
-    variable = PREFIX + name.upper()
-    if environ.get(variable):
-        yield Origin.ENVIRONMENT, variable, environ[variable]
-    variable = TORCHRUN_PREFIX + name.upper()
-    if spec.torchrun_variable and environ.get(variable):
-        yield Origin.TORCHRUN_ENVIRONMENT, variable, environ[variable]
-    for layer in layers:
-        if name in layer.said:
-            yield layer.origin, layer.place(name), layer.said[name].value
+def _shown(given: Any) -> str:
+    """A value as it was given, more or less, for messages."""
+    if isinstance(given, str):
+        return f"'{given}'"
+    try:
+        return json.dumps(given, default=str, ensure_ascii=False)
+    except ValueError:
+        return "a very large number"
 
 
 def _refuse_contradictions(settings: Settings) -> None:

@@ -1,6 +1,6 @@
-"""What can be asked of hpc-launch: every option once, with its flags, its variables, its meaning and its reader.
+"""What can be asked of a run: every option once, with its flags, its variables, its meaning and its reader.
 
-`Settings` is the one table. The command line, `HPC_LAUNCH_*` and `PET_*` variables, the generated reference and the
+`Settings` is the table. The command line, `HPC_LAUNCH_*` and `PET_*` variables, the generated reference and the
 error messages all come from it, so an option cannot mean two things in two places.
 
 The options of torchrun keep torchrun's names and meanings (torch/distributed/run.py); `None` means "not said", and
@@ -10,49 +10,20 @@ then the launcher derives the value.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from hpc_launch.settings import readers
+from hpc_launch.settings.option import OptionSpec
 from hpc_launch.settings.policy import NO_POLICY, Policy
+from hpc_launch.settings.readers import Reader
 from hpc_launch.settings.values import CONSOLE_AUTO_RANKS, Console, CpuBind, NodeRange, Origin, StreamChoice
-
-PREFIX = "HPC_LAUNCH_"
-TORCHRUN_PREFIX = "PET_"
-
-
-@dataclass(frozen=True)
-class OptionSpec:
-    """One option: how it is written, read and explained.
-
-    `not_in_files` says why a file cannot set it; empty where one can.
-    """
-
-    flags: tuple[str, ...]
-    read: Callable[[str], Any]
-    help: str
-    metavar: str
-    group: str
-    is_flag: bool = False
-    torchrun_variable: bool = True
-    choices: tuple[str, ...] = ()
-    not_in_files: str = ""
-
-    @property
-    def flag(self) -> str:
-        """The long spelling, for messages."""
-        return next(flag for flag in self.flags if flag.startswith("--"))
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Its names in files: the long spellings."""
-        return tuple(flag.removeprefix("--") for flag in self.flags if flag.startswith("--"))
 
 
 def _option(
     *flags: str,
-    read: Callable[[str], Any] = readers.text,
+    read: Reader[Any] = readers.text,
     default: Any = None,
     help: str,  # noqa: A002 - the word argparse and click use
     metavar: str = "TEXT",
@@ -84,17 +55,16 @@ def _flag(
     torchrun_variable: bool = True,
     not_in_files: str = "",
 ) -> Any:
-    spec = OptionSpec(
-        flags,
-        readers.switch,
-        help,
-        "",
-        group,
-        is_flag=True,
+    return _option(
+        *flags,
+        read=readers.switch,
+        default=default,
+        help=help,
+        metavar="",
+        group=group,
         torchrun_variable=torchrun_variable,
         not_in_files=not_in_files,
     )
-    return field(default=default, metadata={"spec": spec})
 
 
 WORLD, RENDEZVOUS, WORKERS, RESTARTS, LOGS, OTHER = (
@@ -316,7 +286,7 @@ class Settings:
     run_path: bool = _flag(
         "--run-path",
         group=WORKERS,
-        help="Run the script with runpy.run_path in a process made by --start-method.",
+        help="Run the script with runpy.run_path, under the name __main__.",
     )
     use_env: bool = _flag(
         "--use-env",
@@ -331,7 +301,7 @@ class Settings:
         default="spawn",
         group=WORKERS,
         choices=("spawn", "fork", "forkserver"),
-        help="How multiprocessing makes workers that are functions (--run-path).",
+        help="torchrun's word for --start: spawn starts new processes; fork and forkserver fork workers if possible.",
     )
     start: str = _option(
         "--start",
@@ -396,8 +366,8 @@ class Settings:
         metavar="MODE",
         group=WORKERS,
         torchrun_variable=False,
-        help="Have torch bind workers, instead of --cpu-bind: its modes node, socket, exclusive, core-complex. Needs "
-        "torch 2.9 and numactl.",
+        help="Have torch say which CPUs workers get, instead of --cpu-bind: its modes node, socket, exclusive, "
+        "core-complex. Needs torch 2.9.",
     )
     omp_num_threads: int | None = _option(
         "--omp-num-threads",
@@ -655,5 +625,5 @@ class Settings:
 
 
 def specs() -> dict[str, OptionSpec]:
-    """All options by field name, in the order in which they are explained."""
+    """The options of a run by field name, in the order in which they are explained."""
     return {f.name: cast("OptionSpec", f.metadata["spec"]) for f in dataclasses.fields(Settings) if f.metadata}

@@ -1,4 +1,4 @@
-"""From a value back to what a settings file has. The inverse of reading one."""
+"""From a value back to what is written: the inverse of reading one."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return ["=".join(item) if isinstance(item, tuple) else item for item in value]
     return value
+
+
+def text(value: Any) -> str:
+    """A value of an option as the command line has it."""
+    found = plain(value)
+    return ",".join(map(str, found)) if isinstance(found, list) else str(found)
 
 
 def line(key: str, value: Any) -> str:

@@ -6,154 +6,167 @@ hpc-launch has an option of the same name: `-t`, `--requeue`, `--profile`, `--ve
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import replace
+from typing import Any
 
-VARIABLE = "HPC_LAUNCH_SUBMIT_"
-
-
-class Kind(Enum):
-    """How often an option can be said, and what it has."""
-
-    VALUE = "one value"
-    SWITCH = "no value"
-    LIST = "values that are joined by commas, for Slurm"
-    WORDS = "values, separated by commas in a variable"
-    LINES = "values, separated by line breaks in a variable"
+from hpc_launch.settings import OptionSpec, readers
+from hpc_launch.settings.layer import SUBMIT
+from hpc_launch.settings.option import PREFIX
+from hpc_launch.settings.readers import Reader, Unreadable, reader
+from hpc_launch.slurm.times import read_time_limit
 
 
-@dataclass(frozen=True)
-class SubmitOption:
-    """One option.
+def _words(given: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in given.split(",") if word.strip())
 
-    Attributes:
-        name: its long name, without dashes: also its key in files.
-        metavar: what its value is called.
-        short: its short form; empty where it has none.
-        slurm: whether it is sbatch's.
-    """
 
-    name: str
-    metavar: str
-    help: str
-    group: str
-    kind: Kind = Kind.VALUE
-    short: str = ""
-    slurm: bool = True
+def _lines(given: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in given.split("\n") if line.strip())
 
-    @property
-    def flag(self) -> str:
-        """The long spelling."""
-        return f"--{self.name}"
 
-    @property
-    def variable(self) -> str:
-        """The variable that says the same."""
-        return VARIABLE + self.name.upper().replace("-", "_")
+@reader(int)
+def _time_limit(given: str) -> str:
+    if read_time_limit(given) is None:
+        raise Unreadable("a time limit")
+    return given
+
+
+# What the options have. Slurm reads its own options itself: for hpc-launch they are texts and switches.
+_VALUE: Reader[str] = replace(readers.text, natural=frozenset({int}), expected="a string or a whole number")
+_SWITCH: Reader[bool] = replace(readers.switch, natural=frozenset({bool, int}), expected="true or false")
+_LIST: Reader[str] = replace(_VALUE, of_list=",".join, expected="a string or a list of strings")
+_WORDS = Reader(_words, of_list=lambda given: _words(",".join(given)), expected="a list of strings")
+_LINES = Reader(_lines, of_list=tuple, expected="a list of strings")
+
+
+def _option(
+    name: str,
+    metavar: str,
+    help: str,  # noqa: A002 - the word click uses
+    group: str,
+    read: Reader[Any] = _VALUE,
+    *,
+    short: str = "",
+) -> OptionSpec:
+    return OptionSpec(
+        (*([short] if short else []), f"--{name}"),
+        read,
+        help,
+        metavar,
+        group,
+        multiple=read.of_list is not None,
+        prefix=f"{PREFIX}{SUBMIT.upper()}_",
+    )
 
 
 RESOURCES, WHERE, WHEN, OUTPUT, SOFTWARE = ("Resources", "Where", "When", "Name and output", "Software and script")
 
 _TABLE = (
-    SubmitOption("nodes", "N|MIN-MAX", "Number of nodes.", RESOURCES, short="-N"),
-    SubmitOption("gpus-per-node", "[TYPE:]N", "GPUs of each node.", RESOURCES),
-    SubmitOption("gpus", "[TYPE:]N", "GPUs of the whole job.", RESOURCES, short="-G"),
-    SubmitOption("gres", "LIST", "Generic resources of each node, such as gpu:a100:4.", RESOURCES, Kind.LIST),
-    SubmitOption("ntasks-per-node", "N", "Tasks of each node: 1, or the number of its GPUs.", RESOURCES),
-    SubmitOption("ntasks", "N", "Tasks of the whole job.", RESOURCES, short="-n"),
-    SubmitOption(
+    _option("nodes", "N|MIN-MAX", "Number of nodes.", RESOURCES, short="-N"),
+    _option("gpus-per-node", "[TYPE:]N", "GPUs of each node.", RESOURCES),
+    _option("gpus", "[TYPE:]N", "GPUs of the whole job.", RESOURCES, short="-G"),
+    _option("gres", "LIST", "Generic resources of each node, such as gpu:a100:4.", RESOURCES, _LIST),
+    _option("ntasks-per-node", "N", "Tasks of each node: 1, or the number of its GPUs.", RESOURCES),
+    _option("ntasks", "N", "Tasks of the whole job.", RESOURCES, short="-n"),
+    _option(
         "cpus-per-task",
         "N",
         "CPUs of each task. Derived, where GPUs are asked for: their share of the node.",
         RESOURCES,
         short="-c",
     ),
-    SubmitOption(
+    _option(
         "cpus-per-gpu",
         "N",
         "CPUs for each GPU; becomes --cpus-per-task, since srun of some releases loses the CPUs otherwise.",
         RESOURCES,
     ),
-    SubmitOption("mem", "SIZE", "Memory of each node; 0 is all. Derived as the CPUs are.", RESOURCES),
-    SubmitOption("mem-per-cpu", "SIZE", "Memory for each CPU.", RESOURCES),
-    SubmitOption("mem-per-gpu", "SIZE", "Memory for each GPU.", RESOURCES),
-    SubmitOption("exclusive", "", "Share the nodes with no other job.", RESOURCES, Kind.SWITCH),
-    SubmitOption("tmp", "SIZE", "Local disk space of each node.", RESOURCES),
-    SubmitOption("licenses", "LIST", "Licences.", RESOURCES, Kind.LIST, short="-L"),
-    SubmitOption("partition", "NAMES", "Partition, or several.", WHERE, Kind.LIST, short="-p"),
-    SubmitOption("account", "NAME", "Account that pays.", WHERE, short="-A"),
-    SubmitOption("qos", "NAME", "Quality of service.", WHERE, short="-q"),
-    SubmitOption("constraint", "FEATURES", "Features that nodes must have.", WHERE, short="-C"),
-    SubmitOption("nodelist", "HOSTLIST", "Nodes that must be among those of the job.", WHERE, Kind.LIST, short="-w"),
-    SubmitOption("exclude", "HOSTLIST", "Nodes that must not.", WHERE, Kind.LIST, short="-x"),
-    SubmitOption("reservation", "NAME", "Reservation.", WHERE),
-    SubmitOption("clusters", "NAMES", "Cluster, where there are several.", WHERE, Kind.LIST, short="-M"),
-    SubmitOption("switches", "N[@TIME]", "How many switches at most, and how long to wait for that.", WHERE),
-    SubmitOption("gres-flags", "FLAGS", "How GPUs and CPUs go together.", WHERE),
-    SubmitOption("hint", "TYPE", "For instance nomultithread: one CPU of each core.", WHERE),
-    SubmitOption("time", "TIME", "Time limit: minutes, H:M:S or DAYS-H:M:S. (-t is --tee.)", WHEN),
-    SubmitOption("time-min", "TIME", "Accept a shorter time limit, if the job starts earlier then.", WHEN),
-    SubmitOption("begin", "TIME", "Not before.", WHEN, short="-b"),
-    SubmitOption("deadline", "TIME", "Not at all, if it cannot end by then.", WHEN),
-    SubmitOption("dependency", "LIST", "Slurm's own form of --after.", WHEN, Kind.LIST, short="-d"),
-    SubmitOption(
-        "array", "INDICES", "Job array; with --sweep which points, or %N for so many at a time.", WHEN, short="-a"
-    ),
-    SubmitOption("signal", "SIGNAL@SECONDS", "Signal so many seconds before the end.", WHEN),
-    SubmitOption("nice", "N", "Less priority.", WHEN),
-    SubmitOption("hold", "", "Do not start before `scontrol release`.", WHEN, Kind.SWITCH, short="-H"),
-    SubmitOption("no-requeue", "", "Never run it again.", WHEN, Kind.SWITCH),
-    SubmitOption("job-name", "NAME", "Name. Derived: that of the script.", OUTPUT, short="-J"),
-    SubmitOption("comment", "TEXT", "Comment.", OUTPUT),
-    SubmitOption("output", "FILE", "File for the output, with Slurm's %j, %x and so on.", OUTPUT, short="-o"),
-    SubmitOption("error", "FILE", "File for the errors; those of the output otherwise.", OUTPUT, short="-e"),
-    SubmitOption("open-mode", "append|truncate", "What a requeued job does with these files.", OUTPUT),
-    SubmitOption("mail-type", "EVENTS", "When to send mail.", OUTPUT, Kind.LIST),
-    SubmitOption("mail-user", "ADDRESS", "To whom.", OUTPUT),
-    SubmitOption("chdir", "DIR", "Working directory of the job.", OUTPUT, short="-D"),
-    SubmitOption(
+    _option("mem", "SIZE", "Memory of each node; 0 is all. Derived as the CPUs are.", RESOURCES),
+    _option("mem-per-cpu", "SIZE", "Memory for each CPU.", RESOURCES),
+    _option("mem-per-gpu", "SIZE", "Memory for each GPU.", RESOURCES),
+    _option("exclusive", "", "Share the nodes with no other job.", RESOURCES, _SWITCH),
+    _option("tmp", "SIZE", "Local disk space of each node.", RESOURCES),
+    _option("licenses", "LIST", "Licences.", RESOURCES, _LIST, short="-L"),
+    _option("partition", "NAMES", "Partition, or several.", WHERE, _LIST, short="-p"),
+    _option("account", "NAME", "Account that pays.", WHERE, short="-A"),
+    _option("qos", "NAME", "Quality of service.", WHERE, short="-q"),
+    _option("constraint", "FEATURES", "Features that nodes must have.", WHERE, short="-C"),
+    _option("nodelist", "HOSTLIST", "Nodes that must be among those of the job.", WHERE, _LIST, short="-w"),
+    _option("exclude", "HOSTLIST", "Nodes that must not.", WHERE, _LIST, short="-x"),
+    _option("reservation", "NAME", "Reservation.", WHERE),
+    _option("clusters", "NAMES", "Cluster, where there are several.", WHERE, _LIST, short="-M"),
+    _option("switches", "N[@TIME]", "How many switches at most, and how long to wait for that.", WHERE),
+    _option("gres-flags", "FLAGS", "How GPUs and CPUs go together.", WHERE),
+    _option("hint", "TYPE", "For instance nomultithread: one CPU of each core.", WHERE),
+    _option("time", "TIME", "Time limit: minutes, H:M:S or DAYS-H:M:S. (-t is --tee.)", WHEN),
+    _option("time-min", "TIME", "Accept a shorter time limit, if the job starts earlier then.", WHEN),
+    _option("begin", "TIME", "Not before.", WHEN, short="-b"),
+    _option("deadline", "TIME", "Not at all, if it cannot end by then.", WHEN),
+    _option("dependency", "LIST", "Slurm's own form of --after.", WHEN, _LIST, short="-d"),
+    _option("array", "INDICES", "Job array; with --sweep which points, or %N for so many at a time.", WHEN, short="-a"),
+    _option("signal", "SIGNAL@SECONDS", "Signal so many seconds before the end.", WHEN),
+    _option("nice", "N", "Less priority.", WHEN),
+    _option("hold", "", "Do not start before `scontrol release`.", WHEN, _SWITCH, short="-H"),
+    _option("no-requeue", "", "Never run it again.", WHEN, _SWITCH),
+    _option("job-name", "NAME", "Name. Derived: that of the script.", OUTPUT, short="-J"),
+    _option("comment", "TEXT", "Comment.", OUTPUT),
+    _option("output", "FILE", "File for the output, with Slurm's %j, %x and so on.", OUTPUT, short="-o"),
+    _option("error", "FILE", "File for the errors; those of the output otherwise.", OUTPUT, short="-e"),
+    _option("open-mode", "append|truncate", "What a requeued job does with these files.", OUTPUT),
+    _option("mail-type", "EVENTS", "When to send mail.", OUTPUT, _LIST),
+    _option("mail-user", "ADDRESS", "To whom.", OUTPUT),
+    _option("chdir", "DIR", "Working directory of the job.", OUTPUT, short="-D"),
+    _option(
         "export",
         "ALL|NONE|NIL|NAMES",
         "Variables that the job gets. The tasks get what the script has.",
         OUTPUT,
-        Kind.LIST,
+        _LIST,
     ),
-    SubmitOption(
+    _option(
         "template",
         "NAME|FILE",
         "Job script to start from. Derived: cpu, single_node or multi_node.",
         SOFTWARE,
-        slurm=False,
     ),
-    SubmitOption("modules", "NAMES", "Environment modules to load.", SOFTWARE, Kind.WORDS, slurm=False),
-    SubmitOption("venv", "DIR", "Virtual environment to activate.", SOFTWARE, slurm=False),
-    SubmitOption(
-        "setup", "LINE", "Line of bash for the job script; can be repeated.", SOFTWARE, Kind.LINES, slurm=False
-    ),
-    SubmitOption("image", "FILE", "Container image, for a template that takes one.", SOFTWARE, slurm=False),
-    SubmitOption(
+    _option("modules", "NAMES", "Environment modules to load.", SOFTWARE, _WORDS),
+    _option("venv", "DIR", "Virtual environment to activate.", SOFTWARE),
+    _option("setup", "LINE", "Line of bash for the job script; can be repeated.", SOFTWARE, _LINES),
+    _option("image", "FILE", "Container image, for a template that takes one.", SOFTWARE),
+    _option(
         "keep-environment",
         "NAMES",
         "Variables that go along although they look like another job's, such as SBATCH_ACCOUNT or SBATCH_*.",
         SOFTWARE,
-        Kind.WORDS,
-        slurm=False,
+        _WORDS,
     ),
-    SubmitOption(
+    _option(
         "sbatch-arg",
         "WORD",
         "Any other option of sbatch, as one word: --sbatch-arg=--wckey=x.",
         SOFTWARE,
-        Kind.LINES,
-        slurm=False,
+        _LINES,
     ),
 )
 
-OPTIONS = {option.name: option for option in _TABLE}
-SHORT = {option.short: option.name for option in _TABLE if option.short} | {"-t": "time"}
+OPTIONS = {option.key: option for option in _TABLE}
+SHORT = {flag: name for name, option in OPTIONS.items() for flag in option.flags if flag != option.flag} | {
+    "-t": "time"
+}
+
+# Those of sbatch. The others are for hpc-launch, which puts what they say into the job script.
+OF_SBATCH = frozenset(name for name, option in OPTIONS.items() if option.group != SOFTWARE)
 
 # What a table of a partition may have besides: limits that are looked at before Slurm is asked.
 MAX_NODES, MAX_TIME, MAX_GPUS_PER_NODE = LIMITS = ("max-nodes", "max-time", "max-gpus-per-node")
+
+# What a table of a partition cannot say: it is chosen by the first, and the others are no matter of a partition.
+_NOT_OF_A_PARTITION = frozenset({"partition", "keep-environment", "job-name", "chdir"})
+
+# The keys of such a table.
+OF_A_PARTITION = {name: option for name, option in OPTIONS.items() if name not in _NOT_OF_A_PARTITION} | {
+    name: _option(name, "", "", "", _time_limit if name == MAX_TIME else readers.integer(1)) for name in LIMITS
+}
 
 # Options of which one takes the place of another. GPUs of --gres are a matter of their own (see render).
 CONTRADICTIONS = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from hpc_launch.settings.resolution import Resolved
 from hpc_launch.slurm import commands
-from hpc_launch.submission.asked import Said
 from hpc_launch.submission.sweep import Parameter
 
 
@@ -54,7 +54,7 @@ class JobRequest:
     options: tuple[str, ...] = ()
     slurm: Mapping[str, str | None] = field(default_factory=dict)
     sbatch_args: tuple[str, ...] = ()
-    limits: Mapping[str, Said] = field(default_factory=dict)
+    limits: Mapping[str, Resolved] = field(default_factory=dict)
     software: Software = Software()
     sweep: tuple[Parameter, ...] = ()
     after: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""The workers of one attempt that are commands: started by the factory, watched, and ended."""
+"""The workers of one attempt: started by the factory, watched, and ended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.elastic.multiprocessing import PContext
 from torch.distributed.elastic.multiprocessing.api import RunProcsResult
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
@@ -19,7 +18,7 @@ from hpc_launch import hidden, patience
 from hpc_launch.console import say
 from hpc_launch.owners import NotOwnError
 from hpc_launch.records import directory
-from hpc_launch.workers import forked_child, stack_answers
+from hpc_launch.torch_private import WorkerContext
 from hpc_launch.workers.factory import Ended, Factory, FactoryLostError
 from hpc_launch.workers.factory_channel import readable
 from hpc_launch.workers.factory_server import Order
@@ -39,11 +38,8 @@ class Wakeup:
     """
 
     def __init__(self) -> None:
-        # Workers of torch's making are children of this process; the others are known by their factory.
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._old_descriptor = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        # Without a Python-level handler the descriptor is not written to.
-        self._old_handler = signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def wait(self, seconds: float, factory: Factory, others: Sequence[int] = ()) -> None:
         """Return when a worker ended, a signal came, or the time is over.
@@ -62,7 +58,6 @@ class Wakeup:
     def close(self) -> None:
         """Put back what was there before."""
         signal.set_wakeup_fd(self._old_descriptor)
-        signal.signal(signal.SIGCHLD, self._old_handler)
         os.close(self._read)
         os.close(self._write)
 
@@ -77,7 +72,7 @@ def wakeup() -> Iterator[Wakeup]:
         made.close()
 
 
-class CommandWorkers(PContext):
+class CommandWorkers(WorkerContext):
     """Workers that are commands, each leading a process group of its own; or forked, and then become the same.
 
     Unlike torch's SubprocessContext it gives each worker exactly the environment it is told (which can lack variables
@@ -131,10 +126,7 @@ class CommandWorkers(PContext):
         self.hung: tuple[int, ...] = ()
 
     def start(self) -> None:
-        """Start them all; unlike torch's, without installing signal handlers (`agent.agent_run` has)."""
-        self._start()
-
-    def _start(self) -> None:
+        """Start them all. Signals are handled already (`agent.agent_run`)."""
         with contextlib.ExitStack() as stack:
             orders = []
             paths = [(self.stdouts[local_rank], self.stderrs[local_rank]) for local_rank in range(self.nprocs)]
@@ -158,7 +150,8 @@ class CommandWorkers(PContext):
             self._swept = False
             self._pids = dict(enumerate(self._factory.start(orders)))
 
-    def _poll(self) -> RunProcsResult | None:
+    def poll(self) -> RunProcsResult | None:
+        """How they have ended: all well, or some not; None while they run."""
         self._look()
         failed = {local_rank: status for local_rank, status in self._statuses.items() if status != 0}
         if failed:
@@ -251,8 +244,9 @@ class CommandWorkers(PContext):
             self.hung = tuple(left)
             say(f"process {', '.join(map(str, left))} hangs in the kernel and cannot be killed")
 
-    def _close(self, death_sig: signal.Signals, timeout: int = 30) -> None:  # noqa: ARG002 - the grace period is the one place
-        self.stop(death_sig, told=False)
+    def end(self, signum: signal.Signals) -> None:
+        """End them all, within the grace period."""
+        self.stop(signum, told=False)
 
 
 def _destination(stack: contextlib.ExitStack, path: str, job: Path) -> Any:
@@ -275,34 +269,3 @@ def _destination(stack: contextlib.ExitStack, path: str, job: Path) -> Any:
 def status_of(exitcode: int) -> int:
     """The exit status for a worker's exit code as subprocess gives it: 128+N for signal N, as shells say it."""
     return exitcode if exitcode >= 0 else 128 - exitcode
-
-
-def replace_local_rank(arguments: Sequence[str], local_rank: int) -> tuple[str, ...]:
-    """Fill in the local rank where torch's macro stands for it (torch/distributed/elastic/utils/api.py)."""
-    return tuple(argument.replace("${local_rank}", str(local_rank)) for argument in arguments)
-
-
-def run_path(hidden: Sequence[str], cpus: Sequence[int], script: str, *arguments: str) -> None:
-    """Run a script in this process, as --run-path asks; the entry point of workers that are functions.
-
-    Args:
-        hidden: variables that the worker is not to see.
-        cpus: the CPUs that it may use; none leaves it all.
-        script: path of the script.
-        arguments: its arguments.
-    """
-    import runpy  # noqa: PLC0415 - only workers of this kind need it
-
-    # Libraries that were imported to get here may have started threads.
-    for thread in map(int, os.listdir("/proc/self/task")):  # noqa: PTH208 - names are all that is wanted
-        forked_child.bind(cpus, thread)
-    for name in hidden:
-        os.environ.pop(name, None)
-    stack_answers.install(os.environ)
-    sys.argv = [script, *arguments]
-    runpy.run_path(script, run_name="__main__")
-
-
-def hidden_variables(agent: Mapping[str, str], worker: Mapping[str, str]) -> tuple[str, ...]:
-    """Variables of the agent that a worker is not to have."""
-    return tuple(name for name in agent if name not in worker)

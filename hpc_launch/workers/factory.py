@@ -141,11 +141,6 @@ class Factory:
             self._channel.send({"heard": int(signum)})
         return bool(self._answer()["heard"])
 
-    def adopt(self, pids: Sequence[int]) -> None:
-        """End these processes too, and all below them, should the agent be gone: they were started by somebody else."""
-        with self._lost():
-            self._channel.send({"adopt": list(pids)})
-
     def sweep(self, patience: float) -> list[int]:
         """End all workers, and all that they have left behind.
 

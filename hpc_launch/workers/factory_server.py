@@ -10,7 +10,6 @@ What the agent asks, and the answers (see `factory.Factory`, which is the other 
     {"start": N}, then N orders with descriptors    {"started": [PID, ...]} or {"failed": "reason"}
     {"signal": NUMBER, "pids": [...], "group": B}   no answer
     {"heard": NUMBER}                               {"heard": BOOL}
-    {"adopt": [PID, ...]}                           no answer
     {"sweep": SECONDS}                              {"swept": [PID, ...]}
 
 and, at any time, {"ended": PID, "status": EXITCODE, "time": SECONDS, "usage": [USER, SYSTEM, MAX_RSS]}.
@@ -138,7 +137,6 @@ class _Server:
         self._channel = channel
         self._surroundings = surroundings
         self._workers: set[int] = set()
-        self._adopted: dict[int, str] = {}
         # Everything is blocked but SIGCHLD, which ends the wait.
         self._wakeup, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -162,8 +160,6 @@ class _Server:
         elif "heard" in request:
             heard = signal.sigtimedwait([request["heard"]], 0)
             self._channel.send({"heard": heard is not None})
-        elif "adopt" in request:
-            self._adopted = {pid: processes.start_time(pid) for pid in request["adopt"]}
         elif "sweep" in request:
             self._channel.send({"swept": self._sweep(request["sweep"])})
 
@@ -281,10 +277,6 @@ class _Server:
 
     def end_all(self) -> None:
         """The agent is gone: so is everything that it started."""
-        for pid, start in self._adopted.items():
-            if start and processes.start_time(pid) == start:
-                for one in [*processes.descendants(pid), pid]:
-                    processes.send(one, signal.SIGKILL)
         with contextlib.suppress(OSError):  # nobody listens
             self._channel.close()
         self._channel = _Nobody()

@@ -94,7 +94,7 @@ def agent(one: Any, told: Pipe) -> None:
     while True:
         handler.next_rendezvous()
         handler.report_begun()
-        told.send(handler._server.port if handler._server else 0)
+        told.send(handler._follower.server.port if handler._follower.server else 0)
         while handler.end() is None:
             time.sleep(0.1)
 

@@ -67,13 +67,6 @@ def slurm_node(node: int, nodes: int, run_id: str, folder: str) -> Callable[[], 
     from hpc_launch.rendezvous.transport.handshake import Method  # noqa: PLC0415
     from hpc_launch.rendezvous.transport.keys import Keyring, Secret  # noqa: PLC0415
 
-    class Counting(SlurmRendezvous):
-        """A handler that counts the messages that it sends."""
-
-        def _send(self, message: Any) -> None:
-            _tally.count = getattr(_tally, "count", 0) + 1
-            super()._send(message)
-
     hosts = [f"node{number:04}" for number in range(nodes)]
     config = RendezvousConfig(
         run_id=run_id,
@@ -98,7 +91,14 @@ def slurm_node(node: int, nodes: int, run_id: str, folder: str) -> Callable[[], 
         keyring=Keyring(run_id, (Secret("benchmark", Method.SECRET, run_id.encode()),)),
         store_ports=range(20_000, 30_000),
     )
-    handler = Counting(config)
+    handler = SlurmRendezvous(config)
+    send = handler._client.send
+
+    def counted(message: Any) -> None:
+        _tally.count = getattr(_tally, "count", 0) + 1
+        send(message)
+
+    handler._client.send = counted  # type: ignore[method-assign]  # messages are counted as they are sent
 
     def join() -> tuple[int, Any]:
         return handler.next_rendezvous().rank, handler

@@ -25,7 +25,8 @@ from hpc_launch.rendezvous.transport import connecting, keys, wire
 from hpc_launch.rendezvous.transport.connection import Connection, pair
 from hpc_launch.rendezvous.transport.handshake import Connecting, Listening, Method, Proved
 from hpc_launch.rendezvous.transport.keys import Keyring, Secret
-from hpc_launch.rendezvous.transport.server import Greeting, Server
+from hpc_launch.rendezvous.transport.server import Server
+from hpc_launch.rendezvous.transport.service import Greeting
 from hpc_launch.rendezvous.transport.wire import Kind, Opener, Sealer
 
 PLACE = "benchmark/1/0/0"

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import select
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -57,7 +56,6 @@ def answer(factory: Factory, what: str, *words: Any) -> dict[str, Any]:
         "ended": lambda factory: [(ended.pid, ended.status) for ended in factory.ended()],
         "signal": lambda factory, pids, signum, group=False: factory.signal(pids, signum, group=group),
         "pid": lambda factory: factory._pid,
-        "popen": lambda _, *command: subprocess.Popen(command).pid,
     }
     call = functools.partial(others[what], factory) if what in others else getattr(factory, what)
     try:

@@ -126,7 +126,7 @@ def test_none_leaves_all_cpus(tmp_path: Path, start: str) -> None:
     assert seen(tmp_path) == [CPUS] * 2
 
 
-@pytest.mark.parametrize("words", [["--start", "warm"], ["--start", "exec"], ["--run-path"]])
+@pytest.mark.parametrize("words", [["--start", "warm"], ["--start", "exec"], ["--run-path", "--start", "exec"]])
 def test_a_map_is_what_ranks_get(tmp_path: Path, words: Sequence[str]) -> None:
     """--cpu-bind map: each rank has what is listed for it, threads that libraries have started included."""
     run(tmp_path, "--nproc-per-node", "2", "--cpu-bind", f"map:{CPUS[1]}/{CPUS[0]},{CPUS[1]}", *words)

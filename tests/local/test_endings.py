@@ -103,7 +103,8 @@ def test_a_long_monitor_interval_delays_no_end(tmp_path: Path) -> None:
         ([], signal.SIGINT),
         ([], signal.SIGHUP),
         (["--signals-to-handle", "SIGUSR1"], signal.SIGUSR1),
-        (["--run-path", "--start-method", "fork"], signal.SIGTERM),
+        (["--run-path", "--start", "warm"], signal.SIGTERM),
+        (["--run-path", "--start", "exec"], signal.SIGTERM),
     ],
 )
 def test_a_signal_ends_launcher_and_workers(tmp_path: Path, words: list[str], signum: signal.Signals) -> None:

@@ -434,42 +434,6 @@ def test_nothing_is_left_when_the_agent_is_killed(made: Agent) -> None:
     all_gone(pids)
 
 
-@pytest.mark.parametrize("way", ["agent killed", "closed"])
-def test_what_was_adopted_ends_too(either: Agent, way: str) -> None:
-    """Processes that the agent has started itself, and all below them, are ended with the rest; no stranger is."""
-    number = either.folder / "number"
-    body = f"""if True:
-        import os, subprocess
-        child = subprocess.Popen(["sleep", "3600"])
-        print(os.getpid(), child.pid, file=open({str(number)!r}, "w"), flush=True)
-        child.wait()
-    """
-    pid = either("popen", sys.executable, "-c", body)
-    parent, child = map(int, wait_for(lambda: words(number), PATIENCE, "nobody begins"))
-    other = either("popen", "sleep", "3600")
-    assert (parent, alive(child)) == (pid, True)
-    either("adopt", [pid])
-    if way == "closed":
-        either("close")
-    else:
-        either("ended")
-        either.kill()
-
-    all_gone([parent, child])
-    assert alive(other)
-    os.kill(other, signal.SIGKILL)
-
-
-def test_who_has_the_number_of_one_that_was_adopted(either: Agent) -> None:
-    """A number that was adopted when nobody had it stands for nobody."""
-    gone = either("popen", "true")
-    wait_for(lambda: not alive(gone), PATIENCE, "it does not end")
-    either("adopt", [gone, 2**22 + 1])
-
-    either("close")
-    assert not alive(either("pid"))
-
-
 # ---- a factory that is killed
 
 
@@ -484,7 +448,6 @@ def test_workers_die_with_the_factory(made: Agent) -> None:
         ("ended",),
         ("signal", pids, signal.SIGTERM),
         ("heard", signal.SIGUSR1),
-        ("adopt", pids),
         ("sweep", 0),
         ("start", made.script("print('no')")),
     ]

@@ -14,9 +14,8 @@ VALUES = {name: f"value-of-{name}" for name in secret.VARIABLES}
 STARTS = [
     ["--start", "warm"],
     ["--start", "exec"],
-    ["--run-path", "--start-method", "spawn"],
-    ["--run-path", "--start-method", "fork"],
-    ["--run-path", "--start-method", "forkserver"],
+    ["--run-path", "--start", "warm"],
+    ["--run-path", "--start", "exec"],
 ]
 
 

@@ -69,7 +69,7 @@ def test_torch_is_imported_once_and_forked_in_every_attempt(tmp_path: Path) -> N
     ("words", "env", "reason"),
     [
         (["--no-python", sys.executable, "train.py"], {}, "--no-python"),
-        (["--run-path", "train.py"], {}, "--run-path"),
+        (["--run-path", "--start-method", "spawn", "train.py"], {}, "--start-method spawn"),
         (["sets.py"], {}, "sets.py:3 OMP_NUM_THREADS"),
         (["--exec-for", "sqlite3", "imports.py"], {}, "sqlite3 --exec-for"),
         (["shadow/train.py"], {}, "shadow queue"),
@@ -107,7 +107,10 @@ THREAD = "threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
     [
         (["--preload", "no_such_module", "train.py"], "cannot import 'no_such_module' (--preload) with "),
         (["--preload", "broken", "train.py"], "broken' (--preload) with"),
-        (["--start", "warm", "--run-path", "train.py"], "--start warm: --run-path uses multiprocessing"),
+        (
+            ["--start", "warm", "--start-method", "spawn", "train.py"],
+            "--start warm: --start-method spawn",
+        ),
     ],
 )
 def test_what_was_asked_for_and_cannot_be(tmp_path: Path, words: list[str], message: str) -> None:

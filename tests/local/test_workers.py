@@ -1,11 +1,13 @@
-"""How workers are started: scripts, modules, programs, functions, and what they get as arguments."""
+"""How workers are started: scripts, modules, programs, and what they get as arguments."""
 
+import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.local.launching import HPC_LAUNCH, LAUNCH_MODULE, TORCH_LAUNCH, TORCHRUN, launch, probe
+from tests.local.launching import HPC_LAUNCH, LAUNCH_MODULE, TORCH_LAUNCH, TORCHRUN, launch, probe, write
 
 # What hpc-launch decides in its own way, as the documentation says: where the workers meet, what the run is called, how
 # many threads they use, and where files are.
@@ -43,23 +45,68 @@ def test_a_program_without_python(tmp_path: Path) -> None:
     assert str(tmp_path) == done.records[0].cwd
 
 
-@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
-def test_functions_started_by_each_method(tmp_path: Path, method: str) -> None:
-    """--run-path runs the script in a process made by --start-method, with a worker's environment and arguments."""
-    words = ["--run-path", "--start-method", method, str(tmp_path / probe(tmp_path)), "--lr", "1"]
-    done = launch(tmp_path, *words)
+# What a script that is run by runpy sees of itself, in a file beside it.
+OF_ITSELF = """
+import json, sys
+
+import __main__
+
+found = {
+    "name": __name__, "file": __file__, "argv": sys.argv, "spec": __spec__, "main": __main__.__dict__ is globals(),
+}
+with open(__file__ + ".json", "w") as stream:
+    json.dump(found, stream)
+"""
+
+
+def test_a_script_by_runpy_is_the_one_that_torchrun_runs(tmp_path: Path) -> None:
+    """--run-path: the script sees of itself what it sees under torchrun, forked and in a new process."""
+    script = write(tmp_path / "train.py", OF_ITSELF)
+    seen = []
+    for program, words in ((HPC_LAUNCH, ["--start", "warm"]), (HPC_LAUNCH, ["--start", "exec"]), (TORCHRUN, [])):
+        done = launch(tmp_path, *words, "--run-path", str(script), "--lr", "1", program=program)
+        assert done.status == 0, done.err
+        seen.append(json.loads((tmp_path / "train.py.json").read_text()))
+        (tmp_path / "train.py.json").unlink()
+
+    assert seen[0] == seen[1] == seen[2]
+    assert (seen[0]["name"], seen[0]["argv"], seen[0]["main"]) == ("__main__", [str(script), "--lr", "1"], True)
+
+
+@pytest.mark.parametrize(("method", "warm"), [("spawn", False), ("fork", True), ("forkserver", True)])
+def test_a_script_by_runpy_and_each_method(tmp_path: Path, method: str, warm: bool) -> None:
+    """--start-method spawn makes new processes, the others fork; a worker has its environment and arguments."""
+    name = probe(tmp_path, "print('torch' in sys.modules, flush=True)")
+    done = launch(tmp_path, "--run-path", "--start-method", method, str(tmp_path / name), "--lr", "1")
+
     assert (done.status, done.seen("RANK", "LOCAL_RANK", "WORLD_SIZE")) == (0, [("0", "0", "1")]), done.err
     worker = done.records[0]
     assert [str(tmp_path / "train.py"), "--lr", "1"] == worker.argv
-    line = " ".join(worker.command)
-    made_by = {"spawn": "spawn_main" in line, "forkserver": "forkserver" in line, "fork": "hpc_launch" in line}
-    assert [method] == [name for name, true in made_by.items() if true]
+    line = " ".join(worker.command).strip()
+    assert line == f"{sys.executable} -u -m hpc_launch.workers.run_path {tmp_path / name} --lr 1"
+    assert done.out.split()[-1] == str(warm)
 
 
-def test_a_function_passes_its_status_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", ["warm", "exec"])
+def test_a_script_by_runpy_passes_its_status_on(tmp_path: Path, start: str) -> None:
     """The exit status of a --run-path script is the launcher's."""
-    done = launch(tmp_path, "--run-path", "--start-method", "fork", probe(tmp_path, "raise SystemExit(42)"))
+    done = launch(tmp_path, "--run-path", "--start", start, probe(tmp_path, "raise SystemExit(42)"))
     assert (done.status, len(done.records)) == (42, 1), done.err
+
+
+@pytest.mark.parametrize("start", ["warm", "exec"])
+def test_a_script_by_runpy_that_fails(tmp_path: Path, start: str) -> None:
+    """An exception leaves torch's error file, which has the script's own frames, and is the cause of the failure."""
+    (tmp_path / "train.py").write_text("def train():\n    raise ValueError('a bad batch')\n\ntrain()\n")
+    done = launch(tmp_path, "--run-path", "--start", start, "train.py")
+    (left,) = tmp_path.glob("logs/local-*/attempt_0/*/rank_0.error.json")
+    message = json.loads(left.read_text())["message"]
+
+    assert done.status == 1
+    assert "ValueError: a bad batch" in done.err
+    assert message["message"] == "ValueError: a bad batch"
+    assert message["extraInfo"]["where"].endswith("train.py:2")
+    assert message["extraInfo"]["py_callstack"].splitlines()[1].endswith('train.py", line 4, in <module>')
 
 
 def test_local_rank_is_an_argument_of_the_launch_module(tmp_path: Path) -> None:
@@ -122,9 +169,46 @@ def test_an_unknown_numa_binding_is_refused(tmp_path: Path) -> None:
 
 
 def test_numa_binding_where_it_cannot_be_had(tmp_path: Path) -> None:
-    """Where workers cannot be bound (no numactl, no CUDA device), one line says so."""
-    done = launch(tmp_path, "--numa-binding", "node", probe(tmp_path), env={"PATH": ""})
+    """Where torch knows no device to be near to, one line says so."""
+    done = launch(tmp_path, "--numa-binding", "node", probe(tmp_path))
     lines = [line for line in done.err.splitlines() if line.startswith("hpc-launch: ") and "note: " not in line]
-    assert (done.status in (2, 78), done.records, len(lines)) == (True, [], 1), done.err
-    assert "--numa-binding" in lines[0]
+    assert (done.status, done.records, len(lines)) == (78, [], 1), done.err
+    assert lines[0].startswith("hpc-launch: --numa-binding node: ")
     assert "Traceback" not in done.err
+
+
+# A launcher whose torch is made to believe in two devices, once the factory is there: local rank 0 is near to the
+# second CPU that there is, 1 near to the first.
+NEAR = """
+import os
+from hpc_launch.cli import main
+from hpc_launch.launch import run
+
+def knowing(make):
+    def made(*arguments):
+        factory = make(*arguments)
+        from torch.numa import binding
+        cpus = sorted(os.sched_getaffinity(0))
+        binding._get_logical_cpus_to_bind_to = lambda *, gpu_index, numa_options: {cpus[1 - gpu_index]}
+        return factory
+    return made
+
+run.build, run.spawn = knowing(run.build), knowing(run.spawn)
+main()
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+@pytest.mark.parametrize("words", [["--start", "warm"], ["--start", "exec"], ["--run-path"]], ids=" ".join)
+def test_numa_binding(tmp_path: Path, words: list[str]) -> None:
+    """--numa-binding: each worker has the CPUs that torch says, however it is started, and no numactl is needed."""
+    near = write(tmp_path / "near.py", NEAR)
+    name = probe(tmp_path, "print('has', *os.sched_getaffinity(0), flush=True)")
+    words = [*words, "--numa-binding", "node", "--nproc-per-node", "2", name]
+    done = launch(tmp_path, *words, program=(sys.executable, str(near)))
+
+    cpus = sorted(os.sched_getaffinity(0))
+    assert done.status == 0, done.err
+    assert [f"{rank}] has {cpus[1 - rank]}" for rank in (0, 1)] == sorted(
+        line.rpartition(":")[2] for line in done.out.splitlines()
+    )

@@ -81,7 +81,7 @@ def test_a_torch_a_clock_and_a_log_directory(some_cluster: Cluster, tmp_path: Pa
         mounted(some_cluster, "gpu004", logs, "--bind", str(logs)),
         mounted(some_cluster, "gpu004", logs, "-o", "bind,remount,ro", undo=False),
     ):
-        pretend = {"gpu002": {"version": "2.1.0"}, BAD: {"clock": 60}}
+        pretend: dict[str, dict[str, Any]] = {"gpu002": {"version": "2.1.0"}, BAD: {"clock": 60}}
         checked = check(some_cluster, tmp_path, f"--log-dir={logs}", pretend=pretend)
 
     named(
@@ -156,7 +156,10 @@ def test_a_torch_that_does_not_know_the_devices(cluster: Cluster, tmp_path: Path
 
 def test_a_torch_that_cannot_be_imported(cluster: Cluster, tmp_path: Path) -> None:
     """A node where torch hangs, and one where it cannot be imported, are named; the others go on without them."""
-    pretend = {"gpu002": {"hang": True}, BAD: {"no torch": "libcudart.so.12: cannot open shared object file"}}
+    pretend: dict[str, dict[str, Any]] = {
+        "gpu002": {"hang": True},
+        BAD: {"no torch": "libcudart.so.12: cannot open shared object file"},
+    }
     checked = check(cluster, tmp_path, pretend=pretend)
 
     expected = {

@@ -15,9 +15,11 @@ from typing import Any, TypeVar
 from hpc_launch.node import ports
 from hpc_launch.plan.identity import Identity
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.rendezvous.coordinator_server import CoordinatorServer
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import RoundEnd
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
+from hpc_launch.rendezvous.transport.connection import Connection
 from hpc_launch.rendezvous.transport.handshake import Method
 from hpc_launch.rendezvous.transport.keys import Keyring, Secret
 from tests.support import wait_for
@@ -138,6 +140,28 @@ def errors(actions: Sequence[Callable[[], Any]]) -> list[BaseException | None]:
     tasks = [begin(action, f"agent {number}") for number, action in enumerate(actions)]
     finish(tasks)
     return [task.error for task in tasks]
+
+
+def server_of(handler: SlurmRendezvous) -> CoordinatorServer | None:
+    """Return the server of an agent, while it has one."""
+    return handler._follower.server
+
+
+def connection_of(handler: SlurmRendezvous) -> Connection | None:
+    """Return an agent's connection to its coordinator."""
+    return handler._follower.client.connection
+
+
+def callers(handler: SlurmRendezvous) -> frozenset[int]:
+    """Return the agents that are connected to one that coordinates."""
+    server = server_of(handler)
+    return server.callers if server is not None else frozenset()
+
+
+def is_connected(handler: SlurmRendezvous) -> bool:
+    """Whether an agent is with a coordinator, as far as it knows."""
+    connection = connection_of(handler)
+    return connection is not None and not connection.broken
 
 
 def end_of(handler: SlurmRendezvous) -> RoundEnd:

@@ -123,7 +123,7 @@ def test_the_first_core_of_each_cache_can_be_the_systems(machines: Path) -> None
 
 def test_the_profile_of_such_machines_says_the_same(machines: Path) -> None:
     """`mi250x` is for where /sys cannot be seen, and comes to the CPUs that are found where it can."""
-    profile = files.load({"HOME": ""}, machines, "mi250x", machines).layers[0].said["cpu_bind"].value
+    profile = files.load({"HOME": ""}, machines, "mi250x", machines).layers[0].entries["cpu_bind"].value
     found = node(machines / "mi250x", set(range(64)) - set(range(0, 64, 8)))
 
     assert cpus(plan(found, cpu_bind=profile)) == cpus(plan(found))

@@ -13,7 +13,6 @@ from hpc_launch.errors import LogDirError
 from hpc_launch.plan.commands import command_of
 from hpc_launch.records import events
 from hpc_launch.rendezvous.coordinator import Coordinator
-from hpc_launch.rendezvous.effects import Session
 from hpc_launch.rendezvous.membership import Half, Membership
 from hpc_launch.rendezvous.messages import (
     Accept,
@@ -40,6 +39,7 @@ from hpc_launch.rendezvous.messages import (
     Verdict,
 )
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
+from hpc_launch.rendezvous.sessions import AgentSession
 from hpc_launch.rendezvous.transport.faults import MessageError
 from tests.support import lines_mention, mentions
 from tests.unit.agents_support import config, configs, identity
@@ -49,19 +49,19 @@ class Recorded:
     """Effects that are only written down; what they ask for is answered by the test."""
 
     def __init__(self) -> None:
-        self.sent: list[tuple[Session, Any]] = []
+        self.sent: list[tuple[AgentSession, Any]] = []
         self.lines: list[str] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.asked: list[str] = []
-        self.dropped: list[Session] = []
+        self.dropped: list[AgentSession] = []
         self.taken: frozenset[Half] = frozenset()
         self.refused_halves: frozenset[Half] = frozenset()
 
-    def send(self, sessions: Iterable[Session], message: Any) -> None:
+    def send(self, sessions: Iterable[AgentSession], message: Any) -> None:
         """Note a message."""
         self.sent.extend((session, message) for session in sessions)
 
-    def drop(self, session: Session) -> None:
+    def drop(self, session: AgentSession) -> None:
         """Note a connection that is closed."""
         self.dropped.append(session)
 
@@ -107,7 +107,7 @@ class Meeting:
         self.configs = configs(config(root, agents, **changes))
         self.effects = Recorded()
         self.coordinator = Coordinator(self.configs[0], "instance-0", self.effects)
-        self.sessions = [Session(self.hello(number)) for number in range(agents)]
+        self.sessions = [AgentSession(self.hello(number)) for number in range(agents)]
         self.coordinator.lead(self.sessions[0])
 
     def hello(self, agent: int, **changes: Any) -> Hello:
@@ -133,12 +133,12 @@ class Meeting:
     def prepare(self) -> None:
         """Answer what the first round asks for."""
         self.turn()
-        self.coordinator.job_opened("12.0", 0, "12.0.0")
+        self.coordinator.rounds.job_opened("12.0", 0, "12.0.0")
         self.turn()
-        self.coordinator.store_opened(0, "10.0.0.1", 20_000)
+        self.coordinator.rounds.store_opened(0, "10.0.0.1", 20_000)
         for name in self.effects.asked:
             if name.startswith("token"):
-                self.coordinator.token_put(int(name.split()[1]), "1-token")
+                self.coordinator.rounds.token_put(int(name.split()[1]), "1-token")
         self.turn()
 
     def begin(self) -> Start:
@@ -188,13 +188,13 @@ def test_a_token_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
     meeting = Meeting(tmp_path, 2, elastic=True, minimum=1)
     meeting.join(0, 1)
     meeting.turn()
-    meeting.coordinator.job_opened("12.0", 0, "12.0.0")
+    meeting.coordinator.rounds.job_opened("12.0", 0, "12.0.0")
     meeting.turn()
-    meeting.coordinator.store_opened(0, "10.0.0.1", 20_000)
+    meeting.coordinator.rounds.store_opened(0, "10.0.0.1", 20_000)
     meeting.turn()
     assert meeting.effects.told(Propose) == []
     meeting.turn(2.0)
-    meeting.coordinator.token_put(1, "1-late")
+    meeting.coordinator.rounds.token_put(1, "1-late")
     meeting.turn()
 
     assert {proposal.membership.token for proposal in meeting.effects.told(Propose)} == {""}
@@ -205,9 +205,9 @@ def test_what_cannot_be_prepared_ends_the_run_for_all(tmp_path: Path) -> None:
     meeting = Meeting(tmp_path, 3)
     meeting.join(0, 1, 2)
     meeting.turn()
-    meeting.coordinator.preparation_failed(LogDirError("cannot write in /logs"))
+    meeting.coordinator.rounds.preparation_failed(LogDirError("cannot write in /logs"))
     meeting.coordinator.lost(meeting.sessions[2])
-    meeting.sessions[2] = Session(meeting.hello(2))
+    meeting.sessions[2] = AgentSession(meeting.hello(2))
     meeting.join(2)
 
     assert [(refused.why, refused.status) for refused in meeting.effects.told(Refused)] == [
@@ -302,7 +302,7 @@ def test_an_agent_that_was_refused_ends_no_run(tmp_path: Path) -> None:
     meeting = Meeting(tmp_path, 3, elastic=True, minimum=1, software={"torch": "2.4"})
     meeting.begin()
     meeting.coordinator.lost(meeting.sessions[2])
-    late = Session(meeting.hello(2))
+    late = AgentSession(meeting.hello(2))
     meeting.coordinator.opened(late)
     meeting.coordinator.receive(late, replace(ready(meeting.configs[2]), software={"torch": "2.5"}))
     before = len(meeting.effects.told(Ended))

@@ -10,7 +10,7 @@ import pytest
 
 from hpc_launch.settings import resolve
 from hpc_launch.settings.files import load
-from hpc_launch.submission import asked
+from hpc_launch.submission.resolution import overview
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -94,7 +94,7 @@ def test_toml_examples_are_settings_files(tmp_path: Path) -> None:
         for name in ("", *re.findall(r"^\[profiles\.([^.]*)\]$", example, re.MULTILINE)):
             layers = load({}, tmp_path, name, tmp_path).layers
             assert resolve({}, {}, layers).origins
-            assert ("[submit]" in example) <= bool(asked.overview({}, layers))
+            assert ("[submit]" in example) <= bool(overview({}, layers))
         file.unlink()
 
 

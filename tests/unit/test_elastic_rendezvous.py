@@ -6,7 +6,7 @@ import contextlib
 import math
 import select
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,27 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
 from hpc_launch.errors import RendezvousError, RoundRefused
 from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.rendezvous import failure_detector
+from hpc_launch.rendezvous import failure_detector, known_agents
 from hpc_launch.rendezvous.handler import SlurmRendezvous, SpareReleased
 from hpc_launch.rendezvous.messages import Message
 from hpc_launch.settings import Origin
 from hpc_launch.world import of_nodes
 from tests.support import mentions, wait_for
-from tests.unit.agents_support import DEADLINE, Task, begin, config, configs, end_of, errors, finish, together
+from tests.unit.agents_support import (
+    DEADLINE,
+    Task,
+    begin,
+    callers,
+    config,
+    configs,
+    connection_of,
+    end_of,
+    errors,
+    finish,
+    is_connected,
+    server_of,
+    together,
+)
 
 Group = list[SlurmRendezvous]
 
@@ -48,15 +62,17 @@ def group(tmp_path: Path) -> Iterator[Callable[..., Group]]:
 
 def die(handler: SlurmRendezvous) -> None:
     """Be killed: the kernel closes everything."""
-    server, election, link = handler._server, handler._election, handler._link
-    handler._server = handler._election = handler._link = None  # first, for the thread that may be in it
+    follower = handler._follower
+    server, election, connection = follower.server, follower.search.election, follower.client.connection
+    # First, for the thread that may be in it.
+    follower.server = follower.search.election = follower.client.connection = None
     if election is not None:
         election.close()
     if server is not None:
         server.resign()
         server.close()
-    if link is not None:
-        link.close()
+    if connection is not None:
+        connection.close()
 
 
 @contextlib.contextmanager
@@ -67,14 +83,15 @@ def frozen(handler: SlurmRendezvous, after: Callable[[], object] = lambda: None)
         handler: of the agent.
         after: what its server does before.
     """
-    assert handler._server is not None
+    server = server_of(handler)
+    assert server is not None
     thaw = threading.Event()
 
     def freeze() -> None:
         after()
         thaw.wait(DEADLINE)
 
-    handler._server._server.call(freeze)
+    server._server.call(freeze)
     try:
         yield
     finally:
@@ -83,7 +100,19 @@ def frozen(handler: SlurmRendezvous, after: Callable[[], object] = lambda: None)
 
 def elected(handler: SlurmRendezvous) -> int:
     """Return the agent that an agent is with."""
-    return handler._election.coordinator if handler._election is not None else -1
+    return handler._follower.search.coordinator
+
+
+def hang_up(handler: SlurmRendezvous) -> None:
+    """Let an agent's connection to its coordinator be closed."""
+    connection = connection_of(handler)
+    assert connection is not None
+    connection.close()
+
+
+def waiting_agents(handler: SlurmRendezvous) -> Mapping[str, Any]:
+    """Return the agents that wait for the next round, as an agent has heard."""
+    return handler._state.run.waiting
 
 
 def meet(handlers: Sequence[SlurmRendezvous]) -> list[RendezvousInfo]:
@@ -95,7 +124,7 @@ def places(handlers: Sequence[SlurmRendezvous]) -> list[tuple[int, int, int]]:
     """Return round, rank and number of nodes of each."""
     found = []
     for handler in handlers:
-        world = handler.world(of_nodes(handler._whole.hosts, handler._whole.agent, Origin.STEP))
+        world = handler.world(of_nodes(handler._config.hosts, handler._config.agent, Origin.STEP))
         found.append((handler.round_number, world.node_rank, len(world.hosts)))
     return found
 
@@ -120,14 +149,14 @@ def test_the_leader_s_loss_and_others(group: Callable[..., Group]) -> None:
     meet(handlers)
     assert places(handlers) == [(0, number, 5) for number in range(5)]
     for number, dead in enumerate([3, 0, 1], start=1):
-        gone = next(handler for handler in handlers if handler._whole.agent == dead)
+        gone = next(handler for handler in handlers if handler._config.agent == dead)
         handlers.remove(gone)
         die(gone)
         lost(handlers, f"node{dead + 1}")
         meet(handlers)
         assert places(handlers) == [(number, rank, len(handlers)) for rank in range(len(handlers))]
         assert {handler.plan.master_port for handler in handlers} == {handlers[0].plan.master_port}
-        assert list(handlers[0].plan.workers) == [handler._whole.workers for handler in handlers]
+        assert list(handlers[0].plan.workers) == [handler._config.workers for handler in handlers]
     for handler in handlers:
         handler.report_done()
     assert [end_of(handler).ending for handler in handlers] == ["done"] * 2
@@ -141,7 +170,11 @@ def test_the_new_leader_s_loss_before_its_round_begins(group: Callable[..., Grou
     die(handlers[0])
     lost(handlers[1:], "node1")
     tasks = [begin(handler.next_rendezvous) for handler in handlers[1:5]]  # and one is late
-    wait_for(lambda: handlers[1]._server and len(handlers[1]._server.callers) == 4, DEADLINE, "nobody comes")
+    wait_for(
+        lambda: len(callers(handlers[1])) == 4,
+        DEADLINE,
+        "nobody comes",
+    )
     die(handlers[1])
     handlers[5].next_rendezvous()
     finish(tasks)
@@ -213,7 +246,7 @@ def fail(handlers: Group, leader: SlurmRendezvous, *failures: tuple[int, dict[st
     tasks = []
     for position, facts in failures:
         tasks.append(begin(partial(handlers[position].report_failure, 1, f"{position} broke", **facts)))
-        agent = handlers[position]._whole.agent
+        agent = handlers[position]._config.agent
         wait_for(partial(reported, leader, agent), DEADLINE, "it is not heard")
     failed = {position for position, _ in failures}
     others = [handler for position, handler in enumerate(handlers) if position not in failed]
@@ -224,7 +257,8 @@ def fail(handlers: Group, leader: SlurmRendezvous, *failures: tuple[int, dict[st
 
 def reported(leader: SlurmRendezvous, agent: int) -> bool:
     """Whether a leader has heard of a failure, or the round is over for it."""
-    running = leader._server._coordinator._running if leader._server else None
+    server = server_of(leader)
+    running = server._coordinator.rounds.running if server is not None else None
     return running is None or running.end is not None or agent in running.failures
 
 
@@ -271,7 +305,7 @@ def test_a_device_does_not_break_for_a_lost_node(group: Callable[..., Group]) ->
     lost(handlers[:1], "node4")
     meet(handlers)
 
-    assert (handlers[0]._state.drained, handlers[0]._state.trouble) == ({"2": "is broken (Xid 79)"}, {"2": 1})
+    assert (handlers[0]._state.run.drained, handlers[0]._state.run.trouble) == ({"2": "is broken (Xid 79)"}, {"2": 1})
 
 
 def test_a_broken_node_is_drained_at_once_and_named_once(
@@ -301,7 +335,7 @@ def test_a_broken_node_is_drained_at_once_and_named_once(
         ("node drained", "is broken (Xid 79)", False),
         ("node drained", "is broken (Xid 48)", True),
     ]
-    assert [*handlers[1]._state.drained] == ["0", "1"]
+    assert [*handlers[1]._state.run.drained] == ["0", "1"]
     assert capfd.readouterr().err.count("--exclude=node2") == 1
 
 
@@ -320,11 +354,11 @@ def test_a_notice_that_comes_to_a_spare(group: Callable[..., Group]) -> None:
     meet(handlers[:3])
     asked.append(1)
     wait_for(lambda: all(handler.notices() for handler in handlers[:3]), DEADLINE, "no notice")
-    leader = handlers[0]._server
+    leader = server_of(handlers[0])
     assert leader is not None
-    leader._coordinator._inform = lambda *_: None  # type: ignore[method-assign]  # what is sent to it is lost with it
+    leader._coordinator._on_run_message = lambda *_: None  # type: ignore[method-assign]  # what is sent to it is lost with it
     asked.append(2)
-    wait_for(lambda: handlers[3]._state.notices == {"SIGUSR1": 2}, DEADLINE, "it does not tell")
+    wait_for(lambda: handlers[3]._state.run.notices == {"SIGUSR1": 2}, DEADLINE, "it does not tell")
     die(handlers[0])
     lost(handlers[1:3], "node1")
     meet(handlers[1:3])
@@ -340,14 +374,16 @@ def test_who_waits_is_not_forgotten_with_the_leader(group: Callable[..., Group])
     late = handlers.pop()
     meet(handlers)
     assert places(handlers) == [(0, rank, 4) for rank in range(4)]
-    server = handlers[0]._server
+    server = server_of(handlers[0])
     assert server is not None
     server.leads = False
     with frozen(handlers[0], after=server._coordinator.resign):
         lost(handlers, "node1")
         meet(handlers[1:])
     tasks = [begin(handler.next_rendezvous) for handler in (handlers[0], late)]
-    wait_for(lambda: not handlers[3].notices() and len(handlers[3]._state.waiting) == 2, DEADLINE, "they do not come")
+    wait_for(
+        lambda: not handlers[3].notices() and len(handlers[3]._state.run.waiting) == 2, DEADLINE, "they do not come"
+    )
     die(handlers.pop(1))
     lost(handlers[1:], "node2")
     meet(handlers[1:])
@@ -362,9 +398,9 @@ def test_who_comes_late_finds_the_others_when_the_first_leader_is_lost(group: Ca
     late = handlers.pop()
     meet(handlers)
     task = begin(late.next_rendezvous)
-    wait_for(lambda: not handlers[1].notices() and handlers[1]._state.waiting, DEADLINE, "it does not come")
+    wait_for(lambda: not handlers[1].notices() and waiting_agents(handlers[1]), DEADLINE, "it does not come")
     # All agents are on one machine here: it is not to find others where it has looked for the first.
-    late._whole = replace(late._whole, ports=[1])
+    late._follower.search._config = replace(late._config, ports=[1])
     die(handlers.pop(0))
     lost(handlers, "node1")
     meet(handlers)
@@ -384,7 +420,7 @@ def test_what_is_written_down_about_nodes(group: Callable[..., Group], capfd: py
     waiting = begin(handlers[4].next_rendezvous)
     meet(handlers[:4])
     wait_for(lambda: spared, DEADLINE, "the spare is not told")
-    handlers[4]._refusal = RendezvousError("killed")
+    handlers[4]._follower.refusal = RendezvousError("killed")
     finish([waiting])
     die(handlers[4])
     wait_for(lambda: len(seen) == 2, DEADLINE, lambda: f"{seen}")
@@ -392,8 +428,7 @@ def test_what_is_written_down_about_nodes(group: Callable[..., Group], capfd: py
     lost(handlers[1:4], "node1")
     seen[2:] = sorted(seen[2:], key=lambda said: said[0])  # all three at the same time
     meet(handlers[1:4])
-    assert handlers[3]._link is not None
-    handlers[3]._link.close()
+    hang_up(handlers[3])
     lost(handlers[1:3], "node4")
     meet(handlers[1:3])
     back = begin(handlers[3].next_rendezvous)
@@ -495,12 +530,15 @@ def test_who_comes_back_waits_for_the_next_attempt(group: Callable[..., Group]) 
     """A node that was taken for lost disturbs nobody, and is one of all in the next attempt."""
     handlers = group(4, max_restarts=1)
     meet(handlers)
-    assert handlers[2]._link is not None
-    handlers[2]._link.close()
+    hang_up(handlers[2])
     lost([handlers[0], handlers[1], handlers[3]], "node3")
     meet([handlers[0], handlers[1], handlers[3]])
     back = begin(handlers[2].next_rendezvous)
-    wait_for(lambda: handlers[2]._link and not handlers[2]._link.broken, DEADLINE, "it does not come back")
+    wait_for(
+        lambda: is_connected(handlers[2]),
+        DEADLINE,
+        "it does not come back",
+    )
     assert [handler.end() for handler in (handlers[0], handlers[1], handlers[3])] == [None] * 3
     task = begin(partial(handlers[3].report_failure, 1, "it broke"))
     together([partial(end_of, handler) for handler in handlers[:2]])
@@ -514,7 +552,7 @@ def test_who_comes_back_waits_for_the_next_attempt(group: Callable[..., Group]) 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a call that is not answered be short."""
-    monkeypatch.setattr(failure_detector, "_CALL_SECONDS", 0.5)
+    monkeypatch.setattr(known_agents, "CALL_SECONDS", 0.5)
     monkeypatch.setattr(failure_detector, "_AGAIN_SECONDS", 0.1)
 
 
@@ -527,11 +565,15 @@ def test_a_round_does_not_wait_for_a_frozen_agent(group: Callable[..., Group]) -
     lost(handlers, "node5")
     slow = handlers.pop()
     with frozen(slow):
-        slow._present()  # that it is ready, and no more
+        slow._follower.present()  # that it is ready, and no more
         meet(handlers)
         assert places(handlers) == [(1, rank, 3) for rank in range(3)]
     back = begin(slow.next_rendezvous)
-    wait_for(lambda: slow._link and not slow._link.broken, DEADLINE, "it does not come back")
+    wait_for(
+        lambda: is_connected(slow),
+        DEADLINE,
+        "it does not come back",
+    )
     task = begin(partial(handlers[1].report_failure, 1, "it broke"))
     together([partial(end_of, handler) for handler in handlers if handler is not handlers[1]])
     finish([task])
@@ -563,7 +605,7 @@ def test_nobody_waits_for_a_frozen_leader(group: Callable[..., Group]) -> None:
         assert places(handlers[1:]) == [(1, rank, 3) for rank in range(3)]
     end_of(handlers[0])
     back = begin(handlers[0].next_rendezvous)
-    wait_for(lambda: elected(handlers[0]) == 1 and handlers[0]._link, DEADLINE, "it does not come back")
+    wait_for(lambda: elected(handlers[0]) == 1 and is_connected(handlers[0]), DEADLINE, "it does not come back")
     die(handlers.pop(2))
     lost([handlers[1], handlers[2]], "node3")
     meet(handlers[1:])
@@ -588,7 +630,9 @@ def test_a_leader_that_is_frozen_before_its_workers_start(group: Callable[..., G
         handler.report_begun()
 
     def heard() -> bool:
-        return [handler.end() for handler in handlers[1:]] == [None] * 3 and all(one._begun for one in handlers[1:])
+        return [handler.end() for handler in handlers[1:]] == [None] * 3 and all(
+            one._state.begun for one in handlers[1:]
+        )
 
     wait_for(heard, DEADLINE, "not all know that all have begun")
 
@@ -613,8 +657,9 @@ def test_agents_look_often_only_while_somebody_waits(group: Callable[..., Group]
 
     wait_for(calm, DEADLINE, "not all hear that all have begun")
     handlers[2].report_done()
-    assert [math.isfinite(handler.pause) for handler in handlers] == [False, False, True]
-    server = handlers[1]._server
+    # The leader waits for the end of the others' workers as soon as it has heard of it.
+    assert [math.isfinite(handler.pause) for handler in handlers[1:]] == [False, True]
+    server = server_of(handlers[1])
     assert server is not None
     server._server.call(lambda: setattr(server._coordinator, "_sought", True))
     server._server.call(lambda: setattr(server._coordinator, "changed", True))
@@ -629,7 +674,7 @@ def test_who_comes_late_and_does_not_fit_is_refused_alone(group: Callable[..., G
     handlers = group(3, max_restarts=1, join_timeout=1.0, software={"torch": "2.4"})
     late = handlers.pop()
     meet(handlers)
-    late._whole = replace(late._whole, software={"torch": "2.5"})
+    late._follower._config = replace(late._config, software={"torch": "2.5"})
     with pytest.raises(RoundRefused, match=r"torch.* 2\.4 .*node1.* 2\.5 .*node3") as caught:
         late.next_rendezvous()
 

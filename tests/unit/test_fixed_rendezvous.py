@@ -20,7 +20,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 
 from hpc_launch.errors import HpcLaunchError, LogDirError, RendezvousError, RendezvousTimeout, RoundRefused
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.rendezvous import coordinator_server, torchrun_plugin
+from hpc_launch.rendezvous import coordinator_service, torchrun_plugin
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import Message, RoundEnd
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
@@ -30,12 +30,14 @@ from tests.unit.agents_support import (
     PLACE,
     PLACE_VARIABLE,
     begin,
+    callers,
     config,
     configs,
     end_of,
     errors,
     finish,
     identity,
+    server_of,
     together,
 )
 
@@ -70,8 +72,8 @@ def fail(handler: SlurmRendezvous, status: int = 1, cause: str = "it broke") -> 
 
 def joined(leader: SlurmRendezvous) -> int:
     """Return how many agents are ready for the next round."""
-    coordinator = leader._server._coordinator if leader._server else None
-    return sum(one.ready is not None for one in [*coordinator._sessions]) if coordinator else 0
+    server = server_of(leader)
+    return sum(one.ready is not None for one in server._coordinator._sessions) if server is not None else 0
 
 
 def worker_store(info: RendezvousInfo) -> TCPStore:
@@ -109,7 +111,7 @@ def test_one_agent_alone_listens_for_no_others(tmp_path: Path) -> None:
     """Its coordinator has no port, and the workers' store is on loopback."""
     handler = SlurmRendezvous(config(tmp_path, 1, leaders=["127.0.0.1"], keyring=None))
     handler.next_rendezvous()
-    server, port = handler._server, handler.plan.master_port
+    server, port = server_of(handler), handler.plan.master_port
     assert server is not None
 
     assert server.port == 0
@@ -124,13 +126,13 @@ def test_a_fault_of_our_own_is_loud(
     """The coordinator's agent ends with status 70 and the place in the source; no other agent is blamed for it."""
     handlers = group(config(tmp_path, 2))
     meet(handlers)
-    server = handlers[0]._server
+    server = server_of(handlers[0])
     assert server is not None
 
     def broken(*_: object) -> None:
         raise KeyError("a fault")
 
-    monkeypatch.setattr(server._coordinator, "_note", broken)
+    monkeypatch.setattr(server._coordinator.rounds, "on_round_message", broken)
     handlers[1].report_begun()
     with pytest.raises(HpcLaunchError, match=r"internal error at .*test_fixed_rendezvous.py:\d+: KeyError") as caught:
         end_of(handlers[0])
@@ -548,10 +550,11 @@ def test_the_leader_goes_last(group: Callable[[RendezvousConfig], Group], tmp_pa
     """The end can be read until everybody has taken leave; then the ports are free and the notice is gone."""
     handlers = group(config(tmp_path, 3))
     meet(handlers)
-    notice = handlers[0]._whole.job.whereabouts("program")
+    notice = handlers[0]._config.job.whereabouts("program")
     assert notice.exists()
-    assert handlers[0]._server is not None
-    ports = [handlers[0]._server.port, handlers[0].plan.master_port]
+    server = server_of(handlers[0])
+    assert server is not None
+    ports = [server.port, handlers[0].plan.master_port]
     fail(handlers[0], 5)
     leaving = begin(handlers[0].shutdown)
     assert end_of(handlers[1]).status == 5
@@ -570,13 +573,16 @@ def test_the_leader_waits_for_those_that_came_a_moment_ago(
     """What other threads see of its server may be a little old; a run may end before it is new."""
     handlers = group(config(tmp_path, 2))
     with monkeypatch.context() as old:
-        old.setattr(coordinator_server, "_VIEW_SECONDS", DEADLINE)
+        old.setattr(coordinator_service, "_VIEW_SECONDS", DEADLINE)
         meet(handlers)
         fail(handlers[0], 5)
-        assert handlers[0]._server is not None
-        assert 1 not in handlers[0]._server.callers
+        assert 1 not in callers(handlers[0])
         leaving = begin(handlers[0].shutdown)
-        wait_for(lambda: not handlers[0]._server or 1 in handlers[0]._server.callers, DEADLINE, "it is not new")
+        wait_for(
+            lambda: server_of(handlers[0]) is None or 1 in callers(handlers[0]),
+            DEADLINE,
+            "it is not new",
+        )
     assert not leaving.ended.is_set()
     assert end_of(handlers[1]).status == 5
     handlers[1].shutdown()
@@ -622,7 +628,7 @@ def test_a_foreign_store_is_never_joined(group: Callable[[RendezvousConfig], Gro
     keys = foreign.num_keys()
     assert [info.rank for info in meet(handlers)] == [0, 1, 2]
     assert foreign.num_keys() == keys
-    assert foreign.port not in {handlers[0].plan.master_port, getattr(handlers[0]._server, "port", None)}
+    assert foreign.port not in {handlers[0].plan.master_port, getattr(server_of(handlers[0]), "port", None)}
 
 
 def test_runs_at_the_same_ports_do_not_meet(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
@@ -673,7 +679,7 @@ def test_an_equal_run_that_comes_later_leaves_the_first_alone(
 def test_the_notice_leads_to_a_leader_whose_name_does_not_resolve(tmp_path: Path) -> None:
     """A file in the job directory says where the leader is; one of another run is not believed."""
     handlers = [SlurmRendezvous(one) for one in configs(config(tmp_path, 2, leaders=["no-such-host.invalid"]))]
-    notice = handlers[0]._whole.job.whereabouts("program")
+    notice = handlers[0]._config.job.whereabouts("program")
     notice.parent.mkdir()
     notice.write_text('{"run": "another", "addresses": ["127.0.0.1"], "port": 1}')
     early = begin(handlers[1].next_rendezvous)
@@ -740,15 +746,15 @@ def test_a_leader_that_does_not_answer_is_waited_for(
     handlers = group(config(tmp_path, 2, node_timeout=0.05))
     meet(handlers)
     looks, leave = itertools.count(1), threading.Event()
-    latest, read = [0], handlers[1]._read
+    latest, read = [0], handlers[1]._follower.receive
 
     def look() -> None:
         latest[0] = next(looks)
         read()
 
     with monkeypatch.context() as patch:
-        patch.setattr(handlers[1], "_send", lambda _: None)  # so that it hears nothing
-        patch.setattr(handlers[1], "_read", look)
+        patch.setattr(handlers[1]._client, "send", lambda _: None)  # so that it hears nothing
+        patch.setattr(handlers[1]._follower, "receive", look)
         task = begin(partial(handlers[1].report_failure, 7, "it broke", stopped=leave.is_set))
         # A look takes 0.1 s: more than four timeouts.
         wait_for(lambda: latest[0] > 10 or task.ended.is_set(), DEADLINE, "it does not look")

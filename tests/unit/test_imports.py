@@ -44,9 +44,9 @@ MAY_IMPORT = {
     "check": {"probes", "plan", "slurm", "node", *FOUNDATIONS},
     "review": {"probes", "plan", "slurm", "node", "records", *FOUNDATIONS},
     "probes": {"hostlist", "errors"},
-    "agent": {"rendezvous", "workers", "plan", "slurm", "node", "records", *FOUNDATIONS},
+    "agent": {"rendezvous", "workers", "torch_private", "plan", "slurm", "node", "records", *FOUNDATIONS},
     "rendezvous": {"plan", "slurm", "node", "records", *FOUNDATIONS},
-    "workers": {"rendezvous", "plan", "node", "records", *FOUNDATIONS},
+    "workers": {"rendezvous", "torch_private", "plan", "node", "records", *FOUNDATIONS},
     "plan": {"slurm", "node", "records", *FOUNDATIONS},
     "slurm": {"hostlist", "ranges", "errors"},
     "node": {"records", "ranges", "errors"},
@@ -60,6 +60,7 @@ MAY_IMPORT = {
     "owners": set[str](),
     "text": set[str](),
     "ranges": set[str](),
+    "torch_private": set[str](),
     "secret": set[str](),
     "console": {"text"},
     "pace": set[str](),
@@ -86,7 +87,6 @@ HEAVY = {"torch", "numpy", "submitit", "cloudpickle", "psutil"}
 # Where os.environ is changed nevertheless: (module, function, method), with the reason.
 ENVIRONMENT_CHANGES = {
     ("agent.foreign_backends", "make_handler", "setdefault"): "torch's rendezvous reads it, in this process only",
-    ("workers.command_workers", "run_path", "pop"): "in a worker of torch's making, whose environment torch has filled",
     ("workers.factory", "_changed", "update"): "while modules are imported, and put back then",
     ("workers.factory", "_changed", "[]"): "as above",
     ("jobs.debug", "_alone", "[]"): "a function that is called in process finds what a worker has, and no longer",
@@ -193,7 +193,21 @@ def test_imports_go_one_way() -> None:
 
 
 # The rooms whose modules may import torch when they are imported themselves.
-USERS_OF_TORCH = {"agent", "rendezvous", "workers"}
+USERS_OF_TORCH = {"agent", "rendezvous", "workers", "torch_private"}
+
+# The modules of torch that its documentation has, as far as they are used.
+DOCUMENTED = {
+    "torch",
+    "torch.distributed",
+    "torch.distributed.elastic.agent.server.api",
+    "torch.distributed.elastic.events",
+    "torch.distributed.elastic.multiprocessing",
+    "torch.distributed.elastic.multiprocessing.api",
+    "torch.distributed.elastic.multiprocessing.errors",
+    "torch.distributed.elastic.rendezvous",
+    "torch.distributed.elastic.rendezvous.api",
+    "torch.numa.binding",
+}
 
 
 def imported_modules(found: Import) -> set[str]:
@@ -220,6 +234,56 @@ def test_who_imports_torch() -> None:
     """torch is used in some rooms of the launcher, and in what its workers import."""
     parts = {part_of(found.module) for found in imports() if found.target.split(".")[0] == "torch"}
     assert USERS_OF_TORCH | {"runtime", "check"} == parts
+
+
+def of_torch(tree: ast.Module) -> Iterator[tuple[str, list[ast.alias]]]:
+    """Find what a module imports of torch: the module, and the names that are taken from it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, [alias]) for alias in node.names if alias.name.split(".")[0] == "torch")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+            yield node.module or "", node.names
+
+
+def private_uses_of_torch(tree: ast.Module) -> Iterator[str]:
+    """Find undocumented modules of torch that are imported, and private names of what is imported of it."""
+    names = set()
+    for module, aliases in of_torch(tree):
+        if module not in DOCUMENTED:
+            yield module
+        for alias in aliases:
+            names.add(alias.asname or alias.name.split(".")[0])
+            if any(part.startswith("_") for part in alias.name.split(".")):
+                yield alias.name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            found = node.value
+            while isinstance(found, ast.Attribute):
+                found = found.value
+            if isinstance(found, ast.Name) and found.id in names:
+                yield ast.unparse(node)
+
+
+def test_one_module_has_all_private_uses_of_torch() -> None:
+    """What torch does not promise is used in `torch_private`, and nowhere else."""
+    found = {(module, use) for module, tree in modules().items() for use in private_uses_of_torch(tree)}
+
+    assert {module for module, _ in found} == {"torch_private"}, sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "use"),
+    [
+        ("import torch\ntorch._C.abort()", "torch._C"),
+        ("from torch.numa import binding as b\nb._get_cpus()", "b._get_cpus"),
+        ("from torch.distributed import _functional", "_functional"),
+        ("import torch._dynamo", "torch._dynamo"),
+        ("def later():\n    from torch.distributed.elastic.utils import api", "torch.distributed.elastic.utils"),
+    ],
+)
+def test_private_uses_of_torch_would_be_found(code: str, use: str) -> None:
+    """The search above sees what it looks for."""
+    assert use in set(private_uses_of_torch(ast.parse(code)))
 
 
 def test_only_cli_knows_click() -> None:

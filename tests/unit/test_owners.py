@@ -17,7 +17,7 @@ from hpc_launch.agent.output_console import Source
 from hpc_launch.errors import CallError, LogDirError
 from hpc_launch.jobs import remote, results, worker
 from hpc_launch.jobs.files import write_once
-from hpc_launch.owners import Entry, NotOwnError, open_folder, read_own, read_shared
+from hpc_launch.owners import Entry, NotOwnError, folders, open_folder, parents, read_own, read_shared
 from hpc_launch.records import claims, directory, parsing
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import EventLog
@@ -321,7 +321,7 @@ def test_parents_are_looked_at_once(job: JobDirectory, monkeypatch: pytest.Monke
     """Each write after the first costs a look at the directory and at the file, and none at those above."""
     directory.append(job.ledger, "line\n")
     calls: list[str] = []
-    opened, walk = os.open, owners._walk
+    opened, walk = os.open, parents._walk
 
     def counted(*given: Any, **named: Any) -> int:
         calls.append("open")
@@ -332,7 +332,7 @@ def test_parents_are_looked_at_once(job: JobDirectory, monkeypatch: pytest.Monke
         walk(path)
 
     monkeypatch.setattr(os, "open", counted)
-    monkeypatch.setattr(owners, "_walk", walked)
+    monkeypatch.setattr(parents, "_walk", walked)
     directory.append(job.ledger, "line\n")
 
     assert calls == ["open"] * 3
@@ -508,7 +508,7 @@ def test_a_file_system_that_maps_owners(tmp_path: Path, monkeypatch: pytest.Monk
         return os.stat_result(values)
 
     tmp_path_device = tmp_path.stat().st_dev
-    monkeypatch.setattr(owners, "_SHOWN_OWNERS", {})
+    monkeypatch.setattr(folders, "_SHOWN_OWNERS", {})
     monkeypatch.setattr(os, "fstat", lambda handle: squashed(fstat(handle)))
     monkeypatch.setattr(os, "stat", lambda *given, **named: squashed(stat_(*given, **named)))
     directory.make(tmp_path / "12.0/nodes/n1", tmp_path / "12.0")

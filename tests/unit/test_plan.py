@@ -21,7 +21,7 @@ from hpc_launch.plan import derive, log_paths
 from hpc_launch.plan.here import Here, check_script, gather
 from hpc_launch.plan.model import Plan
 from hpc_launch.settings import NodeRange, Origin, Settings, resolve
-from hpc_launch.settings.layer import layer_of
+from hpc_launch.settings.layer import Table, layer_of
 from hpc_launch.slurm.environment import locate
 from tests.support import mentions
 from tests.unit.slurm_variables import (
@@ -858,7 +858,7 @@ def test_a_plan_becomes_json() -> None:
 
 def test_a_plan_says_that_files_said_it() -> None:
     """A value from a settings file has its origin in job.json, and stands above what Slurm says."""
-    said = layer_of(Origin.SITE, "config.toml", "", {"port-range": "30000-30000", "omp-num-threads": 3})
+    said = layer_of(Origin.SITE, Table("config.toml", "", {"port-range": "30000-30000", "omp-num-threads": 3}))
     place = here({**ONE_TASK_PER_NODE, "SLURM_STEP_RESV_PORTS": "25000-25003", "OMP_NUM_THREADS": "7"})
     made = derive.make(resolve({}, {}, [said]), place, ("train.py",))
     written = made.as_dict()

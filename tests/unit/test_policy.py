@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from hpc_launch.cli import cli
 from hpc_launch.errors import UsageError
 from hpc_launch.settings import Origin, Settings, files, resolve
-from hpc_launch.settings.layer import layer_of
+from hpc_launch.settings.layer import Table, layer_of
 from tests.support import mentions
 
 SITE = "/etc/hpc-launch/config.toml"
@@ -21,7 +21,7 @@ SITE = "/etc/hpc-launch/config.toml"
 
 def settings(policy: Mapping[str, Any], flags: Mapping[str, str | bool] | None = None, **more: Any) -> Settings:
     """The settings of a run at a site with this policy; `more` is what the site's file sets besides."""
-    return resolve(flags or {}, {}, [layer_of(Origin.SITE, SITE, "", {**more, "policy": policy})])
+    return resolve(flags or {}, {}, [layer_of(Origin.SITE, Table(SITE, "", {**more, "policy": policy}))])
 
 
 def refused(policy: Mapping[str, Any], flags: Mapping[str, str | bool] | None = None, **more: Any) -> str:
@@ -103,7 +103,7 @@ def test_a_policy_holds_for_the_sites_own_settings() -> None:
 def test_a_policy_in_another_file_is_refused(origin: Origin) -> None:
     """A policy that would not count is an error, wherever it stands."""
     with pytest.raises(UsageError, match=r"^mine\.toml: \[policy\] counts in /etc/hpc-launch/config\.toml only"):
-        layer_of(origin, "mine.toml", "", {"policy": {"max_restarts": 1}})
+        layer_of(origin, Table("mine.toml", "", {"policy": {"max_restarts": 1}}))
 
 
 def test_a_policy_of_a_profile_is_refused(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_workers_that_end(recorder: Recorder, context: RunContext, tmp_path: Pat
         recorder.started(local, local + 6, found)
     for _ in range(2):
         recorder.look(found)
-    recorder.finish(found, "SIGTERM")
+    recorder.finish(found)
     recorder.left(3, "why")
     (attempt,) = history.read(job.path).attempts
     well, failed = attempt.workers
@@ -114,7 +114,7 @@ def test_a_worker_that_cannot_be_killed(
     found = workers(tmp_path, {0: GONE}, {}, hung=(GONE,))
     recorder.started(0, 0, found)
     monkeypatch.setattr(failure_evidence, "hung_in", lambda _: "nfs4_wait")
-    recorder.finish(found, "SIGTERM")
+    recorder.finish(found)
     assert recorder.settle(PATIENCE)
     (worker,) = history.read(job.path).attempts[0].workers
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from hpc_launch.rendezvous.round_checks import Member, missing_hosts, refusal, shape
+from hpc_launch.errors import RendezvousError, RendezvousTimeout, RoundRefused
+from hpc_launch.rendezvous.messages import RefusalKind, Refused
+from hpc_launch.rendezvous.round_checks import Member, error_of, missing_hosts, refusal, shape
 from tests.support import mentions
 
 SOFTWARE = {"torch": "2.13.0", "script": "train.py"}
@@ -74,3 +76,23 @@ def test_who_is_missing(expected_agents: list[int], joined: list[str], expected:
 def test_the_shape_of_a_round(workers: list[int], expected: str) -> None:
     """Equal numbers of workers are said once."""
     assert expected == shape(workers)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "shown_by_others"),
+    [
+        (RefusalKind.MISSING, RendezvousTimeout, False),
+        (RefusalKind.LOST, RendezvousError, False),
+        (RefusalKind.PROBLEM, RoundRefused, False),
+        (RefusalKind.ALONE, RoundRefused, True),
+    ],
+)
+def test_one_agent_shows_for_all_why_a_round_does_not_begin(
+    kind: RefusalKind, error: type[RendezvousError], shown_by_others: bool
+) -> None:
+    """The coordinator's; what holds for one agent alone is shown by that one."""
+    found = [error_of(Refused(kind, "why", 69, ("node2",)), coordinates=one) for one in (True, False)]
+
+    assert [type(one) for one in found] == [error, error]
+    assert [one.silent for one in found] == [False, not shown_by_others]
+    assert str(found[0]) == "why"

@@ -9,17 +9,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from hpc_launch import secret
-from hpc_launch.agent.worker_pool import WorkerPool
 from hpc_launch.cli import cli
 from hpc_launch.jobs import carrier
-from hpc_launch.settings import resolve
 from tests.unit.slurm_variables import FOUR_NODE_JOB
 
 # Stands for srun, sbatch and the like: it writes down how it was called.
@@ -165,24 +162,6 @@ def test_no_command_shows_a_secret(words: list[str], tmp_path: Path, monkeypatch
 
     assert done.output
     assert not [name for name, value in values.items() if value in done.output]
-
-
-def test_torch_gives_no_secret_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers that torch starts for --numa-binding inherit the agent's environment, but no secret in it."""
-    started: list[dict[int, dict[str, str]]] = []
-
-    def start_processes(**words: Any) -> Any:
-        started.append(words["envs"])
-        return SimpleNamespace(pids=dict)
-
-    monkeypatch.setattr("hpc_launch.agent.worker_pool.start_processes", start_processes)
-    context = SimpleNamespace(plan=SimpleNamespace(settings=resolve({"numa_binding": "node"}, {}), shares=()))
-    factory = SimpleNamespace(adopt=lambda _: None)
-    spec = SimpleNamespace(entrypoint="python", args=(), role="default", numa_options=None)
-    crew = WorkerPool(cast("Any", context), INHERITED, cast("Any", factory), cast("Any", None))
-    crew.start(cast("Any", spec), {0: {"LOCAL_RANK": "0"}}, cast("Any", None))
-
-    assert started == [{0: {"LOCAL_RANK": "0", **dict.fromkeys(INHERITED, "")}}]
 
 
 def test_foreign_code_has_none() -> None:

@@ -34,7 +34,7 @@ from hpc_launch.settings import (
     specs,
     writing,
 )
-from hpc_launch.settings.layer import layer_of
+from hpc_launch.settings.layer import Table, layer_of
 from tests.support import mentions
 
 ROOT = Path(__file__).parents[2]
@@ -227,7 +227,7 @@ def test_the_users_file(place: Place, value: str, path: str) -> None:
     place.write(path, "max-restarts = 1\n")
     found = place.load({"XDG_CONFIG_HOME": value.format(root=place.root)})
 
-    assert [layer.file for layer in found.layers] == [str(place.root / path)]
+    assert [layer.table.file for layer in found.layers] == [str(place.root / path)]
 
 
 def test_the_sites_file_is_in_etc(place: Place) -> None:
@@ -336,6 +336,7 @@ def test_a_profile_that_is_not_there(place: Place, name: str, words: str) -> Non
         ("max-restarts = 1.5", "max-restarts 1.5"),
         ("max-restarts = [1]", "max-restarts [1]"),
         (f"max-restarts = 0x{'f' * 5000}", "max-restarts"),
+        (f"console = [0x{'f' * 5000}]", "console"),
         ("join-timeout = nan", "join-timeout NaN seconds"),
         ("join-timeout = 10:00:00", 'join-timeout "10:00:00"'),
         ("verbose = 1", "verbose 1 true false"),
@@ -537,7 +538,7 @@ ALL_VALUES = st.fixed_dictionaries({}, optional={name: values(name, spec) for na
 def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, asked: Mapping[str, Any]) -> None:
     """Whatever settings files can have, `writing` puts into a file so that it is read as it was."""
     folder = tmp_path_factory.mktemp("written")
-    lines = [writing.line(spec.keys[0], asked[name]) for name, spec in IN_FILES.items() if name in asked]
+    lines = [writing.line(spec.key, asked[name]) for name, spec in IN_FILES.items() if name in asked]
     (folder / "hpc-launch.toml").write_text("\n".join(lines), encoding="utf-8", newline="")
     read = resolve({}, {}, files.load({"HOME": str(folder)}, folder, "", folder).layers)
 
@@ -555,14 +556,14 @@ def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
 )
 def test_any_value_is_read_or_refused_in_one_way(name: str, value: Any) -> None:
     """No TOML value makes a reader fail in another way than a UsageError that names the file and the key."""
-    layer = layer_of(Origin.PROJECT, "f.toml", "", {IN_FILES[name].keys[0]: value})
+    layer = layer_of(Origin.PROJECT, Table("f.toml", "", {IN_FILES[name].key: value}))
     try:
         resolve({}, {}, [layer])
     except UsageError as error:
         refusal = str(error)
     else:
         return
-    assert refusal.startswith((f"f.toml: {IN_FILES[name].keys[0]}: ", "--no-python"))
+    assert refusal.startswith((f"f.toml: {IN_FILES[name].key}: ", "--no-python"))
 
 
 @pytest.mark.parametrize("name", specs())

@@ -138,9 +138,7 @@ def test_workers_start_warm_by_default() -> None:
     ("options", "reason"),
     [
         ({"no_python": True}, "--no-python"),
-        ({"run_path": True}, "--run-path"),
-        ({"start_method": "fork"}, "--start-method fork"),
-        ({"numa_binding": "node"}, "--numa-binding"),
+        ({"start_method": "spawn"}, "--start-method spawn"),
         ({"nproc_per_node": "hpu"}, "--nproc-per-node hpu"),
     ],
 )
@@ -152,6 +150,25 @@ def test_options_that_need_new_processes(options: dict[str, str | bool], reason:
         start(start="warm", **options)
     assert refused.value.option == "--start"
     assert mentions(refused.value, "--start warm", reason)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"run_path": True}, {"start_method": "fork"}, {"start_method": "forkserver"}, {"numa_binding": "node"}],
+)
+def test_torchruns_options_that_do_not(options: dict[str, str | bool]) -> None:
+    """--run-path and --numa-binding are for forked workers as well, and forking is what two methods ask for."""
+    assert start(**options).warm
+
+
+def test_places_of_openmp_need_new_processes() -> None:
+    """OpenMP reads which CPUs there are when torch is imported: workers with CPUs of their own come too late."""
+    here = place(environ={"OMP_PLACES": "cores"})
+    reason = choose(resolve({"numa_binding": "node"}, {}), here, ("train.py",)).reason
+    assert mentions(reason, "OMP_PLACES")
+    assert reason.endswith("(--numa-binding)")
+    assert choose(resolve({}, {}), here, ("train.py",), bound=True).reason.endswith("(--cpu-bind)")
+    assert start_at(here).warm
 
 
 def test_another_python_needs_new_processes() -> None:

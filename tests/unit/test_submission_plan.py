@@ -10,10 +10,10 @@ import pytest
 
 from hpc_launch.errors import UsageError
 from hpc_launch.settings import Origin
+from hpc_launch.settings.resolution import Resolved
 from hpc_launch.slurm.inventory import NodeGroup, read_nodes
 from hpc_launch.slurm.times import read_time_limit
 from hpc_launch.submission import plan, sweep
-from hpc_launch.submission.asked import Said
 from hpc_launch.submission.render import Draft
 from hpc_launch.submission.request import Here, JobRequest, Software, Submission
 from tests.support import mentions
@@ -195,8 +195,8 @@ def test_other_conditions_are_refused(after: str) -> None:
         made(after=[after])
 
 
-def limit(value: str) -> Said:
-    return Said(value, Origin.SITE, "/etc/x: submit.partitions.gpu.max", 3)
+def limit(value: str) -> Resolved:
+    return Resolved(value, Origin.SITE, "/etc/x: submit.partitions.gpu.max", 3)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from hpc_launch.rendezvous.transport.munge import Munge
 from hpc_launch.rendezvous.transport.wire import MAX_METHOD_DATA, encode_method_data
 from tests.conftest import REQUIRED
 from tests.support import mentions, wait_for
-from tests.unit.transport_support import PLACE, Remembering, connect, dial, is_hung_up, receive, serving
+from tests.unit.transport_support import PLACE, Remembering, connect, dial, is_hung_up, receive, serving, unknown_in
 
 
 @contextlib.contextmanager
@@ -212,7 +212,7 @@ def test_a_munged_that_hangs_keeps_the_server_going() -> None:
         server.call(done.set)
         went_on = done.wait(20)
         stranger.close()
-        wait_for(lambda: not server._unknown, 20, "it is still there")
+        wait_for(lambda: not unknown_in(server).unknown, 20, "it is still there")
         gate.set()
 
     assert went_on

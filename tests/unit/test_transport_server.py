@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from hpc_launch.node import network
-from hpc_launch.rendezvous.transport import connecting, server as module, wire
+from hpc_launch.rendezvous.transport import connecting, unknown_peers, wire
 from hpc_launch.rendezvous.transport.connecting import Failure, alive
 from hpc_launch.rendezvous.transport.connection import Connection, pair
 from hpc_launch.rendezvous.transport.faults import MessageError
@@ -39,6 +39,7 @@ from tests.unit.transport_support import (
     relaying,
     ring,
     serving,
+    unknown_in,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +69,7 @@ def awake(server: Server) -> None:
 
 def accepted(server: Server) -> Callable[[], bool]:
     """Whether the server has the connections that were made: it greets them."""
-    return lambda: bool(server._unknown)
+    return lambda: bool(unknown_in(server).unknown)
 
 
 # ---- agents
@@ -106,7 +107,7 @@ def test_an_agent_that_is_turned_away_gets_an_answer() -> None:
     service = Remembering(stay=False, answer=b"a" * wire.MAX_ANSWER)
     with serving(service) as server:
         found = failed(connect(server))
-        wait_for(lambda: not server._leaving, 20, "it is still there")
+        wait_for(lambda: not unknown_in(server).leaving, 20, "it is still there")
 
     assert (found.kind, len(found.answer), service.connections, service.gone) == (
         connecting.Kind.TURNED_AWAY,
@@ -615,7 +616,7 @@ def test_an_interrupted_handshake_leaves_no_connection() -> None:
     with serving(service, keyring) as server:
         with pytest.raises(KeyboardInterrupt):
             connect(server, keyring)
-        wait_for(lambda: not server._unknown, 20, "it is still there")
+        wait_for(lambda: not unknown_in(server).unknown, 20, "it is still there")
 
     assert service.hellos == []
 
@@ -688,14 +689,14 @@ def test_a_stranger_that_leaves_is_forgotten() -> None:
     with serving(service) as server:
         dial(server).close()
         connected(server).close()
-        wait_for(lambda: not server._unknown, 20, "it is still there")
+        wait_for(lambda: not unknown_in(server).unknown, 20, "it is still there")
 
     assert service.reasons == []
 
 
 def test_the_longest_handshake_is_short_enough() -> None:
     """An agent is known before it has sent more than a stranger may."""
-    assert wire.MAX_OPENING + wire.MAX_PROOF <= module.UNKNOWN_BYTES
+    assert wire.MAX_OPENING + wire.MAX_PROOF <= unknown_peers.UNKNOWN_BYTES
 
 
 def test_who_sends_too_much_before_it_is_known_is_hung_up_on() -> None:
@@ -718,12 +719,12 @@ def test_who_is_not_known_in_time_is_hung_up_on() -> None:
     keyring = ring("the secret")
     opening = make_opening(keyring.place_key, keyring.known, CONNECTING, bytes(32)).encode()
     with serving(service, clock=clock) as server, dial(server) as idle, dial(server) as slow, dial(server) as half:
-        wait_for(lambda: len(server._unknown) == 3, 20, "not accepted")
+        wait_for(lambda: len(unknown_in(server).unknown) == 3, 20, "not accepted")
         slow.sendall(wire.MAGIC[:3])
         half.sendall(opening)
-        clock.now += module.UNKNOWN_SECONDS - 0.1
+        clock.now += unknown_peers.UNKNOWN_SECONDS - 0.1
         awake(server)
-        before = len(server._unknown)
+        before = len(unknown_in(server).unknown)
         clock.now += 0.2
         awake(server)
         ends = [is_hung_up(one) for one in (idle, slow, half)]
@@ -734,7 +735,7 @@ def test_who_is_not_known_in_time_is_hung_up_on() -> None:
 
 def test_a_server_wakes_up_for_those_that_have_had_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without any other cause."""
-    monkeypatch.setattr(module, "UNKNOWN_SECONDS", 0.3)
+    monkeypatch.setattr(unknown_peers, "UNKNOWN_SECONDS", 0.3)
     with serving() as server, dial(server) as idle:
         assert is_hung_up(idle)
 
@@ -746,7 +747,7 @@ def test_an_idle_flood_does_not_lock_agents_out() -> None:
         flood = [dial(server) for _ in range(100)]
         connected(server).close()
         known = list(service.hellos)
-        most = len(server._unknown)
+        most = len(unknown_in(server).unknown)
         for one in flood:
             one.close()
 
@@ -760,11 +761,11 @@ def test_a_flood_gives_way_to_another_address() -> None:
         first = socket.create_connection(("127.0.0.1", server.port), source_address=("127.0.0.2", 0))
         wait_for(accepted(server), 20, "not accepted")
         flood = [dial(server) for _ in range(3)]
-        wait_for(lambda: len(server._unknown) == 4, 20, "not accepted")
+        wait_for(lambda: len(unknown_in(server).unknown) == 4, 20, "not accepted")
         clock.now += 1
         flood.append(dial(server))
         ended = is_hung_up(flood[0])
-        left = {unknown.address for unknown in server._unknown.values()}
+        left = {unknown.address for unknown in unknown_in(server).unknown.values()}
         for one in (first, *flood):
             one.close()
 
@@ -801,7 +802,7 @@ def test_running_out_of_descriptors_neither_ends_nor_spins() -> None:
         peer = held.pop()
         peer.close()
         stranger = socket.create_connection(("127.0.0.1", server.port))  # takes the last descriptor of this process
-        wait_for(lambda: server._accept_again < math.inf, 20, "not noticed", pause=0.001)
+        wait_for(lambda: unknown_in(server).accept_again < math.inf, 20, "not noticed", pause=0.001)
         begin = time.thread_time(), time.process_time(), service.turns
         time.sleep(1)
         spent = time.process_time() - begin[1]

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from hpc_launch import owners
 from hpc_launch.cli import cli
 from hpc_launch.errors import UsageError
+from hpc_launch.owners import trust
 from hpc_launch.settings import files, resolve
 from hpc_launch.submission import templates
 from tests.support import mentions
@@ -195,7 +196,7 @@ def test_a_profile_of_somebody_else_that_is_named(machine: Machine, tmp_path: Pa
     (tmp_path / "fast.toml").write_text("max-restarts = 7\n")
     give(tmp_path / "fast.toml", ALICE)
 
-    assert machine.load(str(tmp_path / "fast.toml")).layers[0].said["max_restarts"].value == 7
+    assert machine.load(str(tmp_path / "fast.toml")).layers[0].entries["max_restarts"].value == 7
 
 
 def test_a_profile_that_everybody_may_write(machine: Machine, tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ def test_the_users_private_group(
     monkeypatch.setattr(grp, "getgrgid", lambda _: its)
     entry = owners.Entry(tmp_path, os.geteuid(), 7, stat.S_IFDIR | 0o775)
 
-    assert private == owners._is_private_group(entry)
+    assert private == trust._is_private_group(entry)
 
 
 def test_a_private_group_with_an_access_control_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +234,7 @@ def test_a_private_group_with_an_access_control_list(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "getxattr", lambda *_: b"a list")
     entry = owners.Entry(tmp_path, os.geteuid(), 7, stat.S_IFDIR | 0o775)
 
-    assert not owners._is_private_group(entry)
+    assert not trust._is_private_group(entry)
 
 
 @needs_root
@@ -243,7 +244,7 @@ def test_sites_files_in_a_container(machine: Machine, monkeypatch: pytest.Monkey
     path.write_text("max-restarts = 8\n")
     give(path, 65534)
     before = machine.restarts()
-    monkeypatch.setattr(owners, "_in_user_namespace", lambda: True)
+    monkeypatch.setattr(trust, "_in_user_namespace", lambda: True)
 
     assert (before, machine.restarts()) == (0, 8)
 

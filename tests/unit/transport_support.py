@@ -15,7 +15,9 @@ from hpc_launch.rendezvous.transport.connecting import Failure
 from hpc_launch.rendezvous.transport.connection import Connection
 from hpc_launch.rendezvous.transport.handshake import Method
 from hpc_launch.rendezvous.transport.keys import Keyring, Secret
-from hpc_launch.rendezvous.transport.server import Greeting, Server
+from hpc_launch.rendezvous.transport.server import Server
+from hpc_launch.rendezvous.transport.service import Greeting
+from hpc_launch.rendezvous.transport.unknown_peers import UnknownPeers
 from hpc_launch.rendezvous.transport.wire import Frame
 from tests.support import wait_for
 
@@ -224,3 +226,9 @@ def relaying(port: int, change: Callable[[bool, int, bytes], bytes] | None = Non
         yield relay
     finally:
         relay.close()
+
+
+def unknown_in(server: Server) -> UnknownPeers:
+    """Return what a server knows of peers that have not proved yet who they are."""
+    assert server._unknown_peers is not None
+    return server._unknown_peers

@@ -1,4 +1,4 @@
-"""The thread that serves an agent's listener: it takes connections, makes peers known, and hands on what they send.
+"""The thread that serves an agent's listener: it makes peers known (`unknown_peers`), and hands on what they send.
 
 What follows from a frame is for a service, in the same thread; a service must not block.
 """
@@ -6,118 +6,26 @@ What follows from a frame is for a service, in the same thread; a service must n
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
-import os
-import secrets
 import selectors
 import socket
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
 
-from hpc_launch.rendezvous.transport import wire
-from hpc_launch.rendezvous.transport.connection import Connection, Kind, plain, set_keepalive
-from hpc_launch.rendezvous.transport.faults import HandshakeError, MessageError
-from hpc_launch.rendezvous.transport.handshake import Credential, Listening, Proved
+from hpc_launch.rendezvous.transport.connection import Connection, Kind
+from hpc_launch.rendezvous.transport.faults import MessageError
 from hpc_launch.rendezvous.transport.keys import Keyring
+from hpc_launch.rendezvous.transport.service import Service
+from hpc_launch.rendezvous.transport.unknown_peers import Callbacks, UnknownPeers
 
-UNKNOWN_SECONDS = 10.0
-"""A peer that is not known by then is hung up on."""
-UNKNOWN_BYTES = 4 << 10
-"""A peer that has sent more before it is known is hung up on."""
-BACKLOG = 4096
-
-# An unknown peer that has had so long is hung up on first where there are too many.
-_GRACE_SECONDS = 0.1
-# What is accepted at a time.
-_ACCEPTS = 64
-# How long nothing is accepted after descriptors or memory ran out.
-_PAUSE_SECONDS = 0.25
 # At the end: how often the kernel is asked whether all has arrived.
 _DELIVERY_SECONDS = 0.005
-# How many credentials are checked at a time.
-_CHECKERS = 2
 # How many refusals are reported in a span of so many seconds.
 _REFUSALS = 10
 _REFUSALS_SECONDS = 10.0
-
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-
-@dataclass(frozen=True)
-class Greeting:
-    """The answer of a service to the `hello` of a known peer.
-
-    Attributes:
-        answer: for the peer.
-        stay: whether the connection is kept.
-    """
-
-    answer: bytes
-    stay: bool
-
-
-class Service(Protocol):
-    """What a server works for; all of this is called in the server's thread."""
-
-    def greet(self, hello: bytes) -> Greeting:
-        """A peer is known, and has said this first.
-
-        Raises:
-            MessageError: if that is unusable.
-        """
-
-    def opened(self, connection: Connection) -> None:
-        """A connection is kept."""
-
-    def received(self, connection: Connection, payload: bytes) -> None:
-        """A control frame has come.
-
-        Raises:
-            MessageError: if it is unusable: the connection is dropped.
-        """
-
-    def received_bulk(self, connection: Connection, payload: bytes) -> None:
-        """A bulk frame has come.
-
-        Raises:
-            MessageError: if it is unusable: the connection is dropped.
-        """
-
-    def lost(self, connection: Connection) -> None:
-        """A connection is broken, for a reason of the peer's; one that was closed here is not lost."""
-
-    def refused(self, connection: Connection | None, why: str) -> None:
-        """A message, or a peer that never became known (None), was refused; of many, some are reported."""
-
-    def turn(self, now: float) -> float:
-        """All that has come was handed on; returns the seconds until this is to be called at the latest."""
-
-
-@dataclass
-class _Unknown:
-    """A peer that has not proved yet who it is."""
-
-    socket: socket.socket
-    address: str
-    since: float
-    machine: Listening
-    received: int = 0
-    check: Future[bytes | None] | None = None
-
-
-@dataclass
-class _Leaving:
-    """A peer that gets its answer, and is hung up on then."""
-
-    socket: socket.socket
-    unsent: bytearray
-    until: float
 
 
 class _Refusals:
@@ -167,42 +75,34 @@ class Server:
         """
         self.port: int = listener.getsockname()[1] if listener is not None else 0
         self.error: BaseException | None = None
-        self._listener = listener
-        self._keyring = keyring
         self._service = service
-        self._silence = silence
-        self._limit = limit
         self._clock = clock
-        self._unknown: dict[socket.socket, _Unknown] = {}
-        self._from: Counter[str] = Counter()  # how many of them each address has
         self._known: set[Connection] = set()
-        self._leaving: dict[socket.socket, _Leaving] = {}
         self._touched: dict[Connection, None] = {}
         self._actions: deque[Callable[[], None]] = deque()
         # Strangers do not use up what is reported of known peers.
         self._refusals = {known: _Refusals() for known in (False, True)}
-        self._accept_again = math.inf
-        self._full = False
         self._ending = threading.Event()
         self._linger = 0.0
-        self._checkers: ThreadPoolExecutor | None = None
-        self._reserve: int | None = _open_reserve()
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
         self._woken.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._woken, selectors.EVENT_READ, self._wake)
+        self._unknown_peers: UnknownPeers | None = None
         if listener is not None:
-            listener.setblocking(False)
-            self._selector.register(listener, selectors.EVENT_READ, lambda _mask: self._accept(listener))
+            callbacks = Callbacks(service.greet, self.adopt, partial(self._report, None), self.call)
+            self._unknown_peers = UnknownPeers(
+                listener, keyring, self._selector, callbacks, silence=silence, limit=limit, clock=clock
+            )
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
 
     # ---- for other threads
 
     def start(self) -> None:
         """Begin to serve."""
-        if self._listener is not None:
-            self._listener.listen(BACKLOG)
+        if self._unknown_peers is not None:
+            self._unknown_peers.listen()
         self._thread.start()
 
     @property
@@ -276,208 +176,21 @@ class Server:
         self._settle()
         if self._actions:
             return 0
-        until = min(now + wait, self._next_deadline(now))
+        until = now + wait
+        if self._unknown_peers is not None:
+            until = min(until, self._unknown_peers.turn(now))
         return None if until == math.inf else max(0.0, until - self._clock())
-
-    def _next_deadline(self, now: float) -> float:
-        """Part with peers that have had their time; gives the moment at which others will have had it."""
-        listener = self._listener
-        if listener is not None and (now >= self._accept_again or (self._full and len(self._unknown) < self._limit)):
-            self._accept_again, self._full = math.inf, False
-            self._selector.register(listener, selectors.EVENT_READ, lambda _mask: self._accept(listener))
-        for unknown in [*self._unknown.values()]:  # in the order in which they came
-            if now < unknown.since + UNKNOWN_SECONDS:
-                break
-            self._reject(unknown, f"it was not known after {UNKNOWN_SECONDS:g} s")
-        for leaving in [*self._leaving.values()]:
-            if now < leaving.until:
-                break
-            self._part(leaving)
-        ends = [self._accept_again]
-        ends += [next(iter(self._unknown.values())).since + UNKNOWN_SECONDS] if self._unknown else []
-        ends += [next(iter(self._leaving.values())).until] if self._leaving else []
-        return min(ends)
 
     def _wake(self, _mask: int) -> None:
         with contextlib.suppress(BlockingIOError):
             while self._woken.recv(4096):
                 pass
 
-    # ---- unknown peers
-
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(_ACCEPTS):
-            if not self._make_room(listener):
-                return
-            try:
-                accepted, address = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _EXHAUSTED and not self._free_descriptor(listener):
-                    return
-                continue  # there is a descriptor again, or that peer is gone already
-            self._greet(accepted, plain(str(address[0])))
-
-    def _greet(self, accepted: socket.socket, address: str) -> None:
-        nonce = secrets.token_bytes(wire.NONCE_BYTES)
-        machine = Listening(self._keyring.place_key, self._keyring.known, nonce, port=self.port)
-        unknown = _Unknown(accepted, address, self._clock(), machine)
-        try:
-            accepted.setblocking(False)
-            accepted.send(machine.greeting)  # the buffer of a new socket has room for it
-        except OSError:
-            accepted.close()
-            return
-        self._unknown[accepted] = unknown
-        self._from[address] += 1
-        self._selector.register(accepted, selectors.EVENT_READ, lambda _mask: self._listen(unknown))
-
-    def _make_room(self, listener: socket.socket) -> bool:
-        """See to it that one more unknown peer may come; otherwise pause."""
-        if len(self._unknown) < self._limit:
-            return True
-        self._full = not self._evict(listener, "too many unknown peers")
-        return not self._full
-
-    def _free_descriptor(self, listener: socket.socket) -> bool:
-        """There are no descriptors left: hang up on an unknown peer, or on the next one that waits, and pause."""
-        if self._unknown:
-            return self._evict(listener, "too many open files")
-        if self._reserve is not None:
-            os.close(self._reserve)
-            with contextlib.suppress(OSError):
-                listener.accept()[0].close()
-        self._reserve = _open_reserve()
-        self._pause(listener, self._clock() + _PAUSE_SECONDS)
-        return False
-
-    def _evict(self, listener: socket.socket, why: str) -> bool:
-        """Hang up on the oldest of the address that has most: a flood is not to drive others out.
-
-        One that has just come may be known in a moment: then this pauses instead, and returns False.
-        """
-        most = max(self._from, key=self._from.__getitem__)
-        victim = next(unknown for unknown in self._unknown.values() if unknown.address == most)
-        ready = victim.since + _GRACE_SECONDS
-        if self._clock() < ready:
-            self._pause(listener, ready)
-            return False
-        self._reject(victim, why)
-        return True
-
-    def _pause(self, listener: socket.socket, until: float) -> None:
-        """Accept nothing until then; the kernel keeps those that wait."""
-        if self._accept_again == math.inf:
-            self._selector.unregister(listener)
-        self._accept_again = until
-
-    def _listen(self, unknown: _Unknown) -> None:
-        try:
-            data = unknown.socket.recv(UNKNOWN_BYTES + 1 - unknown.received)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            data = b""
-        unknown.received += len(data)
-        if not data:
-            self._forget(unknown)
-        elif unknown.received > UNKNOWN_BYTES:
-            self._reject(unknown, f"it sent more than {UNKNOWN_BYTES} bytes before it was known")
-        else:
-            self._advance(unknown, lambda: unknown.machine.feed(data))
-
-    def _advance(self, unknown: _Unknown, step: Callable[[], Credential | Proved | None]) -> None:
-        try:
-            found = step()
-        except HandshakeError as error:
-            self._reject(unknown, error.words)
-            return
-        if isinstance(found, Credential):
-            self._check(unknown, found)
-        elif isinstance(found, Proved):
-            self._admit(unknown, found.hello)
-
-    def _check(self, unknown: _Unknown, credential: Credential) -> None:
-        """Have a credential checked elsewhere: that takes a command, which may hang."""
-        tools = self._keyring.munge
-        if tools is None:
-            self._reject(unknown, "a credential of munge, and no munge here")
-            return
-        if self._checkers is None:
-            self._checkers = ThreadPoolExecutor(_CHECKERS, thread_name_prefix="munge")
-        unknown.check = self._checkers.submit(tools.open, credential.data)
-        unknown.check.add_done_callback(lambda done: self.call(lambda: self._checked(unknown, done)))
-
-    def _checked(self, unknown: _Unknown, done: Future[bytes | None]) -> None:
-        if done.cancelled() or unknown.socket not in self._unknown:
-            return
-        key = done.result()
-        if key is None:
-            self._reject(unknown, "its credential of munge is not one of this user, or was used")
-        else:
-            self._advance(unknown, lambda: unknown.machine.supply(key))
-
-    def _admit(self, unknown: _Unknown, hello: bytes) -> None:
-        """A peer is known now."""
-        try:
-            greeting = self._service.greet(hello)
-        except MessageError as error:
-            self._reject(unknown, str(error))
-            return
-        channel, proof = unknown.machine.answer(greeting.answer, stay=greeting.stay)
-        rest = unknown.machine.rest
-        self._let_go(unknown)
-        if greeting.stay:
-            set_keepalive(unknown.socket, self._silence)
-            connection = Connection(unknown.socket, channel, hello=hello, received=rest, unsent=proof)
-            connection.flush()
-            self.adopt(connection)
-            return
-        leaving = _Leaving(unknown.socket, bytearray(proof), self._clock() + UNKNOWN_SECONDS)
-        self._leaving[unknown.socket] = leaving
-        self._selector.register(unknown.socket, selectors.EVENT_WRITE, lambda _mask: self._see_off(leaving))
-        self._see_off(leaving)
-
-    def _see_off(self, leaving: _Leaving) -> None:
-        try:
-            sent = leaving.socket.send(leaving.unsent)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            sent = len(leaving.unsent)
-        del leaving.unsent[:sent]
-        if not leaving.unsent:
-            self._part(leaving)
-
-    def _part(self, leaving: _Leaving) -> None:
-        del self._leaving[leaving.socket]
-        self._selector.unregister(leaving.socket)
-        leaving.socket.close()
-
-    def _reject(self, unknown: _Unknown, why: str) -> None:
-        self._forget(unknown)
-        self._report(None, f"{unknown.address}: {why}")
-
-    def _forget(self, unknown: _Unknown) -> None:
-        self._let_go(unknown)
-        unknown.socket.close()
-        if unknown.check is not None:
-            unknown.check.cancel()  # the others' are not to wait for it
-
-    def _let_go(self, unknown: _Unknown) -> None:
-        """It is unknown no more: known now, or gone."""
-        del self._unknown[unknown.socket]
-        self._selector.unregister(unknown.socket)
-        self._from[unknown.address] -= 1
-        if not self._from[unknown.address]:
-            del self._from[unknown.address]
+    # ---- known peers
 
     def _report(self, connection: Connection | None, why: str) -> None:
         if self._refusals[connection is not None].pass_on(self._clock()):
             self._service.refused(connection, why)
-
-    # ---- known peers
 
     def _touch(self, connection: Connection) -> None:
         """See to a connection soon; watch no more for one that is broken: its descriptor may be another's at once."""
@@ -551,26 +264,9 @@ class Server:
         for connection in self._known:
             connection.notify = None
             connection.close()
-        for connected in (*self._unknown, *self._leaving):
-            connected.close()
         self._known.clear()
-        self._unknown.clear()
-        self._leaving.clear()
-        if self._checkers is not None:
-            self._checkers.shutdown(wait=False, cancel_futures=True)
+        if self._unknown_peers is not None:
+            self._unknown_peers.close()
         self._selector.close()
-        if self._listener is not None:
-            self._listener.close()
         self._woken.close()
         self._waker.close()
-        if self._reserve is not None:
-            os.close(self._reserve)
-            self._reserve = None
-
-
-def _open_reserve() -> int | None:
-    """A descriptor to give up when there are no others."""
-    try:
-        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from hpc_launch.errors import UsageError
-from hpc_launch.settings import files
-from hpc_launch.submission import asked
-from hpc_launch.submission.options import OPTIONS, SHORT
+from hpc_launch.settings import files, specs, writing
+from hpc_launch.submission import resolution
+from hpc_launch.submission.options import OF_A_PARTITION, OPTIONS, SHORT
 from tests.support import mentions
 
 PROJECT, USER, SITE = "project/hpc-launch.toml", "home/.config/hpc-launch/config.toml", "etc/config.toml"
@@ -24,9 +24,9 @@ def heard(
     *,
     partition: str = "",
     profile: str = "",
-) -> asked.Asked:
+) -> resolution.SubmitSettings:
     layers = files.load({"HOME": str(place / "home")}, place / "project", profile, place / "etc").layers
-    return asked.resolve(flags or {}, environ or {}, layers, partition)
+    return resolution.resolve(flags or {}, environ or {}, layers, partition)
 
 
 def write(place: Path, where: str, text: str) -> None:
@@ -45,7 +45,7 @@ def test_the_strongest_voice_wins(tmp_path: Path) -> None:
     assert heard(tmp_path, {}, variable, profile="p").text("qos") == "variable"
     assert heard(tmp_path, profile="p").text("qos") == "profile"
     assert heard(tmp_path).slurm() == {"account": "user", "qos": "project", "comment": "site"}
-    assert heard(tmp_path).said["account"].place == f"{tmp_path}/{USER}: submit.account"
+    assert heard(tmp_path).resolved["account"].place == f"{tmp_path}/{USER}: submit.account"
 
 
 def test_a_partition_counts_before_what_is_said_for_all_in_one_file(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_partition_counts_before_what_is_said_for_all_in_one_file(tmp_path: Pa
     write(tmp_path, SITE, "[submit]\ntime = 60\n[submit.partitions.gpu]\ntime = 30\ngpus_per_node = 4\nmax-nodes = 2\n")
     assert (heard(tmp_path).slurm(), heard(tmp_path).limits()) == ({"time": "60"}, {})
     found = heard(tmp_path, partition="gpu")
-    assert (found.slurm(), found.limits()["max-nodes"].value) == ({"gpus-per-node": "4", "time": "30"}, "2")
+    assert (found.slurm(), found.limits()["max-nodes"].value) == ({"gpus-per-node": "4", "time": "30"}, 2)
 
     write(tmp_path, USER, "[submit]\ntime = 90\n")
     assert heard(tmp_path, partition="gpu").text("time") == "90"
@@ -67,19 +67,56 @@ def test_a_partition_counts_before_what_is_said_for_all_in_one_file(tmp_path: Pa
         ("exclusive = true", ""),
         ("exclusive = false", None),
         ('exclude = ["a", "b[1-2]"]', "a,b[1-2]"),
+        ('exclude = [1, "b"]', "1,b"),
         ('exclude = "a,b"', "a,b"),
+        ("exclude = []", None),
+        ("exclusive = 1", ""),
+        ("exclusive = 'no'", None),
+    ],
+)
+def test_values_are_toml(tmp_path: Path, line: str, value: str | None) -> None:
+    """Numbers, switches and lists are what they are in TOML, or the text that a flag would have."""
+    write(tmp_path, PROJECT, f"[submit]\n{line}\n")
+
+    assert heard(tmp_path).slurm() == {line.partition(" ")[0]: value}
+
+
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
         ('modules = ["a", "b c"]', ("a", "b c")),
         ('modules = "a, b"', ("a", "b")),
-        ('setup = ["x, y"]', ("x, y")),
+        ("modules = []", ()),
+        ('setup = ["x, y"]', ("x, y",)),
         ('setup = "one\\ntwo"', ("one", "two")),
     ],
 )
-def test_values_are_toml(tmp_path: Path, line: str, value: asked.Value) -> None:
-    """Numbers, switches and lists are what they are in TOML, or the text that a flag would have."""
+def test_several_values_are_a_list_or_a_text(tmp_path: Path, line: str, values: tuple[str, ...]) -> None:
+    """Words of a text are separated by commas, lines by line breaks."""
     write(tmp_path, PROJECT, f"[submit]\n{line}\n")
-    found = heard(tmp_path).said[line.partition(" ")[0]].value
 
-    assert found == ((value,) if line.startswith('setup = ["') else value)
+    assert heard(tmp_path).many(line.partition(" ")[0]) == values
+
+
+def test_repeated_flags_are_one_value() -> None:
+    """Slurm's lists are joined by commas, words may be separated by them, and lines stay as they are."""
+    flags = {"partition": ("a", "b,c"), "modules": ("m, n", "o"), "setup": ("x, y", " z")}
+    found = resolution.resolve(flags, {}, ())
+
+    assert found.slurm() == {"partition": "a,b,c"}
+    assert (found.many("modules"), found.many("setup")) == (("m", "n", "o"), ("x, y", " z"))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_has_a_flag_and_a_variable(name: str) -> None:
+    """Both are read by the same reader, and the place of each is known."""
+    option, text = OPTIONS[name], "1"
+    variable = f"HPC_LAUNCH_SUBMIT_{name.upper().replace('-', '_')}"
+    by_flag, by_variable = resolution.resolve({name: text}, {}, ()), resolution.resolve({}, {variable: text}, ())
+
+    assert [*option.variables] == [variable]
+    assert by_flag.resolved[name].value == by_variable.resolved[name].value
+    assert (by_flag.resolved[name].place, by_variable.resolved[name].place) == (f"--{name}", variable)
 
 
 @pytest.mark.parametrize(
@@ -97,8 +134,12 @@ def test_values_are_toml(tmp_path: Path, line: str, value: asked.Value) -> None:
         ("[submit]\nnodes = [1]", "submit.nodes [1]"),
         ("[submit]\nexclusive = 7", "submit.exclusive 7 true false"),
         ("[submit]\nmodules = [1]", "submit.modules [1] list"),
-        ("[submit]\nmem-per-gpu = 1\nmem_per_gpu = 2", "submit.mem_per_gpu"),
+        ("[submit]\nmem-per-gpu = 1\nmem_per_gpu = 2", "submit.mem-per-gpu mem_per_gpu"),
         ('[submit]\ncomment = "a\\u0000"', "submit.comment"),
+        (f"[submit]\nnodes = 0x{'f' * 5000}", "submit.nodes"),
+        ("[submit]\nexclusive = 'x'", "submit.exclusive 'x' 1 0"),
+        ("[submit]\ngres = [1.5]", "submit.gres [1.5] list"),
+        ("[submit.partitions.gpu]\npartition = 'x'", "'submit.partitions.gpu.partition'"),
     ],
 )
 def test_what_a_file_cannot_say_is_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -112,9 +153,10 @@ def test_what_a_file_cannot_say_is_one_line(tmp_path: Path, text: str, message: 
 
 def test_a_mistake_does_not_hurt_a_run(tmp_path: Path) -> None:
     """A job that is running reads the same files, and does not look at this table."""
-    write(tmp_path, PROJECT, "max-restarts = 1\n[submit]\nnonsense = 1\n")
+    for mistake in ("[submit]\nnonsense = 1\n", "submit = 1\n"):
+        write(tmp_path, PROJECT, f"max-restarts = 1\n{mistake}")
 
-    assert files.load({}, tmp_path / "project", "", tmp_path / "etc").layers[0].said["max_restarts"].value == 1
+        assert files.load({}, tmp_path / "project", "", tmp_path / "etc").layers[0].entries["max_restarts"].value == 1
 
 
 @pytest.mark.parametrize(
@@ -150,16 +192,25 @@ def test_an_overview_has_all_that_is_said(tmp_path: Path) -> None:
     """Variables, tables of partitions, the strongest of each."""
     write(tmp_path, PROJECT, "[submit]\nnodes = 2\nexclusive = true\n[submit.partitions.gpu]\nmax-nodes = 3\n")
     layers = files.load({}, tmp_path / "project", "", tmp_path / "etc").layers
-    found = asked.overview({"HPC_LAUNCH_SUBMIT_NODES": "4"}, layers)
+    found = resolution.overview({"HPC_LAUNCH_SUBMIT_NODES": "4"}, layers)
 
-    assert {name: asked.plain(name.rpartition(".")[2], said.value) for name, said in found.items()} == {
+    assert {name: writing.plain(item.value) for name, item in found.items()} == {
         "nodes": "4",
         "exclusive": True,
         "partitions.gpu.max-nodes": 3,
     }
 
 
+def test_nothing_has_two_meanings() -> None:
+    """A key leads to one option, and a variable to one option of a run or of a submission."""
+    keys = [key for option in OF_A_PARTITION.values() for key in option.keys]
+    variables = [variable for table in (OPTIONS, specs()) for option in table.values() for variable in option.variables]
+
+    assert len(keys) == len({*keys})
+    assert len(variables) == len({*variables})
+
+
 def test_short_forms_are_known() -> None:
     """Every short form leads to an option; -t is Slurm's in templates only."""
     assert set(SHORT.values()) <= {*OPTIONS}
-    assert "-t" not in {option.short for option in OPTIONS.values()}
+    assert "-t" not in {flag for option in OPTIONS.values() for flag in option.flags}
