@@ -1,7 +1,8 @@
 """What tests share: waiting for something to become true, never for a fixed time; and what leaves its family."""
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -26,3 +27,20 @@ def wait_for(predicate: Callable[[], T], timeout: float, describe: Callable[[], 
             raise TimeoutError(f"after {timeout:g} s: {describe if isinstance(describe, str) else describe()}")
         time.sleep(pause)
     return value
+
+
+def mentions(text: object, *words: object) -> bool:
+    """Whether a text has all of these words, whole: names, numbers and options, which stay when a sentence is reworded.
+
+    Args:
+        text: what was said; an error's message is taken.
+        words: what has to be in it; a string of several words is each of them.
+    """
+    found = str(text)
+    each = [word for word in words for word in (word.split() if isinstance(word, str) else [str(word)])]
+    return all(re.search(rf"(?<!\w)(?<!\d\.){re.escape(word)}(?!\w|\.\w)", found) for word in each)
+
+
+def lines_mention(lines: Sequence[str], *words: object) -> bool:
+    """Whether there are as many lines as words, and each mentions those of its place."""
+    return len(lines) == len(words) and all(map(mentions, lines, words))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from hpc_launch import ranges
@@ -35,6 +36,24 @@ _PLACED = {
     "OMP_PLACES": None,
     "KMP_AFFINITY": re.compile(r"(.*,)?(none|disabled)(,.*)?"),
 }
+
+
+class Rule(Enum):
+    """What decided which CPUs the ranks have."""
+
+    ASKED = "an option"
+    TORCH = "torch binds the workers"
+    ONE_RANK = "there is nothing to divide"
+    TASKS_UNKNOWN = "whether Slurm has bound the tasks is not known"
+    TASKS_BOUND = "Slurm has bound the tasks"
+    OPENMP = "a variable of OpenMP names CPUs"
+    FEW_CPUS = "fewer CPUs than ranks"
+    FEW_CORES = "fewer cores than ranks"
+    UNKNOWN_CPUS = "nothing is known of the CPUs"
+    MIXED_CORES = "cores of several kinds"
+    DEVICES = "each near its device"
+    EQUAL = "equal shares, as there are no devices"
+    EQUAL_UNLOCATED = "equal shares, as the places of the devices are not known"
 
 
 @dataclass(frozen=True)
@@ -71,13 +90,15 @@ class Binding:
     """Which CPUs the local ranks of a node run on.
 
     Attributes:
+        rule: what decided it.
+        reason: the same for people.
         shares: one for each local rank of this node, those of other agents included; none where they are not bound.
-        reason: why so.
         warning: what is probably not meant; empty for nothing.
     """
 
+    rule: Rule
+    reason: str
     shares: tuple[Share, ...] = ()
-    reason: str = ""
     warning: str = ""
 
     @property
@@ -116,17 +137,18 @@ def decide(settings: Settings, here: Here, found: World, step: Step | None, loca
     ranks = local_world_size * found.local_agents
     if settings.cpu_bind.lists:
         return _mapped(settings, here, ranks)
-    reason = _obstacle(settings, here, found, step, ranks)
-    if reason is not None:
-        return Binding(reason=reason)
+    obstacle = _obstacle(settings, here, found, step, ranks)
+    if obstacle is not None:
+        return Binding(*obstacle)
     topology = here.topology()
     if not topology.cores:
-        return Binding(reason="sysfs says nothing about the CPUs")
+        return Binding(Rule.UNKNOWN_CPUS, "sysfs says nothing about the CPUs")
     if topology.mixed:
-        return Binding(reason="the cores are of different kinds")
+        return Binding(Rule.MIXED_CORES, "the cores are of different kinds")
     if len(topology.cores) < ranks:
         cores = count(len(topology.cores), "core")
-        return Binding(reason=f"{ranks} local ranks, but {cores}", warning=f"{ranks} local ranks share {cores}")
+        warning = f"{ranks} local ranks share {cores}"
+        return Binding(Rule.FEW_CORES, f"{ranks} local ranks, but {cores}", warning=warning)
     return _divided(topology, here, ranks, same_devices=_all_see_the_same(here, found, step, ranks))
 
 
@@ -136,36 +158,39 @@ def _divided(topology: Topology, here: Here, ranks: int, *, same_devices: bool) 
     homes = [_home(place, topology) for place in places if place is not None]
     known = [home for home in homes if home is not None]
     if len(known) == ranks:
-        cores, reason = shares.near(topology.cores, known, topology.distance), "near their devices"
+        cores = shares.near(topology.cores, known, topology.distance)
+        rule, reason = Rule.DEVICES, "near their devices"
     else:
         cores = shares.anywhere(topology.cores, ranks, topology.distance)
-        reason = "equal shares: where the devices are is not known" if here.devices else "equal shares"
+        rule, reason = Rule.EQUAL, "equal shares"
+        if here.devices:
+            rule, reason = Rule.EQUAL_UNLOCATED, "equal shares: where the devices are is not known"
     tokens = here.devices.tokens if same_devices else ("",) * ranks
     made = (
         Share(rank, tuple(sorted(cpu for core in own for cpu in core.cpus)), token, place)
         for rank, own, token, place in zip(range(ranks), cores, tokens, places or [None] * ranks, strict=False)
     )
-    return Binding(tuple(made), reason)
+    return Binding(rule, reason, tuple(made))
 
 
 def _home(place: Location, topology: Topology) -> int | None:
     return place.node if place.node >= 0 else topology.node_of(place.cpus)
 
 
-def _obstacle(settings: Settings, here: Here, found: World, step: Step | None, ranks: int) -> str | None:
+def _obstacle(settings: Settings, here: Here, found: World, step: Step | None, ranks: int) -> tuple[Rule, str] | None:
     """Why the ranks had better be left alone, as far as it is known without looking at the CPUs."""
     on_node = (step.cpus_on_node if step is not None else None) or 0
     named = next((name for name, numbers in _NUMBERED.items() if numbers.search(here.environ.get(name, ""))), "")
     obstacles = (
-        (settings.cpu_bind.text == "none", settings.origin("cpu_bind").value),
-        (settings.numa_binding is not None, f"--numa-binding {settings.numa_binding} is torch's"),
-        (ranks == 1, f"one local rank has all {count(here.cpus, 'CPU')}"),
-        (found.task_per_rank and not on_node, "Slurm does not say whether each task is bound"),
-        (found.task_per_rank and here.cpus < on_node, "Slurm has bound each task"),
-        (named, f"{named} names CPUs"),
-        (here.cpus < ranks, f"{ranks} local ranks, but {count(here.cpus, 'CPU')}"),
+        (settings.cpu_bind.text == "none", Rule.ASKED, settings.origin("cpu_bind").value),
+        (settings.numa_binding is not None, Rule.TORCH, f"--numa-binding {settings.numa_binding} is torch's"),
+        (ranks == 1, Rule.ONE_RANK, f"one local rank has all {count(here.cpus, 'CPU')}"),
+        (found.task_per_rank and not on_node, Rule.TASKS_UNKNOWN, "Slurm does not say whether each task is bound"),
+        (found.task_per_rank and here.cpus < on_node, Rule.TASKS_BOUND, "Slurm has bound each task"),
+        (named, Rule.OPENMP, f"{named} names CPUs"),
+        (here.cpus < ranks, Rule.FEW_CPUS, f"{ranks} local ranks, but {count(here.cpus, 'CPU')}"),
     )
-    return next((reason for true, reason in obstacles if true), None)
+    return next(((rule, reason) for true, rule, reason in obstacles if true), None)
 
 
 def _all_see_the_same(here: Here, found: World, step: Step | None, ranks: int) -> bool:
@@ -196,7 +221,7 @@ def _mapped(settings: Settings, here: Here, ranks: int) -> Binding:
             )
     tokens = here.devices.tokens if len(here.devices) >= ranks else ("",) * ranks
     made = tuple(Share(rank, tuple(sorted(set(cpus))), tokens[rank]) for rank, cpus in enumerate(lists[:ranks]))
-    return Binding(made, settings.origin("cpu_bind").value)
+    return Binding(Rule.ASKED, settings.origin("cpu_bind").value, made)
 
 
 def openmp_places(environ: Mapping[str, str]) -> str | None:

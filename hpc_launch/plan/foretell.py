@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 from hpc_launch.plan.requeue import Policy
 from hpc_launch.slurm import directives
@@ -38,6 +39,34 @@ class Notice:
     signal: str
     lead: int
     batch_only: bool
+
+
+class Preemption(Enum):
+    """What a preemption does to the job; the value is the line that says so, empty where nothing is to be said."""
+
+    NOT_HERE = "PreemptType={type}: no job is preempted on this cluster, --requeue on-preempt will do nothing"
+    UNKNOWN = "PreemptType={type}: what a preemption does to this job is not the partition's to say"
+    OFF = "PreemptMode=OFF: jobs of partition {partition} are not preempted"
+    SUSPENDED = "PreemptMode={mode}: a preempted job is stopped and goes on later, without a signal before"
+    ENDED = ""  # and whether it is requeued is not known, as the job is not
+    CANNOT_REQUEUE = "PreemptMode={mode}: a preempted job is over: this one cannot be requeued"
+    SLURM_REQUEUES = "PreemptMode={mode}: Slurm itself requeues the job when it is preempted, whatever --requeue says"
+    WE_REQUEUE = (
+        "PreemptMode={mode}: Slurm does not requeue a preempted job, --requeue on-preempt does it after SIGTERM"
+    )
+    NOT_REQUEUED = "PreemptMode={mode}: a preempted job is over: --requeue on-preempt has it run again"
+
+
+# Those that begin with the end of the workers.
+_ENDED = frozenset(
+    {
+        Preemption.ENDED,
+        Preemption.CANNOT_REQUEUE,
+        Preemption.SLURM_REQUEUES,
+        Preemption.WE_REQUEUE,
+        Preemption.NOT_REQUEUED,
+    }
+)
 
 
 def notice_of(environ: Mapping[str, str], script: str) -> Notice | None:
@@ -101,51 +130,51 @@ def _window(rules: ClusterRules | None, grace: float | None) -> Iterator[str]:
     yield f"KillWait {rules.kill_wait:g} s: after SIGTERM (time limit, scancel, preemption) workers have {have}"
 
 
+def preemption(
+    rules: ClusterRules | None, job: JobRecord | None, partition: Partition | None, policy: Policy
+) -> Preemption | None:
+    """Decide what a preemption does to the job, as observed with Slurm 22.05; None where that is not known."""
+    if rules is None or not rules.preempt_type:
+        return None
+    if rules.preempt_type != "preempt/partition_prio":
+        return Preemption.NOT_HERE if rules.preempt_type == "preempt/none" else Preemption.UNKNOWN
+    if partition is None:
+        return None
+    mode = partition.preempt_mode
+    if mode == "OFF":
+        return Preemption.OFF
+    return Preemption.SUSPENDED if "SUSPEND" in mode or mode == "GANG" else _ended(mode, job, policy)
+
+
+def _ended(mode: str, job: JobRecord | None, policy: Policy) -> Preemption:
+    """What comes after the end of a job that loses its nodes."""
+    if job is None:
+        return Preemption.ENDED
+    if not (job.batch and job.requeue):
+        return Preemption.CANNOT_REQUEUE
+    if "REQUEUE" in mode:
+        return Preemption.SLURM_REQUEUES
+    return Preemption.WE_REQUEUE if "preempt" in policy.on else Preemption.NOT_REQUEUED
+
+
 def _preemption(
     rules: ClusterRules | None, job: JobRecord | None, partition: Partition | None, policy: Policy
 ) -> Iterator[str]:
-    if rules is None or not rules.preempt_type:
+    found = preemption(rules, job, partition, policy)
+    if found is None or rules is None or (found is Preemption.NOT_HERE and "preempt" not in policy.on):
         return
-    if rules.preempt_type == "preempt/none":
-        if "preempt" in policy.on:
-            yield "PreemptType=preempt/none: no job is preempted on this cluster, --requeue on-preempt will do nothing"
-        return
-    if rules.preempt_type != "preempt/partition_prio":
-        yield f"PreemptType={rules.preempt_type}: what a preemption does to this job is not the partition's to say"
-        return
-    if partition is None:
-        return
-    mode = partition.preempt_mode
-    if mode == "OFF":
-        yield f"PreemptMode=OFF: jobs of partition {partition.name} are not preempted"
-    elif "SUSPEND" in mode or mode == "GANG":
-        yield f"PreemptMode={mode}: a preempted job is stopped and goes on later, without a signal before"
-    else:
-        yield from _preempted(mode, job, policy)
-        yield from _grace(rules, partition)
+    name, mode = (partition.name, partition.preempt_mode) if partition is not None else ("", "")
+    if found.value:
+        yield found.value.format(type=rules.preempt_type, mode=mode, partition=name)
+    if partition is not None and found in _ENDED:
+        yield _grace(rules, partition)
 
 
-def _preempted(mode: str, job: JobRecord | None, policy: Policy) -> Iterator[str]:
-    """What happens to a job that loses its nodes: observed with Slurm 22.05."""
-    if job is None:
-        return
-    over = f"PreemptMode={mode}: a preempted job is over"
-    if not (job.batch and job.requeue):
-        yield f"{over}: this one cannot be requeued"
-    elif "REQUEUE" in mode:
-        yield f"PreemptMode={mode}: Slurm itself requeues the job when it is preempted, whatever --requeue says"
-    elif "preempt" in policy.on:
-        yield f"PreemptMode={mode}: Slurm does not requeue a preempted job, --requeue on-preempt does it after SIGTERM"
-    else:
-        yield f"{over}: --requeue on-preempt has it run again"
-
-
-def _grace(rules: ClusterRules, partition: Partition) -> Iterator[str]:
+def _grace(rules: ClusterRules, partition: Partition) -> str:
     if partition.grace_time <= 0:
-        yield "GraceTime 0 s: a preemption leaves no more than KillWait"
-        return
+        return "GraceTime 0 s: a preemption leaves no more than KillWait"
     how = "the signal of --signal, or SIGTERM without one," if rules.preempt_user_signal else "SIGTERM"
-    yield (
+    return (
         f"GraceTime {partition.grace_time:g} s: a preemption begins with {how} and leaves at least so long; then "
         f"comes SIGTERM and KillWait"
     )

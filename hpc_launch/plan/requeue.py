@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from hpc_launch.records.ledger import REASONS, Entry, Reason
 
@@ -59,19 +60,33 @@ class Progress:
         return self.step is not None and self.total is not None and self.step >= self.total
 
 
+class Refusal(Enum):
+    """Why a job does not run again."""
+
+    NOT_ASKED = "nobody asked for it"
+    COMPLETE = "the training is complete"
+    USED_UP = "it has been requeued often enough"
+    NO_PROGRESS = "its runs make no progress"
+
+
 @dataclass(frozen=True)
 class Decision:
     """Whether the job runs again.
 
     Attributes:
-        requeue: whether it is to be requeued.
-        counted: whether that counts against `--max-requeues`.
         why: the line that a person reads.
+        counted: whether a requeue counts against `--max-requeues`.
+        refusal: why it does not run again; None where it does.
     """
 
-    requeue: bool
-    counted: bool
     why: str
+    counted: bool = False
+    refusal: Refusal | None = None
+
+    @property
+    def requeue(self) -> bool:
+        """Whether it is to be requeued."""
+        return self.refusal is None
 
 
 def decide(policy: Policy, reason: Reason, cause: str, ledger: Sequence[Entry], progress: Progress) -> Decision:
@@ -87,17 +102,17 @@ def decide(policy: Policy, reason: Reason, cause: str, ledger: Sequence[Entry], 
     counted = reason not in FREE
     used = sum(entry.counted for entry in ledger)
     if reason not in policy.on:
-        return _refused(f"--requeue does not say on-{reason}")
+        return _refused(Refusal.NOT_ASKED, f"--requeue does not say on-{reason}")
     if reason == "notice" and progress.complete:
-        return _refused(f"the training is complete (step {_place(progress)})")
+        return _refused(Refusal.COMPLETE, f"the training is complete (step {_place(progress)})")
     if counted and used >= policy.max_requeues:
-        return _refused(f"--max-requeues {policy.max_requeues} is used up")
+        return _refused(Refusal.USED_UP, f"--max-requeues {policy.max_requeues} is used up")
     idle = _runs_without_progress(ledger, progress)
     if counted and 0 < policy.patience <= idle and _speaks(ledger, progress):
         runs = "this run" if idle == 1 else f"{idle} runs in a row"
-        return _refused(f"{runs} made no progress (no new runtime.mark_progress)")
+        return _refused(Refusal.NO_PROGRESS, f"{runs} made no progress (no new runtime.mark_progress)")
     number = f"{used + 1} of {policy.max_requeues}" if counted else "not counted"
-    return Decision(requeue=True, counted=counted, why=f"requeued ({number}): {cause}")
+    return Decision(f"requeued ({number}): {cause}", counted)
 
 
 def _place(progress: Progress) -> str:
@@ -105,8 +120,8 @@ def _place(progress: Progress) -> str:
     return " of ".join(f"{number:.15g}" for number in (progress.step, progress.total) if number is not None)
 
 
-def _refused(why: str) -> Decision:
-    return Decision(requeue=False, counted=False, why=f"not requeued: {why}")
+def _refused(refusal: Refusal, why: str) -> Decision:
+    return Decision(f"not requeued: {why}", refusal=refusal)
 
 
 def _speaks(ledger: Sequence[Entry], progress: Progress) -> bool:

@@ -108,6 +108,32 @@ def _is_their_turn(here: Gathering, terms: Terms) -> bool:
     return with_first or not here.missing or here.first or here.waited > _SECOND_HALF * terms.node_timeout
 
 
+class Obstacle(Enum):
+    """Why those that are there do not go on; the value is the line that says so."""
+
+    ABSENT = (
+        "{missing} did not join in {waited:.0f} s ({joined}/{expected} joined): look at the node's own output, exclude "
+        "it, or wait longer with --join-timeout"
+    )
+    TOO_FEW = "only {present} is left, and --nnodes asks for {minimum} nodes at least"
+    LEFT_BEHIND = (
+        "{present} cannot go on without {missing}: those have gone on, or {tokens} is not to be seen from here"
+    )
+    SPARES_ONLY = "{present} cannot go on without {missing}: those have the workers, and could train"
+    MINORITY = "{present} cannot go on without {missing}: those could be a majority, and train"
+
+
+def obstacle(here: Gathering) -> Obstacle:
+    """What keeps those that are there from going on."""
+    if here.first:
+        return Obstacle.ABSENT
+    if membership.may_form(here.ready, here.taken):
+        return Obstacle.TOO_FEW
+    if membership.halves(here.ready) & here.refused:
+        return Obstacle.LEFT_BEHIND
+    return Obstacle.SPARES_ONLY if membership.only_spares(here.ready) else Obstacle.MINORITY
+
+
 def why_not(here: Gathering, terms: Terms, names: Callable[[Iterable[int]], str], tokens: object) -> str:
     """Why those that are there do not go on, in a line.
 
@@ -117,16 +143,12 @@ def why_not(here: Gathering, terms: Terms, names: Callable[[Iterable[int]], str]
         names: gives the names of the nodes of agents.
         tokens: where tokens are.
     """
-    present, missing = names(here.ready), names(membership.absent(here.ready))
-    if here.first:
-        return (
-            f"{missing} did not join in {here.waited:.0f} s ({len(here.ready)}/{len(here.newest.agents)} joined): look "
-            "at the node's own output, exclude it, or wait longer with --join-timeout"
-        )
-    if membership.may_form(here.ready, here.taken):
-        return f"only {present} is left, and --nnodes asks for {terms.minimum} nodes at least"
-    if membership.halves(here.ready) & here.refused:
-        return f"{present} cannot go on without {missing}: those have gone on, or {tokens} is not to be seen from here"
-    if membership.only_spares(here.ready):
-        return f"{present} cannot go on without {missing}: those have the workers, and could train"
-    return f"{present} cannot go on without {missing}: those could be a majority, and train"
+    return obstacle(here).value.format(
+        present=names(here.ready),
+        missing=names(membership.absent(here.ready)),
+        waited=here.waited,
+        joined=len(here.ready),
+        expected=len(here.newest.agents),
+        minimum=terms.minimum,
+        tokens=tokens,
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.local.launching import FOREVER, alive, free_port, launch, launch_nodes, probe, running, write
-from tests.support import wait_for
+from tests.support import mentions, wait_for
 
 
 def all_gone(pids: list[int]) -> bool:
@@ -135,7 +135,7 @@ def test_a_worker_that_will_not_end_is_killed(tmp_path: Path, flag: str) -> None
         launcher.process.send_signal(signal.SIGTERM)
         done = launcher.finish()
     assert (done.status, all_gone(pids)) == (143, True), done.err
-    assert "did not end in time after SIGTERM and is killed (1 s as --grace says)" in done.err
+    assert [line for line in done.err.splitlines() if mentions(line, "SIGTERM 1 --grace")] != []
 
 
 def test_a_second_sigint_ends_it_at_once(tmp_path: Path) -> None:
@@ -150,8 +150,8 @@ def test_a_second_sigint_ends_it_at_once(tmp_path: Path) -> None:
         launcher.process.send_signal(signal.SIGINT)
         done = launcher.finish()
     assert (done.status, alive(worker.pid)) == (130, False), done.err
-    assert "the workers have 1 h" in done.err
-    assert "did not end in time after SIGINT and is killed (SIGINT came again)" in done.err
+    assert mentions(done.err, "1 h")
+    assert [line for line in done.err.splitlines() if line.count("SIGINT") == 2] != []
 
 
 @pytest.mark.parametrize("status", [0, 42])
@@ -216,7 +216,7 @@ def test_a_notice_that_comes_while_the_launcher_starts(tmp_path: Path, start: st
         done = launcher.finish()
     assert done.status == 0, done.err
     assert done.out.partition("] ")[2] == "told 1 set()\n"
-    assert "SIGUSR1: the workers are told" in done.err
+    assert mentions(done.err, "SIGUSR1")
 
 
 def blocked_signals(status: str) -> set[int]:

@@ -1,6 +1,7 @@
 """The worker factory: it starts workers, tells how they end, outlives nobody, and nothing outlives it."""
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 
 from hpc_launch.node import processes
 from tests.local.launching import FOREVER, alive, write
-from tests.support import DAEMON, wait_for
+from tests.support import DAEMON, mentions, wait_for
 
 DRIVER = Path(__file__).with_name("factory_driver.py")
 
@@ -238,7 +239,7 @@ def test_programs_are_looked_for_as_the_worker_would(either: Agent) -> None:
 
     assert dict(either("await", 2)) == {pids[0]: 0, pids[1]: 127}
     assert said(order) == ["mine"]
-    assert Path(missing["outputs"][1]).read_text() == "hpc-launch: cannot start run-me: No such file or directory\n"
+    assert mentions(Path(missing["outputs"][1]).read_text(), "hpc-launch: run-me", os.strerror(errno.ENOENT))
 
 
 @pytest.mark.parametrize("forked", [True, False])
@@ -252,10 +253,8 @@ def test_all_workers_or_none(tmp_path: Path, forked: bool) -> None:
         before = len([*Path(f"/proc/{factory.pid}/fd").iterdir()])
         failed = started.outcome("start", *orders)
 
-        assert failed == {
-            "error": "workers could not be started: Resource temporarily unavailable",
-            "lost": False,
-        }
+        assert failed["lost"] is False
+        assert mentions(failed["error"], os.strerror(errno.EAGAIN))
         wait_for(lambda: factory.children() == [], PATIENCE, "workers are left")  # reaped, too
         assert len([*Path(f"/proc/{factory.pid}/fd").iterdir()]) == before
         assert started("ended") == []
@@ -455,7 +454,7 @@ def test_workers_die_with_the_factory(made: Agent) -> None:
     for call in calls:
         outcome = made.outcome(*call)
         assert outcome["lost"] is True, call
-        assert f"the worker factory (process {factory}) is gone (" in outcome["error"], call
+        assert mentions(outcome["error"], factory), call
 
     made("close")
 

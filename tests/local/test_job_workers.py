@@ -20,7 +20,7 @@ import pytest
 from hpc_launch.errors import CallError
 from hpc_launch.jobs import calls, remote
 from hpc_launch.records.directory import JobDirectory, RankFiles
-from tests.support import wait_for
+from tests.support import mentions, wait_for
 
 DEADLINE = 60.0
 
@@ -101,11 +101,11 @@ def test_a_result_is_written_whole(attempt: Attempt) -> None:
     [
         (
             functools.partial(bytes, 2 << 20),
-            "the result of rank 0 is larger than 1 MB (max_pickle_mb): write it to a file",
+            "0 1 MB max_pickle_mb",
         ),
         (
             threading.Lock,
-            "the result of rank 0, of type lock, cannot be sent back: cannot pickle '_thread.lock' object",
+            "0 lock pickle '_thread.lock'",
         ),
     ],
     ids=["large", "lock"],
@@ -116,9 +116,9 @@ def test_a_result_that_cannot_be_sent(attempt: Attempt, function: Callable[[], A
     error = remote.again(attempt.raised(), "1", "")
 
     assert (status, len(said.splitlines())) == (CallError.exit_status, 1)
-    assert said.startswith(f"hpc-launch: {words}")
+    assert mentions(said, "hpc-launch:", words)
     assert isinstance(error, CallError)
-    assert str(error).startswith(words)
+    assert mentions(error, words)
     assert not attempt.files().result.exists()
 
 
@@ -211,7 +211,7 @@ def test_without_a_checkpoint_nobody_leaves(attempt: Attempt, what: str, said: s
     assert worker.stderr is not None
     for _ in range(2):
         worker.send_signal(signal.SIGUSR2)
-        while not lines or "the job goes on" not in lines[-1]:
+        while not lines or "goes on" not in lines[-1]:
             lines.append(worker.stderr.readline())
             assert lines[-1], lines
         assert any(said in line for line in lines), lines

@@ -14,7 +14,7 @@ import pytest
 import hpc_launch
 from hpc_launch.errors import CallError, JobFailed, UsageError, WorkerFailed
 from hpc_launch.jobs.remote import RemoteTraceback
-from tests.support import wait_for
+from tests.support import mentions, wait_for
 
 DEADLINE = 240.0
 
@@ -85,7 +85,7 @@ def test_a_module_that_the_node_does_not_have(jobs: Jobs) -> None:
     error = jobs.missing.exception(DEADLINE)
 
     assert isinstance(error, CallError)
-    assert str(error).startswith("module 'only_here' cannot be imported on ")
+    assert mentions(error, "'only_here'")
     assert isinstance(error.__cause__, RemoteTraceback)
 
 
@@ -120,7 +120,7 @@ def test_a_job_is_looked_at_and_cancelled(tmp_path: Path) -> None:
 
     job = hpc_launch.submit(wait_in_vain, cluster="local", folder=tmp_path / "logs")
     assert not job.wait(0)
-    with pytest.raises(TimeoutError, match="has not ended after 0 s: it is RUNNING"):
+    with pytest.raises(TimeoutError, match=r"\b0 s\b.*RUNNING"):
         job.results(0)
     wait_for((tmp_path / "up").exists, DEADLINE, lambda: str(job.directory))
     stacks = job.stacks()
@@ -180,7 +180,7 @@ def test_a_batch_that_fails_submits_nothing(tmp_path: Path) -> None:
             with executor.batch():
                 pass
 
-    with pytest.raises(UsageError, match="a batch cannot be within another"):
+    with pytest.raises(UsageError, match="batch"):
         nested()
     assert not (tmp_path / "logs").exists()
 
@@ -194,8 +194,7 @@ def test_a_batch_that_fails_submits_nothing(tmp_path: Path) -> None:
 def test_an_array_is_not_too_large_either(tmp_path: Path) -> None:
     """Each of its calls may be small enough, and all together gigabytes."""
     executor = hpc_launch.Executor(tmp_path / "logs", cluster="debug", max_pickle_mb=1)
-    words = r"the calls of these 6 jobs have 5 MB together, and the limit is 4 MB \(4 times max_pickle_mb\): write what"
-    with pytest.raises(CallError, match=words):
+    with pytest.raises(CallError, match=r"\b6\b.*\b5 MB\b.*\b4 MB\b.*max_pickle_mb"):
         executor.map_array(len, [bytes(900_000)] * 6)
 
     assert executor.map_array(len, [bytes(900_000)] * 4)[3].result() == 900_000
@@ -211,5 +210,5 @@ def test_a_job_from_python_has_its_result_with_plain(tmp_path: Path, monkeypatch
 
 def test_a_script_has_no_arguments_with_names(tmp_path: Path) -> None:
     """It would not get them."""
-    with pytest.raises(UsageError, match="a script is given words, not lr="):
+    with pytest.raises(UsageError, match="lr="):
         hpc_launch.submit("train.py", lr=1, folder=tmp_path)

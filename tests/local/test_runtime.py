@@ -14,7 +14,7 @@ import pytest
 
 from hpc_launch.runtime import agreement
 from tests.local.launching import HPC_LAUNCH, TIMEOUT, TORCHRUN, free_port, launch, probe, running
-from tests.support import wait_for
+from tests.support import mentions, wait_for
 
 PAGE = Path(__file__).parents[2] / "docs/runtime.md"
 
@@ -111,8 +111,7 @@ def test_a_store_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(RuntimeError) as caught:
         agreement.open_store(serve=False)
-    line = f"should_stop(all_ranks=True) cannot reach the store of the ranks at 127.0.0.1:{port}: "
-    assert str(caught.value).startswith(line)
+    assert mentions(caught.value, f"should_stop(all_ranks=True) 127.0.0.1:{port}")
     assert "\n" not in str(caught.value)
 
 

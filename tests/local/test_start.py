@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.local.launching import FOREVER, HPC_LAUNCH, LAUNCH_MODULE, alive, launch, probe, running, write
-from tests.support import wait_for
+from tests.support import mentions, wait_for
 
 STARTS = ("warm", "exec")
 
@@ -68,15 +68,15 @@ def test_torch_is_imported_once_and_forked_in_every_attempt(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "env", "reason"),
     [
-        (["--no-python", sys.executable, "train.py"], {}, "--no-python starts a program"),
-        (["--run-path", "--start-method", "spawn", "train.py"], {}, "--start-method spawn was asked for"),
-        (["sets.py"], {}, "sets.py:3 sets OMP_NUM_THREADS, which is read when torch is imported"),
-        (["--exec-for", "sqlite3", "imports.py"], {}, "the script imports sqlite3 (--exec-for)"),
-        (["shadow/train.py"], {}, "shadow has its own queue, but another one is imported already"),
+        (["--no-python", sys.executable, "train.py"], {}, "--no-python"),
+        (["--run-path", "--start-method", "spawn", "train.py"], {}, "--start-method spawn"),
+        (["sets.py"], {}, "sets.py:3 OMP_NUM_THREADS"),
+        (["--exec-for", "sqlite3", "imports.py"], {}, "sqlite3 --exec-for"),
+        (["shadow/train.py"], {}, "shadow queue"),
         (
             ["--preload", "threads", "train.py"],
             {"PYTHONPATH": "more"},
-            "importing torch, threads has started threads (1)",
+            "torch threads 1",
         ),
     ],
 )
@@ -95,7 +95,7 @@ def test_what_cannot_be_warm_is_started_by_exec(
     done = launch(tmp_path, *words, env=env)
     assert (done.status, len(done.records)) == (0, 1), done.err
     [line] = notes(done.err)
-    assert line.endswith(reason), line
+    assert mentions(line, reason), line
     assert "sets.py" not in words or done.records[0]["OMP_NUM_THREADS"] == "3"
 
 
@@ -109,7 +109,7 @@ THREAD = "threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
         (["--preload", "broken", "train.py"], "broken' (--preload) with"),
         (
             ["--start", "warm", "--start-method", "spawn", "train.py"],
-            "--start warm: --start-method spawn was asked for",
+            "--start warm: --start-method spawn",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.local.launching import HPC_LAUNCH, free_port, launch, launch_nodes, one_task_step, probe
+from tests.support import mentions
 
 PLACE = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
 
@@ -181,5 +182,4 @@ def test_too_few_open_files_are_said(tmp_path: Path) -> None:
     done = launch(tmp_path, "--nproc-per-node", "1", probe(tmp_path, body), program=program)
 
     assert (done.status, done.out.strip().endswith("(150, 200)")) == (0, True), done.out + done.err
-    assert "note: 1 node(s) may need 259 connections to " in done.err
-    assert "where 200 files can be open: raise the hard limit" in done.err
+    assert [line for line in done.err.splitlines() if mentions(line, "note 1 259 200")] != []

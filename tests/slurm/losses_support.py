@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpc_launch.records import events
 from tests.cluster import Cluster
 from tests.slurm.steps_support import DEADLINE, PREAMBLE, Ended
-from tests.support import wait_for
+from tests.support import mentions, wait_for
 
 # Sums up over all ranks again and again, until a file says that it is enough, or another that a rank fails in an
 # attempt. Deaf to SIGTERM, as in a collective.
@@ -109,11 +110,12 @@ class Run:
         return []
 
     def sees(self, words: str, *, after: str = "") -> None:
-        """Wait until the console says something, after something else."""
+        """Wait until a line of the console has some words, after something else."""
 
         def said() -> bool:
             console = self.so_far.console
-            return words in (console.partition(after)[2] if after else console)
+            text = console.partition(after)[2] if after else console
+            return any(mentions(line, words) for line in text.splitlines())
 
         wait_for(said, DEADLINE, lambda: f"no '{words}'\n{self.describe()}", pause=0.01)
 
@@ -124,6 +126,16 @@ class Run:
             return any((one["event"], one.get("attempt")) == (event, attempt) for one in self.events(node))
 
         wait_for(noted, DEADLINE, lambda: f"no '{event}' on {node}\n{self.describe()}", pause=0.01)
+
+    def hears_again(self, node: str) -> None:
+        """Wait until some agent has written down that a node is there again."""
+
+        def back() -> bool:
+            found = self.folder.glob("logs/*.*/nodes/*/events.jsonl")
+            told = [one for path in found for one in self.events(path.parent.name)]
+            return any((one["event"], one.get("hosts")) == (events.NODE_BACK, node) for one in told)
+
+        wait_for(back, DEADLINE, lambda: f"no '{events.NODE_BACK}' of {node}\n{self.describe()}", pause=0.01)
 
     def events(self, node: str) -> list[dict[str, Any]]:
         """What the agent of a node has written down so far."""

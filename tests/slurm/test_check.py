@@ -18,23 +18,27 @@ from tests.cluster import Cluster, ClusterConfig, host
 from tests.cluster.config import HEAD
 from tests.slurm.check_support import DEADLINE, Checked, check, mounted, pretending, unreachable
 from tests.slurm.jobs_support import clean_environment
-from tests.support import wait_for
+from tests.support import mentions, wait_for
 
 BAD = "gpu003"
 
 
-def named(checked: Checked, expected: Mapping[str, Sequence[str]]) -> None:
-    """See that these nodes are named, each with one finding that has its words, and are the ones to leave out."""
+def named(checked: Checked, expected: Mapping[str, Sequence[str]], kind: str = "") -> None:
+    """See that these nodes are named, each with one finding that has its words, and are the ones to leave out.
+
+    Where a kind is given, it is that of all findings.
+    """
     assert (checked.status, set(checked.findings)) == (1, set(expected)), checked.output
     for node, words in expected.items():
         assert len(checked.findings[node]) == 1, checked.output
-        assert all(word in checked.findings[node][0] for word in words), checked.output
+        assert mentions(checked.findings[node][0], *words), checked.output
+    assert not kind or {one["kind"] for one in checked.report["findings"]} == {kind}, checked.output
     assert set(hostlist.expand(checked.report["exclude"])) == set(expected), checked.output
 
 
-def only(checked: Checked, *words: str, node: str = BAD) -> None:
+def only(checked: Checked, *words: str, node: str = BAD, kind: str = "") -> None:
     """See that one node is named, with one finding that has these words, and is the one to leave out."""
-    named(checked, {node: words})
+    named(checked, {node: words}, kind)
 
 
 def test_a_good_allocation(any_cluster: Cluster, tmp_path: Path) -> None:
@@ -61,7 +65,7 @@ def test_nodes_that_slurm_does_not_reach(some_cluster: Cluster, tmp_path: Path) 
 
     checked = check(some_cluster, tmp_path, harm=harm)
 
-    named(checked, dict.fromkeys(("gpu002", BAD), ("Slurm cannot start a process there",)))
+    named(checked, dict.fromkeys(("gpu002", BAD), ()), kind="lost")
     assert checked.report["reductions"][0]["ranks"] == 2
 
 
@@ -83,9 +87,9 @@ def test_a_torch_a_clock_and_a_log_directory(some_cluster: Cluster, tmp_path: Pa
     named(
         checked,
         {
-            "gpu002": ["torch 2.1.0, the others have 2."],
-            BAD: ["its clock is 60.0 s ahead of the others'"],
-            "gpu004": [f"cannot write in {logs} (log_dir): Read-only file system"],
+            "gpu002": ["torch 2.1.0"],
+            BAD: ["clock 60.0"],
+            "gpu004": [f"{logs} log_dir Read-only file system"],
         },
     )
     assert not list(logs.iterdir())
@@ -106,9 +110,9 @@ def test_a_clock_a_disk_and_a_name(some_cluster: Cluster, tmp_path: Path) -> Non
     named(
         checked,
         {
-            "gpu002": ["its clock is 60.0 s behind the others'"],
-            BAD: ["only 2 MiB are free in", "--min-free 50 MiB"],
-            "gpu004": ["resolves gpu001 to 127.0.1.1", "loopback"],
+            "gpu002": ["clock 60.0"],
+            BAD: ["2 MiB --min-free 50"],
+            "gpu004": ["gpu001 127.0.1.1 loopback"],
         },
     )
 
@@ -128,7 +132,7 @@ def test_a_name_that_does_not_resolve(cluster: Cluster, tmp_path: Path) -> None:
     with mounted(cluster, BAD, Path("/etc/hosts"), "--bind", str(hosts)):
         checked = check(cluster, tmp_path)
 
-    only(checked, "gpu001", "does not resolve")
+    only(checked, "gpu001", kind="name")
 
 
 def test_a_device_that_cannot_be_used(cluster: Cluster, tmp_path: Path) -> None:
@@ -137,7 +141,7 @@ def test_a_device_that_cannot_be_used(cluster: Cluster, tmp_path: Path) -> None:
     pretend[BAD]["broken"] = 1
     checked = check(cluster, tmp_path, job=["--gpus-per-node=2"], pretend=pretend)
 
-    only(checked, "device 1: cannot compute: CUDA error: uncorrectable ECC error encountered")
+    only(checked, "1 CUDA error: uncorrectable ECC error encountered")
     assert [(entry["ranks"], entry["errors"]) for entry in checked.report["reductions"]] == [(6, {})]
 
 
@@ -146,7 +150,7 @@ def test_a_torch_that_does_not_know_the_devices(cluster: Cluster, tmp_path: Path
     checked = check(cluster, tmp_path, job=["--gpus-per-node=2"])
 
     assert (checked.status, set(checked.findings)) == (1, set(cluster.nodes))
-    assert "2 devices by CUDA_VISIBLE_DEVICES=0,1, but torch" in checked.findings[BAD][0]
+    assert mentions(checked.findings[BAD][0], "2 CUDA_VISIBLE_DEVICES=0,1 torch")
     assert checked.report["exclude"] == ""
 
 
@@ -159,8 +163,8 @@ def test_a_torch_that_cannot_be_imported(cluster: Cluster, tmp_path: Path) -> No
     checked = check(cluster, tmp_path, pretend=pretend)
 
     expected = {
-        "gpu002": ["no answer while importing torch"],
-        BAD: ["cannot import torch: ImportError: libcudart"],
+        "gpu002": ["importing torch"],
+        BAD: ["torch ImportError: libcudart.so.12"],
     }
     named(checked, expected)
     assert checked.report["reductions"][0]["ranks"] == 2
@@ -171,7 +175,7 @@ def test_a_python_that_is_not_there(some_cluster: Cluster, tmp_path: Path) -> No
     with mounted(some_cluster, BAD, Path(sys.prefix), "-t", "tmpfs", "tmpfs"):
         checked = check(some_cluster, tmp_path)
 
-    only(checked, "its probe ended", sys.executable, "No such file or directory")
+    only(checked, "probe", sys.executable, "No such file or directory")
 
 
 def test_a_working_directory_that_is_not_there(cluster: Cluster, tmp_path: Path) -> None:
@@ -181,7 +185,7 @@ def test_a_working_directory_that_is_not_there(cluster: Cluster, tmp_path: Path)
     with mounted(cluster, BAD, folder.parent, "-t", "tmpfs", "tmpfs"):
         checked = check(cluster, folder, "--log-dir=/tmp")
 
-    only(checked, "works in /tmp, the others have", str(folder))
+    only(checked, "/tmp", str(folder))
 
 
 def test_a_job_of_one_node(cluster: Cluster, tmp_path: Path) -> None:
@@ -208,7 +212,7 @@ def test_a_node_that_reaches_none_but_the_first(cluster: Cluster, tmp_path: Path
     with unreachable(cluster, BAD, "10.77.0.12", "10.77.0.14"):
         checked = check(cluster, tmp_path)
 
-    only(checked, "all-reduce over gloo fails with each of the others")
+    only(checked, "gloo", kind="all-reduce")
 
 
 def test_a_check_that_is_stopped(cluster: Cluster, tmp_path: Path) -> None:
@@ -240,8 +244,8 @@ def test_in_a_batch_script(some_cluster: Cluster, tmp_path: Path) -> None:
     assert (result.state, result.exit_code) == ("FAILED", 1), job.describe()
     assert "trains" not in result.output
     lines = result.output.splitlines()
-    assert f"{BAD}: its clock is 60.0 s ahead of the others'" in lines
-    assert lines[-1] == f"to leave them out: --exclude={BAD}"
+    assert [line for line in lines if mentions(line, BAD, "clock 60.0")] != []
+    assert mentions(lines[-1], f"--exclude={BAD}")
 
 
 def test_in_a_step(some_cluster: Cluster, tmp_path: Path) -> None:

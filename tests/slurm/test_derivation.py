@@ -17,6 +17,7 @@ from tests.slurm.jobs_support import (
     submit,
     write_probe,
 )
+from tests.support import mentions
 
 # Tells the script what Slurm had said to its task.
 AS_TASK = "sh -c 'exec hpc-launch probe.py $SLURM_PROCID $SLURM_LOCALID \"$@\"' --"
@@ -146,7 +147,7 @@ def test_tasks_with_a_gpu_each_keep_it_and_hear_of_the_cost(steps: dict[str, End
     assert as_tasks(reports) == [(0, 0), (1, 1)]
     assert places(reports) == [("gpu001", 0, 1, 0, 2, 2), ("gpu001", 0, 1, 1, 2, 2)]
     assert [report.env["CUDA_VISIBLE_DEVICES"].count(",") for report in reports.values()] == [0, 0]
-    assert any("note: each of 2 tasks sees one GPU" in line for line in step.ours), step.output
+    assert any(mentions(line, "note 2 GPU --gpu-bind=none") for line in step.ours), step.output
 
 
 def test_a_step_with_some_of_the_gpus_has_as_many_ranks(steps: dict[str, Ended]) -> None:

@@ -26,7 +26,7 @@ from tests.slurm.jobs_support import (
 )
 from tests.slurm.signals_support import STAYER, Running
 from tests.slurm.terminals_support import Terminal
-from tests.support import wait_for
+from tests.support import lines_mention, mentions, wait_for
 
 # Two nodes with four GPUs and eight CPUs each, asked for in the way that is furthest from one agent per node.
 OPTIONS = ("--nodes=2", "--ntasks-per-node=4", "--cpus-per-task=2", "--gpus-per-task=1")
@@ -233,13 +233,13 @@ def test_some_nodes_of_the_allocation(subsets: dict[str, Ended]) -> None:
 @pytest.mark.parametrize(
     ("name", "status", "message"),
     [
-        ("many", 78, "--nodes 5, but job {job} has 4 (gpu[001-004]): ask for no more, or submit with more --nodes"),
+        ("many", 78, "--nodes 5 {job} 4 gpu[001-004]"),
         (
             "foreign",
             78,
-            "--hosts: gpu005 is not of the nodes of job {job} (gpu[001-004]): name some of these, or leave --hosts out for all",  # noqa: E501 - as it is shown
+            "--hosts gpu005 {job} gpu[001-004]",
         ),
-        ("missing", 66, "no training script 'prob.py' in {folder}"),
+        ("missing", 66, "'prob.py' {folder}"),
     ],
 )
 def test_nodes_that_cannot_be_had(subsets: dict[str, Ended], name: str, status: int, message: str) -> None:
@@ -247,13 +247,14 @@ def test_nodes_that_cannot_be_had(subsets: dict[str, Ended], name: str, status: 
     ended = subsets[name]
     expected = message.format(job=ended.job.id, folder=ended.logs.parent)
 
-    assert (status, f"hpc-launch: {expected}\n") == (ended.status, ended.output)
+    assert ended.status == status
+    assert lines_mention(ended.output.splitlines(), f"hpc-launch {expected}"), ended.output
 
 
 def test_a_node_rank_is_for_steps(subsets: dict[str, Ended]) -> None:
     """In a batch script $SLURM_NODEID is 0 whatever the node."""
     assert subsets["rank"].status == 78
-    assert "--node-rank 0 in the batch script" in subsets["rank"].output
+    assert mentions(subsets["rank"].output, "--node-rank 0")
 
 
 def test_the_exit_status_is_that_of_the_worker(subsets: dict[str, Ended]) -> None:
@@ -267,10 +268,10 @@ def test_explain_shows_the_step(subsets: dict[str, Ended]) -> None:
     ended = subsets["explain"]
     assert ended.status == 0, ended.output
     first, *_ = ended.output.splitlines()
-    assert first == f"a step is started on gpu[001-002] of job {ended.job.id}, an agent per node"
+    assert mentions(first, "gpu[001-002]", ended.job.id)
     assert f"srun --jobid={ended.job.id} '--nodelist=gpu[001-002]' --nodes=2 --ntasks=2" in ended.output
-    assert "hpc-launch --nodes 2 probe.py 'two words'  (started by hpc-launch)" in ended.output
-    assert "nnodes=2  # chosen among the job's" in ended.output
+    assert "hpc-launch --nodes 2 probe.py 'two words'  (" in ended.output
+    assert "nnodes=2  # " in ended.output
 
 
 # --- what runs already
@@ -287,10 +288,8 @@ def test_a_step_that_has_everything(some_cluster: Cluster, tmp_path: Path) -> No
 
     job = done["alone"].job.id
     assert done["alone"].status == 75, done["alone"].output
-    assert (
-        f"hpc-launch: job {job} has nothing left for another step on gpu[001-002]: step {job}.0 (sleep) on "
-        f"gpu[001-002] has it; wait for its end, or end it with 'scancel {job}.0', or share with --overlap\n"
-    ) in done["alone"].output
+    words = f"hpc-launch {job} gpu[001-002] {job}.0 sleep scancel --overlap"
+    assert [line for line in done["alone"].output.splitlines() if mentions(line, words)], done["alone"].output
     assert len(done["shared"].reports()) == 8
 
 
@@ -303,8 +302,8 @@ def test_a_second_run_in_the_shell_of_a_step(some_cluster: Cluster, tmp_path: Pa
         terminal.run("{ hpc-launch probe.py --meet first go 9 & }")
         wait_for(lambda: len(list((tmp_path / "first").glob("*"))) == 8, DEADLINE, lambda: terminal.screen)
         assert terminal.run("hpc-launch probe.py") == 75
-        refusal = terminal.wait_for(r"hpc-launch: job (\d+) has nothing left for another step on gpu\[001-002\]: (.*)")
-        assert refusal[2].startswith(f"step {refusal[1]}.1 (hpc-launch) on gpu[001-002] has it; wait for its end")
+        refusal = terminal.wait_for(r"hpc-launch: job (\d+) .*gpu\[001-002\]: (.*)")
+        assert mentions(refusal[2], f"{refusal[1]}.1 hpc-launch gpu[001-002]")
         assert terminal.run("touch first/now && mv first go && wait %1") == 0, terminal.screen
         # A run directly after another one is none beside it.
         assert terminal.run("hpc-launch --nodes 1 probe.py && hpc-launch --nodes 1 probe.py") == 0, terminal.screen
@@ -533,13 +532,9 @@ def test_a_login_node(some_cluster: Cluster, tmp_path: Path) -> None:
         explained = some_cluster.run(["hpc-launch", "explain", "probe.py"], cwd=tmp_path)
         meant = some_cluster.run(["hpc-launch", "--standalone", "probe.py"], cwd=tmp_path, timeout=DEADLINE)
         node = some_cluster.on("gpu003", ["hpc-launch", "probe.py"], cwd=tmp_path, timeout=DEADLINE)
-    why = (
-        "head is not a node of this Slurm cluster but a login node: get nodes with salloc, submit a job ('hpc-launch "
-        "submit'), or say --standalone to train here"
-    )
-
-    assert (78, f"hpc-launch: {why}\n") == (refused.returncode, refused.stderr)
-    assert f"note: {why}" in explained.stdout
+    assert refused.returncode == 78
+    assert lines_mention(refused.stderr.splitlines(), "hpc-launch: head salloc submit --standalone")
+    assert f"note: {refused.stderr.strip().removeprefix('hpc-launch: ')}" in explained.stdout
     assert meant.stdout
     assert json.loads(node.stdout.partition("] ")[2])["host"] == "gpu003"
 
@@ -547,8 +542,8 @@ def test_a_login_node(some_cluster: Cluster, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("job", "message"),
     [
-        ("999999", "--jobid 999999: Slurm knows no such job, or does not answer: see 'squeue --me'"),
-        ("{pending}", "--jobid {pending}: the job is PENDING"),
+        ("999999", "--jobid 999999 squeue"),
+        ("{pending}", "--jobid {pending} PENDING"),
     ],
 )
 def test_a_job_in_which_nothing_can_be_started(cluster: Cluster, tmp_path: Path, job: str, message: str) -> None:
@@ -561,7 +556,7 @@ def test_a_job_in_which_nothing_can_be_started(cluster: Cluster, tmp_path: Path,
     pending.cancel()
 
     assert done.returncode == 78
-    assert done.stderr.startswith(f"hpc-launch: {message.format(pending=pending.id)}")
+    assert lines_mention(done.stderr.splitlines(), f"hpc-launch: {message.format(pending=pending.id)}")
 
 
 @pytest.mark.usefixtures("slurm_host")

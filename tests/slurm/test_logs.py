@@ -9,7 +9,7 @@ import pytest
 
 from tests.cluster import Cluster
 from tests.slurm.jobs_support import DEADLINE, Ended, ended, run_commands, run_job, submit
-from tests.support import wait_for
+from tests.support import mentions, wait_for
 
 # Writes many lines to both streams, in pieces, so that a line is often only half there.
 TALK = """
@@ -128,7 +128,7 @@ def test_a_failure_is_shown_with_the_end_of_what_the_worker_wrote(cluster: Clust
     )
     job = run_job(cluster, tmp_path, "srun hpc-launch --nproc-per-node 2 --console 0 fails.py", "--nodes=2")
     assert (job.state, job.status) == ("FAILED", 1), job.job.describe()
-    assert "rank 3 on gpu002 (local rank 1) failed with exit status 1" in job.output
+    assert [line for line in job.output.splitlines() if mentions(line, "hpc-launch 3 gpu002 1 ValueError")] != []
     path = job.tree.path / "attempt_0/gpu002/rank_3.err"
     assert str(path) in job.output
     assert "ValueError: this is why" in job.output

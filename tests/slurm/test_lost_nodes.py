@@ -19,7 +19,7 @@ from hpc_launch.records import events, history
 from tests.cluster import Cluster
 from tests.slurm.losses_support import TRAINS, Run, run
 from tests.slurm.steps_support import DEADLINE
-from tests.support import wait_for
+from tests.support import mentions, wait_for
 
 
 def test_nodes_are_lost_one_after_another(cluster: Cluster, tmp_path: Path) -> None:
@@ -109,15 +109,14 @@ def test_a_broken_node_and_one_that_slurm_knows_to_be_bad(some_cluster: Cluster,
 
     assert (told(0), told(1)) == (["x"] * 3, ["x"] * 3), job.describe()
     drained = "gpu002 is broken (uncorrectable ECC error encountered)"
-    assert f"hpc-launch: {drained}: it goes behind the spares" in job.so_far.console, job.describe()
-    assert re.search(r"hpc-launch: gpu003: Slurm says MIXED\+DRAIN since .*: it smokes", job.so_far.console), (
-        job.describe()
-    )
+    console = job.so_far.console.splitlines()
+    assert [line for line in console if mentions(line, f"hpc-launch {drained} spares")], job.describe()
+    assert [line for line in console if mentions(line, "hpc-launch gpu003 MIXED+DRAIN it smokes")], job.describe()
     assert "nodes     3: gpu[001-002,004]\n" in now, now
     assert re.search("^lost +gpu003, .*: Slurm says MIXED.*: it smokes$", now, re.MULTILINE), now
     assert f"drained   {drained}\n" in now, now
     assert "--exclude=gpu[002-003]" in report, report
-    assert "All 3 ranks ended well in attempt 2; 1 node lost on the way." in report, report
+    assert [line for line in report.splitlines() if mentions(line, "3 2 1 lost")], report
 
 
 def others(cluster: Cluster, *lost: str) -> list[str]:
@@ -186,7 +185,6 @@ def test_a_node_is_lost_while_all_start_again(
 
 
 LATE = "gpu004"
-IS_THERE = f"{LATE} is there, and takes part from the next attempt on"
 BEGIN_SOON = ("--nnodes=2:4", "--join-timeout=5", "--max-restarts=1")
 
 
@@ -197,7 +195,7 @@ def test_a_node_comes_when_the_first_leader_is_lost(cluster: Cluster, tmp_path: 
         cluster.kill("gpu001")
         job.trains_on(1, "gpu002", "gpu003")
         job.comes(LATE)
-        job.sees(IS_THERE)
+        job.hears_again(LATE)
         cluster.kill("gpu003")
         job.trains_on(2, "gpu002", LATE)
         job.ends_well("gpu002", LATE)
@@ -215,7 +213,7 @@ def test_a_node_comes_while_another_is_lost(cluster: Cluster, tmp_path: Path, lo
         time.sleep(chance.random() * 3)  # at any moment: it imports torch for about as long
         cluster.kill(lost)
         if len(job.trains(1)) < len(left):
-            job.sees(IS_THERE, after="takes over" if lost == "gpu001" else "starting again")
+            job.sees(f"{LATE} there", after="takes over" if lost == "gpu001" else "starting again")
             job.fails(1, 0)
         job.goes_on(*left)
         job.ends_well(*left)
@@ -231,7 +229,7 @@ def test_a_node_is_lost_while_all_wait_for_one_that_is_late(cluster: Cluster, tm
         cluster.kill(lost)
         job.trains_on(0, *begin)
         job.comes(LATE)
-        job.sees(IS_THERE)
+        job.hears_again(LATE)
         job.fails(0, 1)
         job.trains_on(1, *left)
         job.ends_well(*left)
@@ -300,7 +298,7 @@ def test_spares_do_not_go_on_alone(cluster: Cluster, tmp_path: Path) -> None:
         for node in WORK:
             cluster.kill(node)
         job.stops(*SPARE)
-        job.sees("gpu[003-004] cannot go on without gpu[001-002]: those have the workers, and could train")
+        job.sees("gpu[003-004] gpu[001-002] workers")
 
     assert job.so_far.attempts() == [0], job.describe()
 
@@ -322,7 +320,7 @@ def test_the_world_grows_again(cluster: Cluster, tmp_path: Path, node: str, also
         job.notes(others(cluster, node)[0], events.ATTEMPT, 1)  # it looks for the others not much longer
         cluster.heal(node)
         job.trains_on(1, *others(cluster, node))
-        job.sees(f"{node} is there, and takes part from the next attempt on")
+        job.hears_again(node)
         if also:
             cluster.kill(also)
         else:
@@ -392,7 +390,7 @@ def test_nothing_is_lost_when_the_world_grows_again(cluster: Cluster, tmp_path: 
         cluster.cut(node)
         job.notes(others(cluster, node)[0], events.ATTEMPT, 1)
         cluster.heal(node)
-        job.sees(f"{node} is there")
+        job.hears_again(node)
         job.sees("epoch 10 ")
         [rank] = [one for one in job.events(others(cluster, node)[1]) if one["event"] == events.WORKER_STARTED][1:]
         os.kill(rank["pid"], signal.SIGKILL)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.cluster import Cluster
 from tests.slurm.jobs_support import DEADLINE, ended, submit
-from tests.support import wait_for
+from tests.support import mentions, wait_for
 
 # Says where it is, and waits until it may go on. In the first run both attempts fail, in the second one all is well.
 TALK = """
@@ -96,11 +96,8 @@ def test_a_node_that_is_gone_is_seen_by_slurm(cluster: Cluster, tmp_path: Path) 
     ended(job, tmp_path)
     found = json.loads(cluster.run([*HPC_LAUNCH, "status", "--json"], cwd=tmp_path).stdout)
     assert (found["state"], found["over"]) == ("failed", True), found
-    assert "without a last word" in found["words"]
+    assert found["words"]
     line = f"PATH=/nowhere exec {sys.executable} -m hpc_launch status --json"
     blind = json.loads(cluster.run(["bash", "-c", line], cwd=tmp_path).stdout)
-    assert (blind["state"], blind["over"], blind["slurm"]["cannot_see"]) == (
-        "running",
-        False,
-        "there is no scontrol here",
-    ), blind
+    assert (blind["state"], blind["over"]) == ("running", False), blind
+    assert mentions(blind["slurm"]["cannot_see"], "scontrol"), blind

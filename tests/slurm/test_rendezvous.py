@@ -16,7 +16,7 @@ from hpc_launch.settings import resolve
 from tests.cluster import Cluster, ClusterConfig
 from tests.slurm.steps_support import DEADLINE, PREAMBLE, Ended, step, tree
 from tests.slurm.test_restarts import WORKER as FAILING_WORKER, story
-from tests.support import wait_for
+from tests.support import mentions, wait_for
 
 REPETITIONS = [pytest.param(number, marks=[pytest.mark.soak] if number else []) for number in range(20)]
 
@@ -266,7 +266,7 @@ def test_a_node_that_never_starts_is_named(cluster: Cluster, tmp_path: Path) -> 
         echo $? >tmp-$node && mv tmp-$node status-$node""")
     ended = step(cluster, command, "--nodes=3", cwd=tmp_path)
     assert statuses(tmp_path, ["gpu001", "gpu002"]) == {"gpu001": "69", "gpu002": "69"}, ended.describe()
-    assert "gpu003 did not join in 5 s (2/3 joined)" in ended.console, ended.describe()
+    assert [line for line in ended.console.splitlines() if mentions(line, "gpu003 5 2/3")], ended.describe()
 
 
 SITES = {
@@ -289,8 +289,8 @@ def test_different_software_is_named_and_refused(cluster: Cluster, tmp_path: Pat
     found = {"Python": "3.1.4", "torch": "1.2.3"}[what]
 
     assert statuses(tmp_path, cluster.nodes) == dict.fromkeys(cluster.nodes[:3], "69"), ended.describe()
-    assert f"the nodes do not run the same {what}: " in ended.console, ended.describe()
-    assert re.search(rf"on gpu\[001,003\]; {re.escape(found)} on gpu002", ended.console), ended.describe()
+    words = f"{what} gpu[001,003] {found} gpu002"
+    assert [line for line in ended.console.splitlines() if mentions(line, words)], ended.describe()
 
 
 def test_another_command_is_named_and_not_joined(cluster: Cluster, tmp_path: Path) -> None:
@@ -305,8 +305,8 @@ def test_another_command_is_named_and_not_joined(cluster: Cluster, tmp_path: Pat
     ended = step(cluster, command, "--nodes=3", cwd=tmp_path)
 
     assert statuses(tmp_path, cluster.nodes) == dict.fromkeys(cluster.nodes[:3], "69"), ended.describe()
-    assert re.search(r"gpu002 did not join in 10 s .*gpu002 runs another command \(another.py\)", ended.console)
-    assert re.search(r"gpu002 did not find gpu001 .*gpu001 runs another command \(worker.py\)", ended.console)
+    assert re.search(r"gpu002 .*\b10 s .*gpu002 .*\(another.py\)", ended.console)
+    assert re.search(r"gpu002 .*gpu001 .*gpu001 .*\(worker.py\)", ended.console)
 
 
 def test_torchrun_uses_the_backend_and_restarts(cluster: Cluster, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_spare_has_no_plan(tmp_path: Path) -> None:
 def test_nothing_is_known_of_a_round_before_there_is_one(tmp_path: Path) -> None:
     one = state(tmp_path)
 
-    with pytest.raises(RendezvousError, match="there was no rendezvous yet"):
+    with pytest.raises(RendezvousError, match="rendezvous"):
         _ = one.started
 
 

@@ -19,10 +19,12 @@ from hpc_launch.node.devices import Devices
 from hpc_launch.node.locations import Location
 from hpc_launch.node.topology import Core, Topology
 from hpc_launch.plan import binding, derive, shares
+from hpc_launch.plan.binding import Rule
 from hpc_launch.plan.here import Here
 from hpc_launch.plan.model import Plan
 from hpc_launch.settings import CpuBind, files, resolve
 from hpc_launch.slurm.environment import locate
+from tests.support import lines_mention, mentions
 from tests.unit import sysfs_trees
 
 
@@ -54,8 +56,8 @@ def cpus(made: Plan) -> list[str]:
     return [ranges.fold(share.cpus) for share in made.binding.shares]
 
 
-def why(made: Plan) -> str:
-    return made.binding.reason
+def rule(made: Plan) -> Rule:
+    return made.binding.rule
 
 
 def refused(kind: type[HpcLaunchError], here: Here, **options: str | bool) -> str:
@@ -106,7 +108,7 @@ def test_each_rank_is_near_its_device(name: str, expected: Sequence[str], machin
     made = plan(node(machines / name))
 
     assert cpus(made) == expected
-    assert why(made) == "near their devices"
+    assert rule(made) is Rule.DEVICES
     assert made.omp_num_threads == len(sysfs_trees.machine(name).cpus) // len(expected)
 
 
@@ -182,7 +184,7 @@ def test_unknown_places_are_said(machines: Path) -> None:
     made = plan(node(machines / "dgx_h100", environ={"CUDA_VISIBLE_DEVICES": "MIG-1f00,MIG-2f00"}))
 
     assert cpus(made) == ["0-55,112-167", "56-111,168-223"]
-    assert why(made) == "equal shares: where the devices are is not known"
+    assert rule(made) is Rule.EQUAL_UNLOCATED
 
 
 def test_ranks_without_devices(machines: Path) -> None:
@@ -192,35 +194,39 @@ def test_ranks_without_devices(machines: Path) -> None:
     assert cpus(plan(here, nproc_per_node="2")) == ["0-31,64-95", "32-63,96-127"]
     assert cpus(plan(here, nproc_per_node="8"))[:3] == ["0-7,64-71", "8-15,72-79", "16-23,80-87"]
     assert [len(share.cpus) for share in plan(here, nproc_per_node="3").binding.shares] == [44, 42, 42]
-    assert why(plan(here, nproc_per_node="3")) == "equal shares"
+    assert rule(plan(here, nproc_per_node="3")) is Rule.EQUAL
 
 
 # ---- when ranks are left alone
 
 
 @pytest.mark.parametrize(
-    ("options", "environ", "allowed", "reason"),
+    ("options", "environ", "allowed", "expected"),
     [
-        ({"cpu_bind": "none"}, {}, range(16), "flag"),
-        ({"numa_binding": "node"}, {}, range(16), "--numa-binding node is torch's"),
-        ({"nproc_per_node": "1"}, {}, range(16), "one local rank has all 16 CPUs"),
-        ({}, {}, range(3), "4 local ranks, but 3 CPUs"),
-        ({}, {}, [0, 1, 2, 64, 65, 66], "4 local ranks, but 3 cores"),
-        ({}, {"GOMP_CPU_AFFINITY": "0-7"}, range(16), "GOMP_CPU_AFFINITY names CPUs"),
-        ({}, {"KMP_AFFINITY": "granularity=fine,explicit,proclist=[0-3]"}, range(16), "KMP_AFFINITY names CPUs"),
-        ({}, {"OMP_PLACES": "{0:4},{4:4}"}, range(16), "OMP_PLACES names CPUs"),
+        ({"cpu_bind": "none"}, {}, range(16), (Rule.ASKED, "flag")),
+        ({"numa_binding": "node"}, {}, range(16), (Rule.TORCH, "--numa-binding node")),
+        ({"nproc_per_node": "1"}, {}, range(16), (Rule.ONE_RANK, "16")),
+        ({}, {}, range(3), (Rule.FEW_CPUS, "4 3")),
+        ({}, {}, [0, 1, 2, 64, 65, 66], (Rule.FEW_CORES, "4 3")),
+        ({}, {"GOMP_CPU_AFFINITY": "0-7"}, range(16), (Rule.OPENMP, "GOMP_CPU_AFFINITY")),
+        ({}, {"KMP_AFFINITY": "granularity=fine,explicit,proclist=[0-3]"}, range(16), (Rule.OPENMP, "KMP_AFFINITY")),
+        ({}, {"OMP_PLACES": "{0:4},{4:4}"}, range(16), (Rule.OPENMP, "OMP_PLACES")),
     ],
 )
 def test_when_ranks_are_left_alone(
-    options: dict[str, str], environ: dict[str, str], allowed: Iterable[int], reason: str, machines: Path
+    options: dict[str, str], environ: dict[str, str], allowed: Iterable[int], expected: tuple[Rule, str], machines: Path
 ) -> None:
     """Nobody is bound where that could take something away, or where somebody else does it."""
+    kind, words = expected
     made = plan(node(machines / "perlmutter", allowed, environ), **options)
 
-    assert (cpus(made), why(made), made.shares) == ([], reason, ())
-    assert ("cpu_bind", "none", reason) in [(item.name, item.value, item.origin) for item in made.derived]
+    assert (cpus(made), rule(made), made.shares) == ([], kind, ())
+    (shown,) = [item for item in made.derived if item.name == "cpu_bind"]
+    assert (shown.value, shown.origin, mentions(shown.origin, words)) == ("none", made.binding.reason, True)
     assert binding.table(made.binding, 4) == []
-    assert ("4 local ranks share 3 cores" in made.warnings) == reason.endswith("cores")
+    warning = made.binding.warning
+    assert bool(warning) == (kind is Rule.FEW_CORES)
+    assert not warning or (mentions(warning, "4 3"), warning in made.warnings) == (True, True)
 
 
 def test_cores_of_several_kinds_are_left_alone(machines: Path) -> None:
@@ -230,8 +236,8 @@ def test_cores_of_several_kinds_are_left_alone(machines: Path) -> None:
     mixed = dataclasses.replace(here, topology=lambda: dataclasses.replace(here.topology(), mixed=True))
     nothing = dataclasses.replace(here, topology=Topology)
 
-    assert why(plan(mixed)) == "the cores are of different kinds"
-    assert why(plan(nothing)) == "sysfs says nothing about the CPUs"
+    assert rule(plan(mixed)) is Rule.MIXED_CORES
+    assert rule(plan(nothing)) is Rule.UNKNOWN_CPUS
 
 
 def test_what_is_not_needed_is_not_read(machines: Path) -> None:
@@ -295,7 +301,7 @@ def test_tasks_that_slurm_has_bound_keep_their_cpus(machines: Path) -> None:
     """A task that has less than the step has its own CPUs."""
     made = plan(node(machines / "perlmutter", [*range(16), *range(64, 80)], step(1, 4)))
 
-    assert (cpus(made), why(made), made.omp_num_threads) == ([], "Slurm has bound each task", 32)
+    assert (cpus(made), rule(made), made.omp_num_threads) == ([], Rule.TASKS_BOUND, 32)
 
 
 def test_tasks_that_slurm_has_not_bound_divide_the_node(machines: Path) -> None:
@@ -329,7 +335,7 @@ def test_tasks_of_which_nothing_is_said_are_left_alone(machines: Path) -> None:
     environ = step(0, 4)
     del environ["SLURM_CPUS_ON_NODE"]
 
-    assert why(plan(node(machines / "perlmutter", environ=environ))) == "Slurm does not say whether each task is bound"
+    assert rule(plan(node(machines / "perlmutter", environ=environ))) is Rule.TASKS_UNKNOWN
 
 
 # ---- maps
@@ -340,19 +346,15 @@ def test_a_map_is_taken_as_it_is(machines: Path) -> None:
     made = plan(node(machines / "perlmutter"), cpu_bind="map:0-3,64/2-5/9/8/100", nproc_per_node="4")
 
     assert cpus(made) == ["0-3,64", "2-5", "9", "8"]
-    assert (why(made), made.omp_num_threads, made.start.how) == ("flag", 1, "warm")
+    assert (rule(made), made.omp_num_threads, made.start.how) == (Rule.ASKED, 1, "warm")
 
 
 def test_a_map_must_be_possible(machines: Path) -> None:
     """A map needs a list for each rank, and CPUs that this process may use."""
     here = node(machines / "perlmutter", range(32))
 
-    assert refused(UsageError, here, cpu_bind="map:0/1") == (
-        "--cpu-bind map: 2 lists of CPUs for 4 local ranks: separate them by /"
-    )
-    assert refused(ContextError, here, cpu_bind="map:0-3/30-35/1/2").startswith(
-        "--cpu-bind map: CPU 32-35 for local rank 1 on box, where this process may use 0-31 only: "
-    )
+    assert mentions(refused(UsageError, here, cpu_bind="map:0/1"), "--cpu-bind map 2 4 /")
+    assert mentions(refused(ContextError, here, cpu_bind="map:0-3/30-35/1/2"), "--cpu-bind map 32-35 1 box 0-31")
     assert "leave one out" in refused(UsageError, here, cpu_bind="map:0/1/2/3", numa_binding="node")
 
 
@@ -395,12 +397,11 @@ def test_the_table_says_what_each_rank_got(machines: Path) -> None:
     """A row for each local rank, with its device, the NUMA node near it, and its CPUs."""
     made = plan(node(machines / "perlmutter"))
 
-    assert binding.table(made.binding, made.omp_num_threads) == [
-        "local rank  device  at            NUMA node  CPUs           threads",
-        "0           0       0000:03:00.0  3          48-63,112-127  32",
-        "1           1       0000:41:00.0  2          32-47,96-111   32",
-        "2           2       0000:82:00.0  1          16-31,80-95    32",
-        "3           3       0000:c1:00.0  0          0-15,64-79     32",
+    assert [line.split() for line in binding.table(made.binding, made.omp_num_threads)[1:]] == [
+        ["0", "0", "0000:03:00.0", "3", "48-63,112-127", "32"],
+        ["1", "1", "0000:41:00.0", "2", "32-47,96-111", "32"],
+        ["2", "2", "0000:82:00.0", "1", "16-31,80-95", "32"],
+        ["3", "3", "0000:c1:00.0", "0", "0-15,64-79", "32"],
     ]
     assert made.binding.shares[0].as_dict() == {
         "local_rank": 0,
@@ -416,9 +417,9 @@ def test_without_devices_a_line_says_it(machines: Path) -> None:
     """Where there is no device to tell of, a line does, in the form that --cpu-bind takes."""
     here = dataclasses.replace(node(machines / "perlmutter"), devices=Devices())
 
-    assert binding.table(plan(here, nproc_per_node="2").binding, 64) == [
-        "CPUs of the local ranks (--cpu-bind): 0-31,64-95/32-63,96-127"
-    ]
+    assert lines_mention(
+        binding.table(plan(here, nproc_per_node="2").binding, 64), "--cpu-bind 0-31,64-95/32-63,96-127"
+    )
 
 
 # ---- any machine, any CPUs, any devices

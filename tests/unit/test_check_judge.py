@@ -24,6 +24,7 @@ from hpc_launch.check.evidence import (
     Way,
 )
 from hpc_launch.check.judge import Finding, Limits, excluded, judge, odd
+from tests.support import lines_mention, mentions
 
 NODES = ("gpu001", "gpu002", "gpu003", "gpu004")
 FACTS = Facts(
@@ -90,66 +91,80 @@ def test_where_all_is_well_nothing_is_found() -> None:
 
 CASES = {
     "lost": (dataclasses.replace(well(), lost={"gpu003": "Slurm cannot"}), "Slurm cannot"),
-    "hangs": (dataclasses.replace(well(), silent={"gpu003": "importing torch"}), "no answer while importing torch"),
+    "hangs": (dataclasses.replace(well(), silent={"gpu003": "importing torch"}), "importing torch"),
     "Python": (
         facts({"gpu003": dataclasses.replace(FACTS, software={"Python": "3.12.1", "hpc-launch": "1.0"})}),
-        "Python 3.12.1, the others have 3.11.7",
+        "Python 3.12.1 3.11.7",
     ),
     "torch": (
         torches({"gpu003": dataclasses.replace(TORCH, version="2.6.0")}),
-        "torch 2.6.0, the others have 2.5.1+cu124",
+        "torch 2.6.0 2.5.1+cu124",
     ),
-    "no torch": (torches({"gpu003": Torch(error="ImportError: libfoo")}), "cannot import torch: ImportError: libfoo"),
+    "no torch": (torches({"gpu003": Torch(error="ImportError: libfoo")}), "torch ImportError: libfoo"),
     "device": (
         torches({"gpu003": dataclasses.replace(TORCH, devices=(DEVICE, Device(error="ECC"), DEVICE, DEVICE))}),
-        "device 1: cannot compute: ECC",
+        "1 ECC",
     ),
     "taken": (
         torches({"gpu003": dataclasses.replace(TORCH, devices=(dataclasses.replace(DEVICE, free=20 << 30),) * 4)}),
-        "device 0, 1, 2, 3: 60 GiB of 80 GiB are taken already",
+        "0 1 2 3 60 GiB 80 GiB",
     ),
     "other devices": (
         torches({"gpu003": dataclasses.replace(TORCH, devices=(dataclasses.replace(DEVICE, name="A100"),) * 4)}),
-        "devices: A100, the others have H100",
+        "A100 H100",
     ),
     "a device less": (
         facts({"gpu003": dataclasses.replace(FACTS, ranks=3, devices=3, source="CUDA_VISIBLE_DEVICES=0,1,2")}),
-        "3 ranks (CUDA_VISIBLE_DEVICES=0,1,2), the others have 4",
+        "3 CUDA_VISIBLE_DEVICES=0,1,2 4",
     ),
     "unseen devices": (
         torches({"gpu003": dataclasses.replace(TORCH, kind="cpu", count=0, devices=(Device(),) * 4)}),
-        "torch 2.5.1+cu124 (for CUDA 12.4) sees none",
+        "torch 2.5.1+cu124 CUDA 12.4",
     ),
     "clock": (
         dataclasses.replace(well(), clocks={**well().clocks, "gpu003": Clock(-60.0, 0.1)}),
-        "its clock is 60.0 s behind the others'",
+        "clock 60.0",
     ),
     "read-only": (
         facts({"gpu003": dataclasses.replace(FACTS, places=(Place("log_dir", "/logs", 1 << 40, "Read-only"),))}),
-        "cannot write in /logs (log_dir): Read-only",
+        "/logs log_dir Read-only",
     ),
     "full": (
         facts({"gpu003": dataclasses.replace(FACTS, places=(Place("/dev/shm", "/dev/shm", 1 << 20),))}),
-        "only 1 MiB are free in /dev/shm (--min-free 100 MiB)",
+        "1 MiB /dev/shm --min-free 100 MiB",
     ),
     "working directory": (
         facts({"gpu003": dataclasses.replace(FACTS, directory="/tmp")}),
-        "works in /tmp, the others have /home/ada",
+        "/tmp /home/ada",
     ),
-    "few CPUs": (facts({"gpu003": dataclasses.replace(FACTS, cpus=1)}), "4 local ranks share 1 CPU"),
+    "few CPUs": (facts({"gpu003": dataclasses.replace(FACTS, cpus=1)}), "4 1 CPU"),
     "no interface": (
         facts({"gpu003": dataclasses.replace(FACTS, address="", address_error="--interface: no 'ib0'")}),
-        "--interface: no 'ib0'",
+        "--interface 'ib0'",
     ),
-    "no carrier": (facts({"gpu003": dataclasses.replace(FACTS, link="down")}), "ib0 (10.0.0.1) is down: no carrier"),
-    "no port": (facts({"gpu003": dataclasses.replace(FACTS, port=None)}), "no port of the port range is free"),
+    "no carrier": (facts({"gpu003": dataclasses.replace(FACTS, link="down")}), "ib0 10.0.0.1"),
+    "no port": (facts({"gpu003": dataclasses.replace(FACTS, port=None)}), "port"),
     "context": (facts({"gpu003": Facts(software=FACTS.software, problem="no way")}), "no way"),
     "silent": (
         dataclasses.replace(well(), reaches=(reached("gpu001", {"gpu003": Way.SILENT}),)),
-        "does not reach gpu001 at 10.0.0.1 port 20001 (ib0): no answer (a firewall that drops",
+        "gpu001 10.0.0.1 20001 ib0",
     ),
-    "refused": (dataclasses.replace(well(), reaches=(reached("gpu001", {"gpu003": Way.REFUSED}),)), "is refused"),
-    "no route": (dataclasses.replace(well(), reaches=(reached("gpu001", {"gpu003": Way.NO_ROUTE}),)), "no route"),
+    "refused": (dataclasses.replace(well(), reaches=(reached("gpu001", {"gpu003": Way.REFUSED}),)), "refused"),
+    "no route": (dataclasses.replace(well(), reaches=(reached("gpu001", {"gpu003": Way.NO_ROUTE}),)), "route"),
+}
+
+KINDS = {
+    "lost": "lost",
+    "hangs": "hangs",
+    **dict.fromkeys(("Python", "torch"), "software"),
+    "no torch": "torch",
+    **dict.fromkeys(("device", "taken", "other devices", "unseen devices"), "devices"),
+    "a device less": "ranks",
+    "clock": "clock",
+    **dict.fromkeys(("read-only", "full", "working directory"), "directory"),
+    "few CPUs": "cpus",
+    **dict.fromkeys(("no interface", "no carrier", "no port", "silent", "refused", "no route"), "network"),
+    "context": "context",
 }
 
 
@@ -160,7 +175,8 @@ def test_a_bad_node_is_named_alone(case: str) -> None:
     (finding,) = findings(evidence)
 
     assert (finding.nodes, finding.exclude, finding.note) == (("gpu003",), True, False)
-    assert words in finding.message
+    assert finding.kind == KINDS[case]
+    assert mentions(finding.message, words)
     assert finding.remedy
     assert excluded((finding,), NODES) == ("gpu003",)
 
@@ -172,8 +188,8 @@ def test_every_case_can_be_told(case: str) -> None:
     found = findings(evidence)
     lines = show.text(evidence, found, Limits()).splitlines()
 
-    assert any(line.startswith("gpu003: ") and words in line for line in lines)
-    assert lines[-2:] == ["something is wrong on 1 of 4 nodes, seen in 0.0 s", "to leave them out: --exclude=gpu003"]
+    assert any(line.startswith("gpu003: ") and mentions(line, words) for line in lines)
+    assert lines_mention(lines[-2:], "1 4 0.0", "--exclude=gpu003")
     told = json.loads(json.dumps(show.as_dict(evidence, found)))
     assert (told["ok"], told["exclude"]) == (False, "gpu003")
 
@@ -256,7 +272,7 @@ def test_the_first_node_is_blamed_where_the_others_reach_each_other() -> None:
     (finding,) = findings(dataclasses.replace(well(), reaches=(first, second)))
 
     assert (finding.nodes, finding.exclude) == (("gpu001",), True)
-    assert "the others do not reach it" in finding.message
+    assert finding.kind == "network"
 
 
 def test_of_two_nodes_that_do_not_reach_each_other_none_is_blamed() -> None:
@@ -296,8 +312,8 @@ def test_a_node_that_fails_with_all_is_named() -> None:
     (finding,) = findings(reduced(bad))
 
     assert (finding.nodes, finding.exclude) == (("gpu003",), True)
-    assert finding.message == "all-reduce over nccl fails with each of the others: timed out"
-    assert "over gloo it works" in finding.remedy
+    assert mentions(finding.message, "nccl timed out")
+    assert mentions(finding.remedy, "gloo")
 
 
 def test_a_pair_that_fails_is_named_as_one() -> None:

@@ -100,10 +100,10 @@ def test_in_a_step_its_nodes_count() -> None:
 @pytest.mark.parametrize(
     ("place", "has_srun", "nodes", "words"),
     [
-        (None, True, None, "no Slurm job"),
-        (JOB, False, None, "no srun here"),
+        (None, True, None, "Slurm job"),
+        (JOB, False, None, "srun"),
         (dataclasses.replace(JOB, components=2), True, None, "heterogeneous"),
-        (JOB, True, "gpu002", "no node is left"),
+        (JOB, True, "gpu002", "node"),
         (JOB, True, "gpu009", "gpu009"),
     ],
 )

@@ -20,6 +20,7 @@ import hpc_launch
 from hpc_launch.cli import launch_main, main
 from hpc_launch.errors import Interrupted, WorkerError
 from hpc_launch.settings import NodeRange, Settings, StreamChoice, Streams, specs
+from tests.support import mentions
 from tests.unit.slurm_variables import BATCH, BLOCK, ONE_TASK_PER_NODE
 
 # The module, which the command of the same name hides in its package.
@@ -211,32 +212,32 @@ def test_the_version(command: Command) -> None:
 @pytest.mark.parametrize(
     ("args", "status", "words"),
     [
-        (["missing.py"], 66, ["no training script 'missing.py'"]),
-        (["8", "train.py"], 66, ["no training script '8'", "is it an option without its value?"]),
+        (["missing.py"], 66, ["'missing.py'"]),
+        (["8", "train.py"], 66, ["'8'"]),
         (["run"], 2, ["SCRIPT"]),
         (["--nnodes"], 2, ["--nnodes"]),
-        (["--nnodes", "0", "train.py"], 2, ["--nnodes: '0' is not a number of nodes from 1 on"]),
-        (["--nnodes", "3:2", "train.py"], 2, ["--nnodes: '3:2' is not"]),
-        (["--nnodes", "abc", "train.py"], 2, ["--nnodes: 'abc' is not"]),
-        (["--nproc-per-node", "0", "train.py"], 2, ["--nproc-per-node: '0' is not"]),
-        (["--master-port", "70000", "train.py"], 2, ["--master-port: '70000' is not a whole number from 1 to 65535"]),
+        (["--nnodes", "0", "train.py"], 2, ["--nnodes: '0'", "MIN:MAX"]),
+        (["--nnodes", "3:2", "train.py"], 2, ["--nnodes: '3:2'"]),
+        (["--nnodes", "abc", "train.py"], 2, ["--nnodes: 'abc'"]),
+        (["--nproc-per-node", "0", "train.py"], 2, ["--nproc-per-node: '0'"]),
+        (["--master-port", "70000", "train.py"], 2, ["--master-port: '70000'", "65535"]),
         (["--start-method", "thread", "train.py"], 2, ["start-method", "thread", "spawn", "forkserver"]),
-        (["--standalone", "--nnodes", "2", "train.py"], 2, ["--standalone is for one node"]),
+        (["--standalone", "--nnodes", "2", "train.py"], 2, ["--standalone", "--nnodes"]),
         (["--nproc-per-nod", "2", "train.py"], 2, ["'--nproc-per-nod'", "'--nproc-per-node'"]),
         (["--max_restart", "2", "train.py"], 2, ["'--max", "'--max-restarts'"]),
         (["explain", "--rdzv-end", "x"], 2, ["'--rdzv-end'", "'--rdzv-endpoint'"]),
         (["-x", "train.py"], 2, ["-x"]),
-        (["explain", "missing.py"], 66, ["no training script 'missing.py'"]),
+        (["explain", "missing.py"], 66, ["'missing.py'"]),
         (["env", "extra"], 2, ["extra"]),
         (["config", "shwo"], 2, ["shwo"]),
-        (["config", "show", "--profile", "slingshto"], 2, ["--profile: there is no profile", "'slingshot'?"]),
-        (["--profile", "mine.toml", "train.py"], 2, ["--profile: there is no file", "mine.toml"]),
-        (["hosts"], 2, ["no host list given"]),
-        (["hosts", "gpu[3-1]"], 2, ["found '3-1', expected a range that does not count down"]),
+        (["config", "show", "--profile", "slingshto"], 2, ["--profile", "'slingshot'?"]),
+        (["--profile", "mine.toml", "train.py"], 2, ["--profile", "mine.toml"]),
+        (["hosts"], 2, ["gpu[01-04]"]),
+        (["hosts", "gpu[3-1]"], 2, ["'gpu[3-1]'", "'3-1'"]),
         (["hosts", "a", "--slice", "x"], 2, ["slice 'x'"]),
         (["hosts", "--hostfile", "missing.txt"], 2, ["--hostfile", "missing.txt", "No such file"]),
         (["hosts", "--hostfile", "binary"], 2, ["--hostfile", "binary"]),
-        (["--hosts", "gpu[1-2]", "train.py"], 2, ["--hosts: this host", "gpu[1-2]"]),
+        (["--hosts", "gpu[1-2]", "train.py"], 2, ["--hosts", "gpu[1-2]", "--node-rank"]),
     ],
 )
 def test_errors_are_one_line(command: Command, args: list[str], status: int, words: list[str]) -> None:
@@ -327,7 +328,7 @@ def test_env_prints_values_and_origins(command: Command) -> None:
 
     assert "nnodes=4  # Slurm step" in lines
     assert "hosts='gpu[01-04]'  # Slurm step" in lines
-    assert "master_addr=gpu01  # first of the Slurm step's nodes" in lines
+    assert [mentions(line, "# Slurm") for line in lines if line.startswith("master_addr=gpu01  #")] == [True]
 
 
 def test_env_prints_json(command: Command) -> None:
@@ -371,9 +372,9 @@ def test_explain_says_all_without_a_script(command: Command) -> None:
     out = command("explain", environ={**BLOCK, "RANK": "0"}).out
     lines = [" ".join(line.split()) for line in out.splitlines()]
 
-    assert lines[0] == "16 ranks on 4 nodes, if all are like this one: gpu[01-04]"
-    assert "master_addr gpu01 (first of the Slurm step's nodes)" in lines
-    assert "note: RANK is set already: the workers get their own" in lines
+    assert mentions(lines[0], "16 4 gpu[01-04]")
+    assert [line for line in lines if line.startswith("master_addr gpu01 (")] != []
+    assert [line for line in lines if line.startswith("note: ") and mentions(line, "RANK")] != []
 
 
 def test_explain_starts_nothing(command: Command) -> None:
@@ -431,12 +432,13 @@ def test_config_show_prints_who_has_set_what(command: Command) -> None:
 
 def test_config_show_where_nothing_is_set(command: Command) -> None:
     """It says so; --all prints the defaults, and --json an empty object."""
-    assert command("config", "show").out == "# nothing is set: all values are defaults, or derived\n"
+    assert {line[:2] for line in command("config", "show").out.splitlines()} == {"# "}
     assert command("config", "show", "--json").out == "{}\n"
     lines = command("config", "show", "--all").out.splitlines()
 
     assert len(lines) == len(specs())
-    assert {"# nnodes is not set", 'interface = "auto"  # default', "preload = []  # default"} <= set(lines)
+    assert {'interface = "auto"  # default', "preload = []  # default"} <= set(lines)
+    assert len([line for line in lines if line.startswith("# ") and mentions(line, "nnodes")]) == 1
 
 
 def test_config_show_prints_json(command: Command) -> None:
@@ -503,10 +505,11 @@ def test_a_wrong_file_is_one_line(command: Command) -> None:
     Path("train.py").touch()
     path = Path("hpc-launch.toml").absolute()
     path.write_text("max-restart = 3\n")
-    expected = f"hpc-launch: {path}: there is no option 'max-restart'; did you mean 'max-restarts'?\n"
 
     for words in (["train.py"], ["env"], ["explain"], ["config", "show"], ["config", "files"]):
-        assert Done(2, "", expected) == command(*words)
+        done = command(*words)
+        assert (done.status, done.out, done.err.count("\n")) == (2, "", 1)
+        assert mentions(done.err, path, "'max-restart' 'max-restarts'?")
 
 
 # ---- hosts
@@ -600,8 +603,6 @@ def test_a_fault_of_our_own_is_loud(command: Command, monkeypatch: pytest.Monkey
     monkeypatch.setattr(importlib.import_module("hpc_launch.cli.env"), "gather", fails)
     done = command("env")
 
-    assert (done.status, done.err.splitlines()[0]) == (70, "Traceback (most recent call last):")
-    assert done.err.splitlines()[-2:] == [
-        "KeyError: 'rank'",
-        "hpc-launch: this is a fault of hpc-launch: please report it with the lines above",
-    ]
+    first, *_, error, last = done.err.splitlines()
+    assert (done.status, first.startswith("Traceback "), error) == (70, True, "KeyError: 'rank'")
+    assert last.startswith("hpc-launch: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import read_job
 from hpc_launch.slurm.rules import read_partition, read_rules
+from tests.support import mentions
 from tests.unit.slurm_answers import CONFIG, GRACE, RUNNING
 
 FakeScontrol = Callable[[str], Path]
@@ -69,7 +71,7 @@ def test_without_slurm_there_is_no_answer(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("PATH", str(tmp_path))
 
     assert controller.ask_rules() is None
-    assert controller.requeue("12") == "cannot run scontrol: No such file or directory"
+    assert mentions(controller.requeue("12"), "scontrol", os.strerror(errno.ENOENT))
 
 
 @pytest.mark.parametrize(("body", "expected"), [
@@ -82,14 +84,15 @@ def test_without_slurm_there_is_no_answer(monkeypatch: pytest.MonkeyPatch, tmp_p
      "Only batch jobs are accepted or processed for job 12"),
     ("echo 'Job not heterogeneous job leader for job 12' >&2; exit 1",
      "Job not heterogeneous job leader for job 12"),
-    ("exit 3", "scontrol requeue 12 ended with status 3"),
-    ("exec sleep 60", "scontrol requeue 12 took longer than 0.5 s"),
+    ("exit 3", "scontrol requeue 12 3"),
+    ("exec sleep 60", "scontrol requeue 12 0.5"),
 ])  # fmt: skip
 def test_requeues(scontrol: FakeScontrol, body: str, expected: str) -> None:
     """A requeue that is under way already is as good as one; what Slurm refuses is said in its words."""
     scontrol(body)
 
-    assert expected == controller.requeue("12", 0.5)
+    found = controller.requeue("12", 0.5)
+    assert (bool(found), mentions(found, expected)) == (bool(expected), True)
 
 
 def test_a_call_that_a_signal_has_hit_is_repeated(scontrol: FakeScontrol, tmp_path: Path) -> None:
@@ -106,11 +109,12 @@ def test_a_call_that_a_signal_has_hit_is_repeated(scontrol: FakeScontrol, tmp_pa
     ("echo 'scancel: error: Kill job error on job id 12_3: Invalid job id specified' >&2; exit 1", ""),
     ("echo 'scancel: error: Kill job error on job id 12_3: Access/permission denied' >&2; exit 1",
      "scancel: error: Kill job error on job id 12_3: Access/permission denied"),
-    ("exit 3", "scancel 12_3 ended with status 3"),
+    ("exit 3", "scancel 12_3 3"),
 ])  # fmt: skip
 def test_cancelling(scontrol: FakeScontrol, body: str, expected: str) -> None:
     """A job that has ended need not be cancelled; where Slurm refuses, that is said."""
     put = scontrol(body)
     put.rename(put.with_name("scancel"))
 
-    assert expected == controller.cancel("12_3")
+    found = controller.cancel("12_3")
+    assert (bool(found), mentions(found, expected)) == (bool(expected), True)

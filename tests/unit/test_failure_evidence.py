@@ -17,6 +17,7 @@ from hpc_launch.records import gather
 from hpc_launch.records.directory import RankFiles
 from hpc_launch.records.model import Raised
 from hpc_launch.records.parsing import Fields
+from tests.support import mentions
 
 BEFORE = Before(Kills(2, 5))
 REPORT = 'Traceback (most recent call last):\n  File "train.py", line 3, in <module>\nValueError: loss is nan\n'
@@ -111,13 +112,13 @@ def test_the_last_lines_are_few_and_short(files: RankFiles) -> None:
 def test_memory(files: RankFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that was killed was killed for memory if the counters say so; so was the child of one that says so."""
     kill(monkeypatch, 3, 6)
-    limit = "the kernel killed a process for reaching the job's memory limit (1.5 GiB): ask for more with --mem"
-    assert gathered(files, -9)["oom"] == limit
+    assert mentions(gathered(files, -9)["oom"], "1.5 GiB --mem")
     assert "oom" not in gathered(files, 1)
     kill(monkeypatch, 2, 6)
     files.err.write_text("RuntimeError: DataLoader worker (pid 7) is killed by signal: Killed. \n")
 
-    assert gathered(files, 1)["oom"] == "the kernel killed a process of this node because the node was out of memory"
+    of_node = gathered(files, 1)["oom"]
+    assert (mentions(of_node, "node memory"), mentions(of_node, "--mem")) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -161,9 +162,10 @@ def test_of_many_lines_the_one_that_tells_most_is_kept(files: RankFiles) -> None
         ("amdgpu 0000:c3:00.0: amdgpu: GPU reset begin!", "gpu", True),
         ("EDAC MC0: 1 UE memory read error on DIMM 0", "gpu", True),
         ("eth0: link is up", "gpu", False),
-        ("Memory cgroup out of memory: Killed process 7 (python) total-vm:1kB", "the job's memory limit", True),
-        ("Out of memory: Killed process 7 (python) total-vm:1kB", "the node was out of memory", True),
-        ("Out of memory: Killed process 71 (python) total-vm:1kB", "out of memory", False),
+        ("Memory cgroup out of memory: Killed process 7 (python) total-vm:1kB", "--mem", True),
+        ("Out of memory: Killed process 7 (python) total-vm:1kB", "node", True),
+        ("Out of memory: Killed process 7 (python) total-vm:1kB", "--mem", False),
+        ("Out of memory: Killed process 71 (python) total-vm:1kB", "memory", False),
     ],
 )
 def test_what_the_kernel_has_said(files: RankFiles, line: str, field: str, expected: bool) -> None:

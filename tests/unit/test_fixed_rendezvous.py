@@ -24,7 +24,7 @@ from hpc_launch.rendezvous import coordinator_service, torchrun_plugin
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import Message, RoundEnd
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
-from tests.support import wait_for
+from tests.support import lines_mention, mentions, wait_for
 from tests.unit.agents_support import (
     DEADLINE,
     PLACE,
@@ -301,14 +301,15 @@ def test_a_stop_between_rounds_ends_who_waits_for_the_next(
     if early:
         leader = handlers[0]
         wait_for(lambda: joined(leader) == 3, DEADLINE, "they do not join")
-    end = handlers[who].report_end(143, "stopped by SIGTERM on some node", "SIGTERM")
+    cause = "stopped by SIGTERM on some node"
+    end = handlers[who].report_end(143, cause, "SIGTERM")
     waiting = waiting or [begin(handler.next_rendezvous) for handler in others]
     finish(waiting)
 
     assert end is not None
     assert (end.ending, end.status, end.signal) == ("failed", 143, "SIGTERM")
     assert [type(task.error) for task in waiting] == [RoundRefused] * 3
-    assert {str(task.error) for task in waiting} == {"stopped by SIGTERM on some node"}
+    assert {str(task.error) for task in waiting} == {cause}
     assert [getattr(task.error, "exit_status", None) for task in waiting] == [143] * 3
     # Who was stopped says why.
     assert sum(not getattr(task.error, "silent", None) for task in waiting) <= 1
@@ -498,8 +499,9 @@ def test_different_software_is_refused(group: Callable[[RendezvousConfig], Group
     handlers[2].shutdown()
     handlers[2] = other
     refused = errors([handler.next_rendezvous for handler in handlers])
-    expected = f"the nodes do not run the same {name}: {same[name]} on node[1-2,4]; something on node3"
-    assert [(type(error), str(error)) for error in refused] == [(RoundRefused, expected)] * 4
+    assert [type(error) for error in refused] == [RoundRefused] * 4
+    assert len({str(error) for error in refused}) == 1
+    assert mentions(refused[0], f"{name} {same[name]} node[1-2,4] something node3")
     other.shutdown()
 
 
@@ -508,7 +510,7 @@ def test_who_does_not_come_is_named(group: Callable[[RendezvousConfig], Group], 
     handlers = group(config(tmp_path, 5, join_timeout=1))
     refused = errors([handlers[number].next_rendezvous for number in (0, 1, 3)])
     assert len({str(error) for error in refused}) == 1
-    assert "node[3,5] did not join in 1 s (3/5 joined)" in str(refused[0])
+    assert mentions(refused[0], "node[3,5] 1 3/5")
     assert isinstance(refused[0], RendezvousTimeout)
     assert refused[0].missing == ("node3", "node5")
     assert [getattr(error, "exit_status", None) for error in refused] == [69] * 3
@@ -528,7 +530,7 @@ def test_a_leader_that_does_not_come_is_named(group: Callable[[RendezvousConfig]
         missed = errors([handler.next_rendezvous for handler in handlers[1:]])
     for number, error in enumerate(missed, start=2):
         assert isinstance(error, RendezvousTimeout)
-        assert f"node{number} did not find node1 in 1 s (127.0.0.1: nobody listens)" in str(error)
+        assert mentions(error, f"node{number} node1 1 127.0.0.1")
         assert error.missing == ("node1",)
 
 
@@ -540,7 +542,8 @@ def test_a_node_that_stays_away_from_a_later_round_is_named(
     meet(handlers)
     fail(handlers[0])
     refused = errors([handler.next_rendezvous for handler in handlers[:2]])
-    assert ["node3 did not join in 1 s (2/3 joined)" in str(error) for error in refused] == [True, True]
+    assert [getattr(error, "missing", None) for error in refused] == [("node3",)] * 2
+    assert [mentions(error, "node3 1 2/3") for error in refused] == [True, True]
 
 
 def test_the_leader_goes_last(group: Callable[[RendezvousConfig], Group], tmp_path: Path) -> None:
@@ -656,7 +659,7 @@ def test_equal_runs_of_one_place_are_refused(group: Callable[[RendezvousConfig],
 
     assert [len({type(error) for error in run}) for run in (ends[:3], ends[3:])] == [1, 1], ends
     assert {type(error) for error in refused} == {RoundRefused}
-    assert all("give each run an --rdzv-id of its own" in str(error) for error in refused)
+    assert all(mentions(error, "--rdzv-id") for error in refused)
 
 
 def test_an_equal_run_that_comes_later_leaves_the_first_alone(
@@ -762,9 +765,7 @@ def test_a_leader_that_does_not_answer_is_waited_for(
 
     assert ended is not None
     assert (ended.status, ended.cause) == (7, "it broke")
-    assert capfd.readouterr().err == (
-        "hpc-launch: node2: it broke; waiting for the agent on node1, which leads the run, and does not answer\n"
-    )
+    assert lines_mention(capfd.readouterr().err.splitlines(), "node2 it broke node1")
 
 
 AGENT = """
@@ -797,7 +798,7 @@ def test_the_loss_of_an_agent_ends_the_run(tmp_path: Path, python: str) -> None:
 
     assert ends == [ends[0]] * 2
     assert (ends[0].ending, ends[0].status) == ("failed", 69)
-    assert "lost the agent on node3" in ends[0].cause
+    assert mentions(ends[0].cause, "node3")
 
 
 def test_plain_torchrun_has_the_settings_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hpc_launch.workers import grace_period as window_module
 from hpc_launch.workers.grace_period import GracePeriod, SlurmFacts
 from hpc_launch.workers.signals import Signals
+from tests.support import mentions
 
 # The seconds since the epoch when the clock stands at 0.
 EPOCH = 1_700_000_000.0
@@ -57,10 +58,10 @@ def opened(grace: float | None, facts: SlurmFacts | None, signals: Signals) -> G
 @pytest.mark.parametrize(
     ("grace", "facts", "left", "reason"),
     [
-        (None, None, 30.0, "30 s, see --grace"),
-        (None, SlurmFacts(kill_wait=5), 30.0, "30 s, see --grace"),
-        (90.0, None, 90.0, "90 s as --grace says"),
-        (90.0, SlurmFacts(kill_wait=5), 90.0, "90 s as --grace says"),
+        (None, None, 30.0, "30 --grace"),
+        (None, SlurmFacts(kill_wait=5), 30.0, "30 --grace"),
+        (90.0, None, 90.0, "90 --grace"),
+        (90.0, SlurmFacts(kill_wait=5), 90.0, "90 --grace"),
         (0.0, None, 0.0, "0 s as --grace says"),
         (0.5, None, 0.5, "0.5 s as --grace says"),
     ],
@@ -71,32 +72,34 @@ def test_where_nothing_stops_the_run(
     """Between attempts workers have torch's usual time, or what the user said; Slurm does not press."""
     window = opened(grace, facts, nothing_came())
 
-    assert (window.left, window.reason) == (left, reason)
+    assert window.left == left
+    assert mentions(window.reason, reason)
     clock.now += left / 2
     assert window.left == left / 2
     clock.now += left + 1
-    assert (window.left, window.reason) == (0, reason)
+    assert window.left == 0
+    assert mentions(window.reason, reason)
 
 
-SLURM = "let it warn earlier, with --signal=USR1@SECONDS"
+SLURM = "--signal=USR1@SECONDS"
 
 
 @pytest.mark.parametrize(
     ("grace", "facts", "left", "reason"),
     [
-        (None, None, 30.0, "30 s, see --grace"),
-        (90.0, None, 90.0, "90 s as --grace says"),
-        (None, SlurmFacts(), 29.0, f"29 s: Slurm's KillWait is 30 s here; {SLURM}"),
-        (None, SlurmFacts(kill_wait=120), 119.0, f"119 s: Slurm's KillWait is 120 s here; {SLURM}"),
-        (300.0, SlurmFacts(), 29.0, f"29 s: Slurm's KillWait is 30 s here; {SLURM}"),
-        (10.0, SlurmFacts(), 10.0, "10 s as --grace says"),
-        (None, SlurmFacts(kill_wait=1), 0.0, f"0 s: Slurm's KillWait is 1 s here; {SLURM}"),
+        (None, None, 30.0, "30 --grace"),
+        (90.0, None, 90.0, "90 --grace"),
+        (None, SlurmFacts(), 29.0, f"29 KillWait 30 {SLURM}"),
+        (None, SlurmFacts(kill_wait=120), 119.0, f"119 KillWait 120 {SLURM}"),
+        (300.0, SlurmFacts(), 29.0, f"29 KillWait 30 {SLURM}"),
+        (10.0, SlurmFacts(), 10.0, "10 --grace"),
+        (None, SlurmFacts(kill_wait=1), 0.0, f"0 KillWait 1 {SLURM}"),
         # Preempted, with 200 s to go: KillWait begins after that.
-        (None, SlurmFacts(grace_end=EPOCH + 1200), 229.0, f"229 s: Slurm's KillWait is 30 s here; {SLURM}"),
-        (60.0, SlurmFacts(grace_end=EPOCH + 1200), 60.0, "60 s as --grace says"),
-        (600.0, SlurmFacts(grace_end=EPOCH + 1200), 229.0, f"229 s: Slurm's KillWait is 30 s here; {SLURM}"),
+        (None, SlurmFacts(grace_end=EPOCH + 1200), 229.0, f"229 KillWait 30 {SLURM}"),
+        (60.0, SlurmFacts(grace_end=EPOCH + 1200), 60.0, "60 --grace"),
+        (600.0, SlurmFacts(grace_end=EPOCH + 1200), 229.0, f"229 KillWait 30 {SLURM}"),
         # The end that Slurm tells is that of long ago.
-        (None, SlurmFacts(grace_end=EPOCH + 10), 29.0, f"29 s: Slurm's KillWait is 30 s here; {SLURM}"),
+        (None, SlurmFacts(grace_end=EPOCH + 10), 29.0, f"29 KillWait 30 {SLURM}"),
     ],
 )
 @pytest.mark.usefixtures("clock")
@@ -105,7 +108,8 @@ def test_where_a_signal_stops_the_run(grace: float | None, facts: SlurmFacts | N
     window = opened(grace, facts, stopped(1000.0))
 
     assert window.left == pytest.approx(left)
-    assert window.reason == reason
+    assert mentions(window.reason, reason)
+    assert mentions(window.reason, SLURM) == (SLURM in reason)
 
 
 def test_slurm_counts_from_the_signal(clock: Clock) -> None:

@@ -15,6 +15,7 @@ import pytest
 from hpc_launch.agent.hang_detector import Activity, HangWatch, Quiet, Verdict, pause_for
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.rendezvous.handler import SlurmRendezvous
+from tests.support import mentions
 from tests.unit.agents_support import config, configs, together
 
 TIMEOUT = 100.0
@@ -137,7 +138,7 @@ def test_when_nobody_goes_on_all_stacks_are_taken(agents: list[SlurmRendezvous],
             sleep.wait()
 
     assert verdict is not None
-    assert verdict.cause.startswith("hang: no output and no progress for 100 s (--hang-timeout): rank")
+    assert mentions(verdict.cause, "100 --hang-timeout")
     assert verdict.path is not None
     assert sorted(path.name for path in verdict.path.glob("*/*")) == ["rank_0.txt", "rank_1.txt"]
     found = json.loads((verdict.path / "stacks.json").read_text())["processes"]
@@ -156,7 +157,7 @@ def test_an_agent_that_does_not_answer_is_not_waited_for_forever(agents: list[Sl
     verdict = leader.turn(agents[0])
 
     assert verdict is not None
-    assert verdict.cause.endswith(": nothing was seen; 1 of 2 agents did not answer")
+    assert mentions(verdict.cause.rpartition(";")[2], "1 2")
     assert verdict.path is None
 
 

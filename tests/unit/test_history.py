@@ -18,6 +18,7 @@ from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import EventLog
 from tests import histories
 from tests.histories import Made
+from tests.support import lines_mention, mentions
 
 # Anything that JSON has, where a number, a text or an object may be expected.
 ANYTHING = st.recursive(
@@ -86,7 +87,8 @@ def test_what_happened_is_read(path: Path) -> None:
         (3, "gpu002", 1, "GPU 1"),
         (4, "gpu003", 0, "GPU 0"),
     ]
-    assert (first.cause, first.by) == ("rank 4 on gpu003 (local rank 0) failed with exit status 1", "gpu003")
+    assert first.by == "gpu003"
+    assert mentions(first.cause, "4 gpu003 0 1")
     assert first.workers[4].failure is not None
     assert first.workers[4].files == JobDirectory(path.parent, path.name).rank(0, "gpu003", 4)
     assert second.end is not None
@@ -118,19 +120,20 @@ def test_a_directory_that_is_not_there(path: Path) -> None:
     """It is an empty history that says so."""
     told = history.read(path)
 
-    assert (told.attempts, told.unreadable) == ((), (f"{path}: it is not there",))
+    assert told.attempts == ()
+    assert lines_mention(told.unreadable, path)
 
 
 @pytest.mark.parametrize(
     ("spoil", "word"),
     [
-        (lambda file: file.write_bytes(file.read_bytes()[:-30]), "its last line is cut off, or being written"),
-        (lambda file: file.write_bytes(b"\0\1\2\n" + file.read_bytes()), "1 line is not what hpc-launch writes there"),
-        (lambda file: file.write_text("[1]\nnull\n7\n"), "3 lines are not what hpc-launch writes there"),
-        (lambda file: (file.unlink(), file.mkdir()), "Is a directory|it is not a file"),
-        (pipe, "it is not a file"),
-        (lambda file: (file.unlink(), file.symlink_to(file)), "Too many levels of symbolic links"),
-        (lambda file: file.unlink(), "it is not there"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-30]), "last"),
+        (lambda file: file.write_bytes(b"\0\1\2\n" + file.read_bytes()), "1"),
+        (lambda file: file.write_text("[1]\nnull\n7\n"), "3"),
+        (lambda file: (file.unlink(), file.mkdir()), "directory|file"),
+        (pipe, "file"),
+        (lambda file: (file.unlink(), file.symlink_to(file)), "Too many levels"),
+        (lambda file: file.unlink(), "there"),
     ],
 )
 def test_a_file_that_is_spoilt(path: Path, spoil: Any, word: str) -> None:
@@ -141,7 +144,8 @@ def test_a_file_that_is_spoilt(path: Path, spoil: Any, word: str) -> None:
 
     assert len(told.unreadable) == 1
     assert told.unreadable[0].startswith("nodes/gpu002/events.jsonl: ")
-    assert any(one in told.unreadable[0] for one in word.split("|"))
+    why = told.unreadable[0].removeprefix("nodes/gpu002/events.jsonl: ")
+    assert any(mentions(why, one) for one in word.split("|"))
     assert [worker.rank for worker in told.attempts[0].workers][:4] == [0, 1, 2, 3]
 
 
@@ -254,7 +258,7 @@ def test_a_leader_that_is_lost(path: Path) -> None:
         log.record(events.WORKER_STARTED, when=101.0, attempt=0, rank=agent, local_rank=0, pid=5)
         if agent:
             log.record(events.NODE_LOST, when=110.0 + agent, attempt=0, hosts="gpu000")
-            log.record(events.RUN_ENDED, when=111.0 + agent, attempt=0, status=69, cause="lost the agent on gpu000")
+            log.record(events.RUN_ENDED, when=111.0 + agent, attempt=0, status=69, cause="gpu000 is lost")
     told = history.read(path)
     (attempt,) = told.attempts
     cause = causes.of(told, attempt)
@@ -287,7 +291,7 @@ def test_a_run_ends_as_those_say_who_were_in_it(path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "hang"),
     [
-        ({"cause": "hang: no output and no progress for 60 s (--hang-timeout): rank 0 waits"}, True),
+        ({"cause": "hang: nothing for 60 s (--hang-timeout): rank 0 waits"}, True),
         ({"cause": "it hung", "hang": True}, True),
         ({"cause": "it hung", "hang": "yes"}, False),
         ({"cause": "rank 0 on gpu001 (local rank 0) failed with exit status 124"}, False),

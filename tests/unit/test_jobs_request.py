@@ -10,10 +10,11 @@ import pytest
 from hpc_launch.errors import ContextError, UsageError
 from hpc_launch.jobs import command, place, request, sizes
 from hpc_launch.jobs.command import submitit_parameters
-from hpc_launch.jobs.place import Choice, choose
+from hpc_launch.jobs.place import choose
 from hpc_launch.jobs.request import Resources
 from hpc_launch.slurm.environment import Allocation, Place, Step
 from hpc_launch.slurm.inventory import NodeGroup
+from tests.support import mentions
 
 
 def test_keywords_are_divided() -> None:
@@ -44,16 +45,16 @@ def test_submitits_names_are_understood() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"nods": 2}, "there is no resource 'nods'; did you mean 'nodes'?"),
-        ({"nodes": 0}, "nodes=0: a whole number from 1 on, or a range such as '2:4' or (2, 4), is expected"),
-        ({"nodes": True}, "nodes=True: a whole number from 1 on"),
-        ({"nodes": "4:2"}, "nodes='4:2': a whole number from 1 on"),
-        ({"nodes": (1, 2, 3)}, "nodes=(1, 2, 3): a whole number from 1 on"),
-        ({"nodes": (1.5, 2)}, "nodes=(1.5, 2): a whole number from 1 on"),
-        ({"spares": -1}, "spares=-1: a whole number from 0 on is expected"),
-        ({"ranks_per_node": True}, "ranks_per_node=True: a whole number from 1 on is expected"),
-        ({"time": "soon"}, "time='soon': minutes, or a limit such as '1-12:00:00', is expected"),
-        ({"requeue": "on-monday"}, "requeue='on-monday': on-notice, on-timeout, on-preempt, on-failure or never"),
+        ({"nods": 2}, "'nods' 'nodes'?"),
+        ({"nodes": 0}, "nodes=0 1 '2:4'"),
+        ({"nodes": True}, "nodes=True 1"),
+        ({"nodes": "4:2"}, "nodes='4:2' 1"),
+        ({"nodes": (1, 2, 3)}, "nodes=(1, 2, 3) 1"),
+        ({"nodes": (1.5, 2)}, "nodes=(1.5, 2) 1"),
+        ({"spares": -1}, "spares=-1 0"),
+        ({"ranks_per_node": True}, "ranks_per_node=True 1"),
+        ({"time": "soon"}, "time='soon' minutes '1-12:00:00'"),
+        ({"requeue": "on-monday"}, "requeue='on-monday' on-notice on-timeout on-preempt on-failure never"),
     ],
     ids=str,
 )
@@ -62,7 +63,7 @@ def test_what_cannot_be_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as refused:
         request.read(given)
 
-    assert str(refused.value).startswith(message)
+    assert mentions(refused.value, message)
 
 
 @pytest.mark.parametrize(
@@ -234,9 +235,9 @@ def test_too_many_nodes_are_noted() -> None:
     """Slurm may let such a job wait for ever."""
     _, notes = sizes.complete(Resources(nodes=9, time=1), (group(),))
 
-    assert [note for note in notes if "--nodes=9, but partition gpu has 4 nodes" in note] != []
+    assert [note for note in notes if mentions(note, "--nodes=9 gpu 4")] != []
     _, notes = sizes.complete(Resources(nodes=(4, 9), spares=1, time=1), (group(),))
-    assert [note for note in notes if "--nodes=5-10, but partition gpu has 4 nodes" in note] != []
+    assert [note for note in notes if mentions(note, "--nodes=5-10 gpu 4")] != []
 
 
 # ---- where
@@ -279,10 +280,10 @@ def test_where_a_job_runs(
 @pytest.mark.parametrize(
     ("asked", "here", "message"),
     [
-        ("slurm", None, "cluster='slurm', but there is no sbatch here"),
-        ("allocation", None, "cluster='allocation', but this is not the shell of an allocation"),
-        ("allocation", allocation(hosts=1), "cluster='allocation': 2 nodes are asked for, and the allocation 12 has 1"),
-        ("cloud", None, "cluster='cloud': auto, slurm, allocation, local, debug is expected"),
+        ("slurm", None, "cluster='slurm' sbatch"),
+        ("allocation", None, "cluster='allocation'"),
+        ("allocation", allocation(hosts=1), "cluster='allocation' 2 12 1"),
+        ("cloud", None, "cluster='cloud' auto slurm allocation local debug"),
     ],
 )
 def test_where_none_can_run(asked: str, here: Allocation | None, message: str) -> None:
@@ -290,14 +291,15 @@ def test_where_none_can_run(asked: str, here: Allocation | None, message: str) -
     with pytest.raises((ContextError, UsageError)) as refused:
         choose(asked, here, has_slurm=lambda: False, resources=Resources(nodes=2))
 
-    assert str(refused.value).startswith(message)
+    assert mentions(refused.value, message)
 
 
 def test_the_choice_says_why() -> None:
     """Where something is run that could be queued, the way to the queue is said."""
     found = choose("auto", allocation(), has_slurm=lambda: True, resources=Resources())
 
-    assert found == Choice("allocation", "job 12 has its nodes already; cluster='slurm' would queue it")
+    assert found.cluster == "allocation"
+    assert mentions(found.why, "12 cluster='slurm'")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from hpc_launch.records.events import EventLog
 from hpc_launch.slurm.job import JobRecord
 from tests import histories
 from tests.histories import Losses
+from tests.support import mentions
 
 
 @dataclass
@@ -259,7 +261,7 @@ def test_a_result_that_is_missing_is_named(tmp_path: Path) -> None:
     job = JobDirectory(tmp_path, "1.0")
     for rank in (0, 2):
         write_result(job, 0, rank, 4, rank)
-    with pytest.raises(JobFailed, match=r"job 1 ended well, but there is no result of rank 1, 3 in "):
+    with pytest.raises(JobFailed, match=rf"\b1\b.*\b1, 3\b.*{tmp_path}"):
         results.read(job, "1", functions=True, patience=0)
 
 
@@ -268,7 +270,7 @@ def test_a_job_of_no_batch_yet_says_so() -> None:
     job: Job[None] = Job(None, None, None)
 
     assert repr(job) == "<Job, not submitted yet>"
-    with pytest.raises(UsageError, match="this job is submitted when its `with executor"):
+    with pytest.raises(UsageError, match="with executor"):
         job.done()
 
 
@@ -293,7 +295,7 @@ def test_a_job_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, h
 
 def test_a_job_that_is_not_there_is_said(tmp_path: Path) -> None:
     """With where it was looked for."""
-    with pytest.raises(UsageError, match=f"there is no job '99' in {tmp_path}"):
+    with pytest.raises(UsageError, match=f"'99' .*{tmp_path}"):
         Job.load("99", tmp_path)
 
 
@@ -333,7 +335,7 @@ def test_a_worker_that_was_killed_has_raised_nothing(tmp_path: Path) -> None:
 
     assert isinstance(error, WorkerFailed)
     assert (error.rank, error.host, error.signal, error.status) == (5, histories.host_of(1), "SIGKILL", 137)
-    assert "rank 5 on gpu002 ended with SIGKILL (" in str(error), "with what the kernel did"
+    assert re.search(r"\b5\b.*gpu002.*SIGKILL \(", str(error)), "with what the kernel did"
 
 
 def test_what_is_raised_in_a_stop_is_no_cause(tmp_path: Path) -> None:
@@ -344,7 +346,7 @@ def test_what_is_raised_in_a_stop_is_no_cause(tmp_path: Path) -> None:
 
     assert type(error) is JobFailed
     assert (error.state, error.exit_status) == ("CANCELLED", 143)
-    assert str(error) == "job 12 ended with status 143 (CANCELLED): the last words"
+    assert mentions(error, "12 143 CANCELLED", "the last words")
 
 
 def test_what_is_raised_for_a_lost_node_is_no_cause(tmp_path: Path) -> None:
@@ -353,14 +355,14 @@ def test_what_is_raised_for_a_lost_node_is_no_cause(tmp_path: Path) -> None:
     Losses(job.path, "").write()
     log = EventLog(job.events("gpu002"), 1)
     log.record(events.NODE_LOST, when=1_718_000_300.0, attempt=3, hosts="gpu006")
-    end = {"ending": "restart", "by": "gpu002", "status": 69, "cause": "lost the agent on gpu006", "signal": ""}
+    end = {"ending": "restart", "by": "gpu002", "status": 69, "cause": "gpu006 is lost", "signal": ""}
     log.record(events.ROUND_ENDED, when=1_718_000_300.0, attempt=3, **end)
     remote.note(job.rank(3, "gpu002", 0).raised, ConnectionError("a peer is gone"), None, 0, "gpu002")
-    error = results.failure(job, "12", 69, "FAILED", lambda: "only gpu[002-003] is left")
+    error = results.failure(job, "12", 69, "FAILED", lambda: "the others")
 
     assert type(error) is JobFailed
-    assert str(error).startswith("job 12 ended with status 69 (FAILED): lost gpu006: its agent was killed, or the node")
-    assert str(error).endswith("; only gpu[002-003] is left")
+    assert mentions(error, "12 69 FAILED lost gpu006")
+    assert str(error).endswith("; the others")
 
 
 @pytest.mark.parametrize(("ending", "restarts", "status"), [("done", 0, 0), ("", 0, None), ("done", 1, None)])
@@ -391,5 +393,6 @@ def test_an_exception_that_stays_there_is_told_in_words(tmp_path: Path) -> None:
     error = failure(job)
 
     assert isinstance(error, WorkerFailed)
-    assert str(error).startswith("job 12: rank 5 on gpu002 raised ValueError: mine; its log: ")
+    assert mentions(error, "12 5 gpu002 ValueError: mine")
+    assert (error.rank, error.host, bool(error.log)) == (5, "gpu002", True)
     assert isinstance(error.__cause__, remote.RemoteTraceback)

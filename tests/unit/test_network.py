@@ -12,6 +12,7 @@ from hypothesis import given, strategies as st
 from hpc_launch.errors import UsageError
 from hpc_launch.node import network
 from hpc_launch.node.network import Interface
+from tests.support import mentions
 
 ETHERNET = Interface("eth0", ("10.0.0.7", "2001:db8::7"))
 INFINIBAND = Interface("ib0", ("10.1.0.7",))
@@ -46,7 +47,7 @@ def test_splits(text: str, expected: tuple[str, int | None]) -> None:
 )
 def test_refuses_what_is_no_endpoint(text: str) -> None:
     """The message has the text and the form that is expected."""
-    with pytest.raises(UsageError, match=r"^'.*' is not an endpoint: expected HOST:PORT") as caught:
+    with pytest.raises(UsageError, match="HOST:PORT") as caught:
         network.split_endpoint(text)
     assert str(caught.value).startswith(f"'{text}'")
 
@@ -200,7 +201,7 @@ def test_an_interface_that_is_not_here(wanted: str, among: Sequence[Interface], 
     """The message names those that there are."""
     with pytest.raises(UsageError) as caught:
         network.choose(wanted, among)
-    assert f"--interface: no '{wanted}' with an address here; there is {there}" == str(caught.value)
+    assert mentions(caught.value, f"--interface '{wanted}'", there)
 
 
 def test_the_interfaces_of_this_node_are_usable_by_others() -> None:

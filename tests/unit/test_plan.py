@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
 
+from hpc_launch import errors
 from hpc_launch.errors import ContextError, HpcLaunchError, ScriptError, UsageError
 from hpc_launch.node.devices import Devices
 from hpc_launch.plan import derive, log_paths
@@ -22,6 +23,7 @@ from hpc_launch.plan.model import Plan
 from hpc_launch.settings import NodeRange, Origin, Settings, resolve
 from hpc_launch.settings.layer import Table, layer_of
 from hpc_launch.slurm.environment import locate
+from tests.support import mentions
 from tests.unit.slurm_variables import (
     ARRAY,
     BATCH,
@@ -45,7 +47,6 @@ TWO_MIGS = Devices(("MIG-a", "MIG-b"), "CUDA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEV
 
 ONE_NODE_BATCH = {**BATCH, "SLURM_JOB_NODELIST": "gpu01", "SLURM_JOB_NUM_NODES": "1"}
 ONE_NODE_STEP = step(nodes="gpu01", node="gpu01", node_id=0, tasks_per_node="1", tasks=1, task=0, gtids="0")
-INDEPENDENT = "first of the port range that is free, by a hash of rdzv_id"
 
 
 def read(path: Path) -> str:
@@ -115,21 +116,23 @@ def test_one_node() -> None:
     assert (Path("/project/logs"), ("train.py",), ()) == (made.log_root, made.script, made.warnings)
     assert (made.own_rendezvous, made.isolated, made.world.leader) == (True, False, True)
     assert {
-        "nnodes": ("1", "default"),
-        "hosts": ("box", "default"),
-        "node_rank": ("0", "default"),
-        "nproc_per_node": ("1", "default (no device found)"),
-        "rdzv_backend": ("slurm", "default"),
-        "rdzv_id": ("none", "default"),
-        "master_addr": ("127.0.0.1", "one node"),
-        "master_port": (str(made.ports[0]), INDEPENDENT),
-        "devices": ("none", "no device found"),
-        "cpu_bind": ("none", "one local rank has all 16 CPUs"),
-        "omp_num_threads": ("16", "16 allowed CPUs / 1 local ranks"),
-        "start": ("warm", "default"),
-        "log_dir": ("/project/logs", "working directory"),
-        "job_directory": ("local-<time>-<pid>", "chosen at start"),
-    } == derived(made)
+        "nnodes": "1",
+        "hosts": "box",
+        "node_rank": "0",
+        "nproc_per_node": "1",
+        "rdzv_backend": "slurm",
+        "rdzv_id": "none",
+        "master_addr": "127.0.0.1",
+        "master_port": str(made.ports[0]),
+        "devices": "none",
+        "cpu_bind": "none",
+        "omp_num_threads": "16",
+        "start": "warm",
+        "log_dir": "/project/logs",
+        "job_directory": "local-<time>-<pid>",
+    } == {name: value for name, (value, _) in derived(made).items()}
+    defaults = {"nnodes", "hosts", "node_rank", "rdzv_backend", "rdzv_id", "start"}
+    assert defaults == {name for name, (_, origin) in derived(made).items() if origin == Origin.DEFAULT.value}
 
 
 def test_a_slurm_step() -> None:
@@ -146,21 +149,26 @@ def test_a_slurm_step() -> None:
     assert (made.run_id, made.local_world_size, made.omp_num_threads, made.job_name) == ("4711.0.0", 4, 4, "4711.0")
     assert (Path("/home/ada/project/logs"), (), False) == (made.log_root, made.warnings, made.world.leader)
     assert {
-        "nnodes": ("4", "Slurm step"),
-        "hosts": ("gpu[01-04]", "Slurm step"),
-        "node_rank": ("2", "Slurm step"),
-        "nproc_per_node": ("4", "CUDA_VISIBLE_DEVICES=0,1,2,3"),
-        "rdzv_backend": ("slurm", "default"),
-        "rdzv_id": ("4711.0.0", "job, step and restart count"),
-        "master_addr": ("gpu01", "first of the Slurm step's nodes"),
-        "master_port": (str(made.ports[0]), INDEPENDENT),
-        "devices": ("0,1,2,3", "CUDA_VISIBLE_DEVICES=0,1,2,3"),
-        "cpu_bind": ("none", "sysfs says nothing about the CPUs"),
-        "omp_num_threads": ("4", "16 allowed CPUs / 4 local ranks"),
-        "start": ("warm", "default"),
-        "log_dir": ("/home/ada/project/logs", "directory of submission"),
-        "job_directory": ("4711.0", "job and step"),
-    } == derived(made)
+        "nnodes": "4",
+        "hosts": "gpu[01-04]",
+        "node_rank": "2",
+        "nproc_per_node": "4",
+        "rdzv_backend": "slurm",
+        "rdzv_id": "4711.0.0",
+        "master_addr": "gpu01",
+        "master_port": str(made.ports[0]),
+        "devices": "0,1,2,3",
+        "cpu_bind": "none",
+        "omp_num_threads": "4",
+        "start": "warm",
+        "log_dir": "/home/ada/project/logs",
+        "job_directory": "4711.0",
+    } == {name: value for name, (value, _) in derived(made).items()}
+    origins = {name: origin for name, (_, origin) in derived(made).items()}
+    assert {origins[name] for name in ("nnodes", "hosts", "node_rank")} == {Origin.STEP.value}
+    assert {origins[name] for name in ("nproc_per_node", "devices")} == {"CUDA_VISIBLE_DEVICES=0,1,2,3"}
+    assert {origins[name] for name in ("rdzv_backend", "start")} == {Origin.DEFAULT.value}
+    assert mentions(origins["omp_num_threads"], 16, 4)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +190,8 @@ def test_a_task_per_rank(variables: Mapping[str, str], ranks: Mapping[str, str])
         made.world.agent_rank,
         made.world.agents,
     )
-    assert (made.local_world_size, derived(made)["nproc_per_node"]) == (1, ("1", "one worker per Slurm task"))
+    assert (made.local_world_size, derived(made)["nproc_per_node"][0]) == (1, "1")
+    assert derived(made)["nproc_per_node"][1] != Origin.DEFAULT.value
 
 
 def test_the_first_agent_of_the_first_node_leads() -> None:
@@ -262,11 +271,9 @@ def test_how_many_nodes_may_be_lost(options: dict[str, str], nnodes: NodeRange, 
 
 def test_where_no_node_may_be_lost() -> None:
     """Spares need somebody to work, our rendezvous, and one task on each node."""
-    assert "one at least is to work" in refused(UsageError, here(ONE_TASK_PER_NODE), spares="4")
-    assert "needs the rendezvous backend slurm" in refused(
-        UsageError, here(ONE_TASK_PER_NODE), spares="1", rdzv_backend="c10d"
-    )
-    assert "has one task on each" in refused(UsageError, here(BLOCK), nnodes="2:4")
+    assert mentions(refused(UsageError, here(ONE_TASK_PER_NODE), spares="4"), "--spares 4")
+    assert mentions(refused(UsageError, here(ONE_TASK_PER_NODE), spares="1", rdzv_backend="c10d"), "c10d slurm")
+    assert mentions(refused(UsageError, here(BLOCK), nnodes="2:4"), "--nnodes 2:4 --ntasks-per-node=1")
 
 
 def test_by_hand_as_for_torchrun() -> None:
@@ -373,60 +380,42 @@ def test_one_node_of_an_allocation_needs_no_srun(variables: Mapping[str, str], o
         (
             BATCH,
             {},
-            (
-                "this is the batch script of job 4711 on one of its 4 nodes, and srun is not here: start one agent on "
-                "each node with 'srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch "
-                "train.py', or 'hpc-launch --standalone' for this node alone"
-            ),
+            "4711 4 srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=16 train.py --standalone",
         ),
         (
             STALE_BATCH,
             {"nnodes": "2"},
-            (
-                "this is the batch script of job 4711 on one of its 4 nodes, and srun is not here: start one agent on "
-                "each node with 'srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch "
-                "train.py', or 'hpc-launch --standalone' for this node alone"
-            ),
+            "4711 4 srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=16 train.py --standalone",
         ),
         (
             INTERACTIVE,
             {},
-            (
-                "this is the interactive step of job 4711 on one of its 4 nodes, and srun is not here: start one agent "
-                "on each node with 'srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch "
-                "train.py', or 'hpc-launch --standalone' for this node alone"
-            ),
+            "4711 4 srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=16 train.py --standalone",
         ),
         (
             LOGIN_SHELL,
             {"nnodes": "1"},
-            (
-                "box is not a node of job 4711 (gpu[01-04]), and srun is not here: start one agent on each node with "
-                "'srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch train.py'"
-            ),
+            "box 4711 gpu[01-04] srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=16 train.py",
         ),
         (
             SUBSET,
             {"nnodes": "4"},
-            "--nnodes 4, but the step has 2 (gpu[03-04]): leave --nnodes out, or change srun --nodes",
+            "--nnodes 4 2 gpu[03-04] srun --nodes",
         ),
         (
             ONE_TASK_PER_NODE,
             {"nnodes": "1:3"},
-            "--nnodes 1:3, but the step has 4 (gpu[01-04]): leave --nnodes out, or change srun --nodes",
+            "--nnodes 1:3 4 gpu[01-04] srun --nodes",
         ),
         (
             {},
             {"nnodes": "3", "hosts": "box,other"},
-            "--nnodes 3, but the host list has 2 (box,other): leave --nnodes out, or change --hosts",
+            "--nnodes 3 2 box,other --hosts",
         ),
         (
             BLOCK,
             {"nproc_per_node": "4"},
-            (
-                "--nproc-per-node 4 with 4 tasks on gpu02: each task would start 4 workers; use srun "
-                "--ntasks-per-node=1, or leave --nproc-per-node out for one rank per task"
-            ),
+            "--nproc-per-node 4 gpu02 --ntasks-per-node=1",
         ),
     ],
 )
@@ -434,7 +423,7 @@ def test_contradictions_with_this_place(
     variables: Mapping[str, str], options: Mapping[str, str], expected: str
 ) -> None:
     """What was asked for and what is here contradict each other: the message has both, and the way out."""
-    assert expected == refused(ContextError, here(variables), **options)
+    assert mentions(refused(ContextError, here(variables), **options), expected)
 
 
 def test_more_nodes_than_the_job_has() -> None:
@@ -445,83 +434,40 @@ def test_more_nodes_than_the_job_has() -> None:
 @pytest.mark.parametrize(
     ("options", "devices", "expected"),
     [
-        ({"hosts": "gpu[1-"}, Devices(), "--hosts: host list 'gpu[1-': found '[1-', expected a closing bracket"),
-        ({"hosts": ","}, Devices(), "--hosts names no node"),
-        (
-            {"hosts": "gpu[01-02]"},
-            Devices(),
-            (
-                "--hosts: this host (box) is not in gpu[01-02]: run on those hosts, or say which of them it is with "
-                "--node-rank"
-            ),
-        ),
-        (
-            {"hosts": "a,b", "node_rank": "2"},
-            Devices(),
-            "--node-rank: 2 is not a node of a,b: they are numbered from 0",
-        ),
-        ({"hostfile": "empty.txt"}, Devices(), "--hostfile names no node"),
-        (
-            {"hostfile": "bad.txt"},
-            Devices(),
-            (
-                "--hostfile: host file, line 2: host list 'gpu[3-1]': found '3-1', expected a range that does not "
-                "count down"
-            ),
-        ),
+        ({"hosts": "gpu[1-"}, Devices(), "--hosts 'gpu[1-' '[1-'"),
+        ({"hosts": ","}, Devices(), "--hosts"),
+        ({"hosts": "gpu[01-02]"}, Devices(), "--hosts box gpu[01-02] --node-rank"),
+        ({"hosts": "a,b", "node_rank": "2"}, Devices(), "--node-rank 2 a,b 0"),
+        ({"hostfile": "empty.txt"}, Devices(), "--hostfile"),
+        ({"hostfile": "bad.txt"}, Devices(), "--hostfile 2 'gpu[3-1]' '3-1'"),
         (
             {"nnodes": "2"},
             Devices(),
-            (
-                "--nnodes 2, but nothing says which nodes: use srun, or --hosts 'node[1-4]', or --node-rank and "
-                "--master-addr, or --rdzv-backend and --rdzv-endpoint"
-            ),
+            "--nnodes 2 srun --hosts --node-rank --master-addr --rdzv-backend --rdzv-endpoint",
         ),
-        (
-            {"nnodes": "2", "rdzv_endpoint": "h:1"},
-            Devices(),
-            "--rdzv-endpoint h:1 needs --rdzv-backend (c10d, etcd, ...)",
-        ),
+        ({"nnodes": "2", "rdzv_endpoint": "h:1"}, Devices(), "--rdzv-endpoint h:1 --rdzv-backend c10d"),
         (
             {"nproc_per_node": "5"},
             FOUR_GPUS,
-            (
-                "--nproc-per-node: 5 workers but 4 devices (CUDA_VISIBLE_DEVICES=0,1,2,3): use --nproc-per-node 4, or "
-                "set CUDA_VISIBLE_DEVICES= to run on CPUs"
-            ),
+            "--nproc-per-node 5 4 CUDA_VISIBLE_DEVICES=0,1,2,3 CUDA_VISIBLE_DEVICES=",
         ),
-        ({"nproc_per_node": "gpu"}, Devices(), "--nproc-per-node gpu: no device found; use a number"),
-        ({"nproc_per_node": "gpu"}, FOUR_TILES, "--nproc-per-node gpu: ZE_AFFINITY_MASK=0,1,2,3; use a number"),
-        (
-            {"nproc_per_node": "xpu"},
-            FOUR_GPUS,
-            "--nproc-per-node xpu: CUDA_VISIBLE_DEVICES=0,1,2,3; use a number",
-        ),
-        (
-            {"nproc_per_node": "gpus"},
-            FOUR_GPUS,
-            (
-                "--nproc-per-node: 'gpus' is not a number from 1 on, one of auto, cpu, gpu, xpu, or a device type that "
-                "torch knows"
-            ),
-        ),
-        (
-            {"hang_timeout": "60", "rdzv_backend": "c10d"},
-            Devices(),
-            "--hang-timeout: the agents tell each other that somebody makes progress, which the c10d rendezvous",
-        ),
-        ({"master_addr": "h:port"}, Devices(), "'h:port' is not an endpoint: expected HOST:PORT"),
+        ({"nproc_per_node": "gpu"}, Devices(), "--nproc-per-node gpu"),
+        ({"nproc_per_node": "gpu"}, FOUR_TILES, "--nproc-per-node gpu ZE_AFFINITY_MASK=0,1,2,3"),
+        ({"nproc_per_node": "xpu"}, FOUR_GPUS, "--nproc-per-node xpu CUDA_VISIBLE_DEVICES=0,1,2,3"),
+        ({"nproc_per_node": "gpus"}, FOUR_GPUS, "--nproc-per-node 'gpus' auto, cpu, gpu, xpu"),
+        ({"hang_timeout": "60", "rdzv_backend": "c10d"}, Devices(), "--hang-timeout c10d"),
+        ({"master_addr": "h:port"}, Devices(), "'h:port' HOST:PORT"),
     ],
 )
 def test_options_that_cannot_be_meant(options: Mapping[str, str], devices: Devices, expected: str) -> None:
     """The message names the option and its value, and says what would do."""
-    assert refused(UsageError, here(devices=devices), **options).startswith(expected)
+    assert mentions(refused(UsageError, here(devices=devices), **options), expected)
 
 
 @pytest.mark.parametrize("variables", [{}, ONE_NODE_BATCH])
 def test_a_node_rank_beyond_the_only_node(variables: Mapping[str, str]) -> None:
     """--node-rank 1 of one node is refused, rather than run as node 0."""
-    assert refused(UsageError, here(variables), node_rank="1").startswith("--node-rank: 1 is not a node of")
+    assert mentions(refused(UsageError, here(variables), node_rank="1"), "--node-rank", 1)
 
 
 def test_more_slots_than_devices() -> None:
@@ -532,20 +478,21 @@ def test_more_slots_than_devices() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
+    "error",
     [
-        (FileNotFoundError(2, "No such file or directory"), "No such file or directory"),
-        (PermissionError(13, "Permission denied"), "Permission denied"),
-        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "it is not text"),
+        FileNotFoundError(2, "No such file or directory"),
+        PermissionError(13, "Permission denied"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
     ],
 )
-def test_a_host_file_that_cannot_be_read(error: Exception, reason: str) -> None:
+def test_a_host_file_that_cannot_be_read(error: OSError | UnicodeDecodeError) -> None:
     """The file and the reason are named."""
 
     def read(_: Path) -> str:
         raise error
 
-    assert f"--hostfile: cannot read hosts.txt: {reason}" == refused(UsageError, here(read=read), hostfile="hosts.txt")
+    told = refused(UsageError, here(read=read), hostfile="hosts.txt")
+    assert mentions(told, "--hostfile hosts.txt", errors.reason(error))
 
 
 # ---- single values
@@ -730,102 +677,46 @@ def test_workers_that_see_one_device_each(devices: Devices, options: Mapping[str
         (
             here(ONE_TASK_PER_NODE, devices=FOUR_GPUS, cpus=1),
             {},
-            (
-                "4 local ranks share 1 CPU: ask for more with srun --cpus-per-task (Slurm 22.05 to 23.02 does not pass "
-                "the job's on to srun)"
-            ),
+            "4 1 CPU srun --cpus-per-task 22.05 23.02",
         ),
-        (here(cpus=2), {"nproc_per_node": "3"}, "3 local ranks share 2 CPUs"),
+        (here(cpus=2), {"nproc_per_node": "3"}, "3 2 CPUs"),
         (
             here({**ONE_TASK_PER_NODE, "SLURM_CPUS_ON_NODE": "1"}, devices=FOUR_GPUS),
             {},
-            (
-                "4 local ranks share 1 CPU: ask for more with srun --cpus-per-task (Slurm 22.05 to 23.02 does not pass "
-                "the job's on to srun)"
-            ),
+            "4 1 CPU srun --cpus-per-task 22.05 23.02",
         ),
         (
             here(CYCLIC, devices=FOUR_GPUS),
             {},
-            (
-                "2 tasks on gpu02, each one rank, but 4 GPUs (CUDA_VISIBLE_DEVICES=0,1,2,3): use srun "
-                "--ntasks-per-node=4, or --ntasks-per-node=1, with which hpc-launch starts a worker per GPU"
-            ),
+            "2 gpu02 4 GPUs CUDA_VISIBLE_DEVICES=0,1,2,3 srun --ntasks-per-node=4, --ntasks-per-node=1",
         ),
-        (
-            here({"GLOO_SOCKET_IFNAME": "^lo,docker0"}),
-            {},
-            (
-                "GLOO_SOCKET_IFNAME=^lo,docker0 is written as for NCCL: Gloo wants the name of an interface; unset it, "
-                "or use --interface"
-            ),
-        ),
-        (
-            here(HETEROGENEOUS),
-            {},
-            (
-                "SLURM_NODEID=0, but z1 is number 2 of a[1-2],z1: the order of the list counts (they differ in "
-                "heterogeneous steps)"
-            ),
-        ),
-        (
-            here(BLOCK, devices=ONE_GPU),
-            {},
-            (
-                "each of 4 tasks sees one GPU, as device 0, and NCCL cannot use peer access between them: use srun "
-                "--ntasks-per-node=1, or srun --gpu-bind=none"
-            ),
-        ),
-        (
-            here(ONE_TASK_PER_NODE, devices=ONE_GPU),
-            {},
-            "Slurm gave 4 GPUs on gpu03 but 1 are visible (CUDA_VISIBLE_DEVICES=0)",
-        ),
-        (here(devices=TWO_MIGS), {}, "MIG devices: each worker sees its own as device 0 and has LOCAL_RANK=0"),
-        (
-            here(),
-            {"hang_timeout": "60", "redirects": "1"},
-            (
-                "--hang-timeout watches output in files of the job directory only: what -r or -t sends elsewhere is no "
-                "sign of life, and ranks should call runtime.mark_progress"
-            ),
-        ),
-        (here({"RANK": "0"}), {}, "RANK is set already: the workers get their own"),
-        (
-            here(ONE_TASK_PER_NODE),
-            {"spares": "3"},
-            (
-                "--spares 3 leaves one node with workers, and without it spares do not begin: leave --spares out, "
-                "and of 4 nodes --nnodes 1:4 goes on with those that are left"
-            ),
-        ),
-        (
-            here({"MASTER_PORT": "1", "WORLD_SIZE": "4"}),
-            {},
-            "WORLD_SIZE, MASTER_PORT are set already: the workers get their own",
-        ),
+        (here({"GLOO_SOCKET_IFNAME": "^lo,docker0"}), {}, "GLOO_SOCKET_IFNAME=^lo,docker0 NCCL Gloo --interface"),
+        (here(HETEROGENEOUS), {}, "SLURM_NODEID=0 z1 2 a[1-2],z1"),
+        (here(BLOCK, devices=ONE_GPU), {}, "4 NCCL srun --ntasks-per-node=1 --gpu-bind=none"),
+        (here(ONE_TASK_PER_NODE, devices=ONE_GPU), {}, "4 GPUs gpu03 1 CUDA_VISIBLE_DEVICES=0"),
+        (here(devices=TWO_MIGS), {}, "MIG LOCAL_RANK=0"),
+        (here(), {"hang_timeout": "60", "redirects": "1"}, "--hang-timeout -r -t runtime.mark_progress"),
+        (here({"RANK": "0"}), {}, "RANK"),
+        (here(ONE_TASK_PER_NODE), {"spares": "3"}, "--spares 3 4 --nnodes 1:4"),
+        (here({"MASTER_PORT": "1", "WORLD_SIZE": "4"}), {}, "WORLD_SIZE MASTER_PORT"),
         (
             here(ONE_TASK_PER_NODE),
             {"rdzv_backend": "c10d", "rdzv_endpoint": "gpu01:29400"},
-            (
-                "--rdzv-backend c10d: each node counts restarts and judges failures by itself; leave --rdzv-backend "
-                "and --rdzv-endpoint out, and all nodes of the step have the same attempts, one root cause and one "
-                "exit status"
-            ),
+            "--rdzv-backend c10d --rdzv-endpoint",
         ),
         (
             here(ONE_TASK_PER_NODE),
             {"node_rank": "0"},
-            (
-                "--node-rank 0 is ignored: gpu03 is node 2 of gpu[01-04] (in a batch script $SLURM_NODEID and "
-                "$SLURM_PROCID are always 0); leave it out"
-            ),
+            "--node-rank 0 gpu03 2 gpu[01-04] $SLURM_NODEID $SLURM_PROCID",
         ),
     ],
 )
 def test_warnings(place: Here, options: Mapping[str, str], expected: str) -> None:
     """What is probably not meant is said in one line, with what to do."""
-    assert [expected] == list(plan(place, **options).warnings)
+    (line,) = plan(place, **options).warnings
+
+    assert mentions(line, expected)
+    assert "\n" not in line
 
 
 @pytest.mark.parametrize(
@@ -902,10 +793,10 @@ def test_scripts_that_can_be_started(
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
-        ("trian.py", "no training script 'trian.py' in {here}"),
-        ("8", "no training script '8' in {here}; is it an option without its value?"),
-        ("folder", "'folder' is a directory without __main__.py: name a script, or use -m for a package"),
-        ("secret.py", "the training script 'secret.py' is not readable by this user: chmod a+r it"),
+        ("trian.py", "'trian.py' {here}"),
+        ("8", "'8' {here}"),
+        ("folder", "'folder' __main__.py -m"),
+        ("secret.py", "'secret.py' chmod a+r"),
     ],
 )
 def test_scripts_that_cannot_be_started(
@@ -919,12 +810,12 @@ def test_scripts_that_cannot_be_started(
 
     with pytest.raises(ScriptError) as caught:
         check_script(asked(), script, tmp_path)
-    assert expected.format(here=tmp_path) == str(caught.value)
+    assert mentions(caught.value, expected.format(here=tmp_path))
 
 
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     """With --no-python the program is looked for on PATH, before any rank is started."""
-    with pytest.raises(ScriptError, match="no program 'no-such-program' that could be run: not on PATH"):
+    with pytest.raises(ScriptError, match=r"'no-such-program'.*PATH"):
         check_script(asked(no_python=True), "no-such-program", tmp_path)
 
 

@@ -14,10 +14,9 @@ from hpc_launch.cli import cli
 from hpc_launch.errors import UsageError
 from hpc_launch.settings import Origin, Settings, files, resolve
 from hpc_launch.settings.layer import Table, layer_of
+from tests.support import mentions
 
 SITE = "/etc/hpc-launch/config.toml"
-
-ALLOWED = f"the ports that this site allows ({SITE}: policy.port_range)"
 
 
 def settings(policy: Mapping[str, Any], flags: Mapping[str, str | bool] | None = None, **more: Any) -> Settings:
@@ -37,27 +36,27 @@ def refused(policy: Mapping[str, Any], flags: Mapping[str, str | bool] | None = 
         (
             {"insecure_rendezvous": False},
             {"insecure_rendezvous": True},
-            f"--insecure-rendezvous: this site does not allow it ({SITE}: policy.insecure_rendezvous)",
+            f"--insecure-rendezvous {SITE} policy.insecure_rendezvous",
         ),
         (
             {"max-restarts": 3},
             {"max_restarts": "4"},
-            f"--max-restarts: 4 is more than this site allows, 3 ({SITE}: policy.max-restarts)",
+            f"--max-restarts 4 3 {SITE} policy.max-restarts",
         ),
         (
             {"max_requeues": 0},
             {"max_requeues": "1"},
-            f"--max-requeues: 1 is more than this site allows, 0 ({SITE}: policy.max_requeues)",
+            f"--max-requeues 1 0 {SITE} policy.max_requeues",
         ),
         (
             {"port_range": "20000-20999"},
             {"port_range": "20500-21000"},
-            f"--port-range: 20500-21000 is not within 20000-20999, {ALLOWED}",
+            f"--port-range 20500-21000 20000-20999 {SITE} policy.port_range",
         ),
         (
             {"port_range": "20000-20999"},
             {"master_port": "29500"},
-            f"--master-port: 29500 is not one of 20000-20999, {ALLOWED}",
+            f"--master-port 29500 20000-20999 {SITE} policy.port_range",
         ),
     ],
 )
@@ -65,7 +64,7 @@ def test_what_a_policy_forbids_is_refused(
     policy: Mapping[str, Any], flags: Mapping[str, str | bool], words: str
 ) -> None:
     """The line names what was asked for, the file and the key."""
-    assert words == refused(policy, flags)
+    assert mentions(refused(policy, flags), words)
 
 
 @pytest.mark.parametrize(
@@ -97,9 +96,7 @@ def test_defaults_give_way_to_a_policy() -> None:
 
 def test_a_policy_holds_for_the_sites_own_settings() -> None:
     """The same file cannot set what it forbids."""
-    assert refused({"max_restarts": 1}, max_restarts=2) == (
-        f"{SITE}: max_restarts: 2 is more than this site allows, 1 ({SITE}: policy.max_restarts)"
-    )
+    assert mentions(refused({"max_restarts": 1}, max_restarts=2), f"{SITE} max_restarts 2 1 policy.max_restarts")
 
 
 @pytest.mark.parametrize("origin", [Origin.PROJECT, Origin.USER, Origin.PROFILE])
@@ -119,19 +116,19 @@ def test_a_policy_of_a_profile_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("policy", "words"),
     [
-        ("no", "policy is not a table: write [policy]"),
-        ({"insecure": False}, "there is no limit 'policy.insecure'; did you mean 'insecure_rendezvous'?"),
-        ({"colour": 1}, "there is no limit 'policy.colour'; the keys are insecure_rendezvous, port_range,"),
-        ({"insecure_rendezvous": "no"}, "policy.insecure_rendezvous: 'no' is not true or false"),
-        ({"max_restarts": True}, "policy.max_restarts: True is not a whole number"),
-        ({"max_restarts": -1}, "policy.max_restarts: -1 is not a whole number from 0 on"),
-        ({"port_range": "all"}, "policy.port_range: 'all' is not"),
-        ({"max_restarts": 1, "max-restarts": 2}, "policy.max_restarts and max-restarts are the same limit"),
+        ("no", "[policy]"),
+        ({"insecure": False}, "'policy.insecure' 'insecure_rendezvous'?"),
+        ({"colour": 1}, "'policy.colour' insecure_rendezvous port_range"),
+        ({"insecure_rendezvous": "no"}, "policy.insecure_rendezvous 'no' true false"),
+        ({"max_restarts": True}, "policy.max_restarts True"),
+        ({"max_restarts": -1}, "policy.max_restarts -1 0"),
+        ({"port_range": "all"}, "policy.port_range 'all' LOW-HIGH"),
+        ({"max_restarts": 1, "max-restarts": 2}, "policy.max_restarts max-restarts"),
     ],
 )
 def test_a_policy_with_a_mistake_is_refused(policy: Any, words: str) -> None:
     """A limit that is misspelt must not be taken for none."""
-    assert f"{SITE}: {words}" in refused(policy)
+    assert mentions(refused(policy), SITE, words)
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from hpc_launch.errors import ContextError
 from hpc_launch.node import network
 from hpc_launch.probes import wire
 from hpc_launch.probes.session import Session
-from tests.support import wait_for
+from tests.support import mentions, wait_for
 
 NODES = ("n1", "n2", "n3")
 
@@ -128,7 +130,8 @@ order()
     answers = channel.ask("facts")
     channel.end()
 
-    assert channel.lost == {"n2": "its probe ended (Exited with exit code 1): it fell"}
+    assert set(channel.lost) == {"n2"}
+    assert mentions(channel.lost["n2"], "Exited with exit code 1", "it fell")
     assert set(answers.given) == {"n1", "n3"}
 
 
@@ -144,10 +147,8 @@ error("srun: error: n1: task 0: Killed")
     begun = channel.begin()
     channel.end()
 
-    assert (
-        begun,
-        channel.lost,
-    ) == (False, {"n2": "Slurm cannot start a process there: Communication connection failure"})
+    assert (begun, set(channel.lost)) == (False, {"n2"})
+    assert channel.lost["n2"].endswith(": Communication connection failure")
 
 
 def test_a_node_that_never_begins() -> None:
@@ -183,7 +184,7 @@ def test_what_slurm_says_of_a_cancelled_step_is_kept() -> None:
 
 def test_without_srun(tmp_path: Path) -> None:
     """In a container without Slurm's commands it is said where to go."""
-    with pytest.raises(ContextError, match="where Slurm's commands are"):
+    with pytest.raises(ContextError, match="Slurm"):
         Session([str(tmp_path / "srun")], {}, NODES, 1.0).begin()
 
 
@@ -254,7 +255,7 @@ def test_a_directory_is_left_as_it_was(tmp_path: Path) -> None:
 
     assert (place.error, list(tmp_path.iterdir())) == ("", [])
     assert place.free
-    assert look_at("log_dir", tmp_path / "none").error == "No such file or directory"
+    assert look_at("log_dir", tmp_path / "none").error == os.strerror(errno.ENOENT)
 
 
 def test_a_free_port_is_freed_again() -> None:

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
+from hpc_launch.records.causes import ENDED, LOST
 from hpc_launch.review import reports
+from hpc_launch.review.lanes import End
 from hpc_launch.review.report import Report
 from tests import histories
 from tests.histories import Losses
+from tests.support import lines_mention, mentions
 
 BEGIN = 1_718_000_000.0
 
@@ -39,37 +42,33 @@ def ends(told: Report, attempt: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("facts", "later", "word", "sentence"),
+    ("facts", "later", "word", "said"),
     [
-        ({"attempts": 1}, 1000, "Done", "All 8 ranks ended well."),
-        ({"attempts": 3}, 1000, "Done", "All 8 ranks ended well in attempt 2."),
-        ({"nodes": 1, "per_node": 1, "attempts": 1}, 1000, "Done", "The only rank ended well."),
-        ({"ending": "failed"}, 1000, "Failed", "It ended with status 1."),
-        ({"ending": "failed", "exception": None}, 1000, "Failed", "It ended with status 137."),
-        ({"ending": "stopped"}, 1000, "Stopped", "It was stopped by SIGTERM, and ended with status 143."),
-        ({"attempts": 1, "ending": "failed", "requeues": [0]}, 1000, "Requeued", "The run has ended, and Slurm"),
-        ({"attempts": 1, "ending": ""}, 40, "Running", "The last sign of life is of 2024-06-10 06:13:50: attempt 0."),
-        ({"attempts": 1, "ending": ""}, 4000, "Unknown", "No end is recorded. The last sign of life is"),
+        ({"attempts": 1}, 1000, "Done", "8"),
+        ({"attempts": 3}, 1000, "Done", "8 2"),
+        ({"nodes": 1, "per_node": 1, "attempts": 1}, 1000, "Done", "rank"),
+        ({"ending": "failed"}, 1000, "Failed", "1"),
+        ({"ending": "failed", "exception": None}, 1000, "Failed", "137"),
+        ({"ending": "stopped"}, 1000, "Stopped", "SIGTERM 143"),
+        ({"attempts": 1, "ending": "failed", "requeues": [0]}, 1000, "Requeued", "Slurm"),
+        ({"attempts": 1, "ending": ""}, 40, "Running", "2024-06-10 06:13:50 0"),
+        ({"attempts": 1, "ending": ""}, 4000, "Unknown", "2024-06-10 06:13:50 hpc-launch status"),
     ],
 )
-def test_how_it_went(tmp_path: Path, facts: dict[str, Any], later: float, word: str, sentence: str) -> None:
+def test_how_it_went(tmp_path: Path, facts: dict[str, Any], later: float, word: str, said: str) -> None:
     """In a word and a sentence; a job that is silent for long is not said to be dead."""
     verdict = report(tmp_path / "1.0", now=BEGIN + later, **facts).verdict
 
     assert verdict.word == word
-    assert verdict.sentence.startswith(sentence)
+    assert mentions(verdict.sentence, said)
 
 
 def test_how_ranks_ended(tmp_path: Path) -> None:
     """The one that failed first is told from those that followed, and these from those that were stopped."""
     told = report(tmp_path / "1.0", attempts=2)
 
-    assert ends(told, 0) == {
-        "7": "failed first",
-        "1-2,4-5": "failed because of others",
-        "0,3,6": "stopped by hpc-launch",
-    }
-    assert ends(told, 1) == {"0-7": "finished"}
+    assert ends(told, 0) == {"7": End.CAUSE, "1-2,4-5": End.FOLLOWED, "0,3,6": End.STOPPED}
+    assert ends(told, 1) == {"0-7": End.FINISHED}
     assert told.root is not None
     assert (told.root.title, told.root.past) == ("Why attempt 0 failed", True)
 
@@ -81,7 +80,7 @@ def test_a_node_that_is_lost(tmp_path: Path) -> None:
     changed(job, "gpu001", lambda _: True, said)
     told = changed(job, "gpu002", lambda event: event["event"] != "worker ended" or event["attempt"] == 1)
 
-    assert ends(told, 0)["4-7"] == "lost with its node"
+    assert ends(told, 0)["4-7"] == End.LOST
     assert told.overview is not None
     assert [(flag.label, flag.style) for flag in told.overview.flags] == [("gpu002 lost", "lost")]
     assert "lost gpu002" in " ".join(moment.text for moment in told.story)
@@ -91,15 +90,12 @@ def test_a_job_that_loses_nodes(tmp_path: Path) -> None:
     """Who was lost, came back, leads or is bad; how large each attempt was; and what to leave out of the next job."""
     told = reports.of(Losses(tmp_path / "1.0").write(), now=BEGIN + 1000, zone=timezone.utc).report
     facts = {fact.name: fact.value for fact in told.facts}
-    broken = "gpu003 is broken (uncorrectable ECC error encountered)"
+    broken = f"gpu003 is broken ({Losses.BROKEN.removeprefix('CUDA error: ')})"
 
-    assert told.verdict.sentence == "All 6 ranks ended well in attempt 3; 2 nodes lost on the way."
+    assert mentions(told.verdict.sentence, "6 3 2 lost")
     assert (facts["Ranks"], facts["Nodes"]) == ("6 (10 at first)", "3: gpu[002-003,006]")
     assert (facts["Lost"], facts["Back"], facts["Drained"]) == ("2: gpu[004-005]", "1: gpu001", "1: gpu003")
-    assert told.advice == (
-        f"Bad nodes: {broken}; gpu004 was lost (Slurm: DOWN+NOT_RESPONDING, Not responding); for the next job: "
-        "--exclude=gpu[003-004]"
-    )
+    assert mentions(told.advice, broken, "gpu004 DOWN+NOT_RESPONDING --exclude=gpu[003-004]")
     assert [(line.number, line.ranks, line.hosts) for line in told.attempts] == [
         (0, "10", "gpu[001-005]; to spare: gpu006"),
         (1, "10", "gpu[001-002,004-006]; to spare: gpu003"),
@@ -115,20 +111,21 @@ def test_a_job_that_loses_nodes(tmp_path: Path) -> None:
         ("gpu005 lost", "lost"),
         ("gpu001 back", "back"),
     ]
-    assert ends(told, 2) == {"4-7": "lost with its node", "0-3,8-9": "stopped by hpc-launch"}
+    assert ends(told, 2) == {"4-7": End.LOST, "0-3,8-9": End.STOPPED}
     assert told.root is not None
-    assert told.root.blame.headline == "lost gpu[004-005]: their agents were killed, or the nodes are gone"
+    assert mentions(told.root.blame.headline, "lost gpu[004-005]")
     assert [name for name, _ in told.root.blame.facts] == ["gpu004", "gpu005"]
     story = [moment.text for moment in told.story if "attempt" not in moment.text]
-    assert story[1:6] == [
+    assert lines_mention(
+        story[1:6],
         broken,
-        "gpu002 leads in place of gpu001",
-        "lost gpu004, says gpu002",
-        "lost gpu005, says gpu002",
-        f"gpu004: Slurm says DOWN+NOT_RESPONDING since {clock(BEGIN + 190)}: Not responding",
-    ]
-    assert story[7] == "gpu001 is there again"
-    assert [mark.text for mark in told.progress] == ["Step 400 in attempt 3, marked by rank 0 at 2024-06-10 06:16:40"]
+        "gpu002 gpu001",
+        "lost gpu004 gpu002",
+        "lost gpu005 gpu002",
+        f"gpu004 DOWN+NOT_RESPONDING {clock(BEGIN + 190)} Not responding",
+    )
+    assert mentions(story[7], "gpu001 there")
+    assert lines_mention([mark.text for mark in told.progress], "400 3 0 2024-06-10 06:16:40")
 
 
 def clock(moment: float) -> str:
@@ -140,7 +137,7 @@ def test_ends_that_nobody_saw(tmp_path: Path) -> None:
     job = histories.write(tmp_path / "1.0", attempts=2)
     told = changed(job, "gpu002", lambda event: event["event"] != "worker ended")
 
-    assert ends(told, 1) == {"4-7": "end not seen", "0-3": "finished"}
+    assert ends(told, 1) == {"4-7": End.UNKNOWN, "0-3": End.FINISHED}
 
 
 def test_what_was_the_same_before(tmp_path: Path) -> None:
@@ -149,8 +146,8 @@ def test_what_was_the_same_before(tmp_path: Path) -> None:
 
     assert told.root is not None
     assert told.root.title == "Root cause"
-    assert told.root.before == "The same happened in attempts 0-3."
-    assert told.root.blame.followed == "7 other ranks followed: 3 ended by hpc-launch, 4 lost their connection."
+    assert mentions(told.root.before, "0-3")
+    assert mentions(told.root.blame.followed, f"7 3 {ENDED} 4 {LOST}")
 
 
 def test_what_differed_between_runs(tmp_path: Path) -> None:
@@ -177,9 +174,9 @@ def test_the_story_is_in_order(tmp_path: Path) -> None:
 
     assert times == sorted(times)
     assert len(told.story) == 121
-    assert "are left out here" in told.story[60].text
+    assert (told.story[60].time, mentions(told.story[60].text, 282)) == ("", True)
     assert len(told.attempts) == 101
-    assert "100 attempts are left out here" in told.attempts[50].ending
+    assert mentions(told.attempts[50].ending, 100)
 
 
 def test_what_cannot_be_read_is_bounded(tmp_path: Path) -> None:
@@ -190,5 +187,5 @@ def test_what_cannot_be_read_is_bounded(tmp_path: Path) -> None:
 
     assert told.verdict.word == "Done"
     assert len(told.unreadable) == 101
-    assert told.unreadable[0] == "nodes/none000/events.jsonl: it is not there"
-    assert told.unreadable[-1] == "and 30 more"
+    assert mentions(told.unreadable[0], "nodes/none000/events.jsonl")
+    assert mentions(told.unreadable[-1], 30)

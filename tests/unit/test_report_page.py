@@ -165,7 +165,6 @@ def test_every_part_is_there(tmp_path: Path) -> None:
 
     for text in (
         "Failed",
-        "It ended with status 1.",
         "Root cause",
         "ValueError: loss is nan",
         "attempt 2",
@@ -177,8 +176,8 @@ def test_every_part_is_there(tmp_path: Path) -> None:
         "train.py --lr 1e-3",
         "SLURM_STEP_NODELIST",
         "Step 300 of 1,000 (30%)",
-        "1 min 30 s ahead of that of the first node",
-        "nodes/gpu003/events.jsonl: it is not there",
+        "1 min 30 s",
+        "nodes/gpu003/events.jsonl",
         "06:13:20",
     ):
         assert text in said, text

@@ -20,6 +20,7 @@ from hpc_launch.records.ledger import Entry
 from hpc_launch.settings import resolve
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
+from tests.support import mentions
 from tests.unit.test_plan import here
 
 RUNNING = JobRecord("7", "RUNNING")
@@ -30,7 +31,8 @@ CANCELLED = JobRecord("7", "COMPLETING", "None")
 REQUEUED = JobRecord("7", "COMPLETING", "None", restarts=1)
 
 FAILED = WorkerError("rank 1 failed", exit_status=3)
-LOST = RendezvousError("lost the agent on gpu002")
+LOST = RendezvousError("gpu002 is lost")
+REFUSED = "Requested operation is presently disabled"
 TERM = Interrupted(15, "SIGTERM")
 
 
@@ -127,7 +129,7 @@ def test_a_requeue_of_slurm_s_own_is_written_down(tmp_path: Path, asked: list[st
     job_requeue.settle_early(plan("on-preempt"), ENVIRON, run(job, None, REQUEUED))
     mark(job, 0, json.dumps({"attempt": 3, "step": 50, "total": 100}))
     word = job_requeue.settle(plan("on-preempt"), ENVIRON, run(job, TERM, REQUEUED))
-    assert word == "Slurm itself has the job run again: not counted"
+    assert mentions(word, "Slurm")
     assert asked == []
     [entry] = ledger.load(job).entries
     assert (entry.cause, entry.counted, entry.step) == ("requeued by Slurm", False, 50)
@@ -147,11 +149,11 @@ def test_one_agent_of_all_steps_asks(tmp_path: Path, asked: list[str]) -> None:
 
 def test_what_slurm_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In Slurm's words; the ledger holds only what happened."""
-    monkeypatch.setattr(controller, "requeue", lambda _: "Requested operation is presently disabled")
+    monkeypatch.setattr(controller, "requeue", lambda _: REFUSED)
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
     word = job_requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING))
-    assert word == "not requeued: Requested operation is presently disabled"
+    assert word.endswith(f": {REFUSED}")
     assert not job.ledger.exists()
 
 
@@ -194,7 +196,7 @@ def test_a_requeue_while_the_workers_end(tmp_path: Path, asked: list[str]) -> No
     word = job_requeue.settle(plan(), ENVIRON, run(job, TERM, REQUEUED))
     [entry] = ledger.load(job).entries
 
-    assert word == "requeued (1 of 10): time limit"
+    assert mentions(word, "requeued 1 10")
     assert (entry.reason, entry.step, entry.counted, asked) == ("timeout", 50, True, ["7"])
 
 
@@ -258,8 +260,8 @@ def test_a_ledger_of_a_later_version_is_left_alone(tmp_path: Path, asked: list[s
     job.ledger.write_text('{"schema": 2, "because": "time"}\n')
     word = job_requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING))
 
-    expected = f"not requeued: {job.ledger} is of a later hpc-launch (schema 2, here 1): go on with that"
-    assert (word, asked, job.ledger.read_text()) == (expected, [], '{"schema": 2, "because": "time"}\n')
+    assert mentions(word, job.ledger, "2 1")
+    assert (asked, job.ledger.read_text()) == ([], '{"schema": 2, "because": "time"}\n')
 
 
 def test_what_slurm_refused_can_be_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +272,8 @@ def test_what_slurm_refused_can_be_asked_again(tmp_path: Path, monkeypatch: pyte
     job.path.mkdir()
     job_requeue.settle_early(plan(), ENVIRON, run(job, None, TIME_LIMIT))
 
-    assert job_requeue.settle(plan(), ENVIRON, run(job, TERM, TIME_LIMIT)) == "requeued (1 of 10): time limit"
+    assert mentions(job_requeue.settle(plan(), ENVIRON, run(job, TERM, TIME_LIMIT)), "requeued 1 10")
+    assert len(ledger.load(job).entries) == 1
 
 
 def test_a_requeue_whose_answer_was_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,4 +305,4 @@ def test_one_thread_at_a_time_settles_it(tmp_path: Path, monkeypatch: pytest.Mon
         goes_on.set()
         early.result(60)
 
-    assert (late.result(60), len(ledger.load(job).entries)) == ("requeued (1 of 10): time limit", 1)
+    assert (mentions(late.result(60), "requeued 1 10"), len(ledger.load(job).entries)) == (True, 1)

@@ -14,6 +14,7 @@ from hpc_launch.review import stacks
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord, read_job
 from tests.histories import Made, write
+from tests.support import lines_mention, mentions
 
 # Plays srun: it cannot start anything on gpu002, and the probes on the others see their workers in the same place.
 SRUN = """#!{python}
@@ -73,7 +74,7 @@ def test_a_node_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch, job: JobDi
 
     assert (group.ranks, group.hosts) == ((0, 1, 4, 5), ("gpu001", "gpu003"))
     assert (unseen.ranks, unseen.hosts) == ((2, 3), ("gpu002",))
-    assert unseen.why == "Slurm cannot start a process there: Communication connection failure"
+    assert unseen.why.endswith(": Communication connection failure")
     assert not found.complete
     assert found.path is not None
     assert len([*found.path.glob("*/rank_*.txt")]) == 6
@@ -87,7 +88,7 @@ def test_a_node_that_is_not_the_job_s_any_more(monkeypatch: pytest.MonkeyPatch, 
     slurm(monkeypatch, job.root, nodes="gpu[001,003]")
     [unseen] = stacks.take(job, write=False).folded.unseen
 
-    assert (unseen.ranks, unseen.why) == ((2, 3), "Slurm has taken the node out of the job")
+    assert (unseen.ranks, mentions(unseen.why, "Slurm")) == ((2, 3), True)
     assert not (job.path / "stacks").exists()
 
 
@@ -104,10 +105,8 @@ def test_without_slurm_only_this_machine_is_seen(monkeypatch: pytest.MonkeyPatch
     path = write(tmp_path / "local-1", Made(nodes=2, per_node=1, attempts=1, ending=""))
     found = stacks.take(path)
 
-    assert [(one.host, one.why) for one in found.seen] == [
-        ("gpu001", "not on this node, and this is no job of Slurm's: call hpc-launch stacks there"),
-        ("gpu002", "there is no such process there"),
-    ]
+    assert [one.host for one in found.seen] == ["gpu001", "gpu002"]
+    assert lines_mention([one.why for one in found.seen], "hpc-launch stacks", "process")
 
 
 @pytest.mark.parametrize("made", [Made(attempts=1, ending="done"), Made(attempts=2, ending="failed")])
@@ -120,5 +119,5 @@ def test_a_job_that_has_ended(tmp_path: Path, made: Made) -> None:
 def test_a_directory_without_workers(tmp_path: Path) -> None:
     """What could not be read is said."""
     (tmp_path / "7.0" / "nodes" / "a").mkdir(parents=True)
-    with pytest.raises(ContextError, match=r"nodes/a/events.jsonl: it is not there"):
+    with pytest.raises(ContextError, match=r"nodes/a/events\.jsonl"):
         stacks.take(tmp_path / "7.0")

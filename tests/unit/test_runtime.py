@@ -26,6 +26,7 @@ from hpc_launch.runtime.end_time import EndTime
 from hpc_launch.runtime.notices import Notices
 from hpc_launch.runtime.process import Process
 from hpc_launch.runtime.progress import Progress
+from tests.support import mentions
 
 # No script here takes longer, on however slow a machine.
 TIMEOUT = 60
@@ -99,7 +100,7 @@ def test_a_number_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the variable."""
     monkeypatch.setenv("WORLD_SIZE", "many")
 
-    with pytest.raises(ValueError, match=r"^WORLD_SIZE=many: a number is expected$"):
+    with pytest.raises(ValueError, match="WORLD_SIZE=many"):
         runtime.world_size()
 
 
@@ -363,10 +364,10 @@ def test_progress_never_fails(tmp_path: Path, job: JobDirectory, monkeypatch: py
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ({"loss": [0.5]}, "loss is a list: mark_progress takes numbers and strings"),
-        ({"loss": None}, "loss is a NoneType: mark_progress takes numbers and strings"),
-        ({"step": "5"}, "step is a str: mark_progress takes numbers and strings"),
-        ({"total": {}}, "total is a dict: mark_progress takes numbers and strings"),
+        ({"loss": [0.5]}, "loss list mark_progress"),
+        ({"loss": None}, "loss NoneType mark_progress"),
+        ({"step": "5"}, "step str mark_progress"),
+        ({"total": {}}, "total dict mark_progress"),
     ],
 )
 def test_progress_takes_numbers_and_strings(
@@ -375,8 +376,9 @@ def test_progress_takes_numbers_and_strings(
     """Anything else is an error that names it, with hpc-launch and without."""
     if not directory:
         monkeypatch.delenv("HPC_LAUNCH_JOB_DIRECTORY")
-    with pytest.raises(TypeError, match=f"^{expected}$"):
+    with pytest.raises(TypeError) as caught:
         runtime.mark_progress(**words)
+    assert mentions(caught.value, expected)
     assert not job.progress(0).exists()
 
 
@@ -485,8 +487,8 @@ def test_the_launcher_names_the_notice_signals(start: Callable[..., Script]) -> 
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        ("SIGUSR1,SIGNAL", "HPC_LAUNCH_NOTICE_SIGNALS: SIGNAL is no signal; names such as SIGUSR1 are expected"),
-        ("SIGKILL", "HPC_LAUNCH_NOTICE_SIGNALS: no process can handle SIGKILL or SIGSTOP"),
+        ("SIGUSR1,SIGNAL", "HPC_LAUNCH_NOTICE_SIGNALS SIGNAL SIGUSR1"),
+        ("SIGKILL", "HPC_LAUNCH_NOTICE_SIGNALS SIGKILL SIGSTOP"),
     ],
 )
 def test_notice_signals_that_are_none(monkeypatch: pytest.MonkeyPatch, names: str, expected: str) -> None:
@@ -494,8 +496,9 @@ def test_notice_signals_that_are_none(monkeypatch: pytest.MonkeyPatch, names: st
     before = signal.getsignal(signal.SIGUSR1)
     monkeypatch.setenv("HPC_LAUNCH_NOTICE_SIGNALS", names)
 
-    with pytest.raises(ValueError, match=f"^{expected}$"):
+    with pytest.raises(ValueError, match="HPC_LAUNCH_NOTICE_SIGNALS") as caught:
         runtime.should_stop()
+    assert mentions(caught.value, expected)
     assert before == signal.getsignal(signal.SIGUSR1)
 
 
@@ -561,7 +564,7 @@ def test_other_threads(start: Callable[..., Script]) -> None:
                 try:
                     say(function() in (False, print))
                 except RuntimeError as error:
-                    say(error)
+                    say("hpc_launch.runtime.should_stop()" in str(error), "main thread" in str(error))
 
         for _ in range(2):
             thread = threading.Thread(target=ask)
@@ -569,12 +572,8 @@ def test_other_threads(start: Callable[..., Script]) -> None:
             thread.join()
             runtime.should_stop()
     """)
-    line = (
-        "only the main thread can handle signals: call hpc_launch.runtime.should_stop() there once, before it is "
-        "called in other threads"
-    )
 
-    assert ([line, line, "True", "True"], 0) == script.end()
+    assert script.end() == (["True True", "True True", "True", "True"], 0)
 
 
 def test_a_handler_that_is_installed_later(start: Callable[..., Script]) -> None:
@@ -966,7 +965,7 @@ def test_patience_has_an_end() -> None:
     store.set("record", "1")
 
     assert not agreement.answer(never)
-    with pytest.raises(RuntimeError, match=r"^rank 0 has not made call 2 of should_stop\(all_ranks=True\) in 1800 s: "):
+    with pytest.raises(RuntimeError, match=r"rank 0.* 2 .*should_stop\(all_ranks=True\).* 1800 s"):
         agreement.answer(never)
     assert store.asked < 2500
 
@@ -979,9 +978,7 @@ def test_a_store_that_is_lost() -> None:
             raise RuntimeError("Broken pipe\nframe #0: c10::Error\nframe #1: main")
 
     for rank in (0, 1):
-        with pytest.raises(
-            RuntimeError, match=r"^should_stop\(all_ranks=True\) lost the store of the ranks: Broken pipe$"
-        ):
+        with pytest.raises(RuntimeError, match=r"^should_stop\(all_ranks=True\) .*: Broken pipe$"):
             Agreement(Lost(), rank, Clock()).answer(never)
 
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 from hpc_launch.cli.run import run
 from hpc_launch.errors import UsageError
 from hpc_launch.settings import Console, CpuBind, NodeRange, Origin, Settings, StreamChoice, Streams, resolve, specs
+from tests.support import mentions
 
 # What torchrun and torch.distributed.launch offer, as their own parser says it.
 ASK_TORCHRUN = """
@@ -147,57 +148,55 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "verbose": [("1", True)],
 }
 
-NODES = "a number of nodes from 1 on, or MIN:MAX with MIN <= MAX"
-PROCESSES = "a number of processes from 1 on, or one of auto, cpu, gpu, xpu"
-STREAMS = "0, 1 (stdout), 2 (stderr) or 3 (both), or LOCAL_RANK:STREAMS pairs such as 0:1,11:3"
-RANKS = "ranks such as 0,3 or 0-3,17"
-PORTS = "LOW-HIGH with ports from 1 to 65535"
-PAIRS = "KEY=VALUE pairs, separated by commas"
-VARIABLES = "NAME=VALUE of environment variables, separated by commas (a double comma stands for one)"
-SIGNALS = "signal names such as SIGTERM,SIGUSR1"
-NOTICES = "signal names such as USR1,USR2 that a process can handle, or none"
-REASONS = "never, or some of on-notice, on-timeout, on-preempt, on-failure, separated by commas"
+# What the line about a bad value names of what would be right.
+NODES = "1 MIN:MAX"
+PROCESSES = "1 auto cpu gpu xpu"
+STREAMS = "0 1 stdout 2 stderr 3 LOCAL_RANK:STREAMS 0:1,11:3"
+RANKS = "0,3 0-3,17"
+PORTS = "LOW-HIGH 1 65535"
+PAIRS = "KEY=VALUE"
+VARIABLES = "NAME=VALUE"
+SIGNALS = "SIGTERM,SIGUSR1"
+NOTICES = "USR1,USR2 none"
+REASONS = "never on-notice on-timeout on-preempt on-failure"
 BAD = [
     *[("nnodes", text, NODES) for text in ("0", "3:2", "abc", "-1", "1:2:3", "1:", ":", "0:2", "1.5", "\u0661")],
     *[("nproc_per_node", text, PROCESSES) for text in ("0", "-1", "1.5", "two words", "\u00b2")],
-    *[("node_rank", text, "a whole number from 0 on") for text in ("-1", "x", "1.0")],
-    ("nodes", "0", "a number of nodes from 1 on, or a host list"),
-    *[
-        ("jobid", text, "the number of a job (12), or of a task of an array (12_3)")
-        for text in ("x", "12_x", "12.0", "-1")
-    ],
-    *[("master_port", text, "a whole number from 1 to 65535") for text in ("0", "65536", "-1", "http")],
+    *[("node_rank", text, "0") for text in ("-1", "x", "1.0")],
+    ("nodes", "0", "1"),
+    *[("jobid", text, "12 12_3") for text in ("x", "12_x", "12.0", "-1")],
+    *[("master_port", text, "1 65535") for text in ("0", "65536", "-1", "http")],
     *[("rdzv_conf", text, PAIRS) for text in ("a", "a=", "=1", "a=1,b")],
     *[
         ("default_env", text, VARIABLES)
         for text in ("A", "=1", "A=1,", "1A=2", "A B=1", "A-B=1", "A=1, B=2", "\u00c9=1")
     ],
     *[("standalone", text, "1 or 0") for text in ("2", "maybe")],
-    *[("join_timeout", text, "a number of seconds") for text in ("x", "1m")],
-    *[("hang_timeout", text, "a number of seconds, or none") for text in ("x", "off")],
-    ("hang_timeout", "-1", "a positive number of seconds, or none"),
-    *[("join_timeout", text, "a positive number of seconds") for text in ("0", "-1", "nan", "inf")],
-    *[("node_timeout", text, "a positive number of seconds") for text in ("0", "-1", "nan", "inf")],
-    *[("spares", text, "a whole number from 0 on") for text in ("-1", "x", "1.5")],
+    *[("join_timeout", text, "seconds") for text in ("x", "1m")],
+    *[("hang_timeout", text, "seconds none") for text in ("x", "off")],
+    ("hang_timeout", "-1", "seconds none"),
+    *[("join_timeout", text, "seconds") for text in ("0", "-1", "nan", "inf")],
+    *[("node_timeout", text, "seconds") for text in ("0", "-1", "nan", "inf")],
+    *[("spares", text, "0") for text in ("-1", "x", "1.5")],
     *[("port_range", text, PORTS) for text in ("0-10", "10-9", "1-65536", "-", "5-", "a-b", "1-2-3")],
-    *[("start_method", text, "one of spawn, fork, forkserver (did you mean fork?)") for text in ("forked",)],
-    ("start_method", "thread", "one of spawn, fork, forkserver"),
-    ("slurm_env", "ranks", "one of rank, keep, hide (did you mean rank?)"),
-    *[("omp_num_threads", text, "a whole number from 1 on") for text in ("0", "all")],
-    *[("max_restarts", text, "a whole number from 0 on") for text in ("-1", "many")],
-    *[("monitor_interval", text, "a positive number of seconds") for text in ("0", "-0.1")],
+    *[("start_method", text, "spawn fork forkserver fork?") for text in ("forked",)],
+    ("start_method", "thread", "spawn fork forkserver"),
+    ("slurm_env", "ranks", "rank keep hide rank?"),
+    *[("omp_num_threads", text, "1") for text in ("0", "all")],
+    *[("max_restarts", text, "0") for text in ("-1", "many")],
+    *[("monitor_interval", text, "seconds") for text in ("0", "-0.1")],
     *[("signals_to_handle", text, SIGNALS) for text in ("TERM", "SIGTERM,", "15", "SIGTERM SIGINT")],
     *[
         ("notice_signals", text, NOTICES)
         for text in ("10", "USR3", "USR1,", "USR1 USR2", "none,USR1", "NONE", "KILL", "USR1,SIGSTOP", "chld")
     ],
-    *[("shutdown_timeout", text, "a whole number from 0 on") for text in ("-1", "0.5")],
+    *[("shutdown_timeout", text, "0") for text in ("-1", "0.5")],
     *[("requeue", text, REASONS) for text in ("on-notice,", "never,on-notice", "On-Notice", "always", "notice")],
-    *[("max_requeues", text, "a whole number from 0 on") for text in ("-1", "many")],
-    *[("requeue_patience", text, "a whole number from 1 on") for text in ("0", "1.5")],
+    *[("max_requeues", text, "0") for text in ("-1", "many")],
+    *[("requeue_patience", text, "1") for text in ("0", "1.5")],
     *[("redirects", text, STREAMS) for text in ("4", "x", "0:4", "0:1,1", "a:1", "0:1,", ":1", "-1:1")],
     *[("local_ranks_filter", text, RANKS) for text in ("a", "0,", "3-1", "0,3-1", "-1", "1-", "0-99999999999")],
-    *[("console", text, f"all, auto, or {RANKS}") for text in ("none", "1-", "2-1")],
+    *[("console", text, f"all auto {RANKS}") for text in ("none", "1-", "2-1")],
 ]
 
 
@@ -253,7 +252,8 @@ def test_a_bad_value_is_refused_from_every_source(name: str, text: str, expected
         sources.append((f"PET_{name.upper()}", {}, {f"PET_{name.upper()}": text}))
     for source, flags, environ in sources:
         error = refused(flags, environ)
-        assert f"{source}: '{text}' is not {expected}" == str(error)
+        told = str(error).removeprefix(f"{source}: '{text}'")
+        assert (told != str(error), mentions(told, expected)) == (True, True), str(error)
         assert (spec.flag, 2) == (error.option, error.exit_status)
 
 
@@ -308,17 +308,17 @@ def test_the_drop_in_has_its_own_default_of_use_env(*, default: bool) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"hosts": "a", "hostfile": "b"}, "--hosts and --hostfile both name the nodes"),
-        ({"no_python": True, "module": True}, "--no-python and --module exclude each other"),
-        ({"no_python": True, "use_env": False}, "--no-python needs --use-env"),
-        ({"nnodes": "2", "node_rank": "2"}, "--node-rank: 2 is not a node of --nnodes 2: they are numbered 0 to 1"),
-        ({"nnodes": "1:4", "node_rank": "4"}, "--node-rank: 4 is not a node of --nnodes 1:4"),
-        ({"standalone": True, "nnodes": "2"}, "--standalone is for one node"),
+        ({"hosts": "a", "hostfile": "b"}, "--hosts --hostfile"),
+        ({"no_python": True, "module": True}, "--no-python --module"),
+        ({"no_python": True, "use_env": False}, "--no-python --use-env"),
+        ({"nnodes": "2", "node_rank": "2"}, "--node-rank 2 --nnodes 2 0 1"),
+        ({"nnodes": "1:4", "node_rank": "4"}, "--node-rank 4 --nnodes 1:4 0 3"),
+        ({"standalone": True, "nnodes": "2"}, "--standalone --nnodes"),
     ],
 )
 def test_contradictions_are_refused(flags: Mapping[str, str | bool], words: str) -> None:
     """Options that cannot both be meant are refused, in words that name them."""
-    assert str(refused(flags)).startswith(words)
+    assert mentions(refused(flags), words)
 
 
 @pytest.mark.parametrize(

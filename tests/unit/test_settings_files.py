@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -34,6 +35,7 @@ from hpc_launch.settings import (
     writing,
 )
 from hpc_launch.settings.layer import Table, layer_of
+from tests.support import mentions
 
 ROOT = Path(__file__).parents[2]
 IN_FILES = {name: spec for name, spec in specs().items() if not spec.not_in_files}
@@ -259,9 +261,8 @@ def test_profiles_in_pyproject(place: Place) -> None:
     """They stand below the table of hpc-launch, and messages say so."""
     path = place.write(SHARED, "[tool.hpc-launch.profiles.'my own']\nmax-restarts = -1\n")
 
-    assert place.refused({"HPC_LAUNCH_PROFILE": "my own"}) == (
-        f"{path}: tool.hpc-launch.profiles.my own.max-restarts: -1 is not a whole number from 0 on"
-    )
+    told = place.refused({"HPC_LAUNCH_PROFILE": "my own"})
+    assert told.startswith(f"{path}: tool.hpc-launch.profiles.my own.max-restarts: -1 ")
 
 
 def test_a_profile_that_is_a_file(place: Place) -> None:
@@ -286,19 +287,21 @@ def test_the_profiles_that_come_with_hpc_launch(place: Place, name: str) -> None
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("fats", "there is no profile 'fats'; did you mean 'fast'?"),
-        ("slingshto", "there is no profile 'slingshto'; did you mean 'slingshot'?"),
-        ("x", "there is no profile 'x', only efa, fast, infiniband, mi250x and slingshot"),
-        ("..", "there is no profile '..', only efa, fast, infiniband, mi250x and slingshot"),
-        ("./fast", "there is no file {inside}/fast"),
-        ("fast.toml", "there is no file {inside}/fast.toml"),
+        ("fats", "'fats' 'fast'?"),
+        ("slingshto", "'slingshto' 'slingshot'?"),
+        ("x", "'x' efa fast infiniband mi250x slingshot"),
+        ("..", "'..' efa fast infiniband mi250x slingshot"),
+        ("./fast", "{inside}/fast"),
+        ("fast.toml", "{inside}/fast.toml"),
     ],
 )
 def test_a_profile_that_is_not_there(place: Place, name: str, words: str) -> None:
     """It is an error, which says who named it and what there is."""
     place.write(SITE, "[profiles.fast]\n")
 
-    assert place.refused({"HPC_LAUNCH_PROFILE": name}) == f"HPC_LAUNCH_PROFILE: {words.format(inside=place.inside)}"
+    assert mentions(
+        place.refused({"HPC_LAUNCH_PROFILE": name}), "HPC_LAUNCH_PROFILE", words.format(inside=place.inside)
+    )
 
 
 # ---- what is refused
@@ -307,64 +310,64 @@ def test_a_profile_that_is_not_there(place: Place, name: str, words: str) -> Non
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("max-restart = 1", "there is no option 'max-restart'; did you mean 'max-restarts'?"),
-        ("modules = ['cuda']", "there is no option 'modules'"),
-        ("zzz = 1", "there is no option 'zzz'"),
-        ("--role = 'x'", "there is no option '--role'; did you mean 'role'?"),
-        ("[profiles.a]\nrole_ = 'x'", "there is no option 'profiles.a.role_'; did you mean 'role'?"),
-        ("[profiles.a.profiles]", "there is no option 'profiles.a.profiles'"),
-        ("profiles = 1", "profiles is not a table: write [profiles]"),
-        ("[profiles]\na = 1", "profiles.a is not a table: write [profiles.a]"),
-        ("max-restarts = 1\nmax_restarts = 1", "max-restarts and max_restarts are the same option: keep one of them"),
-        ("grace = 1\nshutdown-timeout = 1", "grace and shutdown-timeout are the same option: keep one of them"),
+        ("max-restart = 1", "'max-restart' 'max-restarts'?"),
+        ("modules = ['cuda']", "'modules'"),
+        ("zzz = 1", "'zzz'"),
+        ("--role = 'x'", "'--role' 'role'?"),
+        ("[profiles.a]\nrole_ = 'x'", "'profiles.a.role_' 'role'?"),
+        ("[profiles.a.profiles]", "'profiles.a.profiles'"),
+        ("profiles = 1", "profiles [profiles]"),
+        ("[profiles]\na = 1", "profiles.a [profiles.a]"),
+        ("max-restarts = 1\nmax_restarts = 1", "max-restarts max_restarts"),
+        ("grace = 1\nshutdown-timeout = 1", "grace shutdown-timeout"),
         (
             "node-rank = 1",
-            "node-rank cannot be set in a file, because it differs from node to node: give --node-rank or HPC",
+            "node-rank --node-rank HPC_LAUNCH_NODE_RANK",
         ),
         (
             "[profiles.a]\nnnodes = 2",
-            "profiles.a.nnodes cannot be set in a file, because it belongs to one run: give --nnodes or HPC_LAUNCH_NNO",
+            "profiles.a.nnodes --nnodes HPC_LAUNCH_NNODES",
         ),
-        ("module = true", "module cannot be set in a file, because it says how the words of one command are meant: "),
-        ("profile = 'x'", "profile cannot be set in a file, because it belongs to one run: "),
-        ("max-restarts = -1", "max-restarts: -1 is not a whole number from 0 on"),
-        ("max_restarts = 'x'", "max_restarts: 'x' is not a whole number from 0 on"),
-        ("max-restarts = true", "max-restarts: true is not a whole number or a string"),
-        ("max-restarts = 1.5", "max-restarts: 1.5 is not a whole number or a string"),
-        ("max-restarts = [1]", "max-restarts: [1] is not a whole number or a string"),
-        (f"max-restarts = 0x{'f' * 5000}", "max-restarts: a very large number is not a number of that size"),
-        (f"console = [0x{'f' * 5000}]", "console: a very large number is not a number of that size"),
-        ("join-timeout = nan", "join-timeout: NaN is not a positive number of seconds"),
-        ("join-timeout = 10:00:00", 'join-timeout: "10:00:00" is not a whole number or a number or a string'),
-        ("verbose = 1", "verbose: 1 is not true or false or a string"),
-        ("role = 1", "role: 1 is not a string"),
-        ("role = {}", "role: {} is not a string"),
-        ("role = 'a\\u0000'".replace("'", '"'), "role: 'a\0' is not text that a process can be given"),
-        ("start = 'cold'", "start: 'cold' is not one of auto, warm, exec"),
-        ("preload = [1]", "preload: [1] is not a list of strings"),
-        ("default-env = ['A']", 'default-env: ["A"] is not NAME=VALUE of environment variables'),
-        ("default-env = {A = 'b'}", "default-env: {"),
-        ("preload = ['a b']", 'preload: ["a b"] is not names of modules, separated by commas'),
-        ("local-ranks-filter = [true]", "local-ranks-filter: [true] is not a list of whole numbers or strings"),
-        ("notice-signals = []", "notice-signals: [] is not signal names such as USR1,USR2 that a process can handle"),
-        ("port-range = '9-1'", "port-range: '9-1' is not LOW-HIGH with ports from 1 to 65535"),
+        ("module = true", "module --module HPC_LAUNCH_MODULE"),
+        ("profile = 'x'", "profile --profile HPC_LAUNCH_PROFILE"),
+        ("max-restarts = -1", "max-restarts -1 0"),
+        ("max_restarts = 'x'", "max_restarts 'x' 0"),
+        ("max-restarts = true", "max-restarts true"),
+        ("max-restarts = 1.5", "max-restarts 1.5"),
+        ("max-restarts = [1]", "max-restarts [1]"),
+        (f"max-restarts = 0x{'f' * 5000}", "max-restarts"),
+        (f"console = [0x{'f' * 5000}]", "console"),
+        ("join-timeout = nan", "join-timeout NaN seconds"),
+        ("join-timeout = 10:00:00", 'join-timeout "10:00:00"'),
+        ("verbose = 1", "verbose 1 true false"),
+        ("role = 1", "role 1"),
+        ("role = {}", "role {}"),
+        ("role = 'a\\u0000'".replace("'", '"'), "role 'a\0'"),
+        ("start = 'cold'", "start 'cold' auto warm exec"),
+        ("preload = [1]", "preload [1] list"),
+        ("default-env = ['A']", 'default-env ["A"] NAME=VALUE'),
+        ("default-env = {A = 'b'}", "default-env {"),
+        ("preload = ['a b']", 'preload ["a b"]'),
+        ("local-ranks-filter = [true]", "local-ranks-filter [true] list"),
+        ("notice-signals = []", "notice-signals [] USR1,USR2"),
+        ("port-range = '9-1'", "port-range '9-1' LOW-HIGH 1 65535"),
     ],
 )
 def test_what_a_file_cannot_say(place: Place, text: str, words: str) -> None:
     """The message names the file, the key, what is wrong and what would be right."""
     path = place.write(PROJECT, text + "\n")
 
-    assert place.refused().startswith(f"{path}: {words}")
+    assert mentions(place.refused(), path, words)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"\na = \n", "{path} is not TOML: Invalid value (at line 2, column 5)"),
-        (b"a = 1\na = 2\n", "{path} is not TOML: Cannot overwrite a value (at line 2, column 6)"),
-        (b"\n\nrole = '\xff'\n", "{path} is not TOML: what is at line 3 is not text in UTF-8"),
-        (b"a = " + b"[" * 100_000, "{path} is not TOML: "),
-        (b"max-restarts = " + b"9" * 5000, "{path} is not TOML: "),
+        (b"\na = \n", "{path} 2 5"),
+        (b"a = 1\na = 2\n", "{path} 2 6"),
+        (b"\n\nrole = '\xff'\n", "{path} 3 UTF-8"),
+        (b"a = " + b"[" * 100_000, "{path}"),
+        (b"max-restarts = " + b"9" * 5000, "{path}"),
     ],
 )
 def test_what_is_not_toml(place: Place, content: bytes, words: str) -> None:
@@ -373,7 +376,7 @@ def test_what_is_not_toml(place: Place, content: bytes, words: str) -> None:
         path = place.write(where, "")
         path.write_bytes(content)
 
-        assert place.refused().startswith(words.format(path=path))
+        assert mentions(place.refused(), "TOML", words.format(path=path))
         path.unlink()
 
 
@@ -381,7 +384,7 @@ def test_a_file_that_cannot_be_read(place: Place) -> None:
     """A file that is there and cannot be read is an error: it may say what matters."""
     (place.root / PROJECT).mkdir()
 
-    assert place.refused() == f"cannot read {place.root / PROJECT}: Is a directory"
+    assert mentions(place.refused(), place.root / PROJECT, os.strerror(errno.EISDIR))
 
 
 def test_a_file_that_is_closed_to_this_user() -> None:
@@ -403,7 +406,8 @@ def test_a_file_that_is_closed_to_this_user() -> None:
             )
             closed.chmod(0o755)
 
-    assert (2, f"hpc-launch: cannot read {path}: Permission denied\n") == (done[0].returncode, done[0].stderr)
+    assert (done[0].returncode, done[0].stderr.count("\n")) == (2, 1)
+    assert mentions(done[0].stderr, path, os.strerror(errno.EACCES))
     assert (done[1].returncode, done[1].stderr, "found" in done[1].stdout) == (0, "", False)
 
 
@@ -411,16 +415,14 @@ def test_two_files_of_one_project(place: Place) -> None:
     """Settings in both files of a directory are refused, and both are named."""
     own, shared = place.write(PROJECT, ""), place.write(SHARED, "[tool.hpc-launch]\n")
 
-    assert place.refused() == (
-        f"{own} and [tool.hpc-launch] of {shared} both are the project's settings: keep one of them"
-    )
+    assert mentions(place.refused(), own, shared, "[tool.hpc-launch]")
 
 
 def test_the_table_of_pyproject_is_a_table(place: Place) -> None:
     """`tool.hpc-launch` that is something else is refused."""
     path = place.write(SHARED, "[tool]\nhpc-launch = 1\n")
 
-    assert place.refused() == f"{path}: tool.hpc-launch is not a table: write [tool.hpc-launch]"
+    assert mentions(place.refused(), path, "tool.hpc-launch [tool.hpc-launch]")
 
 
 def test_options_that_files_cannot_set() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from hpc_launch.errors import HpcLaunchError, LogDirError, ScriptError, UsageError
 from hpc_launch.submission.snapshot import Changes, Snapshot, take
+from tests.support import mentions
 
 IDENTITY = ("-c", "user.name=Me", "-c", "user.email=me@example.org", "-c", "protocol.file.allow=always")
 
@@ -136,14 +137,11 @@ def change(repository: Path) -> None:
 def test_changes_are_refused(repository: Path, tmp_path: Path) -> None:
     """A change of a tracked file is named, and how to keep it; no more than three are."""
     (repository / "train.py").write_text("print('changed')\n")
-    assert refused(UsageError, repository, tmp_path / "snapshot") == (
-        "--snapshot: uncommitted changes in train.py: commit them, or give --snapshot-changes=record to run them and "
-        "keep a patch"
-    )
+    assert mentions(refused(UsageError, repository, tmp_path / "snapshot"), "train.py --snapshot-changes=record")
     change(repository)
-    assert "in my package/ünï.py, new.bin, run.sh and 1 more: " in refused(
-        UsageError, repository, tmp_path / "snapshot"
-    )
+    told = refused(UsageError, repository, tmp_path / "snapshot")
+    assert mentions(told, "my package/ünï.py new.bin run.sh 1")
+    assert not mentions(told, "train.py")
 
 
 def test_changes_are_recorded(repository: Path, tmp_path: Path) -> None:
@@ -333,9 +331,9 @@ def test_a_needed_file_is_tracked(repository: Path, tmp_path: Path) -> None:
     def wrong(needed: Path) -> str:
         return refused(ScriptError, folder, tmp_path / "snapshot", needed=(needed,))
 
-    assert wrong(Path("../new.py")) == ("--snapshot: git does not track new.py: add it with 'git add', and commit it")
-    assert "there is no file" in wrong(Path("absent.py"))
-    assert "is not in the repository" in wrong(tmp_path / "outside.py")
+    assert mentions(wrong(Path("../new.py")), "new.py git add")
+    assert mentions(wrong(Path("absent.py")), folder / "absent.py")
+    assert mentions(wrong(tmp_path / "outside.py"), tmp_path / "outside.py", repository)
     take(folder, tmp_path / "snapshot", changes="refuse", needed=(Path("../train.py"), repository / "run.sh"))
 
 
@@ -345,21 +343,23 @@ def test_without_a_repository_it_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     target = tmp_path / "out/snapshot"
     (tmp_path / "out").mkdir()
     (tmp_path / "plain").mkdir()
-    assert "is in no git repository: 'git init'" in refused(UsageError, tmp_path / "plain", target)
+    assert mentions(refused(UsageError, tmp_path / "plain", target), tmp_path / "plain", "git init")
     git(tmp_path / "plain", "init", "--quiet")
-    assert "has no commit yet" in refused(UsageError, tmp_path / "plain", target)
-    assert "there is no directory" in refused(UsageError, tmp_path / "absent", target)
+    without_commit = refused(UsageError, tmp_path / "plain", target)
+    assert mentions(without_commit, tmp_path / "plain", "commit")
+    assert not mentions(without_commit, "init")
+    assert mentions(refused(UsageError, tmp_path / "absent", target), tmp_path / "absent")
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    assert "there is no git program on PATH" in refused(UsageError, tmp_path / "plain", target)
+    assert mentions(refused(UsageError, tmp_path / "plain", target), "git PATH")
 
 
 def test_nothing_is_left_of_a_copy_that_fails(repository: Path, tmp_path: Path) -> None:
     """A copy that cannot be made whole is not there at all."""
     (tmp_path / "file").touch()
-    with pytest.raises(LogDirError, match=r"cannot copy .* to .*: (Not a directory|File exists)"):
+    with pytest.raises(LogDirError, match=r"file/snapshot.*: (Not a directory|File exists)"):
         take(repository, tmp_path / "file/snapshot", changes="refuse")
     (tmp_path / "there").mkdir()
-    with pytest.raises(LogDirError, match="is there already"):
+    with pytest.raises(LogDirError, match="/there "):
         take(repository, tmp_path / "there", changes="refuse")
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "my repo", "there"]
@@ -374,7 +374,7 @@ def test_a_copy_that_is_broken_off_leaves_nothing(
         raise OSError(28, "No space left on device", "there")
 
     monkeypatch.setattr(shutil, "copy2", fail)
-    with pytest.raises(LogDirError, match=r"cannot copy .*: there: No space left on device"):
+    with pytest.raises(LogDirError, match=r": there: No space left on device"):
         take(repository, tmp_path / "snapshot", changes="refuse")
 
     assert [path.name for path in tmp_path.iterdir()] == ["my repo"]

@@ -16,6 +16,7 @@ from hpc_launch.settings import Origin, Settings, resolve
 from hpc_launch.slurm import steps
 from hpc_launch.slurm.environment import Allocation, Place, locate
 from hpc_launch.slurm.steps import RunningStep, StepRequest
+from tests.support import mentions
 from tests.unit.slurm_variables import BATCH, INTERACTIVE, LOGIN_SHELL, ONE_TASK_PER_NODE, SUBSET
 
 ONE_NODE_BATCH = {**BATCH, "SLURM_JOB_NODELIST": "gpu01", "SLURM_JOB_NUM_NODES": "1"}
@@ -97,8 +98,8 @@ def test_a_mask_of_ones_own_on_one_node() -> None:
 @pytest.mark.parametrize(
     ("variables", "options", "expected"),
     [
-        (BATCH, {"node_rank": "0"}, "--node-rank 0 in the batch script of job 4711"),
-        ({**BATCH, "SLURM_HET_SIZE": "2"}, {}, "job 4711 is heterogeneous"),
+        (BATCH, {"node_rank": "0"}, "--node-rank 0 4711"),
+        ({**BATCH, "SLURM_HET_SIZE": "2"}, {}, "4711 heterogeneous"),
     ],
 )
 def test_what_no_step_can_be(variables: Mapping[str, str], options: Mapping[str, str], expected: str) -> None:
@@ -106,12 +107,12 @@ def test_what_no_step_can_be(variables: Mapping[str, str], options: Mapping[str,
     with pytest.raises(ContextError) as caught:
         step.wanted(asked(**options), here(variables))
 
-    assert str(caught.value).startswith(expected)
+    assert mentions(caught.value, expected)
 
 
 def test_planning_without_the_step_is_refused() -> None:
     """Nobody trains in the batch script of four nodes by mistake."""
-    with pytest.raises(ContextError, match="this is the batch script of job 4711 on one of its 4 nodes: start one"):
+    with pytest.raises(ContextError, match=r"\b4711\b.*\b4\b"):
         derive.make(asked(), here(BATCH), ("train.py",))
 
 
@@ -186,10 +187,10 @@ def test_gpus_are_counted_where_srun_has_to_be_told() -> None:
 @pytest.mark.parametrize(
     ("options", "kind", "expected"),
     [
-        ({"nodes": "5"}, ContextError, "--nodes 5, but job 4711 has 4 (gpu[01-04])"),
-        ({"nnodes": "5:8"}, ContextError, "--nnodes 5, but job 4711 has 4 (gpu[01-04])"),
-        ({"hosts": "gpu[04-05]"}, ContextError, "--hosts: gpu05 is not of the nodes of job 4711"),
-        ({"nodes": "gpu[04"}, UsageError, "--nodes: "),
+        ({"nodes": "5"}, ContextError, "--nodes 5 4711 4 gpu[01-04]"),
+        ({"nnodes": "5:8"}, ContextError, "--nnodes 5 4711 4 gpu[01-04]"),
+        ({"hosts": "gpu[04-05]"}, ContextError, "--hosts gpu05 4711"),
+        ({"nodes": "gpu[04"}, UsageError, "--nodes 'gpu[04'"),
     ],
 )
 def test_nodes_that_are_not_there(options: Mapping[str, str], kind: type[Exception], expected: str) -> None:
@@ -197,7 +198,7 @@ def test_nodes_that_are_not_there(options: Mapping[str, str], kind: type[Excepti
     with pytest.raises(kind) as caught:
         chosen(here(BATCH), **options)
 
-    assert str(caught.value).startswith(expected)
+    assert mentions(caught.value, expected)
 
 
 @pytest.mark.parametrize(
@@ -205,20 +206,20 @@ def test_nodes_that_are_not_there(options: Mapping[str, str], kind: type[Excepti
 )
 def test_nodes_are_said_once(other: str, expected: str) -> None:
     """--nodes and another option for the same contradict each other."""
-    with pytest.raises(UsageError, match=f"--nodes and {expected} both say which nodes"):
+    with pytest.raises(UsageError, match=f"--nodes .*{expected}"):
         asked(nodes="2", **{other: "2"})
 
 
 @pytest.mark.parametrize(
     ("variables", "expected"),
-    [({}, "--nodes 2: there is no Slurm job here"), (SUBSET, "--nodes 2: srun has chosen the nodes of this step")],
+    [({}, "--nodes 2"), (SUBSET, "--nodes 2 srun")],
 )
 def test_nodes_where_no_step_is_started(variables: Mapping[str, str], expected: str) -> None:
     """There is nothing to pick from."""
     with pytest.raises(UsageError) as caught:
         derive.make(asked(nodes="2"), here(variables), ("train.py",))
 
-    assert str(caught.value).startswith(expected)
+    assert mentions(caught.value, expected)
 
 
 def test_in_a_step_of_ours_the_choice_has_been_made() -> None:
@@ -239,11 +240,8 @@ def test_who_is_in_the_way() -> None:
 
     assert found == (others[1],)
     assert step.already_training(request, job_of(here(BATCH)), others) == ()
-    assert step.blocked(request, job_of(here(BATCH)), found) == (
-        "job 4711 has nothing left for another step on gpu[01-02]: step 4711.3 (sleep) on gpu[02-03] has it; wait for "
-        "its end, or end it with 'scancel 4711.3', or use the free nodes with --nodes 'gpu[01,04]', or share with "
-        "--overlap"
-    )
+    told = step.blocked(request, job_of(here(BATCH)), found)
+    assert mentions(told, "4711 gpu[01-02] 4711.3 sleep gpu[02-03] scancel --nodes 'gpu[01,04]' --overlap")
 
 
 # --- the line

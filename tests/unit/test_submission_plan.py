@@ -16,6 +16,7 @@ from hpc_launch.slurm.times import read_time_limit
 from hpc_launch.submission import plan, sbatch, sweep
 from hpc_launch.submission.render import Draft
 from hpc_launch.submission.request import Here, JobRequest, Software, Submission
+from tests.support import mentions
 from tests.unit.test_templates import TEMPLATES
 
 DGX = NodeGroup("gpu", default=True, nodes=4, cpus=128, memory=1_000_000, gpus={"a100": 8}, time_limit="2-00:00:00")
@@ -92,17 +93,17 @@ def test_an_administrators_sizes_are_kept() -> None:
 @pytest.mark.parametrize(
     ("nodes", "asked", "has"),
     [
-        ([DGX], {"nodes": "5", "gpus_per_node": "1"}, "4 nodes with 1 GPU"),
-        ([DGX, SMALL], {"nodes": "5-9", "gpus_per_node": "4"}, "4 nodes with 4 GPUs"),
-        ([SMALL], {"nodes": "3", "gpus_per_node": "t4:3"}, "0 nodes with 3 GPUs"),
-        ([DGX, SMALL], {"nodes": "7", "gpus_per_node": None}, "6 nodes"),
+        ([DGX], {"nodes": "5", "gpus_per_node": "1"}, "4 1"),
+        ([DGX, SMALL], {"nodes": "5-9", "gpus_per_node": "4"}, "4 4"),
+        ([SMALL], {"nodes": "3", "gpus_per_node": "t4:3"}, "0 3"),
+        ([DGX, SMALL], {"nodes": "7", "gpus_per_node": None}, "6"),
     ],
 )
 def test_more_nodes_than_there_are(nodes: list[NodeGroup], asked: Any, has: str) -> None:
     """Slurm accepts such a job, unless it is told not to (EnforcePartLimits), and it waits for ever."""
-    line = f"--nodes={asked['nodes']}, but partition gpu has {has}: Slurm may let such a job wait"
+    notes = made(*nodes, **asked).notes
 
-    assert line in made(*nodes, **asked).notes
+    assert [note for note in notes if mentions(note, f"--nodes={asked['nodes']} gpu {has}")] != []
 
 
 @pytest.mark.parametrize("asked", [{"nodes": "4"}, {"nodes": "2-9"}, {"nodes": "6", "gpus_per_node": "2"}, {}])
@@ -166,10 +167,10 @@ def test_a_job_that_may_lose_nodes_tells_slurm_so() -> None:
     spared = made(DGX, template="multi_node", nodes="2-4", spares=2, no_kill=True)
 
     assert picked(spared, "nodes", "no-kill") == ("4-6", "")
-    assert "\nexport SLURM_NO_KILL=set SLURM_KILL_BAD_EXIT=0\n" in spared.script
-    assert "--nodes=4-6, 2 of them to spare" in spared.notes
+    assert "export SLURM_NO_KILL=set SLURM_KILL_BAD_EXIT=0\n" in spared.script
+    assert [note for note in spared.notes if mentions(note, "--nodes=4-6 2")] != []
     assert "NO_KILL" not in made(DGX, template="multi_node", nodes="2").script
-    with pytest.raises(UsageError, match="--spares 1: all is no number of nodes"):
+    with pytest.raises(UsageError, match=r"--spares 1\b.*\ball\b"):
         made(DGX, template="multi_node", nodes="all", spares=1)
 
 
@@ -190,7 +191,7 @@ def test_a_job_comes_after_others(after: list[str], dependency: str) -> None:
 
 @pytest.mark.parametrize("after", ["", "x", "12:later", "12,13", "12:"])
 def test_other_conditions_are_refused(after: str) -> None:
-    with pytest.raises(UsageError, match="is not JOB or JOB:STATE"):
+    with pytest.raises(UsageError, match="JOB or JOB:STATE"):
         made(after=[after])
 
 
@@ -201,17 +202,17 @@ def limit(value: str) -> Resolved:
 @pytest.mark.parametrize(
     ("name", "asked", "start"),
     [
-        ("max-nodes", {"nodes": "3"}, "--nodes: 3 is more than this partition has, 2 (/etc/x"),
-        ("max-gpus-per-node", {"gpus_per_node": "a100:3"}, "--gpus-per-node: 3 is more"),
-        ("max-gpus-per-node", {"gres": "gpu:4"}, "--gpus-per-node: 4 is more"),
-        ("max-time", {"time": "1-12"}, "--time: 1-12 is more"),
-        ("max-time", {"time": "unlimited"}, "--time: unlimited is more"),
+        ("max-nodes", {"nodes": "3"}, "--nodes 3 2 /etc/x"),
+        ("max-gpus-per-node", {"gpus_per_node": "a100:3"}, "--gpus-per-node 3 2"),
+        ("max-gpus-per-node", {"gres": "gpu:4"}, "--gpus-per-node 4 2"),
+        ("max-time", {"time": "1-12"}, "--time 1-12"),
+        ("max-time", {"time": "unlimited"}, "--time unlimited"),
     ],
 )
 def test_a_limit_is_looked_at_before_slurm_is_asked(name: str, asked: Any, start: str) -> None:
     with pytest.raises(UsageError) as caught:
         made(limits={name: limit("2")}, **asked)
-    assert str(caught.value).startswith(start)
+    assert mentions(caught.value, start)
 
 
 def test_what_is_within_the_limits_is_fine() -> None:
@@ -281,7 +282,7 @@ def test_points_are_tasks_of_an_array() -> None:
 
 @pytest.mark.parametrize("array", ["4", "0-9", "x", "0-3%x"])
 def test_points_that_are_not_there_are_refused(array: str) -> None:
-    with pytest.raises(UsageError, match="is not some of the points 0-1"):
+    with pytest.raises(UsageError, match="0-1"):
         made(sweep=(sweep.read("lr=1,2"),), array=array)
 
 
@@ -292,9 +293,9 @@ def test_a_sweep_that_is_none_is_refused(text: str) -> None:
 
 
 def test_a_sweep_is_not_for_a_template_with_points() -> None:
-    with pytest.raises(UsageError, match="has points of its own"):
+    with pytest.raises(UsageError, match="array"):
         made(template="array", sweep=(sweep.read("lr=1"),))
-    with pytest.raises(UsageError, match="--lr is there twice"):
+    with pytest.raises(UsageError, match="--lr"):
         made(sweep=(sweep.read("lr=1"), sweep.read("--lr=2")))
 
 
@@ -338,7 +339,7 @@ def test_an_image_is_for_a_template_that_takes_one(template: str) -> None:
     assert found.script.index("export CONTAINER_IMAGE='/my image.sif'\n") < found.script.index(
         'CONTAINER_IMAGE="${CONTAINER_IMAGE:-'
     )
-    with pytest.raises(UsageError, match="--image: the template cpu takes none"):
+    with pytest.raises(UsageError, match=r"--image.*\bcpu\b"):
         made(template="cpu", software=Software(image="x"))
 
 

@@ -13,6 +13,7 @@ from hpc_launch.settings import files, specs, writing
 from hpc_launch.slurm.directives import LETTERS
 from hpc_launch.submission import resolution
 from hpc_launch.submission.options import OF_A_PARTITION, OPTIONS
+from tests.support import mentions
 
 PROJECT, USER, SITE = "project/hpc-launch.toml", "home/.config/hpc-launch/config.toml", "etc/config.toml"
 
@@ -122,27 +123,24 @@ def test_every_option_has_a_flag_and_a_variable(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[submit]\npartion = 1", "there is no option 'submit.partion'; did you mean 'partition'?"),
-        ("[submit]\nmax-nodes = 1", "there is no option 'submit.max-nodes'; did you mean 'nodes'?"),
-        ("[submit.partitions.gpu]\nmax_node = 1", "'submit.partitions.gpu.max_node'; did you mean 'max-nodes'?"),
-        ("[submit.partitions.gpu]\nmax-nodes = 0", "max-nodes: 0 is not a whole number from 1 on"),
-        ('[submit.partitions.gpu]\nmax-time = "x"', "max-time: 'x' is not a time limit"),
-        ("[submit]\npartitions = 1", "submit.partitions is not a table: write [submit.partitions.NAME]"),
-        ("[submit.partitions]\ngpu = 1", "submit.partitions.gpu is not a table"),
-        ("submit = 1", "submit is not a table: write [submit]"),
-        ("[submit]\nnodes = 1.5", "submit.nodes: 1.5 is not a string or a whole number"),
-        ("[submit]\nnodes = [1]", "submit.nodes: [1] is not a string or a whole number"),
-        ("[submit]\nexclusive = 7", "submit.exclusive: 7 is not true or false"),
-        ("[submit]\nmodules = [1]", "submit.modules: [1] is not a list of strings"),
-        (
-            "[submit]\nmem-per-gpu = 1\nmem_per_gpu = 2",
-            "submit.mem-per-gpu and mem_per_gpu are the same option: keep one of them",
-        ),
-        ('[submit]\ncomment = "a\\u0000"', "submit.comment: 'a\0' is not text that a process can be given"),
-        (f"[submit]\nnodes = 0x{'f' * 5000}", "submit.nodes: a very large number is not a number of that size"),
-        ("[submit]\nexclusive = 'x'", "submit.exclusive: 'x' is not 1 or 0"),
-        ("[submit]\ngres = [1.5]", "submit.gres: [1.5] is not a string or a list of strings"),
-        ("[submit.partitions.gpu]\npartition = 'x'", "there is no option 'submit.partitions.gpu.partition'"),
+        ("[submit]\npartion = 1", "'submit.partion' 'partition'?"),
+        ("[submit]\nmax-nodes = 1", "'submit.max-nodes' 'nodes'?"),
+        ("[submit.partitions.gpu]\nmax_node = 1", "'submit.partitions.gpu.max_node' 'max-nodes'?"),
+        ("[submit.partitions.gpu]\nmax-nodes = 0", "submit.partitions.gpu.max-nodes 0 1"),
+        ('[submit.partitions.gpu]\nmax-time = "x"', "submit.partitions.gpu.max-time 'x'"),
+        ("[submit]\npartitions = 1", "submit.partitions [submit.partitions.NAME]"),
+        ("[submit.partitions]\ngpu = 1", "submit.partitions.gpu"),
+        ("submit = 1", "[submit]"),
+        ("[submit]\nnodes = 1.5", "submit.nodes 1.5"),
+        ("[submit]\nnodes = [1]", "submit.nodes [1]"),
+        ("[submit]\nexclusive = 7", "submit.exclusive 7 true false"),
+        ("[submit]\nmodules = [1]", "submit.modules [1] list"),
+        ("[submit]\nmem-per-gpu = 1\nmem_per_gpu = 2", "submit.mem-per-gpu mem_per_gpu"),
+        ('[submit]\ncomment = "a\\u0000"', "submit.comment"),
+        (f"[submit]\nnodes = 0x{'f' * 5000}", "submit.nodes"),
+        ("[submit]\nexclusive = 'x'", "submit.exclusive 'x' 1 0"),
+        ("[submit]\ngres = [1.5]", "submit.gres [1.5] list"),
+        ("[submit.partitions.gpu]\npartition = 'x'", "'submit.partitions.gpu.partition'"),
     ],
 )
 def test_what_a_file_cannot_say_is_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -151,7 +149,7 @@ def test_what_a_file_cannot_say_is_one_line(tmp_path: Path, text: str, message: 
     with pytest.raises(UsageError) as caught:
         heard(tmp_path, partition="gpu")
     assert str(caught.value).startswith(f"{tmp_path}/{PROJECT}: ")
-    assert message in str(caught.value)
+    assert mentions(caught.value, message)
 
 
 def test_a_mistake_does_not_hurt_a_run(tmp_path: Path) -> None:

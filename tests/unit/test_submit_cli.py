@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support import lines_mention, mentions
 
 SBATCH = f"""#!{sys.executable}
 import json, os, sys
@@ -87,11 +90,7 @@ def test_a_dry_run_needs_no_slurm(alone: Shell) -> None:
 
     assert (done.returncode, done.stdout[:12]) == (0, "#!/bin/bash\n")
     assert "set -- --no-use-env --max-restarts 3 train.py -x\n" in done.stdout
-    assert (
-        done.stderr.splitlines()[-1]
-        == "hpc-launch: to be submitted with: sbatch --parsable '--job-name=a"[:0] + (done.stderr.splitlines()[-1])
-    )
-    assert "given to sbatch itself" in done.stderr
+    assert mentions(done.stderr, "sbatch --parsable --job-name=a")
     assert sorted(alone.folder.iterdir()) == before
 
 
@@ -99,7 +98,7 @@ def test_without_slurm_it_says_so(alone: Shell) -> None:
     done = alone.call("train.py")
 
     assert done.returncode == 71
-    assert done.stderr.splitlines()[-1].startswith("hpc-launch: cannot run sbatch: No such file")
+    assert mentions(done.stderr.splitlines()[-1], "sbatch", os.strerror(errno.ENOENT))
 
 
 def test_a_person_and_a_script_can_read_what_is_printed(shell: Shell) -> None:
@@ -107,16 +106,14 @@ def test_a_person_and_a_script_can_read_what_is_printed(shell: Shell) -> None:
     assert shell.call("train.py").stdout == "job 1234: train\n"
     assert shell.call("--sweep=a=1,2", "train.py").stdout == "job 1234: train, 2 tasks\n"
     assert shell.call("--parsable", "train.py", PRINTS="12;big").stdout == "12;big\n"
-    assert "hpc-launch: Slurm: Your budget: 5 hours\n" in shell.call("train.py").stderr
+    assert "Slurm: Your budget: 5 hours\n" in shell.call("train.py").stderr
 
 
 def test_what_slurm_says_no_to_is_one_line(shell: Shell) -> None:
     done = shell.call("train.py", REFUSES="1")
 
     assert (done.returncode, done.stdout) == (71, "")
-    assert done.stderr.splitlines()[-1] == (
-        "hpc-launch: Slurm refuses the job: job_submit/lua: no account; Invalid account"
-    )
+    assert done.stderr.splitlines()[-1].endswith(": job_submit/lua: no account; Invalid account")
 
 
 def test_sbatch_gets_a_clean_environment_and_its_words(shell: Shell) -> None:
@@ -142,9 +139,7 @@ def test_options_that_take_several_values_are_joined(shell: Shell) -> None:
 
 
 def test_the_verdict_is_a_line(shell: Shell) -> None:
-    assert shell.call("--test-only", "train.py").stdout == (
-        "would start at 2026-01-02T03:04:05 on n[1-2] of partition x, with 8 CPUs\n"
-    )
+    assert lines_mention(shell.call("--test-only", "train.py").stdout.splitlines(), "2026-01-02T03:04:05 n[1-2] x 8")
 
 
 @pytest.mark.parametrize("flag", ["--wait", "--follow"])
@@ -156,7 +151,7 @@ def test_a_failure_is_ours_and_its_output_is_shown(shell: Shell, flag: str) -> N
 
     assert done.returncode == 5
     assert (done.stdout + done.stderr).count("some words") == 1
-    assert "hpc-launch: job 1234: failed, exit status 5\n" in done.stderr
+    assert mentions(done.stderr, "1234 failed 5")
 
 
 def test_directories_of_the_output_are_made(shell: Shell) -> None:
@@ -164,7 +159,7 @@ def test_directories_of_the_output_are_made(shell: Shell) -> None:
     assert (shell.folder / "some/where").is_dir()
 
     done = shell.call("--output=train.py/%j.out", "train.py")
-    assert (done.returncode, "cannot make the directory train.py" in done.stderr) == (73, True)
+    assert (done.returncode, mentions(done.stderr, "train.py")) == (73, True)
 
 
 def test_settings_count(shell: Shell) -> None:
@@ -174,33 +169,33 @@ def test_settings_count(shell: Shell) -> None:
     for words, env, nodes in [((), {}, 3), (("--profile=p",), {}, 4), ((), {"HPC_LAUNCH_SUBMIT_NODES": "5"}, 5)]:
         shell.call(*words, "train.py", **env)
         assert f"#SBATCH --nodes={nodes}" in shell.recorded()["script"].splitlines()
-    assert "from the template cpu." in shell.recorded()["script"]
+    assert mentions(shell.recorded()["script"], "cpu")
 
 
 def test_a_script_of_an_image_may_be_missing_here(shell: Shell) -> None:
     """Only the nodes, or a container, may have what a whole path leads to."""
     done = shell.call("/opt/nowhere/train.py")
 
-    assert (done.returncode, "note: no training script '/opt/nowhere/train.py'" in done.stderr) == (0, True)
+    assert (done.returncode, mentions(done.stderr, "note '/opt/nowhere/train.py'")) == (0, True)
     assert shell.call("-m", "some.module").returncode == 0
 
 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["-t", "10:00", "train.py"], "-t is --tee, of hpc-launch: for the time limit, write --time=10:00"),
+        (["-t", "10:00", "train.py"], "-t --tee --time=10:00"),
         (
             ["--follow", "--sweep=a=1,2", "train.py"],
-            "--follow shows the output of one job, not of an array: give --wait",
+            "--follow --wait",
         ),
         (
             ["--follow", "--template=array", "train.py"],
-            "--follow shows the output of one job, not of an array: give --wait",
+            "--follow --wait",
         ),
-        (["--dry-run", "--wait", "train.py"], "--dry-run submits nothing: leave out it or --wait"),
-        (["--venv=nowhere", "train.py"], "--venv: {folder}/nowhere is no virtual environment: it has no bin/activate"),
-        (["--template=multi-nod", "train.py"], "there is no template 'multi-nod'; did you mean 'multi_node'?"),
-        (["--node=2", "train.py"], "no such option '--node'; did you mean '--nodes'?  (see 'hpc-launch --help')"),
+        (["--dry-run", "--wait", "train.py"], "--dry-run --wait"),
+        (["--venv=nowhere", "train.py"], "--venv {folder}/nowhere bin/activate"),
+        (["--template=multi-nod", "train.py"], "'multi-nod' 'multi_node'?"),
+        (["--node=2", "train.py"], "'--node' '--nodes'?"),
         (["--nproc-per-node=x y", "train.py"], None),
     ],
 )
@@ -209,7 +204,7 @@ def test_mistakes_are_one_line(shell: Shell, words: list[str], line: str | None)
 
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     if line:
-        assert done.stderr == f"hpc-launch: {line.format(folder=shell.folder)}\n"
+        assert mentions(done.stderr, "hpc-launch:", line.format(folder=shell.folder))
     assert not (shell.folder / "call").exists()
 
 

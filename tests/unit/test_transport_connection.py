@@ -14,7 +14,7 @@ from hpc_launch.rendezvous.transport import connection as module, wire
 from hpc_launch.rendezvous.transport.connection import Connection, Kind, pair, set_keepalive
 from hpc_launch.rendezvous.transport.handshake import Channel
 from hpc_launch.rendezvous.transport.wire import Frame, Opener, Sealer
-from tests.support import wait_for
+from tests.support import mentions, wait_for
 from tests.unit.transport_support import receive
 
 ONE, OTHER = bytes(32), bytes(range(32))
@@ -145,7 +145,7 @@ def test_a_peer_that_takes_nothing_is_given_up(
     for _ in range(4):
         here.send(bytes(wire.MAX_CONTROL))
 
-    assert (here.broken, here.closed, here.why) == (True, False, "it does not take what is sent to it")
+    assert (here.broken, here.closed, bool(here.why)) == (True, False, True)
 
 
 def test_a_closed_connection_is_noticed(ends: tuple[Connection, Connection]) -> None:
@@ -185,7 +185,7 @@ def test_what_is_not_authentic_breaks_the_connection(watched: tuple[Connection, 
     other.sendall(Sealer(bytes([7] * 32)).seal(Kind.CONTROL, b"stop"))
     frames = receive(end)
 
-    assert (frames, end.broken, end.closed, end.why) == ([], True, False, "it sent a frame that is not authentic")
+    assert (frames, end.broken, end.closed, mentions(end.why, "authentic")) == ([], True, False, True)
 
 
 def test_a_proof_after_the_handshake_breaks_the_connection(watched: tuple[Connection, socket.socket, Sealer]) -> None:
@@ -193,7 +193,7 @@ def test_a_proof_after_the_handshake_breaks_the_connection(watched: tuple[Connec
     end, other, sealer = watched
     other.sendall(sealer.seal(Kind.PROOF, b"x"))
 
-    assert (receive(end), end.why) == ([], "it sent a second proof")
+    assert (receive(end), mentions(end.why, "proof")) == ([], True)
 
 
 def test_frames_before_a_bad_one_count(watched: tuple[Connection, socket.socket, Sealer]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -24,6 +25,7 @@ from hpc_launch.rendezvous.transport.handshake import (
     place_key,
 )
 from hpc_launch.rendezvous.transport.wire import Kind, Offer, Opening
+from tests.support import mentions
 
 PLACE = place_key("cluster/1/0/0")
 
@@ -150,10 +152,10 @@ def test_sides_without_a_common_secret_say_what_each_has() -> None:
     """The reason is one line."""
     there, here = listening(known("a"), known("b", Method.KEY_FILE)), connecting(known("c", Method.JOB_FILE))
 
-    assert fault(there, here) == (
-        Fault.NO_COMMON_SECRET,
-        "no secret in common: it has HPC_LAUNCH_SECRET, the key file; here there is a key in the job directory",
-    )
+    kind, words = fault(there, here)
+
+    assert kind is Fault.NO_COMMON_SECRET
+    assert re.search("HPC_LAUNCH_SECRET.* key file.* job directory", words)
 
 
 def test_sides_with_different_values_of_a_secret_say_so() -> None:
@@ -166,7 +168,7 @@ def test_the_listener_learns_that_there_is_no_common_secret() -> None:
     there, here = listening(known("a")), connecting(known("b", Method.KEY_FILE))
     fault(there, here)
 
-    with pytest.raises(HandshakeError, match="it has the key file; here there is HPC_LAUNCH_SECRET"):
+    with pytest.raises(HandshakeError, match=r"key file.* HPC_LAUNCH_SECRET"):
         there.feed(here.refusal)
 
 
@@ -174,10 +176,7 @@ def test_an_agent_of_another_place_is_a_stranger() -> None:
     """Another job of the same user, perhaps: both have other keys then."""
     elsewhere = place_key("cluster/2/0/0")
 
-    assert fault(listening(known("x"), place=elsewhere), connecting(known("y"))) == (
-        Fault.STRANGER,
-        "an agent of another run",
-    )
+    assert fault(listening(known("x"), place=elsewhere), connecting(known("y")))[0] is Fault.STRANGER
 
 
 def test_the_same_secret_in_another_place_proves_nothing() -> None:
@@ -193,12 +192,12 @@ def test_the_same_secret_in_another_place_proves_nothing() -> None:
 def test_both_sides_name_another_version(protocol: int) -> None:
     """The frozen frame says which protocol a side speaks."""
     foreign = Opening(protocol, bytes(32), ()).encode()
-    words = f"another version of hpc-launch (protocol {protocol}, this one speaks 1)"
     for machine in (listening(), connecting()):
         with pytest.raises(HandshakeError) as raised:
             machine.feed(foreign)
 
-        assert (raised.value.fault, raised.value.words) == (Fault.VERSION, words)
+        assert raised.value.fault is Fault.VERSION
+        assert mentions(raised.value.words, protocol, 1)
 
 
 def test_a_key_that_is_only_claimed_is_noticed() -> None:

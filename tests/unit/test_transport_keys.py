@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from hpc_launch.node import mounts
 from hpc_launch.rendezvous.transport import keys, munge, private
 from hpc_launch.rendezvous.transport.keys import Keyring, collect
 from hpc_launch.rendezvous.transport.private import Unusable
+from tests.support import lines_mention, mentions
 
 ROOT = Path(__file__).parents[2]
 PLACE = "cluster/1/0/0"
@@ -61,8 +63,12 @@ def test_secrets_are_in_the_order_of_their_strength(home: Path, tmp_path: Path) 
     job_file = tmp_path / "key"
     keyring = gather(home, job_file, leader=True, HPC_LAUNCH_SECRET=VALUE, HPC_LAUNCH_STEP_SECRET=VALUE[::-1])
 
-    assert keyring.described == (
-        f"HPC_LAUNCH_SECRET, HPC_LAUNCH_STEP_SECRET, key file {home}/.config/hpc-launch/key, key file {tmp_path}/key"
+    assert lines_mention(
+        keyring.described.split(", "),
+        "HPC_LAUNCH_SECRET",
+        "HPC_LAUNCH_STEP_SECRET",
+        home / ".config/hpc-launch/key",
+        tmp_path / "key",
     )
 
 
@@ -83,7 +89,7 @@ def test_of_the_users_two_variables_the_secret_itself_counts(home: Path) -> None
 @pytest.mark.parametrize("value", ["", "short", " " * 40])
 def test_a_short_secret_is_refused(home: Path, variable: str, value: str) -> None:
     """An empty one is a mistake too, such as that of a command that failed."""
-    with pytest.raises(UsageError, match=f"{variable}: it has [05] bytes, expected 16 at least; .*openssl"):
+    with pytest.raises(UsageError, match=rf"{variable}.*\b[05]\b.*\b16\b.*openssl"):
         collect({"HOME": str(home), variable: value}, PLACE, job_file=None, leader=False)
 
 
@@ -92,7 +98,7 @@ def test_a_secret_file_that_others_may_use_is_refused(home: Path, tmp_path: Path
     """The message says what to do."""
     file = write(tmp_path / "secret", mode=mode)
 
-    with pytest.raises(UsageError, match=f"HPC_LAUNCH_SECRET_FILE: others may use it .*: chmod 600 {file}"):
+    with pytest.raises(UsageError, match=f"HPC_LAUNCH_SECRET_FILE.*{mode:04o}.*chmod 600 {file}"):
         gather(home, HPC_LAUNCH_SECRET_FILE=str(file))
 
 
@@ -103,12 +109,12 @@ def make_link(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda _: None, "not there"),
-        (make_link, "is a symbolic link"),
-        (Path.mkdir, "not a regular file"),
-        (os.mkfifo, "not a regular file"),
-        (lambda path: write(path, "short"), "it has 5 bytes"),
-        (lambda path: write(path, "x" * 5000), "more than 4096 bytes"),
+        (lambda _: None, "there"),
+        (make_link, "symbolic link"),
+        (Path.mkdir, "regular file"),
+        (os.mkfifo, "regular file"),
+        (lambda path: write(path, "short"), r"\b5\b"),
+        (lambda path: write(path, "x" * 5000), "4096"),
     ],
     ids=["absent", "link", "directory", "pipe", "short", "long"],
 )
@@ -222,7 +228,7 @@ def test_a_home_that_cannot_be_written_is_passed_by(home: Path, monkeypatch: pyt
     monkeypatch.setattr(Path, "mkdir", fail)
     found = gather(home)
 
-    assert found.skipped == (f"key file: {home}/.config/hpc-launch/key: Read-only file system", "munge: left out")
+    assert lines_mention(found.skipped, f"{home}/.config/hpc-launch/key: Read-only", "munge")
 
 
 def plant(home: Path, mode: int = 0o600, folder_mode: int = 0o700) -> Path:
@@ -236,10 +242,8 @@ def test_a_key_file_that_others_may_use_does_not_count(home: Path) -> None:
     path = plant(home, mode=0o644)
     found = gather(home)
 
-    assert (found.secrets, found.skipped[0]) == (
-        (),
-        f"key file: others may use it (mode 0644): chmod 600 {path}",
-    )
+    assert found.secrets == ()
+    assert mentions(found.skipped[0], "0644 chmod 600", path)
 
 
 def test_a_key_file_in_a_directory_for_all_does_not_count(home: Path) -> None:
@@ -247,10 +251,8 @@ def test_a_key_file_in_a_directory_for_all_does_not_count(home: Path) -> None:
     path = plant(home, folder_mode=0o777)
     found = gather(home)
 
-    assert (found.secrets, found.skipped[0]) == (
-        (),
-        f"key file: everybody may write in {path.parent} (mode 0777): chmod o-w {path.parent}",
-    )
+    assert found.secrets == ()
+    assert mentions(found.skipped[0], "0777 chmod o-w", path.parent)
 
 
 @as_root
@@ -339,9 +341,9 @@ def test_a_planted_job_file_does_not_count(home: Path, tmp_path: Path, leader: b
     path.parent.chmod(0o777)
     found = gather(home, path, leader=leader)
 
-    words = f"key file: everybody may write in {path.parent} (mode 0777): chmod o-w {path.parent}"
+    told = [line for line in found.skipped if mentions(line, "0777 chmod o-w", path.parent)]
 
-    assert (len(found.secrets), found.skipped.count(words)) == (1, 1)
+    assert (len(found.secrets), len(told)) == (1, 1)
 
 
 def test_a_job_file_that_does_not_count_is_said_once(home: Path, tmp_path: Path) -> None:
@@ -463,10 +465,10 @@ def test_a_secret_on_such_a_file_system_is_passed_by(home: Path, monkeypatch: py
     monkeypatch.setattr(mounts, "of_file", lambda _: next(mounts.read([mount("cifs")])))
     found = gather(home)
 
-    assert (found.secrets, found.skipped[0].rpartition(": ")[2]) == ((), "permissions on cifs cannot be judged")
+    assert (found.secrets, mentions(found.skipped[0], "cifs")) == ((), True)
 
 
 def test_a_file_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     """Such as one of a name that is too long."""
-    with pytest.raises(Unusable, match="File name too long"):
+    with pytest.raises(Unusable, match=os.strerror(errno.ENAMETOOLONG)):
         private.make_once(tmp_path / ("x" * 256), b"content")

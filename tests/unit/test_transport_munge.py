@@ -21,7 +21,7 @@ from hpc_launch.rendezvous.transport.keys import Keyring, collect
 from hpc_launch.rendezvous.transport.munge import Munge
 from hpc_launch.rendezvous.transport.wire import MAX_METHOD_DATA, encode_method_data
 from tests.conftest import REQUIRED
-from tests.support import wait_for
+from tests.support import mentions, wait_for
 from tests.unit.transport_support import PLACE, Remembering, connect, dial, is_hung_up, receive, serving, unknown_in
 
 
@@ -127,14 +127,16 @@ def test_a_credential_is_for_the_same_user_alone(tools: Munge) -> None:
 def test_a_munged_that_is_not_there_is_no_method(tmp_path: Path) -> None:
     """The reason is one for -v."""
     if shutil.which("munge") is None:
-        pytest.skip("there is no munge")
+        pytest.skip("no munge here")
 
-    assert munge.find(os.environ["PATH"], tmp_path / "socket") == "munged does not answer"
+    assert mentions(munge.find(os.environ["PATH"], tmp_path / "socket"), "munged")
 
 
 def test_without_its_commands_there_is_no_munge(tmp_path: Path) -> None:
     """PATH decides."""
-    assert munge.find(str(tmp_path)) == "there is no munge command"
+    told = munge.find(str(tmp_path))
+    assert isinstance(told, str)
+    assert (mentions(told, "munge"), mentions(told, "munged")) == (True, False)
 
 
 def test_an_agent_collects_munge_last(tools: Munge, tmp_path: Path) -> None:
@@ -185,11 +187,8 @@ def test_junk_costs_its_sender_the_connection(tools: Munge) -> None:
         assert isinstance(here, Connection)
         here.close()
 
-    assert (service.hellos, ends, service.reasons[0]) == (
-        [b"hello"],
-        [True] * 20,
-        "127.0.0.1: its credential of munge is not one of this user, or was used",
-    )
+    assert (service.hellos, ends) == ([b"hello"], [True] * 20)
+    assert mentions(service.reasons[0], "127.0.0.1 munge")
 
 
 def test_a_munged_that_hangs_keeps_the_server_going() -> None:

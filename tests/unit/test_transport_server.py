@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import socket
 import subprocess
@@ -25,7 +26,7 @@ from hpc_launch.rendezvous.transport.keys import Keyring
 from hpc_launch.rendezvous.transport.munge import Munge
 from hpc_launch.rendezvous.transport.server import Server
 from hpc_launch.rendezvous.transport.wire import Kind, Opening
-from tests.support import wait_for
+from tests.support import lines_mention, mentions, wait_for
 from tests.unit.transport_support import (
     PLACE,
     Remembering,
@@ -377,12 +378,10 @@ def test_agents_without_a_common_secret_are_not_connected() -> None:
         found = failed(connect(server, ring("another", method=Method.KEY_FILE)))
         wait_for(lambda: service.reasons, 20, "nothing was refused")
 
-    assert (found.kind, found.words, service.reasons, service.hellos) == (
-        connecting.Kind.NO_COMMON_SECRET,
-        "no secret in common: it has HPC_LAUNCH_SECRET; here there is the key file",
-        ["127.0.0.1: no secret in common: it has the key file; here there is HPC_LAUNCH_SECRET"],
-        [],
-    )
+    assert (found.kind, service.hellos) == (connecting.Kind.NO_COMMON_SECRET, [])
+    assert re.search("HPC_LAUNCH_SECRET.* key file", found.words)
+    (reason,) = service.reasons
+    assert re.search(r"^127\.0\.0\.1: .* key file.* HPC_LAUNCH_SECRET", reason)
 
 
 def test_an_agent_of_another_run_is_a_stranger() -> None:
@@ -390,7 +389,7 @@ def test_an_agent_of_another_run_is_a_stranger() -> None:
     with serving() as server:
         found = failed(connect(server, ring("the secret", place="cluster/2/0/0")))
 
-    assert (found.kind, found.words) == (connecting.Kind.STRANGER, "an agent of another run")
+    assert found.kind is connecting.Kind.STRANGER
 
 
 @pytest.mark.parametrize(("here", "there"), [(True, True), (True, False), (False, True), (False, False)])
@@ -427,11 +426,9 @@ def test_another_version_is_named_on_both_sides() -> None:
         found = failed(connect_to(listener.getsockname()[1]))
         thread.join()
 
-    assert (service.reasons, found.kind, found.words) == (
-        ["127.0.0.1: another version of hpc-launch (protocol 2, this one speaks 1)"],
-        connecting.Kind.VERSION,
-        "another version of hpc-launch (protocol 2, this one speaks 1)",
-    )
+    assert found.kind is connecting.Kind.VERSION
+    assert mentions(found.words, "2 1")
+    assert lines_mention(service.reasons, "127.0.0.1 2 1")
 
 
 # ---- a man in the middle
@@ -552,7 +549,7 @@ def test_frames_that_are_sent_again_are_noticed() -> None:
         wait_for(lambda: service.gone, 20, "not lost")
         here.close()
 
-    assert (service.payloads, service.gone[0].why) == ([b"once"], "it sent a frame that is not authentic")
+    assert (service.payloads, mentions(service.gone[0].why, "authentic")) == ([b"once"], True)
 
 
 def test_who_sends_back_all_that_comes_is_a_stranger() -> None:
@@ -732,7 +729,8 @@ def test_who_is_not_known_in_time_is_hung_up_on() -> None:
         awake(server)
         ends = [is_hung_up(one) for one in (idle, slow, half)]
 
-    assert (before, ends, service.reasons) == (3, [True] * 3, ["127.0.0.1: it was not known after 10 s"] * 3)
+    assert (before, ends) == (3, [True] * 3)
+    assert lines_mention(service.reasons, *["127.0.0.1 10"] * 3)
 
 
 def test_a_server_wakes_up_for_those_that_have_had_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -872,8 +870,11 @@ def resident() -> int:
 # ---- what a known peer can do wrong, and what we can
 
 
+UNUSABLE = "what a service says of a message"
+
+
 def unusable(*_: object) -> None:
-    raise MessageError("no agent has the number 99")
+    raise MessageError(UNUSABLE)
 
 
 def test_an_unusable_message_costs_its_sender_the_connection() -> None:
@@ -889,7 +890,7 @@ def test_an_unusable_message_costs_its_sender_the_connection() -> None:
         here.close()
         other.close()
 
-    assert (ends, service.reasons) == ((True, 1, 1), ["127.0.0.1: no agent has the number 99"])
+    assert (ends, service.reasons) == ((True, 1, 1), [f"127.0.0.1: {UNUSABLE}"])
 
 
 def test_an_unusable_hello_costs_its_sender_the_connection() -> None:
@@ -900,7 +901,7 @@ def test_an_unusable_hello_costs_its_sender_the_connection() -> None:
 
     assert (found.kind, service.reasons, service.gone) == (
         connecting.Kind.STRANGER,
-        ["127.0.0.1: no agent has the number 99"],
+        [f"127.0.0.1: {UNUSABLE}"],
         [],
     )
 

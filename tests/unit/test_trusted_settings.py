@@ -19,6 +19,7 @@ from hpc_launch.errors import UsageError
 from hpc_launch.owners import trust
 from hpc_launch.settings import files, resolve
 from hpc_launch.submission import templates
+from tests.support import mentions
 from tests.users import ALICE, BOB, PROJECT_GROUP, common_directory, give, needs_root, run_as
 
 TEMPLATE = "#!/bin/bash\n# Of somebody.\nsrun hpc-launch train.py\n"
@@ -76,10 +77,7 @@ def test_a_file_of_somebody_else(machine: Machine, project_file: Path) -> None:
     (note,) = machine.load().notes
 
     assert machine.restarts() == 0
-    assert note == (
-        f"{project_file} is not used: {project_file} belongs to uid {ALICE}; "
-        f'trusted = ["{machine.project}"] in the settings of the user or the site makes it count'
-    )
+    assert mentions(note, project_file, ALICE, f'trusted = ["{machine.project}"]')
 
 
 @needs_root
@@ -98,7 +96,7 @@ def test_a_group_that_may_write(machine: Machine, project_file: Path, what: str)
     (machine.root / what).chmod(0o775 if what == "project" else 0o664)
 
     assert (project_file.exists(), machine.restarts()) == (True, 0)
-    assert f"the group gid {PROJECT_GROUP} may write" in machine.load().notes[0]
+    assert mentions(machine.load().notes[0], project_file, PROJECT_GROUP)
 
 
 @needs_root
@@ -119,7 +117,7 @@ def test_everybody_may_write(machine: Machine, project_file: Path, mode: int) ->
     (machine.config / "config.toml").write_text(f'trusted = ["{machine.project}"]\n')
 
     assert (project_file.exists(), machine.restarts()) == (True, 0)
-    assert "everybody may write in" in machine.load().notes[0]
+    assert mentions(machine.load().notes[0], project_file, machine.project, f"{mode:04o}")
 
 
 def test_a_file_that_everybody_may_write(machine: Machine, project_file: Path) -> None:
@@ -173,8 +171,8 @@ def test_pyproject_of_somebody_else(machine: Machine, text: str, notes: int) -> 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("trusted = '/x'", "is not a list of directories"),
-        ("trusted = ['x']", "begin it with / or ~"),
+        ("trusted = '/x'", "list"),
+        ("trusted = ['x']", "'x'.*/.*~"),
         ("trusted = [1]", "list"),
     ],
 )
@@ -188,7 +186,7 @@ def test_trusted_is_a_list_of_whole_paths(machine: Machine, text: str, words: st
 def test_a_project_cannot_trust_itself(machine: Machine, project_file: Path) -> None:
     """The key counts in the files of the user and of the site."""
     project_file.write_text(f'trusted = ["{machine.project}"]\n')
-    with pytest.raises(UsageError, match="the user and of the site only"):
+    with pytest.raises(UsageError, match="trusted"):
         machine.load()
 
 
@@ -290,7 +288,7 @@ def test_the_only_template_of_a_name(machine: Machine, template: Path) -> None:
     """The error says why it does not count, rather than that there is none."""
     only = template.rename(template.with_name("ours.sbatch"))
     give(only, ALICE)
-    with pytest.raises(UsageError, match=r"ours\.sbatch is not used: .* belongs to"):
+    with pytest.raises(UsageError, match=rf"ours\.sbatch.* {ALICE}\b"):
         get(machine, "ours")
 
 
@@ -324,7 +322,7 @@ def test_explain_says_what_is_ignored(machine: Machine, project_file: Path, monk
     monkeypatch.chdir(machine.project)
     shown = CliRunner().invoke(cli, ["explain", "train.py"]).stdout
 
-    assert shown.count(f"note: {project_file} is not used: ") == 1
+    assert sum(mentions(line, "note", project_file, ALICE) for line in shown.splitlines()) == 1
 
 
 @pytest.fixture

@@ -1,0 +1,394 @@
+"""How hpc-launch says things: whole messages, to be read and judged as texts.
+
+This is the one place that pins sentences (`test_no_sentences.py`). What the messages are about (kinds, names, numbers,
+options) is asserted where it is decided; whoever rewords a message changes it here.
+"""
+
+# ruff: noqa: E501 - a message is one line
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import pytest
+
+from hpc_launch.errors import HpcLaunchError
+from hpc_launch.hostlist import expand
+from hpc_launch.plan import requeue, step
+from hpc_launch.plan.here import check_script
+from hpc_launch.records import bad_nodes, causes, telling
+from hpc_launch.records.bad_nodes import BadNode
+from hpc_launch.records.model import Failure, NodeEvent, NodeState, Worker
+from hpc_launch.rendezvous import join_policy
+from hpc_launch.rendezvous.membership import Half, Membership
+from hpc_launch.rendezvous.round_checks import refusal
+from hpc_launch.settings import resolve
+from hpc_launch.slurm.rules import ClusterRules
+from tests.unit import (
+    test_advice as advised,
+    test_causes as failed,
+    test_foretell as foretold,
+    test_join_policy as joining,
+    test_plan as planned,
+    test_policy as allowed,
+    test_requeue as requeued,
+    test_round_checks as checked,
+    test_steps as stepped,
+)
+from tests.unit.slurm_variables import BATCH, BLOCK, HETEROGENEOUS, ONE_TASK_PER_NODE, SUBSET
+
+Maker = Callable[[], object]
+
+
+def error(make: Maker) -> str:
+    """Return the line of the error that something ends with."""
+    with pytest.raises(HpcLaunchError) as caught:
+        make()
+    return str(caught.value)
+
+
+def shown(made: object) -> list[str]:
+    """Return lines of whatever was made."""
+    return [made] if isinstance(made, str) else list(made) if isinstance(made, (list, tuple)) else [str(made)]
+
+
+# ---- what was asked for
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (
+            lambda: resolve({"nnodes": "0"}, {}),
+            "--nnodes: '0' is not a number of nodes from 1 on, or MIN:MAX with MIN <= MAX",
+        ),
+        (
+            lambda: resolve({}, {"HPC_LAUNCH_JOIN_TIMEOUT": "-1"}),
+            "HPC_LAUNCH_JOIN_TIMEOUT: '-1' is not a positive number of seconds",
+        ),
+        (
+            lambda: resolve({"start_method": "forked"}, {}),
+            "--start-method: 'forked' is not one of spawn, fork, forkserver (did you mean fork?)",
+        ),
+        (
+            lambda: resolve({"hosts": "a", "hostfile": "b"}, {}),
+            "--hosts and --hostfile both name the nodes: give one of them",
+        ),
+        (
+            lambda: resolve({"standalone": True, "nnodes": "2"}, {}),
+            "--standalone is for one node: leave out it or --nnodes",
+        ),
+        (
+            lambda: allowed.settings({"max-restarts": 3}, {"max_restarts": "4"}),
+            "--max-restarts: 4 is more than this site allows, 3 (/etc/hpc-launch/config.toml: policy.max-restarts)",
+        ),
+        (
+            lambda: expand("gpu[01-04],node[3-1]"),
+            "host list 'gpu[01-04],node[3-1]': found '3-1', expected a range that does not count down",
+        ),
+        (lambda: expand("n1,node[1-3"), "host list 'n1,node[1-3': found '[1-3', expected a closing bracket"),
+        (
+            lambda: planned.plan(planned.here(), nnodes="2"),
+            "--nnodes 2, but nothing says which nodes: use srun, or --hosts 'node[1-4]', or --node-rank and --master-addr, or --rdzv-backend and --rdzv-endpoint",
+        ),
+        (
+            lambda: planned.plan(planned.here(SUBSET), nnodes="4"),
+            "--nnodes 4, but the step has 2 (gpu[03-04]): leave --nnodes out, or change srun --nodes",
+        ),
+        (
+            lambda: planned.plan(planned.here(BATCH)),
+            "this is the batch script of job 4711 on one of its 4 nodes, and srun is not here: start one agent on each node with 'srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=16 hpc-launch train.py', or 'hpc-launch --standalone' for this node alone",
+        ),
+        (
+            lambda: planned.plan(planned.here(devices=planned.FOUR_GPUS), nproc_per_node="5"),
+            "--nproc-per-node: 5 workers but 4 devices (CUDA_VISIBLE_DEVICES=0,1,2,3): use --nproc-per-node 4, or set CUDA_VISIBLE_DEVICES= to run on CPUs",
+        ),
+        (
+            lambda: check_script(planned.asked(), "8", Path("/project")),
+            "no training script '8' in /project; is it an option without its value?",
+        ),
+    ],
+)
+def test_errors_of_what_was_asked_for(make: Maker, line: str) -> None:
+    """What was found, what is expected, and how to mend it."""
+    assert error(make) == line
+
+
+# ---- notes
+
+
+@pytest.mark.parametrize(
+    ("make", "lines"),
+    [
+        (lambda: planned.plan(planned.here(cpus=2), nproc_per_node="3").warnings, ["3 local ranks share 2 CPUs"]),
+        (
+            lambda: planned.plan(planned.here(HETEROGENEOUS)).warnings,
+            [
+                "SLURM_NODEID=0, but z1 is number 2 of a[1-2],z1: the order of the list counts (they differ in heterogeneous steps)"
+            ],
+        ),
+        (
+            lambda: planned.plan(planned.here(BLOCK, devices=planned.ONE_GPU)).warnings,
+            [
+                "each of 4 tasks sees one GPU, as device 0, and NCCL cannot use peer access between them: use srun --ntasks-per-node=1, or srun --gpu-bind=none"
+            ],
+        ),
+        (
+            lambda: planned.plan(planned.here({"RANK": "0"})).warnings,
+            ["RANK is set already: the workers get their own"],
+        ),
+        (
+            lambda: advised.told(BATCH, job=None),
+            ["Slurm does not know a job 4711: the SLURM_* variables are left over, unset them (or open a new shell)"],
+        ),
+        (lambda: advised.told(SUBSET), ["this step has 2 of the 4 nodes of the job: srun --nodes=4"]),
+        (
+            lambda: advised.told({**BATCH, "SLURM_EXPORT_ENV": "NONE"}),
+            [
+                "--export=NONE counts for srun too, its tasks get no variables but Slurm's own, PATH included: use srun --export=ALL"
+            ],
+        ),
+        (
+            lambda: advised.told(BATCH, rules=ClusterRules(release=(22, 5))),
+            [
+                "srun of Slurm 22.05 does not take --cpus-per-task=16 from the job, and a step may get one CPU: use srun --cpus-per-task=16"
+            ],
+        ),
+        (
+            lambda: advised.told(ONE_TASK_PER_NODE, spares="1", node_timeout="20", nnodes="3:4"),
+            [
+                "a node without an answer for 20 s is lost, and the others start again: if they are half of those there were, or more (of two halves that both live, one), and not spares only"
+            ],
+        ),
+        (
+            lambda: advised.told(ONE_TASK_PER_NODE, addresses=["127.0.1.1"]),
+            [
+                "gpu01, the first node, resolves to 127.0.1.1 here, which is this node: mend /etc/hosts, or say --master-addr"
+            ],
+        ),
+    ],
+)
+def test_notes(make: Maker, lines: list[str]) -> None:
+    """What is probably not meant, with what to do."""
+    assert shown(make()) == lines
+
+
+@pytest.mark.parametrize(
+    ("make", "lines"),
+    [
+        (
+            lambda: foretold.told(foretold.RULES, foretold.JOB, foretold.GPU),
+            [
+                "KillWait 30 s: after SIGTERM (time limit, scancel, preemption) workers have 29 s",
+                "PreemptMode=REQUEUE: Slurm itself requeues the job when it is preempted, whatever --requeue says",
+                "GraceTime 0 s: a preemption leaves no more than KillWait",
+            ],
+        ),
+        (
+            lambda: foretold.told(
+                foretold.RULES, foretold.JOB, foretold.partition("CANCEL", 120.0), asked=foretold.EACH
+            ),
+            [
+                "KillWait 30 s: after SIGTERM (time limit, scancel, preemption) workers have 29 s",
+                "PreemptMode=CANCEL: Slurm does not requeue a preempted job, --requeue on-preempt does it after SIGTERM",
+                "GraceTime 120 s: a preemption begins with SIGTERM and leaves at least so long; then comes SIGTERM and KillWait",
+            ],
+        ),
+        (
+            lambda: foretold.told(
+                foretold.RULES, dataclasses.replace(foretold.JOB, requeue=False), asked=foretold.EACH
+            ),
+            [
+                "KillWait 30 s: after SIGTERM (time limit, scancel, preemption) workers have 29 s",
+                "--requeue: Slurm will refuse it, the job was submitted with --no-requeue: submit with sbatch --requeue",
+            ],
+        ),
+        (
+            lambda: foretold.told(None, foretold.JOB, script="#SBATCH --signal=USR1@120\n"),
+            ["`--signal=USR1@120`: workers get USR1 120 to 180 s before the time limit of 3600 s"],
+        ),
+        (
+            lambda: foretold.told(None, foretold.JOB, script="#SBATCH --signal=B:USR1@120\n"),
+            ["`--signal=B:USR1@120` reaches only the shell: leave out B:"],
+        ),
+    ],
+)
+def test_what_slurm_will_do(make: Maker, lines: list[str]) -> None:
+    assert shown(make()) == lines
+
+
+# ---- origins
+
+
+def test_origins_of_a_derivation() -> None:
+    """What `explain` shows in brackets."""
+    made = planned.plan(planned.here(ONE_TASK_PER_NODE, devices=planned.FOUR_GPUS))
+
+    assert {item.name: item.origin for item in made.derived} == {
+        "nnodes": "Slurm step",
+        "hosts": "Slurm step",
+        "node_rank": "Slurm step",
+        "nproc_per_node": "CUDA_VISIBLE_DEVICES=0,1,2,3",
+        "rdzv_backend": "default",
+        "rdzv_id": "job, step and restart count",
+        "master_addr": "first of the Slurm step's nodes",
+        "master_port": "first of the port range that is free, by a hash of rdzv_id",
+        "devices": "CUDA_VISIBLE_DEVICES=0,1,2,3",
+        "cpu_bind": "sysfs says nothing about the CPUs",
+        "omp_num_threads": "16 allowed CPUs / 4 local ranks",
+        "start": "default",
+        "log_dir": "directory of submission",
+        "job_directory": "job and step",
+    }
+
+
+# ---- why it failed
+
+
+def of(*workers: Worker, nodes: Sequence[NodeEvent] = ()) -> list[str]:
+    """Return what is said of an attempt that failed."""
+    cause = causes.find(failed.attempt(*workers), nodes)
+    assert cause is not None
+    return telling.block(cause)
+
+
+@pytest.mark.parametrize(
+    ("make", "lines"),
+    [
+        (
+            lambda: of(
+                *(failed.worker(rank, 1, raised="OSError: x") for rank in range(6)),
+                failed.worker(6, 9),
+                failed.ended(7),
+            ),
+            [
+                "ranks 0-5 on gpu[001-003] failed with exit status 1: OSError: x",
+                "first: rank 0 on gpu001 (local rank 0)",
+                "at train.py:1",
+                "it wrote nothing to rank.err",
+                "also: rank 6 on gpu004 (local rank 0) failed with exit status 9",
+                "1 other rank followed (ended by hpc-launch: 1)",
+            ],
+        ),
+        (
+            lambda: of(failed.worker(3, -11)),
+            [
+                "rank 3 on gpu002 (local rank 1) failed with SIGSEGV: invalid memory access",
+                "it wrote nothing to rank.err",
+            ],
+        ),
+        (
+            lambda: of(
+                failed.worker(0, 1, raised=failed.SYMPTOMS[1][0]),
+                nodes=[NodeEvent(95.0, 0, "lost", "gpu002", "gpu001")],
+            ),
+            [
+                "lost gpu002: its agent was killed, or the node is gone",
+                "1 other rank followed (lost their connection: 1)",
+            ],
+        ),
+        (
+            lambda: of(*(failed.worker(rank, 1, raised=failed.SYMPTOMS[5][0]) for rank in range(3)), failed.ended(3)),
+            [
+                "rank 3 on gpu002 (local rank 1) failed: it was still running when other ranks had waited for it in vain: it may hang",
+                "it wrote nothing to rank.err",
+                "3 other ranks followed (waited for others in vain: 3)",
+            ],
+        ),
+        (
+            lambda: of(failed.worker(3, None, None, told="SIGKILL", failure=Failure(hung="nfs4_wait"))),
+            [
+                "rank 3 on gpu002 (local rank 1) failed: it hangs in the kernel (nfs4_wait) and could not be killed",
+                "it wrote nothing to rank.err",
+            ],
+        ),
+    ],
+)
+def test_root_causes(make: Maker, lines: list[str]) -> None:
+    """The first cause in a line, then where to look, then who followed."""
+    assert shown(make()) == lines
+
+
+def test_lost_nodes() -> None:
+    """What Slurm knows of them, and what the next job had better be without."""
+    well = NodeState(140.0, "gpu1", "MIXED", gone=False, reason="", since=None, booted=5.0, waited=40.0, last=True)
+    unnoticed = dataclasses.replace(well, last=False)
+    down = dataclasses.replace(well, state="DOWN", gone=True, reason="it smokes")
+
+    assert [telling.slurms_word(state) for state in (down, unnoticed, well)] == [
+        "Slurm says DOWN: it smokes",
+        "Slurm said MIXED 40 s later, and may not have noticed yet",
+        "Slurm says that the node is up (MIXED) 40 s later: its agent was killed, or the network between the nodes failed",
+    ]
+    assert (
+        bad_nodes.advice([BadNode("gpu1", "was lost"), BadNode("gpu2", "was lost"), BadNode("gpu7", "is broken")])
+        == "bad nodes: each of gpu[1-2] was lost; gpu7 is broken; for the next job: --exclude=gpu[1-2,7]"
+    )
+
+
+# ---- what agents decide
+
+
+def test_requeues() -> None:
+    """Whether the job runs again, and why not."""
+    last, spent = (requeued.entry(),) * 3, (requeued.entry(),) * 4
+    complete = requeue.Progress(marked=True, begin=1, step=10, total=10)
+    decisions = [
+        requeue.decide(requeued.ALL, "timeout", "time limit", last, requeued.FURTHER),
+        requeue.decide(requeued.ALL, "preempt", "preemption", last, requeued.FURTHER),
+        requeue.decide(requeued.ALL, "timeout", "time limit", spent, requeued.FURTHER),
+        requeue.decide(requeued.ALL, "timeout", "time limit", (requeued.IDLE,) * 2, requeued.STUCK),
+        requeue.decide(requeued.ALL, "notice", "USR1", (), complete),
+        requeue.decide(dataclasses.replace(requeued.ALL, on=frozenset()), "failure", "x", (), requeued.FURTHER),
+    ]
+
+    assert [decision.why for decision in decisions] == [
+        "requeued (4 of 4): time limit",
+        "requeued (not counted): preemption",
+        "not requeued: --max-requeues 4 is used up",
+        "not requeued: 3 runs in a row made no progress (no new runtime.mark_progress)",
+        "not requeued: the training is complete (step 10 of 10)",
+        "not requeued: --requeue does not say on-failure",
+    ]
+
+
+def test_agents_that_do_not_go_on() -> None:
+    """Who is there, who is missing, and what that means."""
+
+    def names(agents: Iterable[int]) -> str:
+        return ",".join(f"gpu{agent}" for agent in sorted(agents))
+
+    spares = Membership(3, (0, 1, 2, 3), "x", (0, 1))
+    found = [
+        joining.gathering(0, 2, first=True, waited=601.2),
+        joining.gathering(0, 1, 2),
+        joining.gathering(1, 3, refused={Half("x", (1, 3))}),
+        joining.gathering(1),
+        joining.gathering(2, 3, newest=spares),
+    ]
+
+    assert [join_policy.why_not(here, joining.TERMS, names, "/logs/7/memberships") for here in found] == [
+        "gpu1,gpu3 did not join in 601 s (2/4 joined): look at the node's own output, exclude it, or wait longer with --join-timeout",
+        "only gpu0,gpu1,gpu2 is left, and --nnodes asks for 2 nodes at least",
+        "gpu1,gpu3 cannot go on without gpu0,gpu2: those have gone on, or /logs/7/memberships is not to be seen from here",
+        "gpu1 cannot go on without gpu0,gpu2,gpu3: those could be a majority, and train",
+        "gpu2,gpu3 cannot go on without gpu0,gpu1: those have the workers, and could train",
+    ]
+    other = {**checked.SOFTWARE, "torch": "2.4.0"}
+    assert refusal([checked.member(1), checked.member(2), checked.member(3, software=other)]) == (
+        "the nodes do not run the same torch: 2.13.0 on gpu[01-02]; 2.4.0 on gpu03",
+        69,
+    )
+
+
+def test_a_step_that_is_blocked() -> None:
+    """Who has the nodes, and what can be done."""
+    place = stepped.here(BATCH)
+    found = (stepped.running(3, "gpu02", "gpu03"),)
+
+    assert (
+        step.blocked(stepped.chosen(place, nodes="gpu[01-02]"), stepped.job_of(place), found)
+        == "job 4711 has nothing left for another step on gpu[01-02]: step 4711.3 (sleep) on gpu[02-03] has it; wait for its end, or end it with 'scancel 4711.3', or use the free nodes with --nodes 'gpu[01,04]', or share with --overlap"
+    )
