@@ -414,6 +414,9 @@ def test_the_end_does_not_wait_for_a_console_that_has_taken_nothing_for_long(
     monkeypatch.setattr(own, "_moved", own._moved - PATIENCE)
 
     assert not own.settle(PATIENCE)
+    # Its thread is not to write into what has the same descriptor next.
+    stopped.go_on()
+    assert stopped.go_on() == b"unheard\n"
 
 
 def closed_terminal() -> int:
