@@ -366,15 +366,26 @@ class Cluster:
         if jobs:
             self.run(["scancel", *jobs], check=False)
         host.kill_members(*(host.netns(self.name, name) for name in (HEAD, *self.nodes)), spare=DAEMONS)
-        for node in self.run(["sinfo", "--noheader", "--states=down,drain,fail", "--format=%n"]).stdout.split():
-            self.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False)
-        self.wait_idle(60)
+
+        def idle_again() -> bool:
+            # A node that was cut off can be taken for down after it has been healed.
+            bad = self.run(
+                ["sinfo", "--noheader", "--states=down,drain,fail", "--format=%n"], check=False
+            ).stdout.split()
+            for node in bad:
+                self.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False)
+            return not bad and self._is_idle()
+
+        self._wait(idle_again, 90)
 
     # --- looking
 
     def wait_idle(self, timeout: float = 30) -> None:
         """Wait until all nodes are idle and there are no jobs, not even pending ones."""
-        wait_for(self._is_idle, timeout, lambda: f"not all idle\n{self.diagnose()}", pause=0.05)
+        self._wait(self._is_idle, timeout)
+
+    def _wait(self, idle: Callable[[], bool], timeout: float) -> None:
+        wait_for(idle, timeout, lambda: f"not all idle\n{self.diagnose()}", pause=0.05)
 
     def _is_idle(self) -> bool:
         states = self.run(["sinfo", "--noheader", "--Node", "--partition=main", "--format=%T"], check=False).stdout
