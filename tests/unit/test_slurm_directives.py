@@ -60,7 +60,7 @@ def test_a_line_is_read_as_sbatch_reads_it(line: str, options: list[tuple[str, s
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ('#SBATCH --x="a', 'a quote is not closed: "'),
+        ('#SBATCH --x="a', 'quote.*: "$'),
         ("#SBATCH requeue", "no option: requeue"),
         ("#SBATCH --comment=two words", "no option: words"),
         ("#SBATCH -Z 4", "no option: -Z"),

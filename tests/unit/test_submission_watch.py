@@ -11,7 +11,7 @@ import pytest
 
 from hpc_launch.errors import SlurmError
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.job import JobRecord
+from hpc_launch.slurm.job import JobRecord, explain
 from hpc_launch.submission import watch
 from tests.support import lines_mention, mentions
 
@@ -52,15 +52,15 @@ def test_a_job_that_can_still_change_is_not_over(state: str) -> None:
 @pytest.mark.parametrize(
     ("records", "line"),
     [
-        ([job("PENDING", reason="Resources")], "waiting (Resources: first in the queue, until enough nodes are free)"),
-        ([job("PENDING", reason="Priority", start=50.0)], "waiting (Priority: others are first)"),
+        ([job("PENDING", reason="Resources")], f"waiting ({explain('Resources')})"),
+        ([job("PENDING", reason="Priority", start=50.0)], f"waiting ({explain('Priority')})"),
         ([job("RUNNING", start=50.0)], "running"),
         ([job("COMPLETING")], "ending"),
         ([job("FAILED", exit_code=3)], "failed, exit status 3"),
         ([job("NODE_FAIL")], "node fail, exit status 1"),
         (
             [job("PENDING", task="2-5%2", reason="JobArrayTaskLimit")],
-            "4 waiting (JobArrayTaskLimit: a limit of yours, or of your group, is reached)",
+            f"4 waiting ({explain('JobArrayTaskLimit')})",
         ),
         ([job("RUNNING", task="1"), job("COMPLETED", task="0"), job("COMPLETED", task="2")], "1 running, 2 done"),
     ],

@@ -16,24 +16,34 @@ import pytest
 
 from hpc_launch.errors import HpcLaunchError
 from hpc_launch.hostlist import expand
+from hpc_launch.jobs.display import Board
 from hpc_launch.plan import requeue, step
 from hpc_launch.plan.here import check_script
 from hpc_launch.records import bad_nodes, causes, telling
 from hpc_launch.records.bad_nodes import BadNode
-from hpc_launch.records.model import Failure, NodeEvent, NodeState, Worker
+from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.model import Failure, History, NodeEvent, NodeState, Worker
 from hpc_launch.rendezvous import join_policy
 from hpc_launch.rendezvous.membership import Half, Membership
 from hpc_launch.rendezvous.round_checks import refusal
+from hpc_launch.review import job_state, status
+from hpc_launch.review.job_state import SlurmAnswer
 from hpc_launch.settings import resolve
+from hpc_launch.slurm.job import JobRecord, explain
 from hpc_launch.slurm.rules import ClusterRules
+from tests.histories import Losses
+from tests.support import wait_for
 from tests.unit import (
     test_advice as advised,
     test_causes as failed,
+    test_display as displayed,
     test_foretell as foretold,
+    test_job_state as stood,
     test_join_policy as joining,
     test_plan as planned,
     test_policy as allowed,
     test_requeue as requeued,
+    test_review_status as looked,
     test_round_checks as checked,
     test_steps as stepped,
 )
@@ -392,3 +402,102 @@ def test_a_step_that_is_blocked() -> None:
         step.blocked(stepped.chosen(place, nodes="gpu[01-02]"), stepped.job_of(place), found)
         == "job 4711 has nothing left for another step on gpu[01-02]: step 4711.3 (sleep) on gpu[02-03] has it; wait for its end, or end it with 'scancel 4711.3', or use the free nodes with --nodes 'gpu[01,04]', or share with --overlap"
     )
+
+
+# ---- how a job stands
+
+
+def stands(found: History, slurm: SlurmAnswer | None, *, alive: bool | None = None, age: float | None = 20) -> str:
+    """Return how a job stands, in words."""
+    sign = None if age is None else stood.NOW - age
+    return job_state.judge(found, slurm, now=stood.NOW, alive=alive, sign=sign).words
+
+
+def test_standings() -> None:
+    """What a job says itself, what Slurm says of it, and what nobody can see."""
+    began, failed_once = stood.story(stood.attempt()), stood.story(stood.attempt("failed", code=7))
+    asked = stood.story(stood.attempt("failed", code=7), requeues=1)
+    signalled = stood.story(stood.attempt("failed", code=143, signal="SIGTERM"))
+
+    assert [
+        stands(failed_once, stood.record("FAILED")),
+        stands(signalled, None),
+        stands(stood.NOTHING, stood.record("RUNNING")),
+        stands(stood.NOTHING, stood.record("PENDING", reason="Priority")),
+        stands(began, stood.record("SUSPENDED")),
+        stands(began, stood.record("COMPLETED")),
+        stands(began, stood.record("NODE_FAIL")),
+        stands(began, stood.record("RUNNING", step=False)),
+        stands(began, stood.FORGOTTEN),
+        stands(began, None, alive=False),
+        stands(began, stood.BLIND),
+        stands(began, stood.BLIND, age=stood.LONG),
+        stands(stood.NOTHING, stood.BLIND, age=None),
+        stands(asked, stood.BLIND),
+        stands(asked, stood.record("PENDING", reason="BeginTime")),
+        stands(asked, stood.record("RUNNING")),
+        stands(asked, stood.record("RUNNING", restarts=1)),
+        stands(asked, stood.record("CANCELLED")),
+        stands(asked, stood.FORGOTTEN),
+    ] == [
+        "failed, exit status 7",
+        "stopped by SIGTERM, exit status 143",
+        "Slurm runs it; its agents have not written anything yet",
+        "waiting (Priority: others are first)",
+        "running, but suspended (Slurm)",
+        "over, as Slurm says, without a word of how it ended",
+        "node fail (Slurm), without a last word of its own",
+        "its step has ended without a last word; silent for 20 s",
+        "over: Slurm does not know it any more; its last sign of life is 20 s old",
+        "its processes are gone, without a last word; its last sign of life is 20 s old",
+        "running, by its own records; its last sign of life is 20 s old",
+        "it cannot be seen whether it runs; its last sign of life is 23 min 20 s old",
+        "it cannot be seen whether it runs; it gave no sign of life",
+        "requeued, after it failed, exit status 7",
+        "requeued, and waits (BeginTime: its start time is yet to come), after it failed, exit status 7",
+        "about to be requeued, after it failed, exit status 7",
+        "started again by Slurm, after it failed, exit status 7",
+        "requeued, and then cancelled (Slurm)",
+        "requeued, and then it came to nothing: Slurm does not know it any more",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reason", "line"),
+    [
+        ("Resources", "Resources: first in the queue, until enough nodes are free"),
+        ("ReqNodeNotAvail, Reserved", "ReqNodeNotAvail, Reserved: a node that it needs is down, drained or reserved"),
+        ("AssocGrpGRESMinutes", "AssocGrpGRESMinutes: a limit of yours, or of your group, is reached"),
+    ],
+)
+def test_reasons_for_waiting(reason: str, line: str) -> None:
+    """Slurm's own word, and what it means."""
+    assert explain(reason) == line
+
+
+def test_a_status(tmp_path: Path) -> None:
+    """The lines of a job that has lost nodes, and of one that has not begun."""
+    job = JobDirectory(tmp_path / "logs", "47.0")
+    Losses(job.path, "", looked.NOW - 300).write()
+    lossy = looked.head(looked.seen(job, looked.RUNNING))
+    waiting = looked.head(status.without_directory(JobRecord("47", "PENDING")))
+
+    assert (lossy["attempt"], lossy["back"], lossy["lost"], waiting["files"]) == (
+        "3; for 2 min; 3 restarts before it in this run",
+        "gpu001, which takes part from the next attempt on",
+        "gpu[004-005], the last 2 min ago; down, as Slurm says: gpu004",
+        "there is no job directory yet",
+    )
+
+
+def test_a_job_that_a_notebook_cannot_see() -> None:
+    """What was seen last, and why there is nothing newer."""
+    job, board = displayed.Job(), Board(pause=3600)
+    handle = displayed.put(board, job)
+    job.broken = "Stale file handle"
+    board.settle()
+    wait_for(lambda: handle.shown and job.broken in handle.shown[-1], displayed.TIMEOUT, "it is not said")
+    said, job.broken, job.state = handle.shown[-1], "", job_state.State.DONE
+    board.settle()
+
+    assert said == "train (job 4711): running, starting, it cannot be seen: Stale file handle"
