@@ -111,7 +111,7 @@ def test_nothing_at_all_is_said_in_one_line(tmp_path: Path, python: str) -> None
 def test_different_secrets_are_said_in_one_line(some_cluster: Cluster, tmp_path: Path) -> None:
     """The line names what this agent has; the status is that of agents that do not know each other."""
     ended = run(some_cluster, tmp_path, HOMES + NO_MUNGE, LOGS)
-    lines = [line for line in ended.console.splitlines() if mentions(line, "hpc-launch secret key")]
+    lines = [line for line in ended.console.splitlines() if mentions(line, "hpc-launch gpu001 secret")]
 
     assert ended.status in (69, 77), ended.describe()
     assert lines, ended.describe()
