@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpc_launch import owners
+from hpc_launch import codec, owners
 from hpc_launch.console import say
 from hpc_launch.errors import LogDirError, NoSecretError, RendezvousError, RendezvousTimeout
 from hpc_launch.node import network
 from hpc_launch.pace import Pace
 from hpc_launch.patience import Act
 from hpc_launch.records import directory
-from hpc_launch.rendezvous import codec, round_checks
+from hpc_launch.rendezvous import round_checks
 from hpc_launch.rendezvous.known_agents import read_answer
 from hpc_launch.rendezvous.messages import Answer, Hello, Verdict
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
