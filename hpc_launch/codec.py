@@ -23,7 +23,7 @@ import functools
 import json
 import math
 import typing
-from collections.abc import Callable, Hashable, Mapping, Sequence, Set as AbstractSet
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from types import UnionType
@@ -107,9 +107,19 @@ def plain(value: Any) -> Any:
         return value.value
     if isinstance(value, Mapping):
         return {str(name): plain(entry) for name, entry in value.items()}
-    if isinstance(value, (list, tuple, AbstractSet)):
+    if isinstance(value, (list, tuple)):
         return [plain(entry) for entry in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def sparse(value: Any) -> dict[str, Any]:
+    """The plain values of a dataclass without the fields that have their default, nor those of dataclasses in it."""
+    usual = {item.name: item.default() for item in _items(cast("Hashable", type(value))) if item.default is not None}
+    return {
+        key: sparse(found) if dataclasses.is_dataclass(found) else write(found)
+        for key, name, write in _writers(cast("Hashable", type(value)))
+        if (found := getattr(value, name)) != usual.get(name, dataclasses.MISSING)
+    }
 
 
 @functools.cache
@@ -234,6 +244,12 @@ def parse_lines(data: bytes) -> tuple[list[dict[str, Any]], int, bool]:
     if last is not None:
         found.append(last)
     return found, bad, bool(lines[-1]) and last is None
+
+
+def fitting(facts: Mapping[str, Any], check: Check) -> dict[str, Any]:
+    """The entries of an object whose values pass a check."""
+    found = {name: _kept(check, value) for name, value in facts.items()}
+    return {name: value[0] for name, value in found.items() if value}
 
 
 def _object(data: str | bytes) -> dict[str, Any]:

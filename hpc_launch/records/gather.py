@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
+from hpc_launch import codec
+from hpc_launch.codec import checked, natural
 from hpc_launch.records import events, members, words
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import (
@@ -16,14 +18,14 @@ from hpc_launch.records.model import (
     NodeEvent,
     NodeState,
     Notice,
-    Raised,
     Roll,
     Run,
     Usage,
     Worker,
 )
-from hpc_launch.records.parsing import Fields
 from hpc_launch.records.stacks import HANG
+
+_Said = TypeVar("_Said")
 
 # What is said about nodes, and what it is called here.
 _NODE_EVENTS = {
@@ -32,6 +34,79 @@ _NODE_EVENTS = {
     events.NODE_BACK: "back",
     events.NODE_DRAINED: "drained",
 }
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What events of several kinds say, as it was written."""
+
+    event: str
+    time: float | None
+    agent: int
+    host: str
+    offset: float | None
+    attempt: int | None = checked(natural, None)
+    first_attempt: int | None = checked(natural, None)
+    rank: int | None = checked(natural, None)
+
+
+@dataclass(frozen=True)
+class _RunSaid:
+    """The beginning of an agent's run."""
+
+    pid: int
+    run_id: str
+    restart_count: int
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _AttemptSaid:
+    """The beginning of an attempt."""
+
+    world_size: int
+
+
+@dataclass(frozen=True)
+class _WorkerSaid:
+    """The start or the end of a worker."""
+
+    local_rank: int
+    device: str
+    pid: int
+    exitcode: int | None
+    told: str
+    usage: Usage | None
+    failure: Failure | None
+
+
+@dataclass(frozen=True)
+class _EndSaid:
+    """The end of an attempt or of an agent's run."""
+
+    ending: str
+    status: int | None
+    cause: str
+    signal: str
+    by: str
+    hang: bool
+
+
+@dataclass(frozen=True)
+class _NodesSaid:
+    """Something about nodes."""
+
+    hosts: str
+    spares: str
+    leader: str
+    why: str
+
+
+@dataclass(frozen=True)
+class _HeartbeatSaid:
+    """A sign of life."""
+
+    waiting: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -44,8 +119,13 @@ class _Event:
     agent: int
     attempt: int | None
     run: int
-    fields: Fields
+    rank: int | None
+    facts: Mapping[str, Any]
     offset: float
+
+    def said(self, kind: type[_Said], **apart: Any) -> _Said:
+        """What it says, as far as that can be understood."""
+        return codec.salvage(kind, self.facts, **apart)
 
 
 class Gathered:
@@ -56,16 +136,17 @@ class Gathered:
         self._events: list[_Event] = []
         self._nodes: list[Node] = []
 
-    def add(self, host: str, lines: Sequence[Fields]) -> None:
+    def add(self, host: str, lines: Sequence[Mapping[str, Any]]) -> None:
         """Take the events of a node, in the order in which they were written."""
-        by_agent: dict[int, list[Fields]] = {}
-        for fields in lines:
-            if fields.text("event") and fields.number("time") is not None:
-                by_agent.setdefault(fields.whole("agent"), []).append(fields)
+        by_agent: dict[int, list[_Written]] = {}
+        for facts in lines:
+            line = codec.salvage(_Line, facts)
+            if line.event and line.time is not None:
+                by_agent.setdefault(line.agent, []).append((line, facts))
         found = [event for agent, mine in by_agent.items() for event in _timed(host, agent, mine)]
         self._events.extend(found)
         name = next((event.host for event in found), host)
-        offsets = [event.fields.number("offset") or 0.0 for event in found if event.kind == events.CLOCK]
+        offsets = [clock.offset for clock in self._clocks(found)]
         beats = [event for event in found if event.kind == events.HEARTBEAT]
         waiting = {rank for agent in by_agent for rank in _last(beats, agent)}
         last = max((event.time for event in found), default=None)
@@ -101,52 +182,39 @@ class Gathered:
 
     @staticmethod
     def _node_event(event: _Event) -> NodeEvent:
-        hosts, why = event.fields.text("hosts"), event.fields.text("why")
-        return NodeEvent(event.time, event.attempt, _NODE_EVENTS[event.kind], hosts, event.host, why, event.run)
+        said, kind = event.said(_NodesSaid), _NODE_EVENTS[event.kind]
+        return NodeEvent(event.time, event.attempt, kind, said.hosts, event.host, said.why, event.run)
 
     def node_states(self) -> tuple[NodeState, ...]:
         """What Slurm has said of lost nodes, by time."""
-        said = [self._node_state(event) for event in self._of(events.NODE_STATE)]
+        said = [event.said(NodeState, time=event.time) for event in self._of(events.NODE_STATE)]
         return members.known_states(said, self.node_events())
-
-    @staticmethod
-    def _node_state(event: _Event) -> NodeState:
-        fields = event.fields
-        return NodeState(
-            time=event.time,
-            host=fields.text("host"),
-            state=fields.text("state"),
-            gone=fields.values.get("gone") is True,
-            reason=fields.text("reason"),
-            since=fields.number("since"),
-            booted=fields.number("booted"),
-            waited=fields.number("waited") or 0.0,
-            last=fields.values.get("last") is True,
-        )
 
     def rolls(self) -> tuple[Roll, ...]:
         """Who took part in each attempt, where leaders have said so: of two that did, the later one's word counts."""
         found = {}
         for event in self._of(events.NODES):
             if event.attempt is not None:
-                hosts, spares = (words.unfold_hosts(event.fields.text(name)) for name in ("hosts", "spares"))
-                leader = event.fields.text("leader")
-                found[event.attempt] = Roll(event.time, event.attempt, event.run, hosts, spares, leader)
+                said = event.said(_NodesSaid)
+                hosts, spares = words.unfold_hosts(said.hosts), words.unfold_hosts(said.spares)
+                found[event.attempt] = Roll(event.time, event.attempt, event.run, hosts, spares, said.leader)
         return tuple(roll for _, roll in sorted(found.items()))
 
     def notices(self) -> tuple[Notice, ...]:
         """The notice signals, by time."""
         return tuple(
-            Notice(event.time, event.attempt, event.host, event.fields.text("signal"), event.fields.whole("number"))
+            event.said(Notice, time=event.time, attempt=event.attempt, host=event.host)
             for event in self._of(events.NOTICE)
         )
 
     def clocks(self) -> tuple[Clock, ...]:
         """The measurements of clocks."""
-        return tuple(
-            Clock(event.host, event.attempt, event.fields.number("offset") or 0.0, event.fields.number("error") or 0.0)
-            for event in self._of(events.CLOCK)
-        )
+        return self._clocks(self._of(events.CLOCK))
+
+    @staticmethod
+    def _clocks(found: Iterable[_Event]) -> tuple[Clock, ...]:
+        measured = (event for event in found if event.kind == events.CLOCK)
+        return tuple(event.said(Clock, host=event.host, attempt=event.attempt) for event in measured)
 
     def _of(self, *kinds: str) -> list[_Event]:
         return sorted((event for event in self._events if event.kind in kinds), key=lambda event: event.time)
@@ -155,12 +223,12 @@ class Gathered:
         begun = [event for event in mine if event.kind == events.ATTEMPT]
         ends = [event for event in mine if event.kind == events.ROUND_ENDED]
         # Where the leader was lost there is no common end: each agent ends its run by itself.
-        left = [event for event in mine if event.kind == events.RUN_ENDED and event.fields.whole("status")]
+        left = [event for event in mine if event.kind == events.RUN_ENDED and event.said(_EndSaid).status]
         ends = ends or left
         end = min(ends, key=lambda event: event.time) if ends else None
-        said = end.fields if end is not None else Fields({})
+        said = codec.salvage(_EndSaid, end.facts if end is not None else {})
         workers = self._workers(number, mine)
-        sizes = [event.fields.whole("world_size") for event in begun]
+        sizes = [event.said(_AttemptSaid).world_size for event in begun]
         return Attempt(
             number=number,
             run=min((event.run for event in mine), default=0),
@@ -168,89 +236,89 @@ class Gathered:
             hosts=tuple(sorted({event.host for event in [*begun]} | {worker.host for worker in workers})),
             begin=min((event.time for event in begun or mine), default=None),
             end=_end(ends, workers),
-            ending=said.text("ending") or ("failed" if end is not None else ""),
-            status=said.whole("status"),
-            cause=said.text("cause"),
-            signal=said.text("signal"),
-            by=said.text("by") or (end.host if end is not None else ""),
+            ending=said.ending or ("failed" if end is not None else ""),
+            status=said.status or 0,
+            cause=said.cause,
+            signal=said.signal,
+            by=said.by or (end.host if end is not None else ""),
             workers=workers,
             decided=end.time if end is not None else None,
             # Versions before this field have the first words only.
-            hang=said.values.get("hang") is True or said.text("cause").startswith(HANG),
+            hang=said.hang or said.cause.startswith(HANG),
         )
 
     def _workers(self, attempt: int, mine: Iterable[_Event]) -> tuple[Worker, ...]:
         started: dict[int, _Event] = {}
         ended: dict[int, _Event] = {}
         for event in mine:
-            rank = event.fields.place("rank")
-            if rank is not None and event.kind == events.WORKER_STARTED:
-                started[rank] = event
-            elif rank is not None and event.kind == events.WORKER_ENDED:
-                ended[rank] = event
+            if event.rank is not None and event.kind == events.WORKER_STARTED:
+                started[event.rank] = event
+            elif event.rank is not None and event.kind == events.WORKER_ENDED:
+                ended[event.rank] = event
         return tuple(
             self._worker(attempt, rank, started.get(rank), ended.get(rank)) for rank in sorted({*started, *ended})
         )
 
     def _worker(self, attempt: int, rank: int, started: _Event | None, ended: _Event | None) -> Worker:
-        known = started or ended
-        assert known is not None  # noqa: S101 - the rank comes from one of them
-        end = ended.fields if ended is not None else Fields({})
-        code = end.number("exitcode")
+        event = started or ended
+        assert event is not None  # noqa: S101 - the rank comes from one of them
+        said, end = event.said(_WorkerSaid), codec.salvage(_WorkerSaid, ended.facts if ended is not None else {})
         return Worker(
             rank=rank,
-            host=known.host,
-            agent=known.agent,
-            local_rank=known.fields.whole("local_rank"),
-            device=known.fields.text("device"),
-            pid=known.fields.whole("pid"),
+            host=event.host,
+            agent=event.agent,
+            local_rank=said.local_rank,
+            device=said.device,
+            pid=said.pid,
             started=started.time if started is not None else None,
             ended=ended.time if ended is not None else None,
-            exitcode=None if code is None else int(code),
-            told=end.text("told"),
-            usage=_usage(end.inner("usage")),
-            failure=failure(end.inner("failure"), ended.offset if ended is not None else 0.0),
-            files=self._job.rank(attempt, known.host, rank),
+            exitcode=end.exitcode,
+            told=end.told,
+            usage=end.usage,
+            failure=_by_leader(end.failure, ended.offset if ended is not None else 0.0),
+            files=self._job.rank(attempt, event.host, rank),
         )
 
 
-def _timed(host: str, agent: int, lines: Sequence[Fields]) -> list[_Event]:
+# An event as it was written: what is understood of it, and all of it.
+_Written = tuple[_Line, Mapping[str, Any]]
+
+
+def _timed(host: str, agent: int, lines: Sequence[_Written]) -> list[_Event]:
     """The events of one agent number, each with what holds for it: its run, its attempt, how far the clock was off.
 
     Until an agent has measured its clock in a run, the first measurement of that run is the best guess.
     """
-    runs: list[list[Fields]] = [[]]
-    for fields in lines:
-        if fields.text("event") == events.RUN and runs[-1]:
+    runs: list[list[_Written]] = [[]]
+    for line, facts in lines:
+        if line.event == events.RUN and runs[-1]:
             runs.append([])
-        runs[-1].append(fields)
+        runs[-1].append((line, facts))
     return [event for run in runs for event in _timed_run(host, agent, run)]
 
 
-def _timed_run(host: str, agent: int, lines: Sequence[Fields]) -> list[_Event]:
-    clocks = (fields.number("offset") for fields in lines if fields.text("event") == events.CLOCK)
+def _timed_run(host: str, agent: int, written: Sequence[_Written]) -> list[_Event]:
+    lines = [line for line, _ in written]
+    clocks = (line.offset for line in lines if line.event == events.CLOCK)
     offset = next((measured for measured in clocks if measured is not None), 0.0)
-    host = next((name for fields in lines if (name := fields.text("host"))), host)
-    numbers = [said for fields in lines if (said := fields.place("attempt")) is not None]
-    begins = next((said for fields in lines if (said := fields.place("first_attempt")) is not None), None)
+    host = next((line.host for line in lines if line.host), host)
+    numbers = [line.attempt for line in lines if line.attempt is not None]
+    begins = next((line.first_attempt for line in lines if line.first_attempt is not None), None)
     run = begins if begins is not None else min(numbers, default=0)
     attempt: int | None = None
     found = []
-    for fields in lines:
-        kind = fields.text("event")
-        own = fields.place("attempt")
-        attempt = attempt if own is None else own
-        if kind == events.CLOCK:
-            measured = fields.number("offset")
-            offset = offset if measured is None else measured
-        time = (fields.number("time") or 0.0) - offset
-        found.append(_Event(time, kind, host, agent, attempt, run, fields, offset))
+    for line, facts in written:
+        attempt = attempt if line.attempt is None else line.attempt
+        if line.event == events.CLOCK:
+            offset = offset if line.offset is None else line.offset
+        time = (line.time or 0.0) - offset
+        found.append(_Event(time, line.event, host, agent, attempt, run, line.rank, facts, offset))
     return found
 
 
 def _last(beats: Sequence[_Event], agent: int) -> tuple[int, ...]:
     mine = [event for event in beats if event.agent == agent]
-    return mine[-1].fields.wholes("waiting") if mine else ()
+    return mine[-1].said(_HeartbeatSaid).waiting if mine else ()
 
 
 def _run(number: int, plan: Mapping[str, Any], mine: Sequence[_Event], members: AbstractSet[str] | None) -> Run:
@@ -259,19 +327,18 @@ def _run(number: int, plan: Mapping[str, Any], mine: Sequence[_Event], members: 
     stayed = [event for event in mine if members is None or event.host in members]
     started = [event for event in stayed if event.kind == events.RUN]
     left = [event for event in stayed if event.kind == events.RUN_ENDED]
-    told = begun[0].fields if begun else Fields({})
-    statuses = [int(status) for event in left if (status := event.fields.number("status")) is not None]
-    versions = {name: value for name, value in told.inner("versions").values.items() if isinstance(value, str)}
+    told = codec.salvage(_RunSaid, begun[0].facts if begun else {})
+    statuses = [status for event in left if (status := event.said(_EndSaid).status) is not None]
     return Run(
         first_attempt=number,
         plan=plan,
-        versions=versions,
-        run_id=told.text("run_id") or Fields(plan).text("run_id"),
-        restart_count=told.whole("restart_count"),
+        versions=told.versions,
+        run_id=told.run_id or codec.salvage(_RunSaid, plan).run_id,
+        restart_count=told.restart_count,
         begin=min((event.time for event in begun or mine), default=None),
         end=max(event.time for event in left) if left and len(left) >= len(started) else None,
         status=max(statuses, default=None),
-        agents=tuple((event.host, event.fields.whole("pid")) for event in begun),
+        agents=tuple((event.host, event.said(_RunSaid).pid) for event in begun),
     )
 
 
@@ -281,35 +348,8 @@ def _end(ends: Sequence[_Event], workers: Sequence[Worker]) -> float | None:
     return max([*(event.time for event in ends), *(worker.ended for worker in workers if worker.ended is not None)])
 
 
-def _usage(fields: Fields) -> Usage | None:
-    if not fields.values:
-        return None
-    return Usage(fields.number("user") or 0.0, fields.number("system") or 0.0, fields.whole("max_rss"))
-
-
-def failure(fields: Fields, offset: float = 0.0) -> Failure | None:
-    """Read the failure of an event; None without one.
-
-    Args:
-        fields: it.
-        offset: how many seconds the clock was ahead of the leader's.
-    """
-    if not fields.values:
-        return None
-    raised = fields.inner("exception")
-    time = raised.number("time")
-    exception = Raised(
-        type=raised.text("type"),
-        message=raised.text("message"),
-        where=raised.text("where"),
-        source=raised.text("source"),
-        time=None if time is None else time - offset,
-    )
-    return Failure(
-        exception=exception if exception.type else None,
-        lines=fields.texts("lines"),
-        oom=fields.text("oom"),
-        gpu=fields.texts("gpu"),
-        hung=fields.text("hung"),
-        log=fields.text("log"),
-    )
+def _by_leader(failure: Failure | None, offset: float) -> Failure | None:
+    """A failure with the time of the leader, whose clock was that many seconds behind; None where nothing is known."""
+    if failure is None or failure.exception is None or failure.exception.time is None:
+        return failure if failure != Failure() else None
+    return replace(failure, exception=replace(failure.exception, time=failure.exception.time - offset))

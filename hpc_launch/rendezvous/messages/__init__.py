@@ -1,6 +1,6 @@
 """The messages of the rendezvous: what agents tell each other, as typed values. Pure.
 
-Each message is a frozen dataclass; `hpc_launch.codec` writes them and checks every field (`fields`) of what arrives. `hello` has
+Each message is a frozen dataclass; the codec writes it and checks every field (`fields`) of what arrives. `hello` has
 those of the handshake, `from_agents` and `from_coordinator` the others, and `run_state`, `round_plan` and `round_end`
 what several of them carry.
 """
