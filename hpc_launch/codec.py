@@ -531,7 +531,7 @@ def _fixed(checks: Sequence[Check]) -> Check:
 def _empty_of(hint: Any) -> Callable[[], Any] | None:
     """Makes the empty value of an annotation; None where there is none."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint in (str, int, float, bool):
+    if hint in (str, int, float, bool, Path):
         return cast("Callable[[], Any]", hint)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return functools.partial(salvage, hint, {})

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpc_launch import owners
+from hpc_launch import codec, owners
+from hpc_launch.codec import CodecError
 from hpc_launch.records import directory
 
 # In the folder of an executor, next to the job directories.
@@ -71,22 +70,17 @@ class Outcome:
         time: when, in seconds since the epoch.
     """
 
-    status: int
+    status: int = field(metadata={"check": codec.whole})
     directory: Path
     time: float = 0.0
 
 
 def read_outcome(path: Path) -> Outcome | None:
     """How a job ended; None where that is not written yet."""
-    found = read_json(path)
-    if not isinstance(found.get("status"), int):
+    try:
+        return codec.salvage(Outcome, read_json(path))
+    except CodecError:
         return None
-    return Outcome(found["status"], Path(str(found.get("directory", ""))), float(found.get("time", 0.0)))
-
-
-def outcome_of(status: int, directory: Path, now: float) -> Mapping[str, Any]:
-    """The outcome as it is written."""
-    return {"status": status, "directory": str(directory), "time": round(now, 3)}
 
 
 def write(path: Path, data: bytes, mode: int = 0o666) -> None:
@@ -102,31 +96,29 @@ def write(path: Path, data: bytes, mode: int = 0o666) -> None:
         raise directory.unusable(path.parent, error) from error
 
 
-def write_json(path: Path, value: Mapping[str, Any], mode: int = 0o666) -> None:
-    """Write an object, whole or not at all.
+def write_json(path: Path, value: Any, mode: int = 0o666) -> None:
+    """Write an object, a dataclass or plain values, whole or not at all.
 
     Raises:
         LogDirError: it cannot be written.
     """
-    write(path, (json.dumps(value, indent=2) + "\n").encode(), mode)
+    write(path, codec.document(value).encode(), mode)
 
 
 def read_own_json(path: Path) -> dict[str, Any]:
     """An object in a file of one's own, to act on it; empty where there is none."""
     try:
-        found = json.loads(owners.read_shared(path))
-    except (OSError, ValueError):
+        return codec.parse(owners.read_shared(path)) or {}
+    except OSError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """An object in a file; empty where there is none that can be read."""
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return codec.parse(path.read_bytes()) or {}
+    except OSError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def write_once(path: Path, data: bytes) -> None:

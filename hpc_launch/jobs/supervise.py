@@ -12,6 +12,7 @@ from hpc_launch.errors import HpcLaunchError
 from hpc_launch.jobs import agents
 from hpc_launch.jobs.files import JobFiles, read_own_json, write_json
 from hpc_launch.node import processes
+from hpc_launch.records.claims import Holder
 from hpc_launch.records.directory import JobDirectory
 
 
@@ -38,8 +39,7 @@ def main(base: str, job_id: str) -> None:
     files = JobFiles(Path(base), job_id)
     pid = os.fork()  # this process has a single thread
     if pid:
-        who = {"pid": pid, "started": processes.start_time(pid), "host": socket.gethostname()}
-        write_json(files.process, who)
+        write_json(files.process, Holder(socket.gethostname(), pid, processes.start_time(pid)))
         return
     os.setsid()
     record = read_own_json(files.record)

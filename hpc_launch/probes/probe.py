@@ -29,7 +29,7 @@ class Tasks(Protocol):
     """What a probe can be asked to do."""
 
     def do(self, order: Mapping[str, Any]) -> Any:
-        """Do what `order["do"]` names; the answer is to be plain values."""
+        """Do what `order["do"]` names; the answer is to be what the codec writes."""
 
 
 def main() -> None:

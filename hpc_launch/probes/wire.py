@@ -7,9 +7,10 @@ recognised as not ours.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
+
+from hpc_launch import codec
 
 # srun reads at most 1024 bytes of a line at a time (MAX_MSG_LEN, slurm/src/api/step_io.c), its label among them.
 _PIECE = 800
@@ -19,7 +20,7 @@ _MORE, _LAST = "+", "."
 
 def encode(record: Mapping[str, Any]) -> str:
     """The lines of a record."""
-    text = json.dumps(record)
+    text = codec.line(record).rstrip("\n")
     pieces = [text[begin : begin + _PIECE] for begin in range(0, len(text), _PIECE)]
     ends = [_MORE] * (len(pieces) - 1) + [_LAST]
     return "".join(f"{_MARK}{end}{piece}\n" for end, piece in zip(ends, pieces, strict=True))
@@ -40,8 +41,4 @@ class Decoder:
         if rest[:1] != _LAST:
             return None
         text, self._begun = self._begun, ""
-        try:
-            record = json.loads(text)
-        except ValueError:
-            return None
-        return record if isinstance(record, dict) else None
+        return codec.parse(text)

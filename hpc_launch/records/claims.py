@@ -52,7 +52,7 @@ class ClaimedRun:
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that has made a claim.
+    """The process that holds something, a claim for instance, as it is known for good.
 
     Attributes:
         host: its node.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_launch import hostlist, secret
+from hpc_launch import codec, hostlist, secret
 from hpc_launch.errors import ContextError, Interrupted, LogDirError
 from hpc_launch.node.stacks import WAYS
 from hpc_launch.probes.session import Session, python_line
@@ -88,10 +88,10 @@ class Stacks:
             "attempt": self.attempt,
             "time": self.time,
             "summary": folded.summary,
-            "groups": [dataclasses.asdict(group) for group in folded.groups],
-            "others": [dataclasses.asdict(group) for group in folded.others],
-            "unseen": [dataclasses.asdict(those) for those in folded.unseen],
-            "processes": [one.as_dict() for one in self.seen],
+            "groups": codec.plain(folded.groups),
+            "others": codec.plain(folded.others),
+            "unseen": codec.plain(folded.unseen),
+            "processes": codec.plain(self.seen),
             "path": str(self.path) if self.path else None,
             "notes": list(self.notes),
         }
@@ -233,7 +233,7 @@ def _by_step(request: _Request, record: JobRecord) -> tuple[tuple[Seen, ...], tu
                 )
                 reasons |= session.lost | answers.failed
                 reasons |= {host: f"no answer in time ({doing})" for host, doing in session.silent.items()}
-                seen = [Seen.of(one) for given in answers.given.values() for one in given]
+                seen = [codec.build(Seen, one) for given in answers.given.values() for one in given]
                 reasons |= {host: "no answer" for host in left if host not in answers.given and host not in reasons}
                 return (*seen, *request.unseen(reasons)), tuple(notes)
         # Where srun has given up at once, the others have not begun, and are silent through no fault of their own.

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from hpc_launch import codec
 from hpc_launch.errors import JobFailed, UsageError, WorkerFailed
 from hpc_launch.jobs import agents, files, remote, results
-from hpc_launch.jobs.files import JobFiles, outcome_of, read_outcome, write_once
+from hpc_launch.jobs.files import JobFiles, Outcome, read_outcome, write_once
 from hpc_launch.jobs.handles import Ending, Queued, Started
 from hpc_launch.jobs.job import Job
 from hpc_launch.jobs.watch import Watch
@@ -140,7 +141,7 @@ def queued(folder: Path, slurm: Slurm) -> Queued:
 
 
 def write_outcome(job: JobFiles, status: int, time: float = 0.0) -> None:
-    job.outcome.write_text(json.dumps(outcome_of(status, Path("/logs/1.0"), time)))
+    job.outcome.write_text(codec.document(Outcome(status, Path("/logs/1.0"), time)))
 
 
 def test_a_job_that_says_how_it_ended_needs_no_question(tmp_path: Path) -> None:
