@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
+import sys
 import typing
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from enum import Enum
@@ -37,6 +37,7 @@ _KIND = "do"
 
 _LONGEST_TEXT = 1 << 20
 _LARGEST_NUMBER = 1 << 53  # beyond it JSON readers disagree
+_LARGEST_REAL = sys.float_info.max
 _MOST_ITEMS = 1 << 17
 
 APART: Mapping[str, Any] = {"apart": True}
@@ -83,8 +84,8 @@ def encode(message: Any) -> bytes:
 
 
 def write(value: Any) -> str:
-    """Write an object whose kind the reader knows."""
-    return _WRITER.encode(_facts(value))
+    """Write an object, a dataclass or plain values, whose kind the reader knows."""
+    return _WRITER.encode(plain(value))
 
 
 def line(value: Any) -> str:
@@ -344,7 +345,7 @@ def any_of(*checks: Check) -> Check:
 
 def real(value: Any) -> float:
     """Check a finite number; gives a float."""
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if type(value) not in (int, float) or not -_LARGEST_REAL <= value <= _LARGEST_REAL:
         raise ValueError("expected a finite number")
     return float(value)
 

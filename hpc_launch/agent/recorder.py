@@ -188,7 +188,8 @@ class Recorder:
         if workers is not None:
             with self.together():
                 for local_rank, end in [*workers.endings.items()]:
-                    usage = Usage(round(end.user, 3), round(end.system, 3), end.max_rss)
+                    user, system, max_rss = end.usage
+                    usage = Usage(round(user, 3), round(system, 3), max_rss)
                     told = workers.told.get(local_rank)
                     self._ended(local_rank, end.status, end.time, told.name if told else "", usage)
         if self._beat.due(time.monotonic()):

@@ -7,7 +7,6 @@ works wherever srun does. What srun says itself tells which node could not be st
 from __future__ import annotations
 
 import contextlib
-import json
 import queue
 import re
 import subprocess
@@ -20,7 +19,7 @@ from typing import IO, Any
 
 from hpc_launch import hostlist
 from hpc_launch.errors import ContextError, HostlistError
-from hpc_launch.probes.wire import Decoder
+from hpc_launch.probes import wire
 
 # What all nodes but a few have done in some time, these get three times as long for, and at least so many seconds more.
 _GRACE = 10.0
@@ -57,7 +56,7 @@ class _Node:
     doing: str = ""
     ended: str = ""
     said: str = ""
-    decoder: Decoder = field(default_factory=Decoder)
+    decoder: wire.Decoder = field(default_factory=wire.Decoder)
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,7 @@ class Session:
     def _write(self, order: Mapping[str, Any]) -> None:
         with contextlib.suppress(OSError):  # srun is gone: nobody answers, which is seen
             if self._srun is not None and self._srun.stdin is not None:
-                self._srun.stdin.write(json.dumps(order) + "\n")
+                self._srun.stdin.write(wire.encode_order(order))
                 self._srun.stdin.flush()
 
     def _pump(self, name: str, stream: IO[str] | None) -> None:

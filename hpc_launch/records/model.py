@@ -303,9 +303,15 @@ class Requeue:
 
 @dataclass(frozen=True)
 class JobEnd:
-    """When the job ends, as Slurm said last, in seconds since the epoch; None where it has no end."""
+    """When the job ends, as Slurm said last.
+
+    Attributes:
+        end: the time, in seconds since the epoch; None where it has no end.
+        asked: when Slurm was asked.
+    """
 
     end: float | None
+    asked: float = 0.0
 
 
 @dataclass(frozen=True)
