@@ -18,6 +18,7 @@ from hpc_launch.records.model import (
     NodeEvent,
     NodeState,
     Notice,
+    PlanRecord,
     Roll,
     Run,
     Usage,
@@ -156,7 +157,7 @@ class Gathered:
         """The nodes, by name."""
         return tuple(sorted(self._nodes, key=lambda node: node.host))
 
-    def runs(self, plans: Mapping[int, Mapping[str, Any]]) -> tuple[Run, ...]:
+    def runs(self, plans: Mapping[int, PlanRecord]) -> tuple[Run, ...]:
         """The runs.
 
         Args:
@@ -166,7 +167,9 @@ class Gathered:
         for event in self._events:
             mine.setdefault(event.run, []).append(event)
         last = {roll.run: roll.members for roll in self.rolls()}
-        return tuple(_run(first, plans.get(first, {}), mine[first], last.get(first)) for first in sorted(mine))
+        return tuple(
+            _run(first, plans.get(first, PlanRecord()), mine[first], last.get(first)) for first in sorted(mine)
+        )
 
     def attempts(self) -> tuple[Attempt, ...]:
         """The attempts, by number."""
@@ -321,7 +324,7 @@ def _last(beats: Sequence[_Event], agent: int) -> tuple[int, ...]:
     return mine[-1].said(_HeartbeatSaid).waiting if mine else ()
 
 
-def _run(number: int, plan: Mapping[str, Any], mine: Sequence[_Event], members: AbstractSet[str] | None) -> Run:
+def _run(number: int, plan: PlanRecord, mine: Sequence[_Event], members: AbstractSet[str] | None) -> Run:
     """A run. Of one that may lose nodes it is those who took part in the last attempt that know how it ended."""
     begun = [event for event in mine if event.kind == events.RUN]
     stayed = [event for event in mine if members is None or event.host in members]
@@ -333,7 +336,7 @@ def _run(number: int, plan: Mapping[str, Any], mine: Sequence[_Event], members: 
         first_attempt=number,
         plan=plan,
         versions=told.versions,
-        run_id=told.run_id or codec.salvage(_RunSaid, plan).run_id,
+        run_id=told.run_id or plan.run_id,
         restart_count=told.restart_count,
         begin=min((event.time for event in begun or mine), default=None),
         end=max(event.time for event in left) if left and len(left) >= len(started) else None,

@@ -14,7 +14,7 @@ from typing import Any
 from hpc_launch import codec
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.gather import Gathered
-from hpc_launch.records.model import History, JobEnd, Mark, Requeue
+from hpc_launch.records.model import History, JobEnd, Mark, PlanRecord, Requeue
 from hpc_launch.records.parsing import content, entries
 
 _MARK = re.compile(r"rank_(\d{1,9})\.json")
@@ -39,7 +39,8 @@ class _Reader:
             if not host.startswith("."):
                 gathered.add(host, self._lines(self._job.events(host), needed=True))
         starts = [int(match[1]) for name in names if (match := _ATTEMPT.fullmatch(name))]
-        plans = {number: plan for number in starts if (plan := self._object(self._job.plan(number))) is not None}
+        found = {number: self._object(self._job.plan(number)) for number in starts}
+        plans = {number: codec.salvage(PlanRecord, facts) for number, facts in found.items() if facts is not None}
         return History(
             path=self._job.path,
             runs=gathered.runs(plans),

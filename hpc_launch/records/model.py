@@ -9,11 +9,43 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hpc_launch import codec
 from hpc_launch.codec import APART
 from hpc_launch.records.directory import RankFiles
+
+
+@dataclass(frozen=True)
+class RecordedValue:
+    """A value of a plan, and who said it."""
+
+    value: str = field(metadata={"check": str})
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """The plan of a run, as its `job.json` has it.
+
+    Attributes:
+        run_id: its name.
+        script: the training script, its arguments following.
+        hosts: the nodes, as a host list.
+        derived: what was derived, by name.
+        settings: what was asked for, by name.
+        warnings: what looked wrong, a line each.
+        software: versions, by name.
+        environment: variables that matter for training.
+    """
+
+    run_id: str = ""
+    script: tuple[str, ...] = ()
+    hosts: str = ""
+    derived: Mapping[str, RecordedValue] = field(default_factory=dict)
+    settings: Mapping[str, RecordedValue] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    software: Mapping[str, str | float] = field(default_factory=dict)
+    environment: Mapping[str, str | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -22,7 +54,7 @@ class Run:
 
     Attributes:
         first_attempt: its first attempt.
-        plan: the plan as run (`job.json`); empty where that cannot be read.
+        plan: the plan as run; empty where that cannot be read.
         versions: versions of software, by name.
         run_id: its name.
         restart_count: how often Slurm had started the job again.
@@ -33,7 +65,7 @@ class Run:
     """
 
     first_attempt: int
-    plan: Mapping[str, Any]
+    plan: PlanRecord
     versions: Mapping[str, str]
     run_id: str
     restart_count: int

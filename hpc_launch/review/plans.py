@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-from hpc_launch import codec, hidden
-from hpc_launch.records.model import Run
+from hpc_launch import hidden
+from hpc_launch.records.model import RecordedValue, Run
 
 
 @dataclass(frozen=True)
@@ -19,26 +18,6 @@ class Value:
     value: str
     origin: str
     before: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Told:
-    """A value of a plan with its origin, as `job.json` has it."""
-
-    value: str = field(metadata={"check": str})
-    origin: str
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is shown of a `job.json`."""
-
-    script: tuple[str, ...]
-    derived: Mapping[str, _Told]
-    settings: Mapping[str, _Told]
-    environment: Mapping[str, Any]
-    software: Mapping[str, Any]
-    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -68,7 +47,7 @@ def make(runs: Sequence[Run]) -> PlanView | None:
     """Look at the plans of all runs; None if no run is recorded."""
     if not runs:
         return None
-    plans = [codec.salvage(_Plan, run.plan) for run in runs]
+    plans = [run.plan for run in runs]
     last = plans[-1]
     return PlanView(
         command=shlex.join(hidden.arguments(last.script)),
@@ -81,15 +60,13 @@ def make(runs: Sequence[Run]) -> PlanView | None:
     )
 
 
-def _told(values: Mapping[str, _Told]) -> dict[str, tuple[str, str]]:
+def _told(values: Mapping[str, RecordedValue]) -> dict[str, tuple[str, str]]:
     return {name: (hidden.text(entry.value), entry.origin) for name, entry in values.items()}
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+def _plain(values: Mapping[str, str | float]) -> dict[str, tuple[str, str]]:
     return {
-        name: (hidden.text(str(value)), "")
-        for name, value in values.items()
-        if isinstance(value, (str, int, float)) and not hidden.names_secret_variable(name)
+        name: (hidden.text(str(value)), "") for name, value in values.items() if not hidden.names_secret_variable(name)
     }
 
 

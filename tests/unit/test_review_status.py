@@ -15,7 +15,7 @@ import pytest
 from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import EventLog
-from hpc_launch.records.model import Attempt, History, Requeue, Run
+from hpc_launch.records.model import Attempt, History, PlanRecord, Requeue, Run
 from hpc_launch.review import find, follow, paint, show_status, standing, status
 from hpc_launch.review.files import Selection
 from hpc_launch.review.standing import Eyes, Seen, State, judge
@@ -30,7 +30,7 @@ NOW = 1_718_000_500.0
 
 def run(**facts: Any) -> Run:
     """Return a run that began a while ago."""
-    return Run(0, {}, {}, "12.0.0", 0, NOW - 100, None, None) if not facts else replace(run(), **facts)
+    return Run(0, PlanRecord(), {}, "12.0.0", 0, NOW - 100, None, None) if not facts else replace(run(), **facts)
 
 
 def attempt(ending: str = "", *, number: int = 0, code: int = 0, signal: str = "") -> Attempt:
