@@ -15,7 +15,7 @@ from hpc_launch.plan.log_paths import local_job_name
 from hpc_launch.plan.model import Plan
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.model import PlanRecord
+from hpc_launch.records.plan_record import PlanRecord
 from hpc_launch.world import World
 
 

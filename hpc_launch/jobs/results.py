@@ -17,7 +17,8 @@ from hpc_launch.jobs.files import read_json
 from hpc_launch.owners import read_own
 from hpc_launch.records import causes, history, telling
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.model import PlanRecord, Worker
+from hpc_launch.records.model import Worker
+from hpc_launch.records.plan_record import PlanRecord
 
 # What another node has written may be seen here some seconds later.
 LAG_SECONDS = 30.0

@@ -11,7 +11,7 @@ from hpc_launch.node.devices import Devices
 from hpc_launch.plan.binding import Binding, Share
 from hpc_launch.plan.identity import Identity
 from hpc_launch.plan.start import Start
-from hpc_launch.records.model import PlanRecord, RecordedValue
+from hpc_launch.records.plan_record import PlanRecord, RecordedValue
 from hpc_launch.settings import NodeRange, Origin, Settings
 from hpc_launch.world import World
 

@@ -18,12 +18,12 @@ from hpc_launch.records.model import (
     NodeEvent,
     NodeState,
     Notice,
-    PlanRecord,
     Roll,
     Run,
     Usage,
     Worker,
 )
+from hpc_launch.records.plan_record import PlanRecord
 from hpc_launch.records.stacks import HANG
 
 _Said = TypeVar("_Said")

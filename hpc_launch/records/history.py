@@ -14,8 +14,9 @@ from typing import Any
 from hpc_launch import codec
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.gather import Gathered
-from hpc_launch.records.model import History, JobEnd, Mark, PlanRecord, Requeue
+from hpc_launch.records.model import History, JobEnd, Mark, Requeue
 from hpc_launch.records.parsing import content, entries
+from hpc_launch.records.plan_record import PlanRecord
 
 _MARK = re.compile(r"rank_(\d{1,9})\.json")
 _ATTEMPT = re.compile(r"attempt_(\d{1,9})")

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hpc_launch import hidden
-from hpc_launch.records.model import RecordedValue, Run
+from hpc_launch.records.model import Run
+from hpc_launch.records.plan_record import RecordedValue
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from hpc_launch.records import members, words
 from hpc_launch.records.members import Fleet
-from hpc_launch.records.model import Attempt, History, NodeEvent, PlanRecord, Roll, Run
+from hpc_launch.records.model import Attempt, History, NodeEvent, Roll, Run
+from hpc_launch.records.plan_record import PlanRecord
 
 ALL = ("gpu1", "gpu2", "gpu3", "gpu4")
 

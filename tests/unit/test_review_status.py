@@ -15,7 +15,8 @@ import pytest
 from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import EventLog
-from hpc_launch.records.model import Attempt, History, PlanRecord, Requeue, Run
+from hpc_launch.records.model import Attempt, History, Requeue, Run
+from hpc_launch.records.plan_record import PlanRecord
 from hpc_launch.review import find, follow, paint, show_status, standing, status
 from hpc_launch.review.files import Selection
 from hpc_launch.review.standing import Eyes, Seen, State, judge
