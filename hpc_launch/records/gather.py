@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from hpc_launch import codec
 from hpc_launch.codec import checked, natural
@@ -26,8 +26,6 @@ from hpc_launch.records.model import (
 from hpc_launch.records.plan_record import PlanRecord
 from hpc_launch.records.stacks import HANG
 
-_Said = TypeVar("_Said")
-
 # What is said about nodes, and what it is called here.
 _NODE_EVENTS = {
     events.NODE_MISSING: "missing",
@@ -38,76 +36,46 @@ _NODE_EVENTS = {
 
 
 @dataclass(frozen=True)
-class _Line:
-    """What events of several kinds say, as it was written."""
+class _Said:
+    """What an event can say (`records.events`), of which most say little."""
 
     event: str
     time: float | None
     agent: int
     host: str
-    offset: float | None
-    attempt: int | None = checked(natural, None)
-    first_attempt: int | None = checked(natural, None)
-    rank: int | None = checked(natural, None)
-
-
-@dataclass(frozen=True)
-class _RunSaid:
-    """The beginning of an agent's run."""
-
+    # Of runs and attempts.
     pid: int
     run_id: str
     restart_count: int
     versions: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class _AttemptSaid:
-    """The beginning of an attempt."""
-
     world_size: int
-
-
-@dataclass(frozen=True)
-class _WorkerSaid:
-    """The start or the end of a worker."""
-
+    offset: float | None
+    waiting: tuple[int, ...]
+    # Of workers.
     local_rank: int
     device: str
-    pid: int
     exitcode: int | None
     told: str
     usage: Usage | None
     failure: Failure | None
-
-
-@dataclass(frozen=True)
-class _EndSaid:
-    """The end of an attempt or of an agent's run."""
-
+    # Of ends.
     ending: str
     status: int | None
     cause: str
     signal: str
     by: str
     hang: bool
-
-
-@dataclass(frozen=True)
-class _NodesSaid:
-    """Something about nodes."""
-
+    # Of nodes.
     hosts: str
     spares: str
     leader: str
     why: str
+    attempt: int | None = checked(natural, None)
+    first_attempt: int | None = checked(natural, None)
+    rank: int | None = checked(natural, None)
 
 
-@dataclass(frozen=True)
-class _HeartbeatSaid:
-    """A sign of life."""
-
-    waiting: tuple[int, ...]
+_NOTHING = codec.salvage(_Said, {})
 
 
 @dataclass(frozen=True)
@@ -115,18 +83,17 @@ class _Event:
     """An event whose time is the leader's."""
 
     time: float
-    kind: str
     host: str
-    agent: int
     attempt: int | None
     run: int
-    rank: int | None
-    facts: Mapping[str, Any]
     offset: float
+    said: _Said
+    facts: Mapping[str, Any]
 
-    def said(self, kind: type[_Said], **apart: Any) -> _Said:
-        """What it says, as far as that can be understood."""
-        return codec.salvage(kind, self.facts, **apart)
+    @property
+    def kind(self) -> str:
+        """Its name."""
+        return self.said.event
 
 
 class Gathered:
@@ -141,10 +108,10 @@ class Gathered:
         """Take the events of a node, in the order in which they were written."""
         by_agent: dict[int, list[_Written]] = {}
         for facts in lines:
-            line = codec.salvage(_Line, facts)
-            if line.event and line.time is not None:
-                by_agent.setdefault(line.agent, []).append((line, facts))
-        found = [event for agent, mine in by_agent.items() for event in _timed(host, agent, mine)]
+            said = codec.salvage(_Said, facts)
+            if said.event and said.time is not None:
+                by_agent.setdefault(said.agent, []).append((said, facts))
+        found = [event for mine in by_agent.values() for event in _timed(host, mine)]
         self._events.extend(found)
         name = next((event.host for event in found), host)
         offsets = [clock.offset for clock in self._clocks(found)]
@@ -185,12 +152,12 @@ class Gathered:
 
     @staticmethod
     def _node_event(event: _Event) -> NodeEvent:
-        said, kind = event.said(_NodesSaid), _NODE_EVENTS[event.kind]
+        kind, said = _NODE_EVENTS[event.kind], event.said
         return NodeEvent(event.time, event.attempt, kind, said.hosts, event.host, said.why, event.run)
 
     def node_states(self) -> tuple[NodeState, ...]:
         """What Slurm has said of lost nodes, by time."""
-        said = [event.said(NodeState, time=event.time) for event in self._of(events.NODE_STATE)]
+        said = [codec.salvage(NodeState, event.facts, time=event.time) for event in self._of(events.NODE_STATE)]
         return members.known_states(said, self.node_events())
 
     def rolls(self) -> tuple[Roll, ...]:
@@ -198,7 +165,7 @@ class Gathered:
         found = {}
         for event in self._of(events.NODES):
             if event.attempt is not None:
-                said = event.said(_NodesSaid)
+                said = event.said
                 hosts, spares = words.unfold_hosts(said.hosts), words.unfold_hosts(said.spares)
                 found[event.attempt] = Roll(event.time, event.attempt, event.run, hosts, spares, said.leader)
         return tuple(roll for _, roll in sorted(found.items()))
@@ -206,7 +173,7 @@ class Gathered:
     def notices(self) -> tuple[Notice, ...]:
         """The notice signals, by time."""
         return tuple(
-            event.said(Notice, time=event.time, attempt=event.attempt, host=event.host)
+            codec.salvage(Notice, event.facts, time=event.time, attempt=event.attempt, host=event.host)
             for event in self._of(events.NOTICE)
         )
 
@@ -217,7 +184,7 @@ class Gathered:
     @staticmethod
     def _clocks(found: Iterable[_Event]) -> tuple[Clock, ...]:
         measured = (event for event in found if event.kind == events.CLOCK)
-        return tuple(event.said(Clock, host=event.host, attempt=event.attempt) for event in measured)
+        return tuple(codec.salvage(Clock, event.facts, host=event.host, attempt=event.attempt) for event in measured)
 
     def _of(self, *kinds: str) -> list[_Event]:
         return sorted((event for event in self._events if event.kind in kinds), key=lambda event: event.time)
@@ -226,12 +193,12 @@ class Gathered:
         begun = [event for event in mine if event.kind == events.ATTEMPT]
         ends = [event for event in mine if event.kind == events.ROUND_ENDED]
         # Where the leader was lost there is no common end: each agent ends its run by itself.
-        left = [event for event in mine if event.kind == events.RUN_ENDED and event.said(_EndSaid).status]
+        left = [event for event in mine if event.kind == events.RUN_ENDED and event.said.status]
         ends = ends or left
         end = min(ends, key=lambda event: event.time) if ends else None
-        said = codec.salvage(_EndSaid, end.facts if end is not None else {})
+        said = end.said if end is not None else _NOTHING
         workers = self._workers(number, mine)
-        sizes = [event.said(_AttemptSaid).world_size for event in begun]
+        sizes = [event.said.world_size for event in begun]
         return Attempt(
             number=number,
             run=min((event.run for event in mine), default=0),
@@ -254,10 +221,10 @@ class Gathered:
         started: dict[int, _Event] = {}
         ended: dict[int, _Event] = {}
         for event in mine:
-            if event.rank is not None and event.kind == events.WORKER_STARTED:
-                started[event.rank] = event
-            elif event.rank is not None and event.kind == events.WORKER_ENDED:
-                ended[event.rank] = event
+            if event.said.rank is not None and event.kind == events.WORKER_STARTED:
+                started[event.said.rank] = event
+            elif event.said.rank is not None and event.kind == events.WORKER_ENDED:
+                ended[event.said.rank] = event
         return tuple(
             self._worker(attempt, rank, started.get(rank), ended.get(rank)) for rank in sorted({*started, *ended})
         )
@@ -265,11 +232,11 @@ class Gathered:
     def _worker(self, attempt: int, rank: int, started: _Event | None, ended: _Event | None) -> Worker:
         event = started or ended
         assert event is not None  # noqa: S101 - the rank comes from one of them
-        said, end = event.said(_WorkerSaid), codec.salvage(_WorkerSaid, ended.facts if ended is not None else {})
+        said, end = event.said, ended.said if ended is not None else _NOTHING
         return Worker(
             rank=rank,
             host=event.host,
-            agent=event.agent,
+            agent=said.agent,
             local_rank=said.local_rank,
             device=said.device,
             pid=said.pid,
@@ -284,44 +251,43 @@ class Gathered:
 
 
 # An event as it was written: what is understood of it, and all of it.
-_Written = tuple[_Line, Mapping[str, Any]]
+_Written = tuple[_Said, Mapping[str, Any]]
 
 
-def _timed(host: str, agent: int, lines: Sequence[_Written]) -> list[_Event]:
+def _timed(host: str, lines: Sequence[_Written]) -> list[_Event]:
     """The events of one agent number, each with what holds for it: its run, its attempt, how far the clock was off.
 
     Until an agent has measured its clock in a run, the first measurement of that run is the best guess.
     """
     runs: list[list[_Written]] = [[]]
-    for line, facts in lines:
-        if line.event == events.RUN and runs[-1]:
+    for said, facts in lines:
+        if said.event == events.RUN and runs[-1]:
             runs.append([])
-        runs[-1].append((line, facts))
-    return [event for run in runs for event in _timed_run(host, agent, run)]
+        runs[-1].append((said, facts))
+    return [event for run in runs for event in _timed_run(host, run)]
 
 
-def _timed_run(host: str, agent: int, written: Sequence[_Written]) -> list[_Event]:
-    lines = [line for line, _ in written]
-    clocks = (line.offset for line in lines if line.event == events.CLOCK)
+def _timed_run(host: str, written: Sequence[_Written]) -> list[_Event]:
+    lines = [said for said, _ in written]
+    clocks = (said.offset for said in lines if said.event == events.CLOCK)
     offset = next((measured for measured in clocks if measured is not None), 0.0)
-    host = next((line.host for line in lines if line.host), host)
-    numbers = [line.attempt for line in lines if line.attempt is not None]
-    begins = next((line.first_attempt for line in lines if line.first_attempt is not None), None)
+    host = next((said.host for said in lines if said.host), host)
+    numbers = [said.attempt for said in lines if said.attempt is not None]
+    begins = next((said.first_attempt for said in lines if said.first_attempt is not None), None)
     run = begins if begins is not None else min(numbers, default=0)
     attempt: int | None = None
     found = []
-    for line, facts in written:
-        attempt = attempt if line.attempt is None else line.attempt
-        if line.event == events.CLOCK:
-            offset = offset if line.offset is None else line.offset
-        time = (line.time or 0.0) - offset
-        found.append(_Event(time, line.event, host, agent, attempt, run, line.rank, facts, offset))
+    for said, facts in written:
+        attempt = attempt if said.attempt is None else said.attempt
+        if said.event == events.CLOCK:
+            offset = offset if said.offset is None else said.offset
+        found.append(_Event((said.time or 0.0) - offset, host, attempt, run, offset, said, facts))
     return found
 
 
 def _last(beats: Sequence[_Event], agent: int) -> tuple[int, ...]:
-    mine = [event for event in beats if event.agent == agent]
-    return mine[-1].said(_HeartbeatSaid).waiting if mine else ()
+    mine = [event for event in beats if event.said.agent == agent]
+    return mine[-1].said.waiting if mine else ()
 
 
 def _run(number: int, plan: PlanRecord, mine: Sequence[_Event], members: AbstractSet[str] | None) -> Run:
@@ -330,8 +296,8 @@ def _run(number: int, plan: PlanRecord, mine: Sequence[_Event], members: Abstrac
     stayed = [event for event in mine if members is None or event.host in members]
     started = [event for event in stayed if event.kind == events.RUN]
     left = [event for event in stayed if event.kind == events.RUN_ENDED]
-    told = codec.salvage(_RunSaid, begun[0].facts if begun else {})
-    statuses = [status for event in left if (status := event.said(_EndSaid).status) is not None]
+    told = begun[0].said if begun else _NOTHING
+    statuses = [status for event in left if (status := event.said.status) is not None]
     return Run(
         first_attempt=number,
         plan=plan,
@@ -341,7 +307,7 @@ def _run(number: int, plan: PlanRecord, mine: Sequence[_Event], members: Abstrac
         begin=min((event.time for event in begun or mine), default=None),
         end=max(event.time for event in left) if left and len(left) >= len(started) else None,
         status=max(statuses, default=None),
-        agents=tuple((event.host, event.said(_RunSaid).pid) for event in begun),
+        agents=tuple((event.host, event.said.pid) for event in begun),
     )
 
 
