@@ -114,7 +114,7 @@ def plain(value: Any) -> Any:
 
 
 def sparse(value: Any) -> dict[str, Any]:
-    """The plain values of a dataclass without the fields that have their default, nor those of dataclasses in it."""
+    """The plain values of a dataclass, and of those in it, without the fields that have their default."""
     usual = {item.name: item.default() for item in _items(cast("Hashable", type(value))) if item.default is not None}
     return {
         key: sparse(found) if dataclasses.is_dataclass(found) else write(found)
@@ -422,7 +422,7 @@ def _items(kind: type) -> tuple[_Item, ...]:
         if own is not None:
             found.append(_Item(field.name, key, own, own, default, None))
         else:
-            strict, tolerant = _Strict().check(hint), _Tolerant().check(hint)
+            strict, tolerant = _StrictChecks().check(hint), _TolerantChecks().check(hint)
             found.append(_Item(field.name, key, strict, tolerant, default, _empty_of(hint)))
     return tuple(found)
 
@@ -431,8 +431,8 @@ def _same(value: Any) -> Any:
     return value
 
 
-class _Strict:
-    """Makes the check of an annotation."""
+class _StrictChecks:
+    """Makes the check of an annotation that has to hold."""
 
     simple: Mapping[Any, Check] = {
         str: text(_LONGEST_TEXT),
@@ -483,10 +483,10 @@ class _Strict:
         return table(key, item)
 
 
-class _Tolerant(_Strict):
+class _TolerantChecks(_StrictChecks):
     """Makes the check of an annotation for what may be damaged: it keeps what fits, and is not picky about numbers."""
 
-    simple: Mapping[Any, Check] = {**_Strict.simple, str: text(_LARGEST_NUMBER), int: whole, float: number}
+    simple: Mapping[Any, Check] = {**_StrictChecks.simple, str: text(_LARGEST_NUMBER), int: whole, float: number}
 
     def nested(self, kind: type) -> Check:
         return functools.partial(salvage, kind)
