@@ -19,7 +19,7 @@ from hpc_launch.records import faults, parsing, tracebacks
 from hpc_launch.records.directory import RankFiles
 from hpc_launch.records.lines import last_lines
 from hpc_launch.records.model import Failure, Raised
-from hpc_launch.workers.exception_file import Details, ErrorFile, Message
+from hpc_launch.workers.exception_file import ErrorDetails, ErrorFile, ErrorMessage
 
 # How much of the end of a worker's output is looked at, and how much of that is kept.
 _TAIL = 1 << 16
@@ -114,7 +114,7 @@ def _left(path: Path, ended: float) -> Raised | None:
     data = parsing.content(path)
     facts = codec.parse(data) if isinstance(data, bytes) else None
     found = codec.salvage(ErrorFile, facts or {}).message
-    said, details = (found.message, found.details) if isinstance(found, Message) else (found, Details())
+    said, details = (found.message, found.details) if isinstance(found, ErrorMessage) else (found, ErrorDetails())
     if not said:
         return None
     short, _, message = said.partition(": ")

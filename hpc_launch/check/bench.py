@@ -66,7 +66,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _RankAnswer:
     """What a rank says of its turn.
 
     Attributes:
@@ -138,7 +138,7 @@ def _device(ranks: Ranks, rank: int, kind: str) -> str:
     return "cpu" if kind == "cpu" else f"{kind}:{0 if ranks.isolated else rank}"
 
 
-def _use_device(ranks: Ranks, rank: int) -> _Answer:
+def _use_device(ranks: Ranks, rank: int) -> _RankAnswer:
     """Multiply two matrices on the device of a rank."""
     import torch  # noqa: PLC0415 - as above
 
@@ -153,10 +153,10 @@ def _use_device(ranks: Ranks, rank: int) -> _Answer:
     ones = torch.ones(_SIDE, _SIDE, device=where)
     found = float((ones @ ones).sum())
     wrong = "" if found == float(_SIDE**3) else f"a matrix product is wrong: its sum is {found:g}, not {_SIDE**3}"
-    return _Answer(kind=kind, count=count, device=Device(name, wrong, free, total))
+    return _RankAnswer(kind=kind, count=count, device=Device(name, wrong, free, total))
 
 
-def _reduce(ranks: Ranks, group: Group, rank: int, patience: float) -> _Answer:
+def _reduce(ranks: Ranks, group: Group, rank: int, patience: float) -> _RankAnswer:
     """Sum up as one rank."""
     import torch  # noqa: PLC0415 - as above
     import torch.distributed as dist  # noqa: PLC0415 - as above
@@ -184,15 +184,15 @@ def _reduce(ranks: Ranks, group: Group, rank: int, patience: float) -> _Answer:
     store.set(f"done/{here}", "1")
     if listening is not None:
         store.wait([f"done/{other}" for other in range(group.size)], limit)
-    return _Answer("" if found == expected else f"the sum is {found:g}, not {expected:g}")
+    return _RankAnswer("" if found == expected else f"the sum is {found:g}, not {expected:g}")
 
 
 # --- forking them
 
 
-def _in_ranks(ranks: Ranks, what: Callable[[int], _Answer], patience: float) -> list[_Answer]:
+def _in_ranks(ranks: Ranks, what: Callable[[int], _RankAnswer], patience: float) -> list[_RankAnswer]:
     """Do something in a process for each rank of this node; the answers, or errors, in their order."""
-    answers = [_Answer() for _ in range(ranks.count)]
+    answers = [_RankAnswer() for _ in range(ranks.count)]
     with selectors.DefaultSelector() as selector:
         pids = {}
         for rank in range(ranks.count):
@@ -207,7 +207,7 @@ def _in_ranks(ranks: Ranks, what: Callable[[int], _Answer], patience: float) -> 
         _gather(selector, answers, time.monotonic() + patience + 1)
         for key in [*selector.get_map().values()]:
             rank, _ = key.data
-            answers[rank] = _Answer(f"no answer in {patience:g} s")
+            answers[rank] = _RankAnswer(f"no answer in {patience:g} s")
             os.kill(pids[rank], signal.SIGKILL)
             os.close(key.fd)
     for pid in pids.values():
@@ -216,7 +216,7 @@ def _in_ranks(ranks: Ranks, what: Callable[[int], _Answer], patience: float) -> 
     return answers
 
 
-def _gather(selector: selectors.BaseSelector, answers: list[_Answer], deadline: float) -> None:
+def _gather(selector: selectors.BaseSelector, answers: list[_RankAnswer], deadline: float) -> None:
     while selector.get_map() and (left := deadline - time.monotonic()) > 0:
         for key, _ in selector.select(left):
             rank, heard = key.data
@@ -228,21 +228,21 @@ def _gather(selector: selectors.BaseSelector, answers: list[_Answer], deadline: 
                 answers[rank] = _heard(bytes(heard))
 
 
-def _heard(data: bytes) -> _Answer:
+def _heard(data: bytes) -> _RankAnswer:
     try:
-        return codec.read(_Answer, data)
+        return codec.read(_RankAnswer, data)
     except CodecError:
-        return _Answer("it died without a word" if not data else "it died in the middle of a word")
+        return _RankAnswer("it died without a word" if not data else "it died in the middle of a word")
 
 
-def _be(ranks: Ranks, rank: int, what: Callable[[int], _Answer], answer: int) -> None:
+def _be(ranks: Ranks, rank: int, what: Callable[[int], _RankAnswer], answer: int) -> None:
     """Be a rank: do it, say what came of it, and end at once, without whatever libraries do at the end."""
     try:
         try:
             _dress(ranks, rank)
             said = what(rank)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the answer
-            said = _Answer(_first_line(error))
+            said = _RankAnswer(_first_line(error))
         text = codec.write(said).encode()
         while text:
             text = text[os.write(answer, text) :]

@@ -26,7 +26,7 @@ _REFUSED = "Batch job submission failed: "
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Submitted:
     """What came of it: the ids of the jobs, or what Slurm said when it refused them."""
 
     jobs: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ def carry(
         check=False,
     )
     try:
-        answer = codec.read(_Answer, done.stdout)
+        answer = codec.read(_Submitted, done.stdout)
     except CodecError:
         last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no word"])[-1]
         raise SlurmError(f"submitit could not be asked to submit: {last}") from None
@@ -90,9 +90,9 @@ def main() -> None:
         for job in jobs:
             # submitit's copy of the call. A umask would become that of the job.
             Path(job.paths.submitted_pickle).chmod(PICKLE_MODE)
-        answer = _Answer(tuple(str(job.job_id) for job in jobs))
+        answer = _Submitted(tuple(str(job.job_id) for job in jobs))
     except failed as error:
-        answer = _Answer(refused=str(error))
+        answer = _Submitted(refused=str(error))
     print(codec.write(answer))  # noqa: T201 - the answer
 
 

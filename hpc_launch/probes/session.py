@@ -60,7 +60,7 @@ class _Node:
 
 
 @dataclass(frozen=True)
-class _Said:
+class _ProbeRecord:
     """A record of a probe: that it has begun, what it is about to do, or an answer.
 
     Attributes:
@@ -273,7 +273,7 @@ class Session:
             self._complaint(node, text.strip())
 
     def _obey(self, node: str, record: Mapping[str, Any]) -> None:
-        now, said = time.time(), codec.salvage(_Said, record)
+        now, said = time.time(), codec.salvage(_ProbeRecord, record)
         if said.hello is not None:
             self._begun.add(node)
         elif said.doing is not None:

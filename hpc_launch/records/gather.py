@@ -36,7 +36,7 @@ _NODE_EVENTS = {
 
 
 @dataclass(frozen=True)
-class _Said:
+class _EventFields:
     """What an event can say (`records.events`), of which most say little."""
 
     event: str
@@ -75,7 +75,7 @@ class _Said:
     rank: int | None = checked(natural, None)
 
 
-_NOTHING = codec.salvage(_Said, {})
+_NOTHING = codec.salvage(_EventFields, {})
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class _Event:
     attempt: int | None
     run: int
     offset: float
-    said: _Said
+    said: _EventFields
     facts: Mapping[str, Any]
 
     @property
@@ -108,7 +108,7 @@ class Gathered:
         """Take the events of a node, in the order in which they were written."""
         by_agent: dict[int, list[_Written]] = {}
         for facts in lines:
-            said = codec.salvage(_Said, facts)
+            said = codec.salvage(_EventFields, facts)
             if said.event and said.time is not None:
                 by_agent.setdefault(said.agent, []).append((said, facts))
         found = [event for mine in by_agent.values() for event in _timed(host, mine)]
@@ -251,7 +251,7 @@ class Gathered:
 
 
 # An event as it was written: what is understood of it, and all of it.
-_Written = tuple[_Said, Mapping[str, Any]]
+_Written = tuple[_EventFields, Mapping[str, Any]]
 
 
 def _timed(host: str, lines: Sequence[_Written]) -> list[_Event]:

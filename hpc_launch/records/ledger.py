@@ -116,14 +116,14 @@ def amend(job: JobDirectory, ledger: Ledger, last: Entry) -> None:
 
 
 @dataclass(frozen=True)
-class _Line:
+class _Versioned:
     """A line of any version."""
 
     schema: int = SCHEMA
 
 
 def _version(facts: Mapping[str, Any]) -> int:
-    return codec.salvage(_Line, facts).schema
+    return codec.salvage(_Versioned, facts).schema
 
 
 def _entry(line: str) -> Entry | None:

@@ -45,7 +45,7 @@ _OF_THE_ADDRESS = (Kind.TIMEOUT, Kind.UNREACHABLE)
 
 
 @dataclass(frozen=True)
-class Place:
+class CoordinatorAddress:
     """Where a coordinator listens, as a file has it.
 
     Attributes:
@@ -65,7 +65,7 @@ class Whereabouts:
     def __init__(self, config: RendezvousConfig) -> None:
         """There is one where others can read it, and the coordinator does not choose the directory."""
         self._run_id = config.run_id
-        self._written: Place | None = None
+        self._written: CoordinatorAddress | None = None
         self._path: Path | None = None
         self._writing: Act[None] | None = None
         if config.job.job and len(config.hosts) > 1:
@@ -78,7 +78,7 @@ class Whereabouts:
     def _write(self, port: int) -> None:
         if self._path is not None:
             addresses = [address for interface in network.interfaces() for address in interface.addresses]
-            self._written = Place(self._run_id, tuple(addresses), port)
+            self._written = CoordinatorAddress(self._run_id, tuple(addresses), port)
             with contextlib.suppress(LogDirError):
                 directory.write_json(self._path, self._written)
 
@@ -88,7 +88,7 @@ class Whereabouts:
             self._writing.result()
         if self._path is not None:
             with contextlib.suppress(OSError, CodecError):
-                if codec.read(Place, owners.read_own(self._path)) == self._written:
+                if codec.read(CoordinatorAddress, owners.read_own(self._path)) == self._written:
                     self._path.unlink()
 
     def places(self) -> Sequence[tuple[str, Sequence[int]]]:
@@ -96,7 +96,7 @@ class Whereabouts:
         if self._path is None:
             return []
         try:
-            note = codec.read(Place, owners.read_own(self._path))
+            note = codec.read(CoordinatorAddress, owners.read_own(self._path))
         except (OSError, CodecError):
             return []
         if note.run != self._run_id:

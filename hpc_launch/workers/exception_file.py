@@ -27,7 +27,7 @@ _LIBRARIES = ("/site-packages/", "/dist-packages/", os.path.dirname(os.__file__)
 
 
 @dataclass(frozen=True)
-class Details:
+class ErrorDetails:
     """What is known of an exception besides its words.
 
     Attributes:
@@ -46,18 +46,18 @@ class Details:
 
 
 @dataclass(frozen=True)
-class Message:
+class ErrorMessage:
     """An exception: its type and its words in a line, and more."""
 
     message: str = ""
-    details: Details = field(default_factory=Details, metadata={"name": "extraInfo"})
+    details: ErrorDetails = field(default_factory=ErrorDetails, metadata={"name": "extraInfo"})
 
 
 @dataclass(frozen=True)
 class ErrorFile:
     """The content of the file; of some versions of torch the words alone."""
 
-    message: Message | str = ""
+    message: ErrorMessage | str = ""
 
 
 def write(path: str, error: BaseException, trace: TracebackType | None) -> None:
@@ -70,14 +70,14 @@ def write(path: str, error: BaseException, trace: TracebackType | None) -> None:
     """
     with contextlib.suppress(Exception):
         now = time.time()
-        details = Details(
+        details = ErrorDetails(
             py_callstack=_cut("".join(traceback.format_exception(type(error), error, trace))),
             timestamp=str(int(now)),
             time=round(now, 6),
             type=_name(type(error)),
             where=_where(error, trace),
         )
-        text = codec.line(ErrorFile(Message(f"{type(error).__name__}: {_cut(str(error))}", details)))
+        text = codec.line(ErrorFile(ErrorMessage(f"{type(error).__name__}: {_cut(str(error))}", details)))
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         with os.fdopen(handle, "w") as stream:
             stream.write(text)
