@@ -5,7 +5,6 @@ Looking costs a few reads of small files, and is done only for workers that have
 
 from __future__ import annotations
 
-import contextlib
 import re
 import signal
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from hpc_launch.records import faults, parsing, tracebacks
 from hpc_launch.records.directory import RankFiles
 from hpc_launch.records.lines import last_lines
 from hpc_launch.records.model import Failure, Raised
+from hpc_launch.text import size
 from hpc_launch.workers.exception_file import ErrorDetails, ErrorFile, ErrorMessage
 
 # How much of the end of a worker's output is looked at, and how much of that is kept.
@@ -36,8 +36,6 @@ _KILLED = re.compile(r"(?P<group>Memory cgroup o|O)ut of memory.*: Killed proces
 
 # What a program says whose child was killed (torch's DataLoader, concurrent.futures).
 _CHILD_KILLED = re.compile(r"killed by signal: Killed|terminated abruptly")
-
-_GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -95,20 +93,6 @@ def gather(files: RankFiles, pid: int, exitcode: int, before: Before, *, ended: 
     )
 
 
-def hung_in(pid: int) -> str:
-    """The function of the kernel in which a process waits and cannot be interrupted; empty if it does not.
-
-    It is the state D of proc_pid_stat(5). The function's name is hidden from other users' processes.
-    """
-    with contextlib.suppress(OSError, IndexError):
-        folder = Path("/proc", str(pid))
-        if (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "D":
-            with contextlib.suppress(OSError):
-                return (folder / "wchan").read_text().strip("0\n") or "the kernel"
-            return "the kernel"
-    return ""
-
-
 def _left(path: Path, ended: float) -> Raised | None:
     """The exception of an error file, by torch's `record` or by `workers.exception_file`."""
     data = parsing.content(path)
@@ -136,8 +120,8 @@ def _oom(pid: int, before: memory.Kills, after: memory.Kills, kernel: Sequence[s
     killed = [found for line in kernel if (found := _KILLED.search(line)) and int(found["pid"]) == pid]
     counted = before.group is not None and after.group is not None and after.group > before.group
     if counted or any(found["group"] != "O" for found in killed):
-        size = memory.limit()
-        at = f" ({size / _GIB:.1f} GiB)" if size is not None else ""
+        limit = memory.limit()
+        at = f" ({size(limit)})" if limit is not None else ""
         return f"the kernel killed a process for reaching the job's memory limit{at}: ask for more with --mem"
     if killed or (before.node is not None and after.node is not None and after.node > before.node):
         return "the kernel killed a process of this node because the node was out of memory"

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from hpc_launch.agent.hang_detector import Verdict
 from hpc_launch.agent.run_context import RunContext
 from hpc_launch.console import say
-from hpc_launch.records import bad_nodes, telling, words
+from hpc_launch.records import bad_nodes, telling
 from hpc_launch.records.bad_nodes import BadNode
 from hpc_launch.records.causes import RootCause
 from hpc_launch.rendezvous.messages import RoundEnd
+from hpc_launch.text import duration
 
 
 def notice(signum: str, left: float | None) -> None:
     """The workers are told of a notice signal; the job has so many seconds left, where that is known."""
-    end = f"; the job ends in {words.duration(left)}" if left is not None else ""
+    end = f"; the job ends in {duration(round(left))}" if left is not None else ""
     say(f"{signum}: the workers are told{end}")
 
 
@@ -36,7 +37,7 @@ def hang(context: RunContext, verdict: Verdict) -> None:
 
 def stop(context: RunContext, cause: str, left: float) -> None:
     """The run is stopped, and the workers have so many seconds."""
-    _say_of_attempt(context, f"{cause}; the workers have {words.duration(left)} to end")
+    _say_of_attempt(context, f"{cause}; the workers have {duration(round(left))} to end")
 
 
 def restart(context: RunContext, end: RoundEnd) -> None:

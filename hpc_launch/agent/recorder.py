@@ -21,6 +21,7 @@ from hpc_launch.agent.failure_evidence import Before
 from hpc_launch.agent.run_context import RunContext
 from hpc_launch.console import say
 from hpc_launch.errors import LogDirError
+from hpc_launch.node import processes
 from hpc_launch.node.memory import Kills
 from hpc_launch.pace import Pace
 from hpc_launch.patience import Background
@@ -194,7 +195,7 @@ class Recorder:
                     self._ended(local_rank, end.status, end.time, told.name if told else "", usage)
         if self._beat.due(time.monotonic()):
             running = {worker.rank: worker.pid for worker in self.workers if worker.ended is None}
-            waiting = {rank for rank, pid in running.items() if failure_evidence.hung_in(pid)}
+            waiting = {rank for rank, pid in running.items() if processes.hung_in(pid)}
             # Any process waits for a disk now and then; one that does so twice in a row, minutes apart, hangs.
             self.say(events.HEARTBEAT, running=len(running), waiting=sorted(waiting & self._waiting))
             self._waiting = waiting
@@ -204,7 +205,7 @@ class Recorder:
         self.look(workers)
         for worker in self.workers:
             if worker.ended is None and workers is not None and worker.pid in workers.hung:
-                failure = Failure(hung=failure_evidence.hung_in(worker.pid) or "the kernel")
+                failure = Failure(hung=processes.hung_in(worker.pid) or "the kernel")
                 facts: dict[str, Any] = {"exitcode": None, "told": "SIGKILL", "failure": codec.sparse(failure)}
                 self.say(events.WORKER_ENDED, rank=worker.rank, local_rank=worker.local_rank, **facts)
 

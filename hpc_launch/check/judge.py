@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from hpc_launch.check.evidence import Attempt, Evidence, Facts, Reach, Torch, Way
 from hpc_launch.check.pairs import blame
+from hpc_launch.text import size
 
 # What a link may be besides up: drivers that cannot tell say unknown (Documentation/networking/operstates.rst).
 _GOOD_LINKS = frozenset({"", "up", "unknown"})
@@ -405,13 +406,3 @@ RULES: tuple[Callable[[Evidence, Limits], Iterator[Finding]], ...] = (
     _torch,
     _reductions,
 )
-
-
-def size(count: int) -> str:
-    """A number of bytes for people."""
-    number = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:  # noqa: PLR2004 - the next unit
-            return f"{number:.3g} {unit}"
-        number /= 1024
-    return f"{number:.3g} TiB"

@@ -7,7 +7,8 @@ from typing import Any
 
 from hpc_launch import codec, hostlist
 from hpc_launch.check.evidence import Evidence, Facts, Torch
-from hpc_launch.check.judge import Finding, Limits, excluded, is_open, size
+from hpc_launch.check.judge import Finding, Limits, excluded, is_open
+from hpc_launch.text import size
 
 _COLUMNS = ("nodes", "Python", "torch", "ranks on", "CPUs", "network", "clock", "directories")
 

@@ -10,7 +10,7 @@ import click
 from hpc_launch.cli.options import CONTEXT, GroupedCommand
 from hpc_launch.cli.reading import job_directory, job_options, output
 from hpc_launch.review import stacks as review
-from hpc_launch.review.stacks_text import text
+from hpc_launch.review.stacks_view import text
 
 
 @click.command(cls=GroupedCommand, context_settings={**CONTEXT, "allow_interspersed_args": True})

@@ -12,10 +12,11 @@ import click
 from hpc_launch.cli.options import CONTEXT, GroupedCommand, settings_of
 from hpc_launch.cli.reading import job_options, job_search, output
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.review import paint, show_status
+from hpc_launch.review import paint, status_view
+from hpc_launch.review.ask_slurm import Eyes
 from hpc_launch.review.find import slurm_step
-from hpc_launch.review.standing import Eyes
-from hpc_launch.review.status import Status, look, without_directory
+from hpc_launch.review.status import look, without_directory
+from hpc_launch.review.status_view import Status
 from hpc_launch.slurm.job import OVER
 
 # The screen from its upper left corner on, and nothing below what is written.
@@ -77,8 +78,8 @@ class Looking:
 
 def _show(seen: Status, *, as_json: bool, screen: bool) -> None:
     if as_json:
-        text = json.dumps(show_status.as_dict(seen), indent=2)
+        text = json.dumps(status_view.as_dict(seen), indent=2)
     else:
-        text = show_status.text(seen, paint.for_stream(sys.stdout))
+        text = status_view.text(seen, paint.for_stream(sys.stdout))
     sys.stdout.write(f"{_HOME}{text}\n{_REST}" if screen else f"{text}\n")
     sys.stdout.flush()

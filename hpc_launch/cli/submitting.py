@@ -19,7 +19,7 @@ from hpc_launch.settings import Settings, files, specs
 from hpc_launch.slurm.times import read_time_limit
 from hpc_launch.submission import plan, quoting, resolution, run, sbatch, sweep
 from hpc_launch.submission.request import JobRequest, Software, Submission
-from hpc_launch.text import visible
+from hpc_launch.text import stamp, visible
 
 
 def submitting(
@@ -148,7 +148,7 @@ def _code(
     """The request, for the code as it is now where that is asked for: copied to where job directories are."""
     if not given["take_snapshot"]:
         return contextlib.nullcontext(request)
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    name = f"{stamp(time.time())}-{os.getpid()}"
     destination = Path.cwd() / (settings.log_dir or "logs") / "snapshots" / name
     if given["dry_run"] or given["test_only"]:
         _note(f"--snapshot would copy the code to {destination}")

@@ -20,9 +20,7 @@ from hpc_launch.codec import CodecError
 from hpc_launch.errors import SlurmError
 from hpc_launch.jobs.files import PICKLE_MODE
 from hpc_launch.jobs.task import ElasticTask
-
-_PREFIXES = ("sbatch: error: ", "sbatch: fatal: ", "sbatch: ")
-_REFUSED = "Batch job submission failed: "
+from hpc_launch.submission import sbatch
 
 
 @dataclass(frozen=True)
@@ -64,16 +62,8 @@ def carry(
         last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no word"])[-1]
         raise SlurmError(f"submitit could not be asked to submit: {last}") from None
     if answer.refused is not None:
-        raise SlurmError(f"Slurm refuses the job: {_told(answer.refused)}")
+        raise sbatch.refusal(answer.refused, "sbatch says nothing")
     return list(answer.jobs)
-
-
-def _told(text: str) -> str:
-    """What sbatch says, in one line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    for prefix in (*_PREFIXES, _REFUSED):
-        lines = [line.removeprefix(prefix) for line in lines]
-    return "; ".join(dict.fromkeys(lines)) or "sbatch says nothing"
 
 
 def main() -> None:

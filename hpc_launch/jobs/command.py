@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_launch.jobs.request import Resources
-from hpc_launch.submission import shares
+from hpc_launch.submission import needs
 
 WORKER = "hpc_launch.jobs.worker"
 
@@ -79,6 +79,23 @@ def requeue_words(resources: Resources, *, checkpointed: bool) -> tuple[str, ...
     return () if "never" in said else said
 
 
+def slurm_options(resources: Resources) -> dict[str, Any]:
+    """What Slurm is asked for, by the names of sbatch's options; True for one without a value, as submitit has it."""
+    found: dict[str, Any] = {
+        "nodes": str(resources.all_nodes).replace(":", "-"),
+        "cpus-per-task": resources.cpus_per_task,
+        "gpus-per-node": resources.gpus_per_node or None,
+        "mem": _memory(resources.mem) if resources.mem is not None else None,
+        "partition": resources.partition,
+        "account": resources.account,
+        "qos": resources.qos,
+        "constraint": resources.constraint,
+        **resources.slurm,
+        **(dict.fromkeys(needs.MAY_LOSE_NODES, True) if resources.may_lose_nodes else {}),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def submitit_parameters(resources: Resources, *, requeue: Sequence[str] = ()) -> dict[str, Any]:
     """What `submitit.AutoExecutor.update_parameters` is given: one task on each node, an agent with its ranks.
 
@@ -86,50 +103,28 @@ def submitit_parameters(resources: Resources, *, requeue: Sequence[str] = ()) ->
         resources: what was asked for.
         requeue: when the job is to run again.
     """
-    cpus = resources.cpus_per_task
     minutes = resources.minutes or DEFAULT_MINUTES
-    additional: dict[str, Any] = dict(resources.slurm)
-    srun = [f"--cpus-per-task={cpus}"] if cpus else []
-    if resources.may_lose_nodes:
-        # Slurm is to let the job and the step live, also where a cluster ends steps for a task that has failed.
-        additional["no-kill"] = True
-        srun += ["--no-kill", "--kill-on-bad-exit=0"]
+    options = slurm_options(resources)
+    # srun of Slurm 22.05 to 23.02 does not take the CPUs over from the job (slurm.commands.run_step).
+    srun = [f"--cpus-per-task={resources.cpus_per_task}"] if resources.cpus_per_task else []
     ranged = resources.node_range.minimum < resources.node_range.maximum
     if ranged:
-        additional["nodes"] = sbatch_nodes(resources)
         # Said to sbatch, Slurm would count tasks, and stop at the first nodes that are enough.
         srun.append("--ntasks-per-node=1")
-    if requeue and not {"requeue", "no-requeue"} & additional.keys():
-        additional["requeue"] = True  # on some clusters no job runs again that does not say so
+    steps = needs.STEPS_MAY_LOSE_NODES if resources.may_lose_nodes else ()
     found: dict[str, Any] = {
         "name": resources.name,
         "timeout_min": minutes,
         "nodes": resources.all_nodes.maximum,
         "tasks_per_node": None if ranged else 1,
-        "cpus_per_task": cpus,
-        "gpus_per_node": resources.gpus_per_node or None,
-        "slurm_mem": f"{_memory(resources.mem)}" if resources.mem is not None else None,
-        "slurm_partition": resources.partition,
-        "slurm_account": resources.account,
-        "slurm_qos": resources.qos,
-        "slurm_constraint": resources.constraint,
         "slurm_array_parallelism": resources.array_parallelism,
         # Of a short job the larger part is to be over: a callable would be told at once, and never get anywhere.
         "slurm_signal_delay_s": min(resources.notice, minutes * 60 // 3),
-        # Without the trap the shell of the job script would die of the first SIGTERM, and take srun along.
-        "slurm_setup": ["trap : TERM", *resources.setup],
-        # srun of Slurm 22.05 to 23.02 does not take the CPUs over from the job (slurm.commands.run_step).
+        "slurm_setup": [needs.TRAP, *steps, *resources.setup],
         "slurm_srun_args": srun or None,
-        "slurm_additional_parameters": additional or None,
+        "slurm_additional_parameters": {**options, **dict.fromkeys(needs.requeue(requeue, options), True)},
     }
     return {name: value for name, value in found.items() if value is not None}
-
-
-def sbatch_nodes(resources: Resources) -> str:
-    """The value of --nodes for sbatch."""
-    asked = resources.node_range
-    text = str(asked.minimum) if asked.minimum == asked.maximum else f"{asked.minimum}-{asked.maximum}"
-    return shares.spared(text, resources.spares) or text
 
 
 def _memory(mem: str | float) -> str:

@@ -69,8 +69,7 @@ class _Shown:
         try:
             self.view = self.job.view()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is not to end the thread of all others
-            standing = dataclasses.replace(self.view.standing, note=f"it cannot be seen: {error}")
-            self.view = dataclasses.replace(self.view, standing=standing, now=time.time())
+            self.view = dataclasses.replace(self.view, note=f"it cannot be seen: {error}", now=time.time())
         self.handle.update(bundle(self.view), raw=True)
         return not self.view.standing.over
 

@@ -1,21 +1,19 @@
-"""Curves as SVG that can stand in any page: no script, no style sheet, readable on light and on dark. Pure."""
+"""Curves as shapes: where each line, mark and word is drawn. Pure; `curves.svg.jinja` only writes it down."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 
-from hpc_launch.jobs.text import number
+from hpc_launch.review.scale import between, short
+from hpc_launch.text import number
 
 Points = Sequence[tuple[float, float]]
+Place = tuple[float, float]
 
-# Neither bright nor dark, so that they can be read on white and on black; and told apart by those who see few colours.
-COLOURS = ("#3b82f6", "#ea7b30", "#1fa37a", "#d1568f", "#8b6fe8", "#a8902a", "#2b9fb3", "#d65a5a")
-
-_WIDTH, _HEIGHT = 340, 132
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 8, 18, 20
+_WIDTH, _HEIGHT = 340.0, 132.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 332.0, 18.0, 112.0
 
 # So many parts of the way are told apart: an eye sees no more, and the page stays small.
 _PARTS = 90
@@ -33,30 +31,56 @@ class Line:
     points: Points
 
 
-def plot(title: str, lines: Sequence[Line]) -> str:
-    """Draw curves over the same axes; empty where none has two points."""
+@dataclass(frozen=True)
+class Curve:
+    """A line as drawn: its path, how far its points reach (empty where it goes through all of them), and its end."""
+
+    name: str
+    colour: str
+    path: str
+    reach: str
+    end: Place
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Curves over the same axes. `rules` are lines across, with their heights and values; `label` says it in words."""
+
+    title: str
+    label: str
+    rules: tuple[tuple[float, str], ...]
+    first: str
+    last: str
+    curves: tuple[Curve, ...]
+    width: float = _WIDTH
+    height: float = _HEIGHT
+    left: float = _LEFT
+    right: float = _RIGHT
+
+
+def plot(title: str, lines: Sequence[Line]) -> Plot | None:
+    """Draw curves over the same axes; None where none has two points."""
     drawn = [line for line in lines if len({step for step, _ in line.points}) > 1]
     if not drawn:
-        return ""
+        return None
     steps = [step for line in drawn for step, _ in line.points]
     values = [value for line in drawn for _, value in line.points]
     first, last, low, high = min(steps), max(steps), min(values), max(values)
     logarithmic = low > 0 and high / low >= _WIDE
-    across = _scale(first, last, _LEFT, _WIDTH - _RIGHT)
-    up = _scale(low, high, _HEIGHT - _BOTTOM, _TOP, logarithmic=logarithmic)
+    of = math.log if logarithmic else float
+
+    def place(point: Place) -> Place:
+        step, value = point
+        return between(step, first, last, _LEFT, _RIGHT), between(of(value), of(low), of(high), _BOTTOM, _TOP)
+
     named = f"{title}, logarithmic" if logarithmic else title
-    parts = [
-        *(_rule(up(value)) for value in (low, high)),
-        _text(_LEFT, 10, named, "start"),
-        *(_text(_LEFT - 5, up(value) + 4, f"{value:.3g}", "end") for value in dict.fromkeys((low, high))),
-        _text(_LEFT, _HEIGHT - 5, number(first), "start"),
-        _text(_WIDTH - _RIGHT, _HEIGHT - 5, f"step {number(last)}", "end"),
-        *(_line(line, across, up) for line in reversed(drawn)),  # the first one on top
-    ]
-    label = escape(f"{named} of {', '.join(line.name for line in drawn)}: from {number(high)} to {number(low)}")
-    return (
-        f'<svg role="img" aria-label="{label}" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
-        f'style="display:block;max-width:100%">{"".join(parts)}</svg>'
+    return Plot(
+        named,
+        f"{named} of {', '.join(line.name for line in drawn)}: from {number(high)} to {number(low)}",
+        tuple((place((first, value))[1], f"{value:.3g}") for value in dict.fromkeys((low, high))),
+        number(first),
+        number(last),
+        tuple(_curve(line, place) for line in reversed(drawn)),  # the first one on top
     )
 
 
@@ -79,45 +103,13 @@ def mean(part: Points) -> tuple[float, float]:
     return sum(step for step, _ in part) / len(part), sum(value for _, value in part) / len(part)
 
 
-def _scale(low: float, high: float, begin: float, end: float, *, logarithmic: bool = False) -> Callable[[float], float]:
-    if high == low:
-        return lambda _: (begin + end) / 2
-    if logarithmic:
-        return lambda value: begin + math.log(value / low) / math.log(high / low) * (end - begin)
-    return lambda value: begin + (value - low) / (high - low) * (end - begin)
-
-
-def _rule(height: float) -> str:
-    return (
-        f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{height:.1f}" y2="{height:.1f}" stroke="currentColor" '
-        'stroke-opacity="0.18"/>'
-    )
-
-
-def _text(across: float, up: float, words: str, anchor: str) -> str:
-    return (
-        f'<text x="{across:g}" y="{up:.1f}" text-anchor="{anchor}" font-size="11" fill="currentColor" '
-        f'fill-opacity="0.7">{escape(words)}</text>'
-    )
-
-
-def _line(line: Line, across: Callable[[float], float], up: Callable[[float], float]) -> str:
+def _curve(line: Line, place: Callable[[Place], Place]) -> Curve:
     """One curve: where it has more points than can be told apart, their mean, and behind it how far they reach."""
     divided = divide(line.points)
-    places = [(across(step), up(value)) for step, value in map(mean, divided)]
-    behind = ""
-    if len(divided) < len(line.points):
-        reach = [(across(step), up(value)) for part in divided for step, value in extremes(part)]
-        behind = (
-            f'<polyline points="{_places(reach)}" fill="none" stroke="{line.colour}" stroke-width="1" '
-            'stroke-opacity="0.3"/>'
-        )
-    return (
-        f'{behind}<polyline points="{_places(places)}" fill="none" stroke="{line.colour}" stroke-width="1.6" '
-        f'stroke-linejoin="round"><title>{escape(line.name)}</title></polyline>'
-        f'<circle cx="{places[-1][0]:.1f}" cy="{places[-1][1]:.1f}" r="2.2" fill="{line.colour}"/>'
-    )
+    means = [place(mean(part)) for part in divided]
+    reach = [place(point) for part in divided for point in extremes(part)] if len(divided) < len(line.points) else []
+    return Curve(line.name, line.colour, _path(means), _path(reach), means[-1])
 
 
-def _places(places: Iterable[tuple[float, float]]) -> str:
-    return " ".join(f"{across:.1f},{up:.1f}" for across, up in places)
+def _path(places: Iterable[Place]) -> str:
+    return " ".join(f"{short(x)},{short(y)}" for x, y in places)

@@ -27,7 +27,7 @@ from hpc_launch.settings import Settings
 from hpc_launch.slurm import controller, leaks
 from hpc_launch.slurm.environment import Allocation
 from hpc_launch.submission.run import ask_nodes
-from hpc_launch.text import visible
+from hpc_launch.text import count, visible
 
 R = TypeVar("R")
 
@@ -167,7 +167,7 @@ class Executor:
         ranks, less = place.local_ranks(self.resources, len(devices.find(os.environ)))
         task.resources = dataclasses.replace(task.resources, ranks_per_node=ranks)
         options = ("--standalone", f"--log-name={files.job_id}")
-        size = less or f"{ranks} rank{'s' if ranks > 1 else ''}"
+        size = less or count(ranks, "rank")
         _say(f"job {files.job_id}: local ({why}), {size}, logs in {self.folder}")
         return self._begin(files, task, place.LOCAL, options)
 

@@ -15,9 +15,11 @@ from typing import Protocol
 from hpc_launch import codec
 from hpc_launch.errors import SlurmError
 from hpc_launch.jobs.files import JobFiles, Outcome, read_outcome, read_own_json
+from hpc_launch.jobs.view import Evidence
 from hpc_launch.jobs.watch import Watch, everybody
 from hpc_launch.node import processes
 from hpc_launch.records.claims import Holder
+from hpc_launch.review.job_state import SlurmAnswer
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
 from hpc_launch.submission.watch import over
@@ -63,6 +65,10 @@ class Handle(Protocol):
         """What Slurm knows of it; None where that is nothing."""
         ...
 
+    def evidence(self) -> Evidence:
+        """What is known of it beside its directory."""
+        ...
+
 
 @dataclass
 class Queued:
@@ -88,6 +94,15 @@ class Queued:
     def record(self) -> JobRecord | None:
         """What Slurm said last."""
         return self.watch.record(self.files.job_id)
+
+    def evidence(self) -> Evidence:
+        """What Slurm says, or has said when it took the job, and what the first task has written."""
+        record = self.record()
+        if record is not None or self.watch.lost(self.files.job_id):
+            slurm = SlurmAnswer(record)
+        else:
+            slurm = SlurmAnswer(JobRecord(self.files.job_id, "PENDING"), blind="Slurm has not answered yet")
+        return Evidence(slurm, read_outcome(self.files.outcome))
 
     def ending(self) -> Ending | None:
         """What the first task has written, which is looked at first and costs Slurm nothing; else what Slurm says."""
@@ -136,10 +151,14 @@ class Started:
         """Nothing: Slurm has not been asked for it."""
         return None
 
+    def evidence(self) -> Evidence:
+        """What its process has written, and whether it is there."""
+        return Evidence(None, read_outcome(self.files.outcome), self._is_there())
+
     def ending(self) -> Ending | None:
         """What its process has written, or that it is gone."""
         outcome = read_outcome(self.files.outcome)
-        if outcome is None and self._is_there():
+        if outcome is None and self._is_there() is not False:
             return None
         outcome = outcome or read_outcome(self.files.outcome)
         return _ended(outcome) if outcome is not None else Ending(1, "FAILED")
@@ -160,11 +179,12 @@ class Started:
     def _process(self) -> Holder:
         return codec.salvage(Holder, read_own_json(self.files.process))
 
-    def _is_there(self) -> bool:
+    def _is_there(self) -> bool | None:
+        """Whether its process is there; None for one on another machine, where nobody here can tell."""
         process = self._process()
         if process.host != socket.gethostname():
-            return True  # on another machine; nobody here can tell
-        return processes.start_time(process.pid) == process.started and not _is_zombie(process.pid)
+            return None
+        return processes.is_same(process.pid, process.started)
 
 
 @dataclass
@@ -180,6 +200,10 @@ class InProcess:
     def record(self) -> JobRecord | None:
         """Nothing."""
         return None
+
+    def evidence(self) -> Evidence:
+        """How it ended."""
+        return Evidence(outcome=Outcome(self.status, Path()))
 
     def ending(self) -> Ending | None:
         """How it ended."""
@@ -202,10 +226,3 @@ def _look_again(folder: Path) -> None:
     """Have the file system look what is there: some remember for long that a file was not."""
     with contextlib.suppress(OSError):
         os.listdir(folder)  # noqa: PTH208 - it is the reading that counts
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path("/proc", str(pid), "stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "ZX"
-    except (OSError, IndexError):
-        return True

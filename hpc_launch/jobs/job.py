@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -10,20 +11,20 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 from hpc_launch.errors import JobFailed, UsageError
 from hpc_launch.jobs import results
-from hpc_launch.jobs.files import SUBMITTED, JobFiles, read_json, read_outcome
+from hpc_launch.jobs.files import SUBMITTED, JobFiles, read_json
 from hpc_launch.jobs.handles import Ending, Handle, InProcess, Queued, Started
 from hpc_launch.jobs.place import SLURM
-from hpc_launch.jobs.view import JobView
+from hpc_launch.jobs.view import JobView, Subject
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
 from hpc_launch.submission.watch import end_of
 
 if TYPE_CHECKING:
+    from hpc_launch.review.ask_slurm import Eyes
     from hpc_launch.review.reports import JobReport
-    from hpc_launch.review.stacks import Stacks
-    from hpc_launch.review.standing import Eyes
-    from hpc_launch.review.status import Status
+    from hpc_launch.review.stacks_view import Stacks
+    from hpc_launch.review.status_view import Status
 
 R = TypeVar("R")
 
@@ -238,8 +239,8 @@ class Job(Generic[R]):
         The job directory is read first. Slurm is asked every 15 seconds at most, however often this is called.
         """
         from hpc_launch.review import status  # noqa: PLC0415 - as above
+        from hpc_launch.review.ask_slurm import Eyes  # noqa: PLC0415 - as above
         from hpc_launch.review.find import slurm_step  # noqa: PLC0415 - as above
-        from hpc_launch.review.standing import Eyes  # noqa: PLC0415 - as above
 
         record = self.record
         if record is not None and not self.directory.is_dir():
@@ -255,13 +256,11 @@ class Job(Generic[R]):
         more often than ever.
         """
         from hpc_launch.jobs.look import look  # noqa: PLC0415 - as above
-        from hpc_launch.jobs.standing import standing, subject  # noqa: PLC0415 - as above
 
-        files = self._of()
-        done, state, record = self.done(), self.state, self.record
-        submitted = read_json(files.record)
-        stands = standing(state, submitted, record, read_outcome(files.outcome), done=done)
-        return look(subject(self.job_id, submitted), stands, self.directory, time.time())
+        subject = Subject.of(self.job_id, read_json(self._of().record))
+        done = self.done()  # first: what is seen of a job that has ended is to have its end
+        evidence = dataclasses.replace(self._held().evidence(), done=done)
+        return look(subject, evidence, self.directory, time.time())
 
     def __await__(self) -> Generator[Any, None, list[R]]:
         return self._in_the_background().__await__()

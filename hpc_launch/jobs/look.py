@@ -1,4 +1,4 @@
-"""Look at a job: read what its directory says now, and put it together with how Slurm says that it stands."""
+"""Look at a job: read what its directory says now, and put it together with what else is known."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from hpc_launch.jobs.standing import Standing, Subject
-from hpc_launch.jobs.view import JobView, Seen, chosen, compose, failures, root_cause
+from hpc_launch.jobs.view import Evidence, JobView, Seen, Subject, chosen, compose, failures, root_cause
 from hpc_launch.records import history, progress
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.lines import last_lines
@@ -20,16 +19,16 @@ _LINES = 6
 _CONTROL = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)|[\x00-\x08\x0b-\x1f\x7f]")
 
 
-def look(subject: Subject, standing: Standing, directory: Path | None, now: float) -> JobView:
+def look(subject: Subject, evidence: Evidence, directory: Path | None, now: float) -> JobView:
     """See how a job is doing. Nothing in its directory makes this fail.
 
     Args:
         subject: the job.
-        standing: how it stands.
+        evidence: what is known of it beside its directory.
         directory: its job directory, which need not be there; None where it is not known.
         now: seconds since the epoch.
     """
-    return compose(subject, standing, _read(directory), now)
+    return compose(subject, evidence, _read(directory), now)
 
 
 def _read(directory: Path | None) -> Seen:

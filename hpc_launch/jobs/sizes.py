@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from hpc_launch.jobs.command import DEFAULT_MINUTES, sbatch_nodes
+from hpc_launch.jobs.command import DEFAULT_MINUTES, slurm_options
 from hpc_launch.jobs.request import Resources
 from hpc_launch.slurm.inventory import NodeGroup
 from hpc_launch.slurm.times import read_time_limit
@@ -43,10 +43,9 @@ def complete(resources: Resources, nodes: Sequence[NodeGroup]) -> tuple[Resource
 
 
 def _options(resources: Resources) -> dict[str, str]:
-    found = {"nodes": sbatch_nodes(resources), "ntasks-per-node": "1"}
-    if resources.gpus_per_node:
-        found["gpus-per-node"] = str(resources.gpus_per_node)
-    return found
+    options = slurm_options(resources)
+    known: dict[str, str] = {name: str(options[name]) for name in ("nodes", "gpus-per-node") if name in options}
+    return {**known, "ntasks-per-node": "1"}
 
 
 def _cpus(resources: Resources, nodes: Sequence[NodeGroup]) -> tuple[int, str]:

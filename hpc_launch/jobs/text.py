@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 
 from hpc_launch import hostlist
 from hpc_launch.jobs.view import JobView, RankView
 from hpc_launch.records import words
+from hpc_launch.review.job_state import State
+from hpc_launch.text import count, duration, number, to_the_minute
 
 _BAR, _CURVE = 20, 24
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -19,8 +20,6 @@ _MOST_VALUES = 4
 # Seconds without a mark that are worth a word.
 _LONG_SILENCE = 60.0
 
-_MINUTE, _HOUR, _DAY = 60, 3600, 86400
-
 
 def render(view: JobView) -> str:
     """The whole view, several lines without an end of line after the last."""
@@ -29,25 +28,25 @@ def render(view: JobView) -> str:
 
 def headline(view: JobView) -> str:
     """The view in one line."""
-    return ", ".join([f"{view.subject.name} (job {view.subject.job_id}): {view.phase}", *facts(view)])
+    return ", ".join([f"{view.subject.name} (job {view.subject.job_id}): {view.standing.words}", *facts(view)])
 
 
 def facts(view: JobView) -> tuple[str, ...]:
     """What is to be said about a job beside its state: a few words each."""
-    return tuple(word for word in (view.why_waiting, *_place(view), *_times(view), view.standing.note) if word)
+    return tuple(word for word in (*_place(view), *_times(view), view.note) if word)
 
 
 def _place(view: JobView) -> Iterator[str]:
-    asked = view.standing.nodes_asked
+    asked = view.subject.nodes
     if view.hosts:
         yield f"on {hostlist.display(view.hosts)}"
         if view.lost:
             yield f"without {words.fold_hosts(view.lost)}, lost"
-    elif asked and view.phase == "waiting":
-        yield f"asks for {asked} node{'s' if asked > 1 else ''}"
+    elif asked and view.state in (State.WAITING, State.REQUEUED):
+        yield f"asks for {count(asked, 'node')}"
     if view.world_size:
-        yield f"{view.world_size} rank{'s' if view.world_size > 1 else ''}"
-    elif view.phase == "running":
+        yield count(view.world_size, "rank")
+    elif view.state is State.RUNNING:
         yield "starting"
     if view.attempt:
         yield f"attempt {view.attempt}"
@@ -55,7 +54,7 @@ def _place(view: JobView) -> Iterator[str]:
 
 def _times(view: JobView) -> Iterator[str]:
     if view.estimate is not None:
-        yield f"expected to start at {clock(view.estimate, view.now)}"
+        yield f"expected to start at {to_the_minute(view.estimate, view.now)}"
     if view.elapsed is not None:
         yield f"{duration(view.elapsed)} {'in all' if view.standing.over else 'so far'}"
     if view.time_left is not None:
@@ -86,35 +85,7 @@ def others(view: JobView) -> str:
         return ""
     between = f": step {number(reached[0])}" if reached else ""
     between += f" to {number(reached[-1])}" if reached and reached[-1] != reached[0] else ""
-    return f"and {len(view.others)} more ranks{between}"
-
-
-def number(value: float | str) -> str:
-    """A number as people write it, with four digits that matter; whole ones whole."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(int(value)) if value == int(value) else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, as squeue has them: `1-02:03:04`, `2:03:04`, `3:04`, but `4 s`."""
-    whole = int(seconds)
-    if whole < _MINUTE:
-        return f"{whole} s"
-    days, rest = divmod(whole, _DAY)
-    hours, rest = divmod(rest, _HOUR)
-    minutes, rest = divmod(rest, _MINUTE)
-    if days:
-        return f"{days}-{hours:02}:{minutes:02}:{rest:02}"
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def clock(moment: float, now: float) -> str:
-    """A time of day, with the day if that is not within a day's time."""
-    form = "%H:%M" if abs(moment - now) < _DAY / 2 else "%Y-%m-%d %H:%M"
-    return time.strftime(form, time.localtime(moment))
+    return f"and {count(len(view.others), 'more rank')}{between}"
 
 
 def bar(share: float, width: int = _BAR) -> str:

@@ -2,18 +2,80 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from hpc_launch.jobs.standing import Phase, Standing, Subject, explain
-from hpc_launch.records import causes, members, telling
+from hpc_launch.jobs.files import Outcome
+from hpc_launch.jobs.place import ALLOCATION, DEBUG, LOCAL, SLURM
+from hpc_launch.records import causes, members, telling, words
 from hpc_launch.records.causes import RootCause
 from hpc_launch.records.model import History, Mark
 from hpc_launch.records.progress import points, share
+from hpc_launch.review.job_state import SlurmAnswer, Standing, State, judge, last_sign
+from hpc_launch.slurm.job import WAITING, JobRecord
 
 # More ranks are not shown one by one: who looks at a curve sees no more, and reading them costs.
 MOST_RANKS = 8
+
+_WHERE = {SLURM: "Slurm", ALLOCATION: "allocation", LOCAL: "this machine", DEBUG: "this process"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The job that a view is of, as it was submitted.
+
+    Attributes:
+        name: what runs: a function, a script.
+        job_id: the job's id.
+        where: what runs it, in words: `Slurm`, `this machine`.
+        nodes: how many it asks for; 0 where that is not known.
+        submitted: when, in seconds since the epoch; None where that is not known.
+    """
+
+    name: str
+    job_id: str
+    where: str
+    nodes: int = 0
+    submitted: float | None = None
+
+    @classmethod
+    def of(cls, job_id: str, record: Mapping[str, Any]) -> Subject:
+        """Read the record of a submission, which is empty where it cannot be read."""
+        cluster = str(record.get("cluster", SLURM))
+        resources, submitted = record.get("resources"), record.get("submitted")
+        nodes = resources.get("nodes") if isinstance(resources, dict) else None
+        return cls(
+            str(record.get("name") or "job"),
+            job_id,
+            _WHERE.get(cluster, cluster),
+            nodes if isinstance(nodes, int) else 0,
+            float(submitted) if isinstance(submitted, (int, float)) else None,
+        )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a job beside its directory.
+
+    Attributes:
+        slurm: what Slurm says; None where it is no job of Slurm's.
+        outcome: how it has ended, as that was written down for the whole job; None until then.
+        alive: whether the process that sees to it is there; None where that cannot be seen from here.
+        done: nothing more is awaited of it.
+    """
+
+    slurm: SlurmAnswer | None = None
+    outcome: Outcome | None = None
+    alive: bool | None = None
+    done: bool = False
+
+    @property
+    def record(self) -> JobRecord | None:
+        """The job as Slurm has it; None where Slurm is not asked, does not answer or does not know it any more."""
+        return self.slurm.record if self.slurm is not None and not self.slurm.blind else None
 
 
 @dataclass(frozen=True)
@@ -50,6 +112,9 @@ class JobView:
         subject: what it is of.
         now: the moment of this view, in seconds since the epoch.
         standing: how the job stands.
+        start: when it began; None before, and where that is not known.
+        estimate: when it is expected to start; None where nobody says so.
+        end: when it will end at the latest, or did; None where that is open.
         world_size: how many workers it has; 0 before they start.
         attempt: the number of its last attempt; None before the first.
         hosts: its nodes.
@@ -59,13 +124,16 @@ class JobView:
         value: the name of the value that is drawn; empty where there is none.
         lines: its last lines of output, and `source` whose they are.
         cause: why it failed, in a line.
-        end: when it will end at the latest; None where that is open.
         directory: the job directory; None where there is none yet.
+        note: why it cannot be seen now; empty where it can.
     """
 
     subject: Subject
     now: float
     standing: Standing
+    start: float | None = None
+    estimate: float | None = None
+    end: float | None = None
     world_size: int = 0
     attempt: int | None = None
     hosts: tuple[str, ...] = ()
@@ -76,41 +144,29 @@ class JobView:
     lines: tuple[str, ...] = ()
     source: str = ""
     cause: str = ""
-    end: float | None = None
     directory: Path | None = None
+    note: str = ""
 
     @property
-    def phase(self) -> Phase:
-        """What the job is doing."""
-        return self.standing.phase
+    def state(self) -> State:
+        """How the job stands, in a word."""
+        return self.standing.state
 
     @property
     def elapsed(self) -> float | None:
         """Seconds since it began, to its end; None before."""
-        start = self.standing.start
-        if self.phase == "waiting" or start is None:
+        if self.start is None:
             return None
-        if not self.standing.over or self.standing.end is None:
-            return max(0.0, self.now - start)
-        return self.standing.end - start if self.standing.end > start else None  # it was cancelled before it began
+        if not self.standing.over or self.end is None:
+            return max(0.0, self.now - self.start)
+        return self.end - self.start if self.end > self.start else None  # it was cancelled before it began
 
     @property
     def time_left(self) -> float | None:
         """Seconds until Slurm ends it; None where it has no such end, and when it does not run."""
-        if self.end is None or self.phase not in ("running", "ending"):
+        if self.end is None or self.state is not State.RUNNING or math.isinf(self.end):
             return None
         return max(0.0, self.end - self.now)
-
-    @property
-    def estimate(self) -> float | None:
-        """When it is expected to start; None where nobody says so."""
-        start = self.standing.start
-        return start if self.phase == "waiting" and start is not None and start > self.now else None
-
-    @property
-    def why_waiting(self) -> str:
-        """Slurm's reason with what it means; empty where there is none."""
-        return explain(self.standing.reason) if self.phase == "waiting" else ""
 
     @property
     def share(self) -> float | None:
@@ -122,13 +178,13 @@ class JobView:
     def training_left(self) -> float | None:
         """Seconds that the training will still take at its present pace; None where that cannot be told."""
         found = [view.left for view in self.ranks if view.left is not None]
-        return max(found) if found and self.phase == "running" else None
+        return max(found) if found and self.state is State.RUNNING else None
 
     @property
     def silence(self) -> float | None:
         """Seconds since a rank has last marked progress, while the job runs; None where none ever has."""
         last = max((mark.time for mark in self._marks()), default=None)
-        return None if last is None or self.phase != "running" else max(0.0, self.now - last)
+        return None if last is None or self.state is not State.RUNNING else max(0.0, self.now - last)
 
     def _marks(self) -> Iterable[Mark]:
         yield from (view.mark for view in self.ranks)
@@ -172,12 +228,12 @@ class Seen:
     lines: tuple[str, ...] = ()
 
 
-def compose(subject: Subject, standing: Standing, seen: Seen, now: float) -> JobView:
+def compose(subject: Subject, evidence: Evidence, seen: Seen, now: float) -> JobView:
     """Put together what is known.
 
     Args:
         subject: the job.
-        standing: how it stands.
+        evidence: what is known of it beside its directory.
         seen: what its directory says.
         now: seconds since the epoch.
     """
@@ -189,13 +245,30 @@ def compose(subject: Subject, standing: Standing, seen: Seen, now: float) -> Job
     hosts = {worker.rank: worker.host for worker in attempt.workers} if attempt is not None else {}
     cause = root_cause(history)
     failed = failures(cause)
+    outcome, record = evidence.outcome, evidence.record
+    waits = record is not None and record.state in WAITING
+    there = words.unfold_hosts(record.nodes) if record is not None else ()
+    standing = judge(
+        history,
+        evidence.slurm,
+        now=now,
+        alive=evidence.alive,
+        sign=last_sign(history),
+        outcome=outcome.status if outcome is not None else None,
+    )
+    if standing.state is State.UNKNOWN and standing.over and not evidence.done:
+        # Slurm's word has come before the job's own, which is awaited for some seconds.
+        standing = Standing(State.RUNNING, "ending")
     return JobView(
         subject=subject,
         now=now,
-        standing=standing,
+        standing=replace(standing, over=evidence.done),
+        start=None if waits else record.start if record is not None else _begin(subject, evidence, history),
+        estimate=record.start if record is not None and waits and (record.start or 0.0) > now else None,
+        end=_end(evidence, history),
         world_size=attempt.world_size if attempt is not None else 0,
         attempt=attempt.number if attempt is not None else None,
-        hosts=fleet.working if fleet.lost else standing.nodes or (attempt.hosts if attempt is not None else ()),
+        hosts=fleet.working if fleet.lost else there or (attempt.hosts if attempt is not None else ()),
         lost=fleet.lost,
         ranks=tuple(
             RankView(
@@ -213,10 +286,28 @@ def compose(subject: Subject, standing: Standing, seen: Seen, now: float) -> Job
         value=value,
         lines=seen.lines,
         source="" if seen.source is None else f"rank {seen.source}",
-        cause=telling.headline(cause) if cause is not None and standing.over else "",
-        end=standing.end if standing.end is not None else history.end_time,
+        cause=telling.headline(cause) if cause is not None and evidence.done else "",
         directory=history.path if history.path.parts else None,
     )
+
+
+def _begin(subject: Subject, evidence: Evidence, history: History) -> float | None:
+    """When a job began of which Slurm says nothing; one that does not wait begins when it is submitted."""
+    run = history.last_run
+    if evidence.slurm is None:
+        return subject.submitted
+    return run.begin if run is not None else None
+
+
+def _end(evidence: Evidence, history: History) -> float | None:
+    """When a job ended, or will end at the latest: its own word first."""
+    if evidence.outcome is not None and evidence.outcome.time:
+        return evidence.outcome.time
+    if evidence.record is not None and evidence.record.end is not None:
+        return evidence.record.end
+    if evidence.done:
+        return history.last_run.end if history.last_run is not None else None
+    return history.end_time
 
 
 def root_cause(history: History) -> RootCause | None:

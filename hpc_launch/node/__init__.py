@@ -1,1 +1,1 @@
-"""What one node is: its devices, CPUs, addresses and ports."""
+"""What one node is: its devices, CPUs, addresses, ports, processes and mounts."""

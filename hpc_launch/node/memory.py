@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc_launch.node import mounts
+
 # Version 1 writes the largest number of pages where there is no limit.
 _UNLIMITED = 1 << 62
 
@@ -64,35 +66,24 @@ def _groups(root: Path) -> Iterator[tuple[Path, _Files]]:
     """The memory cgroup of this process and those above it."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
-        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
+        mounted = [*mounts.read((root / "proc/self/mountinfo").read_text().splitlines())]
     except OSError:
         return
     for line in lines:
         number, controllers, path = line.split(":", 2)
         if "memory" in controllers.split(","):
-            mounted, files = _mount(mounts, "cgroup", "memory"), _V1
+            hierarchies, files = [one for one in mounted if one.kind == "cgroup" and "memory" in one.options], _V1
         elif number == "0":
-            mounted, files = _mount(mounts, "cgroup2", ""), _V2
+            hierarchies, files = [one for one in mounted if one.kind == "cgroup2"], _V2
         else:
             continue
-        if mounted is None:
+        if not hierarchies:
             continue
-        point, top = mounted
-        below = Path(path).relative_to(top) if Path(path).is_relative_to(top) else Path(path.lstrip("/"))
-        base = root / point.lstrip("/")
+        last = hierarchies[-1]
+        below = Path(path).relative_to(last.root) if Path(path).is_relative_to(last.root) else Path(path.lstrip("/"))
+        base = root / last.point.lstrip("/")
         for folder in [base / below, *(base / parent for parent in below.parents)]:
             yield folder, files
-
-
-def _mount(lines: list[str], kind: str, option: str) -> tuple[str, str] | None:
-    """Where a hierarchy is mounted, and which group is at its top (proc_pid_mountinfo(5)); the last one counts."""
-    found = None
-    for line in lines:
-        fields, _, rest = line.partition(" - ")
-        words, more = fields.split(), rest.split()
-        if len(words) > 4 and len(more) > 2 and more[0] == kind and (not option or option in more[2].split(",")):  # noqa: PLR2004
-            found = words[4], words[3]
-    return found
 
 
 def _counted(path: Path, name: str) -> int | None:

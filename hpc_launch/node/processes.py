@@ -1,10 +1,14 @@
-"""Processes of this node as the kernel shows them in /proc (proc(5))."""
+"""Processes of this node: what the kernel shows of them in /proc (proc(5)), and the calls that only it has for them.
+
+The one place that reads /proc/PID. Where a process id may be left out, it is this process that is meant.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
+import platform
 import signal
 from collections import defaultdict
 from collections.abc import Callable
@@ -25,6 +29,13 @@ _STATES = {
 
 # From <sys/prctl.h>.
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+# tgkill(2) by its number: the C libraries of Enterprise Linux 8 have no function of that name.
+_TGKILL = {"x86_64": 234, "aarch64": 131, "ppc64le": 250, "s390x": 241, "riscv64": 131, "loongarch64": 131}
+
+# The bits of signals 32 and 33, which the C library has for itself (nptl(7)).
+_OF_THE_LIBRARY = 0b11 << 31
 
 
 def tied_to(parent: int, by: signal.Signals) -> Callable[[], None]:
@@ -47,21 +58,23 @@ def tied_to(parent: int, by: signal.Signals) -> Callable[[], None]:
     return tie
 
 
+def become_subreaper() -> None:
+    """Have the kernel make this process the parent of what its descendants leave behind (prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def descendants(ancestor: int) -> list[int]:
     """The processes below one, whichever process group, session or name they have chosen; without zombies.
 
-    A process that was forked twice belongs to the nearest subreaper above it (PR_SET_CHILD_SUBREAPER, prctl(2)).
+    A process that was forked twice belongs to the nearest subreaper above it (`become_subreaper`).
     """
     children: defaultdict[int, list[int]] = defaultdict(list)
     ended = set()
-    for name in os.listdir("/proc"):  # noqa: PTH208 - names are all that is wanted, of thousands
-        if name.isdigit():
-            with contextlib.suppress(OSError):
-                # The name of the program, in parentheses, may hold anything; state and parent follow it.
-                state, parent, *_ = Path("/proc", name, "stat").read_text(errors="replace").rpartition(")")[2].split()
-                children[int(parent)].append(int(name))
-                if state in "ZX":
-                    ended.add(int(name))
+    for pid in numbers():
+        if fields := _stat(pid):
+            children[int(fields[_PARENT])].append(pid)
+            if fields[_STATE] in _ENDED:
+                ended.add(pid)
     found: list[int] = []
     seen = [ancestor]
     for pid in seen:  # it grows meanwhile
@@ -76,6 +89,7 @@ class Handling:
 
     _pending: int
     _blocked: int
+    _ignored: int
     _caught: int
 
     def caught(self, *signums: int) -> bool:
@@ -90,15 +104,30 @@ class Handling:
         """Whether it is blocked, as it is while its handler runs."""
         return bool(self._blocked >> signum - 1 & 1)
 
+    def deadly(self, signum: int) -> bool:
+        """Whether it would end the process because nothing is done about it: no handler, not ignored, not blocked.
 
-def signals(pid: int, thread: int) -> Handling | None:
-    """What a thread does about signals; None if it is gone."""
+        Where even the C library's own signals are blocked, all are so for a moment only: it makes a thread (glibc,
+        pthread_create.c), and `sigprocmask` leaves them out for everybody else (nptl(7)).
+        """
+        blocked = 0 if self._blocked & _OF_THE_LIBRARY else self._blocked
+        return not (self._ignored | self._caught | blocked) >> signum - 1 & 1
+
+
+def signals(pid: int, thread: int | None = None) -> Handling | None:
+    """What a thread, or the main thread of a process, does about signals; None if it is gone."""
     try:
-        lines = Path("/proc", str(pid), "task", str(thread), "status").read_text(errors="replace").splitlines()
+        lines = Path(_folder(pid, thread), "status").read_text(errors="replace").splitlines()
         fields = dict(line.split(":", 1) for line in lines)
-        return Handling(*(int(fields[name], 16) for name in ("SigPnd", "SigBlk", "SigCgt")))
+        return Handling(*(int(fields[name], 16) for name in ("SigPnd", "SigBlk", "SigIgn", "SigCgt")))
     except (OSError, KeyError, ValueError):
         return None
+
+
+def would_die_of(pid: int, signum: int) -> bool:
+    """Whether a signal would end a process (`Handling.deadly`); not one that is gone."""
+    handling = signals(pid)
+    return handling is not None and handling.deadly(signum)
 
 
 def numbers() -> list[int]:
@@ -106,12 +135,19 @@ def numbers() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - names are all that is wanted
 
 
-def threads(pid: int) -> list[int]:
+def threads(pid: int | None = None) -> list[int]:
     """The threads of a process, the oldest first; none if it is gone."""
-    try:
-        return sorted(map(int, os.listdir(f"/proc/{pid}/task")))  # noqa: PTH208 - names are all that is wanted
-    except OSError:
-        return []
+    return _numbered(f"{_folder(pid)}/task")
+
+
+def descriptors(pid: int | None = None) -> list[int]:
+    """The file descriptors of a process, the lowest first; none if it is gone, or another user's."""
+    return _numbered(f"{_folder(pid)}/fd")
+
+
+def file_of(pid: int, descriptor: int) -> str:
+    """The path under which a file that a process has open can be opened, or its link be read."""
+    return f"{_folder(pid)}/fd/{descriptor}"
 
 
 def name(pid: int, thread: int | None = None) -> str:
@@ -124,31 +160,34 @@ def name(pid: int, thread: int | None = None) -> str:
 
 def parent(pid: int) -> int:
     """The parent of a process; 0 if it is gone."""
-    fields = _fields(pid)
-    return int(fields[1]) if fields else 0
+    fields = _stat(pid)
+    return int(fields[_PARENT]) if fields else 0
 
 
 def state(pid: int, thread: int | None = None) -> tuple[str, str]:
-    """What a process or a thread does: the letter that the kernel has for it, empty if it is gone, and words for it.
-
-    Where in the kernel it waits is told to those who may trace it only (`/proc/PID/wchan`).
-    """
-    fields = _fields(pid, thread)
+    """What a process or a thread does: the letter that the kernel has for it, empty if it is gone, and words for it."""
+    fields = _stat(pid, thread)
     if not fields:
         return "", "gone"
-    letter = fields[0]
+    letter = fields[_STATE]
     words = _STATES.get(letter, letter)
-    try:
-        function = Path(_folder(pid, thread), "wchan").read_text(errors="replace") if letter in "SD" else ""
-    except OSError:
-        function = ""
-    return letter, f"{words} in {function}" if function.strip("0") else words
+    function = _kernel_function(pid, thread) if letter in "SD" else ""
+    return letter, f"{words} in {function}" if function else words
+
+
+def hung_in(pid: int) -> str:
+    """The function of the kernel in which a process waits and cannot be interrupted; empty if it does not.
+
+    It is the state D of proc_pid_stat(5). A function whose name is hidden is called `the kernel`.
+    """
+    fields = _stat(pid)
+    return _kernel_function(pid) or "the kernel" if fields and fields[_STATE] == "D" else ""
 
 
 def environment(pid: int) -> dict[str, str]:
     """The environment that the program of a process was started with; empty where it cannot be read."""
     try:
-        text = Path("/proc", str(pid), "environ").read_bytes().decode(errors="surrogateescape")
+        text = Path(_folder(pid), "environ").read_bytes().decode(errors="surrogateescape")
     except OSError:
         return {}
     pairs = (entry.partition("=") for entry in text.split("\0"))
@@ -157,43 +196,20 @@ def environment(pid: int) -> dict[str, str]:
 
 def alive(pid: int) -> bool:
     """Whether a process runs; one that is still to be reaped does not."""
-    fields = _fields(pid)
-    return bool(fields) and fields[0] not in "ZX"
+    fields = _stat(pid)
+    return bool(fields) and fields[_STATE] not in _ENDED
 
 
-def _folder(pid: int, thread: int | None) -> str:
-    return f"/proc/{pid}" if thread is None else f"/proc/{pid}/task/{thread}"
+def start_time(pid: int) -> str:
+    """When a process began, as the kernel counts: with its number, it names it for good. Empty if it is gone."""
+    fields = _stat(pid)
+    return fields[_START_TIME] if fields else ""
 
 
-def _fields(pid: int, thread: int | None = None) -> list[str]:
-    """The fields of `stat` from the state on; empty if it is gone."""
-    try:
-        # The name of the program, in parentheses, may hold anything.
-        return Path(_folder(pid, thread), "stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-# The bits of signals 32 and 33, which the C library has for itself (nptl(7)).
-_OF_THE_LIBRARY = 0b11 << 31
-
-
-def would_die_of(pid: int, signum: int) -> bool:
-    """Whether a signal would end a process because it does nothing about it: no handler, not ignored, not blocked.
-
-    False for a process that is gone. Where even the C library's own signals are blocked, all are so for a moment only:
-    it makes a thread (glibc, pthread_create.c), and `sigprocmask` leaves them out for everybody else (nptl(7)).
-    """
-    bit = 1 << (signum - 1)
-    try:
-        lines = Path("/proc", str(pid), "status").read_text(errors="replace").splitlines()
-        fields = dict(line.split(":", 1) for line in lines)
-        blocked, *cared_for = [int(fields[name], 16) for name in ("SigBlk", "SigIgn", "SigCgt")]
-    except (OSError, KeyError, ValueError):
-        return False
-    if not blocked & _OF_THE_LIBRARY:
-        cared_for.append(blocked)
-    return not any(mask & bit for mask in cared_for)
+def is_same(pid: int, began: str) -> bool:
+    """Whether the process of this number is the one whose `start_time` was that, and runs."""
+    fields = _stat(pid)
+    return bool(fields) and fields[_START_TIME] == began and fields[_STATE] not in _ENDED
 
 
 def send(pid: int, signum: int, *, group: bool = False) -> None:
@@ -202,7 +218,45 @@ def send(pid: int, signum: int, *, group: bool = False) -> None:
         (os.killpg if group else os.kill)(pid, signal.Signals(signum))
 
 
-def start_time(pid: int) -> str:
-    """When a process began, as the kernel counts: with its number, it names it for good. Empty if it is gone."""
-    fields = _fields(pid)
-    return fields[19] if len(fields) > 19 else ""  # noqa: PLR2004 - proc(5), starttime
+def send_to_thread(pid: int, thread: int, signum: int) -> None:
+    """Signal one thread of a process (tgkill(2)); one that is gone is no error."""
+    libc = ctypes.CDLL(None)
+    number = _TGKILL.get(platform.machine())
+    if number is not None:
+        libc.syscall(number, pid, thread, int(signum))
+    else:
+        libc.tgkill(pid, thread, int(signum))
+
+
+# Fields of `stat` after the name of the program (proc_pid_stat(5)), and states in which a process runs no more.
+_STATE, _PARENT, _START_TIME = 0, 1, 19
+_ENDED = "ZX"
+
+
+def _folder(pid: int | None, thread: int | None = None) -> str:
+    folder = f"/proc/{'self' if pid is None else pid}"
+    return folder if thread is None else f"{folder}/task/{thread}"
+
+
+def _numbered(folder: str) -> list[int]:
+    try:
+        return sorted(map(int, os.listdir(folder)))  # noqa: PTH208 - names are all that is wanted
+    except OSError:
+        return []
+
+
+def _stat(pid: int, thread: int | None = None) -> list[str]:
+    """The fields of `stat` from the state on; empty if it is gone."""
+    try:
+        # The name of the program, in parentheses, may hold anything.
+        return Path(_folder(pid, thread), "stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _kernel_function(pid: int, thread: int | None = None) -> str:
+    """Where in the kernel it waits; empty if it does not, or if that is hidden: the kernel tells who may trace it."""
+    try:
+        return Path(_folder(pid, thread), "wchan").read_text(errors="replace").strip("0\n")
+    except OSError:
+        return ""

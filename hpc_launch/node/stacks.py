@@ -8,10 +8,8 @@ sent only to a process that has the file open in which it answers, and handles t
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -52,9 +50,6 @@ _MOST_CHILDREN = 64
 _MOST_THREADS = 64
 
 _AT_ONCE = 16
-
-# tgkill(2) by its number: the C libraries of Enterprise Linux 8 have no function of that name.
-_TGKILL = {"x86_64": 234, "aarch64": 131, "ppc64le": 250, "s390x": 241, "riscv64": 131, "loongarch64": 131}
 
 _NOT_ASKED = "it does not answer signal {signal}: started by exec, or its script has closed the file for the answers"
 
@@ -119,13 +114,10 @@ def _owner(pid: int) -> Owner | None:
 
 def _answer_file(pid: int) -> tuple[str, Owner] | None:
     """The path of the open file that a process answers in, and whose it is."""
-    folder = f"/proc/{pid}/fd"
-    with contextlib.suppress(OSError):
-        for name in sorted(os.listdir(folder), key=int):  # noqa: PTH208 - names are all that is wanted
-            if int(name) < reserved.LOWEST:
-                continue
+    for descriptor in processes.descriptors(pid):
+        if descriptor >= reserved.LOWEST:
             with contextlib.suppress(OSError):
-                path = f"{folder}/{name}"
+                path = processes.file_of(pid, descriptor)
                 if owner := Owner.of_link(os.readlink(path)):  # noqa: PTH115 - it is a text, not a path
                     return path, owner
     return None
@@ -292,12 +284,7 @@ def _send(pid: int, thread: int, signum: int) -> bool:
         return False
     if "sigtimedwait" in processes.state(pid, thread)[1]:
         return False
-    libc = ctypes.CDLL(None)
-    number = _TGKILL.get(platform.machine())
-    if number is not None:
-        libc.syscall(number, pid, thread, int(signum))
-    else:
-        libc.tgkill(pid, thread, int(signum))
+    processes.send_to_thread(pid, thread, signum)
     return True
 
 

@@ -20,6 +20,7 @@ from hpc_launch.plan import shares
 from hpc_launch.plan.here import Here
 from hpc_launch.settings import Settings
 from hpc_launch.slurm.environment import Step
+from hpc_launch.text import count
 from hpc_launch.world import World
 
 # OpenMP's variables that name CPUs by their numbers, the same for all ranks, and values by which they do.
@@ -95,7 +96,7 @@ class Binding:
         if not self.shares:
             return "none"
         sizes = sorted({len(share.cpus) for share in self.shares})
-        return f"{_count(sizes[0], 'CPU')} each" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} CPUs each"
+        return f"{count(sizes[0], 'CPU')} each" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} CPUs each"
 
 
 def decide(settings: Settings, here: Here, found: World, step: Step | None, local_world_size: int) -> Binding:
@@ -124,7 +125,7 @@ def decide(settings: Settings, here: Here, found: World, step: Step | None, loca
     if topology.mixed:
         return Binding(reason="the cores are of different kinds")
     if len(topology.cores) < ranks:
-        cores = _count(len(topology.cores), "core")
+        cores = count(len(topology.cores), "core")
         return Binding(reason=f"{ranks} local ranks, but {cores}", warning=f"{ranks} local ranks share {cores}")
     return _divided(topology, here, ranks, same_devices=_all_see_the_same(here, found, step, ranks))
 
@@ -158,11 +159,11 @@ def _obstacle(settings: Settings, here: Here, found: World, step: Step | None, r
     obstacles = (
         (settings.cpu_bind.text == "none", settings.origin("cpu_bind").value),
         (settings.numa_binding is not None, f"--numa-binding {settings.numa_binding} is torch's"),
-        (ranks == 1, f"one local rank has all {_count(here.cpus, 'CPU')}"),
+        (ranks == 1, f"one local rank has all {count(here.cpus, 'CPU')}"),
         (found.task_per_rank and not on_node, "Slurm does not say whether each task is bound"),
         (found.task_per_rank and here.cpus < on_node, "Slurm has bound each task"),
         (named, f"{named} names CPUs"),
-        (here.cpus < ranks, f"{ranks} local ranks, but {_count(here.cpus, 'CPU')}"),
+        (here.cpus < ranks, f"{ranks} local ranks, but {count(here.cpus, 'CPU')}"),
     )
     return next((reason for true, reason in obstacles if true), None)
 
@@ -181,7 +182,7 @@ def _mapped(settings: Settings, here: Here, ranks: int) -> Binding:
         raise UsageError("--cpu-bind map and --numa-binding both bind workers: leave one out", option="--cpu-bind")
     if len(lists) < ranks:
         raise UsageError(
-            f"--cpu-bind map: {_count(len(lists), 'list')} of CPUs for {ranks} local ranks: separate them by /",
+            f"--cpu-bind map: {count(len(lists), 'list')} of CPUs for {ranks} local ranks: separate them by /",
             option="--cpu-bind",
         )
     allowed = here.allowed
@@ -229,7 +230,3 @@ def _row(share: Share, threads: int | None) -> tuple[str, ...]:
     facts = share.as_dict()
     words = (facts[name] for name in ("local_rank", "device", "address", "numa_node"))
     return (*("-" if word is None else str(word) for word in words), ranges.fold(share.cpus), str(threads or "-"))
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number != 1 else ''}"

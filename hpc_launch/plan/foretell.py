@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from hpc_launch.plan.requeue import Policy
+from hpc_launch.slurm import directives
 from hpc_launch.slurm.job import JobRecord
 from hpc_launch.slurm.rules import ClusterRules, Partition
 
@@ -17,7 +19,6 @@ MARGIN = 1.0
 # Slurm looks at time limits now and then, so that the signal may come so much earlier (sbatch(1), --signal).
 _SIGNAL_SPREAD = 60
 
-_SIGNAL_LINE = re.compile(r"^#SBATCH\b.*?\s--signal[=\s]\s*(\S+)", re.MULTILINE)
 _SIGNAL = re.compile(r"(?P<flags>(?:[RB]+:)*)(?:SIG)?(?P<name>\w+)(?:@(?P<lead>\d+))?")
 _DEFAULT_LEAD = 60
 
@@ -46,22 +47,20 @@ def notice_of(environ: Mapping[str, str], script: str) -> Notice | None:
     may have been said: in the SBATCH_SIGNAL that sbatch passed on with its environment, which wins, and in the
     `#SBATCH` lines of the script. One on sbatch's command line stays unknown.
     """
-    found = _SIGNAL_LINE.search(_options(script))
-    text = environ.get("SBATCH_SIGNAL") or (found[1] if found else "")
-    match = _SIGNAL.fullmatch(text.strip("'\""))
+    match = _SIGNAL.fullmatch(environ.get("SBATCH_SIGNAL") or _options(script).get("signal", ""))
     if match is None:
         return None
     return Notice(match[0], match["name"].upper(), int(match["lead"] or _DEFAULT_LEAD), "B" in match["flags"])
 
 
-def _options(script: str) -> str:
-    """The lines of a script in which sbatch looks for options: those before the first command."""
-    lines = []
-    for line in script.splitlines():
-        if line.strip() and not line.startswith("#"):
-            break
-        lines.append(line)
-    return "\n".join(lines)
+def _options(script: str) -> dict[str, str]:
+    """The options of a script, without those of lines that cannot be read."""
+    lines = script.splitlines()
+    found: dict[str, str] = {}
+    for line in lines[: directives.end_of_head(lines)]:
+        with contextlib.suppress(ValueError):
+            found |= directives.read(line)
+    return found
 
 
 def lines(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from hpc_launch.plan.here import Here
 from hpc_launch.settings import Settings
 from hpc_launch.slurm.environment import Allocation, Step
+from hpc_launch.text import stamp
 from hpc_launch.world import World
 
 
@@ -41,4 +41,4 @@ def _job_name(settings: Settings, here: Here, found: World) -> str:
 
 def local_job_name(now: float, pid: int) -> str:
     """The name of a job directory outside of Slurm."""
-    return f"local-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{pid}"
+    return f"local-{stamp(now)}-{pid}"

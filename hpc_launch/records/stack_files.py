@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from hpc_launch.errors import LogDirError, reason
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.stacks import Seen
+from hpc_launch.text import stamp
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class AllStacks:
 
 def name_of(moment: float) -> str:
     """The name of the directory for what is seen now; its users see to it that there is none yet."""
-    return time.strftime("%Y%m%d-%H%M%S", time.localtime(moment))
+    return stamp(moment)
 
 
 def reserve(job: JobDirectory, moment: float) -> str:

@@ -12,6 +12,7 @@ from pathlib import PurePath
 
 from hpc_launch import codec
 from hpc_launch.codec import checked
+from hpc_launch.records.words import fold_ranks
 
 # How the cause of an attempt begins that has ended because nobody did anything; where they were follows.
 HANG = "hang: "
@@ -240,11 +241,11 @@ class Folded:
     @property
     def summary(self) -> str:
         """All of it in a line: `rank 3: load (train.py:7), in sleep; ranks 0-2: main (train.py:9), in all_reduce`."""
-        words = [f"{named(group.ranks)}: {group.place}" for group in self.groups[:_IN_A_LINE]]
+        words = [f"{fold_ranks(group.ranks)}: {group.place}" for group in self.groups[:_IN_A_LINE]]
         if len(self.groups) > _IN_A_LINE:
             rest = [rank for group in self.groups[_IN_A_LINE:] for rank in group.ranks]
-            words.append(f"{named(rest)}: elsewhere")
-        words += [f"{named(gone.ranks)}: {gone.state or gone.why}" for gone in self.unseen[:_IN_A_LINE]]
+            words.append(f"{fold_ranks(rest)}: elsewhere")
+        words += [f"{fold_ranks(gone.ranks)}: {gone.state or gone.why}" for gone in self.unseen[:_IN_A_LINE]]
         return "; ".join(words) or "nothing was seen"
 
 
@@ -297,16 +298,3 @@ def _group(what: str, members: Sequence[tuple[Seen, Thread]]) -> Group:
 
 def _hosts(seen: Iterable[Seen]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one.host for one in seen))
-
-
-def named(ranks: Iterable[int]) -> str:
-    """Ranks in words: `rank 3`, `ranks 0-510`, `ranks 0-2,7`."""
-    numbers = sorted(set(ranks))
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and parts[-1][-1] + 1 == number:
-            parts[-1][1:] = [number]
-        else:
-            parts.append([number])
-    listing = ",".join("-".join(map(str, part)) for part in parts)
-    return f"rank{'s' if len(numbers) != 1 else ''} {listing}"

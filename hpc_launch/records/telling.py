@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
-from hpc_launch import ranges
 from hpc_launch.records import causes, words
 from hpc_launch.records.causes import Group, RootCause
 from hpc_launch.records.model import Failure, NodeEvent, NodeState, Worker
+from hpc_launch.text import count, duration, time_of_day
 
 # A message in a line of many is cut here.
 _LONGEST = 300
@@ -45,14 +43,14 @@ def block(cause: RootCause, lines: int = _LINES) -> list[str]:
     told.extend(f"also: {_failed(_who(group), group.first, group.what)}" for group in cause.groups[1 : _OTHERS + 1])
     rest = sum(len(group.workers) for group in cause.groups[_OTHERS + 1 :])
     if rest:
-        told.append(f"also: {rest} more rank{'s' if rest > 1 else ''} in other ways")
+        told.append(f"also: {count(rest, 'more rank')} in other ways")
     if cause.lost and cause.groups:
         told.append(f"also: lost {cause.lost}")
     told.extend(line for line in map(state_line, cause.states) if cause.groups or line != _own_line(cause))
     followed = sum(cause.followers.values())
     if followed:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(cause.followers.items()))
-        told.append(f"{followed} other rank{'s' if followed > 1 else ''} followed ({reasons})")
+        told.append(f"{count(followed, 'other rank')} followed ({reasons})")
     return told
 
 
@@ -91,18 +89,14 @@ def slurms_word(said: NodeState) -> str:
     """What Slurm has said of a node that was lost, and what follows from it."""
     lost = said.time - said.waited
     if said.gone:
-        since = f" since {_clock(said.since)}" if said.since is not None else ""
+        since = f" since {time_of_day(said.since)}" if said.since is not None else ""
         return f"Slurm says {said.state}{since}" + (f": {said.reason}" if said.reason else "")
     if said.booted is not None and said.booted > lost:
-        return f"Slurm says that the node has booted again at {_clock(said.booted)} ({said.state})"
+        return f"Slurm says that the node has booted again at {time_of_day(said.booted)} ({said.state})"
     if not said.last:
-        return f"Slurm said {said.state} {said.waited:.0f} s later, and may not have noticed yet"
-    up = f"Slurm says that the node is up ({said.state}) {said.waited:.0f} s later"
+        return f"Slurm said {said.state} {duration(round(said.waited))} later, and may not have noticed yet"
+    up = f"Slurm says that the node is up ({said.state}) {duration(round(said.waited))} later"
     return f"{up}: its agent was killed, or the network between the nodes failed"
-
-
-def _clock(moment: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(moment))
 
 
 def _details(group: Group, lines: int) -> list[str]:
@@ -136,8 +130,8 @@ def log_path(worker: Worker) -> str:
 def _who(group: Group) -> str:
     if len(group.workers) == 1:
         return f"rank {group.first.rank} on {group.first.host} (local rank {group.first.local_rank})"
-    ranks = ranges.fold(worker.rank for worker in group.workers)
-    return f"ranks {ranks} on {words.fold_hosts(worker.host for worker in group.workers)}"
+    ranks = words.fold_ranks(worker.rank for worker in group.workers)
+    return f"{ranks} on {words.fold_hosts(worker.host for worker in group.workers)}"
 
 
 def _failed(who: str, worker: Worker, what: str) -> str:

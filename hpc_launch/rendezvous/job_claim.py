@@ -61,4 +61,4 @@ def claim(job: JobDirectory, identity: Identity, run_id: str) -> Claimed:
 
 def _lives(holder: Holder) -> bool:
     """Whether a process is still there, as far as can be seen from this node."""
-    return holder.host == os.uname().nodename and processes.start_time(holder.pid) == holder.started != ""
+    return holder.host == os.uname().nodename and processes.is_same(holder.pid, holder.started)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hpc_launch import ranges
-from hpc_launch.records import causes, telling
+from hpc_launch.records import causes, telling, words
 from hpc_launch.records.causes import RootCause
 from hpc_launch.records.model import Failure, History, Worker
-from hpc_launch.review import phrases
+from hpc_launch.text import count, one_line
 
 # More other failures than this are only counted.
 _OTHERS = 5
@@ -54,7 +53,7 @@ def _blame(cause: RootCause) -> Blame:
     return Blame(
         ranks=frozenset(worker.rank for worker in cause.groups[0].workers) if cause.groups else frozenset(),
         what=cause.groups[0].what or causes.ending(cause.groups[0].first) if cause.groups else headline,
-        headline=phrases.line(headline, 600),
+        headline=one_line(headline, 600),
         first=first,
         facts=(*(_facts(cause, first, failure) if first is not None else ()), *_about_nodes(cause)),
         lines=failure.lines,
@@ -77,35 +76,33 @@ def _facts(cause: RootCause, first: Worker, failure: Failure) -> tuple[tuple[str
         ("Hangs in", failure.hung),
         *(("Device said", text) for text in failure.gpu if text not in failure.lines),
     )
-    return tuple((name, phrases.line(value)) for name, value in facts if value)
+    return tuple((name, one_line(value)) for name, value in facts if value)
 
 
 def _about_nodes(cause: RootCause) -> Iterator[tuple[str, str]]:
     """Nodes that were lost as well, and what Slurm has said of lost ones."""
     if cause.groups and cause.lost:
-        yield "Nodes lost", phrases.line(cause.lost)
+        yield "Nodes lost", one_line(cause.lost)
     for state in cause.states:
         line = telling.slurms_word(state)
         if line not in telling.headline(cause):
-            yield state.host, phrases.line(line)
+            yield state.host, one_line(line)
 
 
 def _also(cause: RootCause) -> list[str]:
     groups = cause.groups[1:]
     found = []
     for group in groups[:_OTHERS]:
-        who = ranges.fold(worker.rank for worker in group.workers)
+        who = words.fold_ranks(worker.rank for worker in group.workers)
         what = f": {group.what}" if group.what else ""
-        found.append(
-            phrases.line(f"{'ranks' if len(group.workers) > 1 else 'rank'} {who}, {causes.ending(group.first)}{what}")
-        )
+        found.append(one_line(f"{who}, {causes.ending(group.first)}{what}"))
     rest = sum(len(group.workers) for group in groups[_OTHERS:])
-    return [*found, f"{phrases.count(rest, 'more rank')} in other ways"] if rest else found
+    return [*found, f"{count(rest, 'more rank')} in other ways"] if rest else found
 
 
 def _followed(cause: RootCause) -> str:
     total = sum(cause.followers.values())
     if len(cause.followers) == 1:
-        return f"{phrases.count(total, 'other rank')} followed ({next(iter(cause.followers))})."
+        return f"{count(total, 'other rank')} followed ({next(iter(cause.followers))})."
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(cause.followers.items()))
-    return f"{phrases.count(total, 'other rank')} followed: {reasons}." if total else ""
+    return f"{count(total, 'other rank')} followed: {reasons}." if total else ""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set as AbstractSet
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_launch import ranges
 from hpc_launch.records import members, words
 from hpc_launch.records.model import Attempt, History, Usage, Worker
-from hpc_launch.review import phrases
 from hpc_launch.review.lanes import End
 from hpc_launch.review.timeline import Span, end_of, how
+from hpc_launch.text import duration, size
 
 # A table has no more lines; those that would come then are one line together.
 _MOST_LINES = 40
@@ -180,9 +180,9 @@ def _line(kind: End, said: str, workers: Sequence[Worker], span: Span, sizes: Ma
         kind=kind.value,
         style=kind.name.lower(),
         how=said,
-        ran=_range((_ran(worker, span) for worker in workers), phrases.span),
-        cpu=_range((_cpu(usage) for usage in usages), phrases.span),
-        memory=_range((float(usage.max_rss) for usage in usages if usage.max_rss), phrases.size),
+        ran=_range((_ran(worker, span) for worker in workers), duration),
+        cpu=_range((_cpu(usage) for usage in usages), duration),
+        memory=_range((float(usage.max_rss) for usage in usages if usage.max_rss), size),
         device=workers[0].device if len(workers) == 1 else "",
         files=tuple(found for worker in workers[:_LINKED] if (found := files_of(worker, sizes)).files),
     )
@@ -197,7 +197,7 @@ def _cpu(usage: Usage) -> float:
     return usage.user + usage.system
 
 
-def _range(values: Iterable[float], say: phrases.Say) -> str:
+def _range(values: Iterable[float], say: Callable[[float], str]) -> str:
     """The least and the most of some values, once if they are the same in words."""
     found = sorted(values)
     if not found:

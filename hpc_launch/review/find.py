@@ -78,30 +78,6 @@ class Search:
         return self.directory
 
 
-def job_directory(
-    job: str = "",
-    *,
-    directory: Path,
-    environ: Mapping[str, str],
-    log_dir: str | None = None,
-    ask: Ask = controller.ask_job,
-) -> JobDirectory:
-    """Find the job directory that is meant.
-
-    Args:
-        job: a job's id, with or without its step (`12`, `12.0`, `12_3`); a path of a job directory, of something in
-            one, or of a log directory; the name of a directory in the log directory; nothing for the latest.
-        directory: the working directory.
-        environ: the environment.
-        log_dir: `--log-dir`, where it was said.
-        ask: asks Slurm for a job that is not found.
-
-    Raises:
-        JobNotFoundError: with what was looked at.
-    """
-    return search(job, directory=directory, environ=environ, log_dir=log_dir, ask=ask).needed
-
-
 def search(
     job: str = "",
     *,
@@ -110,7 +86,16 @@ def search(
     log_dir: str | None = None,
     ask: Ask = controller.ask_job,
 ) -> Search:
-    """Look for a job directory, as `job_directory` does, and say what was seen on the way."""
+    """Look for the job directory that is meant, and say what was seen on the way.
+
+    Args:
+        job: a job's id, with or without its step (`12`, `12.0`, `12_3`); a path of a job directory, of something in
+            one, or of a log directory; the name of a directory in the log directory; nothing for the latest.
+        directory: the working directory.
+        environ: the environment.
+        log_dir: `--log-dir`, where it was said.
+        ask: asks Slurm for a job that is not found.
+    """
     roots = _roots(directory, environ, log_dir)
     if not job:
         return _latest(roots)

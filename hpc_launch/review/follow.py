@@ -9,9 +9,11 @@ from hpc_launch.records import history, telling
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import History, NodeEvent
 from hpc_launch.review import status
+from hpc_launch.review.ask_slurm import Eyes
 from hpc_launch.review.files import Note, Selection
 from hpc_launch.review.find import Search, slurm_step
-from hpc_launch.review.standing import Eyes, Standing, State
+from hpc_launch.review.job_state import Standing, State
+from hpc_launch.review.status_view import Status
 from hpc_launch.slurm.job import OVER
 
 # Seconds between two looks at the records; more for large jobs, where looking takes longer.
@@ -77,7 +79,7 @@ class Ended:
         self._tell_of_nodes([event for event in found.told if event.kind != "missing"])
         return self._over_for_good(found) or self._attempts_over()
 
-    def _over_for_good(self, found: status.Status) -> bool:
+    def _over_for_good(self, found: Status) -> bool:
         """Whether nothing more comes of it: an end that Slurm does not confirm counts when it is seen twice.
 
         A run has ended by its own records a moment before its agent asks Slurm to requeue the job.

@@ -9,10 +9,11 @@ from itertools import groupby, islice
 
 from hpc_launch import ranges
 from hpc_launch.records import words
-from hpc_launch.review import lanes, phrases, scale
+from hpc_launch.review import lanes, scale
 from hpc_launch.review.lanes import Bar, End, Lane, Track
-from hpc_launch.review.scale import Scale, Tick
+from hpc_launch.review.scale import Scale, Tick, short
 from hpc_launch.review.timeline import Moment, Span, Timeline
+from hpc_launch.text import count, date_and_time, duration, time_of_day
 
 # The units of a picture: the page is about so many points wide.
 WIDTH = 1160.0
@@ -174,7 +175,7 @@ def _draw(timeline: Timeline, shown: Sequence[Lane], style: _Style, zone: tzinfo
         host = here
         y += style.pitch
     cuts = tuple(
-        Cut(piece.left, piece.right - piece.left, phrases.span(piece.end - piece.begin))
+        Cut(piece.left, piece.right - piece.left, duration(piece.end - piece.begin))
         for piece in axis.pieces
         if piece.cut
     )
@@ -240,9 +241,9 @@ class _Pen:
         return Cross(path, x + (-9 if before else 9), y, said if fits else "", before)
 
     def _said(self, bar: Bar) -> str:
-        times = f"{phrases.clock(bar.begin, self._zone)} to {phrases.clock(bar.end, self._zone)}"
+        times = f"{time_of_day(bar.begin, self._zone)} to {time_of_day(bar.end, self._zone)}"
         how = bar.kind.value if bar.words in ("ended well", "no end recorded") else f"{bar.kind.value}: {bar.words}"
-        return f"attempt {bar.attempt}: {how} ({times}, {phrases.span(bar.end - bar.begin)})"
+        return f"attempt {bar.attempt}: {how} ({times}, {duration(bar.end - bar.begin)})"
 
 
 def _name(lane: Lane) -> str:
@@ -267,18 +268,18 @@ def _labels(lane: Lane, host: str, *, two_lines: bool) -> tuple[str, str]:
         return str(lane.ranks[0]), _short(host, 22)
     if len(lane.ranks) == 1:
         return f"rank {lane.ranks[0]}", _short(host, 30)
-    return phrases.count(len(lane.ranks), "rank"), _short(f"{ranges.fold(lane.ranks)} · {host}", 36)
+    return count(len(lane.ranks), "rank"), _short(f"{ranges.fold(lane.ranks)} · {host}", 36)
 
 
 def _band(span: Span, at: int, axis: Scale, zone: tzinfo | None) -> Band:
     x = axis.x(span.begin)
     width = max(1.0, axis.x(span.end) - x)
-    took = phrases.span(span.end - span.begin) + ("…" if span.open else "")
+    took = duration(span.end - span.begin) + ("…" if span.open else "")
     label = next(
         (text for text in (f"attempt {span.number}", f"{span.number}") if len(text) * 6.6 <= width),
         "",
     )
-    title = f"attempt {span.number}: {phrases.full(span.begin, zone)} to {phrases.clock(span.end, zone)}, {took}"
+    title = f"attempt {span.number}: {date_and_time(span.begin, zone)} to {time_of_day(span.end, zone)}, {took}"
     return Band(x, width, label, took if label and len(took) * 6.0 <= width else "", title, bool(at % 2))
 
 
@@ -296,14 +297,14 @@ def _flags(moments: Sequence[Moment], axis: Scale, zone: tzinfo | None) -> tuple
         if fits:
             taken[level:] = [left + width, *taken[level + 1 :]]
         label = _short(moment.label, 40) if fits else ""
-        title = f"{moment.label} at {phrases.full(moment.time, zone)}"
+        title = f"{moment.label} at {date_and_time(moment.time, zone)}"
         found.append(Flag(x, _HEAD + _FLAG * min(level, 2), label, title, moment.kind, before))
     return tuple(found), len(taken)
 
 
 def _caption(timeline: Timeline) -> str:
-    attempts = phrases.count(len(timeline.spans), "attempt")
-    ranks = phrases.count(len(timeline.tracks), "rank")
+    attempts = count(len(timeline.spans), "attempt")
+    ranks = count(len(timeline.tracks), "rank")
     counts = {kind: sum(bar.kind is kind for track in timeline.tracks for bar in track.bars) for kind in End}
     ends = ", ".join(f"{count:,} {kind.value}" for kind, count in counts.items() if count)
     return f"{ranks} in {attempts}. Ends of workers: {ends}."
@@ -318,11 +319,6 @@ def _notes(axis: Scale, tracks: Sequence[Track], shown: Sequence[Lane], cuts: Se
     if len(shown) < len(tracks):
         found.append("Ranks that did the same share a lane.")
     return found
-
-
-def short(number: float) -> str:
-    """A number of the picture, to a tenth of a unit."""
-    return f"{number:.1f}".removesuffix(".0")
 
 
 def _short(text: str, limit: int) -> str:

@@ -11,13 +11,14 @@ from hpc_launch import __version__, ranges
 from hpc_launch.records import bad_nodes, members, telling, words
 from hpc_launch.records.members import Fleet
 from hpc_launch.records.model import Attempt, History, Mark
-from hpc_launch.review import exits, phrases, picture, plans, story, timeline, verdict
+from hpc_launch.review import exits, picture, plans, story, timeline, verdict
 from hpc_launch.review.blame import Blame
 from hpc_launch.review.exits import Exits, Files
 from hpc_launch.review.picture import Picture
 from hpc_launch.review.plans import PlanView
 from hpc_launch.review.timeline import Timeline
 from hpc_launch.review.verdict import Verdict
+from hpc_launch.text import date_and_time, duration, number, one_line, sane, zone_name
 
 # Of more attempts the middle ones are left out of the table.
 _MOST_ATTEMPTS = 100
@@ -172,12 +173,12 @@ def make(
     return Report(
         path=history.path,
         name=history.path.name,
-        written=phrases.full(now, zone),
-        zone=phrases.zone_name(begin or now, zone),
+        written=date_and_time(now, zone),
+        zone=zone_name(begin or now, zone),
         version=__version__,
         verdict=verdict.judge(history, now, zone),
         facts=_facts(history, times, begin, zone),
-        advice=_sentence(phrases.line(bad_nodes.advice(bad_nodes.find(history)), 1000)),
+        advice=_sentence(one_line(bad_nodes.advice(bad_nodes.find(history)), 1000)),
         root=_root(history, blames, sizes),
         overview=picture.overview(times, zone),
         every=picture.every_rank(times, zone),
@@ -194,13 +195,13 @@ def make(
 
 
 def _begin(history: History, times: Timeline) -> float | None:
-    begun = (phrases.sane(run.begin) for run in history.runs)
+    begun = (sane(run.begin) for run in history.runs)
     return min([*(time for time in begun if time is not None), *(span.begin for span in times.spans)], default=None)
 
 
 def _facts(history: History, times: Timeline, begin: float | None, zone: tzinfo | None) -> tuple[Fact, ...]:
     last = history.last_attempt
-    left = (phrases.sane(run.end) for run in history.runs)
+    left = (sane(run.end) for run in history.runs)
     ends = [*(time for time in left if time is not None), *(span.end for span in times.spans)]
     running = sum(span.end - span.begin for span in times.spans)
     found = []
@@ -214,14 +215,14 @@ def _facts(history: History, times: Timeline, begin: float | None, zone: tzinfo 
     if history.requeues:
         found.append(Fact("Requeues", f"{len(history.requeues):,}"))
     if begin is not None:
-        found.append(Fact("Began", phrases.full(begin, zone)))
+        found.append(Fact("Began", date_and_time(begin, zone)))
     if ends and begin is not None:
         found.append(
-            Fact("Last seen" if any(span.open for span in times.spans) else "Ended", phrases.full(max(ends), zone))
+            Fact("Last seen" if any(span.open for span in times.spans) else "Ended", date_and_time(max(ends), zone))
         )
-        found.append(Fact("Took", phrases.span(max(ends) - begin)))
+        found.append(Fact("Took", duration(max(ends) - begin)))
         if max(ends) - begin - running > 0.05 * (max(ends) - begin):
-            found.append(Fact("Workers ran", phrases.span(running)))
+            found.append(Fact("Workers ran", duration(running)))
     return tuple(found)
 
 
@@ -267,8 +268,8 @@ def _attempts(
         found.append(
             AttemptLine(
                 attempt.number,
-                phrases.full(attempt.begin, zone),
-                phrases.span(span.end - span.begin) if span is not None else "",
+                date_and_time(attempt.begin, zone),
+                duration(span.end - span.begin) if span is not None else "",
                 f"{attempt.world_size:,}",
                 words.fold_hosts(attempt.hosts) + spares.get(attempt.number, ""),
                 "no end recorded" if is_open else said or "nobody recorded how it ended",
@@ -290,8 +291,8 @@ def _tone(attempt: Attempt, *, is_open: bool) -> str:
 
 
 def _moment(entry: story.Entry, begin: float | None, zone: tzinfo | None) -> Moment:
-    after = f"+{phrases.span(entry.time - begin)}" if entry.time is not None and begin is not None else ""
-    return Moment(phrases.full(entry.time, zone), after, entry.tone, entry.text)
+    after = f"+{duration(entry.time - begin)}" if entry.time is not None and begin is not None else ""
+    return Moment(date_and_time(entry.time, zone), after, entry.tone, entry.text)
 
 
 def _requeues(history: History, begin: float | None, zone: tzinfo | None) -> tuple[Moment, ...]:
@@ -299,13 +300,13 @@ def _requeues(history: History, begin: float | None, zone: tzinfo | None) -> tup
     for entry in history.requeues:
         parts = [
             f"after attempt {entry.attempt}",
-            phrases.line(entry.cause),
-            f"step {phrases.number(entry.step)}" if entry.step is not None else "",
+            one_line(entry.cause),
+            f"step {number(entry.step)}" if entry.step is not None else "",
             "" if entry.counted else "not counted",
         ]
-        after = f"+{phrases.span(entry.time - begin)}" if begin is not None else ""
+        after = f"+{duration(entry.time - begin)}" if begin is not None else ""
         text = f"{entry.reason}: {', '.join(filter(None, parts))}"
-        found.append(Moment(phrases.full(entry.time, zone), after, "warn", text))
+        found.append(Moment(date_and_time(entry.time, zone), after, "warn", text))
     return tuple(found)
 
 
@@ -321,14 +322,14 @@ def _progress(marks: Sequence[Mark], zone: tzinfo | None) -> tuple[Progress, ...
 
 def _progressed(mark: Mark, marks: Sequence[Mark], zone: tzinfo | None) -> Progress:
     like_it = [other.rank for other in marks if (other.attempt, other.step) == (mark.attempt, mark.step)]
-    who = f"{'rank' if len(like_it) == 1 else 'ranks'} {ranges.fold(like_it)}"
+    who = words.fold_ranks(like_it)
     part = min(1.0, max(0.0, mark.step / mark.total)) if mark.step is not None and mark.total else None
-    step = f"step {phrases.number(mark.step)}" if mark.step is not None else "a mark without a step"
-    total = f" of {phrases.number(mark.total)}" if mark.total else ""
+    step = f"step {number(mark.step)}" if mark.step is not None else "a mark without a step"
+    total = f" of {number(mark.total)}" if mark.total else ""
     percent = f" ({part:.0%})" if part is not None else ""
-    text = f"{step}{total}{percent} in attempt {mark.attempt}, marked by {who} at {phrases.full(mark.time, zone)}"
+    text = f"{step}{total}{percent} in attempt {mark.attempt}, marked by {who} at {date_and_time(mark.time, zone)}"
     values = tuple(
-        Fact(name, value if isinstance(value, str) else phrases.number(value)) for name, value in mark.values.items()
+        Fact(name, value if isinstance(value, str) else number(value)) for name, value in mark.values.items()
     )
     return Progress(_sentence(text), part, values)
 
@@ -341,17 +342,17 @@ def _unreadable(lines: tuple[str, ...]) -> tuple[str, ...]:
 def _nodes(history: History) -> tuple[NodeLine, ...]:
     fleet = members.fleet(history)
     states = {state.host: telling.slurms_word(state) for state in history.node_states}
-    found = [NodeLine(host, phrases.line(why)) for host, why in fleet.drained.items()]
+    found = [NodeLine(host, one_line(why)) for host, why in fleet.drained.items()]
     alike: dict[str, list[str]] = {}
     for host in fleet.lost:
         alike.setdefault(f"was lost{f'; {states[host]}' if host in states else ''}", []).append(host)
-    found += [NodeLine(words.fold_hosts(hosts), phrases.line(text)) for text, hosts in alike.items()]
+    found += [NodeLine(words.fold_hosts(hosts), one_line(text)) for text, hosts in alike.items()]
     found += [NodeLine(host, "was lost and came back") for host in fleet.waiting]
     for node in history.nodes:
         if abs(node.offset) >= _CLOCK:
             ahead = "ahead of" if node.offset > 0 else "behind"
-            text = f"its clock was {phrases.span(abs(node.offset))} {ahead} that of the first node"
+            text = f"its clock was {duration(abs(node.offset))} {ahead} that of the first node"
             found.append(NodeLine(node.host, f"{text}; times here are corrected"))
         if node.waiting:
-            found.append(NodeLine(node.host, f"ranks {ranges.fold(node.waiting)} hung in the kernel when last seen"))
+            found.append(NodeLine(node.host, f"{words.fold_ranks(node.waiting)} hung in the kernel when last seen"))
     return tuple(found)

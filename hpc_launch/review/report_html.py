@@ -6,17 +6,10 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote_from_bytes
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from hpc_launch.review import phrases
-from hpc_launch.review.picture import short
+from hpc_launch.review import markup
 from hpc_launch.review.report import Report
-from hpc_launch.text import visible
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(report: Report, beside: Path | None) -> str:
@@ -27,30 +20,14 @@ def render(report: Report, beside: Path | None) -> str:
         beside: the directory that the file will be in, so that its links lead to the log files; None for a page that is
             shown from nowhere, as in a notebook: it has no links.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-        extensions=["jinja2.ext.loopcontrols"],
-        finalize=_finalize,
+    return markup.render(
+        "report.html.jinja", r=report, linked=beside is not None, href=_links(beside), below=_below(report.path)
     )
-    environment.globals.update(
-        n=short,
-        size=phrases.size,
-        count=phrases.count,
-        number=phrases.number,
-        line=phrases.line,
-        href=_links(beside),
-        below=_below(report.path),
-    )
-    return environment.get_template("report.html.jinja").render(r=report, linked=beside is not None)
 
 
-def _finalize(value: Any) -> Any:
-    """What is written of a value: no text of the job's own is invisible, or turns the page around it."""
-    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+def frame(page: str) -> str:
+    """A page within another, as in a notebook: neither's style changes the other's."""
+    return markup.render("frame.html.jinja", page=page)
 
 
 def _below(directory: Path) -> Callable[[Path], str]:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import tzinfo
-from html import escape
 from pathlib import Path
 
 from hpc_launch.owners import unique
@@ -70,9 +69,7 @@ class JobReport:
         return self.markdown()
 
     def _repr_html_(self) -> str:
-        # A page of its own within the notebook, so that neither's style changes the other's.
-        page = escape(self.html(), quote=True)
-        return f'<iframe srcdoc="{page}" sandbox style="width: 100%; height: 900px; border: 0"></iframe>'
+        return report_html.frame(self.html())
 
 
 def _write(path: Path, text: str) -> Path:

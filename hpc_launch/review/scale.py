@@ -1,4 +1,4 @@
-"""A time axis: where a moment is drawn, and what is written beside it. Pure."""
+"""Axes: where a moment, or a value, is drawn, and what is written beside it. Pure."""
 
 from __future__ import annotations
 
@@ -83,9 +83,7 @@ class Scale:
         """The place of a moment; what lies outside of the axis is put at its end."""
         at = max(0, bisect_right([piece.begin for piece in self.pieces], time) - 1)
         piece = self.pieces[at]
-        span = piece.end - piece.begin
-        part = (time - piece.begin) / span if span > 0 else 0.0
-        return piece.left + min(1.0, max(0.0, part)) * (piece.right - piece.left)
+        return between(min(piece.end, max(piece.begin, time)), piece.begin, piece.end, piece.left, piece.right)
 
     def ticks(self, zone: tzinfo | None) -> tuple[Tick, ...]:
         """Marks at round moments of local time, and where the axis goes on after a cut; none too near to another."""
@@ -118,6 +116,16 @@ class Scale:
             else:
                 found.append(piece)
         return found
+
+
+def between(value: float, low: float, high: float, begin: float, end: float) -> float:
+    """Where a value is drawn on an even axis, on which `low` is at `begin` and `high` at `end`; alone in its middle."""
+    return begin + (value - low) / (high - low) * (end - begin) if high != low else (begin + end) / 2
+
+
+def short(number: float) -> str:
+    """A place in a picture, to a tenth of a unit."""
+    return f"{number:.1f}".removesuffix(".0")
 
 
 def make(phases: Sequence[Phase], left: float, right: float) -> Scale:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable
 
 from hpc_launch import ranges
@@ -12,6 +11,7 @@ from hpc_launch.review.fold import Folded
 from hpc_launch.review.logs import Line
 from hpc_launch.review.paint import Paint
 from hpc_launch.settings import Streams
+from hpc_launch.text import date_and_time
 
 # Ranks have the colours in turn, so that neighbours differ.
 _COLOURS = ("cyan", "green", "yellow", "blue", "magenta")
@@ -29,7 +29,7 @@ def text(lines: Iterable[Line], paint: Paint, *, times: bool = False) -> str:
         if prefix is None:
             colour = "red" if line.stream is Streams.ERR else _COLOURS[line.rank % len(_COLOURS)]
             prefix = prefixes[key] = paint(f"[{line.host}:{line.rank}]", colour)
-        found.append(f"{_clock(line.time) if times else ''}{prefix} {line.text}\n")
+        found.append(f"{f'{date_and_time(line.time)} ' if times else ''}{prefix} {line.text}\n")
     return "".join(found)
 
 
@@ -43,11 +43,7 @@ def _folded(line: Folded, paint: Paint, *, times: bool) -> str:
     ranks = ranges.fold(line.ranks)
     label = f"[{hosts}:{ranks}]" if len(line.ranks) == 1 else f"[{hosts} ranks {ranks}]"
     colour = "red" if line.stream is Streams.ERR else "cyan"
-    return f"{_clock(line.time) if times else ''}{paint(label, colour)} {line.text}\n"
-
-
-def _clock(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S ", time.localtime(moment))
+    return f"{f'{date_and_time(line.time)} ' if times else ''}{paint(label, colour)} {line.text}\n"
 
 
 def as_json(lines: Iterable[Line]) -> str:

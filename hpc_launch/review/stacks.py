@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hpc_launch import codec, hostlist, secret
 from hpc_launch.errors import ContextError, Interrupted, LogDirError
@@ -21,9 +20,10 @@ from hpc_launch.probes.session import Session, python_line
 from hpc_launch.records import history, stack_files
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import Attempt, Worker
-from hpc_launch.records.stacks import Folded, Seen, fold
+from hpc_launch.records.stacks import Seen
 from hpc_launch.review import asking
 from hpc_launch.review.find import slurm_step
+from hpc_launch.review.stacks_view import Stacks
 from hpc_launch.slurm import controller, steps
 from hpc_launch.slurm.job import JobRecord
 from hpc_launch.slurm.steps import StepRequest
@@ -43,58 +43,6 @@ _STARTS = 3
 # srun's input goes to the probes, each of its lines says whose it is, and a node that dies does not end the others.
 # They need no GPU, however the job has asked for its own.
 _OF_PROBES = ("--input=all", "--label", "--no-kill", "--gres=none")
-
-
-@dataclass(frozen=True)
-class Stacks:
-    """Where the processes of a job were.
-
-    Attributes:
-        job: the name of the job directory.
-        attempt: the attempt that ran.
-        time: when, in seconds since the epoch.
-        seen: what was seen of each process.
-        path: the directory in the job directory where it is written; None where it is not.
-        notes: what went wrong on the way, a line each.
-    """
-
-    job: str
-    attempt: int
-    time: float
-    seen: tuple[Seen, ...]
-    path: Path | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def folded(self) -> Folded:
-        """Alike with alike."""
-        return fold(self.seen)
-
-    @property
-    def complete(self) -> bool:
-        """Whether the stacks of all ranks were seen."""
-        return not self.folded.unseen
-
-    def __str__(self) -> str:
-        from hpc_launch.review.stacks_text import text  # noqa: PLC0415 - it shows what this module has
-
-        return text(self)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        folded = self.folded
-        return {
-            "job": self.job,
-            "attempt": self.attempt,
-            "time": self.time,
-            "summary": folded.summary,
-            "groups": codec.plain(folded.groups),
-            "others": codec.plain(folded.others),
-            "unseen": codec.plain(folded.unseen),
-            "processes": codec.plain(self.seen),
-            "path": str(self.path) if self.path else None,
-            "notes": list(self.notes),
-        }
 
 
 def take(

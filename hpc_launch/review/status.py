@@ -1,4 +1,4 @@
-"""Where a job stands, rank by rank."""
+"""How it is seen where a job stands: the job directory is read, and Slurm is asked."""
 
 from __future__ import annotations
 
@@ -6,143 +6,20 @@ import socket
 import time
 from collections.abc import Mapping, Set as AbstractSet
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 
 from hpc_launch import hostlist
 from hpc_launch.errors import HostlistError
+from hpc_launch.node import processes
 from hpc_launch.records import bad_nodes, causes, history, members, telling
-from hpc_launch.records.bad_nodes import BadNode
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.members import Fleet
-from hpc_launch.records.model import (
-    Attempt,
-    History,
-    Mark,
-    NodeEvent,
-    NodeState,
-    Notice,
-    Requeue,
-    Worker,
-)
+from hpc_launch.records.model import Attempt, History, Mark, NodeEvent, Worker
+from hpc_launch.review.ask_slurm import Eyes
 from hpc_launch.review.files import Folders, Selection
 from hpc_launch.review.find import slurm_step
-from hpc_launch.review.standing import FRESH, Eyes, Seen, Standing, State, judge
+from hpc_launch.review.job_state import FRESH, SlurmAnswer, State, judge, last_sign
+from hpc_launch.review.status_view import Rank, RankStatus, Status
 from hpc_launch.slurm.job import JobRecord
-
-
-class Rank(str, Enum):
-    """How a rank is."""
-
-    UP = "up"
-    DONE = "done"
-    FAILED = "failed"
-    STOPPED = "stopped"
-    """Its agent has ended it: because others failed, or the run was stopped."""
-    LOST = "lost"
-    """With its node."""
-    UNKNOWN = "unknown"
-    """Nobody has seen its end, and nobody can say that it is there."""
-
-
-@dataclass(frozen=True)
-class RankStatus:
-    """One rank of the last attempt.
-
-    Attributes:
-        rank: its number.
-        host: its node.
-        local_rank: its number there; None if that is not known.
-        device: `GPU 3` for instance; empty without one.
-        pid: its process id; 0 if unknown.
-        state: how it is.
-        exitcode: its exit code, -N for signal N; None as long as it is not known.
-        output: when it wrote anything last (by the clock of the file system); None if it never did.
-        mark: how far it is, as it has marked last.
-    """
-
-    rank: int
-    host: str
-    local_rank: int | None
-    device: str
-    pid: int
-    state: Rank
-    exitcode: int | None
-    output: float | None
-    mark: Mark | None
-
-
-@dataclass(frozen=True)
-class Status:
-    """Where a job stands.
-
-    Attributes:
-        path: its job directory; an empty path as long as it has none.
-        name: the name of that, `1234.0`.
-        script: the training script and its arguments; empty if unknown.
-        standing: how it stands.
-        slurm: what Slurm says; None where it is no job of Slurm's.
-        attempt: the number of the last attempt; None before the first.
-        begin: when that began.
-        end: when it ended; None while it goes on, or if nobody saw it.
-        restarts: how many attempts of the last run went before it.
-        world_size: how many ranks it has.
-        hosts: the nodes of the run that have workers, as far as they are known.
-        missing: the nodes that are awaited, as a host list.
-        fleet: the other nodes of the run: spares, those that were lost, and what is known of it.
-        states: what Slurm has said last of lost nodes.
-        told: what has become of nodes in the run, by time.
-        bad: the nodes that the next job had better be without.
-        ranks: by number.
-        job_end: when the job ends; None where there is no such time.
-        requeues: so far.
-        notice: the last notice signal.
-        failure: why the last attempt that failed did so, its number first; None if none has.
-        now: the time of all this.
-        unreadable: what could not be read, a line each.
-    """
-
-    path: Path
-    name: str
-    script: tuple[str, ...]
-    standing: Standing
-    slurm: Seen | None
-    attempt: int | None
-    begin: float | None
-    end: float | None
-    restarts: int
-    world_size: int
-    hosts: tuple[str, ...]
-    missing: str
-    fleet: Fleet
-    states: tuple[NodeState, ...]
-    told: tuple[NodeEvent, ...]
-    bad: tuple[BadNode, ...]
-    ranks: tuple[RankStatus, ...]
-    job_end: float | None
-    requeues: tuple[Requeue, ...]
-    notice: Notice | None
-    failure: tuple[int, str] | None
-    now: float
-    unreadable: tuple[str, ...]
-
-    @property
-    def time_left(self) -> float | None:
-        """Seconds until the job ends; None where it does not run, or that is not known."""
-        if self.job_end is None or self.standing.state is not State.RUNNING:
-            return None
-        return max(0.0, self.job_end - self.now)
-
-    @property
-    def progress(self) -> Mark | None:
-        """The furthest that any rank has marked."""
-        marks = [rank.mark for rank in self.ranks if rank.mark is not None]
-        return max(marks, key=lambda mark: (mark.step or 0.0, mark.time), default=None)
-
-    def __str__(self) -> str:
-        from hpc_launch.review.show_status import text  # noqa: PLC0415 - it shows what this module has
-
-        return text(self)
 
 
 @dataclass(frozen=True)
@@ -157,7 +34,7 @@ class Looked:
         noted: what could not be read.
     """
 
-    slurm: Seen | None = None
+    slurm: SlurmAnswer | None = None
     outputs: Mapping[int, tuple[float | None, str]] = field(default_factory=dict)
     alive: bool | None = None
     now: float = 0.0
@@ -188,7 +65,7 @@ def look(directory: JobDirectory, *, eyes: Eyes | None = None, now: float | None
 
 def without_directory(record: JobRecord) -> Status:
     """Where a job stands that has not written anything yet, by Slurm's word alone."""
-    looked = Looked(slurm=Seen(record), now=time.time())
+    looked = Looked(slurm=SlurmAnswer(record), now=time.time())
     return make(History(Path()), JobDirectory(Path(), record.label or record.job_id), looked)
 
 
@@ -300,17 +177,6 @@ def _of(events: tuple[NodeEvent, ...], kind: str, since: float | None) -> list[s
     return [event.hosts for event in events if event.kind == kind and event.time >= (since or 0.0)]
 
 
-def last_sign(found: History, newest: float | None) -> float | None:
-    """When a job gave a sign of life last. Pure.
-
-    Args:
-        found: what happened in it.
-        newest: when any of its ranks wrote anything last.
-    """
-    times = [*(node.last for node in found.nodes), *(mark.time for mark in found.progress), newest]
-    return max((time for time in times if time is not None), default=None)
-
-
 def _newest(outputs: Mapping[int, tuple[float | None, str]]) -> float | None:
     return max((time for time, _ in outputs.values() if time is not None), default=None)
 
@@ -350,4 +216,4 @@ def _alive(found: History) -> bool | None:
     here = socket.gethostname().partition(".")[0]
     if not agents or any(host not in (here, "localhost", "127.0.0.1") or not pid for host, pid in agents):
         return None
-    return any(Path(f"/proc/{pid}").exists() for _, pid in agents)
+    return any(processes.alive(pid) for _, pid in agents)

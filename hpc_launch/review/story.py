@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from hpc_launch.records import members, telling, words
 from hpc_launch.records.model import Attempt, History, Run
-from hpc_launch.review import phrases
 from hpc_launch.review.timeline import Span, Timeline
+from hpc_launch.text import count, duration, number, one_line
 
 # Of a longer story the middle is left out.
 _LONGEST = 120
@@ -61,7 +61,7 @@ def ending(attempt: Attempt, cause: str) -> str:
         return "all ended well"
     if attempt.signal:
         return f"stopped by {attempt.signal}" + (f" on {attempt.by}" if attempt.by else "")
-    return cause or phrases.line(attempt.cause) or ("" if attempt.end is None else "ended")
+    return cause or one_line(attempt.cause) or ("" if attempt.end is None else "ended")
 
 
 def _attempt(attempt: Attempt, span: Span, cause: str, pause: float | None, *, lost: bool) -> Iterator[Entry]:
@@ -74,9 +74,9 @@ def _attempt(attempt: Attempt, span: Span, cause: str, pause: float | None, *, l
         pause: how long after the one before it was, in the same run.
         lost: whether a node was lost in it.
     """
-    size = phrases.count(attempt.world_size, "rank")
+    size = count(attempt.world_size, "rank")
     hosts = f" on {words.fold_hosts(attempt.hosts)}" if attempt.hosts else ""
-    again = "" if pause is None else " again at once" if pause < 1 else f" again, {phrases.span(pause)} later"
+    again = "" if pause is None else " again at once" if pause < 1 else f" again, {duration(pause)} later"
     yield Entry(span.begin, "plain", f"attempt {attempt.number}: {size}{hosts} started{again}")
     if span.open:
         return
@@ -86,11 +86,7 @@ def _attempt(attempt: Attempt, span: Span, cause: str, pause: float | None, *, l
         return
     tone = "good" if attempt.ending == "done" else "warn" if attempt.signal else "bad"
     others = sum(worker.failed for worker in attempt.workers) - (not lost)
-    more = (
-        f"; {phrases.count(others, 'rank' if lost else 'other rank')} ended with it"
-        if tone == "bad" and others > 0
-        else ""
-    )
+    more = f"; {count(others, 'rank' if lost else 'other rank')} ended with it" if tone == "bad" and others > 0 else ""
     yield Entry(span.end, tone, f"attempt {attempt.number}: {said}{more}")
 
 
@@ -113,7 +109,7 @@ def _missing(history: History) -> Iterator[Entry]:
         if event.kind == "missing":
             last[event.attempt, event.hosts] = event.time
     for (_, hosts), time in last.items():
-        yield Entry(time, "warn", f"waiting for {phrases.line(hosts)}")
+        yield Entry(time, "warn", f"waiting for {one_line(hosts)}")
 
 
 def _moments(history: History) -> Iterator[Entry]:
@@ -124,8 +120,8 @@ def _moments(history: History) -> Iterator[Entry]:
         hosts = words.fold_hosts(host for _, host in where)
         yield Entry(min(time for time, _ in where), "warn", f"{signal} was passed on to the workers of {hosts}")
     for requeue in history.requeues:
-        step = f", training was at step {phrases.number(requeue.step)}" if requeue.step is not None else ""
-        cause = phrases.line(requeue.cause) or requeue.reason
+        step = f", training was at step {number(requeue.step)}" if requeue.step is not None else ""
+        cause = one_line(requeue.cause) or requeue.reason
         yield Entry(requeue.time, "warn", f"Slurm was asked to run the job again: {cause}{step}")
 
 
@@ -137,7 +133,7 @@ def _nodes(history: History, causes: Mapping[int, str]) -> Iterator[Entry]:
         # That an attempt has ended for it says the same.
         if event.kind in tones and not causes.get(-1 if event.attempt is None else event.attempt, "").startswith(text):
             by = f", says {event.by}" if event.kind == "lost" and event.by else ""
-            yield Entry(event.time, tones[event.kind], f"{phrases.line(text)}{by}")
+            yield Entry(event.time, tones[event.kind], f"{one_line(text)}{by}")
     for state in history.node_states:
         if state.gone or state.last:
-            yield Entry(state.time, "plain", phrases.line(telling.state_line(state)))
+            yield Entry(state.time, "plain", one_line(telling.state_line(state)))

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from hpc_launch.records import causes, members
 from hpc_launch.records.model import Attempt, History, Worker
-from hpc_launch.review import phrases
 from hpc_launch.review.lanes import Bar, End, Track, unique
 from hpc_launch.review.scale import Phase
+from hpc_launch.text import one_line, sane
 
 # What happened to nodes, after their names.
 _MARKS = {"lost": "lost", "back": "back", "drained": "drained", "leads": "leads"}
@@ -117,12 +117,12 @@ def how(worker: Worker, kind: End) -> str:
     if kind is End.STOPPED:
         return f"{ending} after {worker.told}"
     said = what if raised is not None and what.startswith(raised.type) else f"{ending}: {what}" if what else ending
-    return phrases.line(said, 160)
+    return one_line(said, 160)
 
 
 def _spans(history: History) -> tuple[Span, ...]:
     begun = sorted(
-        ((attempt, begin) for attempt in history.attempts if (begin := phrases.sane(attempt.begin)) is not None),
+        ((attempt, begin) for attempt in history.attempts if (begin := sane(attempt.begin)) is not None),
         key=lambda pair: pair[0].number,
     )
     seen = max((_or(node.last, 0.0) for node in history.nodes), default=0.0)
@@ -138,7 +138,7 @@ def _spans(history: History) -> tuple[Span, ...]:
 def _last_seen(attempt: Attempt, following: float | None, seen: float) -> float:
     """When an attempt without a recorded end was last seen."""
     times = (time for worker in attempt.workers for time in (worker.started, worker.ended))
-    known = [time for time in map(phrases.sane, times) if time is not None]
+    known = [time for time in map(sane, times) if time is not None]
     if following is None:
         return max([seen, *known])
     return (
@@ -149,7 +149,7 @@ def _last_seen(attempt: Attempt, following: float | None, seen: float) -> float:
 
 
 def _or(time: float | None, otherwise: float) -> float:
-    known = phrases.sane(time)
+    known = sane(time)
     return otherwise if known is None else known
 
 

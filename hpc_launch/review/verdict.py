@@ -2,78 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 
 from hpc_launch.records import members
-from hpc_launch.records.model import Attempt, History, Run
-from hpc_launch.review import phrases
-from hpc_launch.review.standing import FRESH
+from hpc_launch.records.model import Attempt, History
+from hpc_launch.review import job_state
+from hpc_launch.review.job_state import Standing, State, last_sign
+from hpc_launch.text import count, date_and_time
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How it went: a word, its `tone` (`good`, `bad`, `warn`, `plain`), and a sentence."""
+    """How a job went: the word for its state, its `tone` (`good`, `bad`, `warn`, `plain`), and a sentence."""
 
     word: str
     tone: str
     sentence: str
 
 
+# In which tone a report speaks of each.
+_TONES = {
+    State.WAITING: "warn",
+    State.RUNNING: "plain",
+    State.REQUEUED: "warn",
+    State.DONE: "good",
+    State.FAILED: "bad",
+    State.STOPPED: "warn",
+    State.UNKNOWN: "warn",
+}
+
+
 def judge(history: History, now: float, zone: tzinfo | None) -> Verdict:
-    """Say how a job went.
+    """Say how a job went, by its records alone.
 
     Args:
         history: what happened.
         now: seconds since the epoch.
         zone: what local time is.
     """
+    seen = last_sign(history)
+    standing = job_state.judge(history, None, now=now, sign=seen)
+    sentence = _sentence(history, standing, f"The last sign of life is of {date_and_time(seen, zone)}" if seen else "")
+    return Verdict(standing.state.value.capitalize(), _TONES[standing.state], sentence)
+
+
+def _sentence(history: History, standing: Standing, seen: str) -> str:
     last = history.last_attempt
-    run = history.last_run
-    if last is None and run is None:
-        return Verdict("Nothing recorded", "plain", "The job directory has no events that can be read.")
-    status = _status(run, last)
-    if status is None:
-        return _open(history, last, now, zone)
-    if run is not None and run.status is not None and _requeued(history, run, last):
-        return Verdict("Requeued", "warn", "The run has ended, and Slurm was asked to run the job again.")
-    return _ended(status, last, members.fleet(history).lost)
-
-
-def _status(run: Run | None, last: Attempt | None) -> int | None:
-    """The exit status; None as long as nothing says that the end has come."""
-    if run is not None and run.status is not None:
-        return run.status
-    return last.status if last is not None and last.ending in ("done", "failed") else None
-
-
-def _open(history: History, last: Attempt | None, now: float, zone: tzinfo | None) -> Verdict:
-    seen = max((node.last for node in history.nodes if node.last is not None), default=None)
-    if seen is None:
-        return Verdict("No end recorded", "warn", "There is no sign of life.")
-    said = f"The last sign of life is of {phrases.full(seen, zone)}"
-    if now - seen > FRESH:
+    if last is None and history.last_run is None:
+        return "The job directory has no events that can be read."
+    if standing.state is State.UNKNOWN:
         # Its records may be late, so nothing is claimed.
-        return Verdict("No end recorded", "warn", f"{said}; hpc-launch status asks Slurm whether it still runs.")
-    place = f"attempt {last.number}" if last is not None else "its nodes are coming together"
-    return Verdict("Running", "plain", f"{said}: {place}.")
+        asked = f"{seen}; hpc-launch status asks Slurm whether it still runs." if seen else "There is no sign of life."
+        return f"No end is recorded. {asked}"
+    if standing.state is State.RUNNING:
+        return f"{seen}: {f'attempt {last.number}' if last is not None else 'its nodes are coming together'}."
+    if standing.state is State.REQUEUED:
+        return "The run has ended, and Slurm was asked to run the job again."
+    if standing.state is State.DONE:
+        return _ended_well(last, len(members.fleet(history).lost))
+    stopped = f"was stopped by {last.signal}, and " if standing.state is State.STOPPED and last is not None else ""
+    return f"It {stopped}ended with status {standing.status}."
 
 
-def _ended(status: int, last: Attempt | None, lost: Sequence[str]) -> Verdict:
-    if status == 0:
-        size = last.world_size if last is not None else 1
-        said = "The only rank" if size == 1 else f"All {size:,} ranks"
-        where = f" in attempt {last.number}" if last is not None and last.number else ""
-        on_the_way = f"; {phrases.count(len(lost), 'node')} lost on the way" if lost else ""
-        return Verdict("Finished", "good", f"{said} ended well{where}{on_the_way}.")
-    if last is not None and last.signal:
-        return Verdict("Stopped", "warn", f"It was stopped by {last.signal}, and ended with status {status}.")
-    return Verdict("Failed", "bad", f"It ended with status {status}.")
-
-
-def _requeued(history: History, run: Run, last: Attempt | None) -> bool:
-    return any(
-        entry.restart_count >= run.restart_count and (last is None or entry.attempt >= last.number)
-        for entry in history.requeues
-    )
+def _ended_well(last: Attempt | None, lost: int) -> str:
+    size = last.world_size if last is not None else 1
+    said = "The only rank" if size == 1 else f"All {size:,} ranks"
+    where = f" in attempt {last.number}" if last is not None and last.number else ""
+    on_the_way = f"; {count(lost, 'node')} lost on the way" if lost else ""
+    return f"{said} ended well{where}{on_the_way}."

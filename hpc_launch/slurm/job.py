@@ -18,7 +18,35 @@ _NAME = re.compile(r" JobName=.*? UserId=", re.DOTALL)
 _JOB_LINE = re.compile(r"^JobId=.*$", re.MULTILINE)
 _OUTPUT = re.compile(r" StdOut=(.*?)(?= [A-Z]\w*=|\s*$)")
 _WORK_DIRECTORY = re.compile(r" WorkDir=(.*?)(?= [A-Z]\w*=|\s*$)")
+
+# What a script gets that Slurm ends: 128 + SIGTERM. Slurm's own number for it is 0 where there was no script yet.
+_ENDED_BY_SLURM = 143
+_INTERRUPTED = frozenset({"CANCELLED", "DEADLINE", "PREEMPTED", "TIMEOUT"})
+
 _RUNNING = frozenset({"RUNNING", "SUSPENDED", "CONFIGURING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"})
+
+# Slurm's reasons in other words (squeue(1), JOB REASON CODES); those that are not here speak for themselves.
+_REASONS = {
+    "Resources": "first in the queue, until enough nodes are free",
+    "Priority": "others are first",
+    "Dependency": "another job must end first",
+    "DependencyNeverSatisfied": "the job that it waits for has failed: it will never start",
+    "BeginTime": "its start time is yet to come",
+    "JobHeldUser": "held; `scontrol release` lets it go",
+    "JobHeldAdmin": "held by an administrator",
+    "Licenses": "a licence is not free",
+    "Reservation": "its reservation has not begun",
+    "ReqNodeNotAvail": "a node that it needs is down, drained or reserved",
+    "PartitionDown": "the partition is down",
+    "PartitionInactive": "the partition starts no jobs now",
+    "PartitionNodeLimit": "more nodes than the partition allows: it will not start",
+    "PartitionTimeLimit": "a longer time limit than the partition allows: it will not start",
+    "PartitionConfig": "the partition does not have what it asks for",
+    "BadConstraints": "no node has what it asks for: it will not start",
+    "NodeDown": "a node that it needs is down",
+    "Cleaning": "its last run is being cleaned up",
+}
+_LIMITS = ("QOS", "Assoc", "MaxJobs", "MaxCpu", "MaxGRES", "MaxNode", "MaxMem", "JobArrayTaskLimit")
 
 
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
@@ -75,6 +103,23 @@ class JobRecord:
     heterogeneous: bool = False
     directory: str = ""
 
+    @property
+    def state_in_words(self) -> str:
+        """Its state as it can stand in a sentence: `out of memory`."""
+        return self.state.lower().replace("_", " ")
+
+    @property
+    def exit_status(self) -> int:
+        """The status of a job that has ended: that of its script, 128+N for signal N.
+
+        Success is only what Slurm calls so. A job that it ended before a script could is 143, as one that it
+        interrupted.
+        """
+        status = 128 + self.signal if self.signal else self.exit_code
+        if self.state == "COMPLETED":
+            return status
+        return status or (_ENDED_BY_SLURM if self.state in _INTERRUPTED else 1)
+
 
 class Ending(Enum):
     """What a SIGTERM means, by the controller's word."""
@@ -110,6 +155,16 @@ def ending_of(record: JobRecord | None, restart_count: int) -> Ending:
     if going_on:
         return Ending.RUNNING
     return Ending.TIME_LIMIT if "TimeLimit" in record.reason or record.state == "TIMEOUT" else Ending.CANCELLED
+
+
+def explain(reason: str) -> str:
+    """Say what Slurm's reason for waiting means; itself where that is plain."""
+    if reason in ("", "None"):
+        return ""
+    means = _REASONS.get(reason.partition(",")[0].strip())
+    if means is None and reason.startswith(_LIMITS):
+        means = "a limit of yours, or of your group, is reached"
+    return f"{reason}: {means}" if means else reason
 
 
 def read_job(text: str) -> JobRecord | None:

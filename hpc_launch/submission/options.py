@@ -150,9 +150,6 @@ _TABLE = (
 )
 
 OPTIONS = {option.key: option for option in _TABLE}
-SHORT = {flag: name for name, option in OPTIONS.items() for flag in option.flags if flag != option.flag} | {
-    "-t": "time"
-}
 
 # Those of sbatch. The others are for hpc-launch, which puts what they say into the job script.
 OF_SBATCH = frozenset(name for name, option in OPTIONS.items() if option.group != SOFTWARE)

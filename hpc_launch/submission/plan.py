@@ -9,7 +9,7 @@ from pathlib import Path
 from hpc_launch.errors import UsageError
 from hpc_launch.slurm import leaks
 from hpc_launch.slurm.inventory import NodeGroup
-from hpc_launch.submission import quoting, shares, sweep
+from hpc_launch.submission import needs, quoting, shares, sweep
 from hpc_launch.submission.options import GPU_OPTIONS, MAX_GPUS_PER_NODE, MAX_NODES, MAX_TIME, asks_for_gpus
 from hpc_launch.submission.render import Changes, Draft, render
 from hpc_launch.submission.request import Here, JobRequest, Software, Submission
@@ -145,17 +145,16 @@ def _dependency(request: JobRequest) -> dict[str, str | None]:
 
 def _turns(request: JobRequest, there: Mapping[str, str]) -> dict[str, str | None]:
     """What Slurm has to know, where hpc-launch is to ask for requeues: that it may, and when to tell the workers."""
-    if not request.requeue or "no-requeue" in request.slurm:
-        return {}
-    found: dict[str, str | None] = {} if "requeue" in there else {"requeue": ""}
-    if "on-notice" in request.requeue and not {"signal"} & {*request.slurm, *there}:
+    found: dict[str, str | None] = {**needs.requeue(request.requeue, {*request.slurm, *({"requeue"} & there.keys())})}
+    never = "no-requeue" in request.slurm
+    if "on-notice" in request.requeue and not never and not {"signal"} & {*request.slurm, *there}:
         found["signal"] = _NOTICE
     return found
 
 
 def _spared(request: JobRequest, whole: Mapping[str, str | None]) -> dict[str, str | None]:
     """What a job needs that is to go on without nodes that are lost: that Slurm lets it, and nodes to spare."""
-    found: dict[str, str | None] = {"no-kill": ""} if request.no_kill else {}
+    found: dict[str, str | None] = {**needs.MAY_LOSE_NODES} if request.no_kill else {}
     if request.spares:
         nodes = shares.spared(whole.get("nodes") or "1", request.spares)
         if nodes is None:
@@ -242,9 +241,7 @@ def _exports(whole: Mapping[str, str], request: JobRequest, here: Here) -> tuple
     alone = request.software == Software()
     launcher = here.launcher if alone and not (everything and here.on_path) else ""
     folders = [folder for folder in (launcher, "" if everything else here.slurm) if folder]
-    lines = []
-    if request.no_kill:
-        lines += ["# Also the step goes on when a node is lost (srun --no-kill).", "export SLURM_NO_KILL=set"]
+    lines = [*needs.STEPS_MAY_LOSE_NODES] if request.no_kill else []
     if not everything:
         lines += [
             "# The tasks get all that this script has. Otherwise srun would leave out what --export has left out."

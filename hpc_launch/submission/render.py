@@ -7,14 +7,15 @@ A template has these places, in this order: one block of `#SBATCH` lines before 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hpc_launch.errors import UsageError
+from hpc_launch.slurm import directives
 from hpc_launch.submission import quoting
-from hpc_launch.submission.options import GPU_OPTIONS, SHORT, asks_for_gpus, replaced_by
+from hpc_launch.submission.options import GPU_OPTIONS, asks_for_gpus, replaced_by
 
-_DIRECTIVE = re.compile(r"#SBATCH\s(?P<words>.*)")
+_DIRECTIVE = re.compile(r"#SBATCH\s")
 _STRICT = re.compile(r"set -euo pipefail\s*")
 _TRAP = re.compile(r"trap (:|'') (SIG)?TERM\s*")
 _ARGUMENTS = re.compile(r'"\$(@|\{@(:-[^}]*)?\})"')
@@ -70,18 +71,14 @@ class Draft:
             UsageError: for a line that cannot be read.
         """
         lines = self.text.splitlines()
-        return {name: value for number in range(_end_of_head(lines)) for name, value in self._read(lines[number])}
+        return {name: value for line in lines[: directives.end_of_head(lines)] for name, value in self._read(line)}
 
     def _read(self, line: str) -> list[tuple[str, str]]:
         """The options of a line; none where it is not Slurm's."""
-        match = _DIRECTIVE.match(line)
-        if match is None:
-            return []
         try:
-            words = quoting.undirected(match["words"])
+            return directives.read(line)
         except ValueError as error:
             raise UsageError(f"template {self.name}: {line.strip()}: {error}", option="--template") from None
-        return list(_pairs(words))
 
 
 def render(template: Draft, changes: Changes) -> tuple[str, tuple[str, ...]]:
@@ -94,7 +91,7 @@ def render(template: Draft, changes: Changes) -> tuple[str, tuple[str, ...]]:
         UsageError: for a template without one of the places.
     """
     lines = template.text.splitlines()
-    end = _end_of_head(lines)
+    end = directives.end_of_head(lines)
     if not any(_DIRECTIVE.match(line) for line in lines[:end]):
         raise _lacks(template, "#SBATCH line before its first command")
     strict = _place(template, lines, _STRICT, "line 'set -euo pipefail'")
@@ -147,7 +144,7 @@ def _head(template: Draft, lines: Sequence[str], changes: Changes) -> tuple[list
         if kept == pairs:
             written.append(line)
         else:
-            written += [text for name, value in kept if (text := quoting.directive(name, value)) is not None]
+            written += [text for name, value in kept if (text := directives.write(name, value)) is not None]
             for name in replaced:
                 written += waiting.pop(name)
         last = len(written)
@@ -189,26 +186,12 @@ def _made(changes: Changes) -> tuple[dict[str, list[str]], list[str]]:
     for name, value in changes.options.items():
         if value is None:
             continue
-        line = quoting.directive(name, value)
+        line = directives.write(name, value)
         if line is None:
             rest.append(f"--{name}={value}")
             continue
         made[name] = [f"# {changes.reasons[name]}", line] if name in changes.reasons else [line]
     return made, rest
-
-
-def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The options in the words of a line: `--name=value`, `--name value`, `-N 4`, `-N4`."""
-    left = list(words)
-    while left:
-        word = left.pop(0)
-        if word.startswith("--"):
-            name, equals, value = word.removeprefix("--").partition("=")
-        else:
-            name, equals, value = SHORT.get(word[:2], word), "", word[2:]
-        if not equals and not value and left and not left[0].startswith("-"):
-            value = left.pop(0)
-        yield name, value
 
 
 def _with_origin(lines: list[str], origin: Sequence[str]) -> list[str]:
@@ -246,12 +229,6 @@ def _arguments(changes: Changes) -> list[str]:
 def _unexpanded(words: Iterable[str]) -> list[str]:
     """What tells shellcheck that a `$` in quotes is meant as it is."""
     return ["# shellcheck disable=SC2016"] if any("$" in word or "`" in word for word in words) else []
-
-
-def _end_of_head(lines: Sequence[str]) -> int:
-    """The number of the first line that is a command."""
-    commands = (number for number, line in enumerate(lines) if line.strip() and not line.startswith("#"))
-    return next(commands, len(lines))
 
 
 def _place(template: Draft, lines: Sequence[str], form: re.Pattern[str], what: str) -> int:

@@ -46,7 +46,7 @@ def submit(submission: Submission) -> Submitted:
     done = _run(submission)
     job_id, _, cluster = done.stdout.strip().rpartition("\n")[2].partition(";")
     if done.returncode or not job_id.isdigit():
-        raise SlurmError(f"Slurm refuses the job: {_told(done)}")
+        raise refusal(done.stderr, f"sbatch ended with status {done.returncode}")
     return Submitted(job_id, cluster, tuple(_lines(done.stderr)))
 
 
@@ -58,7 +58,7 @@ def verdict(submission: Submission) -> str:
     """
     done = _run(submission, "--test-only")
     if done.returncode:
-        raise SlurmError(f"Slurm would refuse the job: {_told(done)}")
+        raise refusal(done.stderr, f"sbatch ended with status {done.returncode}", "would refuse")
     match = _START.search(done.stderr)
     if match is None:
         return "; ".join(_lines(done.stderr)) or "Slurm would take the job"
@@ -82,9 +82,15 @@ def _run(submission: Submission, *words: str) -> subprocess.CompletedProcess[str
         raise SlurmError(f"cannot run sbatch: {error.strerror or error}: is this a machine of the cluster?") from error
 
 
-def _told(done: subprocess.CompletedProcess[str]) -> str:
-    """What sbatch says, in one line."""
-    return "; ".join(dict.fromkeys(_lines(done.stderr))) or f"sbatch ended with status {done.returncode}"
+def refusal(said: str, otherwise: str, how: str = "refuses") -> SlurmError:
+    """What is raised where Slurm does not take a job.
+
+    Args:
+        said: what sbatch has written.
+        otherwise: what is said where that is nothing.
+        how: what Slurm does.
+    """
+    return SlurmError(f"Slurm {how} the job: {'; '.join(dict.fromkeys(_lines(said))) or otherwise}")
 
 
 def _lines(text: str) -> list[str]:

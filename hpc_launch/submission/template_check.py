@@ -7,14 +7,13 @@ job that it starts ends with the right status, in time, and on every node.
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hpc_launch.errors import SlurmError, UsageError, reason
-from hpc_launch.slurm import leaks
+from hpc_launch.slurm import directives, leaks
 from hpc_launch.submission import sbatch
 from hpc_launch.submission.request import Submission
 from hpc_launch.submission.templates import Template, summary
@@ -24,9 +23,8 @@ _OF_RANKS = re.compile(r"(?:(?:LOCAL_|GROUP_|ROLE_|NODE_)?(?:RANK|WORLD_SIZE)|MA
 _ASSIGNED = re.compile(rf"(?<![\w$-])({_OF_RANKS.pattern})=")
 _REFERRED = re.compile(r"\$\{?(SLURM_(?:PROCID|NODEID|LOCALID))\b")
 
-_OPTION = re.compile(r"--([a-z][a-z0-9-]*)(?:=(.*))?|-([A-Za-z])(.*)", re.DOTALL)
 # Options whose values may have a $ and mean it.
-_ANY_TEXT = ("--job-name", "-J", "--comment")
+_ANY_TEXT = ("job-name", "comment")
 
 _PARAMETERS = ('"$@"', '"${@}"', '"${@:-')
 _DEFAULT_SCRIPT = re.compile(r'"\$\{@:-[^"}]+\}"')
@@ -102,8 +100,8 @@ def _head(lines: Sequence[str], _: Sequence[_Command]) -> Iterator[Finding]:
         yield Finding(2, "the first comment does not say in a sentence what this template is for")
 
 
-def _directives(lines: Sequence[str], commands: Sequence[_Command]) -> Iterator[Finding]:
-    first = commands[0].line if commands else len(lines) + 1
+def _directives(lines: Sequence[str], _: Sequence[_Command]) -> Iterator[Finding]:
+    first = directives.end_of_head(lines) + 1
     there = [number for number, line in enumerate(lines, 1) if line.startswith("#SBATCH")]
     if not there:
         yield Finding(None, "there is no #SBATCH line: the job would have Slurm's own defaults, one task on one CPU")
@@ -125,36 +123,27 @@ def _options(lines: Sequence[str], _: Sequence[_Command]) -> Iterator[Finding]:
         for name, value in options:
             yield from _option(number, name, value)
             if name in seen:
-                yield Finding(number, f"{name} is given twice, first in line {seen[name]}: keep one")
+                yield Finding(number, f"--{name} is given twice, first in line {seen[name]}: keep one")
             seen.setdefault(name, number)
 
 
 def _read(line: str) -> list[tuple[str, str]]:
-    """The options of an #SBATCH line, as `--name=value`, `--name value`, `-N4` or `-N 4`; none where it has others."""
+    """The options of an #SBATCH line; none where it cannot be read."""
     try:
-        words = shlex.split(line.removeprefix("#SBATCH"), comments=True)
-    except ValueError:  # a quote is not closed
+        return directives.read(line)
+    except ValueError:
         return []
-    found: list[tuple[str, str]] = []
-    for word in words:
-        if match := _OPTION.fullmatch(word):
-            found.append((f"--{match[1]}" if match[1] else f"-{match[3]}", match[2] or match[4] or ""))
-        elif found and not found[-1][1]:
-            found[-1] = (found[-1][0], word)
-        else:
-            return []
-    return found if line[len("#SBATCH") :][:1].isspace() else []
 
 
 def _option(number: int, name: str, value: str) -> Iterator[Finding]:
     if "$" in value and name not in _ANY_TEXT:
-        yield Finding(number, f"{name}: Slurm does not replace variables here; %j is the job's number (sbatch(1))")
-    if name == "--gpus-per-task":
+        yield Finding(number, f"--{name}: Slurm does not replace variables here; %j is the job's number (sbatch(1))")
+    if name == "gpus-per-task":
         yield Finding(
             number,
             "--gpus-per-task shows each task its own GPUs alone, which NCCL may not survive: use --gpus-per-node",
         )
-    if name == "--signal" and re.match(r"R?B", value):
+    if name == "signal" and re.match(r"R?B", value):
         yield Finding(number, f"--signal={value} tells this shell only: leave B out, and the workers are told")
 
 
@@ -202,9 +191,7 @@ def _ends_with_srun(lines: Sequence[str], commands: Sequence[_Command]) -> Itera
         yield Finding(last.line, 'what follows the template on the command line is dropped: end with "${@:-train.py}"')
     elif not _DEFAULT_SCRIPT.search(last.text):
         yield Finding(last.line, 'without arguments nothing would be run: write "${@:-train.py}"')
-    given = any(
-        name in {"--cpus-per-task", "-c"} for line in lines if line.startswith("#SBATCH") for name, _ in _read(line)
-    )
+    given = any(name == "cpus-per-task" for line in lines if line.startswith("#SBATCH") for name, _ in _read(line))
     if given and not any(word.startswith(("--cpus-per-task", "-c", "${SLURM_CPUS_PER_TASK:+--cpus")) for word in words):
         yield Finding(last.line, "srun of Slurm 22.05 to 23.02 does not take --cpus-per-task over: repeat it, as "
                       '${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"}')  # fmt: skip

@@ -11,7 +11,8 @@ from typing import BinaryIO
 
 from hpc_launch.errors import SlurmError
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.job import OVER, WAITING, JobRecord
+from hpc_launch.slurm.job import OVER, WAITING, JobRecord, explain
+from hpc_launch.text import to_the_minute
 
 # Seconds between two questions to the controller. They grow while nothing changes.
 _SHORTEST_PAUSE, _LONGEST_PAUSE, _GROWTH = 0.25, 15.0, 1.4
@@ -22,13 +23,8 @@ _FILE_PAUSE = 0.5
 # So often a job may be unknown to all before nobody is asked any more: accounting hears of it a little later.
 _UNKNOWN = 8
 
-# What a script gets that Slurm ends: 128 + SIGTERM. Slurm's own number for it is 0 where there was no script yet.
-_ENDED_BY_SLURM = 143
-
 # An estimate of the start changes all the time; what is told changes with these seconds.
 _ESTIMATE = 600
-
-_STOPPED = frozenset({"CANCELLED", "DEADLINE", "PREEMPTED", "TIMEOUT"})
 
 Records = tuple[JobRecord, ...]
 
@@ -39,18 +35,8 @@ def over(records: Sequence[JobRecord]) -> bool:
 
 
 def exit_status(records: Sequence[JobRecord]) -> int:
-    """The status of a job that has ended: that of its script, 128+N for signal N; the highest of an array. Pure.
-
-    Success is only what Slurm calls so. A job that it ended before a script could is 143, as one that it interrupted.
-    """
-    return max((_status(record) for record in records), default=1)
-
-
-def _status(record: JobRecord) -> int:
-    status = 128 + record.signal if record.signal else record.exit_code
-    if record.state == "COMPLETED":
-        return status
-    return status or (_ENDED_BY_SLURM if record.state in _STOPPED else 1)
+    """The status of a job that has ended; the highest of an array. Pure."""
+    return max((record.exit_status for record in records), default=1)
 
 
 def describe(records: Sequence[JobRecord], now: float) -> str:
@@ -59,10 +45,10 @@ def describe(records: Sequence[JobRecord], now: float) -> str:
         return _one(records[0], now)
     counts: Counter[str] = Counter()
     for record in records:
-        counts[_word(record.state)] += count_tasks(record.task)
+        counts[_word(record)] += count_tasks(record.task)
     waiting = next((record for record in records if record.state in WAITING and record.reason), None)
     words = [f"{count} {word}" for word, count in counts.items()]
-    return ", ".join(words) + (f" ({waiting.reason})" if waiting else "")
+    return ", ".join(words) + (f" ({explain(waiting.reason)})" if waiting else "")
 
 
 def count_tasks(task: str) -> int:
@@ -81,20 +67,20 @@ def _several(record: JobRecord) -> bool:
 
 
 def _one(record: JobRecord, now: float) -> str:
-    word = _word(record.state)
+    word = _word(record)
     if record.state in WAITING:
-        reason = f": {record.reason}" if record.reason else ""
+        reason = f" ({why})" if (why := explain(record.reason)) else ""
         start = record.start if record.start is not None and record.start > now else None
-        estimate = f", expected to start at {time.strftime('%Y-%m-%d %H:%M', time.localtime(start))}" if start else ""
+        estimate = f", expected to start at {to_the_minute(start, now)}" if start else ""
         return f"{word}{reason}{estimate}"
     if record.state in OVER and record.state != "COMPLETED":
-        return f"{word}, exit status {_status(record)}"
+        return f"{word}, exit status {record.exit_status}"
     return word
 
 
-def _word(state: str) -> str:
-    words = {"PENDING": "waiting", "RUNNING": "running", "COMPLETING": "ending", "COMPLETED": "completed"}
-    return words.get(state, state.lower().replace("_", " "))
+def _word(record: JobRecord) -> str:
+    words = {"PENDING": "waiting", "RUNNING": "running", "COMPLETING": "ending", "COMPLETED": "done"}
+    return words.get(record.state, record.state_in_words)
 
 
 def _told(records: Sequence[JobRecord]) -> object:

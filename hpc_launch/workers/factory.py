@@ -24,6 +24,7 @@ from typing import Any
 
 from hpc_launch import codec
 from hpc_launch.errors import UsageError
+from hpc_launch.node import processes
 from hpc_launch.workers import factory_server, forked_child
 from hpc_launch.workers.factory_channel import Channel, GoneError
 from hpc_launch.workers.factory_server import Ended, Order, Surroundings
@@ -166,12 +167,12 @@ def build(modules: Sequence[str], settings: Mapping[str, str], home: str, mask: 
         CannotBeWarmError: when the process cannot be forked safely after that.
     """
     forked_child.find_name()
-    before = _threads()
+    before = len(processes.threads())
     if before > 1:
         raise CannotBeWarmError(f"this process has {before} threads already")
     own_place = None if getattr(sys.flags, "safe_path", False) else sys.path[0]
     blas = _import_quietly(modules, settings)
-    threads = _threads()
+    threads = len(processes.threads())
     if threads > 1:
         raise CannotBeWarmError(f"importing {', '.join(modules)} has started threads ({threads - 1})")
     if _uses_cuda():
@@ -179,7 +180,7 @@ def build(modules: Sequence[str], settings: Mapping[str, str], home: str, mask: 
     hidden = hidden_modules(home)
     if hidden:
         raise CannotBeWarmError(f"{home} has its own {', '.join(hidden)}, but another one is imported already")
-    factory_server.become_subreaper()  # for what is left should the factory be killed
+    processes.become_subreaper()  # for what is left should the factory be killed
     gc.collect()
     gc.freeze()
     for stream in (sys.stdout, sys.stderr):
@@ -211,7 +212,7 @@ def spawn(mask: Iterable[int]) -> Factory:
     Raises:
         OSError: when processes cannot be made.
     """
-    factory_server.become_subreaper()
+    processes.become_subreaper()
     _occupy_closed_streams()
     ours, theirs = socket.socketpair()
     blocked = frozenset(map(int, mask))
@@ -239,10 +240,6 @@ def _occupy_closed_streams() -> tuple[int, ...]:
         except OSError:
             closed.append(os.open(os.devnull, os.O_RDWR))  # the lowest number that is free: this one
     return tuple(closed)
-
-
-def _threads() -> int:
-    return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - it is the number that counts
 
 
 def _uses_cuda() -> bool:

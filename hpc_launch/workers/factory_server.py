@@ -18,7 +18,6 @@ and, at any time, {"ended": PID, "status": EXITCODE, "time": SECONDS, "usage": [
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -36,8 +35,6 @@ from hpc_launch.node import processes, reserved
 from hpc_launch.workers import forked_child, stack_answers
 from hpc_launch.workers.factory_channel import Channel, GoneError, readable
 from hpc_launch.workers.script import Become, Script
-
-_PR_SET_CHILD_SUBREAPER = 36
 
 # How long a killed process may take to be gone; after that it hangs in the kernel and is left behind.
 KILL_SECONDS = 5.0
@@ -114,17 +111,12 @@ class Surroundings:
     allow_threads: Callable[[dict[str, str]], None]
 
 
-def become_subreaper() -> None:
-    """Have the kernel make this process the parent of what its descendants leave behind."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
 def serve(connection: socket.socket, surroundings: Surroundings) -> NoReturn:
     """Do what the agent asks until it is gone, then end everything. A forked worker leaves by `Become`."""
     if os.getsid(0) != os.getpid():
         os.setsid()
     forked_child.name_process("hpc-launch: worker factory", reserved.FACTORY)
-    become_subreaper()
+    processes.become_subreaper()
     server = _Server(Channel(connection), surroundings)
     status = 0
     try:

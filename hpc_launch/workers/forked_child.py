@@ -13,6 +13,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
+from hpc_launch.node import processes
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
@@ -40,10 +42,10 @@ def detach(outputs: Sequence[int | None], closed: Sequence[int], keep: int) -> N
             os.close(target)
     if 0 in closed:
         os.close(0)
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - as plain as it gets after a fork
-        if int(name) > 2 and int(name) != keep:  # noqa: PLR2004 - the standard streams
+    for descriptor in processes.descriptors():
+        if descriptor > 2 and descriptor != keep:  # noqa: PLR2004 - the standard streams
             with contextlib.suppress(OSError):
-                os.close(int(name))
+                os.close(descriptor)
 
 
 def bind(cpus: Sequence[int], thread: int = 0) -> None:

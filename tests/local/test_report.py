@@ -51,7 +51,7 @@ def test_a_page_about_a_job(job: Path) -> None:
     assert (page.from_elsewhere, page.problems, page.dead(path.parent)) == ([], [], [])
     assert {re.sub(r".*/", "", address) for address in files} == {"rank_0.out", "rank_1.out", "rank_2.out"}
     for text in (
-        "Finished",
+        "Done",
         "All 3 ranks ended well in attempt 1.",
         "Why attempt 0 failed",
         "ValueError: the loss of <b>batch 17</b> is nan",
@@ -70,7 +70,7 @@ def test_markdown_about_a_job(job: Path) -> None:
     done = report(job, "--markdown", f"logs/{directory.name}")
 
     assert (done.status, done.err) == (0, "")
-    assert done.out.startswith(f"# Job {directory.name}: Finished\n")
+    assert done.out.startswith(f"# Job {directory.name}: Done\n")
     assert "failed first | ValueError: the loss of \\<b>batch 17\\</b> is nan |" in done.out
 
 

@@ -250,7 +250,7 @@ def test_the_grace_time_of_a_preemption_is_the_workers(any_release: Release, tmp
         assert running.got() == {rank: Counter(SIGTERM=1) for rank in range(4)}, running.describe()
         assert running.saved() == dict.fromkeys(range(4), "whole"), running.describe()
         [line] = [line for line in running.ours if "stopped by SIGTERM" in line]
-        left = re.search(r"the workers have (\d+) s to end", line)
+        left = re.search(r"the workers have (?:(\d) min ?)?(?:(\d+) s)? ?to end", line)
         assert left, line
-        assert 8 < int(left[1]) <= 120, line
+        assert 8 < 60 * int(left[1] or 0) + int(left[2] or 0) <= 120, line
         running.check_nothing_is_left()

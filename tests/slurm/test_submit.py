@@ -213,7 +213,7 @@ def test_the_status_of_an_array_is_the_highest(cluster: Cluster, folder: Path) -
     done = call(cluster, folder, "--template=./fast.sbatch", "--sweep=end=0,3,1", "--wait", "train.py")
 
     assert done.returncode == 3, done.stderr
-    assert re.search("1 completed, 2 failed|2 failed, 1 completed", done.stderr)
+    assert re.search("1 done, 2 failed|2 failed, 1 done", done.stderr)
 
 
 def test_a_job_waits_for_another(some_cluster: Cluster, folder: Path) -> None:
@@ -280,7 +280,7 @@ def test_a_dry_run_prints_what_would_be_submitted(some_cluster: Cluster, folder:
 
 
 WAYS = [
-    pytest.param(["--end", "0"], 0, "completed", id="success"),
+    pytest.param(["--end", "0"], 0, "done", id="success"),
     pytest.param(["--end", "3"], 3, "failed, exit status 3", id="failure"),
     pytest.param(["--end", "-9"], 137, "failed, exit status 137", id="signal"),
     pytest.param(["--wait", "never"], 143, "cancelled, exit status 143", id="cancelled"),
@@ -311,7 +311,7 @@ def test_a_requeue_is_not_the_end(some_cluster: Cluster, folder: Path) -> None:
     done = call(some_cluster, folder, "--template=./fast.sbatch", again, "--follow", "train.py")
 
     assert (done.returncode, done.stdout.count("begins")) == (0, 1), done.stderr
-    assert re.search(r"waiting: BeginTime.*\n(.*\n)*.*completed\n", done.stderr), done.stderr
+    assert re.search(r"waiting \(BeginTime: .*\n(.*\n)*.*done\n", done.stderr), done.stderr
 
 
 def running(cluster: Cluster, folder: Path) -> str:

@@ -23,7 +23,7 @@ from hpc_launch.check.evidence import (
     Torch,
     Way,
 )
-from hpc_launch.check.judge import Finding, Limits, excluded, judge, odd, size
+from hpc_launch.check.judge import Finding, Limits, excluded, judge, odd
 
 NODES = ("gpu001", "gpu002", "gpu003", "gpu004")
 FACTS = Facts(
@@ -359,11 +359,3 @@ def test_one_bad_node_is_always_found(count: int, data: st.DataObject) -> None:
 def test_the_majority_is_right(values: dict[str, str], right: str | None, others: tuple[str, ...]) -> None:
     """What most have is right, and who differs is odd."""
     assert (right, others) == odd(values)
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(512, "512 B"), (1536, "1.5 KiB"), (100 << 20, "100 MiB"), (3 << 40, "3 TiB")]
-)
-def test_sizes(count: int, text: str) -> None:
-    """Bytes are told as people read them."""
-    assert text == size(count)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from hpc_launch.jobs.display import Board, bundle
-from hpc_launch.jobs.standing import Standing, Subject
-from hpc_launch.jobs.view import JobView
+from hpc_launch.jobs.view import JobView, Subject
+from hpc_launch.review.job_state import Standing, State
 from tests.support import wait_for
 
 # Seconds: no test takes longer, on however slow a machine.
@@ -21,7 +21,7 @@ class Job:
     """A job that stands as a test says."""
 
     def __init__(self, name: str = "train") -> None:
-        self.state = "RUNNING"
+        self.state = State.RUNNING
         self.broken = ""
         self.looks = 0
         self.subject = Subject(name, "4711", "Slurm")
@@ -33,7 +33,7 @@ class Job:
         self.gate.wait(TIMEOUT)
         if self.broken:
             raise OSError(self.broken)
-        return JobView(self.subject, 0.0, Standing(self.state))
+        return JobView(self.subject, 0.0, Standing(self.state, self.state.value, over=self.state is not State.RUNNING))
 
 
 class Handle:
@@ -66,7 +66,7 @@ def test_it_looks_until_the_job_has_ended(board: Board) -> None:
     job = Job()
     handle = put(board, job)
     wait_for(lambda: handle.shown, TIMEOUT, "nothing is shown")
-    job.state = "COMPLETED"
+    job.state = State.DONE
     board.settle()
     wait_for(lambda: board._thread is None, TIMEOUT, "the thread is still there")
 
@@ -79,7 +79,7 @@ def test_it_looks_by_itself() -> None:
     job, board = Job(), Board(pause=0.01)
     handle = put(board, job)
     wait_for(lambda: len(handle.shown) > 2, TIMEOUT, "it does not look again")
-    job.state = "FAILED"
+    job.state = State.FAILED
     wait_for(lambda: board._thread is None, TIMEOUT, "the thread is still there")
 
     assert "failed" in handle.shown[-1]
@@ -90,13 +90,13 @@ def test_one_thread_for_all(board: Board) -> None:
     jobs = [Job(f"job{number}") for number in range(20)]
     handles = [put(board, job) for job in jobs]
     count = sum(thread.name == "hpc-launch-display" for thread in threading.enumerate())
-    jobs[3].state = "COMPLETED"
+    jobs[3].state = State.DONE
     board.settle()
     wait_for(lambda: "done" in handles[3].shown[-1], TIMEOUT, "the end is not shown")
     board.settle()
     ended = len(handles[3].shown)
     for job in jobs:
-        job.state = "CANCELLED"
+        job.state = State.STOPPED
     board.settle()
     wait_for(lambda: board._thread is None, TIMEOUT, "the thread is still there")
 
@@ -115,7 +115,7 @@ def test_a_job_that_cannot_be_seen(board: Board) -> None:
     wait_for(lambda: "cannot be seen" in handle.shown[-1], TIMEOUT, "it is not said")
     said = handle.shown[-1]
     job.broken = ""
-    job.state = other.state = "COMPLETED"
+    job.state = other.state = State.DONE
     board.settle()
     wait_for(lambda: board._thread is None, TIMEOUT, "the thread is still there")
 
@@ -132,7 +132,7 @@ def test_a_cell_does_not_wait_for_a_slow_file_system(board: Board, monkeypatch: 
     job.gate.clear()
     board.settle()
     shown = len(handle.shown)
-    job.state = "COMPLETED"
+    job.state = State.DONE
     job.gate.set()
     wait_for(lambda: board._thread is None, TIMEOUT, "the thread is still there")
 
@@ -151,12 +151,12 @@ def test_in_a_terminal_it_is_printed_once(python: str) -> None:
     program = """
 import threading
 from hpc_launch.jobs import display
-from hpc_launch.jobs.standing import Standing, Subject
-from hpc_launch.jobs.view import JobView
+from hpc_launch.jobs.view import JobView, Subject
+from hpc_launch.review.job_state import Standing, State
 
 class Job:
     def view(self):
-        return JobView(Subject("train", "4711", "Slurm"), 0.0, Standing("RUNNING"))
+        return JobView(Subject("train", "4711", "Slurm"), 0.0, Standing(State.RUNNING, "running"))
     def _ipython_display_(self):
         display.show(self)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +146,6 @@ def test_of_many_lines_the_one_that_tells_most_is_kept(files: RankFiles) -> None
     found = gathered(files, -6, Before(BEFORE.kills, log))["gpu"]
 
     assert (len(found), found[0]) == (5, log._said[-1])
-
-
-def test_a_process_that_hangs() -> None:
-    """This one does not, and one that is gone neither."""
-    assert (failure_evidence.hung_in(os.getpid()), failure_evidence.hung_in(1 << 22)) == ("", "")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import ast
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ MAY_IMPORT = {
     "plan": {"slurm", "node", "records", *FOUNDATIONS},
     "slurm": {"hostlist", "ranges", "errors"},
     "node": {"codec", "records", "ranges", "errors"},
-    "records": {"codec", "hostlist", "owners", "ranges", "errors"},
+    "records": {"codec", "hostlist", "owners", "ranges", "errors", "text"},
     "runtime": {"codec", "records", "errors"},
     "world": {"settings"},
     "settings": {"owners", "ranges", "errors"},
@@ -96,6 +97,25 @@ ENVIRONMENT_CHANGES = {
     ("check.bench", "_dress", "setdefault"): "in a process that has just been forked to be one rank",
     ("check.bench", "_dress", "[]"): "as above",
     ("workers.forked_child", "_replace_environment", "[]"): "a worker gets the environment that it was given",
+}
+
+# Who reads /proc, and what of it.
+PROC = {
+    "node.processes": "processes, whichever",
+    "node.mounts": "what is mounted",
+    "node.locations": "which device a device file is",
+    "check.facts": "the version of a driver",
+    "owners.parents": "a descriptor of its own",
+    "owners.trust": "its own user namespace",
+    "patience": "whether a thread of its own is gone",
+    "plan.here": "its own cgroup, which `slurm.environment` reads",
+}
+
+# Who calls the C library, or another, by ctypes, and for what.
+CTYPES = {
+    "node.processes": "prctl(2) and tgkill(2)",
+    "node.file_changes": "inotify(7)",
+    "torch_private": "torch's own log level",
 }
 
 LOOK = """
@@ -194,6 +214,30 @@ def test_imports_go_one_way() -> None:
     assert set(EXCEPTIONS) == crossing
 
 
+def strings(tree: ast.Module) -> Iterator[str]:
+    """Find the strings of a module, those in f-strings among them, without its docstrings."""
+    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said:
+            yield node.value
+
+
+def test_processes_are_looked_at_in_one_place() -> None:
+    """What is to be known of a process is asked of `node.processes`; so is what only the C library can do to one."""
+    proc = {name for name, tree in modules().items() if any(re.search(r"/proc\b", text) for text in strings(tree))}
+
+    assert proc == set(PROC)
+    assert {found.module for found in imports() if found.target == "ctypes"} == set(CTYPES)
+
+
+def test_pages_are_made_in_one_place() -> None:
+    """Only templates have tags in them, and one module fills them in and escapes."""
+    makers = {found.module for found in imports() if found.target.split(".")[0] in {"html", "jinja2", "markupsafe"}}
+    tags = {name for name, tree in modules().items() if any(re.search(r"</\w+>|/>", text) for text in strings(tree))}
+
+    assert (makers, tags) == ({"review.markup"}, set())
+
+
 # The rooms whose modules may import torch when they are imported themselves.
 USERS_OF_TORCH = {"agent", "rendezvous", "workers", "torch_private"}
 
@@ -216,6 +260,13 @@ def imported_modules(found: Import) -> set[str]:
     """Name the modules of the package that an import may load."""
     top, _, rest = found.target.partition(".")
     return {rest} & set(modules()) if top == "hpc_launch" else set()
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """Late imports count as well: two modules that need each other are one module, or one of them knows too much."""
+    known = {(found.module, target) for found in imports() for target in imported_modules(found)}
+
+    assert {pair for pair in known if pair[0] < pair[1] and pair[::-1] in known} == set()
 
 
 def need_torch() -> set[str]:

@@ -94,16 +94,35 @@ def test_one_task_is_started_on_each_node() -> None:
         "timeout_min": 120,
         "nodes": 2,
         "tasks_per_node": 1,
-        "cpus_per_task": 32,
-        "gpus_per_node": 4,
-        "slurm_mem": "64G",
-        "slurm_partition": "gpu",
         "slurm_array_parallelism": 8,
         "slurm_signal_delay_s": 120,
         "slurm_setup": ["trap : TERM", "module load cuda"],
         "slurm_srun_args": ["--cpus-per-task=32"],
-        "slurm_additional_parameters": {"reservation": "x", "requeue": True},
+        "slurm_additional_parameters": {
+            "nodes": "2",
+            "cpus-per-task": 32,
+            "gpus-per-node": 4,
+            "mem": "64G",
+            "partition": "gpu",
+            "reservation": "x",
+            "requeue": True,
+        },
     }
+
+
+@pytest.mark.parametrize("option", ["requeue", "no-requeue"])
+def test_whether_a_job_may_run_again_is_said_once(option: str) -> None:
+    """What sbatch is told of it counts."""
+    parameters = submitit_parameters(Resources(slurm={option: True}), requeue=("on-preempt",))
+
+    assert parameters["slurm_additional_parameters"] == {"nodes": "1", option: True}
+
+
+def test_what_sbatch_is_given_counts() -> None:
+    """Options of sbatch by their own names come last, but where Slurm has to let other nodes live."""
+    resources = Resources(partition="a", mem="1G", spares=1, slurm={"partition": "b", "mem": None, "no-kill": False})
+
+    assert command.slurm_options(resources) == {"nodes": "2", "partition": "b", "no-kill": True}
 
 
 @pytest.mark.parametrize(
@@ -127,10 +146,11 @@ def test_a_run_that_goes_on_without_nodes(
     lossy = bool(words) or "launch" in given
 
     assert resources.may_lose_nodes == more.get("no-kill", False) == lossy
-    srun = ["--no-kill", "--kill-on-bad-exit=0"] * lossy + ["--ntasks-per-node=1"] * (asked is not None)
-    assert parameters.get("slurm_srun_args", []) == srun
+    assert parameters.get("slurm_srun_args", []) == ["--ntasks-per-node=1"] * (asked is not None)
+    assert ("export SLURM_NO_KILL=set SLURM_KILL_BAD_EXIT=0" in parameters["slurm_setup"]) == lossy
     assert parameters.get("tasks_per_node") == (1 if asked is None else None)
-    assert (more.get("nodes"), parameters["nodes"]) == (asked, resources.all_nodes.maximum)
+    most = resources.all_nodes.maximum
+    assert (more["nodes"], parameters["nodes"]) == (asked or str(most), most)
     assert (command.nodes(resources), command.nodes(resources, 3)) == (words, there)
 
 
@@ -142,10 +162,10 @@ def test_what_nobody_says_is_left_to_slurm() -> None:
         "tasks_per_node": 1,
         "slurm_signal_delay_s": 90,
         "slurm_setup": ["trap : TERM"],
+        "slurm_additional_parameters": {"nodes": "1"},
     }
-    assert submitit_parameters(Resources(gpus_per_node=0, mem=1.5))["slurm_mem"] == "1536M"
+    assert command.slurm_options(Resources(gpus_per_node=0, mem=1.5)) == {"nodes": "1", "mem": "1536M"}
     assert submitit_parameters(Resources(time=1))["slurm_signal_delay_s"] == 20
-    assert "gpus_per_node" not in submitit_parameters(Resources(gpus_per_node=0))
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def started() -> Iterator[Starts]:
 FAMILY = (
     """
 import json, os, time
-from hpc_launch.workers.factory_server import become_subreaper
+from hpc_launch.node.processes import become_subreaper
 
 become_subreaper()
 read, write = os.pipe()
@@ -188,6 +188,56 @@ def test_start_time(started: Starts) -> None:
 
     assert int(processes.start_time(os.getpid())) <= int(begin) <= int(processes.start_time(later.pid))
     assert processes.start_time(first.pid) == begin
+
+
+# A parent waits in the kernel until the child that shares its memory has become a program (vfork(2)); this child waits
+# for somebody who writes to a pipe.
+HANGS = """
+import os, sys, time
+print("ready", flush=True)
+os.posix_spawn("/bin/true", ["true"], {}, file_actions=[(os.POSIX_SPAWN_OPEN, 3, sys.argv[1], os.O_RDONLY, 0)])
+time.sleep(3600)
+"""
+
+
+def test_who_hangs_in_the_kernel(started: Starts, python: str, tmp_path: Path) -> None:
+    """Where a process waits that cannot be interrupted is named; others, and one that is gone, hang nowhere."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    process = started([python, "-c", HANGS, str(pipe)])
+    wait_for(lambda: processes.state(process.pid)[0] == "D", 60, "it does not hang")
+
+    assert processes.hung_in(process.pid)
+    assert processes.state(process.pid)[1].startswith("hanging in the kernel")
+    os.close(os.open(pipe, os.O_WRONLY))
+    wait_for(lambda: not processes.hung_in(process.pid), 60, "it hangs for ever")
+    assert (processes.hung_in(os.getpid()), processes.hung_in(1 << 22)) == ("", "")
+
+
+def test_who_is_the_same(started: Starts) -> None:
+    """A process is known by its number and its beginning, as long as it runs; one to be waited for does not."""
+    process = started(["sleep", "3600"])
+    began = processes.start_time(process.pid)
+
+    assert processes.is_same(process.pid, began)
+    assert not processes.is_same(process.pid, str(int(began) + 1))
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert processes.start_time(process.pid) == began
+    assert not processes.is_same(process.pid, began)
+    assert not processes.alive(process.pid)
+    process.wait()
+    assert not processes.is_same(process.pid, "")
+
+
+def test_own_descriptors_and_threads(tmp_path: Path) -> None:
+    """Without a number it is this process: what it has open, and its threads."""
+    with (tmp_path / "file").open("w") as file:
+        assert file.fileno() in processes.descriptors()
+        assert Path(processes.file_of(os.getpid(), file.fileno())).readlink() == tmp_path / "file"
+    assert file.closed
+    assert processes.threads() == processes.threads(os.getpid())
+    assert (processes.threads(1 << 22), processes.descriptors(1 << 22)) == ([], [])
 
 
 LEADS = """

@@ -14,9 +14,10 @@ from typing import Any, cast
 
 import pytest
 
-from hpc_launch.agent import failure_evidence, recorder as recorder_module
+from hpc_launch.agent import recorder as recorder_module
 from hpc_launch.agent.recorder import Recorder
 from hpc_launch.agent.run_context import RunContext
+from hpc_launch.node import processes
 from hpc_launch.plan.derive import make
 from hpc_launch.records import events, history
 from hpc_launch.records.claims import claim_run
@@ -113,7 +114,7 @@ def test_a_worker_that_cannot_be_killed(
     job = job_of(recorder, context)
     found = workers(tmp_path, {0: GONE}, {}, hung=(GONE,))
     recorder.started(0, 0, found)
-    monkeypatch.setattr(failure_evidence, "hung_in", lambda _: "nfs4_wait")
+    monkeypatch.setattr(processes, "hung_in", lambda _: "nfs4_wait")
     recorder.finish(found)
     assert recorder.settle(PATIENCE)
     (worker,) = history.read(job.path).attempts[0].workers
@@ -133,7 +134,7 @@ def test_signs_of_life(
         recorder.started(local, local, found)
     monkeypatch.setattr(cast("Any", recorder), "_beat", SimpleNamespace(due=lambda _: True))
     for states in ({0, 1}, {1}, set[int]()):
-        monkeypatch.setattr(failure_evidence, "hung_in", _hanging({GONE if local else os.getpid() for local in states}))
+        monkeypatch.setattr(processes, "hung_in", _hanging({GONE if local else os.getpid() for local in states}))
         recorder.look(found)
     beats = [event for event in lines(recorder, job) if event["event"] == events.HEARTBEAT]
 

@@ -41,15 +41,15 @@ def ends(told: Report, attempt: int) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("facts", "later", "word", "sentence"),
     [
-        ({"attempts": 1}, 1000, "Finished", "All 8 ranks ended well."),
-        ({"attempts": 3}, 1000, "Finished", "All 8 ranks ended well in attempt 2."),
-        ({"nodes": 1, "per_node": 1, "attempts": 1}, 1000, "Finished", "The only rank ended well."),
+        ({"attempts": 1}, 1000, "Done", "All 8 ranks ended well."),
+        ({"attempts": 3}, 1000, "Done", "All 8 ranks ended well in attempt 2."),
+        ({"nodes": 1, "per_node": 1, "attempts": 1}, 1000, "Done", "The only rank ended well."),
         ({"ending": "failed"}, 1000, "Failed", "It ended with status 1."),
         ({"ending": "failed", "exception": None}, 1000, "Failed", "It ended with status 137."),
         ({"ending": "stopped"}, 1000, "Stopped", "It was stopped by SIGTERM, and ended with status 143."),
         ({"attempts": 1, "ending": "failed", "requeues": [0]}, 1000, "Requeued", "The run has ended, and Slurm"),
         ({"attempts": 1, "ending": ""}, 40, "Running", "The last sign of life is of 2024-06-10 06:13:50: attempt 0."),
-        ({"attempts": 1, "ending": ""}, 4000, "No end recorded", "The last sign of life is of 2024-06-10 06:13:50; "),
+        ({"attempts": 1, "ending": ""}, 4000, "Unknown", "No end is recorded. The last sign of life is"),
     ],
 )
 def test_how_it_went(tmp_path: Path, facts: dict[str, Any], later: float, word: str, sentence: str) -> None:
@@ -188,7 +188,7 @@ def test_what_cannot_be_read_is_bounded(tmp_path: Path) -> None:
         (tmp_path / f"1.0/nodes/none{number:03d}").mkdir(parents=True)
     told = report(tmp_path / "1.0")
 
-    assert told.verdict.word == "Finished"
+    assert told.verdict.word == "Done"
     assert len(told.unreadable) == 101
     assert told.unreadable[0] == "nodes/none000/events.jsonl: it is not there"
     assert told.unreadable[-1] == "and 30 more"

@@ -172,7 +172,7 @@ def test_every_part_is_there(tmp_path: Path) -> None:
         "requeued",
         "time limit",
         "SIGTERM",
-        "3.0 GiB",
+        "3 GiB",
         "2.13.0",
         "train.py --lr 1e-3",
         "SLURM_STEP_NODELIST",
@@ -208,9 +208,9 @@ def test_nothing_much_is_a_page_too(tmp_path: Path, what: str) -> None:
             file.write_bytes(b"" if what == "empty" else b"\xff\0[1]{\n\n{}\n")
     made = reports.of(job)
 
-    assert made.report.verdict.word == "Nothing recorded"
-    assert "Nothing recorded" in page_of(made).text
-    assert made.markdown().startswith("# Job 4711.0: Nothing recorded\n")
+    assert made.report.verdict.word == "Unknown"
+    assert "The job directory has no events that can be read." in page_of(made).text
+    assert made.markdown().startswith("# Job 4711.0: Unknown\n")
 
 
 def test_times_and_numbers_may_be_anything(tmp_path: Path) -> None:

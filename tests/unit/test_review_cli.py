@@ -11,7 +11,7 @@ import pytest
 
 from hpc_launch import cli
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.review import find, standing
+from hpc_launch.review import ask_slurm, find
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
 from tests import histories
@@ -23,7 +23,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stand in a directory with a job, where nobody can ask Slurm."""
     histories.write(tmp_path / "logs/12.0", output=2, ending="failed", fails={1: 6})
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(standing, "which", lambda _: None)
+    monkeypatch.setattr(ask_slurm, "which", lambda _: None)
     monkeypatch.setattr(controller, "ask_job", lambda *_: None)
     return tmp_path
 

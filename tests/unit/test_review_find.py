@@ -195,7 +195,7 @@ def test_what_is_not_found(tmp_path: Path, said: str, ask: find.Ask, expected: s
     make(tmp_path / "logs", *(f"20_{task}.0" for task in (1, 2, 3, 4, 5, 10)))
 
     with pytest.raises(JobNotFoundError) as error:
-        find.job_directory(said, directory=tmp_path, environ={}, ask=ask)
+        find.search(said, directory=tmp_path, environ={}, ask=ask).needed  # noqa: B018 - it is the looking that counts
     assert (expected.format(f"{tmp_path}/logs, {tmp_path}"), 66) == (str(error.value), error.value.exit_status)
 
 
@@ -204,9 +204,9 @@ def test_nothing_there_at_all(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/12.0").write_text("a file of somebody's")
     with pytest.raises(JobNotFoundError, match=f"^no job has left anything in {tmp_path}/logs, {tmp_path}: name a job"):
-        find.job_directory(directory=tmp_path, environ={})
+        find.search(directory=tmp_path, environ={}).needed  # noqa: B018 - it is the looking that counts
     with pytest.raises(JobNotFoundError, match=r"^\./logs is no job directory, nor in one, and no log directory"):
-        find.job_directory("./logs", directory=tmp_path, environ={})
+        find.search("./logs", directory=tmp_path, environ={}).needed  # noqa: B018 - it is the looking that counts
 
 
 def test_directories_that_are_no_jobs_are_passed_over(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ import pytest
 from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import EventLog
-from hpc_launch.records.model import Attempt, History, Requeue, Run
-from hpc_launch.records.plan_record import PlanRecord
-from hpc_launch.review import find, follow, paint, show_status, standing, status
+from hpc_launch.review import ask_slurm, find, follow, paint, status, status_view
+from hpc_launch.review.ask_slurm import Eyes
 from hpc_launch.review.files import Selection
-from hpc_launch.review.standing import Eyes, Seen, State, judge
+from hpc_launch.review.job_state import SlurmAnswer, State
+from hpc_launch.review.status_view import Rank, Status
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
 from hpc_launch.slurm.steps import RunningStep
@@ -29,152 +29,13 @@ from tests.histories import Losses
 NOW = 1_718_000_500.0
 
 
-def run(**facts: Any) -> Run:
-    """Return a run that began a while ago."""
-    return Run(0, PlanRecord(), {}, "12.0.0", 0, NOW - 100, None, None) if not facts else replace(run(), **facts)
-
-
-def attempt(ending: str = "", *, number: int = 0, code: int = 0, signal: str = "") -> Attempt:
-    end = NOW - 10 if ending else None
-    return Attempt(number, 0, 2, ("gpu01",), NOW - 90, end, ending, code, "", signal, "", ())
-
-
-def story(*attempts: Attempt, requeues: int = 0, **facts: Any) -> History:
-    """Return the history of a job of one run."""
-    asked = tuple(Requeue(NOW - 5, "timeout", "time limit", number, 0, None, True) for number in range(requeues))
-    return History(Path("12.0"), runs=(run(**facts),), attempts=attempts, requeues=asked)
-
-
-def record(state: str, **more: Any) -> Seen:
+def record(state: str, **more: Any) -> SlurmAnswer:
     step = more.pop("step", None)
-    return Seen(JobRecord("12", state, **more), step=step)
+    return SlurmAnswer(JobRecord("12", state, **more), step=step)
 
 
-BLIND = Seen(blind="Slurm does not answer")
-FORGOTTEN = Seen()
-NOTHING = History(Path("12.0"))
-LONG = standing.FRESH + 100
-
-W, R, Q, D, F, U = State.WAITING, State.RUNNING, State.REQUEUED, State.DONE, State.FAILED, State.UNKNOWN
-
-
-@pytest.mark.parametrize(
-    ("found", "seen", "stands", "said"),
-    [
-        # It has said so itself.
-        (story(attempt("done")), (record("RUNNING"), None, 10), (D, True), "done"),
-        (story(attempt("done")), (None, False, 10), (D, True), "done"),
-        (story(attempt("done")), (BLIND, None, 10), (D, True), "done"),
-        (story(attempt("failed", code=7)), (record("FAILED"), None, 10), (F, True), "failed, exit status 7"),
-        (
-            story(attempt("failed", code=143, signal="SIGTERM")),
-            (FORGOTTEN, None, 9),
-            (F, True),
-            "stopped by SIGTERM, exit",
-        ),
-        (story(end=NOW, status=69), (None, None, 1), (F, True), "failed, exit status 69"),
-        (story(end=NOW, status=0), (None, None, 1), (D, True), "done"),
-        # It runs.
-        (story(attempt()), (record("RUNNING"), None, 1), (R, False), "running"),
-        (story(attempt("restart", code=1)), (record("RUNNING"), None, 1), (R, False), "running"),
-        (story(attempt()), (record("COMPLETING"), None, 1), (R, False), "ending"),
-        (story(attempt()), (None, True, LONG), (R, False), "running"),
-        (story(attempt()), (record("RUNNING", step=True), None, LONG), (R, False), "running"),
-        (
-            story(attempt()),
-            (BLIND, None, 20),
-            (R, False),
-            "running, by its own records; its last sign of life is 20 s old",
-        ),
-        # Nobody has seen its end.
-        (
-            story(attempt()),
-            (BLIND, None, LONG),
-            (U, False),
-            "it cannot be seen whether it runs; its last sign of life is",
-        ),
-        (story(attempt()), (None, None, LONG), (U, False), "it cannot be seen whether it runs"),
-        (story(attempt()), (FORGOTTEN, None, 20), (U, True), "over: Slurm does not know it any more"),
-        (story(attempt()), (None, False, 20), (F, True), "its processes are gone, without a last word"),
-        (
-            story(attempt()),
-            (record("NODE_FAIL"), None, 20),
-            (F, True),
-            "node fail (Slurm), without a last word of its own",
-        ),
-        (story(attempt()), (record("COMPLETED"), None, 20), (U, True), "over, as Slurm says"),
-        (
-            story(attempt()),
-            (record("RUNNING", step=False), None, LONG),
-            (F, True),
-            "its step has ended without a last word",
-        ),
-        # It has not begun.
-        (NOTHING, (record("PENDING", reason="Priority"), None, None), (W, False), "waits (Priority)"),
-        (
-            NOTHING,
-            (record("RUNNING"), None, None),
-            (W, False),
-            "Slurm runs it; its agents have not written anything yet",
-        ),
-        (NOTHING, (BLIND, None, None), (U, False), "it cannot be seen whether it runs; it gave no sign of life"),
-        # It runs again.
-        (story(attempt("failed"), requeues=1), (BLIND, None, 9), (Q, False), "requeued, after it failed"),
-        (
-            story(attempt("failed"), requeues=1),
-            (record("PENDING", reason="BeginTime"), None, 9),
-            (Q, False),
-            "requeued, and",
-        ),
-        (story(attempt("failed"), requeues=1), (record("RUNNING"), None, 9), (Q, False), "about to be requeued"),
-        (
-            story(attempt("failed"), requeues=1),
-            (record("RUNNING", restarts=1), None, 9),
-            (R, False),
-            "started again by",
-        ),
-        (
-            story(attempt("failed"), requeues=1),
-            (record("CANCELLED"), None, 9),
-            (F, True),
-            "requeued, and then cancelled",
-        ),
-        (
-            story(attempt("failed"), requeues=1),
-            (FORGOTTEN, None, 9),
-            (F, True),
-            "requeued, and then it came to nothing",
-        ),
-        (
-            story(attempt("failed")),
-            (record("PENDING", restarts=1), None, 9),
-            (Q, False),
-            "requeued, and waits, after it",
-        ),
-        (story(attempt()), (record("PENDING", restarts=1), None, 9), (Q, False), "requeued, and waits"),
-        (story(attempt()), (record("RUNNING", restarts=1), None, 9), (R, False), "started again by Slurm"),
-        # An earlier requeue says nothing of the run that followed it.
-        (story(attempt("done"), requeues=1, restart_count=1), (BLIND, None, 9), (D, True), "done"),
-    ],
-)
-def test_how_a_job_stands(
-    found: History, seen: tuple[Seen | None, bool | None, float | None], stands: tuple[State, bool], said: str
-) -> None:
-    """Its own word counts first, Slurm's second; without either nobody says that it does not run."""
-    slurm, alive, age = seen
-    judged = judge(found, slurm, alive=alive, now=NOW, sign=None if age is None else NOW - age)
-
-    assert stands == (judged.state, judged.over)
-    assert judged.words.startswith(said), judged.words
-
-
-def test_what_cannot_be_seen_is_never_said_not_to_run() -> None:
-    """Whatever the records say short of an end, blindness ends in running or unknown."""
-    for found in (story(attempt()), story(attempt("restart")), NOTHING, story(attempt("failed"), requeues=1)):
-        for age in (None, 1.0, 1e6):
-            judged = judge(found, BLIND, alive=None, now=NOW, sign=None if age is None else NOW - age)
-            assert not judged.over
-            assert judged.state in (R, U, Q)
+BLIND = SlurmAnswer(blind="Slurm does not answer")
+FORGOTTEN = SlurmAnswer()
 
 
 # ---- asking Slurm
@@ -185,39 +46,39 @@ ONE = JobRecord("12", "RUNNING", label="12")
 @pytest.mark.parametrize(
     ("records", "accounting", "steps", "expected"),
     [
-        (None, (), None, Seen(blind="Slurm does not answer")),
-        ((), (), None, Seen()),
-        ((), (JobRecord("12", "TIMEOUT"),), None, Seen(JobRecord("12", "TIMEOUT"))),
-        ((ONE,), (), None, Seen(ONE)),
-        ((ONE,), (), ("12.batch",), Seen(ONE, step=False)),
-        ((ONE,), (), ("12.0",), Seen(ONE, step=True)),
+        (None, (), None, SlurmAnswer(blind="Slurm does not answer")),
+        ((), (), None, SlurmAnswer()),
+        ((), (JobRecord("12", "TIMEOUT"),), None, SlurmAnswer(JobRecord("12", "TIMEOUT"))),
+        ((ONE,), (), None, SlurmAnswer(ONE)),
+        ((ONE,), (), ("12.batch",), SlurmAnswer(ONE, step=False)),
+        ((ONE,), (), ("12.0",), SlurmAnswer(ONE, step=True)),
     ],
 )
 def test_what_slurm_says(
-    monkeypatch: pytest.MonkeyPatch, records: Any, accounting: Any, steps: Any, expected: Seen
+    monkeypatch: pytest.MonkeyPatch, records: Any, accounting: Any, steps: Any, expected: SlurmAnswer
 ) -> None:
     """The controller first, then accounting; and whether the step is there."""
-    monkeypatch.setattr(standing, "which", lambda _: "/bin/scontrol")
+    monkeypatch.setattr(ask_slurm, "which", lambda _: "/bin/scontrol")
     monkeypatch.setattr(controller, "ask_jobs", lambda *_: records)
     monkeypatch.setattr(controller, "ask_accounting", lambda *_: accounting)
     named = None if steps is None else tuple(RunningStep(name, "", ()) for name in steps)
     monkeypatch.setattr(controller, "ask_steps", lambda *_: named)
 
-    assert expected == standing.ask(find.SlurmStep("12", 0), quiet=True)
+    assert expected == ask_slurm.ask(find.SlurmStep("12", 0), quiet=True)
 
 
 def test_where_slurm_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a container there is nobody to ask."""
-    monkeypatch.setattr(standing, "which", lambda _: None)
+    monkeypatch.setattr(ask_slurm, "which", lambda _: None)
 
-    assert standing.ask(find.SlurmStep("12", 0), quiet=False) == Seen(blind="there is no scontrol here")
+    assert ask_slurm.ask(find.SlurmStep("12", 0), quiet=False) == SlurmAnswer(blind="there is no scontrol here")
 
 
 def test_slurm_is_not_asked_all_the_time() -> None:
     """Whoever looks every second does not ask the controller every second."""
     asked: list[bool] = []
 
-    def ask(_: find.SlurmStep, *, quiet: bool) -> Seen:
+    def ask(_: find.SlurmStep, *, quiet: bool) -> SlurmAnswer:
         asked.append(quiet)
         return FORGOTTEN
 
@@ -237,29 +98,29 @@ def job(tmp_path: Path) -> JobDirectory:
 class Slurm(Eyes):
     """Says the same always."""
 
-    def __init__(self, seen: Seen | None) -> None:
+    def __init__(self, seen: SlurmAnswer | None) -> None:
         super().__init__(None)
         self._seen = seen
 
-    def look(self, *, quiet: bool) -> Seen | None:  # noqa: ARG002 - as asked
+    def look(self, *, quiet: bool) -> SlurmAnswer | None:  # noqa: ARG002 - as asked
         return self._seen
 
 
-def seen(job: JobDirectory, slurm: Seen | None = None, now: float = NOW, **made: Any) -> status.Status:
+def seen(job: JobDirectory, slurm: SlurmAnswer | None = None, now: float = NOW, **made: Any) -> Status:
     """Make a job directory and look at it."""
     if made:
         histories.write(job.path, **{"begin": NOW - 130, **made})
     return status.look(job, eyes=Slurm(slurm), now=now)
 
 
-def rows(found: status.Status) -> list[str]:
+def rows(found: Status) -> list[str]:
     """Return the lines of the table of ranks."""
-    return show_status.text(found).partition("\n\n")[2].splitlines()
+    return status_view.text(found).partition("\n\n")[2].splitlines()
 
 
-def head(found: status.Status) -> dict[str, str]:
+def head(found: Status) -> dict[str, str]:
     """Return what is said of the whole job."""
-    return {line[:9].strip(): line[10:] for line in show_status.text(found).partition("\n\n")[0].splitlines()}
+    return {line[:9].strip(): line[10:] for line in status_view.text(found).partition("\n\n")[0].splitlines()}
 
 
 RUNNING = record("RUNNING", end=NOW + 3000, nodes="gpu[001-002]", partition="main")
@@ -278,11 +139,11 @@ def test_a_job_that_runs(job: JobDirectory) -> None:
         "job": "47.0 train.py --lr 1e-3",
         "state": "running",
         "Slurm": "RUNNING on gpu[001-002], partition main",
-        "attempt": "1; for 68 s; 1 restart before it in this run",
+        "attempt": "1; for 1 min 8 s; 1 restart before it in this run",
         "time left": f"50 min, until {time.strftime('%H:%M', time.localtime(NOW + 3000))}",
         "nodes": "2: gpu[001-002]",
         "workers": "8: 8 up",
-        "progress": "step 200 of 1000, 20 %, loss 0.125; rank 0, 40 s ago",
+        "progress": "step 200 of 1,000, 20 %, loss 0.125; rank 0, 40 s ago",
         "failure": "attempt 0: rank 7 on gpu002 (local rank 3) failed with exit status 1: ValueError: loss is nan",
         "files": str(job.path),
     }
@@ -305,7 +166,7 @@ def test_a_terminal_is_not_told_anything(job: JobDirectory) -> None:
     looked = replace(
         seen(job, told), failure=(0, HOSTILE), unreadable=(HOSTILE,), hosts=(HOSTILE, *found.hosts), missing=HOSTILE
     )
-    shown = [show_status.text(looked, paint.Paint(on)) for on in (False, True)]
+    shown = [status_view.text(looked, paint.Paint(on)) for on in (False, True)]
 
     assert [char for char in "\x1b\x07\u202e\r" if char in shown[0]] == []
     assert re.sub(r"\x1b\[\d+m", "", shown[1]) == shown[0]
@@ -324,6 +185,16 @@ def test_a_job_that_failed(job: JobDirectory) -> None:
     ]
 
 
+def test_a_job_that_was_stopped(job: JobDirectory) -> None:
+    """For programs it has failed, as ever; the words say more."""
+    found = seen(job, FORGOTTEN, ending="stopped")
+    facts = status_view.as_dict(found)
+
+    assert found.standing.state is State.STOPPED
+    assert head(found)["state"] == "stopped by SIGTERM, exit status 143"
+    assert (facts["state"], facts["words"]) == ("failed", "stopped by SIGTERM, exit status 143")
+
+
 def test_a_job_that_nobody_can_see(job: JobDirectory) -> None:
     """It is neither running nor over, and its workers are unknown, not down."""
     found = seen(job, BLIND, now=NOW + 10_000, ending="")
@@ -339,7 +210,7 @@ def test_a_job_that_waits(job: JobDirectory) -> None:
 
     assert head(found) == {
         "job": "47",
-        "state": "waits (Priority)",
+        "state": "waiting (Priority: others are first)",
         "Slurm": "PENDING (Priority), partition gpu",
         "files": "there is no job directory yet",
     }
@@ -359,7 +230,7 @@ def test_a_job_that_loses_nodes(job: JobDirectory) -> None:
     assert told["lost"] == "gpu[004-005], the last 2 min ago; down, as Slurm says: gpu004"
     assert told["drained"] == "gpu003 is broken (uncorrectable ECC error encountered)"
     assert told["workers"] == "6: 6 up"
-    facts = show_status.as_dict(found)
+    facts = status_view.as_dict(found)
     assert (facts["hosts"], facts["lost"], facts["back"]) == (
         ["gpu002", "gpu003", "gpu006"],
         ["gpu004", "gpu005"],
@@ -406,7 +277,7 @@ def test_who_follows_a_job_sees_the_requeue_that_comes_after_the_end(job: JobDir
 
 
 @pytest.mark.parametrize("slurm", [record("FAILED"), FORGOTTEN, None])
-def test_an_end_that_slurm_confirms_counts_at_once(job: JobDirectory, slurm: Seen | None) -> None:
+def test_an_end_that_slurm_confirms_counts_at_once(job: JobDirectory, slurm: SlurmAnswer | None) -> None:
     """As does one of a job that Slurm does not know."""
     histories.write(job.path, begin=NOW - 130, attempts=1, ending="failed", fails={0: 5})
 
@@ -448,7 +319,7 @@ def test_ranks_that_have_files_but_no_records(job: JobDirectory) -> None:
     found = seen(job, RUNNING)
 
     assert [rank.rank for rank in found.ranks] == list(range(8))
-    assert {rank.state for rank in found.ranks} == {status.Rank.UNKNOWN}
+    assert {rank.state for rank in found.ranks} == {Rank.UNKNOWN}
     assert "nodes/gpu001/events.jsonl: 1 line is not what hpc-launch writes there" in found.unreadable
     assert "unread" in head(found)
 
@@ -479,7 +350,7 @@ def test_as_many_groups_as_a_screen_has(job: JobDirectory) -> None:
 def test_a_status_for_programs(job: JobDirectory, made: dict[str, Any]) -> None:
     """It can be written as JSON, an unlimited job too, and says the same."""
     found = seen(job, record("RUNNING", end=float("inf")), **{"attempts": 2, **made})
-    said = json.loads(json.dumps(show_status.as_dict(found), allow_nan=False))
+    said = json.loads(json.dumps(status_view.as_dict(found), allow_nan=False))
 
     assert (said["state"], said["job"], len(said["ranks"])) == (found.standing.state.value, "47.0", 8)
     assert said["ranks"][7]["host"] == "gpu002"
@@ -510,8 +381,8 @@ def test_nothing_in_the_directory_makes_it_fail(job: JobDirectory) -> None:
         histories.write(job.path, made)
         disturb(job, number)
         found = seen(job, RUNNING)
-        assert show_status.text(found)
-        assert json.dumps(show_status.as_dict(found))
+        assert status_view.text(found)
+        assert json.dumps(status_view.as_dict(found))
         for path in sorted(job.path.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
@@ -533,7 +404,7 @@ def test_following_ends_with_the_job(job: JobDirectory, monkeypatch: pytest.Monk
     monkeypatch.setattr(follow, "_PAUSE_PER_LOOK", 0.0)
     said: list[str] = []
 
-    def ended(slurm: Seen, attempts: frozenset[int] | None = frozenset({-1}), **made: Any) -> list[bool]:
+    def ended(slurm: SlurmAnswer, attempts: frozenset[int] | None = frozenset({-1}), **made: Any) -> list[bool]:
         histories.write(job.path, **{"begin": NOW - 130, **made})
         ask = follow.Ended(job, Selection(attempts=attempts), said.append, Slurm(slurm))
         return [ask(), ask()]
@@ -556,7 +427,10 @@ def test_waiting_for_a_directory(job: JobDirectory, monkeypatch: pytest.MonkeyPa
     said: list[str] = []
 
     assert follow.wait_for_directory(lambda: next(answers), said.append) == job
-    assert said == ["job 47: waits (Priority)", "job 47: waits (Resources)"]
+    assert said == [
+        "job 47: waiting (Priority: others are first)",
+        "job 47: waiting (Resources: first in the queue, until enough nodes are free)",
+    ]
 
 
 # ---- colours

@@ -17,9 +17,9 @@ from hpc_launch.node.reserved import Owner, first_descriptor
 from hpc_launch.records import causes, history, stack_files, telling
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.stack_files import AllStacks
-from hpc_launch.records.stacks import HANG, Frame, Seen, fold, named, parse
-from hpc_launch.review.stacks import Stacks
-from hpc_launch.review.stacks_text import text
+from hpc_launch.records.stacks import HANG, Frame, Seen, fold, parse
+from hpc_launch.records.words import fold_ranks
+from hpc_launch.review.stacks_view import Stacks, text
 from tests.histories import Made, write
 
 LIBRARY = "/opt/venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py"
@@ -136,7 +136,10 @@ def test_alike_with_alike() -> None:
     """The outlier comes first; ranks and hosts are folded."""
     folded = fold(job(512))
 
-    assert [(named(group.ranks), len(group.hosts)) for group in folded.groups] == [("rank 511", 1), ("ranks 0-510", 64)]
+    assert [(fold_ranks(group.ranks), len(group.hosts)) for group in folded.groups] == [
+        ("rank 511", 1),
+        ("ranks 0-510", 64),
+    ]
     assert folded.summary == "rank 511: read (data.py:40); ranks 0-510: main (train.py:11), in all_reduce"
 
 
@@ -168,7 +171,7 @@ def test_ranks_without_stacks_are_folded_by_reason() -> None:
     """Why, and what the kernel says of them."""
     folded = fold([Seen(rank, "a", rank + 1, state="running", why="no py-spy") for rank in (0, 1, 2, 7)])
 
-    assert [(named(those.ranks), those.why) for those in folded.unseen] == [("ranks 0-2,7", "no py-spy")]
+    assert [(fold_ranks(those.ranks), those.why) for those in folded.unseen] == [("ranks 0-2,7", "no py-spy")]
     assert folded.summary == "ranks 0-2,7: running"
 
 
@@ -182,7 +185,7 @@ def test_a_thousand_ranks_fit_on_a_screen() -> None:
     lines = text(stacks).splitlines()
 
     assert len(lines) < 50
-    assert lines[0].startswith("1234.0, attempt 2, 1024 ranks at ")
+    assert lines[0].startswith("1234.0, attempt 2, 1,024 ranks at ")
     assert "rank 5 on gpu001 (1 of 1024)" in lines
     assert "    ... 74 more calls (--whole)" in lines
     assert "ranks 0-4,6-99,108-1022 on gpu[001-128] (1014 of 1024)" in lines

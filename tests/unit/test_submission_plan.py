@@ -13,7 +13,7 @@ from hpc_launch.settings import Origin
 from hpc_launch.settings.resolution import Resolved
 from hpc_launch.slurm.inventory import NodeGroup, read_nodes
 from hpc_launch.slurm.times import read_time_limit
-from hpc_launch.submission import plan, sweep
+from hpc_launch.submission import plan, sbatch, sweep
 from hpc_launch.submission.render import Draft
 from hpc_launch.submission.request import Here, JobRequest, Software, Submission
 from tests.unit.test_templates import TEMPLATES
@@ -166,7 +166,7 @@ def test_a_job_that_may_lose_nodes_tells_slurm_so() -> None:
     spared = made(DGX, template="multi_node", nodes="2-4", spares=2, no_kill=True)
 
     assert picked(spared, "nodes", "no-kill") == ("4-6", "")
-    assert "export SLURM_NO_KILL=set" in spared.script
+    assert "\nexport SLURM_NO_KILL=set SLURM_KILL_BAD_EXIT=0\n" in spared.script
     assert "--nodes=4-6, 2 of them to spare" in spared.notes
     assert "NO_KILL" not in made(DGX, template="multi_node", nodes="2").script
     with pytest.raises(UsageError, match="--spares 1: all is no number of nodes"):
@@ -380,3 +380,18 @@ def test_time_limits_are_read(text: str, seconds: int) -> None:
 @pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "-1", "1-", "now+1"])
 def test_other_times_are_not(text: str) -> None:
     assert read_time_limit(text) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("", "nothing"),
+        ("\n \n", "nothing"),
+        ("sbatch: error: Batch job submission failed: Invalid qos\n", "Invalid qos"),
+        ("sbatch: fatal: no space\nsbatch: error: a\nsbatch: b\nsbatch: error: a\n", "no space; a; b"),
+        ("a site's own word", "a site's own word"),
+    ],
+)
+def test_a_refusal_in_one_line(said: str, words: str) -> None:
+    """It is Slurm's word, each once, without the name of the program that says it."""
+    assert str(sbatch.refusal(said, "nothing")) == f"Slurm refuses the job: {words}"

@@ -160,6 +160,7 @@ def test_the_nodes_are_looked_at_first(tmp_path: Path, *, failing: bool) -> None
         ('srun hpc-launch "$@"', 'srun hpc-launch "$@" | tee log\n:', "no srun ... hpc-launch"),
         ("#SBATCH", "#", "no #SBATCH line"),
         ("#SBATCH --mem 16G", '#SBATCH --mem "16G', "a quote is not closed"),
+        ("#SBATCH --mem 16G", "#SBATCH mem 16G", "template small: #SBATCH mem 16G: no option: mem"),
         ("set -euo pipefail\ntrap : TERM", "trap : TERM\nset -euo pipefail", "in this order"),
     ],
 )

@@ -10,8 +10,9 @@ import pytest
 
 from hpc_launch.errors import UsageError
 from hpc_launch.settings import files, specs, writing
+from hpc_launch.slurm.directives import LETTERS
 from hpc_launch.submission import resolution
-from hpc_launch.submission.options import OF_A_PARTITION, OPTIONS, SHORT
+from hpc_launch.submission.options import OF_A_PARTITION, OPTIONS
 
 PROJECT, USER, SITE = "project/hpc-launch.toml", "home/.config/hpc-launch/config.toml", "etc/config.toml"
 
@@ -212,7 +213,9 @@ def test_nothing_has_two_meanings() -> None:
     assert len(variables) == len({*variables})
 
 
-def test_short_forms_are_known() -> None:
-    """Every short form leads to an option; -t is Slurm's in templates only."""
-    assert set(SHORT.values()) <= {*OPTIONS}
-    assert "-t" not in {flag for option in OPTIONS.values() for flag in option.flags}
+def test_short_forms_are_slurm_s() -> None:
+    """Every short form means what it does to sbatch; -t is Slurm's in templates only."""
+    short = {flag: name for name, option in OPTIONS.items() for flag in option.flags if flag != option.flag}
+
+    assert short == {flag: LETTERS[flag[1:]] for flag in short}
+    assert "-t" not in short

@@ -50,14 +50,17 @@ def test_a_job_that_can_still_change_is_not_over(state: str) -> None:
 @pytest.mark.parametrize(
     ("records", "line"),
     [
-        ([job("PENDING", reason="Resources")], "waiting: Resources"),
-        ([job("PENDING", reason="Priority", start=50.0)], "waiting: Priority"),
+        ([job("PENDING", reason="Resources")], "waiting (Resources: first in the queue, until enough nodes are free)"),
+        ([job("PENDING", reason="Priority", start=50.0)], "waiting (Priority: others are first)"),
         ([job("RUNNING", start=50.0)], "running"),
         ([job("COMPLETING")], "ending"),
         ([job("FAILED", exit_code=3)], "failed, exit status 3"),
         ([job("NODE_FAIL")], "node fail, exit status 1"),
-        ([job("PENDING", task="2-5%2", reason="JobArrayTaskLimit")], "4 waiting (JobArrayTaskLimit)"),
-        ([job("RUNNING", task="1"), job("COMPLETED", task="0"), job("COMPLETED", task="2")], "1 running, 2 completed"),
+        (
+            [job("PENDING", task="2-5%2", reason="JobArrayTaskLimit")],
+            "4 waiting (JobArrayTaskLimit: a limit of yours, or of your group, is reached)",
+        ),
+        ([job("RUNNING", task="1"), job("COMPLETED", task="0"), job("COMPLETED", task="2")], "1 running, 2 done"),
     ],
 )
 def test_a_state_is_told_in_words(records: list[JobRecord], line: str) -> None:
@@ -65,7 +68,9 @@ def test_a_state_is_told_in_words(records: list[JobRecord], line: str) -> None:
 
 
 def test_an_estimate_is_told() -> None:
-    assert "Resources, expected to start at 20" in watch.describe([job("PENDING", reason="Resources", start=1e9)], 0.0)
+    assert "until enough nodes are free), expected to start at 20" in watch.describe(
+        [job("PENDING", reason="Resources", start=1e9)], 0.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,8 +100,12 @@ def test_each_state_is_told_once() -> None:
 
     assert world.watcher.until_ended() == ended
     assert world.lines == [
-        *("waiting: Resources", "running", "waiting: Resources"),
-        *("Slurm does not answer; the question is put again", "running", "completed"),
+        *(
+            "waiting (Resources: first in the queue, until enough nodes are free)",
+            "running",
+            "waiting (Resources: first in the queue, until enough nodes are free)",
+        ),
+        *("Slurm does not answer; the question is put again", "running", "done"),
     ]
 
 

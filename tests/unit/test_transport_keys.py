@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpc_launch.errors import UsageError
+from hpc_launch.node import mounts
 from hpc_launch.rendezvous.transport import keys, munge, private
 from hpc_launch.rendezvous.transport.keys import Keyring, collect
 from hpc_launch.rendezvous.transport.private import Unusable
@@ -425,7 +426,7 @@ def mount(kind: str, options: str = "rw") -> str:
 )
 def test_permissions_of_most_file_systems_count(line: str) -> None:
     """Those of clusters among them."""
-    assert private.unjudged(line) == ""
+    assert private.unjudged(next(mounts.read([line]))) == ""
 
 
 @pytest.mark.parametrize(
@@ -444,18 +445,22 @@ def test_permissions_of_most_file_systems_count(line: str) -> None:
 )
 def test_permissions_of_some_file_systems_say_nothing(line: str) -> None:
     """Their server, or an option of the mount, decides who may read."""
-    assert private.unjudged(line)
+    assert private.unjudged(next(mounts.read([line]), None))
 
 
 def test_a_file_system_is_found_by_an_open_file() -> None:
     """By the number of its mount."""
     with Path("/proc/self/status").open() as file:
-        assert " - proc " in private.mount_of(file.fileno())
+        found = mounts.of_file(file.fileno())
+
+    assert found is not None
+    assert (found.kind, found.point) == ("proc", "/proc")
+    assert mounts.of_file(1 << 20) is None
 
 
 def test_a_secret_on_such_a_file_system_is_passed_by(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """-v says so."""
-    monkeypatch.setattr(private, "mount_of", lambda _: mount("cifs"))
+    monkeypatch.setattr(mounts, "of_file", lambda _: next(mounts.read([mount("cifs")])))
     found = gather(home)
 
     assert (found.secrets, found.skipped[0].rpartition(": ")[2]) == ((), "permissions on cifs cannot be judged")

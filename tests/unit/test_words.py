@@ -1,4 +1,4 @@
-"""How nodes and times are written."""
+"""How nodes and ranks are written."""
 
 from __future__ import annotations
 
@@ -8,30 +8,10 @@ from hpc_launch.records import words
 
 
 @pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        (0.4, "0 s"), (119, "119 s"), (120, "2 min"), (3599, "1 h"), (12_000, "3 h 20 min"), (190_000, "2 d 5 h"),
-        (172_800, "2 d"),
-    ],
-)  # fmt: skip
-def test_durations(seconds: float, expected: str) -> None:
-    assert expected == words.duration(seconds)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        (-3, "now"),
-        (4, "now"),
-        (8, "10 s ago"),
-        (61, "60 s ago"),
-        (130, "2 min ago"),
-        (7300, "2 h ago"),
-        (1e6, "12 d ago"),
-    ],
+    ("ranks", "expected"), [([3], "rank 3"), ([*range(511)], "ranks 0-510"), ([7, 0, 2, 1, 1], "ranks 0-2,7")]
 )
-def test_how_long_ago(seconds: float, expected: str) -> None:
-    assert expected == words.ago(seconds)
+def test_ranks(ranks: list[int], expected: str) -> None:
+    assert words.fold_ranks(ranks) == expected
 
 
 def test_names_that_are_no_host_list() -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from hpc_launch import owners
 from hpc_launch.errors import reason
+from hpc_launch.node import mounts
+from hpc_launch.node.mounts import Mount
 from hpc_launch.owners import Folder
 
 MAX_BYTES = 4096
@@ -88,7 +90,7 @@ def _opened(path: Path, *, anywhere: bool = False) -> Iterator[Folder]:
     """Open a directory; what goes wrong there, or within, is said as `Unusable`."""
     try:
         with owners.open_shared(path) if anywhere else owners.open_folder(path) as folder:
-            why = unjudged(mount_of(folder.descriptor))
+            why = unjudged(mounts.of_file(folder.descriptor))
             if why:
                 raise Unusable(why)
             yield folder
@@ -122,32 +124,14 @@ def _write(descriptor: int, content: bytes) -> None:
         os.fsync(descriptor)  # an empty key after a crash would stay for ever
 
 
-def mount_of(descriptor: int) -> str:
-    """The line of the kernel's list of mounts in which an open file is; empty where the kernel does not say it."""
-    try:
-        facts = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
-        number = next(line.split()[1] for line in facts.splitlines() if line.startswith("mnt_id:"))
-        with Path("/proc/self/mountinfo").open(encoding="utf-8", errors="surrogateescape") as lines:
-            return next(line for line in lines if line.split(maxsplit=1)[0] == number)
-    except (OSError, StopIteration, IndexError):
-        return ""
-
-
-def unjudged(mount: str) -> str:
-    """Why owners and modes on a mounted file system do not say who may read a file; empty where they do. Pure.
-
-    Args:
-        mount: its line in /proc/PID/mountinfo (proc_pid_mountinfo(5)).
-    """
-    _, separator, rest = mount.partition(" - ")
-    fields = rest.split()
-    if not separator or len(fields) < 3:  # noqa: PLR2004 - type, source, options
+def unjudged(mount: Mount | None) -> str:
+    """Why owners and modes on a mounted file system do not say who may read a file; empty where they do. Pure."""
+    if mount is None:
         return "the type of its file system is not known"
-    kind, options = fields[0], set(fields[2].split(","))
-    if kind in _UNJUDGED:
-        return f"permissions on {kind} cannot be judged"
+    if mount.kind in _UNJUDGED:
+        return f"permissions on {mount.kind} cannot be judged"
     # FUSE leaves it to the server to check who may read, unless the kernel is asked to, or only one user gets in.
-    asks_kernel = "default_permissions" in options
-    if kind.partition(".")[0] in ("fuse", "fuseblk") and not asks_kernel and "allow_other" in options:
-        return f"permissions on {kind} without default_permissions cannot be judged"
+    asks_kernel = "default_permissions" in mount.options
+    if mount.kind.partition(".")[0] in ("fuse", "fuseblk") and not asks_kernel and "allow_other" in mount.options:
+        return f"permissions on {mount.kind} without default_permissions cannot be judged"
     return ""

@@ -1,21 +1,22 @@
-"""A status for people, and for programs. Pure."""
+"""Where a job stands, rank by rank: as a value, in words and for JSON. Pure."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from hpc_launch import ranges
 from hpc_launch.records import telling, words
-from hpc_launch.records.model import Mark
+from hpc_launch.records.bad_nodes import BadNode
+from hpc_launch.records.members import Fleet
+from hpc_launch.records.model import Mark, NodeEvent, NodeState, Notice, Requeue
+from hpc_launch.review.job_state import SlurmAnswer, Standing, State
 from hpc_launch.review.paint import Paint
-from hpc_launch.review.standing import Seen, State
-from hpc_launch.review.status import Rank, RankStatus, Status
-from hpc_launch.text import visible
+from hpc_launch.text import ago, count, date_and_time, duration, number, to_the_minute, visible
 
 _STATES = {
     State.WAITING: "yellow",
@@ -23,15 +24,130 @@ _STATES = {
     State.REQUEUED: "yellow",
     State.DONE: "green",
     State.FAILED: "red",
+    State.STOPPED: "yellow",
     State.UNKNOWN: "yellow",
 }
-_RANKS = {Rank.FAILED: "red", Rank.LOST: "red", Rank.UNKNOWN: "yellow", Rank.STOPPED: "dim"}
 
 # So many lines of ranks, after folding, a person may want to read.
 _MOST_ROWS = 24
 
 # So many things that could not be read are named.
 _MOST_UNREADABLE = 5
+
+
+class Rank(str, Enum):
+    """How a rank is."""
+
+    UP = "up"
+    DONE = "done"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    """Its agent has ended it: because others failed, or the run was stopped."""
+    LOST = "lost"
+    """With its node."""
+    UNKNOWN = "unknown"
+    """Nobody has seen its end, and nobody can say that it is there."""
+
+
+@dataclass(frozen=True)
+class RankStatus:
+    """One rank of the last attempt.
+
+    Attributes:
+        rank: its number.
+        host: its node.
+        local_rank: its number there; None if that is not known.
+        device: `GPU 3` for instance; empty without one.
+        pid: its process id; 0 if unknown.
+        state: how it is.
+        exitcode: its exit code, -N for signal N; None as long as it is not known.
+        output: when it wrote anything last (by the clock of the file system); None if it never did.
+        mark: how far it is, as it has marked last.
+    """
+
+    rank: int
+    host: str
+    local_rank: int | None
+    device: str
+    pid: int
+    state: Rank
+    exitcode: int | None
+    output: float | None
+    mark: Mark | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a job stands.
+
+    Attributes:
+        path: its job directory; an empty path as long as it has none.
+        name: the name of that, `1234.0`.
+        script: the training script and its arguments; empty if unknown.
+        standing: how it stands.
+        slurm: what Slurm says; None where it is no job of Slurm's.
+        attempt: the number of the last attempt; None before the first.
+        begin: when that began.
+        end: when it ended; None while it goes on, or if nobody saw it.
+        restarts: how many attempts of the last run went before it.
+        world_size: how many ranks it has.
+        hosts: the nodes of the run that have workers, as far as they are known.
+        missing: the nodes that are awaited, as a host list.
+        fleet: the other nodes of the run: spares, those that were lost, and what is known of it.
+        states: what Slurm has said last of lost nodes.
+        told: what has become of nodes in the run, by time.
+        bad: the nodes that the next job had better be without.
+        ranks: by number.
+        job_end: when the job ends; None where there is no such time.
+        requeues: so far.
+        notice: the last notice signal.
+        failure: why the last attempt that failed did so, its number first; None if none has.
+        now: the time of all this.
+        unreadable: what could not be read, a line each.
+    """
+
+    path: Path
+    name: str
+    script: tuple[str, ...]
+    standing: Standing
+    slurm: SlurmAnswer | None
+    attempt: int | None
+    begin: float | None
+    end: float | None
+    restarts: int
+    world_size: int
+    hosts: tuple[str, ...]
+    missing: str
+    fleet: Fleet
+    states: tuple[NodeState, ...]
+    told: tuple[NodeEvent, ...]
+    bad: tuple[BadNode, ...]
+    ranks: tuple[RankStatus, ...]
+    job_end: float | None
+    requeues: tuple[Requeue, ...]
+    notice: Notice | None
+    failure: tuple[int, str] | None
+    now: float
+    unreadable: tuple[str, ...]
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds until the job ends; None where it does not run, or that is not known."""
+        if self.job_end is None or self.standing.state is not State.RUNNING:
+            return None
+        return max(0.0, self.job_end - self.now)
+
+    @property
+    def progress(self) -> Mark | None:
+        """The furthest that any rank has marked."""
+        marks = [rank.mark for rank in self.ranks if rank.mark is not None]
+        return max(marks, key=lambda mark: (mark.step or 0.0, mark.time), default=None)
+
+    def __str__(self) -> str:
+        return text(self)
+
+
+_RANKS = {Rank.FAILED: "red", Rank.LOST: "red", Rank.UNKNOWN: "yellow", Rank.STOPPED: "dim"}
 
 
 def text(status: Status, paint: Paint | None = None) -> str:
@@ -64,7 +180,7 @@ def _head(status: Status, paint: Paint) -> list[tuple[str, str]]:
         ("progress", visible(_progress(status.progress, status.now)) if status.progress is not None else ""),
         (
             "notice",
-            f"{visible(status.notice.signal)}, {words.ago(status.now - status.notice.time)}" if status.notice else "",
+            f"{visible(status.notice.signal)}, {ago(status.now - status.notice.time)}" if status.notice else "",
         ),
         ("requeues", visible(_requeues(status)) if status.requeues else ""),
         ("failure", visible(f"attempt {status.failure[0]}: {status.failure[1]}") if status.failure is not None else ""),
@@ -79,15 +195,15 @@ def _head(status: Status, paint: Paint) -> list[tuple[str, str]]:
 
 def _time_left(status: Status) -> str:
     left = status.time_left or 0.0
-    return "no limit" if math.isinf(left) else f"{words.duration(left)}, until {_clock(status.job_end)}"
+    return "no limit" if math.isinf(left) else f"{duration(left)}, until {to_the_minute(status.job_end, status.now)}"
 
 
 def _requeues(status: Status) -> str:
     last = status.requeues[-1]
-    return f"{len(status.requeues)}; the last {_when(last.time)} after attempt {last.attempt}: {last.cause}"
+    return f"{len(status.requeues)}; the last {date_and_time(last.time)} after attempt {last.attempt}: {last.cause}"
 
 
-def _slurm(seen: Seen) -> str:
+def _slurm(seen: SlurmAnswer) -> str:
     if seen.blind:
         return f"cannot be seen: {seen.blind}"
     record = seen.record
@@ -102,13 +218,13 @@ def _attempt(status: Status) -> str:
     parts = [str(status.attempt)]
     if status.begin is not None:
         if status.end is not None:
-            parts.append(f"from {_when(status.begin)}, for {words.duration(status.end - status.begin)}")
+            parts.append(f"from {date_and_time(status.begin)}, for {duration(status.end - status.begin)}")
         elif status.standing.state is State.RUNNING:
-            parts.append(f"for {words.duration(status.now - status.begin)}")
+            parts.append(f"for {duration(status.now - status.begin)}")
         else:
-            parts.append(f"from {_when(status.begin)}")
+            parts.append(f"from {date_and_time(status.begin)}")
     if status.restarts:
-        parts.append(f"{status.restarts} restart{'s' if status.restarts > 1 else ''} before it in this run")
+        parts.append(f"{count(status.restarts, 'restart')} before it in this run")
     return "; ".join(parts)
 
 
@@ -133,7 +249,7 @@ def _lost(status: Status) -> str:
     """Lost nodes; of a single one what Slurm says."""
     lost = words.fold_hosts(status.fleet.lost)
     last = max((event.time for event in status.told if event.kind == "lost"), default=status.now)
-    when = f"{lost}, {'the last ' if len(status.fleet.lost) > 1 else ''}{words.ago(status.now - last)}"
+    when = f"{lost}, {'the last ' if len(status.fleet.lost) > 1 else ''}{ago(status.now - last)}"
     if len(status.fleet.lost) == 1 and status.states:
         return f"{when}: {telling.slurms_word(status.states[0])}"
     gone = [state.host for state in status.states if state.gone]
@@ -153,22 +269,12 @@ def _progress(mark: Mark, now: float) -> str:
     parts = [f"step {_step(mark)}"] if mark.step is not None else []
     if mark.step is not None and mark.total:
         parts.append(f"{100 * mark.step / mark.total:.0f} %")
-    parts += [
-        f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}" for name, value in mark.values.items()
-    ]
-    return f"{', '.join(parts) or 'marked'}; rank {mark.rank}, {words.ago(now - mark.time)}"
+    parts += [f"{name} {number(value)}" for name, value in mark.values.items()]
+    return f"{', '.join(parts) or 'marked'}; rank {mark.rank}, {ago(now - mark.time)}"
 
 
 def _step(mark: Mark) -> str:
-    return " of ".join(f"{number:.15g}" for number in (mark.step, mark.total) if number is not None)
-
-
-def _clock(moment: float | None) -> str:
-    return time.strftime("%H:%M", time.localtime(moment))
-
-
-def _when(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+    return " of ".join(number(value) for value in (mark.step, mark.total) if value is not None)
 
 
 # --- ranks
@@ -205,7 +311,7 @@ def _rows(status: Status) -> list[_Row]:
 def _row(members: Sequence[RankStatus], output: str, state: str = "") -> _Row:
     first = members[0]
     steps = sorted({member.mark.step for member in members if member.mark and member.mark.step is not None})
-    step = "" if not steps else f"{steps[0]:.15g}" if len(steps) == 1 else f"{steps[0]:.15g} to {steps[-1]:.15g}"
+    step = "" if not steps else number(steps[0]) if len(steps) == 1 else f"{number(steps[0])} to {number(steps[-1])}"
     return _Row(
         ranks=ranges.fold(member.rank for member in members),
         hosts=words.fold_hosts(member.host for member in members),
@@ -229,8 +335,8 @@ def _output(rank: RankStatus, status: Status) -> str:
     # After the end it is of interest how long before that it was.
     if status.end is not None and status.standing.state is not State.RUNNING:
         before = status.end - rank.output
-        return "at the end" if before < 5 else f"{words.ago(before).removesuffix(' ago')} before the end"  # noqa: PLR2004 - as good as then
-    return words.ago(status.now - rank.output)
+        return "at the end" if before < 5 else f"{ago(before).removesuffix(' ago')} before the end"  # noqa: PLR2004 - as good as then
+    return ago(status.now - rank.output)
 
 
 def _table(rows: Sequence[_Row], paint: Paint) -> list[str]:
@@ -254,7 +360,8 @@ def as_dict(status: Status) -> dict[str, Any]:
         "job": status.name,
         "directory": str(status.path) if status.path != Path() else None,
         "script": list(status.script),
-        "state": status.standing.state.value,
+        # For programs a job that was stopped has always been one that failed: `words` tells them apart.
+        "state": (State.FAILED if status.standing.state is State.STOPPED else status.standing.state).value,
         "words": status.standing.words,
         "over": status.standing.over,
         "exit_status": status.standing.status,

@@ -1,0 +1,220 @@
+"""How a job stands: what it says itself, what Slurm says, and what nobody can see."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpc_launch.records.model import Attempt, History, Requeue, Run
+from hpc_launch.records.plan_record import PlanRecord
+from hpc_launch.review.job_state import FRESH, SlurmAnswer, State, judge
+from hpc_launch.slurm.job import JobRecord
+
+NOW = 1_718_000_500.0
+
+
+def run(**facts: Any) -> Run:
+    """Return a run that began a while ago."""
+    return Run(0, PlanRecord(), {}, "12.0.0", 0, NOW - 100, None, None) if not facts else replace(run(), **facts)
+
+
+def attempt(ending: str = "", *, number: int = 0, code: int = 0, signal: str = "") -> Attempt:
+    end = NOW - 10 if ending else None
+    return Attempt(number, 0, 2, ("gpu01",), NOW - 90, end, ending, code, "", signal, "", ())
+
+
+def story(*attempts: Attempt, requeues: int = 0, **facts: Any) -> History:
+    """Return the history of a job of one run."""
+    asked = tuple(Requeue(NOW - 5, "timeout", "time limit", number, 0, None, True) for number in range(requeues))
+    return History(Path("12.0"), runs=(run(**facts),), attempts=attempts, requeues=asked)
+
+
+def record(state: str, **more: Any) -> SlurmAnswer:
+    step = more.pop("step", None)
+    return SlurmAnswer(JobRecord("12", state, **more), step=step)
+
+
+BLIND = SlurmAnswer(blind="Slurm does not answer")
+FORGOTTEN = SlurmAnswer()
+NOTHING = History(Path("12.0"))
+LONG = FRESH + 100
+
+W, R, Q, D = State.WAITING, State.RUNNING, State.REQUEUED, State.DONE
+F, S, U = State.FAILED, State.STOPPED, State.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("found", "seen", "stands", "said"),
+    [
+        # It has said so itself.
+        (story(attempt("done")), (record("RUNNING"), None, 10), (D, True), "done"),
+        (story(attempt("done")), (None, False, 10), (D, True), "done"),
+        (story(attempt("done")), (BLIND, None, 10), (D, True), "done"),
+        (story(attempt("failed", code=7)), (record("FAILED"), None, 10), (F, True), "failed, exit status 7"),
+        (
+            story(attempt("failed", code=143, signal="SIGTERM")),
+            (FORGOTTEN, None, 9),
+            (S, True),
+            "stopped by SIGTERM, exit",
+        ),
+        (story(end=NOW, status=69), (None, None, 1), (F, True), "failed, exit status 69"),
+        (story(end=NOW, status=0), (None, None, 1), (D, True), "done"),
+        # It runs.
+        (story(attempt()), (record("RUNNING"), None, 1), (R, False), "running"),
+        (story(attempt("restart", code=1)), (record("RUNNING"), None, 1), (R, False), "running"),
+        (story(attempt()), (record("COMPLETING"), None, 1), (R, False), "ending"),
+        (story(attempt()), (None, True, LONG), (R, False), "running"),
+        (story(attempt()), (record("RUNNING", step=True), None, LONG), (R, False), "running"),
+        (
+            story(attempt()),
+            (BLIND, None, 20),
+            (R, False),
+            "running, by its own records; its last sign of life is 20 s old",
+        ),
+        # Nobody has seen its end.
+        (
+            story(attempt()),
+            (BLIND, None, LONG),
+            (U, False),
+            "it cannot be seen whether it runs; its last sign of life is",
+        ),
+        (story(attempt()), (None, None, LONG), (U, False), "it cannot be seen whether it runs"),
+        (story(attempt()), (FORGOTTEN, None, 20), (U, True), "over: Slurm does not know it any more"),
+        (story(attempt()), (None, False, 20), (F, True), "its processes are gone, without a last word"),
+        (
+            story(attempt()),
+            (record("NODE_FAIL"), None, 20),
+            (F, True),
+            "node fail (Slurm), without a last word of its own",
+        ),
+        (story(attempt()), (record("COMPLETED"), None, 20), (U, True), "over, as Slurm says"),
+        (
+            story(attempt()),
+            (record("RUNNING", step=False), None, LONG),
+            (F, True),
+            "its step has ended without a last word",
+        ),
+        (story(attempt()), (record("CANCELLED"), None, 20), (S, True), "cancelled (Slurm), without a last word"),
+        (story(attempt()), (record("SUSPENDED"), None, 20), (R, False), "running, but suspended (Slurm)"),
+        # It has not begun.
+        (NOTHING, (record("PENDING", reason="None"), None, None), (W, False), "waiting"),
+        (NOTHING, (record("CANCELLED"), None, None), (S, True), "cancelled (Slurm)"),
+        (
+            NOTHING,
+            (record("PENDING", reason="Priority"), None, None),
+            (W, False),
+            "waiting (Priority: others are first)",
+        ),
+        (
+            NOTHING,
+            (record("RUNNING"), None, None),
+            (W, False),
+            "Slurm runs it; its agents have not written anything yet",
+        ),
+        (NOTHING, (BLIND, None, None), (U, False), "it cannot be seen whether it runs; it gave no sign of life"),
+        # It runs again.
+        (story(attempt("failed"), requeues=1), (BLIND, None, 9), (Q, False), "requeued, after it failed"),
+        (
+            story(attempt("failed"), requeues=1),
+            (record("PENDING", reason="BeginTime"), None, 9),
+            (Q, False),
+            "requeued, and",
+        ),
+        (story(attempt("failed"), requeues=1), (record("RUNNING"), None, 9), (Q, False), "about to be requeued"),
+        (
+            story(attempt("failed"), requeues=1),
+            (record("RUNNING", restarts=1), None, 9),
+            (R, False),
+            "started again by",
+        ),
+        (
+            story(attempt("failed"), requeues=1),
+            (record("CANCELLED"), None, 9),
+            (S, True),
+            "requeued, and then cancelled",
+        ),
+        (
+            story(attempt("failed"), requeues=1),
+            (FORGOTTEN, None, 9),
+            (F, True),
+            "requeued, and then it came to nothing",
+        ),
+        (
+            story(attempt("failed")),
+            (record("PENDING", restarts=1), None, 9),
+            (Q, False),
+            "requeued, and waits, after it",
+        ),
+        (story(attempt()), (record("PENDING", restarts=1), None, 9), (Q, False), "requeued, and waits"),
+        (story(attempt()), (record("RUNNING", restarts=1), None, 9), (R, False), "started again by Slurm"),
+        # An earlier requeue says nothing of the run that followed it.
+        (story(attempt("done"), requeues=1, restart_count=1), (BLIND, None, 9), (D, True), "done"),
+    ],
+)
+def test_how_a_job_stands(
+    found: History, seen: tuple[SlurmAnswer | None, bool | None, float | None], stands: tuple[State, bool], said: str
+) -> None:
+    """Its own word counts first, Slurm's second; without either nobody says that it does not run."""
+    slurm, alive, age = seen
+    judged = judge(found, slurm, alive=alive, now=NOW, sign=None if age is None else NOW - age)
+
+    assert stands == (judged.state, judged.over)
+    assert judged.words.startswith(said), judged.words
+
+
+@pytest.mark.parametrize(
+    ("found", "slurm", "outcome", "expected"),
+    [
+        (NOTHING, None, 0, (D, "done", 0)),
+        (NOTHING, FORGOTTEN, 2, (F, "failed, exit status 2", 2)),
+        # What the attempt says of its end says more.
+        (
+            story(attempt("failed", code=143, signal="SIGTERM")),
+            None,
+            143,
+            (S, "stopped by SIGTERM, exit status 143", 143),
+        ),
+        # Slurm may be late.
+        (story(attempt()), record("RUNNING"), 0, (D, "done", 0)),
+        # A job from Python runs again as any other.
+        (
+            story(attempt("failed"), requeues=1),
+            record("PENDING"),
+            1,
+            (Q, "requeued, and waits, after it failed, exit status 0", None),
+        ),
+    ],
+)
+def test_an_end_that_was_written_down_for_the_whole_job(
+    found: History, slurm: SlurmAnswer | None, outcome: int, expected: tuple[State, str, int | None]
+) -> None:
+    """It counts where the job itself has not said how it ended."""
+    judged = judge(found, slurm, now=NOW, outcome=outcome)
+
+    assert expected == (judged.state, judged.words, judged.status)
+
+
+def test_what_slurm_has_said_before() -> None:
+    """It is believed of a job that has not begun, as far as anybody can see; of a run it is no news."""
+    before = SlurmAnswer(JobRecord("12", "PENDING"), blind="Slurm has not answered yet")
+
+    assert judge(NOTHING, before, now=NOW).state is W
+    assert judge(story(attempt()), before, now=NOW, sign=NOW - 20).state is R
+
+
+@pytest.mark.parametrize(("state", "status"), [("TIMEOUT", 143), ("NODE_FAIL", 1), ("CANCELLED", 143)])
+def test_the_exit_status_of_a_job_that_slurm_has_ended(state: str, status: int) -> None:
+    """Success is only what Slurm calls so: what it ended before any script could has the status of a signal."""
+    assert judge(NOTHING, record(state), now=NOW).status == status
+
+
+def test_what_cannot_be_seen_is_never_said_not_to_run() -> None:
+    """Whatever the records say short of an end, blindness ends in running or unknown."""
+    for found in (story(attempt()), story(attempt("restart")), NOTHING, story(attempt("failed"), requeues=1)):
+        for age in (None, 1.0, 1e6):
+            judged = judge(found, BLIND, alive=None, now=NOW, sign=None if age is None else NOW - age)
+            assert not judged.over
+            assert judged.state in (R, U, Q)
