@@ -376,6 +376,11 @@ def boolean(value: Any) -> bool:
     return value
 
 
+def path(value: Any) -> Path:
+    """Check the text of a path."""
+    return Path(text(_LONGEST_TEXT)(value))
+
+
 def nothing(value: Any) -> None:
     """Check null."""
     if value is not None:
@@ -440,7 +445,7 @@ class _StrictChecks:
         float: real,
         bool: boolean,
         type(None): nothing,
-        Path: lambda value: Path(text(_LONGEST_TEXT)(value)),
+        Path: path,
         Any: lambda value: value,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from hpc_launch.records import directory
 
 # In the folder of an executor, next to the job directories.
 SUBMITTED = "submitted"
+
+_LONGEST_CLUSTER = 100
 
 # What calls and results hold is for their user only, whatever the umask says.
 PICKLE_MODE = 0o600
@@ -31,7 +34,7 @@ class JobFiles:
 
     @property
     def record(self) -> Path:
-        """What was submitted."""
+        """What was submitted: a `SubmissionRecord`."""
         return self.base / f"{self.job_id}.json"
 
     @property
@@ -41,7 +44,7 @@ class JobFiles:
 
     @property
     def outcome(self) -> Path:
-        """How it ended: written last, by the first task."""
+        """How it ended, an `Outcome`: written last, by the first task."""
         return self.base / f"{self.job_id}_outcome.json"
 
     @property
@@ -61,6 +64,31 @@ class JobFiles:
 
 
 @dataclass(frozen=True)
+class SubmissionRecord:
+    """What was submitted.
+
+    Attributes:
+        job_id: the job's id.
+        cluster: what runs it: `slurm`, `allocation`, `local` (see `jobs.place`), or what submitit calls it.
+        name: what runs: a function, a script.
+        script: the script with its arguments, without secrets; empty for a function.
+        directory: its job directory.
+        submitted: when, in seconds since the epoch; None in the record that a job makes of itself.
+        resources: those that were asked for.
+        command: the line that runs it, of a job that Slurm does not start: with all its words, secrets included.
+    """
+
+    job_id: str
+    cluster: str = field(metadata={"check": codec.text(_LONGEST_CLUSTER)})
+    name: str
+    script: tuple[str, ...]
+    directory: Path = field(metadata={"check": codec.path})
+    submitted: float | None = None
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a job ended.
 
@@ -73,6 +101,23 @@ class Outcome:
     status: int = field(metadata={"check": codec.whole})
     directory: Path
     time: float = 0.0
+
+
+def write_record(path: Path, record: SubmissionRecord) -> None:
+    """Write what was submitted, for its user only where it has a command.
+
+    Raises:
+        LogDirError: it cannot be written.
+    """
+    write_json(path, codec.sparse(record), PICKLE_MODE if record.command else 0o666)
+
+
+def read_record(path: Path) -> SubmissionRecord | None:
+    """What was submitted; None where that is not written."""
+    try:
+        return codec.salvage(SubmissionRecord, read_json(path))
+    except CodecError:
+        return None
 
 
 def read_outcome(path: Path) -> Outcome | None:
