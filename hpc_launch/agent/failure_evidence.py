@@ -8,16 +8,18 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from hpc_launch import codec
 from hpc_launch.node import memory
 from hpc_launch.node.kernel_log import KernelLog
 from hpc_launch.records import faults, parsing, tracebacks
 from hpc_launch.records.directory import RankFiles
 from hpc_launch.records.lines import last_lines
+from hpc_launch.records.model import Failure, Raised
 from hpc_launch.text import size
+from hpc_launch.workers.exception_file import ErrorDetails, ErrorFile, ErrorMessage
 
 # How much of the end of a worker's output is looked at, and how much of that is kept.
 _TAIL = 1 << 16
@@ -54,7 +56,7 @@ class Before:
             self.log.close()
 
 
-def gather(files: RankFiles, pid: int, exitcode: int, before: Before, *, ended: float) -> dict[str, Any]:
+def gather(files: RankFiles, pid: int, exitcode: int, before: Before, *, ended: float) -> Failure:
     """Look at what a worker has left behind.
 
     Args:
@@ -65,57 +67,52 @@ def gather(files: RankFiles, pid: int, exitcode: int, before: Before, *, ended: 
         ended: when it ended.
 
     Returns:
-        The `failure` of its event (`records.events`).
+        What is known of why it failed, of which little may be known.
     """
     errors, output = (last_lines(path, _TAIL, _TAIL) for path in (files.err, files.out))
-    found: dict[str, Any] = {}
     exception = _left(files.error, ended)
     if exception is None and exitcode == 1:
         report = tracebacks.find(errors)
         if report is not None:
-            exception = {"type": report.type, "message": report.message, "where": report.where, "source": "stderr"}
+            exception = Raised(report.type, report.message, report.where, "stderr")
     if exception is not None:
-        found["exception"] = {**exception, "message": exception["message"][:_LONGEST_MESSAGE]}
+        exception = replace(exception, message=exception.message[:_LONGEST_MESSAGE])
     shown = errors if any(errors) else output
-    if shown:
-        found["log"] = str(files.err if any(errors) else files.out)
-        found["lines"] = [line[:_LONGEST_LINE] for line in shown[-_LINES:]]
     kernel = before.log.said() if before.log is not None else ()
     driver = [line for line in kernel if faults.by_kernel(line) and {*_ABOUT.findall(line)} <= {str(pid)}]
     speaking = [*(line for line in [*errors, *output] if faults.DEVICE.search(line)), *driver]
     # What shows that a device is broken is not to be among what is left out.
     gpu = sorted(dict.fromkeys(line[:_LONGEST_LINE] for line in speaking), key=lambda line: not faults.broken(line))
-    if gpu:
-        found["gpu"] = gpu[:_GPU_LINES]
-    if exitcode == -signal.SIGKILL or any(_CHILD_KILLED.search(line) for line in errors):
-        oom = _oom(pid, before.kills, memory.kills(), kernel)
-        if oom:
-            found["oom"] = oom
-    return found
+    killed = exitcode == -signal.SIGKILL or any(_CHILD_KILLED.search(line) for line in errors)
+    return Failure(
+        exception=exception,
+        lines=tuple(line[:_LONGEST_LINE] for line in shown[-_LINES:]),
+        oom=_oom(pid, before.kills, memory.kills(), kernel) if killed else "",
+        gpu=tuple(gpu[:_GPU_LINES]),
+        log=str(files.err if any(errors) else files.out) if shown else "",
+    )
 
 
-def _left(path: Path, ended: float) -> dict[str, Any] | None:
+def _left(path: Path, ended: float) -> Raised | None:
     """The exception of an error file, by torch's `record` or by `workers.exception_file`."""
     data = parsing.content(path)
-    fields = parsing.parse(data) if isinstance(data, bytes) else None
-    if fields is None:
-        return None
-    inner, extra = fields.inner("message"), fields.inner("message").inner("extraInfo")
-    said = inner.text("message") or fields.text("message")
+    facts = codec.parse(data) if isinstance(data, bytes) else None
+    found = codec.salvage(ErrorFile, facts or {}).message
+    said, details = (found.message, found.details) if isinstance(found, ErrorMessage) else (found, ErrorDetails())
     if not said:
         return None
     short, _, message = said.partition(": ")
-    report = tracebacks.find(extra.text("py_callstack").splitlines())
-    moment = extra.number("time")
-    if moment is None and extra.text("timestamp").isdecimal():
-        moment = min(ended, float(extra.text("timestamp")) + 1)  # torch writes whole seconds
-    return {
-        "type": extra.text("type") or (report.type if report else short),
-        "message": tracebacks.essence(message),
-        "where": extra.text("where") or (report.where if report else ""),
-        "source": "hook",
-        "time": moment,
-    }
+    report = tracebacks.find(details.py_callstack.splitlines())
+    moment = details.time
+    if moment is None and details.timestamp.isdecimal():
+        moment = min(ended, float(details.timestamp) + 1)  # torch writes whole seconds
+    return Raised(
+        type=details.type or (report.type if report else short),
+        message=tracebacks.essence(message),
+        where=details.where or (report.where if report else ""),
+        source="hook",
+        time=moment,
+    )
 
 
 def _oom(pid: int, before: memory.Kills, after: memory.Kills, kernel: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from hpc_launch import patience
+from hpc_launch import codec, patience
 from hpc_launch.records import bad_nodes, causes, events, history, parsing
 from hpc_launch.records.bad_nodes import BadNode
 from hpc_launch.records.causes import RootCause
@@ -54,9 +54,9 @@ def _missing(job: JobDirectory, attempt: int, host: str, agents: int) -> bool:
         return True
     mark = b'"attempt": %d,' % attempt
     kinds = [
-        fields.text("event")
+        facts.get("event")
         for line in data.splitlines()
-        if mark in line and (fields := parsing.parse(line)) is not None and fields.place("attempt") == attempt
+        if mark in line and (facts := codec.parse(line)) is not None and facts.get("attempt") == attempt
     ]
     ended = kinds.count(events.ROUND_ENDED) >= agents
     return not ended or kinds.count(events.WORKER_ENDED) < kinds.count(events.WORKER_STARTED)

@@ -12,12 +12,10 @@ directory and leave the gist for the leader, which folds it and ends the attempt
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from hpc_launch.agent.run_context import RunContext
 from hpc_launch.errors import LogDirError
@@ -140,9 +138,9 @@ class Hang(Message):
 
 @dataclass(frozen=True)
 class Gist(Message):
-    """What an agent leaves for the leader: its workers, as JSON."""
+    """What an agent leaves for the leader: its workers."""
 
-    seen: str
+    seen: Sequence[Seen]
 
 
 @dataclass(frozen=True)
@@ -237,8 +235,8 @@ class HangWatch:
             stack_files.write_ranks(self.job, hang.name, seen)
         own = [one for one in seen if not one.parent]
         longest = min(_LONGEST, _MOST_TEXT // max(1, len(own)))
-        gist = [replace(one, text=one.text[:longest]).as_dict() for one in own]
-        store.share(self._key(f"stacks/{self.agent}"), Gist(json.dumps(gist)))
+        gist = Gist([replace(one, text=one.text[:longest]) for one in own])
+        store.share(self._key(f"stacks/{self.agent}"), gist)
         store.count("stacks", 1)
 
     def _verdict(self, store: SlurmRendezvous, now: float) -> Verdict | None:
@@ -246,7 +244,7 @@ class HangWatch:
         if store.count("stacks", 0) < self.agents and now < self._deadline:
             return None
         gists = [store.shared(self._key(f"stacks/{agent}"), Gist) for agent in range(self.agents)]
-        seen = [Seen.of(one) for gist in gists if gist is not None for one in _records(gist)]
+        seen = [one for gist in gists if gist is not None for one in gist.seen]
         missing = gists.count(None)
         return self._judge(fold(seen), seen, missing)
 
@@ -285,8 +283,3 @@ def watch(context: RunContext, pids: Mapping[int, int]) -> HangWatch | None:
         workers=lambda: {rank: pid for rank, pid in pids.items() if processes.alive(pid)},
         activity=Activity(watched),
     )
-
-
-def _records(gist: Gist) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(gist.seen)
-    return found

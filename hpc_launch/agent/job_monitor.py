@@ -6,13 +6,13 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from hpc_launch.errors import LogDirError
 from hpc_launch.patience import Background
 from hpc_launch.records import directory
+from hpc_launch.records.model import JobEnd
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
 from hpc_launch.slurm.rules import Partition
@@ -32,7 +32,7 @@ _LOOK_SECONDS = 0.2
 
 
 # The end of the job, and the file for it.
-_End = tuple[Path, Mapping[str, Any]]
+_End = tuple[Path, JobEnd]
 
 
 def _save(ends: Sequence[_End]) -> None:
@@ -165,7 +165,7 @@ class JobMonitor:
         if record is None or file is None:
             return
         self._unwritten = None
-        self._writer.put((file, {"end": record.end, "asked": time.time()}))
+        self._writer.put((file, JobEnd(record.end, time.time())))
 
     def _grace_end(self, record: JobRecord) -> float:
         """When the GraceTime of a preemption is over; 0 where there is none."""

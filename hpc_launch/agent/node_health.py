@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from hpc_launch import codec
 from hpc_launch.console import say
 from hpc_launch.records import events, telling, words
 from hpc_launch.records.model import NodeState
@@ -137,7 +138,10 @@ class NodeHealth:
 def follow(handler: SlurmRendezvous) -> NodeHealth:
     """Ask about the nodes that a run loses, as long as its leader is here, and write down what is heard."""
     observe = handler.observer
-    view = NodeHealth(lambda said: observe(events.NODE_STATE, **_facts(said)), lambda: handler.leads)
+    view = NodeHealth(
+        lambda said: observe(events.NODE_STATE, **codec.plain(dataclasses.replace(said, waited=round(said.waited, 1)))),
+        lambda: handler.leads,
+    )
 
     def note(event: str, **facts: Any) -> None:
         observe(event, **facts)
@@ -146,10 +150,3 @@ def follow(handler: SlurmRendezvous) -> NodeHealth:
 
     handler.observer = note
     return view
-
-
-def _facts(said: NodeState) -> dict[str, Any]:
-    """What is written down; the event has its own time."""
-    facts = dataclasses.asdict(said)
-    del facts["time"]
-    return {**facts, "waited": round(said.waited, 1)}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import hpc_launch
-from hpc_launch import patience
+from hpc_launch import codec, patience
 from hpc_launch.agent import failure_evidence
 from hpc_launch.agent.failure_evidence import Before
 from hpc_launch.agent.run_context import RunContext
@@ -25,11 +25,10 @@ from hpc_launch.node import processes
 from hpc_launch.node.memory import Kills
 from hpc_launch.pace import Pace
 from hpc_launch.patience import Background
-from hpc_launch.records import claims, directory, events, gather
+from hpc_launch.records import claims, directory, events
 from hpc_launch.records.directory import JobDirectory, RankFiles
 from hpc_launch.records.events import EventLog
-from hpc_launch.records.model import Attempt, Usage, Worker
-from hpc_launch.records.parsing import Fields
+from hpc_launch.records.model import Attempt, Failure, Usage, Worker
 from hpc_launch.rendezvous.messages import RoundEnd
 from hpc_launch.slurm.environment import restart_count
 from hpc_launch.workers.command_workers import CommandWorkers
@@ -190,7 +189,8 @@ class Recorder:
         if workers is not None:
             with self.together():
                 for local_rank, end in [*workers.endings.items()]:
-                    usage = Usage(round(end.user, 3), round(end.system, 3), end.max_rss)
+                    user, system, max_rss = end.usage
+                    usage = Usage(round(user, 3), round(system, 3), max_rss)
                     told = workers.told.get(local_rank)
                     self._ended(local_rank, end.status, end.time, told.name if told else "", usage)
         if self._beat.due(time.monotonic()):
@@ -205,8 +205,8 @@ class Recorder:
         self.look(workers)
         for worker in self.workers:
             if worker.ended is None and workers is not None and worker.pid in workers.hung:
-                failure = {"hung": processes.hung_in(worker.pid) or "the kernel"}
-                facts: dict[str, Any] = {"exitcode": None, "told": "SIGKILL", "failure": failure}
+                failure = Failure(hung=processes.hung_in(worker.pid) or "the kernel")
+                facts: dict[str, Any] = {"exitcode": None, "told": "SIGKILL", "failure": codec.sparse(failure)}
                 self.say(events.WORKER_ENDED, rank=worker.rank, local_rank=worker.local_rank, **facts)
 
     def ended(self, end: RoundEnd) -> None:
@@ -273,27 +273,27 @@ class Recorder:
         worker = self._workers.get(local_rank)
         if worker is None or worker.ended is not None:
             return
-        facts: dict[str, Any] = {"exitcode": exitcode, "told": told, "usage": dataclasses.asdict(usage)}
-        failure: dict[str, Any] = {}
+        facts: dict[str, Any] = {"exitcode": exitcode, "told": told, "usage": codec.plain(usage)}
+        failure = Failure()
         if exitcode != 0:
             files, before = self._files[local_rank], self._before
             failure = patience.wait_for(
                 lambda: failure_evidence.gather(files, worker.pid, exitcode, before, ended=when), self._context.place
             )
-            if told and "exception" not in failure:
-                failure = {}  # it was well
-            elif Path(failure.get("log", "")).parent == worker.files.err.parent:
-                failure["log"] = Path(failure["log"]).name  # the directory can be moved
+            if told and failure.exception is None:
+                failure = Failure()  # it was well
+            elif Path(failure.log).parent == worker.files.err.parent:
+                failure = dataclasses.replace(failure, log=Path(failure.log).name)  # the directory can be moved
         self._workers[local_rank] = dataclasses.replace(
             worker,
             ended=when,
             exitcode=exitcode,
             told=told,
             usage=usage,
-            failure=gather.failure(Fields(failure)),
+            failure=failure if failure != Failure() else None,
         )
-        if failure:
-            facts["failure"] = failure
+        if failure != Failure():
+            facts["failure"] = codec.sparse(failure)
         self.say(events.WORKER_ENDED, rank=worker.rank, local_rank=worker.local_rank, when=when, **facts)
 
     def _device(self, local_rank: int) -> str:

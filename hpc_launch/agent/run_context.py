@@ -7,7 +7,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from hpc_launch import patience
 from hpc_launch.agent import environment_snapshot
@@ -16,6 +15,7 @@ from hpc_launch.plan.log_paths import local_job_name
 from hpc_launch.plan.model import Plan
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.plan_record import PlanRecord
 from hpc_launch.world import World
 
 
@@ -69,7 +69,7 @@ class RunContext:
         """
         if self.leader:
             around = environment_snapshot.describe(environ, self.plan.settings.secret_names)
-            described = {**self.plan.as_dict(), **around}
+            described = dataclasses.replace(self.plan.record(), **around)
             patience.wait_for(lambda: self._describe(described), self.place)
 
     def make_directory(self) -> None:
@@ -81,7 +81,7 @@ class RunContext:
         if self.leader:
             patience.wait_for(self._make_directory, self.place)
 
-    def _describe(self, described: Mapping[str, Any]) -> None:
+    def _describe(self, described: PlanRecord) -> None:
         plan = self.job.plan(self.first_label)
         directory.write_json(plan, described, self.job.path)
         directory.point_latest(self.job.last_plan, f"{plan.parent.name}/{plan.name}")

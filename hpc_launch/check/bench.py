@@ -7,18 +7,18 @@ hangs in a driver hangs alone: it is given up after a time, and killed if it can
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
 
+from hpc_launch import codec
 from hpc_launch.check.evidence import Device, Torch
+from hpc_launch.codec import CodecError
 from hpc_launch.node.devices import Devices
 
 # The side of the matrices that are multiplied, and how many numbers are summed up.
@@ -65,6 +65,22 @@ class Group:
     listener: socket.socket | None = None
 
 
+@dataclass(frozen=True)
+class _RankAnswer:
+    """What a rank says of its turn.
+
+    Attributes:
+        error: what went wrong; empty if all is well.
+        kind, count: where its process can compute, and on how many devices.
+        device: what it has used.
+    """
+
+    error: str = ""
+    kind: str = "cpu"
+    count: int = 0
+    device: Device | None = None
+
+
 def look(ranks: Ranks, patience: float, doing: Callable[[str], None]) -> Torch:
     """Import torch, and let each rank use its device.
 
@@ -87,21 +103,20 @@ def look(ranks: Ranks, patience: float, doing: Callable[[str], None]) -> Torch:
         built_for = f"XPU {version.xpu}"
     doing("using its devices")
     said = _in_ranks(ranks, lambda rank: _use_device(ranks, rank), patience)
-    devices = [Device(**answer["device"]) if "device" in answer else Device(error=answer["error"]) for answer in said]
-    known = [answer for answer in said if "device" in answer]
+    known = [answer for answer in said if answer.device is not None]
     return Torch(
         version=str(torch.__version__),
         built_for=built_for,
-        kind=known[0]["kind"] if known else "cpu",
-        count=(sum if ranks.isolated else max)([0, *(answer["count"] for answer in known)]),
-        devices=tuple(devices),
+        kind=known[0].kind if known else "cpu",
+        count=(sum if ranks.isolated else max)([0, *(answer.count for answer in known)]),
+        devices=tuple(answer.device or Device(error=answer.error) for answer in said),
     )
 
 
 def reduce(ranks: Ranks, group: Group, patience: float) -> str:
     """Sum up over all ranks of a group; returns what went wrong, nothing if this node's ranks have the right sum."""
     said = _in_ranks(ranks, lambda rank: _reduce(ranks, group, rank, patience), patience)
-    errors = [f"rank {group.first + rank}: {answer['error']}" for rank, answer in enumerate(said) if "error" in answer]
+    errors = [f"rank {group.first + rank}: {answer.error}" for rank, answer in enumerate(said) if answer.error]
     return errors[0] if errors else ""
 
 
@@ -123,7 +138,7 @@ def _device(ranks: Ranks, rank: int, kind: str) -> str:
     return "cpu" if kind == "cpu" else f"{kind}:{0 if ranks.isolated else rank}"
 
 
-def _use_device(ranks: Ranks, rank: int) -> dict[str, Any]:
+def _use_device(ranks: Ranks, rank: int) -> _RankAnswer:
     """Multiply two matrices on the device of a rank."""
     import torch  # noqa: PLC0415 - as above
 
@@ -138,10 +153,10 @@ def _use_device(ranks: Ranks, rank: int) -> dict[str, Any]:
     ones = torch.ones(_SIDE, _SIDE, device=where)
     found = float((ones @ ones).sum())
     wrong = "" if found == float(_SIDE**3) else f"a matrix product is wrong: its sum is {found:g}, not {_SIDE**3}"
-    return {"kind": kind, "count": count, "device": asdict(Device(name, wrong, free, total))}
+    return _RankAnswer(kind=kind, count=count, device=Device(name, wrong, free, total))
 
 
-def _reduce(ranks: Ranks, group: Group, rank: int, patience: float) -> dict[str, Any]:
+def _reduce(ranks: Ranks, group: Group, rank: int, patience: float) -> _RankAnswer:
     """Sum up as one rank."""
     import torch  # noqa: PLC0415 - as above
     import torch.distributed as dist  # noqa: PLC0415 - as above
@@ -169,15 +184,15 @@ def _reduce(ranks: Ranks, group: Group, rank: int, patience: float) -> dict[str,
     store.set(f"done/{here}", "1")
     if listening is not None:
         store.wait([f"done/{other}" for other in range(group.size)], limit)
-    return {} if found == expected else {"error": f"the sum is {found:g}, not {expected:g}"}
+    return _RankAnswer("" if found == expected else f"the sum is {found:g}, not {expected:g}")
 
 
 # --- forking them
 
 
-def _in_ranks(ranks: Ranks, what: Callable[[int], Mapping[str, Any]], patience: float) -> list[dict[str, Any]]:
+def _in_ranks(ranks: Ranks, what: Callable[[int], _RankAnswer], patience: float) -> list[_RankAnswer]:
     """Do something in a process for each rank of this node; the answers, or errors, in their order."""
-    answers: list[dict[str, Any]] = [{} for _ in range(ranks.count)]
+    answers = [_RankAnswer() for _ in range(ranks.count)]
     with selectors.DefaultSelector() as selector:
         pids = {}
         for rank in range(ranks.count):
@@ -192,7 +207,7 @@ def _in_ranks(ranks: Ranks, what: Callable[[int], Mapping[str, Any]], patience: 
         _gather(selector, answers, time.monotonic() + patience + 1)
         for key in [*selector.get_map().values()]:
             rank, _ = key.data
-            answers[rank] = {"error": f"no answer in {patience:g} s"}
+            answers[rank] = _RankAnswer(f"no answer in {patience:g} s")
             os.kill(pids[rank], signal.SIGKILL)
             os.close(key.fd)
     for pid in pids.values():
@@ -201,7 +216,7 @@ def _in_ranks(ranks: Ranks, what: Callable[[int], Mapping[str, Any]], patience: 
     return answers
 
 
-def _gather(selector: selectors.BaseSelector, answers: list[dict[str, Any]], deadline: float) -> None:
+def _gather(selector: selectors.BaseSelector, answers: list[_RankAnswer], deadline: float) -> None:
     while selector.get_map() and (left := deadline - time.monotonic()) > 0:
         for key, _ in selector.select(left):
             rank, heard = key.data
@@ -210,18 +225,25 @@ def _gather(selector: selectors.BaseSelector, answers: list[dict[str, Any]], dea
             if not piece:
                 selector.unregister(key.fd)
                 os.close(key.fd)
-                answers[rank] = json.loads(heard) if heard else {"error": "it died without a word"}
+                answers[rank] = _heard(bytes(heard))
 
 
-def _be(ranks: Ranks, rank: int, what: Callable[[int], Mapping[str, Any]], answer: int) -> None:
+def _heard(data: bytes) -> _RankAnswer:
+    try:
+        return codec.read(_RankAnswer, data)
+    except CodecError:
+        return _RankAnswer("it died without a word" if not data else "it died in the middle of a word")
+
+
+def _be(ranks: Ranks, rank: int, what: Callable[[int], _RankAnswer], answer: int) -> None:
     """Be a rank: do it, say what came of it, and end at once, without whatever libraries do at the end."""
     try:
         try:
             _dress(ranks, rank)
             said = what(rank)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the answer
-            said = {"error": _first_line(error)}
-        text = json.dumps(said).encode()
+            said = _RankAnswer(_first_line(error))
+        text = codec.write(said).encode()
         while text:
             text = text[os.write(answer, text) :]
     finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -103,6 +102,13 @@ class Attempt:
     address: str
     way: Way
     detail: str = ""
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """The attempts of a node to reach another, as its probe tells them."""
+
+    attempts: tuple[Attempt, ...]
 
 
 @dataclass(frozen=True)
@@ -218,24 +224,3 @@ class Evidence:
     reductions: tuple[Reduction, ...] = ()
     pairs: Mapping[tuple[str, str], str] = field(default_factory=dict)
     seconds: float = 0.0
-
-
-def facts_of(said: Mapping[str, Any]) -> Facts:
-    """Read what a probe has said."""
-    return Facts(
-        **{
-            **said,
-            "leaders": tuple(said["leaders"]),
-            "places": tuple(Place(**place) for place in said["places"]),
-        }
-    )
-
-
-def attempts_of(said: Mapping[str, Any]) -> tuple[Attempt, ...]:
-    """Read what a probe has said."""
-    return tuple(Attempt(**{**attempt, "way": Way(attempt["way"])}) for attempt in said["attempts"])
-
-
-def torch_of(said: Mapping[str, Any]) -> Torch:
-    """Read what a probe has said."""
-    return Torch(**{**said, "devices": tuple(Device(**device) for device in said["devices"])})

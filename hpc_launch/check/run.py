@@ -10,10 +10,11 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hpc_launch import hostlist, secret
+from hpc_launch import codec, hostlist, secret
 from hpc_launch.check import judge, pairs
 from hpc_launch.check.evidence import (
     Attempt,
+    Attempts,
     Clock,
     Evidence,
     Facts,
@@ -21,9 +22,6 @@ from hpc_launch.check.evidence import (
     Reduction,
     Torch,
     Way,
-    attempts_of,
-    facts_of,
-    torch_of,
 )
 from hpc_launch.check.pairs import Pair
 from hpc_launch.check.request import Request, some_of
@@ -191,7 +189,7 @@ class _Course:
 
     def _facts(self) -> None:
         answers = self._session.ask("facts", given=dict(self._request.given), check=self._check)
-        facts = {node: facts_of(said) for node, said in answers.given.items()}
+        facts = {node: codec.build(Facts, said) for node, said in answers.given.items()}
         facts |= {node: Facts(software={}, problem=error) for node, error in answers.failed.items()}
         self._add(facts=facts)
 
@@ -211,13 +209,13 @@ class _Course:
         answers = self._session.ask(
             "reach", check=self._check, leader=leader, names=names, address=facts.address, port=port
         )
-        attempts = {node: attempts_of(said) for node, said in answers.given.items()}
+        attempts = {node: codec.build(Attempts, said).attempts for node, said in answers.given.items()}
         attempts |= {node: (Attempt("", facts.address, Way.FAILED, why),) for node, why in answers.failed.items()}
         return Reach(leader, facts.address, port, attempts)
 
     def _torch(self) -> None:
         answers = self._session.ask("torch", patience=_DEVICE_SECONDS, least=_DEVICE_SECONDS + _MORE)
-        found = {node: torch_of(said) for node, said in answers.given.items()}
+        found = {node: codec.build(Torch, said) for node, said in answers.given.items()}
         found |= {node: Torch(error=error) for node, error in answers.failed.items()}
         self._add(torch=found)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
-from hpc_launch import hostlist
+from hpc_launch import codec, hostlist
 from hpc_launch.check.evidence import Evidence, Facts, Torch
 from hpc_launch.check.judge import Finding, Limits, excluded, is_open
 from hpc_launch.text import size
@@ -45,9 +44,9 @@ def as_dict(evidence: Evidence, findings: Sequence[Finding]) -> dict[str, Any]:
         "job_id": evidence.job_id,
         "seconds": round(evidence.seconds, 3),
         "exclude": hostlist.fold(leave) if leave else "",
-        "findings": [asdict(finding) for finding in findings],
+        "findings": codec.plain(findings),
         "nodes": {node: _node(evidence, node) for node in evidence.nodes},
-        "reductions": [asdict(reduction) for reduction in evidence.reductions],
+        "reductions": codec.plain(evidence.reductions),
         "pairs": [{"nodes": pair, "error": error} for pair, error in evidence.pairs.items()],
     }
 
@@ -57,13 +56,11 @@ def _node(evidence: Evidence, node: str) -> dict[str, Any]:
     return {
         "lost": evidence.lost.get(node, ""),
         "silent": evidence.silent.get(node, ""),
-        "clock": asdict(clock) if clock else None,
-        "facts": asdict(facts) if facts else None,
-        "torch": asdict(torch) if torch else None,
+        "clock": codec.plain(clock),
+        "facts": codec.plain(facts),
+        "torch": codec.plain(torch),
         "reach": {
-            reach.leader: [asdict(attempt) for attempt in reach.attempts[node]]
-            for reach in evidence.reaches
-            if node in reach.attempts
+            reach.leader: codec.plain(reach.attempts[node]) for reach in evidence.reaches if node in reach.attempts
         },
     }
 

@@ -6,13 +6,12 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hpc_launch.check import bench, facts
 from hpc_launch.check.bench import Group, Ranks
-from hpc_launch.check.evidence import Facts
+from hpc_launch.check.evidence import Attempts, Facts, Torch
 from hpc_launch.check.reach import Answerer, reach
 from hpc_launch.errors import HpcLaunchError
 from hpc_launch.node import network
@@ -52,7 +51,7 @@ class Tasks:
     def _clock(self, _: Mapping[str, Any]) -> float:
         return time.time()
 
-    def _look(self, order: Mapping[str, Any]) -> dict[str, Any]:
+    def _look(self, order: Mapping[str, Any]) -> Facts:
         """What this node is; from then on it answers calls."""
         plan: Plan | HpcLaunchError
         self._doing("resolving the names of the nodes")
@@ -64,25 +63,25 @@ class Tasks:
             self._answerer = Answerer(order["check"], plan.ports)
         port = self._answerer.port if self._answerer else None
         self._facts = facts.collect(plan, self._environ, port, self._doing)
-        return asdict(self._facts)
+        return self._facts
 
-    def _reach(self, order: Mapping[str, Any]) -> dict[str, Any]:
+    def _reach(self, order: Mapping[str, Any]) -> Attempts:
         leader = order["leader"]
         self._doing(f"calling {leader}")
         # What the first node calls itself is its own affair: it may well be loopback (Debian's /etc/hosts).
         names = () if leader == self._host else order["names"]
         attempts = reach(order["check"], names, order["address"], order["port"])
-        return {"attempts": [asdict(attempt) for attempt in attempts]}
+        return Attempts(tuple(attempts))
 
     @property
     def _host(self) -> str:
         return self._plan.world.host if self._plan else ""
 
-    def _torch(self, order: Mapping[str, Any]) -> dict[str, Any]:
+    def _torch(self, order: Mapping[str, Any]) -> Torch:
         if self._answerer is not None:
             self._answerer.close()  # a process with threads should not fork
         self._doing("importing torch")
-        return asdict(bench.look(self._ranks(), order["patience"], self._doing))
+        return bench.look(self._ranks(), order["patience"], self._doing)
 
     def _ranks(self) -> Ranks:
         if self._plan is None or self._facts is None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
-from hpc_launch.jobs.files import JobFiles, outcome_of, write_json
+from hpc_launch.jobs.files import JobFiles, Outcome, write_json
 from hpc_launch.node import processes
 from hpc_launch.records import history, ledger
 from hpc_launch.records.directory import JobDirectory
@@ -98,7 +98,7 @@ def conclude(files: JobFiles, job: JobDirectory, status: int, environ: Mapping[s
     """
     if _runs_again(job, status, environ):
         return False
-    write_json(files.outcome, outcome_of(status, job.path, time.time()))
+    write_json(files.outcome, Outcome(status, job.path, round(time.time(), 3)))
     return True
 
 

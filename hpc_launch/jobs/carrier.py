@@ -7,19 +7,28 @@ started with the right one, and nobody's `os.environ` changes; nor does a notebo
 from __future__ import annotations
 
 import importlib
-import json
 import pickle
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_launch import secret
+from hpc_launch import codec, secret
+from hpc_launch.codec import CodecError
 from hpc_launch.errors import SlurmError
 from hpc_launch.jobs.files import PICKLE_MODE
 from hpc_launch.jobs.task import ElasticTask
 from hpc_launch.submission import sbatch
+
+
+@dataclass(frozen=True)
+class _Submitted:
+    """What came of it: the ids of the jobs, or what Slurm said when it refused them."""
+
+    jobs: tuple[str, ...] = ()
+    refused: str | None = None
 
 
 def carry(
@@ -48,14 +57,13 @@ def carry(
         check=False,
     )
     try:
-        answer = json.loads(done.stdout)
-    except ValueError:
+        answer = codec.read(_Submitted, done.stdout)
+    except CodecError:
         last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no word"])[-1]
         raise SlurmError(f"submitit could not be asked to submit: {last}") from None
-    if "refused" in answer:
-        raise sbatch.refusal(answer["refused"], "sbatch says nothing")
-    jobs: list[str] = answer["jobs"]
-    return jobs
+    if answer.refused is not None:
+        raise sbatch.refusal(answer.refused, "sbatch says nothing")
+    return list(answer.jobs)
 
 
 def main() -> None:
@@ -72,10 +80,10 @@ def main() -> None:
         for job in jobs:
             # submitit's copy of the call. A umask would become that of the job.
             Path(job.paths.submitted_pickle).chmod(PICKLE_MODE)
-        answer: dict[str, Any] = {"jobs": [job.job_id for job in jobs]}
+        answer = _Submitted(tuple(str(job.job_id) for job in jobs))
     except failed as error:
-        answer = {"refused": str(error)}
-    print(json.dumps(answer))  # noqa: T201 - the answer
+        answer = _Submitted(refused=str(error))
+    print(codec.write(answer))  # noqa: T201 - the answer
 
 
 if __name__ == "__main__":

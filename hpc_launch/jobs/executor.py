@@ -15,7 +15,7 @@ from typing import Any, TypeVar, overload
 from hpc_launch import owners
 from hpc_launch.errors import CallError, LogDirError, UsageError, reason
 from hpc_launch.jobs import calls, carrier, command, debug, place, request, sizes, supervise
-from hpc_launch.jobs.files import PICKLE_MODE, SUBMITTED, JobFiles, write, write_json
+from hpc_launch.jobs.files import PICKLE_MODE, SUBMITTED, JobFiles, write, write_record
 from hpc_launch.jobs.handles import Handle, Queued, Started
 from hpc_launch.jobs.job import Job
 from hpc_launch.jobs.request import Resources
@@ -176,7 +176,7 @@ class Executor:
             write(files.call, task.call, PICKLE_MODE)
         where = self.folder / files.job_id
         words = task.agent(files.call, self.folder, *options, requeue=False)
-        self._write_record(files, task, cluster, where, command=words)
+        self._write_record(files, task, cluster, where, words)
         supervise.start(files)
         return self._hold(files, Started(files), where)
 
@@ -189,16 +189,17 @@ class Executor:
     def _hold(self, files: JobFiles, handle: Handle, where: Path) -> Job[Any]:
         return Job(files, handle, where)
 
-    def _write_record(self, files: JobFiles, task: ElasticTask, cluster: str, where: Path, **more: Any) -> None:
+    def _write_record(
+        self, files: JobFiles, task: ElasticTask, cluster: str, where: Path, words: Sequence[str] = ()
+    ) -> None:
         resources = {name: value for name, value in dataclasses.asdict(self.resources).items() if value}
-        record = {
-            **task.record(files.job_id, cluster, where),
-            "submitted": round(time.time(), 3),
-            "resources": {name: _plain(value) for name, value in resources.items()},
-            **more,
-        }
-        # A command has all its words, secrets included, as it is run from there.
-        write_json(files.record, record, PICKLE_MODE if "command" in more else 0o666)
+        record = dataclasses.replace(
+            task.record(files.job_id, cluster, where),
+            submitted=round(time.time(), 3),
+            resources={name: _plain(value) for name, value in resources.items()},
+            command=tuple(words),
+        )
+        write_record(files.record, record)
 
 
 @overload

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpc_launch import owners
+from hpc_launch import codec, owners
+from hpc_launch.codec import CodecError
 from hpc_launch.records import directory
 
 # In the folder of an executor, next to the job directories.
 SUBMITTED = "submitted"
+
+_LONGEST_CLUSTER = 100
 
 # What calls and results hold is for their user only, whatever the umask says.
 PICKLE_MODE = 0o600
@@ -32,7 +34,7 @@ class JobFiles:
 
     @property
     def record(self) -> Path:
-        """What was submitted."""
+        """What was submitted: a `SubmissionRecord`."""
         return self.base / f"{self.job_id}.json"
 
     @property
@@ -42,7 +44,7 @@ class JobFiles:
 
     @property
     def outcome(self) -> Path:
-        """How it ended: written last, by the first task."""
+        """How it ended, an `Outcome`: written last, by the first task."""
         return self.base / f"{self.job_id}_outcome.json"
 
     @property
@@ -62,6 +64,31 @@ class JobFiles:
 
 
 @dataclass(frozen=True)
+class SubmissionRecord:
+    """What was submitted.
+
+    Attributes:
+        job_id: the job's id.
+        cluster: what runs it: `slurm`, `allocation`, `local` (see `jobs.place`), or what submitit calls it.
+        name: what runs: a function, a script.
+        script: the script with its arguments, without secrets; empty for a function.
+        directory: its job directory.
+        submitted: when, in seconds since the epoch; None in the record that a job makes of itself.
+        resources: those that were asked for.
+        command: the line that runs it, of a job that Slurm does not start: with all its words, secrets included.
+    """
+
+    job_id: str
+    cluster: str = field(metadata={"check": codec.text(_LONGEST_CLUSTER)})
+    name: str
+    script: tuple[str, ...]
+    directory: Path = field(metadata={"check": codec.path})
+    submitted: float | None = None
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a job ended.
 
@@ -71,22 +98,34 @@ class Outcome:
         time: when, in seconds since the epoch.
     """
 
-    status: int
+    status: int = field(metadata={"check": codec.whole})
     directory: Path
     time: float = 0.0
 
 
+def write_record(path: Path, record: SubmissionRecord) -> None:
+    """Write what was submitted, for its user only where it has a command.
+
+    Raises:
+        LogDirError: it cannot be written.
+    """
+    write_json(path, codec.sparse(record), PICKLE_MODE if record.command else 0o666)
+
+
+def read_record(path: Path) -> SubmissionRecord | None:
+    """What was submitted; None where that is not written."""
+    try:
+        return codec.salvage(SubmissionRecord, read_json(path))
+    except CodecError:
+        return None
+
+
 def read_outcome(path: Path) -> Outcome | None:
     """How a job ended; None where that is not written yet."""
-    found = read_json(path)
-    if not isinstance(found.get("status"), int):
+    try:
+        return codec.salvage(Outcome, read_json(path))
+    except CodecError:
         return None
-    return Outcome(found["status"], Path(str(found.get("directory", ""))), float(found.get("time", 0.0)))
-
-
-def outcome_of(status: int, directory: Path, now: float) -> Mapping[str, Any]:
-    """The outcome as it is written."""
-    return {"status": status, "directory": str(directory), "time": round(now, 3)}
 
 
 def write(path: Path, data: bytes, mode: int = 0o666) -> None:
@@ -102,31 +141,29 @@ def write(path: Path, data: bytes, mode: int = 0o666) -> None:
         raise directory.unusable(path.parent, error) from error
 
 
-def write_json(path: Path, value: Mapping[str, Any], mode: int = 0o666) -> None:
-    """Write an object, whole or not at all.
+def write_json(path: Path, value: Any, mode: int = 0o666) -> None:
+    """Write an object, a dataclass or plain values, whole or not at all.
 
     Raises:
         LogDirError: it cannot be written.
     """
-    write(path, (json.dumps(value, indent=2) + "\n").encode(), mode)
+    write(path, codec.document(value).encode(), mode)
 
 
 def read_own_json(path: Path) -> dict[str, Any]:
     """An object in a file of one's own, to act on it; empty where there is none."""
     try:
-        found = json.loads(owners.read_shared(path))
-    except (OSError, ValueError):
+        return codec.parse(owners.read_shared(path)) or {}
+    except OSError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """An object in a file; empty where there is none that can be read."""
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return codec.parse(path.read_bytes()) or {}
+    except OSError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def write_once(path: Path, data: bytes) -> None:

@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from hpc_launch import codec
 from hpc_launch.errors import SlurmError
 from hpc_launch.jobs.files import JobFiles, Outcome, read_outcome, read_own_json
 from hpc_launch.jobs.view import Evidence
 from hpc_launch.jobs.watch import Watch, everybody
 from hpc_launch.node import processes
+from hpc_launch.records.claims import Holder
 from hpc_launch.review.job_state import SlurmAnswer
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
@@ -168,21 +170,21 @@ class Started:
             SlurmError: it runs on another machine.
         """
         process = self._process()
-        if process.get("host") != socket.gethostname():
-            raise SlurmError(f"job {self.files.job_id} was started on {process.get('host')}: cancel it there")
+        if process.host != socket.gethostname():
+            raise SlurmError(f"job {self.files.job_id} was started on {process.host}: cancel it there")
         if self.ending() is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(process["pid"]), signal.SIGTERM)
+                os.kill(process.pid, signal.SIGTERM)
 
-    def _process(self) -> dict[str, Any]:
-        return read_own_json(self.files.process)
+    def _process(self) -> Holder:
+        return codec.salvage(Holder, read_own_json(self.files.process))
 
     def _is_there(self) -> bool | None:
         """Whether its process is there; None for one on another machine, where nobody here can tell."""
         process = self._process()
-        if process.get("host") != socket.gethostname():
+        if process.host != socket.gethostname():
             return None
-        return processes.is_same(int(process.get("pid", 0)), str(process.get("started")))
+        return processes.is_same(process.pid, process.started)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 from hpc_launch.errors import JobFailed, UsageError
 from hpc_launch.jobs import results
-from hpc_launch.jobs.files import SUBMITTED, JobFiles, read_json
+from hpc_launch.jobs.files import SUBMITTED, JobFiles, read_record
 from hpc_launch.jobs.handles import Ending, Handle, InProcess, Queued, Started
 from hpc_launch.jobs.place import SLURM
 from hpc_launch.jobs.view import JobView, Subject
@@ -62,13 +62,9 @@ class Job(Generic[R]):
             UsageError: there is no such job.
         """
         files = _find(str(job), None if folder is None else Path(folder))
-        record = read_json(files.record)
-        if record.get("cluster", SLURM) == SLURM:
-            handle: Handle = Queued(files)
-        else:
-            handle = Started(files)
-        where = record.get("directory")
-        return cls(files, handle, Path(where) if where else None)
+        record = read_record(files.record)
+        handle: Handle = Queued(files) if record is None or record.cluster == SLURM else Started(files)
+        return cls(files, handle, None if record is None else record.directory)
 
     @property
     def job_id(self) -> str:
@@ -139,9 +135,9 @@ class Job(Generic[R]):
             raise error
         if self._results is None:
             files = self._of()
-            script = bool(read_json(files.record).get("script"))
+            record = read_record(files.record)
             directory = JobDirectory(self.directory.parent, self.directory.name)
-            self._results = results.read(directory, self.job_id, functions=not script)
+            self._results = results.read(directory, self.job_id, functions=record is None or not record.script)
         return self._results
 
     def result(self, timeout: float | None = None) -> R:
@@ -257,7 +253,7 @@ class Job(Generic[R]):
         """
         from hpc_launch.jobs.look import look  # noqa: PLC0415 - as above
 
-        subject = Subject.of(self.job_id, read_json(self._of().record))
+        subject = Subject.of(self.job_id, read_record(self._of().record))
         done = self.done()  # first: what is seen of a job that has ended is to have its end
         evidence = dataclasses.replace(self._held().evidence(), done=done)
         return look(subject, evidence, self.directory, time.time())

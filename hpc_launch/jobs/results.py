@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hpc_launch import codec
 from hpc_launch.errors import CallError, JobFailed, WorkerFailed, reason
 from hpc_launch.jobs import remote
 from hpc_launch.jobs.files import read_json
@@ -17,6 +18,7 @@ from hpc_launch.owners import read_own
 from hpc_launch.records import causes, history, telling
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import Worker
+from hpc_launch.records.plan_record import PlanRecord
 
 # What another node has written may be seen here some seconds later.
 LAG_SECONDS = 30.0
@@ -81,10 +83,10 @@ def _planned(job: JobDirectory) -> int | None:
     attempt = history.read(job.path).last_attempt
     if attempt is not None and attempt.world_size:
         return attempt.world_size
-    derived = read_json(job.last_plan).get("derived", {})
+    derived = codec.salvage(PlanRecord, read_json(job.last_plan)).derived
     try:
-        nodes, ranks = (int(derived[name]["value"].partition(":")[0]) for name in ("nnodes", "nproc_per_node"))
-    except (KeyError, TypeError, ValueError):
+        nodes, ranks = (int(derived[name].value.partition(":")[0]) for name in ("nnodes", "nproc_per_node"))
+    except (KeyError, ValueError):
         return None
     return nodes * ranks
 

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hpc_launch import codec
 from hpc_launch.errors import HpcLaunchError
 from hpc_launch.jobs import agents
-from hpc_launch.jobs.files import JobFiles, read_own_json, write_json
+from hpc_launch.jobs.files import JobFiles, SubmissionRecord, read_own_json, write_json
 from hpc_launch.node import processes
+from hpc_launch.records.claims import Holder
 from hpc_launch.records.directory import JobDirectory
 
 
@@ -38,13 +40,12 @@ def main(base: str, job_id: str) -> None:
     files = JobFiles(Path(base), job_id)
     pid = os.fork()  # this process has a single thread
     if pid:
-        who = {"pid": pid, "started": processes.start_time(pid), "host": socket.gethostname()}
-        write_json(files.process, who)
+        write_json(files.process, Holder(socket.gethostname(), pid, processes.start_time(pid)))
         return
     os.setsid()
-    record = read_own_json(files.record)
-    job = Path(record["directory"])
-    status = agents.run(record["command"])
+    record = codec.build(SubmissionRecord, read_own_json(files.record))
+    job = record.directory
+    status = agents.run(record.command)
     agents.conclude(files, JobDirectory(job.parent, job.name), status, {})
 
 

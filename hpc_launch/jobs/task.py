@@ -12,7 +12,7 @@ from typing import Any, Union
 from hpc_launch import hidden
 from hpc_launch.errors import UsageError
 from hpc_launch.jobs import agents, calls, command, request
-from hpc_launch.jobs.files import JobFiles, write_json, write_once
+from hpc_launch.jobs.files import JobFiles, SubmissionRecord, write_once, write_record
 from hpc_launch.jobs.request import Resources
 from hpc_launch.records.directory import JobDirectory
 
@@ -110,15 +110,9 @@ class ElasticTask:
             options=options,
         )
 
-    def record(self, job_id: str, cluster: str, where: Path) -> dict[str, Any]:
+    def record(self, job_id: str, cluster: str, where: Path) -> SubmissionRecord:
         """What is remembered of the submission."""
-        return {
-            "job_id": job_id,
-            "cluster": cluster,
-            "name": self.name,
-            "script": list(hidden.arguments(self.script)),
-            "directory": str(where),
-        }
+        return SubmissionRecord(job_id, cluster, self.name, tuple(hidden.arguments(self.script)), where)
 
     def __call__(self) -> dict[str, str] | None:
         """Run the agent of this node, in a task of a job that submitit has submitted."""
@@ -133,7 +127,7 @@ class ElasticTask:
         options = command.nodes(self.resources) if slurm else (f"--log-name={name}", "--standalone")
         job = JobDirectory(log_dir, name)
         if here.global_rank == 0 and not files.record.exists():
-            write_json(files.record, self.record(here.job_id, here.cluster, job.path))
+            write_record(files.record, self.record(here.job_id, here.cluster, job.path))
         status = agents.run(self.agent(files.call, log_dir, *options, requeue=slurm), alone=lossy)
         # Of a run that goes on without nodes that are lost the first one can be among these.
         final = agents.final_status(job, os.environ) if lossy else status if here.global_rank == 0 else None

@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from hpc_launch.jobs.files import Outcome
+from hpc_launch.jobs.files import Outcome, SubmissionRecord
 from hpc_launch.jobs.place import ALLOCATION, DEBUG, LOCAL, SLURM
 from hpc_launch.records import causes, members, telling, words
 from hpc_launch.records.causes import RootCause
@@ -42,18 +41,12 @@ class Subject:
     submitted: float | None = None
 
     @classmethod
-    def of(cls, job_id: str, record: Mapping[str, Any]) -> Subject:
-        """Read the record of a submission, which is empty where it cannot be read."""
-        cluster = str(record.get("cluster", SLURM))
-        resources, submitted = record.get("resources"), record.get("submitted")
-        nodes = resources.get("nodes") if isinstance(resources, dict) else None
-        return cls(
-            str(record.get("name") or "job"),
-            job_id,
-            _WHERE.get(cluster, cluster),
-            nodes if isinstance(nodes, int) else 0,
-            float(submitted) if isinstance(submitted, (int, float)) else None,
-        )
+    def of(cls, job_id: str, record: SubmissionRecord | None) -> Subject:
+        """Take it from the record of a submission; None where that cannot be read."""
+        if record is None:
+            return cls("job", job_id, _WHERE[SLURM])
+        where, nodes = _WHERE.get(record.cluster, record.cluster), record.resources.get("nodes")
+        return cls(record.name or "job", job_id, where, nodes if isinstance(nodes, int) else 0, record.submitted)
 
 
 @dataclass(frozen=True)

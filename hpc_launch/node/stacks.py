@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -140,19 +141,19 @@ class _Taker:
         late = time.monotonic() > self._deadline
         _wait(lambda: late or processes.state(seen.pid)[0] not in "DTt", _HANGS)
         letter, words = processes.state(seen.pid)
-        about = {**seen.as_dict(), "name": processes.name(seen.pid), "state": words}
+        about = replace(seen, name=processes.name(seen.pid), state=words)
         if letter in ("", "Z", "X"):
-            return Seen.of({**about, "why": "it has ended"})
+            return replace(about, why="it has ended")
         if late:
-            return Seen.of({**about, "why": "there was no time left to look at it"})
+            return replace(about, why="there was no time left to look at it")
         reasons = []
         for way in self._ways:
             method: Callable[[int, str], tuple[str, str]] = self._by_spy if way == "py-spy" else self._by_signal
             text, why = method(seen.pid, letter)
             if text:
-                return Seen.of({**about, "by": way, "text": text})
+                return replace(about, by=way, text=text)
             reasons.append(why)
-        return Seen.of({**about, "why": "; ".join(filter(None, reasons))})
+        return replace(about, why="; ".join(filter(None, reasons)))
 
     # ---- py-spy
 

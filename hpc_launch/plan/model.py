@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hpc_launch import hidden, hostlist
 from hpc_launch.node.devices import Devices
 from hpc_launch.plan.binding import Binding, Share
 from hpc_launch.plan.identity import Identity
 from hpc_launch.plan.start import Start
+from hpc_launch.records.plan_record import PlanRecord, RecordedValue
 from hpc_launch.settings import NodeRange, Origin, Settings
 from hpc_launch.world import World
 
@@ -109,22 +109,19 @@ class Plan:
         """Whether the nodes meet by hpc-launch's own backend."""
         return self.backend == "slurm"
 
-    def as_dict(self) -> dict[str, Any]:
-        """The plan for job.json: plain values, origins included, and none of secrets."""
+    def record(self) -> PlanRecord:
+        """The plan for job.json: values with their origins, and none of secrets."""
         names = self.settings.secret_names
-        return {
-            "run_id": self.run_id,
-            "script": list(hidden.arguments(self.script, names)),
-            "hosts": hostlist.fold(self.world.hosts),
-            "derived": {
-                item.name: {"value": hidden.text(item.value, names), "origin": item.origin} for item in self.derived
+        return PlanRecord(
+            run_id=self.run_id,
+            script=tuple(hidden.arguments(self.script, names)),
+            hosts=hostlist.fold(self.world.hosts),
+            derived={item.name: RecordedValue(hidden.text(item.value, names), item.origin) for item in self.derived},
+            settings={
+                name: RecordedValue(self._shown(name), origin.value) for name, origin in self.settings.origins.items()
             },
-            "settings": {
-                name: {"value": self._shown(name), "origin": origin.value}
-                for name, origin in self.settings.origins.items()
-            },
-            "warnings": [hidden.text(warning, names) for warning in self.warnings],
-        }
+            warnings=tuple(hidden.text(warning, names) for warning in self.warnings),
+        )
 
     def _shown(self, name: str) -> str:
         """The value of a setting, as the record has it."""

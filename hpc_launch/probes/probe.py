@@ -11,7 +11,6 @@ The module has a class `Tasks`: what can be asked for.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import signal
 import sys
@@ -29,7 +28,7 @@ class Tasks(Protocol):
     """What a probe can be asked to do."""
 
     def do(self, order: Mapping[str, Any]) -> Any:
-        """Do what `order["do"]` names; the answer is to be plain values."""
+        """Do what `order["do"]` names; the answer is to be what the codec writes."""
 
 
 def main() -> None:
@@ -38,8 +37,7 @@ def main() -> None:
     say(hello=os.environ.get("SLURMD_NODENAME", ""), nodes=os.environ.get("SLURM_STEP_NODELIST", ""))
     # That it has begun is to be known before this is read.
     tasks: Tasks = importlib.import_module(sys.argv[1]).Tasks(os.environ, Path.cwd(), lambda what: say(doing=what))
-    for line in sys.stdin:
-        order = json.loads(line)
+    for order in wire.orders(sys.stdin):
         try:
             answer = tasks.do(order)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a node is what is asked for

@@ -7,7 +7,6 @@ works wherever srun does. What srun says itself tells which node could not be st
 from __future__ import annotations
 
 import contextlib
-import json
 import queue
 import re
 import subprocess
@@ -18,9 +17,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from hpc_launch import hostlist
+from hpc_launch import codec, hostlist
 from hpc_launch.errors import ContextError, HostlistError
-from hpc_launch.probes.wire import Decoder
+from hpc_launch.probes import wire
 
 # What all nodes but a few have done in some time, these get three times as long for, and at least so many seconds more.
 _GRACE = 10.0
@@ -57,7 +56,26 @@ class _Node:
     doing: str = ""
     ended: str = ""
     said: str = ""
-    decoder: Decoder = field(default_factory=Decoder)
+    decoder: wire.Decoder = field(default_factory=wire.Decoder)
+
+
+@dataclass(frozen=True)
+class _ProbeRecord:
+    """A record of a probe: that it has begun, what it is about to do, or an answer.
+
+    Attributes:
+        hello: its node.
+        doing: what it is about to do.
+        order: the number of the order that it has done, or could not do.
+        error: why it could not.
+        answer: what has come of it.
+    """
+
+    hello: str | None
+    doing: str | None
+    order: int | None
+    error: str | None
+    answer: Any = None
 
 
 @dataclass(frozen=True)
@@ -213,7 +231,7 @@ class Session:
     def _write(self, order: Mapping[str, Any]) -> None:
         with contextlib.suppress(OSError):  # srun is gone: nobody answers, which is seen
             if self._srun is not None and self._srun.stdin is not None:
-                self._srun.stdin.write(json.dumps(order) + "\n")
+                self._srun.stdin.write(wire.encode_order(order))
                 self._srun.stdin.flush()
 
     def _pump(self, name: str, stream: IO[str] | None) -> None:
@@ -255,17 +273,17 @@ class Session:
             self._complaint(node, text.strip())
 
     def _obey(self, node: str, record: Mapping[str, Any]) -> None:
-        now = time.time()
-        if "hello" in record:
+        now, said = time.time(), codec.salvage(_ProbeRecord, record)
+        if said.hello is not None:
             self._begun.add(node)
-        elif "doing" in record:
-            self._nodes[node].doing = record["doing"]
-        elif record.get("order") == self._number and self._answers is not None:
+        elif said.doing is not None:
+            self._nodes[node].doing = said.doing
+        elif said.order == self._number and self._answers is not None:
             self._answers.times[node] = now
-            if "error" in record:
-                self._answers.failed[node] = record["error"]
+            if said.error is not None:
+                self._answers.failed[node] = said.error
             else:
-                self._answers.given[node] = record["answer"]
+                self._answers.given[node] = said.answer
 
     def _complaint(self, node: str, text: str) -> None:
         if not text:

@@ -13,22 +13,20 @@ where one is the same as before.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import itertools
-import json
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpc_launch import owners
+from hpc_launch import codec, owners
+from hpc_launch.codec import APART
 from hpc_launch.errors import LogDirError
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.parsing import Fields, parse
 
 # The version of the claim files. Fields that are added keep it, so that earlier programs can read on.
 _SCHEMA = 1
@@ -54,7 +52,7 @@ class ClaimedRun:
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that has made a claim.
+    """The process that holds something, a claim for instance, as it is known for good.
 
     Attributes:
         host: its node.
@@ -69,7 +67,7 @@ class Holder:
 
 @dataclass(frozen=True)
 class Claim:
-    """One start of a run, as its claim file has it.
+    """One start of a run, as its claim file has it: with the fields of its holder, and a name that has the first two.
 
     Attributes:
         place: a digest of where it was.
@@ -79,11 +77,11 @@ class Claim:
         holder: the process that has made it.
     """
 
-    place: str
-    incarnation: int
+    place: str = field(metadata=APART)
+    incarnation: int = field(metadata=APART)
     program: str
-    when: float
-    holder: Holder
+    when: float = field(metadata={"name": "time"})
+    holder: Holder = field(metadata=APART)
 
 
 @dataclass(frozen=True)
@@ -230,8 +228,8 @@ def _claim(job: JobDirectory, claim: Claim) -> bool:
     Raises:
         LogDirError: where no file can be made.
     """
-    facts = {"schema": _SCHEMA, "program": claim.program, "time": claim.when, **dataclasses.asdict(claim.holder)}
-    data, existed = (json.dumps(facts) + "\n").encode(), os.path.lexists(job.path)
+    facts = {"schema": _SCHEMA, **codec.plain(claim), **codec.plain(claim.holder)}
+    data, existed = codec.line(facts).encode(), os.path.lexists(job.path)
     try:
         with owners.open_folder(job.claims, job.path, make=True) as folder:
             return _make_once(folder, f"{claim.place}-{claim.incarnation}", data)
@@ -291,14 +289,8 @@ def _make(folder: owners.Folder, name: str, data: bytes) -> None:
 def _read(path: Path, place: str, incarnation: int) -> Claim:
     """Read a claim file; what it does not say, or another version says otherwise, is left empty."""
     try:
-        found = parse(owners.read_own(path))
+        facts = codec.parse(owners.read_own(path)) or {}
     except OSError:
-        found = None
-    fields = found or Fields({})
-    return Claim(
-        place=place,
-        incarnation=incarnation,
-        program=fields.text("program"),
-        when=fields.number("time") or 0.0,
-        holder=Holder(fields.text("host"), fields.whole("pid"), fields.text("started")),
-    )
+        facts = {}
+    holder = codec.salvage(Holder, facts)
+    return codec.salvage(Claim, facts, place=place, incarnation=incarnation, holder=holder)

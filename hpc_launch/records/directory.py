@@ -28,16 +28,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hpc_launch import owners
+from hpc_launch import codec, owners
 from hpc_launch.errors import LogDirError
 
 _ATTEMPT = re.compile(r"attempt_(\d+)")
@@ -244,9 +242,9 @@ def claim(path: Path) -> bool:
     return True
 
 
-def write_json(path: Path, value: Mapping[str, Any], top: Path | None = None) -> None:
-    """Write a file whole or not at all: a reader never sees half of it."""
-    write_text(path, json.dumps(value, indent=2) + "\n", top)
+def write_json(path: Path, value: Any, top: Path | None = None) -> None:
+    """Write an object, a dataclass or plain values, whole or not at all: a reader never sees half of it."""
+    write_text(path, codec.document(value), top)
 
 
 def write_text(path: Path, text: str, top: Path | None = None) -> None:

@@ -43,13 +43,13 @@ fields that they do not know.
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hpc_launch import codec
 from hpc_launch.records import directory
 
 RUN = "run"
@@ -118,9 +118,9 @@ class EventLog:
         """
         moment = round(time.time() if when is None else when, 3)
         common = {"time": moment, "event": event, "agent": self._agent}
-        line = json.dumps({**common, **facts}) + "\n"
+        line = codec.line({**common, **facts})
         if len(line) > _LONGEST:
-            line = json.dumps({**common, **{name: fact for name, fact in facts.items() if name != "failure"}}) + "\n"
+            line = codec.line({**common, **{name: fact for name, fact in facts.items() if name != "failure"}})
         with self._lock:
             if self._held is not None:
                 self._held.append(line)

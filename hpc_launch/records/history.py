@@ -7,14 +7,16 @@ left out, and `History.unreadable` says so. `model` has the values.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from hpc_launch.records import ledger
+from hpc_launch import codec
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.gather import Gathered
-from hpc_launch.records.model import History, Mark
-from hpc_launch.records.parsing import Fields, content, entries, parse, parse_lines
-from hpc_launch.records.progress import read_mark
+from hpc_launch.records.model import History, JobEnd, Mark, Requeue
+from hpc_launch.records.parsing import content, entries
+from hpc_launch.records.plan_record import PlanRecord
 
 _MARK = re.compile(r"rank_(\d{1,9})\.json")
 _ATTEMPT = re.compile(r"attempt_(\d{1,9})")
@@ -38,8 +40,8 @@ class _Reader:
             if not host.startswith("."):
                 gathered.add(host, self._lines(self._job.events(host), needed=True))
         starts = [int(match[1]) for name in names if (match := _ATTEMPT.fullmatch(name))]
-        plans = {number: fields.values for number in starts if (fields := self._object(self._job.plan(number)))}
-        end = self._object(self._job.end_time)
+        found = {number: self._object(self._job.plan(number)) for number in starts}
+        plans = {number: codec.salvage(PlanRecord, facts) for number, facts in found.items() if facts is not None}
         return History(
             path=self._job.path,
             runs=gathered.runs(plans),
@@ -50,9 +52,9 @@ class _Reader:
             node_states=gathered.node_states(),
             notices=gathered.notices(),
             clocks=gathered.clocks(),
-            requeues=tuple(map(ledger.shown, self._lines(self._job.ledger))),
+            requeues=tuple(codec.salvage(Requeue, facts) for facts in self._lines(self._job.ledger)),
             progress=self._progress(),
-            end_time=end.number("end") if end is not None else None,
+            end_time=codec.salvage(JobEnd, self._object(self._job.end_time) or {}).end,
             unreadable=tuple(self._unreadable),
         )
 
@@ -61,25 +63,25 @@ class _Reader:
         found = []
         for name in self._entries(folder):
             match = _MARK.fullmatch(name)
-            fields = self._object(folder / name) if match else None
-            if match and fields is not None:
-                found.append(read_mark(int(match[1]), fields))
+            facts = self._object(folder / name) if match else None
+            if match and facts is not None:
+                found.append(codec.salvage(Mark, facts, rank=int(match[1])))
         return tuple(sorted(found, key=lambda mark: mark.rank))
 
-    def _object(self, path: Path) -> Fields | None:
+    def _object(self, path: Path) -> Mapping[str, Any] | None:
         data = self._content(path)
         if data is None:
             return None
-        fields = parse(data)
-        if fields is None:
+        facts = codec.parse(data)
+        if facts is None:
             self._say(path, "it is empty" if not data.strip() else "it is not what hpc-launch writes there")
-        return fields
+        return facts
 
-    def _lines(self, path: Path, *, needed: bool = False) -> list[Fields]:
+    def _lines(self, path: Path, *, needed: bool = False) -> Sequence[Mapping[str, Any]]:
         data = self._content(path, needed=needed)
         if data is None:
             return []
-        found, bad, cut = parse_lines(data)
+        found, bad, cut = codec.parse_lines(data)
         if bad:
             self._say(path, f"{bad} line{'s are' if bad > 1 else ' is'} not what hpc-launch writes there")
         if cut:

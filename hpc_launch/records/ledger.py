@@ -11,17 +11,15 @@ ledger with a later version's lines is neither understood nor changed.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
-from hpc_launch import owners
+from hpc_launch import codec, owners
+from hpc_launch.codec import CodecError
 from hpc_launch.errors import LogDirError
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.model import Requeue
-from hpc_launch.records.parsing import Fields, parse
 
 # Why a run ended: a notice signal, the time limit, a preemption, or a failure of the training itself.
 Reason = Literal["notice", "timeout", "preempt", "failure"]
@@ -50,19 +48,19 @@ class Entry:
         by_slurm: Slurm did it by itself, and nobody asked for it.
     """
 
-    time: float
+    time: float = field(metadata={"check": codec.number})
     reason: Reason
     cause: str
     restart_count: int
     attempt: int
     step: float | None
     progressed: bool
-    counted: bool
+    counted: bool = True
     by_slurm: bool = False
 
     def line(self) -> str:
         """The entry as a line of the ledger, its end included."""
-        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}) + "\n"
+        return codec.line({"schema": SCHEMA, **codec.plain(self)})
 
 
 @dataclass(frozen=True)
@@ -91,8 +89,7 @@ class Ledger:
 
 def read(text: str) -> Ledger:
     """Read a ledger. Lines that are no entries (half written on a full disk) are left out. Pure."""
-    fields = [parse(line.encode()) for line in text.splitlines()]
-    versions = [version for one in fields if one is not None and (version := one.whole("schema", SCHEMA)) > SCHEMA]
+    versions = [version for line in text.splitlines() if (version := _version(codec.parse(line) or {})) > SCHEMA]
     entries = tuple(entry for line in text.splitlines() if (entry := _entry(line)) is not None)
     return Ledger(entries, max(versions, default=None), text)
 
@@ -118,35 +115,24 @@ def amend(job: JobDirectory, ledger: Ledger, last: Entry) -> None:
         directory.write_text(job.ledger, ledger.amended(last))
 
 
-def shown(fields: Fields) -> Requeue:
-    """A line for people: of any version, with what of it is understood."""
-    return Requeue(
-        time=fields.number("time") or 0.0,
-        reason=fields.text("reason"),
-        cause=fields.text("cause"),
-        restart_count=fields.whole("restart_count"),
-        attempt=fields.whole("attempt"),
-        step=fields.number("step"),
-        counted=fields.values.get("counted") is not False,
-    )
+@dataclass(frozen=True)
+class _Versioned:
+    """A line of any version."""
+
+    schema: int = SCHEMA
+
+
+def _version(facts: Mapping[str, Any]) -> int:
+    return codec.salvage(_Versioned, facts).schema
 
 
 def _entry(line: str) -> Entry | None:
-    fields = parse(line.encode())
-    if fields is None or fields.whole("schema", SCHEMA) > SCHEMA:
+    facts = codec.parse(line)
+    if facts is None or _version(facts) > SCHEMA:
         return None
-    reason, moment = fields.text("reason"), fields.number("time")
-    if reason not in REASONS or moment is None:
+    try:
+        entry = codec.salvage(Entry, facts)
+    except CodecError:
         return None
-    return Entry(
-        time=moment,
-        reason=reason,
-        cause=fields.text("cause"),
-        restart_count=fields.whole("restart_count"),
-        attempt=fields.whole("attempt"),
-        step=fields.number("step"),
-        progressed=fields.values.get("progressed") is True,
-        counted=fields.values.get("counted") is not False,
-        # Versions before this field have these words only.
-        by_slurm=fields.values.get("by_slurm") is True or fields.text("cause") == BY_SLURM,
-    )
+    # Versions before `by_slurm` have these words only.
+    return replace(entry, by_slurm=entry.by_slurm or entry.cause == BY_SLURM)

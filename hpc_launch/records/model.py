@@ -7,11 +7,13 @@ agents have measured.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from hpc_launch import codec
+from hpc_launch.codec import APART
 from hpc_launch.records.directory import RankFiles
+from hpc_launch.records.plan_record import PlanRecord
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Run:
 
     Attributes:
         first_attempt: its first attempt.
-        plan: the plan as run (`job.json`); empty where that cannot be read.
+        plan: the plan as run; empty where that cannot be read.
         versions: versions of software, by name.
         run_id: its name.
         restart_count: how often Slurm had started the job again.
@@ -31,7 +33,7 @@ class Run:
     """
 
     first_attempt: int
-    plan: Mapping[str, Any]
+    plan: PlanRecord
     versions: Mapping[str, str]
     run_id: str
     restart_count: int
@@ -50,6 +52,10 @@ class Usage:
     max_rss: int
 
 
+# An exception without a type is none.
+_NAMED = codec.text(1 << 16, bool, "a type")
+
+
 @dataclass(frozen=True)
 class Raised:
     """An exception that ended a worker.
@@ -62,7 +68,7 @@ class Raised:
         time: when it was raised; None if unknown.
     """
 
-    type: str
+    type: str = field(metadata={"check": _NAMED})
     message: str
     where: str
     source: str
@@ -207,7 +213,7 @@ class NodeState:
         last: it was not asked again: by then Slurm must have noticed.
     """
 
-    time: float
+    time: float = field(metadata=APART)
     host: str
     state: str
     gone: bool
@@ -248,9 +254,9 @@ class Roll:
 class Notice:
     """A notice signal that was passed on to the workers of a node, for the `number`-th time."""
 
-    time: float
-    attempt: int | None
-    host: str
+    time: float = field(metadata=APART)
+    attempt: int | None = field(metadata=APART)
+    host: str = field(metadata=APART)
     signal: str
     number: int
 
@@ -259,8 +265,8 @@ class Notice:
 class Clock:
     """How far a node's clock was ahead of the leader's in an attempt: `offset` seconds, give or take `error`."""
 
-    host: str
-    attempt: int | None
+    host: str = field(metadata=APART)
+    attempt: int | None = field(metadata=APART)
     offset: float
     error: float
 
@@ -292,19 +298,32 @@ class Requeue:
     restart_count: int
     attempt: int
     step: float | None
-    counted: bool
+    counted: bool = True
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """When the job ends, as Slurm said last.
+
+    Attributes:
+        end: the time, in seconds since the epoch; None where it has no end.
+        asked: when Slurm was asked.
+    """
+
+    end: float | None
+    asked: float = 0.0
 
 
 @dataclass(frozen=True)
 class Mark:
     """How far training is, as a rank has marked it last."""
 
-    rank: int
+    rank: int = field(metadata=APART)
     time: float
     attempt: int
     step: float | None
     total: float | None
-    values: Mapping[str, float | str]
+    values: Mapping[str, float | bool | str]
 
 
 @dataclass(frozen=True)

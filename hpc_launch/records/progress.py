@@ -13,9 +13,10 @@ import contextlib
 import re
 from collections.abc import Iterable, Sequence
 
+from hpc_launch import codec
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import Mark
-from hpc_launch.records.parsing import Fields, content, entries, number, open_regular, parse, parse_lines
+from hpc_launch.records.parsing import content, entries, open_regular
 
 # So many calls are all kept, and of the later ones each that is this part of their number after the one before.
 _FINENESS = 200
@@ -29,23 +30,6 @@ _LARGEST = 1 << 22
 def next_point(call: int) -> int:
     """The next call of an attempt whose mark is kept in the curve, after a call that was. Pure."""
     return call + max(1, call // _FINENESS)
-
-
-def read_mark(rank: int, fields: Fields) -> Mark:
-    """Read a mark; what is missing or makes no sense is left out. Pure."""
-    values = {
-        str(name): value
-        for name, value in fields.inner("values").values.items()
-        if isinstance(value, (str, bool)) or number(value) is not None
-    }
-    return Mark(
-        rank=rank,
-        time=fields.number("time") or 0.0,
-        attempt=fields.whole("attempt"),
-        step=fields.number("step"),
-        total=fields.number("total"),
-        values=values,
-    )
 
 
 def share(mark: Mark) -> float | None:
@@ -90,7 +74,7 @@ def curve(job: JobDirectory, rank: int) -> tuple[Mark, ...]:
     with contextlib.suppress(OSError), open_regular(job.curve(rank)) as file:
         file.seek(max(0, file.seek(0, 2) - _LARGEST))
         data = file.read()
-    marks = [read_mark(rank, fields) for fields in parse_lines(data)[0]]
+    marks = [codec.salvage(Mark, facts, rank=rank) for facts in codec.parse_lines(data)[0]]
     last = _last_word(job, rank)
     if last is not None and (not marks or marks[-1] != last):
         marks.append(last)
@@ -99,5 +83,5 @@ def curve(job: JobDirectory, rank: int) -> tuple[Mark, ...]:
 
 def _last_word(job: JobDirectory, rank: int) -> Mark | None:
     data = content(job.progress(rank))
-    fields = parse(data) if isinstance(data, bytes) else None
-    return None if fields is None else read_mark(rank, fields)
+    facts = codec.parse(data) if isinstance(data, bytes) else None
+    return None if facts is None else codec.salvage(Mark, facts, rank=rank)

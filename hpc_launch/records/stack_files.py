@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 from hpc_launch.errors import LogDirError, reason
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.stacks import Seen
 from hpc_launch.text import stamp
+
+
+@dataclass(frozen=True)
+class AllStacks:
+    """All that was seen of a job, as its `stacks.json` has it.
+
+    Attributes:
+        job: the job.
+        attempt: which of its attempts.
+        time: when it was looked at, in seconds since the epoch.
+        processes: what was seen.
+    """
+
+    job: str
+    attempt: int
+    time: float
+    processes: Sequence[Seen]
 
 
 def name_of(moment: float) -> str:
@@ -58,17 +74,7 @@ def write_all(job: JobDirectory, name: str, attempt: int, moment: float, seen: S
     Raises:
         LogDirError: naming the directory and the reason.
     """
-    facts = {"job": job.job, "attempt": attempt, "time": moment, "processes": [one.as_dict() for one in seen]}
-    directory.write_json(job.stacks(name) / "stacks.json", facts)
-
-
-def read_all(path: Path) -> tuple[Seen, ...]:
-    """Read that back.
-
-    Raises:
-        OSError, ValueError, TypeError, KeyError: where it cannot be read, or is something else.
-    """
-    return tuple(Seen.of(one) for one in json.loads(path.read_text())["processes"])
+    directory.write_json(job.stacks(name) / "stacks.json", AllStacks(job.job, attempt, moment, seen))
 
 
 def _text(one: Seen) -> str:

@@ -6,11 +6,12 @@ Two formats are read: that of faulthandler (which workers answer in, too) and th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
 
+from hpc_launch import codec
+from hpc_launch.codec import checked
 from hpc_launch.records.words import fold_ranks
 
 # How the cause of an attempt begins that has ended because nobody did anything; where they were follows.
@@ -93,6 +94,10 @@ class Thread:
         return tuple(frame.key for frame in self.frames)
 
 
+# A process with hundreds of threads has long stacks.
+_STACKS = codec.text(1 << 28)
+
+
 @dataclass(frozen=True)
 class Seen:
     """What was seen of one process: a worker, or one that it has started.
@@ -116,23 +121,13 @@ class Seen:
     name: str = ""
     state: str = ""
     by: str = ""
-    text: str = ""
+    text: str = checked(_STACKS, "")
     why: str = ""
 
     @property
     def threads(self) -> tuple[Thread, ...]:
         """Its threads, the main thread first."""
         return parse(self.text)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-    @classmethod
-    def of(cls, value: Mapping[str, Any]) -> Seen:
-        """Read it back; what a newer version has besides is passed over."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: given for name, given in value.items() if name in known})
 
 
 def parse(text: str) -> tuple[Thread, ...]:

@@ -8,14 +8,14 @@ all of them, when all that is written is that something can be.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from hpc_launch import codec
 from hpc_launch.records import directory
-from hpc_launch.records.parsing import content, number, parse_lines
+from hpc_launch.records.parsing import content
 
 _KEY = re.compile(r"\d{1,9}\.(out|err)")
 
@@ -60,7 +60,7 @@ class OutputTimes:
                     grown[name] = self._sizes[name] = size
         if not grown and not even_so:
             return None
-        line = json.dumps({"time": round(time.time(), 3), **grown}, separators=(",", ":")) + "\n"
+        line = codec.line({"time": round(time.time(), 3), **grown})
         try:
             self._written += directory.append(self._path, line, self._job)
         except OSError as error:
@@ -78,13 +78,13 @@ def read(path: Path) -> tuple[dict[str, list[tuple[float, int]]], str]:
     if not isinstance(data, bytes):
         return {}, data or ""
     found: dict[str, list[tuple[float, int]]] = {}
-    lines, bad, _ = parse_lines(data)  # a last line that is being written is none yet
-    for fields in lines:
-        moment = fields.number("time")
-        for name, value in fields.values.items():
-            size = number(value)
-            if moment is not None and size is not None and _KEY.fullmatch(str(name)):
-                steps = found.setdefault(str(name), [])
+    lines, bad, _ = codec.parse_lines(data)  # a last line that is being written is none yet
+    for facts in lines:
+        grown = codec.fitting(facts, codec.number)
+        moment = grown.pop("time", None)
+        for name, size in grown.items():
+            if moment is not None and _KEY.fullmatch(name):
+                steps = found.setdefault(name, [])
                 # A file that was emptied begins anew, and what is known of it too.
                 while steps and (steps[-1][1] >= size or steps[-1][0] > moment):
                     steps.pop()

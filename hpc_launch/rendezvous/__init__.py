@@ -19,6 +19,6 @@ The coordinator:
 - `round_checks`: who does not fit together; `node_blame`: whose node is bad; `node_reports`: what is said about nodes
 - `preparations`: made in threads, `job_claim` and `worker_store`
 
-Both: `messages`, `codec`: what agents say, checked; `transport`: authenticated connections; `suspend_aware_clock`,
+Both: `messages`: what agents say, checked; `transport`: authenticated connections; `suspend_aware_clock`,
 `background_call`: time, and work that may block.
 """

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from hpc_launch import codec
 from hpc_launch.console import say
 from hpc_launch.errors import RendezvousError
-from hpc_launch.rendezvous import clock_offset, codec
+from hpc_launch.rendezvous import clock_offset, messages
 from hpc_launch.rendezvous.messages import FROM_COORDINATOR, Ask, Message, Question, Share, Told
 from hpc_launch.rendezvous.transport.connection import Connection
 from hpc_launch.rendezvous.transport.faults import MessageError
@@ -63,7 +64,7 @@ class CoordinatorClient:
         if self.connection is not None:
             self.connection.flush()
             for frame in self.connection.receive():
-                yield codec.decode(frame.payload, FROM_COORDINATOR)
+                yield messages.decode(frame.payload, FROM_COORDINATOR)
 
     def wait(self, seconds: float, others: Iterable[int] = ()) -> None:
         """Wait until a message comes, or something at other descriptors; so long at most."""

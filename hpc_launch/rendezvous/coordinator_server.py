@@ -13,8 +13,8 @@ import threading
 from collections.abc import Callable, Mapping, Set as AbstractSet
 from pathlib import Path
 
+from hpc_launch import codec
 from hpc_launch.node import limits
-from hpc_launch.rendezvous import codec
 from hpc_launch.rendezvous.coordinator_service import CoordinatorService
 from hpc_launch.rendezvous.messages import Hello, Purpose
 from hpc_launch.rendezvous.preparations import Preparations

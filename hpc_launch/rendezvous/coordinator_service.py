@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hpc_launch import codec
 from hpc_launch.console import say
-from hpc_launch.rendezvous import codec
+from hpc_launch.rendezvous import messages
 from hpc_launch.rendezvous.coordinator import Coordinator
 from hpc_launch.rendezvous.effects import View
 from hpc_launch.rendezvous.membership import Half
@@ -45,7 +46,7 @@ def _hello(data: bytes) -> Hello:
     Raises:
         MessageError: when it is none.
     """
-    found: Hello = codec.decode(data, _HELLO)
+    found: Hello = messages.decode(data, _HELLO)
     return found
 
 
@@ -126,7 +127,7 @@ class CoordinatorService:
             return
         self.coordinator.now = self._clock.now()
         try:
-            self.coordinator.receive(session, codec.decode(payload, FROM_AGENTS))
+            self.coordinator.receive(session, messages.decode(payload, FROM_AGENTS))
         except MessageError as error:
             if session.hello.instance == self._instance:
                 raise RuntimeError(f"a message of this agent itself: {error}") from error

@@ -8,23 +8,22 @@ So a foreign program on one of the ports, or another run of the same user, costs
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from hpc_launch import owners
+from hpc_launch import codec, owners
+from hpc_launch.codec import CodecError
 from hpc_launch.console import say
 from hpc_launch.errors import LogDirError, NoSecretError, RendezvousError, RendezvousTimeout
 from hpc_launch.node import network
 from hpc_launch.pace import Pace
 from hpc_launch.patience import Act
 from hpc_launch.records import directory
-from hpc_launch.rendezvous import codec, round_checks
+from hpc_launch.rendezvous import round_checks
 from hpc_launch.rendezvous.known_agents import read_answer
 from hpc_launch.rendezvous.messages import Answer, Hello, Verdict
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
@@ -45,13 +44,28 @@ _OTHERS_SECONDS = 5.0
 _OF_THE_ADDRESS = (Kind.TIMEOUT, Kind.UNREACHABLE)
 
 
+@dataclass(frozen=True)
+class CoordinatorAddress:
+    """Where a coordinator listens, as a file has it.
+
+    Attributes:
+        run: the id of its run.
+        addresses: of its node.
+        port: where it listens.
+    """
+
+    run: str
+    addresses: Sequence[str]
+    port: int
+
+
 class Whereabouts:
     """A file with the coordinator's place: its name may not resolve, or another than the first node coordinates."""
 
     def __init__(self, config: RendezvousConfig) -> None:
         """There is one where others can read it, and the coordinator does not choose the directory."""
         self._run_id = config.run_id
-        self._written: dict[str, Any] | None = None
+        self._written: CoordinatorAddress | None = None
         self._path: Path | None = None
         self._writing: Act[None] | None = None
         if config.job.job and len(config.hosts) > 1:
@@ -64,7 +78,7 @@ class Whereabouts:
     def _write(self, port: int) -> None:
         if self._path is not None:
             addresses = [address for interface in network.interfaces() for address in interface.addresses]
-            self._written = {"run": self._run_id, "addresses": addresses, "port": port}
+            self._written = CoordinatorAddress(self._run_id, tuple(addresses), port)
             with contextlib.suppress(LogDirError):
                 directory.write_json(self._path, self._written)
 
@@ -73,8 +87,8 @@ class Whereabouts:
         if self._writing is not None:
             self._writing.result()
         if self._path is not None:
-            with contextlib.suppress(OSError, ValueError):
-                if json.loads(owners.read_own(self._path)) == self._written:
+            with contextlib.suppress(OSError, CodecError):
+                if codec.read(CoordinatorAddress, owners.read_own(self._path)) == self._written:
                     self._path.unlink()
 
     def places(self) -> Sequence[tuple[str, Sequence[int]]]:
@@ -82,13 +96,12 @@ class Whereabouts:
         if self._path is None:
             return []
         try:
-            note = json.loads(owners.read_own(self._path))
-            if note["run"] != self._run_id:
-                return []
-            port = int(note["port"])
-            return [(str(address), [port]) for address in note["addresses"] if network.is_address(str(address))]
-        except (OSError, ValueError, KeyError, TypeError):
+            note = codec.read(CoordinatorAddress, owners.read_own(self._path))
+        except (OSError, CodecError):
             return []
+        if note.run != self._run_id:
+            return []
+        return [(address, [note.port]) for address in note.addresses if network.is_address(address)]
 
 
 def own_address_of_first(config: RendezvousConfig) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from hpc_launch.rendezvous import codec
+from hpc_launch import codec
+from hpc_launch.rendezvous import messages
 from hpc_launch.rendezvous.messages import Answer, Hello, Purpose, Verdict
 from hpc_launch.rendezvous.transport.connecting import Failure, Kind, alive, connect
 from hpc_launch.rendezvous.transport.connection import Connection
@@ -27,7 +28,7 @@ _ANSWER = codec.known(Answer)
 def read_answer(data: bytes) -> Answer | None:
     """The answer to a hello; None where it is unusable."""
     try:
-        found: Answer = codec.decode(data, _ANSWER)
+        found: Answer = messages.decode(data, _ANSWER)
     except MessageError:
         return None
     return found

@@ -26,9 +26,9 @@ class Tasks:
         """Do what is asked for by its name."""
         return {"stacks": self._stacks}[order["do"]](order)
 
-    def _stacks(self, order: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _stacks(self, order: Mapping[str, Any]) -> tuple[Seen, ...]:
         self._doing("looking at the processes there")
-        seen = look(
+        return look(
             order["job"],
             order["attempt"],
             self._host,
@@ -36,7 +36,6 @@ class Tasks:
             ways=order["ways"],
             patience=order["patience"],
         )
-        return [one.as_dict() for one in seen]
 
 
 def look(

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpc_launch import ranges
+from hpc_launch import codec, ranges
 from hpc_launch.records import history, members, times, words
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import CLOCK, NODE_LOST
-from hpc_launch.records.parsing import content, entries, parse_lines
+from hpc_launch.records.parsing import content, entries
 from hpc_launch.settings import Streams
 
 _ATTEMPT = re.compile(r"attempt_(\d{1,9})")
@@ -175,10 +175,10 @@ def clock_offsets(directory: JobDirectory) -> dict[str, float]:
     for host in hosts if isinstance(hosts, list) else []:
         data = content(directory.events(host))
         lines = [line for line in data.splitlines() if b'"clock"' in line] if isinstance(data, bytes) else []
-        for fields in parse_lines(b"\n".join(lines))[0]:
-            offset = fields.number("offset")
-            if fields.text("event") == CLOCK and offset is not None:
-                found[host] = offset
+        for facts in codec.parse_lines(b"\n".join(lines))[0]:
+            numbers = codec.fitting(facts, codec.number)
+            if facts.get("event") == CLOCK and "offset" in numbers:
+                found[host] = numbers["offset"]
     return found
 
 

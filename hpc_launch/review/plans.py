@@ -5,11 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from hpc_launch import hidden
 from hpc_launch.records.model import Run
-from hpc_launch.records.parsing import Fields
+from hpc_launch.records.plan_record import RecordedValue
 
 
 @dataclass(frozen=True)
@@ -49,34 +48,26 @@ def make(runs: Sequence[Run]) -> PlanView | None:
     """Look at the plans of all runs; None if no run is recorded."""
     if not runs:
         return None
-    plans = [Fields(run.plan) for run in runs]
+    plans = [run.plan for run in runs]
     last = plans[-1]
     return PlanView(
-        command=shlex.join(hidden.arguments(last.texts("script"))),
-        derived=_values([_told(plan.inner("derived")) for plan in plans]),
-        settings=_values([_told(plan.inner("settings")) for plan in plans]),
-        environment=_values([_plain(plan.inner("environment").values) for plan in plans]),
-        software=_values([_plain({**run.versions, **Fields(run.plan).inner("software").values}) for run in runs]),
-        warnings=last.texts("warnings"),
+        command=shlex.join(hidden.arguments(last.script)),
+        derived=_values([_told(plan.derived) for plan in plans]),
+        settings=_values([_told(plan.settings) for plan in plans]),
+        environment=_values([_plain(plan.environment) for plan in plans]),
+        software=_values([_plain({**run.versions, **plan.software}) for run, plan in zip(runs, plans, strict=True)]),
+        warnings=last.warnings,
         runs=len(runs),
     )
 
 
-def _told(values: Fields) -> dict[str, tuple[str, str]]:
-    """Values with origins: {name: {value, origin}}."""
-    found = {}
-    for name in values.values:
-        entry = values.inner(str(name))
-        if "value" in entry.values:
-            found[str(name)] = (hidden.text(str(entry.values["value"])), entry.text("origin"))
-    return found
+def _told(values: Mapping[str, RecordedValue]) -> dict[str, tuple[str, str]]:
+    return {name: (hidden.text(entry.value), entry.origin) for name, entry in values.items()}
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+def _plain(values: Mapping[str, str | float]) -> dict[str, tuple[str, str]]:
     return {
-        str(name): (hidden.text(str(value)), "")
-        for name, value in values.items()
-        if isinstance(value, (str, int, float)) and not hidden.names_secret_variable(str(name))
+        name: (hidden.text(str(value)), "") for name, value in values.items() if not hidden.names_secret_variable(name)
     }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_launch import hostlist, secret
+from hpc_launch import codec, hostlist, secret
 from hpc_launch.errors import ContextError, Interrupted, LogDirError
 from hpc_launch.node.stacks import WAYS
 from hpc_launch.probes.session import Session, python_line
@@ -181,7 +181,7 @@ def _by_step(request: _Request, record: JobRecord) -> tuple[tuple[Seen, ...], tu
                 )
                 reasons |= session.lost | answers.failed
                 reasons |= {host: f"no answer in time ({doing})" for host, doing in session.silent.items()}
-                seen = [Seen.of(one) for given in answers.given.values() for one in given]
+                seen = [codec.build(Seen, one) for given in answers.given.values() for one in given]
                 reasons |= {host: "no answer" for host in left if host not in answers.given and host not in reasons}
                 return (*seen, *request.unseen(reasons)), tuple(notes)
         # Where srun has given up at once, the others have not begun, and are silent through no fault of their own.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_launch import hostlist
+from hpc_launch import codec, hostlist
 from hpc_launch.records.stacks import Folded, Frame, Group, Seen, fold
 from hpc_launch.records.words import fold_ranks
 from hpc_launch.text import count, time_of_day, visible
@@ -62,10 +61,10 @@ class Stacks:
             "attempt": self.attempt,
             "time": self.time,
             "summary": folded.summary,
-            "groups": [dataclasses.asdict(group) for group in folded.groups],
-            "others": [dataclasses.asdict(group) for group in folded.others],
-            "unseen": [dataclasses.asdict(those) for those in folded.unseen],
-            "processes": [one.as_dict() for one in self.seen],
+            "groups": codec.plain(folded.groups),
+            "others": codec.plain(folded.others),
+            "unseen": codec.plain(folded.unseen),
+            "processes": codec.plain(self.seen),
             "path": str(self.path) if self.path else None,
             "notes": list(self.notes),
         }

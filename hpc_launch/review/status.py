@@ -76,14 +76,13 @@ def make(found: History, directory: JobDirectory, looked: Looked) -> Status:
     run = found.last_run
     attempt = found.last_attempt
     running = standing.state is State.RUNNING
-    words = run.plan.get("script") if run is not None else None
     since = attempt.begin if attempt is not None else run.begin if run is not None else None
     record = seen.record if seen is not None else None
     fleet = members.fleet(found)
     return Status(
         path=found.path,
         name=directory.job,
-        script=tuple(map(str, words)) if isinstance(words, list) else (),
+        script=run.plan.script if run is not None else (),
         standing=standing,
         slurm=seen,
         attempt=attempt.number if attempt is not None else None,
@@ -159,9 +158,9 @@ def _failure(found: History) -> tuple[int, str] | None:
 
 
 def _hosts(found: History, attempt: Attempt | None) -> tuple[str, ...]:
-    named = found.last_run.plan.get("hosts") if found.last_run is not None else None
+    named = found.last_run.plan.hosts if found.last_run is not None else ""
     try:
-        planned = hostlist.expand(named) if isinstance(named, str) else ()
+        planned = hostlist.expand(named) if named else ()
     except HostlistError:
         planned = ()
     return planned or (attempt.hosts if attempt is not None else tuple(node.host for node in found.nodes))

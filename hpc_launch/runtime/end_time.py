@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from hpc_launch import codec
+from hpc_launch.codec import CodecError
+from hpc_launch.records.model import JobEnd
 from hpc_launch.runtime import environment
 
 # Seconds between two looks at the file with the job's end.
@@ -33,7 +35,7 @@ class EndTime:
             self._look(job.end_time)
             if self._known:
                 return self._end
-        return _seconds(os.environ.get("SLURM_JOB_END_TIME"))
+        return _seconds(os.environ.get("SLURM_JOB_END_TIME", ""))
 
     def _look(self, path: Path) -> None:
         now = self._clock()
@@ -47,20 +49,16 @@ class EndTime:
             version = (status.st_mtime_ns, status.st_ino, status.st_size)
             if version != self._version:
                 self._known = False
-                end = json.loads(path.read_bytes())["end"]
-                self._end = _seconds(end)
-                self._known = end is None or self._end is not None
-                self._version = version
-        except (OSError, ValueError, TypeError, KeyError):
+                self._end = codec.read(JobEnd, path.read_bytes()).end
+                self._known, self._version = True, version
+        except (OSError, CodecError):
             self._known, self._version = False, None
 
 
-def _seconds(value: object) -> float | None:
+def _seconds(text: str) -> float | None:
     """Read seconds since the epoch; None for what is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
     try:
-        number = float(value)
-    except (ValueError, OverflowError):
+        number = float(text)
+    except ValueError:
         return None
     return number if math.isfinite(number) else None

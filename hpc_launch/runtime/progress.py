@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import numbers
 import threading
@@ -10,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hpc_launch import codec
 from hpc_launch.errors import LogDirError
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
@@ -53,7 +53,7 @@ class Progress:
             self._calls += 1
             if self._calls >= self._next:
                 self._next = next_point(self._calls)
-                self._points.append(json.dumps(word) + "\n")
+                self._points.append(codec.line(word))
         if done or self._clock() - self._written > _WRITE_S:
             self.flush()
 

@@ -6,7 +6,6 @@ large file's pointer, another line ending) is what would have run here.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -14,10 +13,11 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hpc_launch import codec
 from hpc_launch.errors import LogDirError, ScriptError, UsageError, reason
 
 Changes = Literal["refuse", "record"]
@@ -255,8 +255,7 @@ def _write(snapshot: Snapshot, directory: Path, tracked: Sequence[str], patch: b
         _copy(snapshot.repository, code, tracked)
         if snapshot.dirty:
             (draft / PATCH).write_bytes(patch)
-        facts = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(snapshot).items()}
-        (draft / RECORD_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+        (draft / RECORD_FILE).write_text(codec.document(snapshot))
         draft.rename(destination)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)

@@ -19,9 +19,9 @@ from hpc_launch.console import say
 from hpc_launch.owners import NotOwnError
 from hpc_launch.records import directory
 from hpc_launch.torch_private import WorkerContext
-from hpc_launch.workers.factory import Ended, Factory, FactoryLostError
+from hpc_launch.workers.factory import Factory, FactoryLostError
 from hpc_launch.workers.factory_channel import readable
-from hpc_launch.workers.factory_server import Order
+from hpc_launch.workers.factory_server import Ended, Order
 from hpc_launch.workers.grace_period import GracePeriod
 
 # What workers have left behind when they ended by themselves may take so long to end, before it is killed.
@@ -191,7 +191,7 @@ class CommandWorkers(WorkerContext):
             for local_rank, pid in self.running.items():
                 self._statuses[local_rank] = -signal.SIGKILL
                 self.told[local_rank] = signal.SIGKILL
-                self.endings[local_rank] = Ended(pid, -signal.SIGKILL, time.time(), 0.0, 0.0, 0)
+                self.endings[local_rank] = Ended(pid, -signal.SIGKILL, time.time(), (0.0, 0.0, 0))
 
     @property
     def running(self) -> dict[int, int]:

@@ -8,11 +8,13 @@ as a fraction, the type of the exception and where it was raised. One that is th
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 import traceback
+from dataclasses import dataclass, field
 from types import TracebackType
+
+from hpc_launch import codec
 
 # torch's name for where the file is to be (torch/distributed/elastic/multiprocessing/errors/error_handler.py).
 VARIABLE = "TORCHELASTIC_ERROR_FILE"
@@ -22,6 +24,40 @@ _LONGEST = 1 << 16
 
 # Where installed packages and Python's own modules are: what went wrong there was asked for elsewhere.
 _LIBRARIES = ("/site-packages/", "/dist-packages/", os.path.dirname(os.__file__) + "/", "<frozen ")  # noqa: PTH120
+
+
+@dataclass(frozen=True)
+class ErrorDetails:
+    """What is known of an exception besides its words.
+
+    Attributes:
+        py_callstack: Python's report.
+        timestamp: when it was raised, in whole seconds since the epoch.
+        time: the same as a fraction; not of torch.
+        type: its type; not of torch.
+        where: `FILE:LINE` where it was raised; not of torch.
+    """
+
+    py_callstack: str = ""
+    timestamp: str = ""
+    time: float | None = None
+    type: str = ""
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class ErrorMessage:
+    """An exception: its type and its words in a line, and more."""
+
+    message: str = ""
+    details: ErrorDetails = field(default_factory=ErrorDetails, metadata={"name": "extraInfo"})
+
+
+@dataclass(frozen=True)
+class ErrorFile:
+    """The content of the file; of some versions of torch the words alone."""
+
+    message: ErrorMessage | str = ""
 
 
 def write(path: str, error: BaseException, trace: TracebackType | None) -> None:
@@ -34,17 +70,17 @@ def write(path: str, error: BaseException, trace: TracebackType | None) -> None:
     """
     with contextlib.suppress(Exception):
         now = time.time()
-        extra = {
-            "py_callstack": _cut("".join(traceback.format_exception(type(error), error, trace))),
-            "timestamp": str(int(now)),
-            "time": round(now, 6),
-            "type": _name(type(error)),
-            "where": _where(error, trace),
-        }
-        value = {"message": {"message": f"{type(error).__name__}: {_cut(str(error))}", "extraInfo": extra}}
+        details = ErrorDetails(
+            py_callstack=_cut("".join(traceback.format_exception(type(error), error, trace))),
+            timestamp=str(int(now)),
+            time=round(now, 6),
+            type=_name(type(error)),
+            where=_where(error, trace),
+        )
+        text = codec.line(ErrorFile(ErrorMessage(f"{type(error).__name__}: {_cut(str(error))}", details)))
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         with os.fdopen(handle, "w") as stream:
-            stream.write(json.dumps(value))
+            stream.write(text)
 
 
 def _name(kind: type[BaseException]) -> str:

@@ -20,14 +20,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from hpc_launch import codec
 from hpc_launch.errors import UsageError
 from hpc_launch.node import processes
 from hpc_launch.workers import factory_server, forked_child
 from hpc_launch.workers.factory_channel import Channel, GoneError
-from hpc_launch.workers.factory_server import Order, Surroundings
+from hpc_launch.workers.factory_server import Ended, Order, Surroundings
 from hpc_launch.workers.script import hidden_modules
 
 # A program that finds modules where this one does: the directory that it is started in may hold any.
@@ -46,27 +46,6 @@ class CannotBeWarmError(Exception):
 
 class FactoryLostError(Exception):
     """The factory is gone, and its workers with it: somebody has killed it."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A worker that has ended.
-
-    Attributes:
-        pid: its process id.
-        status: its exit code: -N for signal N.
-        time: when (seconds since the epoch).
-        user: CPU seconds in user mode, its children's included.
-        system: CPU seconds in system mode.
-        max_rss: the most memory that it, or one of its children, has had at a time, in bytes.
-    """
-
-    pid: int
-    status: int
-    time: float
-    user: float
-    system: float
-    max_rss: int
 
 
 class Factory:
@@ -102,16 +81,8 @@ class Factory:
         with self._lost():
             self._channel.send({"start": len(orders)})
             for order in orders:
-                facts = {
-                    "program": order.program,
-                    "arguments": order.arguments,
-                    "environ": order.environ,
-                    "given": [descriptor is not None for descriptor in order.outputs],
-                    "forked": order.forked,
-                    "cpus": order.cpus,
-                    "title": order.title,
-                }
-                self._channel.send(facts, order.descriptors)
+                given = [descriptor is not None for descriptor in order.outputs]
+                self._channel.send({**codec.plain(order), "given": given}, order.descriptors)
         answer = self._answer()
         if "failed" in answer:
             raise OSError(f"workers could not be started: {answer['failed']}")
@@ -171,7 +142,7 @@ class Factory:
                 self._note(message)
 
     def _note(self, message: Mapping[str, Any]) -> None:
-        self._ended.append(Ended(message["ended"], message["status"], message["time"], *message["usage"]))
+        self._ended.append(codec.build(Ended, message))
 
     @contextlib.contextmanager
     def _lost(self) -> Iterator[None]:

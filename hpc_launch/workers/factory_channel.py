@@ -1,14 +1,18 @@
-"""What the agent and its worker factory say to each other: JSON values over a socket, with descriptors."""
+"""What the agent and its worker factory say to each other: JSON objects over a socket, with descriptors."""
 
 from __future__ import annotations
 
-import json
 import math
 import select
 import socket
 import struct
 from collections.abc import Sequence
 from typing import Any
+
+from hpc_launch import codec
+
+# Far more than the environment and the arguments of a worker may have.
+_LONGEST = 1 << 26
 
 _LENGTH = struct.Struct("!I")
 
@@ -49,19 +53,19 @@ class Channel:
         return bool(readable([self.fileno()], 0))
 
     def send(self, value: Any, descriptors: Sequence[int] = ()) -> None:
-        """Send one message.
+        """Send one message: an object, a dataclass or plain values.
 
         Raises:
             GoneError: when the other end is gone.
         """
-        data = json.dumps(value).encode()
+        data = codec.write(value).encode()
         try:
             socket.send_fds(self._connection, [_LENGTH.pack(len(data))], list(descriptors))
             self._connection.sendall(data)
         except OSError as error:
             raise GoneError(str(error)) from error
 
-    def receive(self) -> tuple[Any, list[int]]:
+    def receive(self) -> tuple[dict[str, Any], list[int]]:
         """Wait for one message; returns it with its descriptors.
 
         Raises:
@@ -72,6 +76,8 @@ class Channel:
             if len(head) < _LENGTH.size:
                 raise GoneError("it closed the connection")
             (length,) = _LENGTH.unpack(head)
+            if length > _LONGEST:
+                raise GoneError(f"it speaks of {length} bytes")
             data = b""
             while len(data) < length:
                 part = self._connection.recv(length - len(data))
@@ -80,7 +86,10 @@ class Channel:
                 data += part
         except OSError as error:
             raise GoneError(str(error)) from error
-        return json.loads(data), list(descriptors)
+        found = codec.parse(data)
+        if found is None:
+            raise GoneError("it says what is no JSON object")
+        return found, list(descriptors)
 
     def close(self) -> None:
         """Close it; the other end hears of it."""

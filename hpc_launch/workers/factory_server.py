@@ -25,10 +25,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hpc_launch import codec
+from hpc_launch.codec import APART
 from hpc_launch.node import processes, reserved
 from hpc_launch.workers import forked_child, stack_answers
 from hpc_launch.workers.factory_channel import Channel, GoneError, readable
@@ -61,7 +63,7 @@ class Order:
     program: str
     arguments: tuple[str, ...]
     environ: dict[str, str]
-    outputs: tuple[int | None, int | None]
+    outputs: tuple[int | None, int | None] = field(metadata=APART)
     forked: bool
     cpus: tuple[int, ...] = ()
     title: str = "hpc-launch: worker"
@@ -70,6 +72,24 @@ class Order:
     def descriptors(self) -> list[int]:
         """Those of `outputs` that there are."""
         return [descriptor for descriptor in self.outputs if descriptor is not None]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A worker that has ended.
+
+    Attributes:
+        pid: its process id.
+        status: its exit code: -N for signal N.
+        time: when (seconds since the epoch).
+        usage: CPU seconds in user mode and in system mode, its children's included; and the most memory that it, or one
+            of its children, has had at a time, in bytes.
+    """
+
+    pid: int = field(metadata={"name": "ended"})
+    status: int
+    time: float
+    usage: tuple[float, float, int]
 
 
 @dataclass(frozen=True)
@@ -163,16 +183,7 @@ class _Server:
             order, descriptors = self._channel.receive()
             left = iter(descriptors)
             out, err = (next(left) if given else None for given in order["given"])
-            taken = Order(
-                program=order["program"],
-                arguments=tuple(order["arguments"]),
-                environ=order["environ"],
-                outputs=(out, err),
-                forked=order["forked"],
-                cpus=tuple(order["cpus"]),
-                title=order["title"],
-            )
-            orders.append(taken)
+            orders.append(codec.build(Order, order, outputs=(out, err)))
         return orders
 
     def _start(self, orders: Sequence[Order]) -> dict[str, Any]:
@@ -238,9 +249,8 @@ class _Server:
                 if pid in self._workers:
                     self._workers.remove(pid)
                     # Linux counts memory in KiB here (getrusage(2)).
-                    usage = [used.ru_utime, used.ru_stime, used.ru_maxrss * 1024]
-                    code = os.waitstatus_to_exitcode(status)
-                    self._channel.send({"ended": pid, "status": code, "time": time.time(), "usage": usage})
+                    usage = (used.ru_utime, used.ru_stime, used.ru_maxrss * 1024)
+                    self._channel.send(Ended(pid, os.waitstatus_to_exitcode(status), time.time(), usage))
 
     def _sweep(self, patience: float) -> list[int]:
         """End all that is below this process: ask it to, for so many seconds, then kill it; returns what is left."""

@@ -22,8 +22,8 @@ from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
 
+from hpc_launch import codec
 from hpc_launch.plan.identity import Identity
-from hpc_launch.rendezvous import codec
 from hpc_launch.rendezvous.membership import Membership
 from hpc_launch.rendezvous.messages import (
     FROM_COORDINATOR,

@@ -9,7 +9,9 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from hpc_launch.rendezvous import codec, messages
+from hpc_launch import codec
+from hpc_launch.codec import CodecError
+from hpc_launch.rendezvous import messages
 from hpc_launch.rendezvous.messages import Hello, Purpose, RoundEnd, RoundPlan, RunState
 from hpc_launch.rendezvous.transport import wire
 from hpc_launch.rendezvous.transport.faults import HandshakeError, MessageError
@@ -153,11 +155,11 @@ def connecting(data: bytes) -> None:
 def message(data: bytes) -> None:
     """A message is one, and is written as it was read; or it is refused in one line."""
     try:
-        found = codec.decode(data, _KINDS)
+        found = messages.decode(data, _KINDS)
     except MessageError as error:
         promise(str(error).isprintable(), "the reason is one line")
         return
-    again = codec.decode(codec.encode(found), _KINDS)
+    again = messages.decode(codec.encode(found), _KINDS)
     promise(again == found, "a message is read as it was written")
 
 
@@ -166,7 +168,7 @@ def note(data: bytes) -> None:
     for kind in (RoundPlan, RoundEnd, RunState):
         try:
             found = codec.read(kind, data)
-        except MessageError as error:
+        except CodecError as error:
             promise(str(error).isprintable(), "the reason is one line")
             continue
         promise(codec.read(kind, codec.write(found)) == found, "a note is read as it was written")

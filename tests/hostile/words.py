@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpc_launch.rendezvous import codec
+from hpc_launch import codec
 from hpc_launch.rendezvous.membership import Membership
 from hpc_launch.rendezvous.messages import (
     Accept,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from hpc_launch.rendezvous import codec
+from hpc_launch import codec
+from hpc_launch.rendezvous import messages
 from hpc_launch.rendezvous.coordinator_client import CoordinatorClient
 from hpc_launch.rendezvous.messages import FROM_AGENTS, Ask, Message, Ping, Question, Told
 from hpc_launch.rendezvous.transport.connection import Connection, pair
@@ -36,7 +37,7 @@ class Asked:
     def receive(self) -> None:
         """Let the coordinator answer, and the client read."""
         for frame in self.served.receive():
-            asked = codec.decode(frame.payload, FROM_AGENTS)
+            asked = messages.decode(frame.payload, FROM_AGENTS)
             self.heard.append(asked)
             if isinstance(asked, Ask) and asked.what in self.answers:
                 # A late answer to an earlier question comes first, and does not count.

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 
+from hpc_launch import codec
 from hpc_launch.agent import failure_evidence
 from hpc_launch.agent.failure_evidence import Before
 from hpc_launch.node import memory
 from hpc_launch.node.kernel_log import KernelLog
 from hpc_launch.node.memory import Kills
-from hpc_launch.records import gather
 from hpc_launch.records.directory import RankFiles
-from hpc_launch.records.model import Raised
-from hpc_launch.records.parsing import Fields
+from hpc_launch.records.model import Failure, Raised
 from tests.support import mentions
 
 BEFORE = Before(Kills(2, 5))
@@ -41,10 +40,11 @@ def kill(monkeypatch: pytest.MonkeyPatch, group: int, node: int) -> None:
 
 
 def gathered(files: RankFiles, exitcode: int, before: Before = BEFORE) -> dict[str, Any]:
-    """Look at what there is; see that a reader of the event understands it."""
+    """Look at what there is, as an event has it; see that a reader of the event understands it."""
     found = failure_evidence.gather(files, 7, exitcode, before, ended=100.0)
-    assert (gather.failure(Fields(json.loads(json.dumps(found)))) is None) == (not found)
-    return found
+    written: dict[str, Any] = json.loads(json.dumps(codec.sparse(found)))
+    assert codec.salvage(Failure, written) == found
+    return written
 
 
 def test_nothing_is_known_where_nothing_was_left(files: RankFiles) -> None:
@@ -59,7 +59,6 @@ def test_the_exception_that_was_left(files: RankFiles) -> None:
     files.err.write_text(REPORT)
     found = gathered(files, 1)
 
-    assert gather.failure(Fields(found), 0.5) is not None
     assert found["exception"] == {
         "type": "my.Error",
         "message": "two",
@@ -75,9 +74,8 @@ def test_the_file_of_torchs_record(files: RankFiles, ended: float, time: float) 
     """torch's own file has whole seconds, and its type only in the report."""
     extra = {"py_callstack": REPORT, "timestamp": "99"}
     files.error.write_text(json.dumps({"message": {"message": "ValueError: loss is nan", "extraInfo": extra}}))
-    found = gather.failure(Fields(failure_evidence.gather(files, 7, 1, BEFORE, ended=ended)))
+    found = failure_evidence.gather(files, 7, 1, BEFORE, ended=ended)
 
-    assert found is not None
     assert found.exception == Raised("ValueError", "loss is nan", "train.py:3", "hook", time)
 
 

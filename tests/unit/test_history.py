@@ -228,6 +228,20 @@ def test_several_agents_of_a_node(path: Path) -> None:
     assert [(worker.rank, worker.agent, worker.started) for worker in attempt.workers] == [(0, 0, 101.0), (1, 1, 101.0)]
 
 
+def test_an_exception_has_the_leaders_time(path: Path) -> None:
+    """As the event has that it belongs to; where it is not known when it was raised there is none."""
+    log = EventLog(JobDirectory(path.parent, path.name).events("gpu001"), 0)
+    log.record(events.CLOCK, when=100.0, attempt=0, offset=50.0, error=0.001)
+    for rank, time in ((0, 149.0), (1, None)):
+        raised = {"type": "ValueError", "message": "", "where": "", "source": "hook", "time": time}
+        log.record(events.WORKER_ENDED, when=150.0, attempt=0, rank=rank, exitcode=1, failure={"exception": raised})
+    log.record(events.WORKER_ENDED, when=150.0, attempt=0, rank=2, exitcode=1, failure={"exception": {"type": ""}})
+    (attempt,) = history.read(path).attempts
+    raised_by = [worker.failure.exception if worker.failure else None for worker in attempt.workers]
+
+    assert [one.time if one else "none" for one in raised_by] == [99.0, None, "none"]
+
+
 def test_records_of_a_later_version(path: Path) -> None:
     """Events and fields that are not known are passed over."""
     histories.write(path, nodes=1, attempts=1)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hpc_launch.records.model import Attempt, History, Requeue, Run
+from hpc_launch.records.plan_record import PlanRecord
 from hpc_launch.review.job_state import FRESH, SlurmAnswer, State, judge
 from hpc_launch.slurm.job import JobRecord
 from tests.support import mentions
@@ -18,7 +19,7 @@ NOW = 1_718_000_500.0
 
 def run(**facts: Any) -> Run:
     """Return a run that began a while ago."""
-    return Run(0, {}, {}, "12.0.0", 0, NOW - 100, None, None) if not facts else replace(run(), **facts)
+    return Run(0, PlanRecord(), {}, "12.0.0", 0, NOW - 100, None, None) if not facts else replace(run(), **facts)
 
 
 def attempt(ending: str = "", *, number: int = 0, code: int = 0, signal: str = "") -> Attempt:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from hpc_launch.jobs import drawing, html, text
-from hpc_launch.jobs.files import JobFiles, Outcome
+from hpc_launch.jobs.files import JobFiles, Outcome, SubmissionRecord, write_record
 from hpc_launch.jobs.handles import InProcess, Queued, Started
 from hpc_launch.jobs.job import Job
 from hpc_launch.jobs.look import look
@@ -25,6 +25,7 @@ from hpc_launch.node import processes
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import History, Mark, Run
+from hpc_launch.records.plan_record import PlanRecord
 from hpc_launch.review import markup
 from hpc_launch.review.job_state import SlurmAnswer, Standing, State
 from hpc_launch.slurm.job import JobRecord, explain
@@ -35,7 +36,7 @@ from tests.support import lines_mention, mentions
 
 NOW = 1_718_000_100.0
 SUBJECT = Subject("train", "4711", "Slurm", 2, NOW - 100)
-SUBMITTED = {"cluster": "slurm", "name": "train", "submitted": NOW - 100, "resources": {"nodes": 2}}
+SUBMITTED = SubmissionRecord("7", "slurm", "train", (), Path("logs/7.0"), NOW - 100, {"nodes": 2})
 
 
 def slurm(state: str, *, done: bool = False, outcome: Outcome | None = None, **facts: Any) -> Evidence:
@@ -69,7 +70,7 @@ def test_the_end_is_what_slurm_says_and_else_what_the_job_has_heard() -> None:
     """Both may have been asked a while ago, but a job asks Slurm only now and then."""
     history = History(Path("logs/4711.0"), end_time=NOW + 60)
     started_here = Evidence(alive=True)
-    runs = dataclasses.replace(history, runs=(Run(0, {}, {}, "4711.0.0", 0, NOW - 100, None, None),))
+    runs = dataclasses.replace(history, runs=(Run(0, PlanRecord(), {}, "4711.0.0", 0, NOW - 100, None, None),))
 
     assert compose(SUBJECT, RUNNING, Seen(runs), NOW).time_left == 3600
     assert compose(SUBJECT, started_here, Seen(history), NOW).time_left == 60
@@ -209,10 +210,11 @@ def test_what_is_known_of_a_job_that_was_started_here(
     assert (handle.ending() is None) == (alive is not False)
 
 
-@pytest.mark.parametrize("submitted", [{}, {"resources": 5, "submitted": "x"}, {"resources": {"nodes": "2"}}])
-def test_a_record_that_is_none(submitted: dict[str, Any]) -> None:
+@pytest.mark.parametrize("record", [None, dataclasses.replace(SUBMITTED, name="", submitted=None, resources={})])
+def test_a_record_that_says_little(record: SubmissionRecord | None) -> None:
     """What cannot be read is not known."""
-    assert Subject.of("7", submitted) == Subject("job", "7", "Slurm")
+    assert Subject.of("7", record) == Subject("job", "7", "Slurm")
+    assert Subject.of("7", dataclasses.replace(SUBMITTED, resources={"nodes": "2:4"})).nodes == 0
     assert compose(SUBJECT, slurm("RUNNING", nodes="gpu[1-"), NOTHING, NOW).hosts == ("gpu[1-",)
 
 
@@ -221,14 +223,15 @@ def test_a_record_that_is_none(submitted: dict[str, Any]) -> None:
     [("slurm", "Slurm"), ("allocation", "allocation"), ("local", "this machine"), ("debug", "this process")],
 )
 def test_where_it_runs(kind: str, where: str) -> None:
-    assert Subject.of("7", {**SUBMITTED, "cluster": kind}) == Subject("train", "7", where, 2, NOW - 100)
+    assert Subject.of("7", dataclasses.replace(SUBMITTED, cluster=kind)) == Subject("train", "7", where, 2, NOW - 100)
 
 
 def test_a_job_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `print` says, what a front end gets that is no notebook's kernel, and the value are of the same moment."""
     monkeypatch.setattr("time.time", lambda: NOW - 35)
     files = JobFiles(tmp_path / "submitted", "debug-1")
-    directory.write_json(files.record, {**SUBMITTED, "cluster": "debug"})
+    files.base.mkdir()
+    write_record(files.record, dataclasses.replace(SUBMITTED, cluster="debug"))
     job: Job[None] = Job(files, InProcess(0), tmp_path / "debug-1")
 
     assert job.view().state is State.DONE

@@ -8,15 +8,16 @@ import pickle
 import re
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hpc_launch import codec
 from hpc_launch.errors import JobFailed, UsageError, WorkerFailed
 from hpc_launch.jobs import agents, files, remote, results
-from hpc_launch.jobs.files import JobFiles, outcome_of, read_outcome, write_once
+from hpc_launch.jobs.files import JobFiles, Outcome, read_outcome, write_once
 from hpc_launch.jobs.handles import Ending, Queued, Started
 from hpc_launch.jobs.job import Job
 from hpc_launch.jobs.watch import Watch
@@ -142,7 +143,7 @@ def queued(folder: Path, slurm: Slurm) -> Queued:
 
 
 def write_outcome(job: JobFiles, status: int, time: float = 0.0) -> None:
-    job.outcome.write_text(json.dumps(outcome_of(status, Path("/logs/1.0"), time)))
+    job.outcome.write_text(codec.document(Outcome(status, Path("/logs/1.0"), time)))
 
 
 def test_a_job_that_says_how_it_ended_needs_no_question(tmp_path: Path) -> None:
@@ -291,6 +292,45 @@ def test_a_job_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, h
     }[how]()
 
     assert (job.job_id, job.directory) == ("12_3", where)
+
+
+SUBMITTED = files.SubmissionRecord("12", "local", "train", ("train.py", "--lr", "1"), Path("logs/12.0"))
+
+
+def test_what_was_submitted_is_written_and_read(tmp_path: Path) -> None:
+    """Only what is known is written, and a command, which may have secrets in it, for nobody else."""
+    path = tmp_path / "12.json"
+    files.write_record(path, SUBMITTED)
+    assert json.loads(path.read_bytes()) == {
+        "job_id": "12",
+        "cluster": "local",
+        "name": "train",
+        "script": ["train.py", "--lr", "1"],
+        "directory": "logs/12.0",
+    }
+    assert files.read_record(path) == SUBMITTED
+
+    asked = replace(SUBMITTED, submitted=1.5, resources={"nodes": 2, "time": "1:00"}, command=("hpc-launch", "a"))
+    files.write_record(path, asked)
+    assert files.read_record(path) == asked
+    assert path.stat().st_mode & 0o777 == files.PICKLE_MODE
+
+
+@pytest.mark.parametrize("lacks", ["cluster", "directory", "all"])
+def test_a_record_of_a_submission_that_is_none(tmp_path: Path, lacks: str) -> None:
+    """A name that is taken has an empty file; without where it runs and its directory a record says nothing."""
+    path = tmp_path / "12.json"
+    path.write_text("" if lacks == "all" else json.dumps({**codec.plain(SUBMITTED), lacks: 5}))
+
+    assert files.read_record(path) is None
+
+
+@pytest.mark.parametrize(("damage", "left"), [({"submitted": "x"}, None), ({"resources": 5, "submitted": 2.5}, 2.5)])
+def test_a_record_is_read_as_far_as_it_makes_sense(tmp_path: Path, damage: dict[str, Any], left: float | None) -> None:
+    path = tmp_path / "12.json"
+    path.write_text(json.dumps({**codec.plain(SUBMITTED), **damage}))
+
+    assert files.read_record(path) == replace(SUBMITTED, submitted=left)
 
 
 def test_a_job_that_is_not_there_is_said(tmp_path: Path) -> None:

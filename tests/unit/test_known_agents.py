@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from hpc_launch import codec
 from hpc_launch.node import network
-from hpc_launch.rendezvous import codec
 from hpc_launch.rendezvous.known_agents import KnownAgents
 from hpc_launch.rendezvous.messages import Answer, Hello, Purpose, Verdict
 from hpc_launch.rendezvous.transport.connection import Connection

@@ -7,6 +7,7 @@ from pathlib import Path
 from hpc_launch.records import members, words
 from hpc_launch.records.members import Fleet
 from hpc_launch.records.model import Attempt, History, NodeEvent, Roll, Run
+from hpc_launch.records.plan_record import PlanRecord
 
 ALL = ("gpu1", "gpu2", "gpu3", "gpu4")
 
@@ -31,7 +32,7 @@ def history(rolls: tuple[Roll, ...], *events: NodeEvent) -> History:
     attempts = tuple(
         Attempt(one.attempt, one.run, len(one.hosts), one.hosts, one.time, None, "", 0, "", "", "", ()) for one in rolls
     )
-    runs = tuple(Run(first, {}, {}, "", 0, 0.0, None, None) for first in sorted({one.run for one in rolls}))
+    runs = tuple(Run(first, PlanRecord(), {}, "", 0, 0.0, None, None) for first in sorted({one.run for one in rolls}))
     return History(Path("job"), runs, attempts, node_events=members.told(events, rolls), rolls=rolls)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
+from hpc_launch import codec
 from hpc_launch.plan.commands import command_of
-from hpc_launch.rendezvous import codec, messages
+from hpc_launch.rendezvous import messages
 from hpc_launch.rendezvous.membership import Membership
 from hpc_launch.rendezvous.messages import (
     FROM_AGENTS,
@@ -81,12 +82,12 @@ FROM += [Refused(RefusalKind.MISSING, "gpu02 did not join", 69, ("gpu02",)), Tol
 
 @pytest.mark.parametrize("message", TO_COORDINATOR, ids=lambda message: type(message).__name__)
 def test_what_agents_send_comes_back_as_it_was(message: Any) -> None:
-    assert codec.decode(codec.encode(message), FROM_AGENTS) == message
+    assert messages.decode(codec.encode(message), FROM_AGENTS) == message
 
 
 @pytest.mark.parametrize("message", FROM, ids=lambda message: type(message).__name__)
 def test_what_coordinators_send_comes_back_as_it_was(message: Any) -> None:
-    assert codec.decode(codec.encode(message), FROM_COORDINATOR) == message
+    assert messages.decode(codec.encode(message), FROM_COORDINATOR) == message
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_what_coordinators_send_comes_back_as_it_was(message: Any) -> None:
     ids=["hello", "answer"],
 )
 def test_what_the_handshake_carries_comes_back_as_it_was(message: Any) -> None:
-    assert codec.decode(codec.encode(message), codec.known(Hello, Answer)) == message
+    assert messages.decode(codec.encode(message), codec.known(Hello, Answer)) == message
 
 
 def test_the_longest_hello_fits_into_a_handshake() -> None:
@@ -128,14 +129,14 @@ def test_a_membership_of_many_is_short() -> None:
 def test_fields_of_a_newer_release_are_passed_over() -> None:
     facts = {**json.loads(codec.encode(READY)), "colour": "red"}
 
-    assert codec.decode(json.dumps(facts).encode(), FROM_AGENTS) == READY
+    assert messages.decode(json.dumps(facts).encode(), FROM_AGENTS) == READY
 
 
 def test_fields_with_a_default_may_be_missing() -> None:
     facts = json.loads(codec.encode(READY))
     del facts["gone"]
 
-    assert codec.decode(json.dumps(facts).encode(), FROM_AGENTS).gone == ()
+    assert messages.decode(json.dumps(facts).encode(), FROM_AGENTS).gone == ()
 
 
 LONG = "x" * (1 << 21)
@@ -190,7 +191,7 @@ def test_fields_that_cannot_be_meant_are_refused(field: str, value: Any) -> None
     facts = {**json.loads(codec.encode(READY)), field: value}
 
     with pytest.raises(MessageError, match=f"^Ready.{field}"):
-        codec.decode(json.dumps(facts).encode(), FROM_AGENTS)
+        messages.decode(json.dumps(facts).encode(), FROM_AGENTS)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +213,7 @@ def test_messages_of_agents_that_cannot_be_meant_are_refused(message: Any, field
     facts = {**json.loads(codec.encode(message)), field: value}
 
     with pytest.raises(MessageError):
-        codec.decode(json.dumps(facts).encode(), FROM_AGENTS)
+        messages.decode(json.dumps(facts).encode(), FROM_AGENTS)
 
 
 @pytest.mark.parametrize(("ending", "status"), [("done", 0), ("restart", 1), ("failed", 0)])
@@ -221,7 +222,7 @@ def test_an_agent_alone_ends_a_run_only_as_failed(ending: str, status: int) -> N
     facts = {"do": "Stop", "end": {"ending": ending, "agent": 1, "host": "gpu02", "status": status}}
 
     with pytest.raises(MessageError, match="end"):
-        codec.decode(json.dumps(facts).encode(), FROM_AGENTS)
+        messages.decode(json.dumps(facts).encode(), FROM_AGENTS)
 
 
 def test_ranges_are_not_unfolded_beyond_the_number_of_agents() -> None:
@@ -230,15 +231,15 @@ def test_ranges_are_not_unfolded_beyond_the_number_of_agents() -> None:
     facts = {**json.loads(codec.encode(READY)), "agreed": [1, written, "", ""]}
 
     with pytest.raises(MessageError, match="more than 131072 numbers"):
-        codec.decode(json.dumps(facts).encode(), FROM_AGENTS)
+        messages.decode(json.dumps(facts).encode(), FROM_AGENTS)
 
 
 def test_what_can_be_shared_can_be_told() -> None:
     """The answer to a question has room for what was shared."""
     longest = "x" * messages.MOST_SHARED
 
-    assert codec.decode(codec.encode(Share("a", longest)), FROM_AGENTS).text == longest
-    assert codec.decode(codec.encode(Told(1, longest)), FROM_COORDINATOR).value == longest
+    assert messages.decode(codec.encode(Share("a", longest)), FROM_AGENTS).text == longest
+    assert messages.decode(codec.encode(Told(1, longest)), FROM_COORDINATOR).value == longest
 
 
 def plan(**changes: Any) -> dict[str, Any]:
@@ -253,7 +254,7 @@ def with_field(field: str, value: Any) -> bytes:
 
 def test_a_start_with_another_plan_is_read() -> None:
     """What follows is refused for one value each."""
-    assert codec.decode(with_field("plan", plan()), FROM_COORDINATOR).plan.workers == (4, 4)
+    assert messages.decode(with_field("plan", plan()), FROM_COORDINATOR).plan.workers == (4, 4)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +276,7 @@ def test_a_start_with_another_plan_is_read() -> None:
 )
 def test_a_start_that_contradicts_itself_is_refused(field: str, value: Any, why: str) -> None:
     with pytest.raises(MessageError, match=why):
-        codec.decode(with_field(field, value), FROM_COORDINATOR)
+        messages.decode(with_field(field, value), FROM_COORDINATOR)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +310,7 @@ def test_workers_are_written_as_runs_of_equal_numbers(workers: tuple[int, ...], 
 )
 def test_what_is_no_message_is_refused(data: bytes) -> None:
     with pytest.raises(MessageError):
-        codec.decode(data, FROM_AGENTS)
+        messages.decode(data, FROM_AGENTS)
 
 
 values = st.recursive(
@@ -326,7 +327,7 @@ def test_whatever_stands_in_a_field_is_a_message_or_a_refusal(kind: str, data: s
     facts = {name: data.draw(values) for name in (one.name for one in dataclasses.fields(known[kind]))}
     text = json.dumps({"do": kind, **facts})
     try:
-        found = codec.decode(text.encode(), known)
+        found = messages.decode(text.encode(), known)
     except MessageError:
         return
 

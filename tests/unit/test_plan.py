@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
 
-from hpc_launch import errors
+from hpc_launch import codec, errors
 from hpc_launch.errors import ContextError, HpcLaunchError, ScriptError, UsageError
 from hpc_launch.node.devices import Devices
 from hpc_launch.plan import derive, log_paths
@@ -848,7 +848,7 @@ def test_gathering_adds_what_is_not_set(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_a_plan_becomes_json() -> None:
     """job.json has the values, their origins and the warnings, in plain types."""
     made = plan(here(HETEROGENEOUS), max_restarts="2", tee="3")
-    written = json.loads(json.dumps(made.as_dict()))
+    written = json.loads(codec.document(made.record()))
 
     assert (written["run_id"], written["script"], written["hosts"]) == ("4711.0.0", ["train.py"], "a[1-2],z1")
     assert written["derived"]["node_rank"] == {"value": "2", "origin": "Slurm step"}
@@ -861,7 +861,7 @@ def test_a_plan_says_that_files_said_it() -> None:
     said = layer_of(Origin.SITE, Table("config.toml", "", {"port-range": "30000-30000", "omp-num-threads": 3}))
     place = here({**ONE_TASK_PER_NODE, "SLURM_STEP_RESV_PORTS": "25000-25003", "OMP_NUM_THREADS": "7"})
     made = derive.make(resolve({}, {}, [said]), place, ("train.py",))
-    written = made.as_dict()
+    written = json.loads(codec.document(made.record()))
 
     assert (made.ports, made.omp_num_threads) == ((30000,), 3)
     assert written["derived"]["omp_num_threads"] == {"value": "3", "origin": "site's file"}
@@ -926,4 +926,4 @@ def test_a_plan_is_sound_or_refused(
     assert numbered or made.settings.node_rank in (None, world.node_rank)
     if devices and made.settings.nproc_per_node != "cpu":
         assert made.local_world_size <= len(devices)
-    json.dumps(made.as_dict())
+    codec.document(made.record())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import socket
@@ -72,6 +73,24 @@ def test_records_arrive_in_pieces(record: dict[str, str], noise: str) -> None:
 def test_what_is_not_ours_is_no_record(line: str) -> None:
     """Greetings of modules, and broken records, are passed over."""
     assert wire.Decoder().feed(line) is None
+
+
+def test_orders_arrive_as_they_were_given() -> None:
+    """An order is a line, and what is no order ends them."""
+    given = [{"order": 1, "do": "facts"}, {"order": 2, "do": "a\nb", "nodes": ["n1"]}]
+    stream = io.StringIO("".join(map(wire.encode_order, given)) + "[]\n" + wire.encode_order(given[0]))
+
+    assert list(wire.orders(stream)) == given
+    assert list(wire.orders(io.StringIO(""))) == []
+
+
+def test_a_record_without_end_is_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a node says is kept up to a limit; what follows is read again."""
+    monkeypatch.setattr(wire, "_LONGEST", 2000)
+    decoder = wire.Decoder()
+
+    assert [decoder.feed(line) for line in wire.encode({"a": "x" * 3000}).splitlines()][-1] is None
+    assert decoder.feed(wire.encode({"a": 1})) == {"a": 1}
 
 
 def test_everyone_is_asked_and_answers() -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
+from hpc_launch import codec
 from hpc_launch.records import directory, progress
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.model import Mark
-from hpc_launch.records.parsing import Fields
-from hpc_launch.records.progress import curve, joined, last_words, next_point, points, read_mark, share
+from hpc_launch.records.progress import curve, joined, last_words, next_point, points, share
 from hpc_launch.runtime.progress import Progress
 
 
@@ -141,7 +141,7 @@ def mark(step: float | None, attempt: int = 0, total: float | None = None) -> Ma
 )
 def test_marks_of_any_kind(found: dict[str, Any]) -> None:
     """Whatever a mark says, it can be read, and what is done of it is a share or unknown."""
-    read = read_mark(7, Fields(found))
+    read = codec.salvage(Mark, found, rank=7)
 
     assert 0 <= (share(read) or 0) <= 1
     assert all(isinstance(value, float) for point in points([read], "") for value in point[1:])
@@ -150,7 +150,7 @@ def test_marks_of_any_kind(found: dict[str, Any]) -> None:
 def test_values_that_are_no_numbers() -> None:
     """A value that is no finite number is no point of a curve, and text is kept as text."""
     values = {"loss": math.nan, "phase": "warm", "best": True, "n": [1]}
-    read = read_mark(0, Fields({"step": 5, "total": "x", "values": values}))
+    read = codec.salvage(Mark, {"step": 5, "total": "x", "values": values}, rank=0)
 
     assert (read.total, read.values) == (None, {"phase": "warm", "best": True})
     assert (points([read], "phase"), points([read], "best")) == ((), ((5, 1.0),))

@@ -25,7 +25,7 @@ from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import EventLog
 from hpc_launch.settings import resolve
 from hpc_launch.workers.command_workers import CommandWorkers
-from hpc_launch.workers.factory import Ended
+from hpc_launch.workers.factory_server import Ended
 from tests.unit.test_plan import here
 
 GONE = 1 << 22
@@ -86,7 +86,7 @@ def test_what_was_said_before_there_was_a_place_for_it(recorder: Recorder, conte
 def test_workers_that_end(recorder: Recorder, context: RunContext, tmp_path: Path) -> None:
     """How each ended, what it used and why it failed is written down, once."""
     job = job_of(recorder, context)
-    ended = {0: Ended(11, 0, 100.0, 1.5, 0.25, 1 << 20), 1: Ended(12, 3, 101.0, 0.0, 0.0, 0)}
+    ended = {0: Ended(11, 0, 100.0, (1.5, 0.25, 1 << 20)), 1: Ended(12, 3, 101.0, (0.0, 0.0, 0))}
     (tmp_path / "rank_1.err").write_text("the last line\n")
     found = workers(tmp_path, {0: 11, 1: 12}, ended)
     for local in (0, 1):

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from hpc_launch import codec
 from hpc_launch.errors import LogDirError
 from hpc_launch.node.reserved import Owner, first_descriptor
 from hpc_launch.records import causes, history, stack_files, telling
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.stack_files import AllStacks
 from hpc_launch.records.stacks import HANG, Frame, Seen, fold, parse
 from hpc_launch.records.words import fold_ranks
 from hpc_launch.review.stacks_view import Stacks, text
@@ -203,7 +205,7 @@ def test_what_is_written_can_be_read_back(tmp_path: Path) -> None:
     stack_files.write_all(directory, names[0], 0, 1e9, seen)
 
     assert len(set(names)) == 3
-    assert stack_files.read_all(directory.stacks(names[0]) / "stacks.json") == tuple(seen)
+    assert codec.read(AllStacks, (directory.stacks(names[0]) / "stacks.json").read_bytes()).processes == tuple(seen)
     assert mentions(directory.rank_stacks(names[0], "gpu001", 1).read_text(), "4001 running", "it is no Python")
 
 

@@ -1,6 +1,6 @@
 """The messages of the rendezvous: what agents tell each other, as typed values. Pure.
 
-Each message is a frozen dataclass; `codec` writes them and checks every field (`fields`) of what arrives. `hello` has
+Each message is a frozen dataclass; the codec writes it and checks every field (`fields`) of what arrives. `hello` has
 those of the handshake, `from_agents` and `from_coordinator` the others, and `run_state`, `round_plan` and `round_end`
 what several of them carry.
 """
@@ -36,7 +36,7 @@ from hpc_launch.rendezvous.messages.from_coordinator import (
     Waiting,
 )
 from hpc_launch.rendezvous.messages.hello import Answer, Hello, Purpose, Verdict, fitting, shown_words
-from hpc_launch.rendezvous.messages.message import Message
+from hpc_launch.rendezvous.messages.message import Message, decode
 from hpc_launch.rendezvous.messages.round_end import Ending, RoundEnd
 from hpc_launch.rendezvous.messages.round_plan import RoundPlan
 from hpc_launch.rendezvous.messages.run_state import RunState, merge
@@ -77,6 +77,7 @@ __all__ = [
     "Told",
     "Verdict",
     "Waiting",
+    "decode",
     "fitting",
     "line",
     "merge",

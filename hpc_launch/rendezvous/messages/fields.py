@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpc_launch import ranges
-from hpc_launch.rendezvous.codec import array, integer, table, text
+from hpc_launch.codec import array, integer, table, text
 from hpc_launch.rendezvous.membership import Membership
 
 # More agents than any cluster has nodes and GPUs.

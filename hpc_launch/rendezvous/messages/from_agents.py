@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from hpc_launch.rendezvous import codec
-from hpc_launch.rendezvous.codec import array, checked, integer, nested, table, text
+from hpc_launch import codec
+from hpc_launch.codec import array, checked, integer, nested, table, text
 from hpc_launch.rendezvous.membership import Knowledge, Membership
 from hpc_launch.rendezvous.messages.fields import (
     AGENT,

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from hpc_launch.rendezvous import codec
-from hpc_launch.rendezvous.codec import array, checked, nested, table, text
+from hpc_launch import codec
+from hpc_launch.codec import array, checked, nested, table, text
 from hpc_launch.rendezvous.membership import Membership
 from hpc_launch.rendezvous.messages.fields import (
     AGENT,

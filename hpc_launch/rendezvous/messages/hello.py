@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from hpc_launch.rendezvous import codec
-from hpc_launch.rendezvous.codec import array, checked, integer, table, text
+from hpc_launch import codec
+from hpc_launch.codec import array, checked, integer, table, text
 from hpc_launch.rendezvous.messages.fields import AGENT, HOST, MOST_AGENTS, PORT, ROUND
 from hpc_launch.rendezvous.transport import wire
 

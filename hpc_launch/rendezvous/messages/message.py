@@ -1,13 +1,28 @@
-"""A message as a text of its own, for what agents leave for each other under a name. Pure."""
+"""Messages as they are read; and one as a text of its own, for what agents leave for each other under a name. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from hpc_launch.rendezvous import codec
+from hpc_launch import codec
+from hpc_launch.codec import CodecError
+from hpc_launch.rendezvous.transport.faults import MessageError
 
 _Word = TypeVar("_Word", bound="Message")
+
+
+def decode(data: bytes, kinds: Mapping[str, type]) -> Any:
+    """Read a message of one of these kinds, by name.
+
+    Raises:
+        MessageError: for anything else.
+    """
+    try:
+        return codec.decode(data, kinds)
+    except CodecError as error:
+        raise MessageError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -25,4 +40,7 @@ class Message:
         Raises:
             MessageError: when it is not one.
         """
-        return codec.read(cls, data)
+        try:
+            return codec.read(cls, data)
+        except CodecError as error:
+            raise MessageError(str(error)) from None

@@ -9,8 +9,8 @@ import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from hpc_launch.codec import checked, table
 from hpc_launch.rendezvous import membership
-from hpc_launch.rendezvous.codec import checked, table
 from hpc_launch.rendezvous.messages.fields import AGENT_NAME, COUNT, JOB, LINE, MOST_AGENTS, PLACES, ROUND, SIGNAL
 
 

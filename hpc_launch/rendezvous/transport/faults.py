@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from enum import Enum
 
+from hpc_launch.codec import CodecError
 
-class MessageError(ValueError):
+
+class MessageError(CodecError):
     """The peer's message is unusable; the text says why, in words for one line."""
 
 
