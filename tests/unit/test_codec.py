@@ -256,5 +256,5 @@ def test_an_annotation_without_a_check() -> None:
     class Odd:
         numbers: set[int]
 
-    with pytest.raises(TypeError, match="needs a check of its own"):
+    with pytest.raises(TypeError, match=r"set\[int\]"):
         codec.build(Odd, {})
