@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpc_launch import errors, runtime, submitit
-    from hpc_launch.jobs.executor import Executor, submit
-    from hpc_launch.jobs.job import Job
+    from hpc_launch.api.executor import Executor, submit
+    from hpc_launch.api.job_handle import Job
 
 __version__ = "0.1.0"
 
 __all__ = ["Executor", "Job", "errors", "runtime", "submit", "submitit"]
 
 # Where each is. `import hpc_launch` imports none of them: the launcher itself does so on every node.
-_PLACES = {"Executor": "jobs.executor", "Job": "jobs.job", "submit": "jobs.executor"}
+_PLACES = {"Executor": "api.executor", "Job": "api.job_handle", "submit": "api.executor"}
 _MODULES = ("errors", "runtime", "submitit")
 
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from hpc_launch.jobs.task import ElasticTask
+from hpc_launch.api.elastic_task import ElasticTask
 
 __all__ = ["ElasticTask"]

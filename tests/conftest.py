@@ -11,7 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from hpc_launch.settings import files
+from hpc_launch.settings import settings_files
 from tests import browser
 from tests.cluster import Cluster, ClusterConfig, why_unavailable
 from tests.cluster.releases import DEFAULT, NEWEST, Release
@@ -90,7 +90,9 @@ def no_settings_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Non
     folder = tmp_path_factory.mktemp("nothing")
     for place in (folder, Path(__file__).parent):
         environ = {"HOME": os.environ.get("HOME", ""), "XDG_CONFIG_HOME": str(folder)}
-        there = [entry.path for entry in files.load(environ, place).looked if entry.found == "found"]
+        there = [
+            entry.path for entry in settings_files.load_settings_files(environ, place).looked if entry.found == "found"
+        ]
         if there:
             pytest.exit(f"these settings would change what is tested: {', '.join(map(str, there))}", returncode=1)
 

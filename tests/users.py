@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_launch.owners import folders, parents
+from hpc_launch.file_ownership import folders, parents
 
 # Ordinary users that no machine has, and the group of a project.
 ALICE, BOB = 61234, 61235

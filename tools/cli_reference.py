@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from hpc_launch.cli import cli
-from hpc_launch.settings import OptionSpec, Settings, specs, writing
+from hpc_launch.settings import OptionSpec, Settings, specs, toml_writer
 
 PAGE = Path(__file__).parents[1] / "docs/cli.md"
 WIDTH = 118
@@ -168,7 +168,7 @@ def default(value: Any, spec: OptionSpec) -> str:
     """Return the sentence about a default; empty where the help says it, or how the value is derived."""
     if value is None or value == () or spec.is_flag or "default" in spec.help.lower():
         return ""
-    return f"Default: `{f'{value:g}' if isinstance(value, float) else writing.text(value)}`."
+    return f"Default: `{f'{value:g}' if isinstance(value, float) else toml_writer.text(value)}`."
 
 
 def description(command: click.Command) -> str:

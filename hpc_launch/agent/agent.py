@@ -17,7 +17,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]  # public, but
 from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.multiprocessing import LogsSpecs
 
-from hpc_launch import patience
+from hpc_launch import slow_storage
 from hpc_launch.agent import failure_report, foreign_backends, hang_detector, log_messages
 from hpc_launch.agent.job_facts import JobFacts
 from hpc_launch.agent.job_monitor import JobMonitor
@@ -28,19 +28,19 @@ from hpc_launch.agent.round_supervisor import RoundSupervisor, failure_of
 from hpc_launch.agent.run_context import RunContext
 from hpc_launch.agent.worker_pool import WorkerPool, environments
 from hpc_launch.errors import HpcLaunchError, LogDirError
-from hpc_launch.plan.model import Plan
-from hpc_launch.records import causes, events, telling
+from hpc_launch.plan.launch_plan import Plan
+from hpc_launch.records import events, failure_messages, root_cause
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.rendezvous.handler import SlurmRendezvous, SpareReleased
-from hpc_launch.rendezvous.messages import Ending, RoundEnd, RoundPlan
+from hpc_launch.rendezvous.messages import RoundEnd, RoundEnding, RoundPlan
 from hpc_launch.settings import Origin
 from hpc_launch.slurm.job import JobRecord
 from hpc_launch.torch_private import ElasticAgent, WorkerContext
 from hpc_launch.workers.command_workers import Wakeup, wakeup
 from hpc_launch.workers.factory import Factory
 from hpc_launch.workers.grace_period import GracePeriod
-from hpc_launch.workers.notice_signals import Notices
-from hpc_launch.workers.signals import Signals
+from hpc_launch.workers.notice_signals import NoticeSignals
+from hpc_launch.workers.signals import AgentSignals
 
 # How long the other agents may take to write down what they know of a failure, once the workers here have ended.
 _RECORDS_SECONDS = 5.0
@@ -65,7 +65,7 @@ class Agent(ElasticAgent):
         logs_specs: LogsSpecs | None,
         *,
         factory: Factory,
-        signals: Signals,
+        signals: AgentSignals,
         job_monitor: Callable[[Plan], JobMonitor | None],
     ) -> None:
         """Prepare it.
@@ -92,7 +92,7 @@ class Agent(ElasticAgent):
         self._slurm = JobFacts(self._peers, job_monitor, in_step=plan.world.origin is Origin.STEP)
         self._grace_period = GracePeriod(_grace(plan, environ), self._slurm.facts, signals)
         self._pool = WorkerPool(self._context, factory, self._grace_period)
-        self._notices = Notices(lambda: signals.notices, self._pool.heard, self._pool.send, signals.passed_on)
+        self._notices = NoticeSignals(lambda: signals.notices, self._pool.heard, self._pool.send, signals.passed_on)
         self._output = Output(plan.settings, plan.world.host, logs_specs)
         self._told_of_disk = False
         self._stop: RoundEnd | None = None
@@ -142,8 +142,8 @@ class Agent(ElasticAgent):
     def failure(self) -> RoundEnd:
         """The end of a run under another backend, whose agents know only their own failures."""
         failure = failure_of(self._context, self._recorder)
-        end = self._own_end(Ending.FAILED, failure.status, failure.cause)
-        log_messages.failure(self._context, causes.find(self._recorder.summary(end.cause)), end.cause)
+        end = self._own_end(RoundEnding.FAILED, failure.status, failure.cause)
+        log_messages.failure(self._context, root_cause.find_root_cause(self._recorder.summary(end.cause)), end.cause)
         return end
 
     def close(self) -> None:
@@ -201,7 +201,7 @@ class Agent(ElasticAgent):
             context = self._context
             free = context.label + 1
             if not self.begun:
-                free = patience.wait_for(context.job.next_attempt, context.place)
+                free = slow_storage.wait_for(context.job.next_attempt, context.place)
             context.label = foreign_backends.agreed_label(store, group_rank, free=free)
             return super().assign_worker_ranks(store, group_rank, group_world_size, spec)
         sizes = self._own.plan.workers
@@ -273,11 +273,13 @@ class Agent(ElasticAgent):
 
     def restart_workers(self, group: WorkerGroup) -> None:
         """Begin another attempt, as torch's own loop does it."""
-        failed = causes.first(self._recorder.workers)
-        self._own_end(Ending.RESTART, 1, telling.line(failed) if failed else "the group has changed")
+        failed = root_cause.first_failure(self._recorder.workers)
+        self._own_end(
+            RoundEnding.RESTART, 1, failure_messages.failure_line(failed) if failed else "the group has changed"
+        )
         super().restart_workers(group)
 
-    def _own_end(self, how: Ending, status: int, cause: str) -> RoundEnd:
+    def _own_end(self, how: RoundEnding, status: int, cause: str) -> RoundEnd:
         """The end of an attempt under another backend, as this agent alone sees it; it is written down."""
         world = self._context.world
         end = RoundEnd(how.value, world.agent_rank, world.host, status, cause)
@@ -291,7 +293,7 @@ class Agent(ElasticAgent):
         if self._own is None:
             result = super().invoke_run()
             if not result.is_failed():
-                self._own_end(Ending.DONE, 0, "")
+                self._own_end(RoundEnding.DONE, 0, "")
             return result
         with wakeup() as alarm:
             while True:
@@ -299,7 +301,7 @@ class Agent(ElasticAgent):
                     self.initialize_workers(self.worker_group)
                 except SpareReleased as released:
                     self.end = released.end
-                    if released.end.ending != Ending.DONE.value:
+                    if released.end.ending != RoundEnding.DONE.value:
                         return RunResult(WorkerState.FAILED)
                     # torch wants to know of its workers, though there were none.
                     nothing = dict.fromkeys(worker.global_rank for worker in self.worker_group.workers)
@@ -308,9 +310,9 @@ class Agent(ElasticAgent):
                 self._recorder.clock(self._own.clock())
                 end, result = self._watch(self._own, alarm).follow()
                 self._end_round(self._own, end)
-                if end.ending != Ending.RESTART.value:
+                if end.ending != RoundEnding.RESTART.value:
                     self.end = end
-                    well = end.ending == Ending.DONE.value
+                    well = end.ending == RoundEnding.DONE.value
                     return result if well else RunResult(WorkerState.FAILED, failures=result.failures)
 
     def _watch(self, handler: SlurmRendezvous, alarm: Wakeup) -> RoundSupervisor:
@@ -347,11 +349,13 @@ class Agent(ElasticAgent):
         self.shutdown(signal.Signals[end.signal or ("SIGKILL" if end.lost else "SIGTERM")])
         if end.signal or not self._context.leader:
             return
-        if end.ending == Ending.RESTART.value:
+        if end.ending == RoundEnding.RESTART.value:
             log_messages.restart(self._context, end)
-        elif end.ending == Ending.FAILED.value:
+        elif end.ending == RoundEnding.FAILED.value:
             hosts = Counter(handler.hosts)
-            found, bad = failure_report.root_cause(self._context.job, self._context.label, hosts, _RECORDS_SECONDS)
+            found, bad = failure_report.await_root_cause(
+                self._context.job, self._context.label, hosts, _RECORDS_SECONDS
+            )
             log_messages.failure(self._context, found, end.cause)
             log_messages.advice(bad)
 

@@ -28,19 +28,19 @@ from hpc_launch.errors import (
     WorkerError,
 )
 from hpc_launch.node import limits
-from hpc_launch.plan import binding
-from hpc_launch.plan.model import Plan
+from hpc_launch.plan import cpu_binding
+from hpc_launch.plan.launch_plan import Plan
 from hpc_launch.records import bad_nodes, history
 from hpc_launch.rendezvous.coordinator_server import STRANGERS
 from hpc_launch.rendezvous.handler import SlurmRendezvous
-from hpc_launch.rendezvous.messages import Ending
+from hpc_launch.rendezvous.messages import RoundEnding
 from hpc_launch.rendezvous.rendezvous_config import config_of
 from hpc_launch.rendezvous.round_checks import shape
 from hpc_launch.settings import Origin
 from hpc_launch.slurm.environment import requeue_id, restart_count
 from hpc_launch.slurm.job import JobRecord
 from hpc_launch.workers.factory import Factory
-from hpc_launch.workers.signals import Signals
+from hpc_launch.workers.signals import AgentSignals
 
 # How long a node that cannot take part waits for the others to tell them so.
 _PATIENCE = 60.0
@@ -85,7 +85,7 @@ def refuse(plan: Plan, environ: Mapping[str, str], problem: HpcLaunchError) -> N
         handler.shutdown()
 
 
-def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
+def run_agent(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
     """Run the agent of this node until all attempts are over.
 
     Args:
@@ -101,7 +101,7 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
     CONSOLE.serve()  # the factory is there: threads may be started from here on
     torch_adapter.quieten(plan, environ)
     settings = plan.settings
-    signals = Signals(settings.signals_to_handle, settings.notice_signals, at_once=not plan.own_rendezvous)
+    signals = AgentSignals(settings.signals_to_handle, settings.notice_signals, at_once=not plan.own_rendezvous)
     with contextlib.ExitStack() as stack:
         stack.callback(factory.close)
         try:
@@ -131,12 +131,12 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
                 flush()
         except SignalException as stop:
             raise Interrupted(stop.sigval, stop.sigval.name) from None
-        error = _run_agent(agent, handler, plan)
+        error = _run_attempts(agent, handler, plan)
         agent.left(error)
         # Before the others are waited for: Slurm may be about to kill.
         _requeue(plan, environ, agent, error)
         if isinstance(error, RendezvousError) and not isinstance(error, RoundRefused) and agent.first and agent.begun:
-            log_messages.advice(bad_nodes.find(history.read(agent.job.path)))
+            log_messages.advice(bad_nodes.find_bad_nodes(history.read_history(agent.job.path)))
     if error is not None:
         raise error
 
@@ -144,7 +144,7 @@ def run(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
 def _requeue(plan: Plan, environ: Mapping[str, str], agent: Agent, error: HpcLaunchError | None) -> None:
     """Have the job run again, if that was asked for."""
     if plan.settings.requeue and agent.first:
-        ended = job_requeue.Run(error, agent.noticed, agent.slurm_record(), agent.job, *agent.attempts)
+        ended = job_requeue.EndedRun(error, agent.noticed, agent.slurm_record(), agent.job, *agent.attempts)
         word = job_requeue.settle(plan, environ, ended)
         if word:
             say(word)
@@ -154,7 +154,7 @@ def _requeue_early(plan: Plan, environ: Mapping[str, str], agent: Agent, record:
     """Do so while the workers end, where Slurm may not leave the time for it afterwards. Called in a thread."""
     if plan.settings.requeue and agent.begun:
         job_requeue.settle_early(
-            plan, environ, job_requeue.Run(None, agent.noticed, record, agent.job, *agent.attempts)
+            plan, environ, job_requeue.EndedRun(None, agent.noticed, record, agent.job, *agent.attempts)
         )
 
 
@@ -166,7 +166,7 @@ def _job_monitor(plan: Plan, environ: Mapping[str, str], file: Callable[[], Path
     return JobMonitor(requeue_id(environ), file, float(end) if end.isdecimal() else None)
 
 
-def _run_agent(agent: Agent, handler: RendezvousHandler, plan: Plan) -> HpcLaunchError | None:
+def _run_attempts(agent: Agent, handler: RendezvousHandler, plan: Plan) -> HpcLaunchError | None:
     """Run it; returns what ended it, said to the other agents."""
     try:
         result = agent.run()
@@ -185,7 +185,7 @@ def _run_agent(agent: Agent, handler: RendezvousHandler, plan: Plan) -> HpcLaunc
     end = agent.end
     if end is None and result.is_failed():
         end = agent.failure()
-    if end is None or end.ending != Ending.FAILED.value:
+    if end is None or end.ending != RoundEnding.FAILED.value:
         return None
     if end.signal:
         signum = signal.Signals[end.signal]
@@ -237,5 +237,5 @@ def _announce(plan: Plan, requeues: int) -> None:
     if in_full or again:
         say(f"{again}{size}{omp}, logs in {plan.log_root / plan.job_name}")
     if in_full or plan.binding.located:
-        for line in binding.table(plan.binding, plan.omp_num_threads):
+        for line in cpu_binding.binding_table(plan.binding, plan.omp_num_threads):
             say(line)

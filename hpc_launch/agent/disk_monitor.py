@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from hpc_launch.node.file_changes import FileChanges
-from hpc_launch.records.times import OutputTimes
+from hpc_launch.records.output_times import OutputTimes
 
 # A file system with less is full: some have a few blocks that nobody gets.
 _LEAST = 1 << 16

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hpc_launch import hidden
+from hpc_launch import redaction
 
 # Variables by the beginnings of their names: of launchers, of Slurm, of what computes and what communicates.
 _RELEVANT = re.compile(
@@ -27,12 +27,12 @@ _LONGEST = 1000
 _PACKAGES = ("numpy", "torchvision", "torchaudio", "triton", "transformers", "lightning", "deepspeed", "accelerate")
 
 
-def describe(environ: Mapping[str, str], secret_names: Sequence[str] = ()) -> dict[str, Any]:
+def describe_environment(environ: Mapping[str, str], secret_names: Sequence[str] = ()) -> dict[str, Any]:
     """Describe this node's software, and its environment.
 
     Args:
         environ: the agent's environment.
-        secret_names: more names of variables that hold secrets (`hidden`).
+        secret_names: more names of variables that hold secrets (`redaction`).
 
     Returns:
         `software`, versions by name, and `environment`, values by name; what looks like a secret is left out.
@@ -45,8 +45,8 @@ def relevant(environ: Mapping[str, str], secret_names: Sequence[str] = ()) -> di
     return {
         name: shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"
         for name, value in sorted(environ.items())
-        if _RELEVANT.fullmatch(name) and not hidden.names_secret_variable(name, secret_names)
-        for shown in (hidden.text(value, secret_names),)
+        if _RELEVANT.fullmatch(name) and not redaction.names_secret_variable(name, secret_names)
+        for shown in (redaction.redacted_text(value, secret_names),)
     }
 
 

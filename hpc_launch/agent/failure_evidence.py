@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpc_launch import codec
-from hpc_launch.node import memory
+from hpc_launch.node import oom_kills
 from hpc_launch.node.kernel_log import KernelLog
-from hpc_launch.records import faults, parsing, tracebacks
+from hpc_launch.records import hardware_faults, regular_files, tracebacks
 from hpc_launch.records.directory import RankFiles
-from hpc_launch.records.lines import last_lines
-from hpc_launch.records.model import Failure, Raised
+from hpc_launch.records.history_model import Failure, RaisedException
+from hpc_launch.records.output_lines import last_lines
 from hpc_launch.text import size
 from hpc_launch.workers.exception_file import ErrorDetails, ErrorFile, ErrorMessage
 
@@ -39,16 +39,16 @@ _CHILD_KILLED = re.compile(r"killed by signal: Killed|terminated abruptly")
 
 
 @dataclass(frozen=True)
-class Before:
+class KernelBaseline:
     """Where the kernel's counters and its log stood when the attempt began."""
 
-    kills: memory.Kills
+    kills: oom_kills.Kills
     log: KernelLog | None = None
 
     @classmethod
-    def now(cls) -> Before:
+    def now(cls) -> KernelBaseline:
         """Look."""
-        return cls(memory.kills(), KernelLog())
+        return cls(oom_kills.kills(), KernelLog())
 
     def close(self) -> None:
         """The attempt is over."""
@@ -56,7 +56,7 @@ class Before:
             self.log.close()
 
 
-def gather(files: RankFiles, pid: int, exitcode: int, before: Before, *, ended: float) -> Failure:
+def gather_evidence(files: RankFiles, pid: int, exitcode: int, before: KernelBaseline, *, ended: float) -> Failure:
     """Look at what a worker has left behind.
 
     Args:
@@ -72,41 +72,44 @@ def gather(files: RankFiles, pid: int, exitcode: int, before: Before, *, ended: 
     errors, output = (last_lines(path, _TAIL, _TAIL) for path in (files.err, files.out))
     exception = _left(files.error, ended)
     if exception is None and exitcode == 1:
-        report = tracebacks.find(errors)
+        report = tracebacks.find_traceback(errors)
         if report is not None:
-            exception = Raised(report.type, report.message, report.where, "stderr")
+            exception = RaisedException(report.type, report.message, report.where, "stderr")
     if exception is not None:
         exception = replace(exception, message=exception.message[:_LONGEST_MESSAGE])
     shown = errors if any(errors) else output
     kernel = before.log.said() if before.log is not None else ()
-    driver = [line for line in kernel if faults.by_kernel(line) and {*_ABOUT.findall(line)} <= {str(pid)}]
-    speaking = [*(line for line in [*errors, *output] if faults.DEVICE.search(line)), *driver]
+    driver = [line for line in kernel if hardware_faults.by_kernel(line) and {*_ABOUT.findall(line)} <= {str(pid)}]
+    speaking = [*(line for line in [*errors, *output] if hardware_faults.DEVICE.search(line)), *driver]
     # What shows that a device is broken is not to be among what is left out.
-    gpu = sorted(dict.fromkeys(line[:_LONGEST_LINE] for line in speaking), key=lambda line: not faults.broken(line))
+    gpu = sorted(
+        dict.fromkeys(line[:_LONGEST_LINE] for line in speaking),
+        key=lambda line: not hardware_faults.broken_hardware(line),
+    )
     killed = exitcode == -signal.SIGKILL or any(_CHILD_KILLED.search(line) for line in errors)
     return Failure(
         exception=exception,
         lines=tuple(line[:_LONGEST_LINE] for line in shown[-_LINES:]),
-        oom=_oom(pid, before.kills, memory.kills(), kernel) if killed else "",
+        oom=_oom(pid, before.kills, oom_kills.kills(), kernel) if killed else "",
         gpu=tuple(gpu[:_GPU_LINES]),
         log=str(files.err if any(errors) else files.out) if shown else "",
     )
 
 
-def _left(path: Path, ended: float) -> Raised | None:
+def _left(path: Path, ended: float) -> RaisedException | None:
     """The exception of an error file, by torch's `record` or by `workers.exception_file`."""
-    data = parsing.content(path)
+    data = regular_files.content(path)
     facts = codec.parse(data) if isinstance(data, bytes) else None
     found = codec.salvage(ErrorFile, facts or {}).message
     said, details = (found.message, found.details) if isinstance(found, ErrorMessage) else (found, ErrorDetails())
     if not said:
         return None
     short, _, message = said.partition(": ")
-    report = tracebacks.find(details.py_callstack.splitlines())
+    report = tracebacks.find_traceback(details.py_callstack.splitlines())
     moment = details.time
     if moment is None and details.timestamp.isdecimal():
         moment = min(ended, float(details.timestamp) + 1)  # torch writes whole seconds
-    return Raised(
+    return RaisedException(
         type=details.type or (report.type if report else short),
         message=tracebacks.essence(message),
         where=details.where or (report.where if report else ""),
@@ -115,12 +118,12 @@ def _left(path: Path, ended: float) -> Raised | None:
     )
 
 
-def _oom(pid: int, before: memory.Kills, after: memory.Kills, kernel: Sequence[str]) -> str:
+def _oom(pid: int, before: oom_kills.Kills, after: oom_kills.Kills, kernel: Sequence[str]) -> str:
     """What the kernel did, in words; empty if it did nothing."""
     killed = [found for line in kernel if (found := _KILLED.search(line)) and int(found["pid"]) == pid]
     counted = before.group is not None and after.group is not None and after.group > before.group
     if counted or any(found["group"] != "O" for found in killed):
-        limit = memory.limit()
+        limit = oom_kills.limit()
         at = f" ({size(limit)})" if limit is not None else ""
         return f"the kernel killed a process for reaching the job's memory limit{at}: ask for more with --mem"
     if killed or (before.node is not None and after.node is not None and after.node > before.node):

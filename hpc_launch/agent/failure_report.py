@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from hpc_launch import codec, patience
-from hpc_launch.records import bad_nodes, causes, events, history, parsing
+from hpc_launch import codec, slow_storage
+from hpc_launch.records import bad_nodes, events, history, regular_files, root_cause
 from hpc_launch.records.bad_nodes import BadNode
-from hpc_launch.records.causes import RootCause
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.root_cause import RootCause
 
 # How often to look whether the others have written.
 _LOOK_SECONDS = 0.1
 
 
-def root_cause(
+def await_root_cause(
     job: JobDirectory, attempt: int, hosts: dict[str, int], seconds: float
 ) -> tuple[RootCause | None, Sequence[BadNode]]:
     """Find out why an attempt failed, when all agents have written down what they know.
@@ -30,7 +30,7 @@ def root_cause(
         Why, None where the attempt cannot be found in the directory; and the nodes that have shown to be bad.
     """
     place = f"the log directory {job.root}"
-    return patience.wait_for(lambda: _root_cause(job, attempt, hosts, seconds), place, soon=2 * seconds)
+    return slow_storage.wait_for(lambda: _root_cause(job, attempt, hosts, seconds), place, soon=2 * seconds)
 
 
 def _root_cause(
@@ -42,14 +42,14 @@ def _root_cause(
         waited_for = [host for host in waited_for if _missing(job, attempt, host, hosts[host])]
         if waited_for:
             time.sleep(_LOOK_SECONDS)
-    told = history.read(job.path)
+    told = history.read_history(job.path)
     found = next((one for one in told.attempts if one.number == attempt), None)
-    return causes.of(told, found) if found is not None else None, bad_nodes.find(told)
+    return root_cause.root_cause_of(told, found) if found is not None else None, bad_nodes.find_bad_nodes(told)
 
 
 def _missing(job: JobDirectory, attempt: int, host: str, agents: int) -> bool:
     """Whether agents of a node have more to say about an attempt."""
-    data = parsing.content(job.events(host))
+    data = regular_files.content(job.events(host))
     if not isinstance(data, bytes):
         return True
     mark = b'"attempt": %d,' % attempt

@@ -18,7 +18,7 @@ from hpc_launch import torch_private
 from hpc_launch.agent.torch_adapter import first_line
 from hpc_launch.errors import RendezvousError, UsageError
 from hpc_launch.node import network
-from hpc_launch.plan.model import Plan
+from hpc_launch.plan.launch_plan import Plan
 from hpc_launch.settings import Origin
 
 # Where the number of an attempt is found in the agents' store, and how long it may take until it is there.

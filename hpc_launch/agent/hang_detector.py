@@ -19,13 +19,13 @@ from pathlib import Path
 
 from hpc_launch.agent.run_context import RunContext
 from hpc_launch.errors import LogDirError
-from hpc_launch.node import processes, stacks
-from hpc_launch.patience import Act
+from hpc_launch.node import processes, stack_dumps
 from hpc_launch.records import stack_files
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.stacks import HANG, Folded, Seen, fold
+from hpc_launch.records.stack_traces import HANG, FoldedStacks, ProcessStacks, fold_stacks
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import Message
+from hpc_launch.slow_storage import Act
 
 # The exit status of a job that hung: that of timeout(1).
 STATUS = 124
@@ -53,7 +53,7 @@ _MOST_TEXT = 1 << 19
 
 
 @dataclass(frozen=True)
-class Quiet:
+class SilenceTimer:
     """What an agent knows of the silence of all. Pure.
 
     Attributes:
@@ -66,7 +66,7 @@ class Quiet:
     looked: float
     count: int = 0
 
-    def after(self, now: float, *, count: int, pause: float) -> Quiet:
+    def after(self, now: float, *, count: int, pause: float) -> SilenceTimer:
         """What is known after another look.
 
         Time for which this agent was stopped does not count: the others may have been, too.
@@ -77,10 +77,10 @@ class Quiet:
             pause: seconds that lie between two looks, if all goes well.
         """
         if count != self.count:
-            return Quiet(now, now, count)
+            return SilenceTimer(now, now, count)
         gap = now - self.looked
         lost = gap - pause if gap > _STOPPED * pause + 1 else 0.0
-        return Quiet(self.since + lost, now, count)
+        return SilenceTimer(self.since + lost, now, count)
 
     def lasts(self, timeout: float) -> bool:
         """Whether it has lasted for so long that the job hangs."""
@@ -137,14 +137,14 @@ class Hang(Message):
 
 
 @dataclass(frozen=True)
-class Gist(Message):
+class HangSummary(Message):
     """What an agent leaves for the leader: its workers."""
 
-    seen: Sequence[Seen]
+    seen: Sequence[ProcessStacks]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class HangVerdict:
     """The end of an attempt that hangs.
 
     Attributes:
@@ -183,21 +183,21 @@ class HangWatch:
     workers: Callable[[], Mapping[int, int]]
     activity: Activity
     clock: Callable[[], float] = time.monotonic
-    _quiet: Quiet = field(init=False)
+    _quiet: SilenceTimer = field(init=False)
     _said: Hang | None = None
     _deadline: float = 0.0
 
     def __post_init__(self) -> None:
         """Begin to watch."""
         now = self.clock()
-        self._quiet = Quiet(now, now)
+        self._quiet = SilenceTimer(now, now)
 
     @property
     def pause(self) -> float:
         """Seconds between two turns."""
         return pause_for(self.timeout, self.agents)
 
-    def turn(self, store: SlurmRendezvous) -> Verdict | None:
+    def turn(self, store: SlurmRendezvous) -> HangVerdict | None:
         """Look, if it is time to, and do what follows; returns the leader's verdict, once it has one.
 
         Raises:
@@ -224,31 +224,31 @@ class HangWatch:
     def _reserve(self) -> str:
         moment = time.time()
         try:
-            return stack_files.reserve(self.job, moment)
+            return stack_files.reserve_directory(self.job, moment)
         except LogDirError:
-            return stack_files.name_of(moment)  # it is said when nothing can be written there
+            return stack_files.stacks_directory_name(moment)  # it is said when nothing can be written there
 
     def _take(self, store: SlurmRendezvous, hang: Hang) -> None:
         """Take the stacks of the workers here, write them down, and leave the gist for the leader."""
-        seen = stacks.take(self.workers(), self.host, patience=_TAKE)
+        seen = stack_dumps.dump_stacks(self.workers(), self.host, patience=_TAKE)
         with contextlib.suppress(LogDirError):
             stack_files.write_ranks(self.job, hang.name, seen)
         own = [one for one in seen if not one.parent]
         longest = min(_LONGEST, _MOST_TEXT // max(1, len(own)))
-        gist = Gist([replace(one, text=one.text[:longest]) for one in own])
+        gist = HangSummary([replace(one, text=one.text[:longest]) for one in own])
         store.share(self._key(f"stacks/{self.agent}"), gist)
         store.count("stacks", 1)
 
-    def _verdict(self, store: SlurmRendezvous, now: float) -> Verdict | None:
+    def _verdict(self, store: SlurmRendezvous, now: float) -> HangVerdict | None:
         """What all agents have seen, or those that were quick enough."""
         if store.count("stacks", 0) < self.agents and now < self._deadline:
             return None
-        gists = [store.shared(self._key(f"stacks/{agent}"), Gist) for agent in range(self.agents)]
+        gists = [store.shared(self._key(f"stacks/{agent}"), HangSummary) for agent in range(self.agents)]
         seen = [one for gist in gists if gist is not None for one in gist.seen]
         missing = gists.count(None)
-        return self._judge(fold(seen), seen, missing)
+        return self._judge(fold_stacks(seen), seen, missing)
 
-    def _judge(self, folded: Folded, seen: Sequence[Seen], missing: int) -> Verdict:
+    def _judge(self, folded: FoldedStacks, seen: Sequence[ProcessStacks], missing: int) -> HangVerdict:
         assert self._said is not None  # noqa: S101 - nothing is judged before it was said
         path: Path | None = self.job.stacks(self._said.name)
         try:
@@ -257,7 +257,7 @@ class HangWatch:
             path = None
         late = f"; {missing} of {self.agents} agents did not answer" if missing else ""
         silence = f"no output and no progress for {self.timeout:g} s (--hang-timeout)"
-        return Verdict(f"{HANG}{silence}: {folded.summary}{late}", path)
+        return HangVerdict(f"{HANG}{silence}: {folded.summary}{late}", path)
 
 
 def watch(context: RunContext, pids: Mapping[int, int]) -> HangWatch | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from hpc_launch.agent.job_monitor import JobMonitor
 from hpc_launch.agent.peers import Peers
 from hpc_launch.errors import RendezvousError
-from hpc_launch.plan.model import Plan
+from hpc_launch.plan.launch_plan import Plan
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.environment import requeue_id
 from hpc_launch.slurm.job import JobRecord

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hpc_launch.errors import LogDirError
-from hpc_launch.patience import Background
 from hpc_launch.records import directory
-from hpc_launch.records.model import JobEnd
+from hpc_launch.records.history_model import JobEnd
+from hpc_launch.slow_storage import Background
 from hpc_launch.slurm import controller
+from hpc_launch.slurm.cluster_rules import Partition
 from hpc_launch.slurm.job import JobRecord
-from hpc_launch.slurm.rules import Partition
 from hpc_launch.workers.grace_period import SlurmFacts
 
 # The end of a job can be moved while it runs (scontrol update, preemption with a GraceTime). It is asked for again when

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from hpc_launch.errors import HpcLaunchError, RendezvousError, RoundRefused, WorkerError
 from hpc_launch.plan import requeue
-from hpc_launch.plan.model import Plan
+from hpc_launch.plan.launch_plan import Plan
 from hpc_launch.plan.requeue import Policy, Progress
-from hpc_launch.records import directory, ledger
+from hpc_launch.records import directory, requeue_ledger
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.ledger import Entry, Ledger, Reason
-from hpc_launch.records.progress import last_words
+from hpc_launch.records.progress_curve import last_words
+from hpc_launch.records.requeue_ledger import Ledger, LedgerEntry, Reason
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.environment import requeue_id, restart_count
 from hpc_launch.slurm.job import Ending, JobRecord, ending_of
@@ -28,7 +28,7 @@ _SLURM_DOES_IT = "Slurm itself has the job run again: not counted"
 
 
 @dataclass(frozen=True)
-class Run:
+class EndedRun:
     """A run that has ended, as far as this matters here.
 
     Attributes:
@@ -48,7 +48,7 @@ class Run:
     attempt: int
 
 
-def settle(plan: Plan, environ: Mapping[str, str], run: Run) -> str:
+def settle(plan: Plan, environ: Mapping[str, str], run: EndedRun) -> str:
     """Have the job requeued if that was asked for and is right. It waits for a thread that does so already.
 
     Returns:
@@ -58,12 +58,12 @@ def settle(plan: Plan, environ: Mapping[str, str], run: Run) -> str:
         return _settle(plan, environ, run)
 
 
-def _settle(plan: Plan, environ: Mapping[str, str], run: Run) -> str:
+def _settle(plan: Plan, environ: Mapping[str, str], run: EndedRun) -> str:
     settings = plan.settings
     policy = requeue.policy(settings.requeue, settings.max_requeues, settings.requeue_patience)
     job_id = requeue_id(environ)
     restarts = restart_count(environ)
-    book = ledger.load(run.job)
+    book = requeue_ledger.load_ledger(run.job)
     before = book.entries
     if not book.later and before and before[-1].restart_count == restarts and before[-1].attempt >= run.first_attempt:
         return _amend(policy, run, book)
@@ -78,7 +78,7 @@ def _settle(plan: Plan, environ: Mapping[str, str], run: Run) -> str:
         reason = "notice"
     progress = _progress(run, before[-1].step if before else None)
     decision = requeue.decide(policy, reason, cause, before, progress)
-    entry = Entry(
+    entry = LedgerEntry(
         time=round(time.time(), 3),
         reason=reason,
         cause=cause,
@@ -90,12 +90,12 @@ def _settle(plan: Plan, environ: Mapping[str, str], run: Run) -> str:
         by_slurm=ending is Ending.REQUEUED,
     )
     if ending is Ending.REQUEUED:
-        ledger.append(run.job, book, entry)
+        requeue_ledger.append_entry(run.job, book, entry)
         return _SLURM_DOES_IT
     return _ask(run.job, job_id, book, entry) or decision.why if decision.requeue else decision.why
 
 
-def settle_early(plan: Plan, environ: Mapping[str, str], run: Run) -> None:
+def settle_early(plan: Plan, environ: Mapping[str, str], run: EndedRun) -> None:
     """Settle it while the workers still end, where Slurm is about to kill: afterwards there may be no time left.
 
     Only where Slurm has ended the job already, so that the requeue takes none of the workers' time, and only if it is
@@ -109,24 +109,23 @@ def settle_early(plan: Plan, environ: Mapping[str, str], run: Run) -> None:
 
 def _later(job: JobDirectory, version: int) -> str:
     """Why nothing is done on the word of a ledger that is not understood: the requeues in it cannot be counted."""
-    return (
-        f"not requeued: {job.ledger} is of a later hpc-launch (schema {version}, here {ledger.SCHEMA}): go on with that"
-    )
+    known = requeue_ledger.SCHEMA
+    return f"not requeued: {job.ledger} is of a later hpc-launch (schema {version}, here {known}): go on with that"
 
 
-def _amend(policy: Policy, run: Run, book: Ledger) -> str:
+def _amend(policy: Policy, run: EndedRun, book: Ledger) -> str:
     """Write down how far a run came that has been requeued early; returns what was done."""
     *before, entry = book.entries
     progress = _progress(run, before[-1].step if before else None)
     entry = dataclasses.replace(entry, step=progress.step, progressed=progress.made)
-    ledger.amend(run.job, book, entry)
+    requeue_ledger.amend_entry(run.job, book, entry)
     if entry.by_slurm:
         return _SLURM_DOES_IT
     decision = requeue.decide(policy, entry.reason, entry.cause, before, progress)
     return decision.why if decision.requeue else f"requeued: {entry.cause}"
 
 
-def _ask(job: JobDirectory, job_id: str, book: Ledger, entry: Entry) -> str:
+def _ask(job: JobDirectory, job_id: str, book: Ledger, entry: LedgerEntry) -> str:
     """Ask Slurm, as the only agent of all runs of the job; returns why it does not do it."""
     claim = job.requeue_claim(job_id, entry.restart_count)
     if not directory.claim(claim):
@@ -137,16 +136,16 @@ def _ask(job: JobDirectory, job_id: str, book: Ledger, entry: Entry) -> str:
         with contextlib.suppress(OSError):
             claim.unlink(missing_ok=True)  # so that this run can ask again when it has ended, or another one
         return f"not requeued: {refusal}"
-    ledger.append(job, book, entry)
+    requeue_ledger.append_entry(job, book, entry)
     return ""
 
 
-def _reason(run: Run, ending: Ending) -> tuple[Reason, str] | None:
+def _reason(run: EndedRun, ending: Ending) -> tuple[Reason, str] | None:
     """Why the run ended, if that can be a reason to run again: what Slurm says comes first."""
     by_slurm: dict[Ending, tuple[Reason, str] | None] = {
         Ending.TIME_LIMIT: ("timeout", "time limit"),
         Ending.PREEMPTED: ("preempt", "preemption"),
-        Ending.REQUEUED: ("preempt", ledger.BY_SLURM),
+        Ending.REQUEUED: ("preempt", requeue_ledger.BY_SLURM),
         Ending.CANCELLED: None,
     }
     if ending in by_slurm:
@@ -160,7 +159,7 @@ def _reason(run: Run, ending: Ending) -> tuple[Reason, str] | None:
     return ("failure", str(run.error)) if failed else None
 
 
-def _progress(run: Run, begin: float | None) -> Progress:
+def _progress(run: EndedRun, begin: float | None) -> Progress:
     """What the workers have marked, the one that has come furthest for all."""
     marks = last_words(run.job)
     furthest = max(marks, key=lambda mark: -1.0 if mark.step is None else mark.step, default=None)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpc_launch.agent.hang_detector import Verdict
+from hpc_launch.agent.hang_detector import HangVerdict
 from hpc_launch.agent.run_context import RunContext
 from hpc_launch.console import say
-from hpc_launch.records import bad_nodes, telling
+from hpc_launch.records import bad_nodes, failure_messages
 from hpc_launch.records.bad_nodes import BadNode
-from hpc_launch.records.causes import RootCause
+from hpc_launch.records.root_cause import RootCause
 from hpc_launch.rendezvous.messages import RoundEnd
 from hpc_launch.text import duration
 
@@ -29,7 +29,7 @@ def full_disk(context: RunContext, problem: OSError) -> None:
     )
 
 
-def hang(context: RunContext, verdict: Verdict) -> None:
+def hang(context: RunContext, verdict: HangVerdict) -> None:
     """The job hangs."""
     stacks = f"; stacks in {verdict.path}" if verdict.path is not None else ""
     _say_of_attempt(context, f"{verdict.cause}{stacks}")
@@ -48,13 +48,13 @@ def restart(context: RunContext, end: RoundEnd) -> None:
 
 def failure(context: RunContext, found: RootCause | None, otherwise: str) -> None:
     """The last attempt has failed: at length if its cause was found."""
-    _say_of_attempt(context, "\n    ".join(telling.block(found) if found is not None else [otherwise]))
+    _say_of_attempt(context, "\n    ".join(failure_messages.failure_block(found) if found is not None else [otherwise]))
 
 
 def advice(bad: Sequence[BadNode]) -> None:
     """What to do about bad nodes, where there are any."""
     if bad:
-        say(bad_nodes.advice(bad))
+        say(bad_nodes.bad_nodes_advice(bad))
 
 
 def _say_of_attempt(context: RunContext, text: str) -> None:

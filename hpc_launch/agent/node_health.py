@@ -15,12 +15,12 @@ from typing import Any
 
 from hpc_launch import codec
 from hpc_launch.console import say
-from hpc_launch.records import events, telling, words
-from hpc_launch.records.model import NodeState
+from hpc_launch.records import events, failure_messages, formatting
+from hpc_launch.records.history_model import NodeState
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.slurm import controller
+from hpc_launch.slurm.cluster_rules import ClusterRules
 from hpc_launch.slurm.nodes import NodeRecord
-from hpc_launch.slurm.rules import ClusterRules
 
 # When it is asked again, in terms of SlurmdTimeout: with one of 20 s it took 1.5 of it until a node was down.
 _AGAIN, _MORE_SECONDS = (1.0, 1.5), 10.0
@@ -55,7 +55,7 @@ class NodeHealth:
 
     def note(self, event: str, facts: Mapping[str, Any]) -> None:
         """Something was said about nodes, by whoever leads."""
-        named = {name: words.unfold_hosts(str(facts.get(name, ""))) for name in ("hosts", "spares", "lost")}
+        named = {name: formatting.unfold_hosts(str(facts.get(name, ""))) for name in ("hosts", "spares", "lost")}
         if event in (events.NODE_LOST, events.NODES):
             self.lost(named["hosts"] if event == events.NODE_LOST else named["lost"])
         if event in (events.NODE_BACK, events.NODES):
@@ -132,7 +132,7 @@ class NodeHealth:
             )
             self._heard(said)
             if last:
-                say(f"{host}: {telling.slurms_word(said)}")
+                say(f"{host}: {failure_messages.slurms_word(said)}")
 
 
 def follow(handler: SlurmRendezvous) -> NodeHealth:

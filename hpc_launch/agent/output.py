@@ -10,14 +10,14 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
 
-from hpc_launch import patience
+from hpc_launch import slow_storage
 from hpc_launch.agent.disk_monitor import DiskMonitor
-from hpc_launch.agent.output_console import Follower, Source
+from hpc_launch.agent.output_console import FollowedFile, OutputFollower
 from hpc_launch.errors import LogDirError
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.times import OutputTimes
-from hpc_launch.settings import Console, Settings, Streams
+from hpc_launch.records.output_times import OutputTimes
+from hpc_launch.settings import ConsoleChoice, Settings, Streams
 
 _PREFIX = "[${host}:${rank}] "
 
@@ -60,10 +60,10 @@ def outputs(settings: Settings, local_rank: int, rank: int, world_size: int) -> 
     return Outputs(filed, shown)
 
 
-def _console(settings: Settings) -> Console:
+def _console(settings: Settings) -> ConsoleChoice:
     """--console; with -r or -t those say what is shown, unless --console was given as well."""
     asked = settings.redirects is not None or settings.tee is not None
-    return Console("all") if asked and not settings.given("console") else settings.console
+    return ConsoleChoice("all") if asked and not settings.given("console") else settings.console
 
 
 class JobLogs(LogsSpecs):
@@ -91,7 +91,7 @@ class JobLogs(LogsSpecs):
         self._host = host
         self._earlier = before.follower if before is not None else None
         self._full = before is not None and before.problem is not None
-        self.follower: Follower = Follower([], self._earlier)
+        self.follower: OutputFollower = OutputFollower([], self._earlier)
         self._disk_monitor: DiskMonitor | None = None
 
     @property
@@ -102,7 +102,7 @@ class JobLogs(LogsSpecs):
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
         """Make the directory of this attempt and name the files."""
         destination = LogsDest()
-        sources: list[Source] = []
+        sources: list[FollowedFile] = []
         filed: dict[str, Path] = {}
         attempt = int(next(iter(envs.values()))["HPC_LAUNCH_ATTEMPT"])
         folder = self._job.node(attempt, self._host)
@@ -125,20 +125,20 @@ class JobLogs(LogsSpecs):
                 shown = bool(chosen.shown & stream)
                 if chosen.filed & stream and (shown or needles):
                     copy = folder / name if needles else None
-                    sources.append(Source(path, prefix, stream.value if shown else None, copy, needles))
+                    sources.append(FollowedFile(path, prefix, stream.value if shown else None, copy, needles))
                 if chosen.filed & stream:
                     filed[f"{rank}.{path.suffix[1:]}"] = path
         if filed:
             self._disk_monitor = DiskMonitor(
                 OutputTimes(self._job.times(attempt, self._host), filed, self._job.path), folder
             )
-        self.follower = Follower(sources, self._earlier)
+        self.follower = OutputFollower(sources, self._earlier)
         return destination
 
     def _make(self, folder: Path) -> None:
         """Make a directory; one that cannot be made any more ends no run that has begun."""
         try:
-            patience.wait_for(lambda: directory.make(folder, self._job.path), f"the log directory {self._job.root}")
+            slow_storage.wait_for(lambda: directory.make(folder, self._job.path), f"the log directory {self._job.root}")
         except LogDirError:
             if self._earlier is None:
                 raise

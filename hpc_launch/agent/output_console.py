@@ -14,7 +14,7 @@ from pathlib import Path
 from hpc_launch.console import CONSOLE
 from hpc_launch.node.file_changes import FileChanges
 from hpc_launch.records import directory
-from hpc_launch.records.lines import Lines
+from hpc_launch.records.output_lines import LineSplitter
 
 # What is read, and shown, at once: as much as a pipe takes.
 _CHUNK = 1 << 16
@@ -27,7 +27,7 @@ _QUIET_SECONDS = 5.0
 
 
 @dataclass
-class Source:
+class FollowedFile:
     """A worker's file that is followed.
 
     Attributes:
@@ -44,7 +44,7 @@ class Source:
     needles: Sequence[str] = ()
     _descriptor: int | None = field(default=None, repr=False)
     _position: int = field(default=0, repr=False)
-    _lines: Lines = field(default_factory=Lines, repr=False)
+    _lines: LineSplitter = field(default_factory=LineSplitter, repr=False)
 
     def advance(self, *, final: bool) -> int:
         """Show what is new, whole lines only (at the end also a last line without its end).
@@ -91,7 +91,7 @@ class Source:
                     stream.write(b"".join(prefix + line + b"\n" for line in wanted))
 
 
-class Follower:
+class OutputFollower:
     """Shows workers' files while they grow, from one thread, however many there are.
 
     The workers write to files, so that a slow console slows nobody.
@@ -101,7 +101,7 @@ class Follower:
         before: shows those of the attempt before, which come first.
     """
 
-    def __init__(self, sources: Sequence[Source], before: Follower | None = None) -> None:
+    def __init__(self, sources: Sequence[FollowedFile], before: OutputFollower | None = None) -> None:
         self._sources = sources
         self._before = before
         self._ending = threading.Event()

@@ -15,21 +15,21 @@ from typing import Any
 import torch
 
 import hpc_launch
-from hpc_launch import codec, patience
+from hpc_launch import codec, slow_storage
 from hpc_launch.agent import failure_evidence
-from hpc_launch.agent.failure_evidence import Before
+from hpc_launch.agent.failure_evidence import KernelBaseline
 from hpc_launch.agent.run_context import RunContext
+from hpc_launch.backoff import Backoff
 from hpc_launch.console import say
 from hpc_launch.errors import LogDirError
 from hpc_launch.node import processes
-from hpc_launch.node.memory import Kills
-from hpc_launch.pace import Pace
-from hpc_launch.patience import Background
+from hpc_launch.node.oom_kills import Kills
 from hpc_launch.records import claims, directory, events
 from hpc_launch.records.directory import JobDirectory, RankFiles
 from hpc_launch.records.events import EventLog
-from hpc_launch.records.model import Attempt, Failure, Usage, Worker
+from hpc_launch.records.history_model import Attempt, Failure, Usage, Worker
 from hpc_launch.rendezvous.messages import RoundEnd
+from hpc_launch.slow_storage import Background
 from hpc_launch.slurm.environment import restart_count
 from hpc_launch.workers.command_workers import CommandWorkers
 
@@ -63,8 +63,8 @@ class Recorder:
         self._attempt: int | None = None
         self._workers: dict[int, Worker] = {}
         self._files: dict[int, RankFiles] = {}
-        self._before = Before(Kills(None, None))
-        self._beat = Pace(_BEAT_SECONDS, _LONGEST_BEAT_SECONDS, time.monotonic())
+        self._before = KernelBaseline(Kills(None, None))
+        self._beat = Backoff(_BEAT_SECONDS, _LONGEST_BEAT_SECONDS, time.monotonic())
         self._waiting: set[int] = set()
 
     @property
@@ -110,7 +110,7 @@ class Recorder:
             directory.make(job.path, private=private)
             return EventLog(job.events(world.host), world.agent_rank, job.path)
 
-        log = patience.wait_for(open_log, self._context.place)
+        log = slow_storage.wait_for(open_log, self._context.place)
         facts = {
             "host": world.host,
             "node_rank": world.node_rank,
@@ -151,7 +151,7 @@ class Recorder:
         world = self._context.world
         self._attempt, self._workers, self._waiting = self._context.label, {}, set()
         self._before.close()
-        self._before = Before.now()
+        self._before = KernelBaseline.now()
         self.say(events.ATTEMPT, host=world.host, world_size=world_size, agents=world.agents)
 
     def clock(self, measured: tuple[float, float] | None) -> None:
@@ -260,7 +260,7 @@ class Recorder:
 
         if plan.job_name:
             try:
-                job, first_label = patience.wait_for(find, context.place)
+                job, first_label = slow_storage.wait_for(find, context.place)
                 if job.job:
                     context.job, context.label = job, first_label
                     context.first_label = first_label
@@ -277,8 +277,9 @@ class Recorder:
         failure = Failure()
         if exitcode != 0:
             files, before = self._files[local_rank], self._before
-            failure = patience.wait_for(
-                lambda: failure_evidence.gather(files, worker.pid, exitcode, before, ended=when), self._context.place
+            failure = slow_storage.wait_for(
+                lambda: failure_evidence.gather_evidence(files, worker.pid, exitcode, before, ended=when),
+                self._context.place,
             )
             if told and failure.exception is None:
                 failure = Failure()  # it was well

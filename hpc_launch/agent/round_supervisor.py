@@ -13,11 +13,11 @@ from hpc_launch.agent import hang_detector, log_messages
 from hpc_launch.agent.hang_detector import HangWatch
 from hpc_launch.agent.recorder import Recorder
 from hpc_launch.agent.run_context import RunContext
-from hpc_launch.records import causes, events, faults, telling
+from hpc_launch.records import events, failure_messages, hardware_faults, root_cause
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import RoundEnd
 from hpc_launch.workers.command_workers import status_of
-from hpc_launch.workers.signals import Signals
+from hpc_launch.workers.signals import AgentSignals
 
 # A failure that looks as if it followed another one is reported when nobody has reported that one for so long.
 _SYMPTOM_SECONDS = 1.0
@@ -25,7 +25,7 @@ _LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class Failure:
+class LocalFailure:
     """A failure of workers here.
 
     Attributes:
@@ -39,12 +39,14 @@ class Failure:
     follows: bool
 
 
-def failure_of(context: RunContext, recorder: Recorder) -> Failure:
+def failure_of(context: RunContext, recorder: Recorder) -> LocalFailure:
     """Judge a failure of workers here, which is written down."""
-    worker = causes.first(recorder.workers)
+    worker = root_cause.first_failure(recorder.workers)
     if worker is None or worker.exitcode is None:
-        return Failure(70, f"the agent on {context.host} lost track of its workers", follows=False)
-    return Failure(status_of(worker.exitcode), telling.line(worker), bool(causes.follows(worker, None)))
+        return LocalFailure(70, f"the agent on {context.host} lost track of its workers", follows=False)
+    return LocalFailure(
+        status_of(worker.exitcode), failure_messages.failure_line(worker), bool(root_cause.follows(worker, None))
+    )
 
 
 @dataclass
@@ -63,7 +65,7 @@ class RoundSupervisor:
 
     context: RunContext
     handler: SlurmRendezvous
-    signals: Signals
+    signals: AgentSignals
     recorder: Recorder
     hang: HangWatch | None
     monitor: Callable[[], RunResult]
@@ -105,7 +107,7 @@ class RoundSupervisor:
         self._report_at = min(self._report_at, time.monotonic() + (_SYMPTOM_SECONDS if failure.follows else 0))
         if time.monotonic() < self._report_at:
             return None
-        fault = faults.any_of(self.recorder.workers)
+        fault = hardware_faults.evidence_of_any(self.recorder.workers)
         return self._report_failure(failure.status, failure.cause, own=not failure.follows, fault=fault)
 
     def _hanging(self) -> RoundEnd | None:

@@ -8,11 +8,11 @@ import os
 import time
 from collections.abc import Mapping
 
-from hpc_launch import patience
+from hpc_launch import slow_storage
 from hpc_launch.agent import environment_snapshot
 from hpc_launch.errors import LogDirError
+from hpc_launch.plan.launch_plan import Plan
 from hpc_launch.plan.log_paths import local_job_name
-from hpc_launch.plan.model import Plan
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.plan_record import PlanRecord
@@ -68,9 +68,9 @@ class RunContext:
             LogDirError: when that cannot be.
         """
         if self.leader:
-            around = environment_snapshot.describe(environ, self.plan.settings.secret_names)
+            around = environment_snapshot.describe_environment(environ, self.plan.settings.secret_names)
             described = dataclasses.replace(self.plan.record(), **around)
-            patience.wait_for(lambda: self._describe(described), self.place)
+            slow_storage.wait_for(lambda: self._describe(described), self.place)
 
     def make_directory(self) -> None:
         """Make the directory of the attempt, for all.
@@ -79,7 +79,7 @@ class RunContext:
             LogDirError: when the first cannot be made; a disk that is full later ends no run.
         """
         if self.leader:
-            patience.wait_for(self._make_directory, self.place)
+            slow_storage.wait_for(self._make_directory, self.place)
 
     def _describe(self, described: PlanRecord) -> None:
         plan = self.job.plan(self.first_label)

@@ -17,7 +17,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler
 from hpc_launch import torch_private
 from hpc_launch.errors import ContextError, UsageError
 from hpc_launch.node import network
-from hpc_launch.plan.model import Plan
+from hpc_launch.plan.launch_plan import Plan
 from hpc_launch.settings import Settings, StreamChoice, Streams
 from hpc_launch.workers import run_path
 

@@ -21,10 +21,10 @@ from hpc_launch.node import processes
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.settings import Origin
 from hpc_launch.workers.command_workers import CommandWorkers
-from hpc_launch.workers.factory import Factory, FactoryLostError, spawn
+from hpc_launch.workers.factory import Factory, FactoryLostError, spawn_factory
 from hpc_launch.workers.factory_server import KILL_SECONDS
 from hpc_launch.workers.grace_period import GracePeriod
-from hpc_launch.workers.worker_environment import Attempt, Place, worker_environment
+from hpc_launch.workers.worker_environment import AttemptEnvironment, WorkerNumbers, worker_environment
 
 Environments = dict[int, dict[str, str]]
 """The environments of the workers here, by local rank."""
@@ -66,7 +66,7 @@ class WorkerPool:
             except FactoryLostError as error:
                 say(f"{error}: workers are started by exec")
                 self.factory.close()
-                self.factory = spawn(self.factory.mask)
+                self.factory = spawn_factory(self.factory.mask)
                 self.workers = self._start(spec, environs, logs)
         except (OSError, FactoryLostError) as error:
             raise HpcLaunchError(f"{self._context.host}: {error}") from error
@@ -162,7 +162,7 @@ def environments(context: RunContext, group: WorkerGroup, base: Mapping[str, str
     """
     plan, world, spec = context.plan, context.world, group.spec
     own = spec.rdzv_handler if isinstance(spec.rdzv_handler, SlurmRendezvous) else None
-    attempt = Attempt(
+    attempt = AttemptEnvironment(
         number=context.number,
         label=context.label,
         master_addr=str(group.master_addr),
@@ -180,7 +180,7 @@ def environments(context: RunContext, group: WorkerGroup, base: Mapping[str, str
     def environment(worker: Worker) -> dict[str, str]:
         environ = worker_environment(
             base,
-            place=Place(
+            place=WorkerNumbers(
                 rank=worker.global_rank,
                 world_size=worker.world_size,
                 local_rank=world.local_agent if world.task_per_rank else worker.local_rank,

@@ -8,7 +8,7 @@ from enum import Enum
 
 
 @dataclass(frozen=True)
-class Clock:
+class ClockReading:
     """A node's clock.
 
     Attributes:
@@ -21,7 +21,7 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Place:
+class CheckedDirectory:
     """A directory, as seen on one node.
 
     Attributes:
@@ -38,7 +38,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Facts:
+class NodeFacts:
     """What one node is, as far as it can be said without torch.
 
     Attributes:
@@ -70,11 +70,11 @@ class Facts:
     devices: int = 0
     source: str = ""
     directory: str = ""
-    places: tuple[Place, ...] = ()
+    places: tuple[CheckedDirectory, ...] = ()
     problem: str = ""
 
 
-class Way(str, Enum):
+class ConnectionResult(str, Enum):
     """What becomes of a connection."""
 
     OPEN = "open"
@@ -88,7 +88,7 @@ class Way(str, Enum):
 
 
 @dataclass(frozen=True)
-class Attempt:
+class ConnectionAttempt:
     """One attempt of a node to reach another.
 
     Attributes:
@@ -100,7 +100,7 @@ class Attempt:
 
     name: str
     address: str
-    way: Way
+    way: ConnectionResult
     detail: str = ""
 
 
@@ -108,11 +108,11 @@ class Attempt:
 class Attempts:
     """The attempts of a node to reach another, as its probe tells them."""
 
-    attempts: tuple[Attempt, ...]
+    attempts: tuple[ConnectionAttempt, ...]
 
 
 @dataclass(frozen=True)
-class Reach:
+class Reachability:
     """How the nodes reach one of them.
 
     Attributes:
@@ -124,7 +124,7 @@ class Reach:
     leader: str
     address: str
     port: int
-    attempts: Mapping[str, tuple[Attempt, ...]]
+    attempts: Mapping[str, tuple[ConnectionAttempt, ...]]
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Torch:
+class TorchFacts:
     """What torch says on one node.
 
     Attributes:
@@ -217,10 +217,10 @@ class Evidence:
     own_software: Mapping[str, str] = field(default_factory=dict)
     lost: Mapping[str, str] = field(default_factory=dict)
     silent: Mapping[str, str] = field(default_factory=dict)
-    clocks: Mapping[str, Clock] = field(default_factory=dict)
-    facts: Mapping[str, Facts] = field(default_factory=dict)
-    torch: Mapping[str, Torch] = field(default_factory=dict)
-    reaches: tuple[Reach, ...] = ()
+    clocks: Mapping[str, ClockReading] = field(default_factory=dict)
+    facts: Mapping[str, NodeFacts] = field(default_factory=dict)
+    torch: Mapping[str, TorchFacts] = field(default_factory=dict)
+    reaches: tuple[Reachability, ...] = ()
     reductions: tuple[Reduction, ...] = ()
     pairs: Mapping[tuple[str, str], str] = field(default_factory=dict)
     seconds: float = 0.0

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import click
 
 from hpc_launch import __version__
-from hpc_launch.cli.options import Call
+from hpc_launch.cli.click_options import ProgramCall
 from hpc_launch.console import let_go, tell
 from hpc_launch.errors import HpcLaunchError
-from hpc_launch.workers.script import Become, Script, run as run_script
+from hpc_launch.workers.script import Become, Script, run_script
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -109,7 +109,7 @@ def _leave(status: int | Script) -> None:
 
 def _status(command: click.Command, args: list[str], name: str, *, use_env: bool = True) -> int | Script:
     """Run a command and return its exit status; errors are one line, with a traceback after -v."""
-    call = Call(command=(*name.split(), *args), use_env=use_env)
+    call = ProgramCall(command=(*name.split(), *args), use_env=use_env)
     try:
         status = command.main(args, prog_name=name, standalone_mode=False, obj=call)
     except click.exceptions.Exit as error:

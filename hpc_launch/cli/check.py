@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from hpc_launch.check import request, show
-from hpc_launch.check.judge import Limits, judge
-from hpc_launch.check.run import preflight
-from hpc_launch.cli.options import CONTEXT, Call, GroupedCommand, launch_options, settings_of
-from hpc_launch.plan.here import gather
+from hpc_launch.check import check_text, node_selection
+from hpc_launch.check.findings import CheckLimits, judge_evidence
+from hpc_launch.check.preflight import run_check
+from hpc_launch.cli.click_options import CONTEXT, GroupedCommand, ProgramCall, launch_options, settings_of
+from hpc_launch.plan.launch_context import gather_context
 
 # Options of a run that say what it would need, which every probe is told, and those that say where.
 _WHAT = ("nproc_per_node", "local_addr", "master_addr", "interface", "port_range", "log_dir", "profile")
@@ -73,16 +73,16 @@ def check(
     something was found.
     """
     settings = settings_of(context, given)
-    here = gather(os.environ, settings, context.ensure_object(Call).command)
+    here = gather_context(os.environ, settings, context.ensure_object(ProgramCall).command)
     told = {name: given[name] for name in _WHAT if given[name] is not None}
-    asked = request.make(settings, here, told, timeout)
+    asked = node_selection.select_nodes(settings, here, told, timeout)
     if asked is None:
         return 0  # the first task of the step does it for all
-    limits = Limits(max_skew, min_free)
-    evidence = preflight(asked)
-    findings = judge(evidence, limits)
+    limits = CheckLimits(max_skew, min_free)
+    evidence = run_check(asked)
+    findings = judge_evidence(evidence, limits)
     if as_json:
-        click.echo(json.dumps(show.as_dict(evidence, findings), indent=2))
+        click.echo(json.dumps(check_text.check_as_dict(evidence, findings), indent=2))
     else:
-        click.echo(show.text(evidence, findings, limits))
+        click.echo(check_text.check_as_text(evidence, findings, limits))
     return int(not all(finding.note for finding in findings))

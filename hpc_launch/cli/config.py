@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from hpc_launch.cli.options import CONTEXT, GroupedCommand, launch_options, settings_of
-from hpc_launch.settings import Origin, Settings, files, specs, writing
+from hpc_launch.cli.click_options import CONTEXT, GroupedCommand, launch_options, settings_of
+from hpc_launch.settings import Origin, Settings, settings_files, specs, toml_writer
 
 
 @click.group(invoke_without_command=True)
@@ -44,14 +44,14 @@ def show(context: click.Context, /, *, everything: bool, as_json: bool, **given:
         click.echo(json.dumps(entries | {name: table for name, table in tables.items() if table}, indent=2))
         return
     for name in names:
-        line = writing.line(specs()[name].key, getattr(settings, name))
+        line = toml_writer.settings_line(specs()[name].key, getattr(settings, name))
         click.echo(f"{line}  # {settings.places.get(name, 'default')}" if not line.startswith("#") else line)
     policy = _policy_entries(settings)
     for heading, table in (("submit", submit), ("policy", policy)):
         for number, (name, entry) in enumerate(table.items()):
             if number == 0:
                 click.echo(f"\n[{heading}]")
-            click.echo(f"{writing.line(name, entry['value'])}  # {entry['place']}")
+            click.echo(f"{toml_writer.settings_line(name, entry['value'])}  # {entry['place']}")
     for note in settings.notes:
         click.echo(f"# {note}")
     if not names and not submit and not policy:
@@ -59,7 +59,7 @@ def show(context: click.Context, /, *, everything: bool, as_json: bool, **given:
 
 
 def _entry(value: Any, origin: Origin, place: str) -> dict[str, Any]:
-    return {"value": writing.plain(value), "origin": origin.value, "place": place}
+    return {"value": toml_writer.toml_value(value), "origin": origin.value, "place": place}
 
 
 def _policy_entries(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -68,10 +68,10 @@ def _policy_entries(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def _submit_entries(settings: Settings) -> dict[str, dict[str, Any]]:
-    from hpc_launch.submission import resolution  # noqa: PLC0415 - every node of every run imports the commands
+    from hpc_launch.submission import submit_resolution  # noqa: PLC0415 - every node of every run imports the commands
 
-    layers = files.load(os.environ, Path.cwd(), settings.profile or "").layers
-    found = resolution.overview(os.environ, layers)
+    layers = settings_files.load_settings_files(os.environ, Path.cwd(), settings.profile or "").layers
+    found = submit_resolution.submit_overview(os.environ, layers)
     return {name: _entry(item.value, item.origin, item.place) for name, item in found.items()}
 
 
@@ -82,7 +82,7 @@ def show_files(profile: str | None) -> None:
 
     hpc-launch ignores a file that another user can change: see "Whose settings count" in docs/security.md.
     """
-    looked = files.load(os.environ, Path.cwd(), profile or "").looked
+    looked = settings_files.load_settings_files(os.environ, Path.cwd(), profile or "").looked
     for entry in looked:
         why = f"  ({entry.why})" if entry.why else ""
         click.echo(f"{entry.origin.value:<12}  {entry.found:<9}  {entry.path}{why}")

@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from hpc_launch.cli.options import CONTEXT, GroupedCommand, launch_options, settings_of
-from hpc_launch.launch.step import prepare
-from hpc_launch.plan import derive
-from hpc_launch.plan.here import Here, gather
-from hpc_launch.plan.model import Derived
-from hpc_launch.plan.step import derived, wanted
+from hpc_launch.cli.click_options import CONTEXT, GroupedCommand, launch_options, settings_of
+from hpc_launch.launch.srun_step import prepare
+from hpc_launch.plan import derivation
+from hpc_launch.plan.launch_context import LaunchContext, gather_context
+from hpc_launch.plan.launch_plan import DerivedValue
+from hpc_launch.plan.step_plan import derive_step, wanted_allocation
 from hpc_launch.settings import Settings
 
 # What other programs look for, by the name of the derived value.
@@ -33,13 +33,13 @@ _EXPORTED = {
 }
 
 
-def _derived(settings: Settings, here: Here) -> tuple[Derived, ...]:
+def _derived(settings: Settings, here: LaunchContext) -> tuple[DerivedValue, ...]:
     """What is known here: of a step that has to be started first, less."""
-    job = wanted(settings, here)
+    job = wanted_allocation(settings, here)
     if job is None:
-        return derive.make(settings, here, ()).derived
+        return derivation.make_plan(settings, here, ()).derived
     prepared = prepare(settings, here, job, ["hpc-launch"])
-    return derived(job, prepared.request, prepared.line)
+    return derive_step(job, prepared.request, prepared.line)
 
 
 @click.command(cls=GroupedCommand, context_settings=CONTEXT)
@@ -54,7 +54,7 @@ def env(context: click.Context, /, *, as_export: bool, as_json: bool, **given: A
     where this process is one rank (one Slurm task per rank).
     """
     settings = settings_of(context, given)
-    here = gather(os.environ, settings)
+    here = gather_context(os.environ, settings)
     items = _derived(settings, here)
     if as_json:
         click.echo(json.dumps({item.name: {"value": item.value, "origin": item.origin} for item in items}, indent=2))

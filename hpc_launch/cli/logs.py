@@ -10,13 +10,13 @@ from typing import Any
 import click
 
 from hpc_launch import hostlist
-from hpc_launch.cli.options import CONTEXT, GroupedCommand, settings_of
-from hpc_launch.cli.reading import job_options, job_search, note, output
+from hpc_launch.cli.click_options import CONTEXT, GroupedCommand, settings_of
+from hpc_launch.cli.job_options import job_options, note, output, search_for_job
 from hpc_launch.errors import UsageError
-from hpc_launch.review import logs as reading, paint, show_logs
-from hpc_launch.review.files import Selection, lost_nodes, missed
-from hpc_launch.review.fold import Fold
-from hpc_launch.review.follow import Ended, wait_for_directory
+from hpc_launch.inspection import log_reader as reading, logs_text, terminal_colours
+from hpc_launch.inspection.end_condition import EndCondition, wait_for_directory
+from hpc_launch.inspection.line_folding import LineFolding
+from hpc_launch.inspection.output_files import OutputSelection, lost_nodes, why_nothing_selected
 from hpc_launch.settings import Streams
 from hpc_launch.settings.readers import Unreadable, ranks
 
@@ -61,20 +61,20 @@ def logs(context: click.Context, /, *, job: str, **given: Any) -> None:
     selection = _selection(own)
     log_dir = settings_of(context, given).log_dir
     if own["follow"]:
-        directory = wait_for_directory(lambda: job_search(job, log_dir), note)
+        directory = wait_for_directory(lambda: search_for_job(job, log_dir), note)
     else:
-        directory = job_search(job, log_dir).needed
-    if not own["follow"] and (problem := missed(directory, selection)):
+        directory = search_for_job(job, log_dir).needed
+    if not own["follow"] and (problem := why_nothing_selected(directory, selection)):
         raise UsageError(problem)
     for line in lost_nodes(directory, selection):
         note(line)
-    batches = reading.batches(
+    batches = reading.read_batches(
         directory,
         selection,
         per_rank=own["per_rank"],
         tail=own["tail"],
         follow=own["follow"],
-        ended=Ended(directory, selection, note),
+        ended=EndCondition(directory, selection, note),
         note=note,
     )
     with output():
@@ -83,21 +83,21 @@ def logs(context: click.Context, /, *, job: str, **given: Any) -> None:
             sys.stdout.buffer.flush()
 
 
-def _texts(batches: Iterable[reading.Batch], own: Mapping[str, Any]) -> Iterable[str]:
-    colours = paint.for_stream(sys.stdout)
+def _texts(batches: Iterable[reading.LineBatch], own: Mapping[str, Any]) -> Iterable[str]:
+    colours = terminal_colours.for_stream(sys.stdout)
     if own["as_fold"]:
-        fold = Fold(_WINDOW_NOW if own["follow"] else _WINDOW)
+        fold = LineFolding(_WINDOW_NOW if own["follow"] else _WINDOW)
         for batch in batches:
             fold.add(batch.lines)
-            yield show_logs.folded_text(fold.due(batch.now), colours, times=own["times"])
-        yield show_logs.folded_text(fold.rest(), colours, times=own["times"])
+            yield logs_text.folded_as_text(fold.due(batch.now), colours, times=own["times"])
+        yield logs_text.folded_as_text(fold.rest(), colours, times=own["times"])
         return
     for batch in batches:
         if batch.lines:
             yield (
-                show_logs.as_json(batch.lines)
+                logs_text.logs_as_json(batch.lines)
                 if own["as_json"]
-                else show_logs.text(batch.lines, colours, times=own["times"])
+                else logs_text.logs_as_text(batch.lines, colours, times=own["times"])
             )
 
 
@@ -108,10 +108,10 @@ def _refuse_contradictions(own: Mapping[str, Any]) -> None:
             raise UsageError(f"{' and '.join(names)} exclude each other: leave one out", option=names[0])
 
 
-def _selection(own: Mapping[str, Any]) -> Selection:
+def _selection(own: Mapping[str, Any]) -> OutputSelection:
     streams = (Streams.OUT if own["only_out"] else Streams.NONE) | (Streams.ERR if own["only_err"] else Streams.NONE)
     hosts = hostlist.expand(own["host"]) if own["host"] else None
-    return Selection(
+    return OutputSelection(
         ranks=None if own["rank"] is None else frozenset(_read("--rank", ranks, own["rank"])),
         hosts=None if hosts is None else frozenset(hosts),
         attempts=None if own["attempt"] == "all" else frozenset(_read("--attempt", _attempts, own["attempt"])),

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from hpc_launch.cli.options import CONTEXT, GroupedCommand
-from hpc_launch.cli.reading import job_directory, job_options, output
+from hpc_launch.cli.click_options import CONTEXT, GroupedCommand
+from hpc_launch.cli.job_options import job_directory, job_options, output
 from hpc_launch.errors import LogDirError, UsageError, reason
 
 
@@ -27,12 +27,12 @@ def report(context: click.Context, /, *, job: str, file: str | None, markdown: b
     needs no network, and shows a running job as it is now. JOB is a job's id, 1234, 1234.0 or 12_3 for a task of an
     array, or its directory; without it, the latest job in logs/.
     """
-    from hpc_launch.review import reports  # noqa: PLC0415 - jinja2 is for those who want a page
+    from hpc_launch.inspection import job_report  # noqa: PLC0415 - jinja2 is for those who want a page
 
     if file == "":
         raise UsageError("--output: an empty name; expected the name of a file", option="--output")
     directory = job_directory(context, job, given)
-    made = reports.of(directory.path)
+    made = job_report.report_on_job(directory.path)
     with output():
         if markdown and file is None:
             sys.stdout.buffer.write(made.markdown().encode(errors="replace"))

@@ -8,9 +8,9 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
-from hpc_launch.cli.options import CONTEXT, Call, GroupedCommand, launch_options, settings_of
-from hpc_launch.launch.run import run as run_plan
-from hpc_launch.plan.here import gather
+from hpc_launch.cli.click_options import CONTEXT, GroupedCommand, ProgramCall, launch_options, settings_of
+from hpc_launch.launch.launcher import run_launcher as run_plan
+from hpc_launch.plan.launch_context import gather_context
 
 _SHELLS = ("bash", "zsh", "fish")
 
@@ -47,4 +47,6 @@ def run(context: click.Context, /, script: str, args: tuple[str, ...], **given: 
     or the host list; `hpc-launch explain` shows them.
     """
     settings = settings_of(context, given)
-    run_plan(settings, (script, *args), gather(os.environ, settings, context.ensure_object(Call).command))
+    run_plan(
+        settings, (script, *args), gather_context(os.environ, settings, context.ensure_object(ProgramCall).command)
+    )

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from hpc_launch.cli.options import CONTEXT, GroupedCommand
-from hpc_launch.cli.reading import job_directory, job_options, output
-from hpc_launch.review import stacks as review
-from hpc_launch.review.stacks_view import text
+from hpc_launch.cli.click_options import CONTEXT, GroupedCommand
+from hpc_launch.cli.job_options import job_directory, job_options, output
+from hpc_launch.inspection import stack_collection as review
+from hpc_launch.inspection.stacks_view import text
 
 
 @click.command(cls=GroupedCommand, context_settings={**CONTEXT, "allow_interspersed_args": True})
@@ -43,7 +43,7 @@ def stacks(
     logs/. The job goes on. What is seen is also written into the job's directory. The exit status is 0 where the stacks
     of all ranks were seen, and 1 where not.
     """
-    found = review.take(job_directory(context, job, given), ways=review.BY[by], patience=timeout)
+    found = review.collect_stacks(job_directory(context, job, given), ways=review.BY[by], patience=timeout)
     with output():
         click.echo(json.dumps(found.as_dict(), indent=2) if as_json else text(found, whole=whole))
     return int(not found.complete)

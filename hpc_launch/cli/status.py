@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from hpc_launch.cli.options import CONTEXT, GroupedCommand, settings_of
-from hpc_launch.cli.reading import job_options, job_search, output
+from hpc_launch.cli.click_options import CONTEXT, GroupedCommand, settings_of
+from hpc_launch.cli.job_options import job_options, output, search_for_job
+from hpc_launch.inspection import status_view, terminal_colours
+from hpc_launch.inspection.job_search import slurm_step
+from hpc_launch.inspection.job_status import read_status, without_directory
+from hpc_launch.inspection.slurm_query import SlurmQuery
+from hpc_launch.inspection.status_view import JobStatus
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.review import paint, status_view
-from hpc_launch.review.ask_slurm import Eyes
-from hpc_launch.review.find import slurm_step
-from hpc_launch.review.status import look, without_directory
-from hpc_launch.review.status_view import Status
 from hpc_launch.slurm.job import OVER
 
 # The screen from its upper left corner on, and nothing below what is written.
@@ -45,7 +45,7 @@ def status(context: click.Context, /, *, job: str, watch: bool, interval: float,
     logs/. The job directory is read first, and Slurm asked second: what cannot be seen is said to be unknown.
     """
     settings = settings_of(context, given)
-    looking = Looking(job, settings.log_dir)
+    looking = StatusLoop(job, settings.log_dir)
     with output():
         while True:
             begin = time.monotonic()
@@ -56,30 +56,30 @@ def status(context: click.Context, /, *, job: str, watch: bool, interval: float,
             time.sleep(max(interval, _PAUSE_PER_LOOK * (time.monotonic() - begin)))
 
 
-class Looking:
+class StatusLoop:
     """Looks at a job, from before it has a directory."""
 
     def __init__(self, job: str, log_dir: str | None) -> None:
         self._job = job
         self._log_dir = log_dir
         self._directory: JobDirectory | None = None
-        self._eyes = Eyes(None)
+        self._eyes = SlurmQuery(None)
 
-    def look(self) -> Status:
+    def look(self) -> JobStatus:
         """Where it stands now."""
         if self._directory is None:
-            found = job_search(self._job, self._log_dir)
+            found = search_for_job(self._job, self._log_dir)
             if found.directory is None and found.record is not None and found.record.state not in OVER:
                 return without_directory(found.record)
             self._directory = found.needed
-            self._eyes = Eyes(slurm_step(self._directory))
-        return look(self._directory, eyes=self._eyes)
+            self._eyes = SlurmQuery(slurm_step(self._directory))
+        return read_status(self._directory, eyes=self._eyes)
 
 
-def _show(seen: Status, *, as_json: bool, screen: bool) -> None:
+def _show(seen: JobStatus, *, as_json: bool, screen: bool) -> None:
     if as_json:
-        text = json.dumps(status_view.as_dict(seen), indent=2)
+        text = json.dumps(status_view.status_as_dict(seen), indent=2)
     else:
-        text = status_view.text(seen, paint.for_stream(sys.stdout))
+        text = status_view.text(seen, terminal_colours.for_stream(sys.stdout))
     sys.stdout.write(f"{_HOME}{text}\n{_REST}" if screen else f"{text}\n")
     sys.stdout.flush()

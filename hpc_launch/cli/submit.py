@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from hpc_launch.cli.options import CONTEXT, GroupedCommand, launch_options, with_options
+from hpc_launch.cli.click_options import CONTEXT, GroupedCommand, launch_options, with_options
 from hpc_launch.settings import specs
-from hpc_launch.submission.options import OPTIONS
+from hpc_launch.submission.submit_options import OPTIONS
 
 # Slurm's options are parameters with this before their names, which hpc-launch's own may have too.
 _PARAMETERS = {name: "slurm_" + name.replace("-", "_") for name in OPTIONS}
@@ -77,7 +77,7 @@ def submit(context: click.Context, /, script: str, args: tuple[str, ...], **give
     All but the last group can be kept in the [submit] table of a settings file, and as HPC_LAUNCH_SUBMIT_<NAME>.
     """
     # Every node of every run imports the commands, and few of them submit.
-    from hpc_launch.cli.submitting import submitting  # noqa: PLC0415 - see above
+    from hpc_launch.cli.submit_request import submitting  # noqa: PLC0415 - see above
 
     flags = {name: given[parameter] for name, parameter in _PARAMETERS.items() if given[parameter] not in (None, ())}
     return submitting(context, (script, *args), flags, given)

@@ -27,7 +27,7 @@ def list_templates() -> None:
     Of templates with the same name the project's counts (.hpc-launch/templates), then the user's
     (~/.config/hpc-launch/templates), then the site's (/etc/hpc-launch/templates), then that of hpc-launch.
     """
-    looked = templates.search(os.environ, Path.cwd())
+    looked = templates.search_templates(os.environ, Path.cwd())
     found = looked.templates
     name_width = max(map(len, found))
     origin_width = max(len(entry.origin) for entry in found.values())
@@ -44,7 +44,7 @@ def list_templates() -> None:
 @click.option("--path", is_flag=True, help="Print where it is instead.")
 def show(name: str, *, path: bool) -> None:
     """Print the template NAME, or the one in the file NAME (with a slash in it)."""
-    found = templates.get(name, os.environ, Path.cwd())
+    found = templates.get_template(name, os.environ, Path.cwd())
     click.echo(found.path if path else found.text(), nl=path)
 
 
@@ -54,8 +54,8 @@ def show(name: str, *, path: bool) -> None:
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 def copy(name: str, destination: Path, *, force: bool) -> None:
     """Copy the template NAME, to be edited: to the file DEST, or into the directory DEST, by default this one."""
-    found = templates.get(name, os.environ, Path.cwd())
-    click.echo(templates.copy(found, destination, force=force))
+    found = templates.get_template(name, os.environ, Path.cwd())
+    click.echo(templates.copy_template(found, destination, force=force))
 
 
 @template.command(context_settings=_CONTEXT)
@@ -70,10 +70,12 @@ def check(context: click.Context, names: tuple[str, ...], *, no_slurm: bool) -> 
     template.
     """
     here = Path.cwd()
-    chosen = [templates.get(name, os.environ, here) for name in names] or templates.find(os.environ, here).values()
+    chosen = [templates.get_template(name, os.environ, here) for name in names] or templates.find_templates(
+        os.environ, here
+    ).values()
     wrong = False
     for entry in chosen:
-        verdict = template_check.check(entry, os.environ, ask_slurm=not no_slurm)
+        verdict = template_check.check_template(entry, os.environ, ask_slurm=not no_slurm)
         for finding in verdict.findings:
             place = entry.path if finding.line is None else f"{entry.path}:{finding.line}"
             click.echo(f"{place}: {finding.text}")

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from hpc_launch import hidden, secret
+from hpc_launch import redaction, secret_variables
 from hpc_launch.console import flush, say
 from hpc_launch.errors import ScriptError
-from hpc_launch.plan import derive
-from hpc_launch.plan.here import Here, check_script
-from hpc_launch.plan.model import Plan
-from hpc_launch.settings import Origin, Settings, specs, writing
+from hpc_launch.plan import derivation
+from hpc_launch.plan.launch_context import LaunchContext, check_script
+from hpc_launch.plan.launch_plan import Plan
+from hpc_launch.settings import Origin, Settings, specs, toml_writer
 
 # What torchrun is told of the plan; all else that is torchrun's it is told as it was given.
 _DERIVED = frozenset(
@@ -73,7 +73,7 @@ class Program:
     environ: Mapping[str, str]
 
 
-def run(settings: Settings, script: Sequence[str], here: Here) -> NoReturn:
+def run_plain(settings: Settings, script: Sequence[str], here: LaunchContext) -> NoReturn:
     """Become what starts the workers; the exit status is that of this program.
 
     Raises:
@@ -82,10 +82,10 @@ def run(settings: Settings, script: Sequence[str], here: Here) -> NoReturn:
         ScriptError: the script, or the program, is not there.
     """
     check_script(settings, script[0], here.directory)
-    plan = derive.make(settings, here, script)
+    plan = derivation.make_plan(settings, here, script)
     program = program_of(plan, here)
     if plan.world.leader:
-        say(f"note: --plain: {shlex.join(hidden.arguments(program.words, settings.secret_names))}")
+        say(f"note: --plain: {shlex.join(redaction.redacted_arguments(program.words, settings.secret_names))}")
         unused = ignored(settings)
         if unused:
             say(f"note: --plain: without effect: {', '.join(unused)}")
@@ -96,7 +96,7 @@ def run(settings: Settings, script: Sequence[str], here: Here) -> NoReturn:
         raise ScriptError(f"{program.words[0]}: {error.strerror}") from error
 
 
-def program_of(plan: Plan, here: Here) -> Program:
+def program_of(plan: Plan, here: LaunchContext) -> Program:
     """What starts the workers of this agent. Pure.
 
     Args:
@@ -105,7 +105,7 @@ def program_of(plan: Plan, here: Here) -> Program:
     """
     if plan.world.task_per_rank and plan.own_rendezvous:
         return Program(_script(plan, here), _environment(plan, here))
-    environ = secret.without(here.environ)
+    environ = secret_variables.without_secrets(here.environ)
     if plan.omp_num_threads is not None:
         environ["OMP_NUM_THREADS"] = str(plan.omp_num_threads)
     if plan.settings.log_line_prefix_template is not None:
@@ -144,11 +144,11 @@ def _options(plan: Plan) -> list[str]:
         if not settings.given(name) or not spec.torchrun_variable or name in _DERIVED:
             continue
         value = getattr(settings, name)
-        words += [f"{spec.flag}={writing.text(value)}"] if not spec.is_flag else [spec.flag] if value else []
+        words += [f"{spec.flag}={toml_writer.text(value)}"] if not spec.is_flag else [spec.flag] if value else []
     return words
 
 
-def _script(plan: Plan, here: Here) -> tuple[str, ...]:
+def _script(plan: Plan, here: LaunchContext) -> tuple[str, ...]:
     """What a worker runs."""
     settings = plan.settings
     script, *arguments = plan.script
@@ -159,17 +159,17 @@ def _script(plan: Plan, here: Here) -> tuple[str, ...]:
     return (python, "-u", *(("-m",) if settings.module else ()), script, *local_rank, *arguments)
 
 
-def _environment(plan: Plan, here: Here) -> dict[str, str]:
+def _environment(plan: Plan, here: LaunchContext) -> dict[str, str]:
     """The environment of the one worker of this task, which is the same as without --plain."""
-    from hpc_launch.workers.worker_environment import Attempt, Place, worker_environment  # noqa: PLC0415 - for this case only
+    from hpc_launch.workers.worker_environment import AttemptEnvironment, WorkerNumbers, worker_environment  # noqa: PLC0415 - for this case only
 
     world, settings = plan.world, plan.settings
     return worker_environment(
         here.environ,
-        place=Place(
+        place=WorkerNumbers(
             world.agent_rank, world.agents, world.local_agent, world.local_agents, world.agent_rank, world.agents
         ),
-        attempt=Attempt(
+        attempt=AttemptEnvironment(
             number=0,
             label=0,
             master_addr=settings.master_addr or plan.leaders[0],

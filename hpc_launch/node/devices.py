@@ -43,7 +43,7 @@ class Devices:
         return any(token.startswith("MIG-") for token in self.tokens)
 
 
-def find(environ: Mapping[str, str], root: Path = Path("/")) -> Devices:
+def find_devices(environ: Mapping[str, str], root: Path = Path("/")) -> Devices:
     """The devices of this process: its masks, else what the driver shows.
 
     Slurm often sets the masks of all makers (gres.conf without flags does), and HIP reads the CUDA mask as indices into

@@ -56,7 +56,7 @@ def is_loopback(address: str) -> bool:
     return _parse(address).is_loopback
 
 
-def resolve(name: str) -> tuple[str, ...]:
+def resolve_name(name: str) -> tuple[str, ...]:
     """The addresses of a name, in the resolver's order; none where it does not resolve."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
@@ -102,7 +102,7 @@ def position(hosts: Sequence[str]) -> int | None:
             return names.index(same(here))
     for index, host in enumerate(hosts):
         # A name of another node that resolves to loopback here would be a false friend; `localhost` is not.
-        addresses = [host] if is_address(host) else resolve(host)
+        addresses = [host] if is_address(host) else resolve_name(host)
         if any(is_local(address) and (host == "localhost" or not is_loopback(address)) for address in addresses):
             return index
     return None
@@ -111,7 +111,7 @@ def position(hosts: Sequence[str]) -> int | None:
 def advertised(peers: Sequence[str]) -> str | None:
     """This node's address as seen by the first of `peers` that resolves to somewhere else; None where none does."""
     for peer in peers:
-        for address in [peer] if is_address(peer) else resolve(peer):
+        for address in [peer] if is_address(peer) else resolve_name(peer):
             if is_loopback(address):
                 continue
             found = source_address(address)
@@ -141,7 +141,7 @@ def interfaces() -> tuple[Interface, ...]:
     return tuple(found)
 
 
-def choose(wanted: str, among: Sequence[Interface], said: str = "--interface") -> str:
+def choose_interface_address(wanted: str, among: Sequence[Interface], said: str = "--interface") -> str:
     """The address that `--interface` means. Pure.
 
     Args:
@@ -177,7 +177,7 @@ def asked_address(local_addr: str | None, interface: str, said: str = "--interfa
     """
     if local_addr:
         return local_addr
-    return None if interface == "auto" else choose(interface, interfaces(), said)
+    return None if interface == "auto" else choose_interface_address(interface, interfaces(), said)
 
 
 def own_address(host: str, hosts: Sequence[str], names: Sequence[str]) -> str | None:
@@ -193,7 +193,7 @@ def own_address(host: str, hosts: Sequence[str], names: Sequence[str]) -> str | 
     """
     if len(hosts) == 1:
         return "127.0.0.1"
-    named = [address for name in names for address in resolve(name)]
+    named = [address for name in names for address in resolve_name(name)]
     usable = [address for address in named if is_local(address) and not is_loopback(address)]
     found = next(iter(usable), None) or advertised([other for other in hosts if other != host])
     if found is not None:

@@ -184,7 +184,7 @@ def hung_in(pid: int) -> str:
     return _kernel_function(pid) or "the kernel" if fields and fields[_STATE] == "D" else ""
 
 
-def environment(pid: int) -> dict[str, str]:
+def process_environment(pid: int) -> dict[str, str]:
     """The environment that the program of a process was started with; empty where it cannot be read."""
     try:
         text = Path(_folder(pid), "environ").read_bytes().decode(errors="surrogateescape")

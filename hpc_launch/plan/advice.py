@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from hpc_launch import hostlist
 from hpc_launch.errors import HostlistError
 from hpc_launch.node import network
-from hpc_launch.plan.here import Here
+from hpc_launch.plan.launch_context import LaunchContext
 from hpc_launch.settings import Settings
+from hpc_launch.slurm.cluster_rules import ClusterRules
 from hpc_launch.slurm.environment import Allocation, Place, Step
 from hpc_launch.slurm.job import JobRecord
-from hpc_launch.slurm.rules import ClusterRules
 from hpc_launch.world import World
 
 # From and to these releases (the second no more), srun does not read SLURM_CPUS_PER_TASK (their release notes).
@@ -32,7 +32,7 @@ _ENDED = frozenset({"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", 
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class AdviceContext:
     """What advice is given about.
 
     Attributes:
@@ -43,14 +43,14 @@ class Surroundings:
     """
 
     settings: Settings
-    here: Here
+    here: LaunchContext
     world: World
     rules: ClusterRules | None = None
     job: JobRecord | None = None
     addresses: Sequence[str] = ()
 
 
-def lines(about: Surroundings) -> tuple[str, ...]:
+def advice_lines(about: AdviceContext) -> tuple[str, ...]:
     """All that is worth saying."""
     return (
         *_left_over(about),
@@ -65,13 +65,13 @@ def lines(about: Surroundings) -> tuple[str, ...]:
     )
 
 
-def _script(about: Surroundings) -> Allocation | None:
+def _script(about: AdviceContext) -> Allocation | None:
     """The job, in its batch script: there people write srun themselves. Elsewhere hpc-launch does, and knows how."""
     job = about.here.slurm
     return job if isinstance(job, Allocation) and job.place is Place.BATCH else None
 
 
-def _left_over(about: Surroundings) -> Iterator[str]:
+def _left_over(about: AdviceContext) -> Iterator[str]:
     """A shell in tmux or a notebook outlives the job that it was opened in."""
     slurm = about.here.slurm
     if slurm is None or about.rules is None:
@@ -83,7 +83,7 @@ def _left_over(about: Surroundings) -> Iterator[str]:
         yield f"job {slurm.job_id} is over ({about.job.state}): {mend}"
 
 
-def _part_of_the_job(about: Surroundings) -> Iterator[str]:
+def _part_of_the_job(about: AdviceContext) -> Iterator[str]:
     step = about.here.slurm
     if not isinstance(step, Step) or "SLURM_HET_SIZE" in about.here.environ:
         return
@@ -91,7 +91,7 @@ def _part_of_the_job(about: Surroundings) -> Iterator[str]:
         yield f"this step has {len(step.hosts)} of the {step.job_hosts} nodes of the job: srun --nodes={step.job_hosts}"
 
 
-def _exported(about: Surroundings) -> Iterator[str]:
+def _exported(about: AdviceContext) -> Iterator[str]:
     """What `sbatch --export` says goes on to srun (sbatch(1), SLURM_EXPORT_ENV)."""
     said = about.here.environ.get("SLURM_EXPORT_ENV", "ALL")
     if _script(about) is None or said == "ALL" or said.startswith("ALL,"):
@@ -102,7 +102,7 @@ def _exported(about: Surroundings) -> Iterator[str]:
     yield f"--export={said} counts for srun too, its tasks get {few}: use srun --export=ALL"
 
 
-def _forgotten_cpus(about: Surroundings) -> Iterator[str]:
+def _forgotten_cpus(about: AdviceContext) -> Iterator[str]:
     cpus = about.here.environ.get("SLURM_CPUS_PER_TASK")
     release = about.rules.release if about.rules else None
     if _script(about) is None or cpus is None or release is None:
@@ -115,7 +115,7 @@ def _forgotten_cpus(about: Surroundings) -> Iterator[str]:
         )
 
 
-def _tasks_of_the_job(about: Surroundings) -> Iterator[str]:
+def _tasks_of_the_job(about: AdviceContext) -> Iterator[str]:
     """A job's number of tasks counts for every srun in it (srun(1), SLURM_NTASKS)."""
     job, tasks = _script(about), about.here.environ.get("SLURM_NTASKS", "")
     if job is None or not tasks.isdecimal() or int(tasks) == len(job.hosts):
@@ -132,7 +132,7 @@ def _tasks_of_the_job(about: Surroundings) -> Iterator[str]:
     )
 
 
-def _isolation(about: Surroundings) -> Iterator[str]:
+def _isolation(about: AdviceContext) -> Iterator[str]:
     """`--gpus-per-task` implies --gpu-bind=per_task (sbatch(1)): tasks of a node do not see each other's GPUs."""
     environ, release = about.here.environ, about.rules.release if about.rules else None
     asked = "SLURM_GPUS_PER_TASK" in environ or _TRES_GPUS.search(environ.get("SLURM_TRES_PER_TASK", ""))
@@ -145,7 +145,7 @@ def _isolation(about: Surroundings) -> Iterator[str]:
     )
 
 
-def _tasks_per_node(about: Surroundings) -> tuple[int, ...]:
+def _tasks_per_node(about: AdviceContext) -> tuple[int, ...]:
     """How many tasks the job has on its nodes; none where it did not ask for a number (then these are CPUs)."""
     text = about.here.environ.get("SLURM_TASKS_PER_NODE", "") if "SLURM_NTASKS" in about.here.environ else ""
     try:
@@ -154,7 +154,7 @@ def _tasks_per_node(about: Surroundings) -> tuple[int, ...]:
         return ()
 
 
-def _bad_exit(about: Surroundings) -> Iterator[str]:
+def _bad_exit(about: AdviceContext) -> Iterator[str]:
     """The --kill-on-bad-exit of srun, and what it means where fewer nodes would do."""
     if not about.settings.may_lose_nodes or about.here.slurm is None:
         return
@@ -165,7 +165,7 @@ def _bad_exit(about: Surroundings) -> Iterator[str]:
         yield f"{where}: Slurm ends the step when one agent fails, whatever {asked} allows: use srun -K0"
 
 
-def _lost_nodes(about: Surroundings) -> Iterator[str]:
+def _lost_nodes(about: AdviceContext) -> Iterator[str]:
     """What a run survives, and what not."""
     if not about.settings.may_lose_nodes or about.here.slurm is None:
         return
@@ -181,7 +181,7 @@ def _lost_nodes(about: Surroundings) -> Iterator[str]:
         )
 
 
-def _leader_name(about: Surroundings) -> Iterator[str]:
+def _leader_name(about: AdviceContext) -> Iterator[str]:
     world = about.world
     if len(world.hosts) == 1 or world.node_rank == 0 or network.is_address(world.hosts[0]):
         return

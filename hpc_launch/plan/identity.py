@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_launch import hidden
-from hpc_launch.plan.commands import WHOLE, Command
+from hpc_launch import redaction
+from hpc_launch.plan.similar_commands import WHOLE, Command
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ UNKNOWN = Identity(place="", program="", words="", explicit=False)
 
 def of_id(place: str, rdzv_id: str, script: Sequence[str], *, module: bool = False) -> Identity:
     """The identity of a run that the user has named: its id alone says which agents are of it."""
-    return Identity(place, _digest("id", rdzv_id), words(script, module=module), explicit=True)
+    return Identity(place, _digest("id", rdzv_id), command_as_text(script, module=module), explicit=True)
 
 
 def of_command(
@@ -79,7 +79,7 @@ def of_command(
     """
     how = [name for name, given in (("module", module), ("no_python", no_python), ("run_path", run_path)) if given]
     program = _digest("command", str(directory), how, list(script))
-    return Identity(place, program, words(script, module=module), explicit=False)
+    return Identity(place, program, command_as_text(script, module=module), explicit=False)
 
 
 def run_id_of_workers(identity: Identity, run_id: str, job: Path, base: str, token: str) -> str:
@@ -102,9 +102,9 @@ def run_id_of_workers(identity: Identity, run_id: str, job: Path, base: str, tok
     return f"{number}.{step}{job.name.removeprefix(base)}.{lineage.incarnation}{apart}"
 
 
-def words(script: Sequence[str], *, module: bool = False, secret_names: Sequence[str] = ()) -> str:
+def command_as_text(script: Sequence[str], *, module: bool = False, secret_names: Sequence[str] = ()) -> str:
     """A command as people read it; values of secrets are left out."""
-    shown = hidden.arguments(script, secret_names)
+    shown = redaction.redacted_arguments(script, secret_names)
     return shlex.join(("-m", *shown) if module and shown else shown)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from hpc_launch.errors import ContextError, UsageError
-from hpc_launch.plan.here import Here
-from hpc_launch.plan.model import origin_of
+from hpc_launch.plan.launch_context import LaunchContext
+from hpc_launch.plan.launch_plan import origin_of
 from hpc_launch.settings import PROCESS_WORDS, Origin, Settings
 from hpc_launch.world import World
 
 
-def count(settings: Settings, here: Here, found: World) -> tuple[int, str]:
+def count_workers(settings: Settings, here: LaunchContext, found: World) -> tuple[int, str]:
     """How many workers this agent starts, and who said so."""
     asked, visible = settings.nproc_per_node, here.devices
     origin = origin_of(settings, "nproc_per_node", Origin.DEFAULT)
@@ -41,7 +41,7 @@ def _one_per_task(asked: int | str | None, found: World) -> int:
     return 1
 
 
-def _no_more_than_devices(asked: int, here: Here) -> int:
+def _no_more_than_devices(asked: int, here: LaunchContext) -> int:
     visible = here.devices
     if 0 < len(visible) < asked:
         raise UsageError(
@@ -52,7 +52,7 @@ def _no_more_than_devices(asked: int, here: Here) -> int:
     return asked
 
 
-def isolated(settings: Settings, here: Here) -> bool:
+def isolated(settings: Settings, here: LaunchContext) -> bool:
     """Whether each worker is shown its own device only. CUDA knows no other way for MIG devices."""
     if settings.virtual_local_rank and settings.given("gpu_bind") and settings.gpu_bind != "isolate":
         raise UsageError(

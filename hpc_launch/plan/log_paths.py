@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hpc_launch.plan.here import Here
+from hpc_launch.plan.launch_context import LaunchContext
 from hpc_launch.settings import Settings
 from hpc_launch.slurm.environment import Allocation, Step
 from hpc_launch.text import stamp
 from hpc_launch.world import World
 
 
-def log_root(settings: Settings, here: Here) -> tuple[Path, str]:
+def log_root(settings: Settings, here: LaunchContext) -> tuple[Path, str]:
     """The log directory, and who said so."""
     if settings.log_dir is not None:
         return here.directory / settings.log_dir, settings.origin("log_dir").value
@@ -21,7 +21,7 @@ def log_root(settings: Settings, here: Here) -> tuple[Path, str]:
     return here.directory / "logs", "working directory"
 
 
-def job_name(settings: Settings, here: Here, found: World) -> tuple[str, str]:
+def job_name(settings: Settings, here: LaunchContext, found: World) -> tuple[str, str]:
     """The job directory's name in the ordinary case of one run, and who said so; empty where it is yet to be chosen."""
     if settings.log_name is not None:
         return settings.log_name, settings.origin("log_name").value
@@ -29,7 +29,7 @@ def job_name(settings: Settings, here: Here, found: World) -> tuple[str, str]:
     return name, "job and step" if name else "chosen at start"
 
 
-def _job_name(settings: Settings, here: Here, found: World) -> str:
+def _job_name(settings: Settings, here: LaunchContext, found: World) -> str:
     if isinstance(here.slurm, Step) and not settings.standalone:
         return f"{here.slurm.job_label}.{here.slurm.step_id}"
     if isinstance(here.slurm, Allocation) and not settings.standalone:

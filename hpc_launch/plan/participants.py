@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hpc_launch import hostlist, world
 from hpc_launch.errors import ContextError, HostlistError, UsageError, reason
-from hpc_launch.plan.here import Here
-from hpc_launch.plan.step import refuse_without_environment, refuse_without_step
+from hpc_launch.plan.launch_context import LaunchContext
+from hpc_launch.plan.step_plan import refuse_without_environment, refuse_without_step
 from hpc_launch.settings import NodeRange, Origin, Settings
 from hpc_launch.slurm.environment import Allocation, Step
 from hpc_launch.world import World
@@ -18,7 +18,7 @@ _LISTED = {
 }
 
 
-def decide(settings: Settings, here: Here) -> World:
+def decide_participants(settings: Settings, here: LaunchContext) -> World:
     """The nodes that take part, and the place of this one: asked-for lists first, then the step; alone otherwise.
 
     Raises:
@@ -35,7 +35,7 @@ def decide(settings: Settings, here: Here) -> World:
     return found
 
 
-def _world(settings: Settings, here: Here) -> World:
+def _world(settings: Settings, here: LaunchContext) -> World:
     if settings.standalone:
         return world.one_node(here.host, settings.origin("standalone"))
     if isinstance(here.slurm, Step) and here.slurm.ours:
@@ -48,7 +48,7 @@ def _world(settings: Settings, here: Here) -> World:
     return _world_without_step(settings, here)
 
 
-def _world_without_step(settings: Settings, here: Here) -> World:
+def _world_without_step(settings: Settings, here: LaunchContext) -> World:
     if isinstance(here.slurm, Allocation):
         refuse_without_step(settings, here)
         return world.one_node(here.slurm.node_name or here.host, Origin.JOB)
@@ -58,7 +58,7 @@ def _world_without_step(settings: Settings, here: Here) -> World:
     return world.one_node(here.host)
 
 
-def _refuse_nodes(settings: Settings, here: Here) -> None:
+def _refuse_nodes(settings: Settings, here: LaunchContext) -> None:
     """Nodes are picked for a step that is started; here there is one already, or nothing to pick from."""
     if settings.nodes is not None and not isinstance(here.slurm, Allocation):
         where = "srun has chosen the nodes of this step" if here.slurm else "there is no Slurm job here"
@@ -68,7 +68,7 @@ def _refuse_nodes(settings: Settings, here: Here) -> None:
         )
 
 
-def _listed_world(settings: Settings, here: Here) -> World:
+def _listed_world(settings: Settings, here: LaunchContext) -> World:
     flag = "--hosts" if settings.hosts is not None else "--hostfile"
     slots: dict[str, int | None]
     try:
@@ -121,7 +121,7 @@ def _step_world(step: Step) -> World:
     )
 
 
-def _manual_world(settings: Settings, here: Here) -> World:
+def _manual_world(settings: Settings, here: LaunchContext) -> World:
     """Several nodes, described by hand as for torchrun: neither their names nor, with c10d, their order is known."""
     if settings.node_rank is None and settings.master_addr is None and settings.rdzv_endpoint is None:
         raise UsageError(
@@ -135,7 +135,7 @@ def _manual_world(settings: Settings, here: Here) -> World:
     return world.of_nodes(hosts, rank, settings.origin("nnodes"))
 
 
-def node_range(settings: Settings, found: World, backend: str) -> NodeRange:
+def needed_nodes(settings: Settings, found: World, backend: str) -> NodeRange:
     """How many of the nodes are needed, and how many there can be.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hpc_launch.errors import UsageError
 from hpc_launch.node import network
-from hpc_launch.plan.model import Derived, origin_of
+from hpc_launch.plan.launch_plan import DerivedValue, origin_of
 from hpc_launch.settings import Origin, Settings
 from hpc_launch.world import World
 
@@ -12,7 +12,7 @@ from hpc_launch.world import World
 _STATIC_PORT = 29500
 
 
-def choose(settings: Settings, found: World) -> str:
+def choose_rendezvous_backend(settings: Settings, found: World) -> str:
     """The backend: our own wherever the nodes are known; torchrun's rule where they are described by hand.
 
     Raises:
@@ -73,10 +73,10 @@ def endpoint(settings: Settings, found: World, backend: str, leader: str, port: 
     return ""
 
 
-def master_port(settings: Settings, backend: str, endpoint: str, candidate: int) -> Derived:
+def master_port(settings: Settings, backend: str, endpoint: str, candidate: int) -> DerivedValue:
     """The port of the first node, as far as it is known before the nodes talk."""
     if settings.master_port is None and backend == "static":
         port = network.split_endpoint(endpoint)[1]
-        return Derived("master_port", str(port or "missing"), "rendezvous endpoint")
+        return DerivedValue("master_port", str(port or "missing"), "rendezvous endpoint")
     origin = origin_of(settings, "master_port", "first of the port range that is free, by a hash of rdzv_id")
-    return Derived("master_port", str(settings.master_port or candidate), origin)
+    return DerivedValue("master_port", str(settings.master_port or candidate), origin)

@@ -1,4 +1,4 @@
-"""Decide whether a job runs again, by what its ledger (`records.ledger`) says of earlier times. Pure."""
+"""Decide whether a job runs again, by what its ledger (`records.requeue_ledger`) says of earlier times. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from hpc_launch.records.ledger import REASONS, Entry, Reason
+from hpc_launch.records.requeue_ledger import REASONS, LedgerEntry, Reason
 
 # Preemptions are nobody's fault, so they may be as many as there are.
 FREE: frozenset[Reason] = frozenset({"preempt"})
@@ -89,7 +89,7 @@ class Decision:
         return self.refusal is None
 
 
-def decide(policy: Policy, reason: Reason, cause: str, ledger: Sequence[Entry], progress: Progress) -> Decision:
+def decide(policy: Policy, reason: Reason, cause: str, ledger: Sequence[LedgerEntry], progress: Progress) -> Decision:
     """Decide whether the job runs again.
 
     Args:
@@ -124,13 +124,13 @@ def _refused(refusal: Refusal, why: str) -> Decision:
     return Decision(f"not requeued: {why}", refusal=refusal)
 
 
-def _speaks(ledger: Sequence[Entry], progress: Progress) -> bool:
+def _speaks(ledger: Sequence[LedgerEntry], progress: Progress) -> bool:
     """Whether the training has ever marked progress: one that never does cannot be judged by it."""
     spoke = progress.marked or progress.step is not None
     return spoke or any(entry.progressed or entry.step is not None for entry in ledger)
 
 
-def _runs_without_progress(ledger: Sequence[Entry], progress: Progress) -> int:
+def _runs_without_progress(ledger: Sequence[LedgerEntry], progress: Progress) -> int:
     """How many runs in a row, this one included, made none. A preempted run had no fair chance and is left out."""
     if progress.made:
         return 0

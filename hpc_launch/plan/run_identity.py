@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hpc_launch.plan import identity
-from hpc_launch.plan.commands import WHOLE, command_of
-from hpc_launch.plan.here import Here
 from hpc_launch.plan.identity import Identity, Lineage
+from hpc_launch.plan.launch_context import LaunchContext
+from hpc_launch.plan.similar_commands import WHOLE, command_of
 from hpc_launch.settings import Origin, Settings
 from hpc_launch.slurm.environment import Step
 from hpc_launch.world import World
@@ -18,7 +18,7 @@ from hpc_launch.world import World
 _FOREIGN_JOB_IDS = ("PBS_JOBID", "LSB_JOBID", "OAR_JOB_ID", "COBALT_JOBID", "JOB_ID")
 
 
-def decide(settings: Settings, here: Here, found: World, script: Sequence[str]) -> Identity:
+def decide_identity(settings: Settings, here: LaunchContext, found: World, script: Sequence[str]) -> Identity:
     """What tells the run from others: who may meet, and what it continues."""
     lineage = _lineage(settings, here)
     in_slurm = lineage.place and found.origin in (Origin.STEP, Origin.JOB)
@@ -37,11 +37,11 @@ def decide(settings: Settings, here: Here, found: World, script: Sequence[str]) 
     command = WHOLE
     if not made.explicit:
         command = command_of((str(here.directory), *script), here.environ, here.host)
-    words = identity.words(script, module=settings.module, secret_names=settings.secret_names)
+    words = identity.command_as_text(script, module=settings.module, secret_names=settings.secret_names)
     return replace(made, lineage=lineage, command=command, words=words)
 
 
-def _lineage(settings: Settings, here: Here) -> Lineage:
+def _lineage(settings: Settings, here: LaunchContext) -> Lineage:
     """What the run continues: by the step where it is in one, as that has the same number in each start of the job."""
     slurm = here.slurm
     by_user = settings.origin("log_dir") in (Origin.FLAG, Origin.ENVIRONMENT, Origin.TORCHRUN_ENVIRONMENT)
@@ -56,7 +56,7 @@ def _lineage(settings: Settings, here: Here) -> Lineage:
     return Lineage(place, slurm.restart_count, apart)
 
 
-def _place_outside(settings: Settings, here: Here, found: World) -> str:
+def _place_outside(settings: Settings, here: LaunchContext, found: World) -> str:
     if len(found.hosts) == 1:
         return identity.place_of_process(here.host, here.pid)
     if found.origin is Origin.HOSTS:
@@ -65,7 +65,7 @@ def _place_outside(settings: Settings, here: Here, found: World) -> str:
     return identity.place_by_hand(settings.rdzv_id or "")
 
 
-def run_id(settings: Settings, here: Here, found: World, step: Step | None) -> tuple[str, str]:
+def run_id(settings: Settings, here: LaunchContext, found: World, step: Step | None) -> tuple[str, str]:
     """The id by which the agents of a run meet (torchrun's --rdzv-id), and who said so."""
     if settings.rdzv_id is not None:
         return settings.rdzv_id, settings.origin("rdzv_id").value
@@ -78,5 +78,5 @@ def run_id(settings: Settings, here: Here, found: World, step: Step | None) -> t
     return "none", Origin.DEFAULT.value
 
 
-def _foreign_job(here: Here) -> str:
+def _foreign_job(here: LaunchContext) -> str:
     return next((here.environ[name] for name in _FOREIGN_JOB_IDS if here.environ.get(name)), "")

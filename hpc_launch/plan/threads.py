@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from hpc_launch.plan.binding import Binding
-from hpc_launch.plan.here import Here
+from hpc_launch.plan.cpu_binding import Binding
+from hpc_launch.plan.launch_context import LaunchContext
 from hpc_launch.settings import Settings
 from hpc_launch.slurm.environment import Step
 from hpc_launch.world import World
 
 
 def omp_num_threads(
-    settings: Settings, here: Here, found: World, local_world_size: int, bound: Binding
+    settings: Settings, here: LaunchContext, found: World, local_world_size: int, bound: Binding
 ) -> tuple[int | None, str]:
     """As many as CPUs that each rank may really use; a variable that is set stays as it is."""
     if settings.omp_num_threads is not None:

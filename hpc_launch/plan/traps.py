@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hpc_launch import hostlist
-from hpc_launch.plan.here import Here
+from hpc_launch.plan.launch_context import LaunchContext
 from hpc_launch.settings import Origin, Settings
 from hpc_launch.slurm.environment import Step
 from hpc_launch.world import World
@@ -15,7 +15,7 @@ _PRESET = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
-class Case:
+class TrapContext:
     """What a trap is looked for in.
 
     Attributes:
@@ -24,7 +24,7 @@ class Case:
     """
 
     settings: Settings
-    here: Here
+    here: LaunchContext
     world: World
     step: Step | None
     local_world_size: int
@@ -36,18 +36,18 @@ class Case:
         return self.world.local_agents * self.local_world_size
 
 
-def warnings(case: Case) -> tuple[str, ...]:
+def warnings(case: TrapContext) -> tuple[str, ...]:
     """The traps that this run has fallen into."""
     return tuple(line for trap in TRAPS if (line := trap(case)) is not None)
 
 
-def unseen_by_the_first(case: Case) -> tuple[str, ...]:
+def unseen_by_the_first(case: TrapContext) -> tuple[str, ...]:
     """The traps that show on other nodes than the first: each is told by one of them."""
     second = case.world.node_rank == 1 and case.world.local_agent == 0
     return (_ignored_node_rank(case),) if case.step and second and case.settings.node_rank == 0 else ()
 
 
-def _few_cpus(case: Case) -> str | None:
+def _few_cpus(case: TrapContext) -> str | None:
     """What Slurm gave counts, also where it does not bind tasks to it and others may come to use the rest."""
     given = case.step.cpus_on_node if case.step and not case.world.task_per_rank else None
     cpus, ranks = min(case.here.cpus, given or case.here.cpus), case.local_world_size
@@ -57,7 +57,7 @@ def _few_cpus(case: Case) -> str | None:
     return f"{ranks} local ranks share {cpus} CPU{'s' if cpus > 1 else ''}{mend if case.step else ''}"
 
 
-def _numbered_otherwise(case: Case) -> str | None:
+def _numbered_otherwise(case: TrapContext) -> str | None:
     step = case.step
     if step is None or step.node_id in (None, step.node_rank):
         return None
@@ -67,13 +67,13 @@ def _numbered_otherwise(case: Case) -> str | None:
     )
 
 
-def _other_node_rank(case: Case) -> str | None:
+def _other_node_rank(case: TrapContext) -> str | None:
     """Scripts that were written for torchrun number nodes by themselves."""
     asked = case.settings.node_rank
     return _ignored_node_rank(case) if case.step and asked not in (None, case.world.node_rank) else None
 
 
-def _ignored_node_rank(case: Case) -> str:
+def _ignored_node_rank(case: TrapContext) -> str:
     world = case.world
     return (
         f"--node-rank {case.settings.node_rank} is ignored: {world.host} is node {world.node_rank} of "
@@ -81,7 +81,7 @@ def _ignored_node_rank(case: Case) -> str:
     )
 
 
-def _other_backend(case: Case) -> str | None:
+def _other_backend(case: TrapContext) -> str | None:
     """Scripts that were written for torchrun bring its rendezvous along (docs/from-torchrun.md)."""
     if case.step is None or case.backend == "slurm" or case.world.agents == 1:
         return None
@@ -91,7 +91,7 @@ def _other_backend(case: Case) -> str | None:
     )
 
 
-def _isolated_tasks(case: Case) -> str | None:
+def _isolated_tasks(case: TrapContext) -> str | None:
     """Device cgroups per task (Slurm 21.08 on) break peer access: NVIDIA/nccl#1066, open-mpi/ompi#11949."""
     gpus = case.step.gpus_on_node if case.step else None
     if not case.world.task_per_rank or len(case.here.devices) != 1 or (gpus or 0) <= 1:
@@ -102,7 +102,7 @@ def _isolated_tasks(case: Case) -> str | None:
     )
 
 
-def _idle_devices(case: Case) -> str | None:
+def _idle_devices(case: TrapContext) -> str | None:
     tasks, devices = case.world.local_agents, case.here.devices
     if case.step is None or not case.world.task_per_rank or not 1 < tasks < len(devices):
         return None
@@ -112,27 +112,27 @@ def _idle_devices(case: Case) -> str | None:
     )
 
 
-def _hidden_devices(case: Case) -> str | None:
+def _hidden_devices(case: TrapContext) -> str | None:
     gpus, devices = case.step.gpus_on_node if case.step else None, case.here.devices
     if not gpus or case.world.task_per_rank or len(devices) in (0, gpus):
         return None
     return f"Slurm gave {gpus} GPUs on {case.world.host} but {len(devices)} are visible ({devices.source})"
 
 
-def _single_device_processes(case: Case) -> str | None:
+def _single_device_processes(case: TrapContext) -> str | None:
     if not case.here.devices.exclusive or case.settings.virtual_local_rank or case.settings.gpu_bind != "visible":
         return None
     return "MIG devices: each worker sees its own as device 0 and has LOCAL_RANK=0"
 
 
-def _ranks_already_set(case: Case) -> str | None:
+def _ranks_already_set(case: TrapContext) -> str | None:
     preset = [name for name in _PRESET if name in case.here.environ]
     if not preset:
         return None
     return f"{', '.join(preset)} {'is' if len(preset) == 1 else 'are'} set already: the workers get their own"
 
 
-def _other_libraries_names(case: Case) -> str | None:
+def _other_libraries_names(case: TrapContext) -> str | None:
     """What NCCL_SOCKET_IFNAME may have, Gloo takes for the name of an interface: "Unable to find address for: ^lo"."""
     name, value = "GLOO_SOCKET_IFNAME", case.here.environ.get("GLOO_SOCKET_IFNAME", "")
     if not value.startswith(("^", "=")):
@@ -140,7 +140,7 @@ def _other_libraries_names(case: Case) -> str | None:
     return f"{name}={value} is written as for NCCL: Gloo wants the name of an interface; unset it, or use --interface"
 
 
-def _unwatched_output(case: Case) -> str | None:
+def _unwatched_output(case: TrapContext) -> str | None:
     settings = case.settings
     if not settings.hang_timeout or (settings.redirects is None and settings.tee is None and not settings.logs_specs):
         return None
@@ -151,7 +151,7 @@ def _unwatched_output(case: Case) -> str | None:
     )
 
 
-def _spares_of_one(case: Case) -> str | None:
+def _spares_of_one(case: TrapContext) -> str | None:
     """Spares alone never begin (`rendezvous.membership`): they cannot know that the others train no more."""
     nodes, spares = len(case.world.hosts), case.settings.spares
     if not spares or nodes - spares > 1:
@@ -162,7 +162,7 @@ def _spares_of_one(case: Case) -> str | None:
     )
 
 
-def _environment_gone(case: Case) -> str | None:
+def _environment_gone(case: TrapContext) -> str | None:
     """In a batch script there is one process, which may be meant; other nodes that the job has are idle then."""
     traced = case.here.traced
     if (
@@ -178,7 +178,7 @@ def _environment_gone(case: Case) -> str | None:
     )
 
 
-TRAPS: tuple[Callable[[Case], str | None], ...] = (
+TRAPS: tuple[Callable[[TrapContext], str | None], ...] = (
     _few_cpus,
     _numbered_otherwise,
     _other_node_rank,

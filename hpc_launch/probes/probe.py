@@ -18,13 +18,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from hpc_launch.probes import wire
+from hpc_launch.probes import probe_protocol
 
 # After so many seconds a probe ends, whatever it does and whether or not anybody is left to tell it.
 _LONGEST_LIFE = 600
 
 
-class Tasks(Protocol):
+class ProbeTasks(Protocol):
     """What a probe can be asked to do."""
 
     def do(self, order: Mapping[str, Any]) -> Any:
@@ -34,23 +34,25 @@ class Tasks(Protocol):
 def main() -> None:
     """Serve until the input ends."""
     signal.alarm(_LONGEST_LIFE)
-    say(hello=os.environ.get("SLURMD_NODENAME", ""), nodes=os.environ.get("SLURM_STEP_NODELIST", ""))
+    send_record(hello=os.environ.get("SLURMD_NODENAME", ""), nodes=os.environ.get("SLURM_STEP_NODELIST", ""))
     # That it has begun is to be known before this is read.
-    tasks: Tasks = importlib.import_module(sys.argv[1]).Tasks(os.environ, Path.cwd(), lambda what: say(doing=what))
-    for order in wire.orders(sys.stdin):
+    tasks: ProbeTasks = importlib.import_module(sys.argv[1]).Tasks(
+        os.environ, Path.cwd(), lambda what: send_record(doing=what)
+    )
+    for order in probe_protocol.orders(sys.stdin):
         try:
             answer = tasks.do(order)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a node is what is asked for
-            say(order=order["order"], error=f"{type(error).__name__}: {error}")
+            send_record(order=order["order"], error=f"{type(error).__name__}: {error}")
         else:
-            say(order=order["order"], answer=answer)
+            send_record(order=order["order"], answer=answer)
     # Without whatever libraries do at the end, which can hang as well.
     os._exit(0)
 
 
-def say(**record: Any) -> None:
+def send_record(**record: Any) -> None:
     """Say something to whoever has started this."""
-    sys.stdout.write(wire.encode(record))
+    sys.stdout.write(probe_protocol.encode_record(record))
     sys.stdout.flush()
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpc_launch import codec, owners
+from hpc_launch import codec, file_ownership
 from hpc_launch.codec import APART
 from hpc_launch.errors import LogDirError
 from hpc_launch.records import directory
@@ -159,7 +159,7 @@ def find_run(root: Path, base: str, program: str, incarnation: int, *, place: st
     return "" if base in taken else base
 
 
-def name_of(base: str, ordinal: int) -> str:
+def run_directory_name(base: str, ordinal: int) -> str:
     """The name of the directory of a place's n-th run, from 1."""
     return base if ordinal == 1 else f"{base}-{ordinal}"
 
@@ -199,10 +199,10 @@ def next_incarnation(mine: Claimant, claims: Sequence[Claim], lives: Lives, *, a
 def _directories(root: Path, base: str) -> Iterator[tuple[str, tuple[Claim, ...]]]:
     """The directories that runs of a place have had, in their order, with their claims."""
     for ordinal in itertools.count(1):
-        name = name_of(base, ordinal)
+        name = run_directory_name(base, ordinal)
         if not os.path.lexists(root / name):
             return
-        if owners.is_own_directory(root / name):
+        if file_ownership.is_own_directory(root / name):
             yield name, claims_of(JobDirectory(root, name))
 
 
@@ -218,8 +218,8 @@ def _candidates(root: Path, base: str, mine: Claimant, lives: Lives) -> Iterator
     for _, name, number in sorted(usable, key=lambda item: item[0]):  # which keeps their order otherwise
         yield name, number
     for ordinal in range(1, _MOST_RUNS):
-        if not os.path.lexists(root / name_of(base, ordinal)):
-            yield name_of(base, ordinal), mine.incarnation or 0
+        if not os.path.lexists(root / run_directory_name(base, ordinal)):
+            yield run_directory_name(base, ordinal), mine.incarnation or 0
 
 
 def _claim(job: JobDirectory, claim: Claim) -> bool:
@@ -231,9 +231,9 @@ def _claim(job: JobDirectory, claim: Claim) -> bool:
     facts = {"schema": _SCHEMA, **codec.plain(claim), **codec.plain(claim.holder)}
     data, existed = codec.line(facts).encode(), os.path.lexists(job.path)
     try:
-        with owners.open_folder(job.claims, job.path, make=True) as folder:
+        with file_ownership.open_folder(job.claims, job.path, make=True) as folder:
             return _make_once(folder, f"{claim.place}-{claim.incarnation}", data)
-    except owners.NotOwnError as error:
+    except file_ownership.NotOwnError as error:
         if existed:
             return False  # made by another user since it was looked at
         raise directory.unusable(job.path, error) from error
@@ -244,19 +244,19 @@ def _claim(job: JobDirectory, claim: Claim) -> bool:
 def _is_own(path: Path) -> bool:
     """Whether there is a directory of this user."""
     try:
-        with owners.open_folder(path):
+        with file_ownership.open_folder(path):
             return True
     except OSError:
         return False
 
 
-def _make_once(folder: owners.Folder, name: str, data: bytes) -> bool:
+def _make_once(folder: file_ownership.Folder, name: str, data: bytes) -> bool:
     """Whether this process is the one that made a file, which is there as a whole or not at all.
 
     Raises:
         OSError: where no file can be made.
     """
-    here, temporary = folder.descriptor, owners.unique(name)
+    here, temporary = folder.descriptor, file_ownership.temporary_name(name)
     try:
         _make(folder, temporary, data)
         try:
@@ -272,7 +272,7 @@ def _make_once(folder: owners.Folder, name: str, data: bytes) -> bool:
     return True
 
 
-def _make_alone(folder: owners.Folder, name: str, data: bytes) -> bool:
+def _make_alone(folder: file_ownership.Folder, name: str, data: bytes) -> bool:
     try:
         _make(folder, name, data)
     except FileExistsError:
@@ -280,7 +280,7 @@ def _make_alone(folder: owners.Folder, name: str, data: bytes) -> bool:
     return True
 
 
-def _make(folder: owners.Folder, name: str, data: bytes) -> None:
+def _make(folder: file_ownership.Folder, name: str, data: bytes) -> None:
     handle = folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     with os.fdopen(handle, "wb") as file:
         file.write(data)
@@ -289,7 +289,7 @@ def _make(folder: owners.Folder, name: str, data: bytes) -> None:
 def _read(path: Path, place: str, incarnation: int) -> Claim:
     """Read a claim file; what it does not say, or another version says otherwise, is left empty."""
     try:
-        facts = codec.parse(owners.read_own(path)) or {}
+        facts = codec.parse(file_ownership.read_own(path)) or {}
     except OSError:
         facts = {}
     holder = codec.salvage(Holder, facts)

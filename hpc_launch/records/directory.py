@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hpc_launch import codec, owners
+from hpc_launch import codec, file_ownership
 from hpc_launch.errors import LogDirError
 
 _ATTEMPT = re.compile(r"attempt_(\d+)")
@@ -148,7 +148,7 @@ class JobDirectory:
         return self.path / "progress" / f"rank_{rank}.json"
 
     def curve(self, rank: int) -> Path:
-        """What one worker has said on the way of how far training is (`records.progress`)."""
+        """What one worker has said on the way of how far training is (`records.progress_curve`)."""
         return self.path / "progress" / f"rank_{rank}.jsonl"
 
     def stacks(self, name: str) -> Path:
@@ -189,7 +189,7 @@ def check_writable(root: Path) -> None:
     Raises:
         LogDirError: naming the directory and the reason.
     """
-    check_parents(root)
+    check_log_directory(root)
     try:
         with tempfile.TemporaryFile(dir=root):
             pass
@@ -197,15 +197,15 @@ def check_writable(root: Path) -> None:
         raise unusable(root, error) from error
 
 
-def check_parents(root: Path) -> None:
+def check_log_directory(root: Path) -> None:
     """Make the log directory, and see that nobody can put another job directory in the place of the one in it.
 
     Raises:
         LogDirError: naming the directory and the reason.
     """
     try:
-        owners.make_parents(root)
-        owners.check_parents(root)
+        file_ownership.make_parents(root)
+        file_ownership.check_parents(root)
     except OSError as error:
         raise unusable(root, error) from error
 
@@ -222,7 +222,7 @@ def make(path: Path, top: Path | None = None, *, private: bool = False) -> None:
         LogDirError: naming the directory and the reason.
     """
     try:
-        with owners.open_folder(path, top, make=True, private=private):
+        with file_ownership.open_folder(path, top, make=True, private=private):
             pass
     except OSError as error:
         raise unusable(path, error) from error
@@ -236,7 +236,7 @@ def claim(path: Path) -> bool:
     try:
         path.touch(exist_ok=False)
     except FileExistsError:
-        return not owners.is_own(path)
+        return not file_ownership.is_own(path)
     except OSError:
         return True
     return True
@@ -265,20 +265,20 @@ def write_whole(path: Path, data: bytes, top: Path | None = None, *, mode: int =
         LogDirError: naming the directory and the reason.
     """
     try:
-        with owners.open_folder(path.parent, top, make=True) as folder:
+        with file_ownership.open_folder(path.parent, top, make=True) as folder:
             put(folder, path.name, data, mode)
     except OSError as error:
         raise unusable(path.parent, error) from error
 
 
-def put(folder: owners.Folder, name: str, data: bytes, mode: int = 0o666) -> None:
+def put(folder: file_ownership.Folder, name: str, data: bytes, mode: int = 0o666) -> None:
     """Write a file of a directory whole or not at all.
 
     Raises:
         OSError: it cannot be written.
     """
     # Several threads and nodes may write the same at the same time.
-    temporary = owners.unique(name)
+    temporary = file_ownership.temporary_name(name)
     handle = folder.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         try:
@@ -310,7 +310,7 @@ def append(path: Path, lines: str, top: Path | None = None) -> int:
         OSError: as open(2) and write(2) have it, and for a file of others.
     """
     data = lines.encode()
-    with owners.open_folder(path.parent, top) as folder:
+    with file_ownership.open_folder(path.parent, top) as folder:
         handle = folder.open(path.name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
         if path in _TORN:
@@ -335,14 +335,14 @@ def open_output(path: Path, top: Path) -> BinaryIO:
     Raises:
         OSError: as open(2) has it, and for a file of others.
     """
-    with owners.open_folder(path.parent, top) as folder:
+    with file_ownership.open_folder(path.parent, top) as folder:
         handle = folder.open(path.name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     return os.fdopen(handle, "ab")
 
 
 def point_latest(link: Path, target: str) -> None:
     """Let `link` point to `target`, whatever it pointed to before; a convenience, so that failing is no error."""
-    temporary = link.with_name(owners.unique(link.name))
+    temporary = link.with_name(file_ownership.temporary_name(link.name))
     with contextlib.suppress(OSError):
         temporary.symlink_to(target)
         temporary.replace(link)

@@ -1,7 +1,7 @@
 """Read a job directory: what happened, as far as it can still be read.
 
 Nothing that lies in the directory makes this fail: what is empty, cut off, foreign, or being written at this moment is
-left out, and `History.unreadable` says so. `model` has the values.
+left out, and `History.unreadable` says so. `history_model` has the values.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from typing import Any
 
 from hpc_launch import codec
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.gather import Gathered
-from hpc_launch.records.model import History, JobEnd, Mark, Requeue
-from hpc_launch.records.parsing import content, entries
+from hpc_launch.records.event_merge import MergedEvents
+from hpc_launch.records.history_model import History, JobEnd, ProgressMark, Requeue
 from hpc_launch.records.plan_record import PlanRecord
+from hpc_launch.records.regular_files import content, entries
 
 _MARK = re.compile(r"rank_(\d{1,9})\.json")
 _ATTEMPT = re.compile(r"attempt_(\d{1,9})")
 
 
-def read(path: Path) -> History:
+def read_history(path: Path) -> History:
     """Read a job directory; one that is not there is an empty history, with a line that says so."""
-    reader = _Reader(JobDirectory(path.parent, path.name))
+    reader = _DirectoryReader(JobDirectory(path.parent, path.name))
     return reader.history()
 
 
-class _Reader:
+class _DirectoryReader:
     def __init__(self, job: JobDirectory) -> None:
         self._job = job
         self._unreadable: list[str] = []
 
     def history(self) -> History:
         names = self._entries(self._job.path, needed=True)
-        gathered = Gathered(self._job)
+        gathered = MergedEvents(self._job)
         for host in self._entries(self._job.events("_").parents[1]):
             if not host.startswith("."):
                 gathered.add(host, self._lines(self._job.events(host), needed=True))
@@ -58,14 +58,14 @@ class _Reader:
             unreadable=tuple(self._unreadable),
         )
 
-    def _progress(self) -> tuple[Mark, ...]:
+    def _progress(self) -> tuple[ProgressMark, ...]:
         folder = self._job.progress(0).parent
         found = []
         for name in self._entries(folder):
             match = _MARK.fullmatch(name)
             facts = self._object(folder / name) if match else None
             if match and facts is not None:
-                found.append(codec.salvage(Mark, facts, rank=int(match[1])))
+                found.append(codec.salvage(ProgressMark, facts, rank=int(match[1])))
         return tuple(sorted(found, key=lambda mark: mark.rank))
 
     def _object(self, path: Path) -> Mapping[str, Any] | None:

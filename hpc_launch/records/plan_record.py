@@ -1,4 +1,4 @@
-"""The plan of a run as `job.json` has it: its writer (`plan.model`) and its readers share these values."""
+"""The plan of a run as `job.json` has it: its writer (`plan.launch_plan`) and its readers share these values."""
 
 from __future__ import annotations
 

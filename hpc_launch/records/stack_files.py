@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hpc_launch.errors import LogDirError, reason
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.stacks import Seen
+from hpc_launch.records.stack_traces import ProcessStacks
 from hpc_launch.text import stamp
 
 
@@ -26,21 +26,21 @@ class AllStacks:
     job: str
     attempt: int
     time: float
-    processes: Sequence[Seen]
+    processes: Sequence[ProcessStacks]
 
 
-def name_of(moment: float) -> str:
+def stacks_directory_name(moment: float) -> str:
     """The name of the directory for what is seen now; its users see to it that there is none yet."""
     return stamp(moment)
 
 
-def reserve(job: JobDirectory, moment: float) -> str:
+def reserve_directory(job: JobDirectory, moment: float) -> str:
     """Make such a directory, whose name nobody has; returns the name.
 
     Raises:
         LogDirError: naming the directory and the reason.
     """
-    name = name_of(moment)
+    name = stacks_directory_name(moment)
     directory.make(job.stacks(name).parent)
     for number in range(1, 1000):
         chosen = name if number == 1 else f"{name}-{number}"
@@ -54,13 +54,13 @@ def reserve(job: JobDirectory, moment: float) -> str:
     raise LogDirError(f"cannot write in {job.stacks(name)}: it is there already")
 
 
-def write_ranks(job: JobDirectory, name: str, seen: Sequence[Seen]) -> None:
+def write_ranks(job: JobDirectory, name: str, seen: Sequence[ProcessStacks]) -> None:
     """Write what was seen of each rank.
 
     Raises:
         LogDirError: naming the directory and the reason.
     """
-    ranks: dict[tuple[str, int], list[Seen]] = {}
+    ranks: dict[tuple[str, int], list[ProcessStacks]] = {}
     for one in seen:
         ranks.setdefault((one.host, one.rank), []).append(one)
     for (host, rank), those in ranks.items():
@@ -68,7 +68,7 @@ def write_ranks(job: JobDirectory, name: str, seen: Sequence[Seen]) -> None:
         directory.write_text(job.rank_stacks(name, host, rank), text, job.path)
 
 
-def write_all(job: JobDirectory, name: str, attempt: int, moment: float, seen: Sequence[Seen]) -> None:
+def write_all(job: JobDirectory, name: str, attempt: int, moment: float, seen: Sequence[ProcessStacks]) -> None:
     """Write all that was seen for programs.
 
     Raises:
@@ -77,7 +77,7 @@ def write_all(job: JobDirectory, name: str, attempt: int, moment: float, seen: S
     directory.write_json(job.stacks(name) / "stacks.json", AllStacks(job.job, attempt, moment, seen))
 
 
-def _text(one: Seen) -> str:
+def _text(one: ProcessStacks) -> str:
     """What was seen of a process, for a person."""
     whose = f", child of {one.parent}" if one.parent else ""
     how = f"by {one.by}" if one.by else f"not seen: {one.why}" if one.why else ""

@@ -22,7 +22,7 @@ _TELLING = ("Error", "Exception", "Warning", "Interrupt", "Exit")
 
 
 @dataclass(frozen=True)
-class Report:
+class Traceback:
     """An exception as Python has reported it.
 
     Attributes:
@@ -36,7 +36,7 @@ class Report:
     where: str
 
 
-def find(lines: Sequence[str]) -> Report | None:
+def find_traceback(lines: Sequence[str]) -> Traceback | None:
     """The last report among some lines; None if there is none.
 
     Args:
@@ -63,7 +63,7 @@ def essence(message: str) -> str:
     lines = [line for line in message.splitlines() if line.strip()]
     if not lines:
         return ""
-    inner = find(lines[1:]) if len(lines) > 1 and "Traceback (most recent call last)" in message else None
+    inner = find_traceback(lines[1:]) if len(lines) > 1 and "Traceback (most recent call last)" in message else None
     if inner is None and "Original Traceback" in message:
         inner = _read(lines[2:])
     if inner is None or not lines[0].startswith("Caught "):
@@ -71,7 +71,7 @@ def essence(message: str) -> str:
     return f"{inner.message or inner.type} ({lines[0].strip().rstrip('.').replace('Caught', 'raised as', 1)})"
 
 
-def _read(lines: Sequence[str]) -> Report | None:
+def _read(lines: Sequence[str]) -> Traceback | None:
     """Read frames and what follows them."""
     frames: list[tuple[str, str]] = []
     for number, line in enumerate(lines):
@@ -85,11 +85,11 @@ def _read(lines: Sequence[str]) -> Report | None:
     return None
 
 
-def _raised(frames: Sequence[tuple[str, str]], lines: Sequence[str]) -> Report | None:
+def _raised(frames: Sequence[tuple[str, str]], lines: Sequence[str]) -> Traceback | None:
     match = _RAISED.match(lines[0])
     if match is None or not (match["message"] is not None or match["type"].endswith(_TELLING)):
         return None
     own = [frame for frame in frames if not any(place in frame[0] for place in _LIBRARIES)]
     name, number = (own or frames)[-1]
     message = "\n".join([match["message"] or "", *lines[1:]])
-    return Report(match["type"], essence(message) if match["message"] else "", f"{name}:{number}")
+    return Traceback(match["type"], essence(message) if match["message"] else "", f"{name}:{number}")

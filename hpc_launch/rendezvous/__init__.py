@@ -11,7 +11,7 @@ An agent:
 
 The coordinator:
 
-- `coordinator`: who is let in, what messages are for; `effects`: what it has done;
+- `coordinator`: who is let in, what messages are for; `coordinator_interface`: what it has done;
   `coordinator_service`: does it, in the thread of the `coordinator_server`
 - `admission`: which agents belong to the run; `sessions`: which are there; `shared_values`: what they share
 - `rounds`: forms, begins and ends rounds; `round_formation`, `round_progress`: a round before and after it has begun

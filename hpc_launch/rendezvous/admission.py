@@ -6,10 +6,10 @@ another. An agent of another program is turned away, and finds its own run on an
 
 from __future__ import annotations
 
-from hpc_launch.plan.commands import Command, similar
+from hpc_launch.plan.similar_commands import Command, similar
 from hpc_launch.rendezvous.messages import Hello, Purpose, Ready, Verdict
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
-from hpc_launch.rendezvous.transport.faults import MessageError
+from hpc_launch.rendezvous.transport.peer_faults import MessageError
 
 # Of so many nodes it is remembered which other command they run.
 _MOST_TURNED_AWAY = 64

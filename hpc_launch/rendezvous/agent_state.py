@@ -8,7 +8,7 @@ from dataclasses import replace
 from hpc_launch.errors import RendezvousError
 from hpc_launch.rendezvous import membership, messages
 from hpc_launch.rendezvous.membership import Knowledge, Membership
-from hpc_launch.rendezvous.messages import Ended, Ending, RoundEnd, RoundPlan, RunState, Start
+from hpc_launch.rendezvous.messages import Ended, RoundEnd, RoundEnding, RoundPlan, RunState, Start
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.world import World
 
@@ -133,4 +133,4 @@ class AgentState:
 
 def is_final(end: RoundEnd | None) -> bool:
     """Whether a round has ended, and the run with it."""
-    return end is not None and end.ending != Ending.RESTART.value
+    return end is not None and end.ending != RoundEnding.RESTART.value

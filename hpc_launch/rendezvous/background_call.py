@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 _Result = TypeVar("_Result")
 
 
-class Inquiry(Generic[_Result]):
+class BackgroundCall(Generic[_Result]):
     """A question to others, or another piece of work, that is under way.
 
     Args:

@@ -17,7 +17,7 @@ from typing import Any
 
 from hpc_launch.rendezvous import admission
 from hpc_launch.rendezvous.admission import Admission
-from hpc_launch.rendezvous.effects import Effects, View
+from hpc_launch.rendezvous.coordinator_interface import CoordinatorView, Effects
 from hpc_launch.rendezvous.messages import (
     Accept,
     Answer,
@@ -38,7 +38,7 @@ from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.rendezvous.rounds import NEVER, SILENT, Rounds
 from hpc_launch.rendezvous.sessions import AgentSession, AgentSessions
 from hpc_launch.rendezvous.shared_values import SharedValues
-from hpc_launch.rendezvous.transport.faults import MessageError
+from hpc_launch.rendezvous.transport.peer_faults import MessageError
 
 
 class Coordinator:
@@ -115,9 +115,9 @@ class Coordinator:
         """Whether it coordinates, and a round has begun."""
         return self._leads and self.rounds.running is not None
 
-    def view(self) -> View:
+    def view(self) -> CoordinatorView:
         """A copy of what other threads may know."""
-        return View(self._sessions.callers, self._awaited(), self._sought)
+        return CoordinatorView(self._sessions.callers, self._awaited(), self._sought)
 
     def tokens_to_clear(self) -> Path | None:
         """The directory of tokens to remove when the run has ended; None where it goes on, or another one minds it."""

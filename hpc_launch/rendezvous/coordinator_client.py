@@ -17,7 +17,7 @@ from hpc_launch.errors import RendezvousError
 from hpc_launch.rendezvous import clock_offset, messages
 from hpc_launch.rendezvous.messages import FROM_COORDINATOR, Ask, Message, Question, Share, Told
 from hpc_launch.rendezvous.transport.connection import Connection
-from hpc_launch.rendezvous.transport.faults import MessageError
+from hpc_launch.rendezvous.transport.peer_faults import MessageError
 
 _Shared = TypeVar("_Shared", bound=Message)
 

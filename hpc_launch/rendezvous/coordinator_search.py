@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from hpc_launch.errors import RendezvousError, RoundRefused
 from hpc_launch.rendezvous import discovery, messages
 from hpc_launch.rendezvous.agent_state import AgentState
-from hpc_launch.rendezvous.background_call import Inquiry
+from hpc_launch.rendezvous.background_call import BackgroundCall
 from hpc_launch.rendezvous.coordinator_server import CoordinatorServer
-from hpc_launch.rendezvous.discovery import Discovery, Reached
+from hpc_launch.rendezvous.discovery import Discovery, ReachedCoordinator
 from hpc_launch.rendezvous.election import Election
 from hpc_launch.rendezvous.known_agents import KnownAgents
 from hpc_launch.rendezvous.messages import Hello, Start
@@ -46,13 +46,13 @@ class CoordinatorSearch:
         self._config, self._hello, self._keyring = config, hello, keyring
         # Where those are that this agent is to join, if it comes late: the coordinator that it has found says it.
         self._others: Mapping[int, tuple[str, int]] = {}
-        self._first: Inquiry[Reached] | None = None
+        self._first: BackgroundCall[ReachedCoordinator] | None = None
         self._discovery: Discovery | None = None
         self._alone_since = 0.0
         self._in_vain = 0
 
     @property
-    def question(self) -> Inquiry[Reached] | None:
+    def question(self) -> BackgroundCall[ReachedCoordinator] | None:
         """The search for the first node, if it is under way."""
         return self._first
 
@@ -159,8 +159,8 @@ class CoordinatorSearch:
         if self._first is None:
             search = self._discovery = Discovery(self._hello, self._keyring)
             config = self._config
-            self._first = Inquiry(
-                lambda: discovery.find_coordinator(config, search), name="finding", discard=Reached.close
+            self._first = BackgroundCall(
+                lambda: discovery.find_coordinator(config, search), name="finding", discard=ReachedCoordinator.close
             )
         if not self._first.done:
             return None

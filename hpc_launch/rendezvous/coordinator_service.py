@@ -18,7 +18,7 @@ from hpc_launch import codec
 from hpc_launch.console import say
 from hpc_launch.rendezvous import messages
 from hpc_launch.rendezvous.coordinator import Coordinator
-from hpc_launch.rendezvous.effects import View
+from hpc_launch.rendezvous.coordinator_interface import CoordinatorView
 from hpc_launch.rendezvous.membership import Half
 from hpc_launch.rendezvous.messages import FROM_AGENTS, Hello
 from hpc_launch.rendezvous.preparations import OpenStore, Preparations
@@ -28,7 +28,7 @@ from hpc_launch.rendezvous.sessions import AgentSession
 from hpc_launch.rendezvous.suspend_aware_clock import SuspendAwareClock
 from hpc_launch.rendezvous.tie_breaker import TieBreaker
 from hpc_launch.rendezvous.transport.connection import Connection
-from hpc_launch.rendezvous.transport.faults import MessageError
+from hpc_launch.rendezvous.transport.peer_faults import MessageError
 from hpc_launch.rendezvous.transport.service import Greeting
 
 _Found = TypeVar("_Found")
@@ -77,7 +77,7 @@ class CoordinatorService:
     ) -> None:
         self.coordinator = Coordinator(config, instance, self)
         self.tie_breaker = TieBreaker()
-        self.view = View()
+        self.view = CoordinatorView()
         self.urgent = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._config, self._instance, self._preparations = config, instance, preparations
         self._observe, self._call = observe, call

@@ -15,21 +15,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpc_launch import codec, owners
+from hpc_launch import codec, file_ownership
+from hpc_launch.backoff import Backoff
 from hpc_launch.codec import CodecError
 from hpc_launch.console import say
 from hpc_launch.errors import LogDirError, NoSecretError, RendezvousError, RendezvousTimeout
 from hpc_launch.node import network
-from hpc_launch.pace import Pace
-from hpc_launch.patience import Act
 from hpc_launch.records import directory
 from hpc_launch.rendezvous import round_checks
 from hpc_launch.rendezvous.known_agents import read_answer
 from hpc_launch.rendezvous.messages import Answer, Hello, Verdict
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
-from hpc_launch.rendezvous.transport.connecting import Failure, Kind, connect
+from hpc_launch.rendezvous.transport.client import ConnectionFailure, FailureKind, connect_to_agent
 from hpc_launch.rendezvous.transport.connection import Connection
 from hpc_launch.rendezvous.transport.keys import Keyring
+from hpc_launch.slow_storage import Act
 
 # How long to wait for an answer: at first, and, in later turns, as a busy node may need.
 _FIRST_ANSWER_SECONDS = 1.0
@@ -41,7 +41,7 @@ _EQUAL_SECONDS = 1.0
 _OTHERS_SECONDS = 5.0
 
 # Failures that hold for every port of an address.
-_OF_THE_ADDRESS = (Kind.TIMEOUT, Kind.UNREACHABLE)
+_OF_THE_ADDRESS = (FailureKind.TIMEOUT, FailureKind.UNREACHABLE)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class CoordinatorAddress:
     port: int
 
 
-class Whereabouts:
+class CoordinatorFile:
     """A file with the coordinator's place: its name may not resolve, or another than the first node coordinates."""
 
     def __init__(self, config: RendezvousConfig) -> None:
@@ -88,7 +88,7 @@ class Whereabouts:
             self._writing.result()
         if self._path is not None:
             with contextlib.suppress(OSError, CodecError):
-                if codec.read(CoordinatorAddress, owners.read_own(self._path)) == self._written:
+                if codec.read(CoordinatorAddress, file_ownership.read_own(self._path)) == self._written:
                     self._path.unlink()
 
     def places(self) -> Sequence[tuple[str, Sequence[int]]]:
@@ -96,7 +96,7 @@ class Whereabouts:
         if self._path is None:
             return []
         try:
-            note = codec.read(CoordinatorAddress, owners.read_own(self._path))
+            note = codec.read(CoordinatorAddress, file_ownership.read_own(self._path))
         except (OSError, CodecError):
             return []
         if note.run != self._run_id:
@@ -122,7 +122,7 @@ def own_address_of_first(config: RendezvousConfig) -> str:
 
 
 @dataclass(frozen=True)
-class Reached:
+class ReachedCoordinator:
     """The coordinator, and the way to it.
 
     Attributes:
@@ -161,7 +161,7 @@ class Discovery:
     unknown: int = 0
     dropped: threading.Event = field(default_factory=threading.Event)
 
-    def turn(self, places: Sequence[tuple[str, Sequence[int]]], patience: float) -> Reached | None:
+    def turn(self, places: Sequence[tuple[str, Sequence[int]]], patience: float) -> ReachedCoordinator | None:
         """Try all places once.
 
         Args:
@@ -171,30 +171,32 @@ class Discovery:
         self.seen.clear()
         self.unknown = 0
         for name, ports in places:
-            addresses = (name,) if network.is_address(name) else network.resolve(name)
+            addresses = (name,) if network.is_address(name) else network.resolve_name(name)
             if not addresses:
                 self.seen.append(f"{name} does not resolve")
             for address in addresses:
                 found = self._try(address, ports, patience)
-                if isinstance(found, Reached):
+                if isinstance(found, ReachedCoordinator):
                     return found
                 self.seen.append(f"{name} ({address}): {found}" if name != address else f"{address}: {found}")
         return None
 
-    def _try(self, address: str, ports: Sequence[int], patience: float) -> Reached | str:
+    def _try(self, address: str, ports: Sequence[int], patience: float) -> ReachedCoordinator | str:
         hello, strangers = codec.encode(self.hello), 0
         for port in ports:
             if self.dropped.is_set():
                 return "the search was given up"
-            found = connect(address, port, self.keyring, hello, connect_timeout=_CONNECT_SECONDS, patience=patience)
+            found = connect_to_agent(
+                address, port, self.keyring, hello, connect_timeout=_CONNECT_SECONDS, patience=patience
+            )
             if isinstance(found, Connection):
                 answer = read_answer(found.answer)
                 if answer is not None and answer.verdict is Verdict.WELCOME:
-                    return Reached(found, answer, address, str(found.socket.getsockname()[0]))
+                    return ReachedCoordinator(found, answer, address, str(found.socket.getsockname()[0]))
                 found.close()
             elif found.kind in _OF_THE_ADDRESS:
                 return found.words
-            elif found.kind is Kind.REFUSED:
+            elif found.kind is FailureKind.REFUSED:
                 continue
             else:
                 self._on_failure(found)
@@ -202,10 +204,10 @@ class Discovery:
         ports_taken = "1 port" if strangers == 1 else f"{strangers} ports"
         return "nobody listens" + (f"; another program uses {ports_taken}" if strangers else "")
 
-    def _on_failure(self, failure: Failure) -> None:
-        if failure.kind is Kind.NO_COMMON_SECRET:
+    def _on_failure(self, failure: ConnectionFailure) -> None:
+        if failure.kind is FailureKind.NO_COMMON_SECRET:
             self.unknown += 1
-        answer = read_answer(failure.answer) if failure.kind is Kind.TURNED_AWAY else None
+        answer = read_answer(failure.answer) if failure.kind is FailureKind.TURNED_AWAY else None
         if answer is not None:
             self.others[answer.verdict] = answer
 
@@ -227,7 +229,7 @@ class Discovery:
         return "; ".join(found)
 
 
-def find_coordinator(config: RendezvousConfig, discovery: Discovery) -> Reached:
+def find_coordinator(config: RendezvousConfig, discovery: Discovery) -> ReachedCoordinator:
     """Find the coordinator, saying from time to time that it is not there yet. It blocks.
 
     Args:
@@ -238,8 +240,8 @@ def find_coordinator(config: RendezvousConfig, discovery: Discovery) -> Reached:
         RendezvousTimeout: when it is not there in time.
         NoSecretError: when there is an agent in its place that shares no secret with this one.
     """
-    noted, first = Whereabouts(config), config.hosts[0]
-    begin, pace, spoken = time.monotonic(), Pace(30, 120, time.monotonic()), False
+    noted, first = CoordinatorFile(config), config.hosts[0]
+    begin, pace, spoken = time.monotonic(), Backoff(30, 120, time.monotonic()), False
     # The first turns are short: a silent stranger on one port is not to keep this agent from the right one on another.
     pause, patience = 0.05, _FIRST_ANSWER_SECONDS
     while not discovery.dropped.is_set():

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 
 from hpc_launch.console import say
-from hpc_launch.rendezvous.background_call import Inquiry
+from hpc_launch.rendezvous.background_call import BackgroundCall
 from hpc_launch.rendezvous.coordinator_server import CoordinatorServer
 from hpc_launch.rendezvous.known_agents import KnownAgents, Reply
 from hpc_launch.rendezvous.membership import Membership
@@ -37,8 +37,8 @@ class Election:
     def __init__(self, config: RendezvousConfig, agents: KnownAgents, server: CoordinatorServer) -> None:
         self.coordinator = -1
         self._config, self._agents, self._server = config, agents, server
-        self._first: Inquiry[Reply | None] | None = None
-        self._others: Inquiry[list[Reply]] | None = None
+        self._first: BackgroundCall[Reply | None] | None = None
+        self._others: BackgroundCall[list[Reply]] | None = None
         self._next = 0.0
 
     @property
@@ -114,7 +114,7 @@ class Election:
         if self._others is None and now >= self._next:
             self._next = now + _SEARCH_SECONDS
             missing = [agent for agent in self._candidates(agreed, newcomers) if agent not in self._server.callers]
-            self._others = Inquiry(lambda: self._agents.coordinators(missing), name="others", discard=_hang_up)
+            self._others = BackgroundCall(lambda: self._agents.coordinators(missing), name="others", discard=_hang_up)
         if self._others is None or not self._others.done:
             return None
         found, self._others = self._others.result(), None
@@ -130,7 +130,7 @@ class Election:
         """Whether the question has been answered, and how."""
         if self._first is None:
             wanted = list(agents)
-            self._first = Inquiry(lambda: self._agents.first(wanted), name="election", discard=_hang_up_one)
+            self._first = BackgroundCall(lambda: self._agents.first(wanted), name="election", discard=_hang_up_one)
         if not self._first.done:
             return False, None
         found, self._first = self._first.result(), None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from hpc_launch.rendezvous import known_agents
-from hpc_launch.rendezvous.background_call import Inquiry
+from hpc_launch.rendezvous.background_call import BackgroundCall
 
 # How long after a call that was not answered the next one is.
 _AGAIN_SECONDS = 1.0
@@ -33,7 +33,7 @@ class FailureDetector:
     timeout: float
     _due: dict[int, float] = field(default_factory=dict)
     _missed: dict[int, int] = field(default_factory=dict)
-    _call: tuple[int, Inquiry[bool]] | None = None
+    _call: tuple[int, BackgroundCall[bool]] | None = None
 
     def turn(self, awaited: Mapping[int, tuple[str, int]], now: float) -> int | None:
         """Call one of those that are waited for, if it is time to; gives one that is to be given up.
@@ -53,7 +53,7 @@ class FailureDetector:
         agent = min(self._due, key=self._due.__getitem__, default=-1)
         if agent >= 0 and now >= self._due[agent]:
             place = awaited[agent]
-            self._call = agent, Inquiry(lambda: self.silent(place), name="call")
+            self._call = agent, BackgroundCall(lambda: self.silent(place), name="call")
         return None
 
     def _judge(self, agent: int, now: float, *, silent: bool) -> int | None:

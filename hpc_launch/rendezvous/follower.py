@@ -17,11 +17,10 @@ from typing import Any
 
 from hpc_launch.errors import HpcLaunchError, RendezvousError, RoundRefused
 from hpc_launch.node import network
-from hpc_launch.patience import Act
 from hpc_launch.records import events
 from hpc_launch.rendezvous import discovery, messages, round_checks, worker_store
 from hpc_launch.rendezvous.agent_state import AgentState
-from hpc_launch.rendezvous.background_call import Inquiry
+from hpc_launch.rendezvous.background_call import BackgroundCall
 from hpc_launch.rendezvous.coordinator_client import CoordinatorClient
 from hpc_launch.rendezvous.coordinator_search import CoordinatorSearch
 from hpc_launch.rendezvous.coordinator_server import CoordinatorServer
@@ -31,7 +30,6 @@ from hpc_launch.rendezvous.messages import (
     AllBegun,
     Bye,
     Ended,
-    Ending,
     Hello,
     Notices,
     Ping,
@@ -42,6 +40,7 @@ from hpc_launch.rendezvous.messages import (
     Ready,
     Refused,
     RoundEnd,
+    RoundEnding,
     Start,
     Waiting,
 )
@@ -49,8 +48,9 @@ from hpc_launch.rendezvous.preparations import Preparations
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.rendezvous.rounds import GONE, SILENT
 from hpc_launch.rendezvous.transport.connection import Connection
-from hpc_launch.rendezvous.transport.faults import MessageError
 from hpc_launch.rendezvous.transport.keys import Keyring
+from hpc_launch.rendezvous.transport.peer_faults import MessageError
+from hpc_launch.slow_storage import Act
 
 # How often an agent that waits looks around, if no news wakes it.
 PAUSE_SECONDS = 0.1
@@ -100,10 +100,10 @@ class CoordinatorFollower:
         self.search = CoordinatorSearch(config, self._hello, config.keyring or Keyring(config.identity.place, ()))
         self.server: CoordinatorServer | None = None
         self.refusal: RendezvousError | None = None
-        self._whereabouts = discovery.Whereabouts(config)
+        self._whereabouts = discovery.CoordinatorFile(config)
         self._failure_detector = FailureDetector(self.search.agents.silent, config.node_timeout)
         self._next_check = 0.0
-        self._equal_run: Inquiry[str] | None = None
+        self._equal_run: BackgroundCall[str] | None = None
         self._problem = config.problem
         # The loss of a coordinator that cannot be replaced.
         self._lost: RendezvousError | None = None
@@ -154,7 +154,7 @@ class CoordinatorFollower:
     def _listen(self) -> CoordinatorServer:
         """Serve other agents, and coordinate them once that is asked for."""
         config = self._config
-        listener = worker_store.listen(config.ports) if config.agents > 1 else None
+        listener = worker_store.listen_for_agents(config.ports) if config.agents > 1 else None
         preparations = Preparations(config, lambda: self.search.own_address, names_job=self._names_job)
         server = CoordinatorServer(
             config, self._hello.instance, listener, preparations=preparations, observe=self._observe
@@ -168,7 +168,7 @@ class CoordinatorFollower:
         """See whether a port before ours is that of another run of the same command, before this agent is ready."""
         if taken:
             hello, address = replace(self._hello, purpose=Purpose.CALL), self.search.own_address
-            self._equal_run = Inquiry(
+            self._equal_run = BackgroundCall(
                 partial(discovery.equal_run, self._config, hello, tuple(taken), address), name="equal-run"
             )
 
@@ -198,7 +198,7 @@ class CoordinatorFollower:
                 port=self.server.port if self.server is not None else 0,
                 workers=config.workers,
                 software=config.software,
-                problem=messages.line(str(problem)) if problem else "",
+                problem=messages.one_line(str(problem)) if problem else "",
                 status=problem.exit_status if problem else 0,
                 agreed=state.known.agreed,
                 accepted=state.known.accepted,
@@ -299,7 +299,9 @@ class CoordinatorFollower:
             self._lost = RendezvousError(cause)
             raise self._lost
         status = RendezvousError.exit_status
-        state.end = RoundEnd(Ending.RESTART.value, -1, self._config.host, status, messages.line(cause), lost=host)
+        state.end = RoundEnd(
+            RoundEnding.RESTART.value, -1, self._config.host, status, messages.one_line(cause), lost=host
+        )
 
     def check_liveness(self, *, waits: bool) -> None:
         """Give up agents that are waited for and do not answer: others, if this one coordinates, or its coordinator.

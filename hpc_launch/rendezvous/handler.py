@@ -38,11 +38,11 @@ from hpc_launch.rendezvous.follower import PAUSE_SECONDS, CoordinatorFollower
 from hpc_launch.rendezvous.messages import (
     Begun,
     Done,
-    Ending,
     Failed,
     Message,
     Notice,
     RoundEnd,
+    RoundEnding,
     RoundPlan,
     Start,
     Stop,
@@ -188,9 +188,9 @@ class SlurmRendezvous(RendezvousHandler):
         Raises:
             RendezvousError: when the others are lost.
         """
-        cause = messages.line(cause)
-        self._client.send(Failed(self._state.round, status, cause, own, messages.line(fault), hang))
-        end = RoundEnd(Ending.RESTART.value, self._state.rank, self._config.host, status, cause, hang=hang)
+        cause = messages.one_line(cause)
+        self._client.send(Failed(self._state.round, status, cause, own, messages.one_line(fault), hang))
+        end = RoundEnd(RoundEnding.RESTART.value, self._state.rank, self._config.host, status, cause, hang=hang)
         if self.elastic:
             return self._await_end(end, 4 * self._config.node_timeout, stopped)
         # Where the first agent is frozen, all others come to wait: a line from each would be too many.
@@ -210,7 +210,9 @@ class SlurmRendezvous(RendezvousHandler):
         """
         if not self._follower.is_open:
             return None
-        end = RoundEnd(Ending.FAILED.value, self._state.rank, self._config.host, status, messages.line(cause), signal)
+        end = RoundEnd(
+            RoundEnding.FAILED.value, self._state.rank, self._config.host, status, messages.one_line(cause), signal
+        )
         self._state.leave()
         if self._state.end is not None:
             return self._state.end
@@ -301,7 +303,7 @@ class SlurmRendezvous(RendezvousHandler):
     def num_nodes_waiting(self) -> int:
         """Tells torch's own agent to join the next round: 1 when this one ended for another attempt."""
         end = self.end()
-        return int(end is not None and end.ending != Ending.DONE.value)
+        return int(end is not None and end.ending != RoundEnding.DONE.value)
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Join the next round and wait until it begins with workers on this node.
@@ -333,7 +335,7 @@ class SlurmRendezvous(RendezvousHandler):
         if not self._agents_store:
             return HashStore()
         where = f"{self._config.hosts[0]} ({plan.master_addr})"
-        return PrefixStore("agents", worker_store.connect(plan.master_addr, plan.master_port, where))
+        return PrefixStore("agents", worker_store.connect_to_store(plan.master_addr, plan.master_port, where))
 
     def shutdown(self) -> bool:
         """Leave; the coordinator goes last, so that all can read the end."""
@@ -376,7 +378,7 @@ class SlurmRendezvous(RendezvousHandler):
             self._follower.check_liveness(waits=True)
             if self._state.end is None:
                 self._follower.pause()
-        if otherwise.ending == Ending.FAILED.value and self._state.end.lost:
+        if otherwise.ending == RoundEnding.FAILED.value and self._state.end.lost:
             self._state.end = otherwise  # it leaves, whichever else does
         return self._state.end
 
@@ -417,7 +419,7 @@ class SlurmRendezvous(RendezvousHandler):
         if end is None:
             return
         if is_final(end):
-            if state.is_spare or end.ending == Ending.DONE.value:
+            if state.is_spare or end.ending == RoundEnding.DONE.value:
                 raise SpareReleased(end)
             # The agent that left says why.
             raise RoundRefused(end.cause, exit_status=end.status, silent=True)

@@ -17,7 +17,7 @@ from hpc_launch.records.directory import JobDirectory
 
 
 @dataclass(frozen=True)
-class Claimed:
+class ClaimedDirectory:
     """What the first node has decided about a run, for all agents of it.
 
     Attributes:
@@ -31,7 +31,7 @@ class Claimed:
     run_id: str
 
 
-def claim(job: JobDirectory, identity: Identity, run_id: str) -> Claimed:
+def claim_job_directory(job: JobDirectory, identity: Identity, run_id: str) -> ClaimedDirectory:
     """Claim the directory in which a run begins or goes on. This waits for the file system.
 
     Args:
@@ -56,7 +56,7 @@ def claim(job: JobDirectory, identity: Identity, run_id: str) -> Claimed:
     if mine.job != base:
         say(f"{job.root / base} is another run's: logs in {job.root / mine.job}")
     named = run_id_of_workers(identity, run_id, job.root / mine.job, base, uuid.uuid4().hex[:8])
-    return Claimed(mine.job, mine.first_attempt, named)
+    return ClaimedDirectory(mine.job, mine.first_attempt, named)
 
 
 def _lives(holder: Holder) -> bool:

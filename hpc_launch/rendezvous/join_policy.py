@@ -19,7 +19,7 @@ _LONGEST = 2.0
 
 
 @dataclass(frozen=True)
-class Terms:
+class JoinTerms:
     """What was asked for.
 
     Attributes:
@@ -36,7 +36,7 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Gathering:
+class JoiningAgents:
     """Who has come, to a leader that has proposed nothing yet.
 
     Attributes:
@@ -69,7 +69,7 @@ class Gathering:
         return frozenset(self.busy | {*self.newest.agents} | self.newcomers) - self.ready.keys() - self.gone
 
 
-class Move(Enum):
+class JoinDecision(Enum):
     """What a leader does next."""
 
     WAIT = "wait for those that are missing"
@@ -78,31 +78,31 @@ class Move(Enum):
     GIVE_UP = "tell all to leave"
 
 
-def decide(here: Gathering, terms: Terms) -> Move:
+def decide_join(here: JoiningAgents, terms: JoinTerms) -> JoinDecision:
     """What to do, given who is there: all that is waited for, or those that may go on without the others."""
     if terms.fixed:
         if len(here.ready) >= terms.minimum:
-            return Move.PROPOSE
-        return Move.GIVE_UP if here.ready and here.waited > terms.join_timeout else Move.WAIT
+            return JoinDecision.PROPOSE
+        return JoinDecision.GIVE_UP if here.ready and here.waited > terms.join_timeout else JoinDecision.WAIT
     if not here.ready or (here.missing and not _patience_is_over(here, terms)):
-        return Move.WAIT
+        return JoinDecision.WAIT
     if membership.may_form(here.ready, here.taken):
         if len(here.ready) >= terms.minimum:
-            return Move.PROPOSE
+            return JoinDecision.PROPOSE
     elif _is_their_turn(here, terms) and membership.halves(here.ready) - here.taken - here.refused:
-        return Move.TAKE
+        return JoinDecision.TAKE
     longest = terms.join_timeout if here.first else _LONGEST * terms.node_timeout
     too_long = here.idle > longest or here.waited > terms.join_timeout + longest
-    return Move.GIVE_UP if too_long else Move.WAIT
+    return JoinDecision.GIVE_UP if too_long else JoinDecision.WAIT
 
 
-def _patience_is_over(here: Gathering, terms: Terms) -> bool:
+def _patience_is_over(here: JoiningAgents, terms: JoinTerms) -> bool:
     """Whether those that are missing are waited for no more; who is there and ends its workers is, for longer."""
     enough = terms.join_timeout if here.first else _MISSING * terms.node_timeout
     return here.waited > (max(enough, terms.join_timeout) if here.busy else enough)
 
 
-def _is_their_turn(here: Gathering, terms: Terms) -> bool:
+def _is_their_turn(here: JoiningAgents, terms: JoinTerms) -> bool:
     """Whether a half asks for its token: if both live, the one with the first node goes on, as srun is mostly there."""
     with_first = min(here.ready) == min(here.newest.agents)
     return with_first or not here.missing or here.first or here.waited > _SECOND_HALF * terms.node_timeout
@@ -123,7 +123,7 @@ class Obstacle(Enum):
     MINORITY = "{present} cannot go on without {missing}: those could be a majority, and train"
 
 
-def obstacle(here: Gathering) -> Obstacle:
+def obstacle(here: JoiningAgents) -> Obstacle:
     """What keeps those that are there from going on."""
     if here.first:
         return Obstacle.ABSENT
@@ -134,7 +134,7 @@ def obstacle(here: Gathering) -> Obstacle:
     return Obstacle.SPARES_ONLY if membership.only_spares(here.ready) else Obstacle.MINORITY
 
 
-def why_not(here: Gathering, terms: Terms, names: Callable[[Iterable[int]], str], tokens: object) -> str:
+def why_not_begun(here: JoiningAgents, terms: JoinTerms, names: Callable[[Iterable[int]], str], tokens: object) -> str:
     """Why those that are there do not go on, in a line.
 
     Args:

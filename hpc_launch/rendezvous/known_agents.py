@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from hpc_launch import codec
 from hpc_launch.rendezvous import messages
 from hpc_launch.rendezvous.messages import Answer, Hello, Purpose, Verdict
-from hpc_launch.rendezvous.transport.connecting import Failure, Kind, alive, connect
+from hpc_launch.rendezvous.transport.client import ConnectionFailure, FailureKind, connect_to_agent, server_answers
 from hpc_launch.rendezvous.transport.connection import Connection
-from hpc_launch.rendezvous.transport.faults import MessageError
 from hpc_launch.rendezvous.transport.keys import Keyring
+from hpc_launch.rendezvous.transport.peer_faults import MessageError
 
 CALL_SECONDS = 1.5
 """How long an agent waits for another that does not answer."""
@@ -99,7 +99,7 @@ class KnownAgents:
 
     def silent(self, place: tuple[str, int]) -> bool:
         """Whether the agent there does not answer; of a node that is gone the kernel says so where it is connected."""
-        return alive(*place, CALL_SECONDS) is False
+        return server_answers(*place, CALL_SECONDS) is False
 
     def _coordinator_by(self, agent: int) -> Reply | None:
         found = self._ask(agent)
@@ -112,10 +112,10 @@ class KnownAgents:
             return None
         hello = replace(self.hello, purpose=Purpose.ASK)
         address, port = self.places[agent]
-        reached = connect(
+        reached = connect_to_agent(
             address, port, self.keyring, codec.encode(hello), connect_timeout=CALL_SECONDS, patience=CALL_SECONDS
         )
-        if isinstance(reached, Failure) and reached.kind is Kind.REFUSED:
+        if isinstance(reached, ConnectionFailure) and reached.kind is FailureKind.REFUSED:
             self.gone.add(agent)  # it has listened for as long as it lived
         answer = read_answer(reached.answer)
         if answer is not None and answer.verdict is Verdict.SIMILAR and answer.agent == agent:

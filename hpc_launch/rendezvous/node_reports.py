@@ -10,8 +10,8 @@ from collections.abc import Iterable, Set as AbstractSet
 from hpc_launch import hostlist
 from hpc_launch.records import events
 from hpc_launch.rendezvous import round_checks
-from hpc_launch.rendezvous.effects import Effects
-from hpc_launch.rendezvous.join_policy import Gathering
+from hpc_launch.rendezvous.coordinator_interface import Effects
+from hpc_launch.rendezvous.join_policy import JoiningAgents
 from hpc_launch.rendezvous.messages import Hello, RunState, Start, shown_words
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.rendezvous.sessions import AgentSessions
@@ -29,7 +29,7 @@ class NodeReports:
     def __init__(self, config: RendezvousConfig, sessions: AgentSessions, effects: Effects) -> None:
         self._config, self._sessions, self._effects = config, sessions, effects
 
-    def missing(self, here: Gathering, others: str) -> None:
+    def missing(self, here: JoiningAgents, others: str) -> None:
         """Name the nodes that are waited for.
 
         Args:
@@ -41,7 +41,7 @@ class NodeReports:
             joined = f"{len(here.ready)}/{self._config.agents} joined"
             self._effects.say(f"waiting for {names} ({joined}, {here.waited:.0f} s){others}")
 
-    def too_late(self, here: Gathering) -> tuple[tuple[str, ...], str]:
+    def too_late(self, here: JoiningAgents) -> tuple[tuple[str, ...], str]:
         """Record the nodes that are waited for no more; gives them, and why a run of fixed size ends by that."""
         config = self._config
         missing, names = self._record_missing(here)
@@ -105,7 +105,7 @@ class NodeReports:
                 what = "stays, as there is no spare" if stays else "goes behind the spares"
                 self._effects.say(f"{host} {why}: it {what}; leave it out of the next job with --exclude={host}")
 
-    def _record_missing(self, here: Gathering) -> tuple[tuple[str, ...], str]:
+    def _record_missing(self, here: JoiningAgents) -> tuple[tuple[str, ...], str]:
         """Record the nodes whose agents are missing; gives them, and words for them."""
         missing, names = self._missing(here)
         about = {"joined": len(here.ready), "expected": self._config.agents, "waited": round(here.waited, 1)}
@@ -113,7 +113,7 @@ class NodeReports:
             self._effects.observe(events.NODE_MISSING, hosts=hostlist.display(missing), **about)
         return missing, names
 
-    def _missing(self, here: Gathering) -> tuple[tuple[str, ...], str]:
+    def _missing(self, here: JoiningAgents) -> tuple[tuple[str, ...], str]:
         config, hosts = self._config, self._sessions.hosts
         if config.agents_per_host is not None:
             missing = tuple(hosts[agent] for agent in sorted(here.missing))

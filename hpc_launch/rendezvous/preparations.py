@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from hpc_launch.errors import HpcLaunchError
 from hpc_launch.rendezvous import job_claim, worker_store
-from hpc_launch.rendezvous.job_claim import Claimed
+from hpc_launch.rendezvous.job_claim import ClaimedDirectory
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 
 _Prepared = TypeVar("_Prepared")
@@ -48,7 +48,7 @@ class Preparations:
         self._config, self._address, self._names_job = config, address, names_job
         self._store: OpenStore | None = None
 
-    def claim_job(self, then: Callable[[Claimed], object], failed: Callable[[HpcLaunchError], object]) -> None:
+    def claim_job(self, then: Callable[[ClaimedDirectory], object], failed: Callable[[HpcLaunchError], object]) -> None:
         """Claim the job directory.
 
         Args:
@@ -78,11 +78,11 @@ class Preparations:
         """Keep a store open until there is another, or none is needed any more."""
         self._store = store
 
-    def _claim(self) -> Claimed:
+    def _claim(self) -> ClaimedDirectory:
         config = self._config
         if not self._names_job:
-            return Claimed(config.job.job or "torchrun", 0, config.run_id)
-        return job_claim.claim(config.job, config.identity, config.run_id)
+            return ClaimedDirectory(config.job.job or "torchrun", 0, config.run_id)
+        return job_claim.claim_job_directory(config.job, config.identity, config.run_id)
 
     def _note_fault(self, fault: BaseException) -> None:
         self.fault = fault

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hpc_launch import patience
+from hpc_launch import slow_storage
 from hpc_launch.console import say
 from hpc_launch.errors import HpcLaunchError, LogDirError, NoSecretError, UsageError
 from hpc_launch.node import network
 from hpc_launch.plan.identity import UNKNOWN, Identity
-from hpc_launch.plan.model import Plan
+from hpc_launch.plan.launch_plan import Plan
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.rendezvous.transport import keys
@@ -150,9 +150,9 @@ def _keyring(plan: Plan, environ: Mapping[str, str]) -> Keyring:
             with contextlib.suppress(LogDirError):
                 directory.make(job.path)
         insecure = plan.settings.insecure_rendezvous
-        return keys.collect(environ, place, job_file=file, leader=world.leader, insecure=insecure)
+        return keys.collect_keys(environ, place, job_file=file, leader=world.leader, insecure=insecure)
 
-    found = patience.wait_for(collect, f"the files of secrets in the home directory and in {job.path}")
+    found = slow_storage.wait_for(collect, f"the files of secrets in the home directory and in {job.path}")
     if plan.settings.verbose:
         say(f"secrets of this agent: {found.described}")
         for skipped in found.skipped:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from hpc_launch.pace import Pace
+from hpc_launch.backoff import Backoff
 from hpc_launch.rendezvous.membership import Membership
 
 # A token that is not there by then goes into no proposal.
@@ -112,7 +112,7 @@ class RoundFormation:
 
     def __init__(self, now: float) -> None:
         self.since = now
-        self.pace = Pace(_FIRST_PAUSE, _LONGEST_PAUSE, now)
+        self.pace = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, now)
         self.preparation = RoundPreparation()
         self.proposal: Membership | None = None
         self.undecided: set[int] = set()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Set as AbstractSet
 from dataclasses import dataclass, field
 
 from hpc_launch.rendezvous import node_blame
-from hpc_launch.rendezvous.messages import Ending, Failed, RoundEnd, Start
+from hpc_launch.rendezvous.messages import Failed, RoundEnd, RoundEnding, Start
 
 
 @dataclass
@@ -46,7 +46,7 @@ class RoundProgress:
     @property
     def over(self) -> bool:
         """Whether it has ended, and there is to be another."""
-        return self.end is not None and self.end.ending == Ending.RESTART.value
+        return self.end is not None and self.end.ending == RoundEnding.RESTART.value
 
     def note_begun(self, agent: int) -> bool:
         """Note that the workers of an agent have started; whether they are the last ones."""
@@ -83,7 +83,7 @@ class RoundProgress:
             again: whether there is another attempt.
         """
         agent, failed = min(self.failures.items(), key=lambda item: not item[1].own)
-        ending = Ending.RESTART if again else Ending.FAILED
+        ending = RoundEnding.RESTART if again else RoundEnding.FAILED
         position = list(self.start.active).index(agent)
         return RoundEnd(ending.value, position, hosts[agent], failed.status, failed.cause, hang=failed.hang)
 

@@ -14,15 +14,14 @@ from hpc_launch.errors import HpcLaunchError, RendezvousError
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.rendezvous import join_policy, membership, messages, node_blame, round_checks
 from hpc_launch.rendezvous.admission import Admission
-from hpc_launch.rendezvous.effects import Effects
-from hpc_launch.rendezvous.join_policy import Gathering, Move, Terms
+from hpc_launch.rendezvous.coordinator_interface import Effects
+from hpc_launch.rendezvous.join_policy import JoinDecision, JoiningAgents, JoinTerms
 from hpc_launch.rendezvous.membership import Membership
 from hpc_launch.rendezvous.messages import (
     AllBegun,
     Begun,
     Done,
     Ended,
-    Ending,
     Failed,
     Notices,
     Ping,
@@ -33,6 +32,7 @@ from hpc_launch.rendezvous.messages import (
     RefusalKind,
     Refused,
     RoundEnd,
+    RoundEnding,
     RoundPlan,
     RunState,
     Start,
@@ -79,7 +79,7 @@ class Rounds:
         self.news = False
         self.state = RunState()
         self._config, self._sessions, self._admission, self._effects = config, sessions, admission, effects
-        self._terms = Terms(config.minimum, config.join_timeout, config.node_timeout, fixed=not config.elastic)
+        self._terms = JoinTerms(config.minimum, config.join_timeout, config.node_timeout, fixed=not config.elastic)
         self._reports = NodeReports(config, sessions, effects)
         self._formation = RoundFormation(self.now)
         self._running: RoundProgress | None = None
@@ -216,20 +216,20 @@ class Rounds:
         if self._over:
             return
         here = self._gathering()
-        move = join_policy.decide(here, self._terms)
-        if move is Move.PROPOSE:
+        move = join_policy.decide_join(here, self._terms)
+        if move is JoinDecision.PROPOSE:
             self._propose(here)
-        elif move is Move.TAKE:
+        elif move is JoinDecision.TAKE:
             self._effects.take_tokens(self.directory.memberships, membership.halves(here.ready))
-        elif move is Move.GIVE_UP:
+        elif move is JoinDecision.GIVE_UP:
             self._give_up_waiting(here)
         elif here.ready and self._formation.pace.due(self.now):
             self._reports.missing(here, self._admission.others)
 
-    def _gathering(self) -> Gathering:
+    def _gathering(self) -> JoiningAgents:
         """Who has come, for the join policy."""
         busy, sessions = self._sessions.busy, self._sessions
-        return Gathering(
+        return JoiningAgents(
             {agent: sessions.members[agent].known for agent in sessions.ready},
             busy,
             sessions.newest,
@@ -242,13 +242,13 @@ class Rounds:
             first=self.state.round < 0,
         )
 
-    def _give_up_waiting(self, here: Gathering) -> None:
+    def _give_up_waiting(self, here: JoiningAgents) -> None:
         """Refuse all that are there: the others did not come, and no round can begin without them."""
         if not self._config.elastic:
             missing, why = self._reports.too_late(here)
             self._refuse(RefusalKind.MISSING, why + self._admission.others, missing=missing)
             return
-        why = join_policy.why_not(here, self._terms, self._sessions.names, self.directory.memberships)
+        why = join_policy.why_not_begun(here, self._terms, self._sessions.names, self.directory.memberships)
         # An agent that cannot know whether others train must not have the job run again.
         again = not here.first and membership.may_form(here.ready, here.taken)
         more = self._admission.others if here.first else ""
@@ -267,10 +267,10 @@ class Rounds:
         missing: Sequence[str] = (),
     ) -> None:
         """The run ends for all, here and for those that come later."""
-        self._refusal = Refused(kind, messages.line(why), status, tuple(missing))
+        self._refusal = Refused(kind, messages.one_line(why), status, tuple(missing))
         self._broadcast(self._refusal)
 
-    def _propose(self, here: Gathering) -> None:
+    def _propose(self, here: JoiningAgents) -> None:
         """Ask the agents that are there to accept a membership, once all is prepared that its round needs."""
         proposal = membership.propose(here.ready)
         if not self._is_prepared(proposal.number):
@@ -381,7 +381,7 @@ class Rounds:
             self._broadcast(AllBegun(self.state.round))
         if isinstance(message, Done):
             if running.note_done(agent):
-                self._end(running, RoundEnd(Ending.DONE.value, agent, self._sessions.hosts[agent]))
+                self._end(running, RoundEnd(RoundEnding.DONE.value, agent, self._sessions.hosts[agent]))
         elif isinstance(message, Failed):
             self._on_failure(running, agent, message)
 
@@ -426,7 +426,7 @@ class Rounds:
 
     def _end(self, running: RoundProgress, end: RoundEnd) -> None:
         running.end = end
-        if end.ending != Ending.RESTART.value:
+        if end.ending != RoundEnding.RESTART.value:
             self._final = end
         self._broadcast(Ended(self.state.round, end, self.state))
 
@@ -468,7 +468,7 @@ class Rounds:
             broken = {one: said for one, said in running.failures.items() if said.fault}
             self._blame_nodes(running, broken, again=True)
             lost, status = self._sessions.hosts[agent], RendezvousError.exit_status
-            self._end(running, RoundEnd(Ending.RESTART.value, -1, self._config.host, status, cause, lost=lost))
+            self._end(running, RoundEnd(RoundEnding.RESTART.value, -1, self._config.host, status, cause, lost=lost))
 
     def _lose_of_fixed(self, cause: str) -> None:
         """The loss of an agent ends a run of fixed size: another attempt would wait for that agent in vain."""
@@ -477,7 +477,7 @@ class Rounds:
             return
         if running is not None and running.end is None:
             status = RendezvousError.exit_status
-            self._end(running, RoundEnd(Ending.FAILED.value, config.agent, config.host, status, cause))
+            self._end(running, RoundEnd(RoundEnding.FAILED.value, config.agent, config.host, status, cause))
         else:
             self._refuse(RefusalKind.LOST, cause)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from hpc_launch.rendezvous.messages import Ask, Question
-from hpc_launch.rendezvous.transport.faults import MessageError
+from hpc_launch.rendezvous.transport.peer_faults import MessageError
 
 # Names that agents share, and their texts: stacks of each agent in an attempt that hangs are the most.
 _MOST_SHARED, _MOST_SHARED_TEXT = 1 << 18, 1 << 28

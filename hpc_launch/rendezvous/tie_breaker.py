@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from hpc_launch import owners
+from hpc_launch import file_ownership
 from hpc_launch.rendezvous.membership import Half
 
 # So long the leader waits for the file system at the end of a run.
@@ -54,7 +54,7 @@ class TieBreaker:
         def put() -> None:
             name = f"{number}-{uuid.uuid4().hex}"
             try:
-                with owners.open_folder(directory, directory.parent, make=True) as folder:
+                with file_ownership.open_folder(directory, directory.parent, make=True) as folder:
                     os.close(folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
             except OSError:
                 name = ""
@@ -89,11 +89,11 @@ def _taken(directory: Path, half: Half) -> bool:
     taken = directory / f"{half.token}.{owner}"
     for _ in range(_TRIES):
         try:
-            with owners.open_folder(directory, directory.parent) as folder:
+            with file_ownership.open_folder(directory, directory.parent) as folder:
                 folder.rename(half.token, taken.name)
         except FileNotFoundError:
             # It may be ours already: by an earlier leader, or by a request that a file server has heard twice.
-            with contextlib.suppress(OSError), owners.open_folder(directory, directory.parent) as folder:
+            with contextlib.suppress(OSError), file_ownership.open_folder(directory, directory.parent) as folder:
                 return folder.owns(taken.name)
         except OSError:
             pass

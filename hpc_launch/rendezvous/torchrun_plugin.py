@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc_launch.console import CONSOLE
-from hpc_launch.plan import derive
-from hpc_launch.plan.here import gather
-from hpc_launch.settings import files, resolve
+from hpc_launch.plan import derivation
+from hpc_launch.plan.launch_context import gather_context
+from hpc_launch.settings import resolve, settings_files
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
@@ -39,8 +39,8 @@ def create(parameters: RendezvousParameters) -> RendezvousHandler:
 
     CONSOLE.serve()  # lines of the coordinator keep no agent waiting, whatever the console does
     named = parameters.run_id not in ("", "none")
-    said = files.load(os.environ, Path.cwd())
+    said = settings_files.load_settings_files(os.environ, Path.cwd())
     settings = resolve({"rdzv_id": parameters.run_id} if named else {}, os.environ, said.layers)
-    plan = derive.make(settings, gather(os.environ, settings), ())
+    plan = derivation.make_plan(settings, gather_context(os.environ, settings), ())
     config = replace(config_of(plan, os.environ), max_restarts=_NO_BUDGET, software={}, elastic=False)
     return SlurmRendezvous(replace(config, minimum=config.agents), agents_store=True)

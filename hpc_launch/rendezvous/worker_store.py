@@ -34,7 +34,7 @@ def lost_if_it_fails(where: str) -> Iterator[None]:
         raise RendezvousError(f"lost the store on {where}: {str(error).splitlines()[0]}") from error
 
 
-def connect(address: str, port: int, where: str) -> TCPStore:
+def connect_to_store(address: str, port: int, where: str) -> TCPStore:
     """Be a client of a store.
 
     Args:
@@ -49,7 +49,7 @@ def connect(address: str, port: int, where: str) -> TCPStore:
         return TCPStore(address, port, is_master=False, timeout=_TIMEOUT)
 
 
-def listen(ports: Sequence[int]) -> socket.socket:
+def listen_for_agents(ports: Sequence[int]) -> socket.socket:
     """Listen for agents on the first port that is free.
 
     Raises:

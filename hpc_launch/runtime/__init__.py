@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hpc_launch.runtime import environment
-from hpc_launch.runtime.environment import number
-from hpc_launch.runtime.process import Process
-from hpc_launch.runtime.progress import checked
+from hpc_launch.runtime import worker_variables
+from hpc_launch.runtime.progress_writer import json_number
+from hpc_launch.runtime.worker_process import WorkerProcess
+from hpc_launch.runtime.worker_variables import number_variable
 
 if TYPE_CHECKING:
     import torch
@@ -41,27 +41,27 @@ _Callback = TypeVar("_Callback", bound=Callable[[str], Any])
 
 def rank() -> int:
     """This process's number among all workers (RANK); 0 without a launcher."""
-    return number("RANK", 0)
+    return number_variable("RANK", 0)
 
 
 def local_rank() -> int:
     """This process's number among the workers of its node (LOCAL_RANK); 0 without a launcher."""
-    return number("LOCAL_RANK", 0)
+    return number_variable("LOCAL_RANK", 0)
 
 
 def world_size() -> int:
     """The number of all workers (WORLD_SIZE); 1 without a launcher."""
-    return number("WORLD_SIZE", 1)
+    return number_variable("WORLD_SIZE", 1)
 
 
 def local_world_size() -> int:
     """The number of workers on this node (LOCAL_WORLD_SIZE); 1 without a launcher."""
-    return number("LOCAL_WORLD_SIZE", 1)
+    return number_variable("LOCAL_WORLD_SIZE", 1)
 
 
 def node_rank() -> int:
     """The number of this node (GROUP_RANK, torchrun's name for it); 0 without a launcher."""
-    return number("GROUP_RANK", 0)
+    return number_variable("GROUP_RANK", 0)
 
 
 def device() -> torch.device:
@@ -85,17 +85,17 @@ def attempt() -> int:
     Under hpc-launch it counts on when Slurm requeues the job, as `attempt_<n>` in the job directory does; under
     torchrun it counts the restarts of one run.
     """
-    return number("HPC_LAUNCH_ATTEMPT", number("TORCHELASTIC_RESTART_COUNT", 0))
+    return number_variable("HPC_LAUNCH_ATTEMPT", number_variable("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def requeue_count() -> int:
     """How often Slurm has started this job again (SLURM_RESTART_COUNT); 0 without Slurm."""
-    return number("SLURM_RESTART_COUNT", 0)
+    return number_variable("SLURM_RESTART_COUNT", 0)
 
 
 def job_directory() -> Path | None:
     """The directory with the files of this job, None where hpc-launch did not start this process."""
-    job = environment.job()
+    job = worker_variables.job()
     return None if job is None else job.path
 
 
@@ -185,7 +185,7 @@ def mark_progress(step: float | None = None, total: float | None = None, **value
     The last word of each rank is in `progress/rank_<rank>.json` of the job directory, and what it said on the way in
     `progress/rank_<rank>.jsonl`, a line each: the first 400 calls of an attempt, and then fewer and fewer, so
     that a curve of the values is as fine as an eye can see, and its file stays small however long training takes
-    (`hpc_launch.records.progress`). Without hpc-launch nothing happens.
+    (`hpc_launch.records.progress_curve`). Without hpc-launch nothing happens.
 
     It is cheap enough for every step: files are written at once for the first call, for one that reaches the total, and
     otherwise at most once a second; what was held back is written with a later call or when Python exits. A file that
@@ -200,13 +200,15 @@ def mark_progress(step: float | None = None, total: float | None = None, **value
     Raises:
         TypeError: naming a value that is neither a number nor a string, or a step or total that is no number.
     """
-    job = environment.job()
+    job = worker_variables.job()
     word = {
         "time": round(time.time(), 3),
         "attempt": attempt(),
-        "step": None if step is None else checked("step", step),
-        "total": None if total is None else checked("total", total),
-        "values": {name: value if isinstance(value, str) else checked(name, value) for name, value in values.items()},
+        "step": None if step is None else json_number("step", step),
+        "total": None if total is None else json_number("total", total),
+        "values": {
+            name: value if isinstance(value, str) else json_number(name, value) for name, value in values.items()
+        },
     }
     if job is not None:
         _process.arrange()
@@ -214,4 +216,4 @@ def mark_progress(step: float | None = None, total: float | None = None, **value
         _process.progress.mark(job, rank(), word, done=done)
 
 
-_process = Process()
+_process = WorkerProcess()

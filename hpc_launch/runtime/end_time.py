@@ -10,8 +10,8 @@ from pathlib import Path
 
 from hpc_launch import codec
 from hpc_launch.codec import CodecError
-from hpc_launch.records.model import JobEnd
-from hpc_launch.runtime import environment
+from hpc_launch.records.history_model import JobEnd
+from hpc_launch.runtime import worker_variables
 
 # Seconds between two looks at the file with the job's end.
 _LOOK_S = 1.0
@@ -30,7 +30,7 @@ class EndTime:
 
     def find(self) -> float | None:
         """The end in seconds since the epoch, None where it is not known."""
-        job = environment.job()
+        job = worker_variables.job()
         if job is not None:
             self._look(job.end_time)
             if self._known:

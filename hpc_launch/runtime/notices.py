@@ -15,7 +15,7 @@ _Handler = Callable[[int, FrameType | None], Any] | int | None
 _NOTICE_SIGNALS = "SIGUSR1,SIGUSR2"
 
 
-class Notices:
+class NoticeHandler:
     """The signals that tell this process to leave."""
 
     def __init__(self) -> None:

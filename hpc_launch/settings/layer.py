@@ -9,9 +9,9 @@ from typing import Any
 
 from hpc_launch.errors import UsageError
 from hpc_launch.settings.option import OptionSpec
-from hpc_launch.settings.policy import NO_POLICY, POLICY, Policy, policy_of
+from hpc_launch.settings.option_values import Origin
+from hpc_launch.settings.site_policy import NO_POLICY, POLICY, SitePolicy, policy_of
 from hpc_launch.settings.table import specs
-from hpc_launch.settings.values import Origin
 
 # The table that is not about runs: its keys are options of `hpc-launch submit`, which reads it (submission.resolution).
 SUBMIT = "submit"
@@ -48,7 +48,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Entry:
+class LayerEntry:
     """What a source says of one option.
 
     Attributes:
@@ -61,7 +61,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Layer:
+class SettingsLayer:
     """What one source says.
 
     Attributes:
@@ -72,37 +72,37 @@ class Layer:
     """
 
     origin: Origin
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, LayerEntry]
     table: Table = Table("", "", {})
-    policy: Policy = NO_POLICY
+    policy: SitePolicy = NO_POLICY
 
 
 def command_layers(
     options: Mapping[str, OptionSpec], flags: Mapping[str, Any], environ: Mapping[str, str]
-) -> list[Layer]:
+) -> list[SettingsLayer]:
     """What the command line and the variables say of options, the strongest first. An empty variable says nothing."""
-    found: dict[Origin, dict[str, Entry]] = {
+    found: dict[Origin, dict[str, LayerEntry]] = {
         origin: {} for origin in (Origin.FLAG, Origin.ENVIRONMENT, Origin.TORCHRUN_ENVIRONMENT)
     }
-    found[Origin.FLAG] = {name: Entry(options[name].flag, value) for name, value in flags.items()}
+    found[Origin.FLAG] = {name: LayerEntry(options[name].flag, value) for name, value in flags.items()}
     for name, spec in options.items():
         for variable, origin in spec.variables.items():
             if environ.get(variable):
-                found[origin][name] = Entry(variable, environ[variable])
-    return [Layer(origin, entries) for origin, entries in found.items()]
+                found[origin][name] = LayerEntry(variable, environ[variable])
+    return [SettingsLayer(origin, entries) for origin, entries in found.items()]
 
 
-def layer_of(origin: Origin, table: Table, others: Collection[str] = ()) -> Layer:
+def layer_of(origin: Origin, table: Table, others: Collection[str] = ()) -> SettingsLayer:
     """What a table of a settings file says of runs; `others` are keys of it that are no options.
 
     Raises:
         UsageError: as `entries_of`, and for a policy in another file than the site's.
     """
     policy = _policy(origin, table)
-    return Layer(origin, entries_of(table, specs(), {SUBMIT, POLICY, *others}), table, policy)
+    return SettingsLayer(origin, entries_of(table, specs(), {SUBMIT, POLICY, *others}), table, policy)
 
 
-def entries_of(table: Table, options: Mapping[str, OptionSpec], others: Collection[str] = ()) -> dict[str, Entry]:
+def entries_of(table: Table, options: Mapping[str, OptionSpec], others: Collection[str] = ()) -> dict[str, LayerEntry]:
     """The options that a table of a settings file sets; `others` are keys of it that are none.
 
     Raises:
@@ -129,10 +129,10 @@ def entries_of(table: Table, options: Mapping[str, OptionSpec], others: Collecti
         if name in keys:
             raise UsageError(f"{table.place(keys[name])} and {key} are the same option: keep one of them")
         keys[name] = key
-    return {name: Entry(table.place(key), table.content[key]) for name, key in keys.items()}
+    return {name: LayerEntry(table.place(key), table.content[key]) for name, key in keys.items()}
 
 
-def _policy(origin: Origin, table: Table) -> Policy:
+def _policy(origin: Origin, table: Table) -> SitePolicy:
     """What the site allows; a table of that name in any other place would look as if it counted."""
     if POLICY not in table.content:
         return NO_POLICY

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hpc_launch.settings.option_values import Origin
 from hpc_launch.settings.readers import Reader
-from hpc_launch.settings.values import Origin
 
 PREFIX = "HPC_LAUNCH_"
 TORCHRUN_PREFIX = "PET_"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from hpc_launch import ranges
-from hpc_launch.settings.values import Console, CpuBind, NodeRange, StreamChoice, Streams
+from hpc_launch.settings.option_values import ConsoleChoice, CpuBind, NodeRange, StreamChoice, Streams
 
 _Value = TypeVar("_Value")
 
@@ -242,12 +242,12 @@ def ranks(text: str) -> tuple[int, ...]:
 
 
 @comma_reader(int)
-def console(text: str) -> Console:
+def console(text: str) -> ConsoleChoice:
     """Read whose output the console shows."""
     if text in ("all", "auto"):
-        return Console(text)
+        return ConsoleChoice(text)
     try:
-        return Console("ranks", ranks(text))
+        return ConsoleChoice("ranks", ranks(text))
     except Unreadable as error:
         raise Unreadable(f"all, auto, or {error}") from None
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpc_launch.errors import UsageError
-from hpc_launch.settings.layer import Layer, command_layers
+from hpc_launch.settings.layer import SettingsLayer, command_layers
 from hpc_launch.settings.option import OptionSpec
-from hpc_launch.settings.policy import NO_POLICY, Policy
+from hpc_launch.settings.option_values import Origin
 from hpc_launch.settings.readers import Unreadable
+from hpc_launch.settings.site_policy import NO_POLICY, SitePolicy
 from hpc_launch.settings.table import Settings, specs
-from hpc_launch.settings.values import Origin
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Resolved:
     rank: int
 
 
-def resolve_options(options: Mapping[str, OptionSpec], layers: Iterable[Layer]) -> dict[str, Resolved]:
+def resolve_options(options: Mapping[str, OptionSpec], layers: Iterable[SettingsLayer]) -> dict[str, Resolved]:
     """Read the options that anybody speaks of, by name. What a weaker source says is not even read.
 
     Args:
@@ -65,7 +65,7 @@ def resolve_options(options: Mapping[str, OptionSpec], layers: Iterable[Layer]) 
 def resolve(
     flags: Mapping[str, str | bool],
     environ: Mapping[str, str],
-    layers: Sequence[Layer] = (),
+    layers: Sequence[SettingsLayer] = (),
     *,
     use_env: bool = True,
 ) -> Settings:
@@ -74,7 +74,7 @@ def resolve(
     Args:
         flags: what the command line says, by field name; only what was really given.
         environ: the environment, for `HPC_LAUNCH_*` and torchrun's `PET_*` (torch/distributed/argparse_util.py).
-        layers: what files say (`files.load`), the strongest first.
+        layers: what files say (`settings_files.load_settings_files`), the strongest first.
         use_env: the default of --use-env, which differs in `python -m hpc_launch.launch`.
 
     Raises:
@@ -124,7 +124,7 @@ def _refuse_contradictions(settings: Settings) -> None:
         raise UsageError("--standalone is for one node: leave out it or --nnodes", option="--standalone")
 
 
-def _obeying(settings: Settings, policy: Policy) -> Settings:
+def _obeying(settings: Settings, policy: SitePolicy) -> Settings:
     """The settings under a site's policy: defaults give way to it, and what was asked for against it is refused.
 
     Raises:
@@ -162,6 +162,6 @@ def _obeying(settings: Settings, policy: Policy) -> Settings:
     )
 
 
-def _forbidden(settings: Settings, policy: Policy, name: str, why: str, *, option: str = "") -> UsageError:
+def _forbidden(settings: Settings, policy: SitePolicy, name: str, why: str, *, option: str = "") -> UsageError:
     option = option or name
     return UsageError(f"{settings.places[option]}: {why} ({policy.place(name)})", option=specs()[option].flag)

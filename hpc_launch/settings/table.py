@@ -16,9 +16,16 @@ from typing import Any, cast
 
 from hpc_launch.settings import readers
 from hpc_launch.settings.option import OptionSpec
-from hpc_launch.settings.policy import NO_POLICY, Policy
+from hpc_launch.settings.option_values import (
+    CONSOLE_AUTO_RANKS,
+    ConsoleChoice,
+    CpuBind,
+    NodeRange,
+    Origin,
+    StreamChoice,
+)
 from hpc_launch.settings.readers import Reader
-from hpc_launch.settings.values import CONSOLE_AUTO_RANKS, Console, CpuBind, NodeRange, Origin, StreamChoice
+from hpc_launch.settings.site_policy import NO_POLICY, SitePolicy
 
 
 def _option(
@@ -526,10 +533,10 @@ class Settings:
         group=LOGS,
         help="Streams that go to files and to the console; same form as -r.",
     )
-    console: Console = _option(
+    console: ConsoleChoice = _option(
         "--console",
         read=readers.console,
-        default=Console(),
+        default=ConsoleChoice(),
         metavar="all|auto|RANKS",
         group=LOGS,
         torchrun_variable=False,
@@ -612,7 +619,7 @@ class Settings:
 
     origins: Mapping[str, Origin] = field(default_factory=dict)
     places: Mapping[str, str] = field(default_factory=dict)
-    policy: Policy = NO_POLICY
+    policy: SitePolicy = NO_POLICY
     notes: tuple[str, ...] = ()
 
     def origin(self, name: str) -> Origin:

@@ -1,7 +1,7 @@
 """Ask Slurm's controller about the cluster, the job and its steps, and have it act on them. Nothing else talks to it.
 
 What is asked may stay unanswered (no scontrol in a container, a controller that is busy): then there is None, and
-nobody waits for long. What the answers mean is read elsewhere: `job`, `rules`, `steps`, `inventory`.
+nobody waits for long. What the answers mean is read elsewhere: `job`, `cluster_rules`, `steps`, `inventory`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from hpc_launch import hostlist
 from hpc_launch.errors import ContextError
 from hpc_launch.slurm import commands, nodes
+from hpc_launch.slurm.cluster_rules import ClusterRules, Partition, read_partition, read_rules
 from hpc_launch.slurm.environment import Allocation, Place, Traced
 from hpc_launch.slurm.inventory import NodeGroup, read_nodes
 from hpc_launch.slurm.job import JobRecord, read_accounting, read_job, read_jobs, read_queue
 from hpc_launch.slurm.nodes import NodeRecord
-from hpc_launch.slurm.rules import ClusterRules, Partition, read_partition, read_rules
 from hpc_launch.slurm.steps import RunningStep, read_gpus, read_steps, read_tasks
 
 # How long scontrol may take, in seconds. It answers in some ten milliseconds; a controller at its limit takes longer.

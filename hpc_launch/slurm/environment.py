@@ -161,7 +161,7 @@ def locate(environ: Mapping[str, str], cgroup: str = "", *, shell: bool = False)
         environ: the environment.
         cgroup: the text of /proc/self/cgroup. Where it names a step it is believed more than the variables, which a
             batch script may have inherited from another job.
-        shell: a shell that somebody types into has started this process (`plan.here.has_job_control`).
+        shell: a shell that somebody types into has started this process (`plan.launch_context.has_job_control`).
 
     Returns:
         A Step in a task of srun, an Allocation elsewhere in a job, None outside of Slurm. What is typed into the shell

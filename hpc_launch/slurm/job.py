@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-from hpc_launch.slurm.times import read_moment, read_time_limit
-from hpc_launch.slurm.values import fields, number, word
+from hpc_launch.slurm.output_fields import fields, leading_number, word
+from hpc_launch.slurm.slurm_times import read_moment, read_time_limit
 
 # A job's name can have spaces, line breaks and what looks like fields.
 _NAME = re.compile(r" JobName=.*? UserId=", re.DOTALL)
@@ -202,11 +202,11 @@ def _job(line: str) -> JobRecord | None:
         time_limit=read_time_limit(found.get("TimeLimit", "")),
         preempt_time=read_moment(found.get("PreemptTime", "")),
         requeue=found.get("Requeue") == "1",
-        restarts=int(number(found.get("Restarts", ""), 0)),
+        restarts=int(leading_number(found.get("Restarts", ""), 0)),
         batch=found.get("BatchFlag", "0") != "0",
         partition=word(found.get("Partition", "")),
-        exit_code=int(number(code, 0)),
-        signal=int(number(signal, 0)),
+        exit_code=int(leading_number(code, 0)),
+        signal=int(leading_number(signal, 0)),
         output=word(output[1]) if output else "",
         task=found.get("ArrayTaskId", ""),
         nodes=word(found.get("NodeList", "")),
@@ -248,7 +248,7 @@ def read_accounting(text: str) -> tuple[JobRecord, ...]:
         if state:
             status, _, signal = code.partition(":")
             task = job.partition("_")[2].strip("[]")
-            numbers = int(number(status, 0)), int(number(signal, 0))
+            numbers = int(leading_number(status, 0)), int(leading_number(signal, 0))
             found.append(
                 JobRecord(job, state.split()[0], exit_code=numbers[0], signal=numbers[1], task=task, label=job)
             )

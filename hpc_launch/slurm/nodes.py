@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from hpc_launch.slurm.times import read_moment
+from hpc_launch.slurm.slurm_times import read_moment
 
 _LINE = re.compile(r"^NodeName=(\S+).*$", re.MULTILINE)
 _STATE = re.compile(r" State=(\S+)")

@@ -100,8 +100,8 @@ class RunningStep:
         return self.step_id.rpartition(".")[2].isdigit()
 
 
-def line(request: StepRequest, command: Sequence[str]) -> list[str]:
-    """The srun line that runs a command on each node of a request, to be run with `environment`.
+def srun_line(request: StepRequest, command: Sequence[str]) -> list[str]:
+    """The srun line that runs a command on each node of a request, to be run with `srun_environment`.
 
     Without `--cpus-per-task`, which implies `--exact` from Slurm 22.05 on, a step has all CPUs of the job on its nodes;
     without `--mem` all of its memory. Ctrl-C goes to the tasks at once (`--disable-status`), not when it is repeated.
@@ -138,7 +138,7 @@ def line(request: StepRequest, command: Sequence[str]) -> list[str]:
     ]
 
 
-def environment(environ: Mapping[str, str], job_id: str = "") -> dict[str, str]:
+def srun_environment(environ: Mapping[str, str], job_id: str = "") -> dict[str, str]:
     """The environment for that srun, and so for its tasks: without what would change the step.
 
     Args:

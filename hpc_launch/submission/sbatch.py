@@ -6,9 +6,9 @@ import re
 import subprocess
 from dataclasses import dataclass
 
-from hpc_launch import secret
+from hpc_launch import secret_variables
 from hpc_launch.errors import SlurmError
-from hpc_launch.submission.request import Submission
+from hpc_launch.submission.job_request import Submission
 
 _PREFIX = re.compile(r"^sbatch: ((fatal|error|warning): )?(?P<said>.*)$")
 _START = re.compile(
@@ -18,7 +18,7 @@ _START = re.compile(
 
 
 @dataclass(frozen=True)
-class Submitted:
+class SubmittedJob:
     """A job that Slurm has accepted.
 
     Attributes:
@@ -37,7 +37,7 @@ class Submitted:
         return f"{self.job_id};{self.cluster}" if self.cluster else self.job_id
 
 
-def submit(submission: Submission) -> Submitted:
+def run_sbatch(submission: Submission) -> SubmittedJob:
     """Submit a job.
 
     Raises:
@@ -47,7 +47,7 @@ def submit(submission: Submission) -> Submitted:
     job_id, _, cluster = done.stdout.strip().rpartition("\n")[2].partition(";")
     if done.returncode or not job_id.isdigit():
         raise refusal(done.stderr, f"sbatch ended with status {done.returncode}")
-    return Submitted(job_id, cluster, tuple(_lines(done.stderr)))
+    return SubmittedJob(job_id, cluster, tuple(_lines(done.stderr)))
 
 
 def verdict(submission: Submission) -> str:
@@ -71,7 +71,7 @@ def _run(submission: Submission, *words: str) -> subprocess.CompletedProcess[str
     try:
         return subprocess.run(
             [*submission.command, *words],
-            env=secret.with_own(submission.environ),
+            env=secret_variables.with_own_secret(submission.environ),
             input=submission.script,
             capture_output=True,
             encoding="utf-8",

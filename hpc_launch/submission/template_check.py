@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from hpc_launch.errors import SlurmError, UsageError, reason
 from hpc_launch.slurm import directives, leaks
 from hpc_launch.submission import sbatch
-from hpc_launch.submission.request import Submission
-from hpc_launch.submission.templates import Template, summary
+from hpc_launch.submission.job_request import Submission
+from hpc_launch.submission.templates import JobTemplate, summary
 
 # What only the process that is a rank may say.
 _OF_RANKS = re.compile(r"(?:(?:LOCAL_|GROUP_|ROLE_|NODE_)?(?:RANK|WORLD_SIZE)|MASTER_(?:ADDR|PORT)|PET_\w+)")
@@ -40,7 +40,7 @@ _SILENT = ("Unable to contact slurm controller", "Could not establish a configur
 
 
 @dataclass(frozen=True)
-class Finding:
+class TemplateFinding:
     """Something that is wrong.
 
     Attributes:
@@ -53,7 +53,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TemplateVerdict:
     """What has been found.
 
     Attributes:
@@ -61,7 +61,7 @@ class Verdict:
         said: who has nothing against it, or could not be asked, in words.
     """
 
-    findings: tuple[Finding, ...]
+    findings: tuple[TemplateFinding, ...]
     said: tuple[str, ...]
 
 
@@ -76,11 +76,11 @@ class _Command:
 # --- the contract
 
 
-def contract(text: str) -> tuple[Finding, ...]:
+def contract(text: str) -> tuple[TemplateFinding, ...]:
     """What in a template breaks the contract. Pure."""
     lines = text.splitlines()
     commands = _commands(text)
-    rules: tuple[Callable[[Sequence[str], Sequence[_Command]], Iterable[Finding]], ...] = (
+    rules: tuple[Callable[[Sequence[str], Sequence[_Command]], Iterable[TemplateFinding]], ...] = (
         _head,
         _directives,
         _options,
@@ -93,37 +93,39 @@ def contract(text: str) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda finding: finding.line or 0))
 
 
-def _head(lines: Sequence[str], _: Sequence[_Command]) -> Iterator[Finding]:
+def _head(lines: Sequence[str], _: Sequence[_Command]) -> Iterator[TemplateFinding]:
     if not lines or not re.fullmatch(r"#!\s*(/usr)?/bin/(env\s+)?bash\s*", lines[0]):
-        yield Finding(1, "the first line is not '#!/bin/bash'")
+        yield TemplateFinding(1, "the first line is not '#!/bin/bash'")
     if not summary("\n".join(lines)):
-        yield Finding(2, "the first comment does not say in a sentence what this template is for")
+        yield TemplateFinding(2, "the first comment does not say in a sentence what this template is for")
 
 
-def _directives(lines: Sequence[str], _: Sequence[_Command]) -> Iterator[Finding]:
+def _directives(lines: Sequence[str], _: Sequence[_Command]) -> Iterator[TemplateFinding]:
     first = directives.end_of_head(lines) + 1
     there = [number for number, line in enumerate(lines, 1) if line.startswith("#SBATCH")]
     if not there:
-        yield Finding(None, "there is no #SBATCH line: the job would have Slurm's own defaults, one task on one CPU")
+        yield TemplateFinding(
+            None, "there is no #SBATCH line: the job would have Slurm's own defaults, one task on one CPU"
+        )
     for number in there:
         if number > first:
-            yield Finding(
+            yield TemplateFinding(
                 number, f"Slurm reads no #SBATCH after the first command, which is in line {first}: move it up"
             )
 
 
-def _options(lines: Sequence[str], _: Sequence[_Command]) -> Iterator[Finding]:
+def _options(lines: Sequence[str], _: Sequence[_Command]) -> Iterator[TemplateFinding]:
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         if not line.startswith("#SBATCH"):
             continue
         options = _read(line)
         if not options:
-            yield Finding(number, f"'{line.strip()}' is not written '#SBATCH --name=value'")
+            yield TemplateFinding(number, f"'{line.strip()}' is not written '#SBATCH --name=value'")
         for name, value in options:
             yield from _option(number, name, value)
             if name in seen:
-                yield Finding(number, f"--{name} is given twice, first in line {seen[name]}: keep one")
+                yield TemplateFinding(number, f"--{name} is given twice, first in line {seen[name]}: keep one")
             seen.setdefault(name, number)
 
 
@@ -135,66 +137,74 @@ def _read(line: str) -> list[tuple[str, str]]:
         return []
 
 
-def _option(number: int, name: str, value: str) -> Iterator[Finding]:
+def _option(number: int, name: str, value: str) -> Iterator[TemplateFinding]:
     if "$" in value and name not in _ANY_TEXT:
-        yield Finding(number, f"--{name}: Slurm does not replace variables here; %j is the job's number (sbatch(1))")
+        yield TemplateFinding(
+            number, f"--{name}: Slurm does not replace variables here; %j is the job's number (sbatch(1))"
+        )
     if name == "gpus-per-task":
-        yield Finding(
+        yield TemplateFinding(
             number,
             "--gpus-per-task shows each task its own GPUs alone, which NCCL may not survive: use --gpus-per-node",
         )
     if name == "signal" and re.match(r"R?B", value):
-        yield Finding(number, f"--signal={value} tells this shell only: leave B out, and the workers are told")
+        yield TemplateFinding(number, f"--signal={value} tells this shell only: leave B out, and the workers are told")
 
 
-def _ranks(_: Sequence[str], commands: Sequence[_Command]) -> Iterator[Finding]:
+def _ranks(_: Sequence[str], commands: Sequence[_Command]) -> Iterator[TemplateFinding]:
     for command in commands:
         for name in dict.fromkeys(_ASSIGNED.findall(command.text)):
-            yield Finding(
+            yield TemplateFinding(
                 command.line, f"{name} is set for all tasks alike: leave it to hpc-launch, which runs in them"
             )
         for name in dict.fromkeys(_REFERRED.findall(command.text)):
-            yield Finding(command.line, f"{name} is 0 in a job script: only the tasks know theirs")
+            yield TemplateFinding(command.line, f"{name} is 0 in a job script: only the tasks know theirs")
 
 
-def _stops_at_errors(_: Sequence[str], commands: Sequence[_Command]) -> Iterator[Finding]:
+def _stops_at_errors(_: Sequence[str], commands: Sequence[_Command]) -> Iterator[TemplateFinding]:
     if not any(re.fullmatch(r"set -euo pipefail", command.text) for command in commands):
-        yield Finding(None, "there is no 'set -euo pipefail': a failing 'module load' would go unnoticed")
+        yield TemplateFinding(None, "there is no 'set -euo pipefail': a failing 'module load' would go unnoticed")
 
 
-def _outlives_srun(_: Sequence[str], commands: Sequence[_Command]) -> Iterator[Finding]:
+def _outlives_srun(_: Sequence[str], commands: Sequence[_Command]) -> Iterator[TemplateFinding]:
     if not any(re.fullmatch(r"trap (:|) *(SIG)?TERM", command.text) for command in commands):
-        yield Finding(
+        yield TemplateFinding(
             None, "there is no 'trap : TERM' before srun: at the time limit the shell would end before the workers do"
         )
 
 
-def _ends_with_srun(lines: Sequence[str], commands: Sequence[_Command]) -> Iterator[Finding]:
+def _ends_with_srun(lines: Sequence[str], commands: Sequence[_Command]) -> Iterator[TemplateFinding]:
     if not commands:
-        yield Finding(None, "there is no command: 'srun hpc-launch \"${@:-train.py}\"' is to be the last")
+        yield TemplateFinding(None, "there is no command: 'srun hpc-launch \"${@:-train.py}\"' is to be the last")
         return
     last = commands[-1]
     words = last.text.split()
     if words[0] == "exec":
-        yield Finding(last.line, "'exec srun' would get the SIGTERM that is meant for the shell: leave exec out")
+        yield TemplateFinding(
+            last.line, "'exec srun' would get the SIGTERM that is meant for the shell: leave exec out"
+        )
         words = words[1:]
     if words[:1] != ["srun"]:
         started = [command.line for command in commands if command.text.startswith("srun ")]
         where = f"; srun is in line {started[-1]}" if started else ""
-        yield Finding(last.line, f"the last command is not srun, whose exit status is to be the job's{where}")
+        yield TemplateFinding(last.line, f"the last command is not srun, whose exit status is to be the job's{where}")
         return
     if re.search(r"[|;&]", _without_double_quotes(last.text)):
-        yield Finding(last.line, "srun is to stand alone, without '|', ';' or '&': its exit status is to be the job's")
+        yield TemplateFinding(
+            last.line, "srun is to stand alone, without '|', ';' or '&': its exit status is to be the job's"
+        )
     if "hpc-launch" not in words:
-        yield Finding(last.line, "srun does not start hpc-launch")
+        yield TemplateFinding(last.line, "srun does not start hpc-launch")
     if not any(form in last.text for form in _PARAMETERS):
-        yield Finding(last.line, 'what follows the template on the command line is dropped: end with "${@:-train.py}"')
+        yield TemplateFinding(
+            last.line, 'what follows the template on the command line is dropped: end with "${@:-train.py}"'
+        )
     elif not _DEFAULT_SCRIPT.search(last.text):
-        yield Finding(last.line, 'without arguments nothing would be run: write "${@:-train.py}"')
+        yield TemplateFinding(last.line, 'without arguments nothing would be run: write "${@:-train.py}"')
     given = any(name == "cpus-per-task" for line in lines if line.startswith("#SBATCH") for name, _ in _read(line))
     if given and not any(word.startswith(("--cpus-per-task", "-c", "${SLURM_CPUS_PER_TASK:+--cpus")) for word in words):
-        yield Finding(last.line, "srun of Slurm 22.05 to 23.02 does not take --cpus-per-task over: repeat it, as "
-                      '${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"}')  # fmt: skip
+        yield TemplateFinding(last.line, "srun of Slurm 22.05 to 23.02 does not take --cpus-per-task over: repeat it, "
+                      'as ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"}')  # fmt: skip
 
 
 # --- bash, as far as it is needed
@@ -255,7 +265,7 @@ def _without_double_quotes(text: str) -> str:
 # --- those who know better
 
 
-def check(template: Template, environ: Mapping[str, str], *, ask_slurm: bool = True) -> Verdict:
+def check_template(template: JobTemplate, environ: Mapping[str, str], *, ask_slurm: bool = True) -> TemplateVerdict:
     """Check a template in every way that is possible here.
 
     Args:
@@ -267,7 +277,7 @@ def check(template: Template, environ: Mapping[str, str], *, ask_slurm: bool = T
         UsageError: the template cannot be read, or a program that is there not run.
     """
     text = template.text()
-    findings: list[Finding] = []
+    findings: list[TemplateFinding] = []
     said: list[str] = []
     for name, answer in (
         ("bash", _ask(["bash", "-n", str(template.path)], _BASH_LINE, environ)),
@@ -278,12 +288,12 @@ def check(template: Template, environ: Mapping[str, str], *, ask_slurm: bool = T
         said += [] if answer else [f"{name} is not here" if answer is None else name]
     if ask_slurm:
         taken, words = _by_slurm(text, environ)
-        findings += [] if taken is not False else [Finding(None, words)]
+        findings += [] if taken is not False else [TemplateFinding(None, words)]
         said.append(words)
-    return Verdict(tuple(sorted(findings, key=lambda finding: finding.line or 0)), tuple(said))
+    return TemplateVerdict(tuple(sorted(findings, key=lambda finding: finding.line or 0)), tuple(said))
 
 
-def _ask(command: Sequence[str], form: re.Pattern[str], environ: Mapping[str, str]) -> list[Finding] | None:
+def _ask(command: Sequence[str], form: re.Pattern[str], environ: Mapping[str, str]) -> list[TemplateFinding] | None:
     """What a program says about a file; None where there is no such program."""
     if shutil.which(command[0], path=environ.get("PATH")) is None:
         return None
@@ -300,9 +310,11 @@ def _ask(command: Sequence[str], form: re.Pattern[str], environ: Mapping[str, st
     except OSError as error:
         raise UsageError(f"cannot run {command[0]}: {reason(error)}") from error
     said = [*done.stdout.splitlines(), *done.stderr.splitlines()]
-    found = [Finding(int(match[1]), f"{command[0]}: {match[2]}") for match in map(form.fullmatch, said) if match]
+    found = [
+        TemplateFinding(int(match[1]), f"{command[0]}: {match[2]}") for match in map(form.fullmatch, said) if match
+    ]
     if done.returncode and not found:
-        found.append(Finding(None, f"{command[0]}: {' '.join(said) or f'status {done.returncode}'}"))
+        found.append(TemplateFinding(None, f"{command[0]}: {' '.join(said) or f'status {done.returncode}'}"))
     return found
 
 

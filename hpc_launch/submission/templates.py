@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_launch.errors import HpcLaunchError, LogDirError, UsageError, reason
-from hpc_launch.owners import distrust
-from hpc_launch.settings import files
+from hpc_launch.file_ownership import distrust
+from hpc_launch.settings import settings_files
 
 SUFFIX = ".sbatch"
 
@@ -25,7 +25,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
-class Template:
+class JobTemplate:
     """A job script to start from.
 
     Attributes:
@@ -82,17 +82,20 @@ def shipped(package: Path = _PACKAGE) -> Path:
     raise HpcLaunchError(f"the templates of hpc-launch are not in {places[0]}: install hpc-launch again")
 
 
-def places(environ: Mapping[str, str], directory: Path, site: Path = files.SITE) -> Iterator[tuple[str, Path]]:
+def template_directories(
+    environ: Mapping[str, str], directory: Path, site: Path = settings_files.SITE
+) -> Iterator[tuple[str, Path]]:
     """The directories in which templates may be, and whose these are. What comes first wins.
 
-    The project's is the nearest `.hpc-launch/templates`, looked for where its settings would be (`settings.files`).
+    The project's is the nearest `.hpc-launch/templates`, looked for where its settings would be
+    (`settings.settings_files`).
     """
     home = environ.get("HOME", "")
-    for place in files.upwards(directory, home):
+    for place in settings_files.upwards(directory, home):
         if (place / PROJECT).is_dir():
             yield "project", place / PROJECT
             break
-    own = files.user_directory(home, environ.get("XDG_CONFIG_HOME", ""))
+    own = settings_files.user_directory(home, environ.get("XDG_CONFIG_HOME", ""))
     if own is not None:
         yield "user", own / "templates"
     yield "site", site / "templates"
@@ -100,7 +103,7 @@ def places(environ: Mapping[str, str], directory: Path, site: Path = files.SITE)
 
 
 @dataclass(frozen=True)
-class Found:
+class TemplateSearch:
     """What there is.
 
     Attributes:
@@ -108,16 +111,18 @@ class Found:
         ignored: a line for each that another user can change and that does not count, by name.
     """
 
-    templates: Mapping[str, Template]
+    templates: Mapping[str, JobTemplate]
     ignored: Mapping[str, tuple[str, ...]]
 
 
-def find(environ: Mapping[str, str], directory: Path, site: Path = files.SITE) -> dict[str, Template]:
-    """All templates that count, by name: see `search`."""
-    return dict(search(environ, directory, site).templates)
+def find_templates(
+    environ: Mapping[str, str], directory: Path, site: Path = settings_files.SITE
+) -> dict[str, JobTemplate]:
+    """All templates that count, by name: see `search_templates`."""
+    return dict(search_templates(environ, directory, site).templates)
 
 
-def search(environ: Mapping[str, str], directory: Path, site: Path = files.SITE) -> Found:
+def search_templates(environ: Mapping[str, str], directory: Path, site: Path = settings_files.SITE) -> TemplateSearch:
     """Look for templates.
 
     Args:
@@ -125,16 +130,16 @@ def search(environ: Mapping[str, str], directory: Path, site: Path = files.SITE)
         directory: the working directory.
         site: the directory of the site's files, if not the usual one.
     """
-    found: dict[str, Template] = {}
+    found: dict[str, JobTemplate] = {}
     ignored: dict[str, tuple[str, ...]] = {}
-    for origin, place in places(environ, directory, site):
+    for origin, place in template_directories(environ, directory, site):
         for path in sorted(_files(place)):
             why = "" if origin == _SHIPPED else _distrust(path, origin, environ, site)
             if why:
                 ignored[path.stem] = (*ignored.get(path.stem, ()), f"{path} is not used: {why}")
             elif path.stem not in found:
-                found[path.stem] = Template(path.stem, path, origin, ignored.get(path.stem, ()))
-    return Found(dict(sorted(found.items())), ignored)
+                found[path.stem] = JobTemplate(path.stem, path, origin, ignored.get(path.stem, ()))
+    return TemplateSearch(dict(sorted(found.items())), ignored)
 
 
 def _distrust(path: Path, origin: str, environ: Mapping[str, str], site: Path) -> str:
@@ -143,12 +148,14 @@ def _distrust(path: Path, origin: str, environ: Mapping[str, str], site: Path) -
         status, system = path.stat(), origin == "site"
         if not distrust(path, status, system=system):
             return ""
-        return distrust(path, status, files.trusted_directories(environ, site), system=system)
+        return distrust(path, status, settings_files.trusted_directories(environ, site), system=system)
     except OSError as error:
         return f"it cannot be looked at: {reason(error)}"
 
 
-def get(word: str, environ: Mapping[str, str], directory: Path, site: Path = files.SITE) -> Template:
+def get_template(
+    word: str, environ: Mapping[str, str], directory: Path, site: Path = settings_files.SITE
+) -> JobTemplate:
     """The template that a name or a path means. A name may be written with dashes, and with its suffix.
 
     Args:
@@ -165,11 +172,11 @@ def get(word: str, environ: Mapping[str, str], directory: Path, site: Path = fil
         if not path.is_file():
             raise UsageError(f"there is no template {path}", option="--template")
         # Whoever names a file trusts its owner.
-        why = distrust(path, path.stat(), files.ALL)
+        why = distrust(path, path.stat(), settings_files.ALL)
         if why:
             raise UsageError(f"template {path} is not used: {why}", option="--template")
-        return Template(path.stem, path, "file")
-    looked = search(environ, directory, site)
+        return JobTemplate(path.stem, path, "file")
+    looked = search_templates(environ, directory, site)
     found = looked.templates
     name = word.removesuffix(SUFFIX)
     for spelling in (name, name.replace("-", "_")):
@@ -184,7 +191,7 @@ def get(word: str, environ: Mapping[str, str], directory: Path, site: Path = fil
     raise UsageError(f"there is no template '{name}'; {mend}", option="--template")
 
 
-def copy(template: Template, destination: Path, *, force: bool) -> Path:
+def copy_template(template: JobTemplate, destination: Path, *, force: bool) -> Path:
     """Copy a template, to be edited.
 
     Args:

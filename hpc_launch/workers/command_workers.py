@@ -14,14 +14,14 @@ from typing import Any
 from torch.distributed.elastic.multiprocessing.api import RunProcsResult
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from hpc_launch import hidden, patience
+from hpc_launch import redaction, slow_storage
 from hpc_launch.console import say
-from hpc_launch.owners import NotOwnError
+from hpc_launch.file_ownership import NotOwnError
 from hpc_launch.records import directory
 from hpc_launch.torch_private import WorkerContext
 from hpc_launch.workers.factory import Factory, FactoryLostError
 from hpc_launch.workers.factory_channel import readable
-from hpc_launch.workers.factory_server import Ended, Order
+from hpc_launch.workers.factory_server import EndedWorker, Order
 from hpc_launch.workers.grace_period import GracePeriod
 
 # What workers have left behind when they ended by themselves may take so long to end, before it is killed.
@@ -106,7 +106,7 @@ class CommandWorkers(WorkerContext):
             group: signals are for the process group of a worker, not only for itself.
             grace_period: the time they have to end.
             job: the job directory: their files in it have to be one's own.
-            secret_names: more names of arguments whose values are no part of a process title (`hidden`).
+            secret_names: more names of arguments whose values are no part of a process title (`redaction`).
             cpus: gives the CPUs that a worker may use, by local rank; none leaves it all.
             kwargs: as torch's PContext has them.
         """
@@ -121,7 +121,7 @@ class CommandWorkers(WorkerContext):
         self._pids: dict[int, int] = {}
         self._statuses: dict[int, int] = {}
         self._swept = True
-        self.endings: dict[int, Ended] = {}
+        self.endings: dict[int, EndedWorker] = {}
         self.told: dict[int, signal.Signals] = {}
         self.hung: tuple[int, ...] = ()
 
@@ -130,7 +130,7 @@ class CommandWorkers(WorkerContext):
         with contextlib.ExitStack() as stack:
             orders = []
             paths = [(self.stdouts[local_rank], self.stderrs[local_rank]) for local_rank in range(self.nprocs)]
-            destinations = patience.wait_for(
+            destinations = slow_storage.wait_for(
                 lambda: [tuple(_destination(stack, path, self._job) for path in pair) for pair in paths],
                 f"the files of the workers' output {' and '.join(filter(None, paths[0]))}",
             )
@@ -144,7 +144,7 @@ class CommandWorkers(WorkerContext):
                     outputs=(out, err),
                     forked=self._forked,
                     cpus=tuple(self._cpus(local_rank)),
-                    title=" ".join([sys.executable, *hidden.arguments(arguments, self._secret_names)]),
+                    title=" ".join([sys.executable, *redaction.redacted_arguments(arguments, self._secret_names)]),
                 )
                 orders.append(order)
             self._swept = False
@@ -156,7 +156,7 @@ class CommandWorkers(WorkerContext):
         failed = {local_rank: status for local_rank, status in self._statuses.items() if status != 0}
         if failed:
             place = f"the log directory {Path(self.error_files[next(iter(failed))]).parent}"
-            failures = patience.wait_for(lambda: self._failures(failed), place)
+            failures = slow_storage.wait_for(lambda: self._failures(failed), place)
             return RunProcsResult(failures=failures, stdouts=self.stdouts, stderrs=self.stderrs)
         if self.running:
             return None
@@ -191,7 +191,7 @@ class CommandWorkers(WorkerContext):
             for local_rank, pid in self.running.items():
                 self._statuses[local_rank] = -signal.SIGKILL
                 self.told[local_rank] = signal.SIGKILL
-                self.endings[local_rank] = Ended(pid, -signal.SIGKILL, time.time(), (0.0, 0.0, 0))
+                self.endings[local_rank] = EndedWorker(pid, -signal.SIGKILL, time.time(), (0.0, 0.0, 0))
 
     @property
     def running(self) -> dict[int, int]:

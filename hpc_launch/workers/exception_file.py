@@ -60,7 +60,7 @@ class ErrorFile:
     message: ErrorMessage | str = ""
 
 
-def write(path: str, error: BaseException, trace: TracebackType | None) -> None:
+def write_exception_file(path: str, error: BaseException, trace: TracebackType | None) -> None:
     """Leave the file; nothing that goes wrong with it makes a difference to the script.
 
     Args:

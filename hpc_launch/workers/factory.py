@@ -27,7 +27,7 @@ from hpc_launch.errors import UsageError
 from hpc_launch.node import processes
 from hpc_launch.workers import factory_server, forked_child
 from hpc_launch.workers.factory_channel import Channel, GoneError
-from hpc_launch.workers.factory_server import Ended, Order, Surroundings
+from hpc_launch.workers.factory_server import EndedWorker, Order, Surroundings
 from hpc_launch.workers.script import hidden_modules
 
 # A program that finds modules where this one does: the directory that it is started in may hold any.
@@ -66,7 +66,7 @@ class Factory:
         self._pid = pid
         connection.settimeout(_PATIENCE)
         self._channel = Channel(connection)
-        self._ended: list[Ended] = []
+        self._ended: list[EndedWorker] = []
 
     def fileno(self) -> int:
         """A descriptor that can be read when a worker has ended."""
@@ -94,11 +94,11 @@ class Factory:
         """Whether `ended` knows of something without having to read."""
         return bool(self._ended)
 
-    def ended(self) -> list[Ended]:
+    def ended(self) -> list[EndedWorker]:
         """The workers that have ended since this was last asked, in that order."""
         with self._lost():
             while self._channel.ready():
-                self._note(self._channel.receive()[0])
+                self._on_message(self._channel.receive()[0])
         found, self._ended = self._ended, []
         return found
 
@@ -139,10 +139,10 @@ class Factory:
                 message: dict[str, Any] = self._channel.receive()[0]
                 if "ended" not in message:
                     return message
-                self._note(message)
+                self._on_message(message)
 
-    def _note(self, message: Mapping[str, Any]) -> None:
-        self._ended.append(codec.build(Ended, message))
+    def _on_message(self, message: Mapping[str, Any]) -> None:
+        self._ended.append(codec.build(EndedWorker, message))
 
     @contextlib.contextmanager
     def _lost(self) -> Iterator[None]:
@@ -153,7 +153,7 @@ class Factory:
             raise FactoryLostError(f"the worker factory (process {self._pid}) is gone ({error})") from error
 
 
-def build(modules: Sequence[str], settings: Mapping[str, str], home: str, mask: Iterable[int]) -> Factory:
+def build_factory(modules: Sequence[str], settings: Mapping[str, str], home: str, mask: Iterable[int]) -> Factory:
     """Import modules, once, and fork the factory. In a worker this raises `Become`.
 
     Args:
@@ -203,7 +203,7 @@ def build(modules: Sequence[str], settings: Mapping[str, str], home: str, mask: 
     return Factory(pid, ours, blocked, forks=True)
 
 
-def spawn(mask: Iterable[int]) -> Factory:
+def spawn_factory(mask: Iterable[int]) -> Factory:
     """Start a factory that has imported nothing, for workers that are not forked. Threads here do not matter.
 
     Args:
@@ -262,7 +262,7 @@ def _changed(environ: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _import_quietly(modules: Sequence[str], settings: Mapping[str, str]) -> Blas:
+def _import_quietly(modules: Sequence[str], settings: Mapping[str, str]) -> BlasLibraries:
     """Import modules without that their libraries start threads: OpenBLAS does, when it is loaded, unless told."""
     with _changed({**settings, "OPENBLAS_NUM_THREADS": "1"}):
         for name in modules:
@@ -271,10 +271,10 @@ def _import_quietly(modules: Sequence[str], settings: Mapping[str, str]) -> Blas
             except Exception as error:
                 what = f"{type(error).__name__}: {error}"
                 raise UsageError(f"cannot import '{name}' (--preload) with {sys.executable}: {what}") from error
-    return Blas()
+    return BlasLibraries()
 
 
-class Blas:
+class BlasLibraries:
     """The OpenBLAS libraries that were loaded with one thread."""
 
     def __init__(self) -> None:

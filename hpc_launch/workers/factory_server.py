@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 
 from hpc_launch import codec
 from hpc_launch.codec import APART
-from hpc_launch.node import processes, reserved
+from hpc_launch.node import processes, reserved_signals
 from hpc_launch.workers import forked_child, stack_answers
 from hpc_launch.workers.factory_channel import Channel, GoneError, readable
 from hpc_launch.workers.script import Become, Script
@@ -75,7 +75,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndedWorker:
     """A worker that has ended.
 
     Attributes:
@@ -115,7 +115,7 @@ def serve(connection: socket.socket, surroundings: Surroundings) -> NoReturn:
     """Do what the agent asks until it is gone, then end everything. A forked worker leaves by `Become`."""
     if os.getsid(0) != os.getpid():
         os.setsid()
-    forked_child.name_process("hpc-launch: worker factory", reserved.FACTORY)
+    forked_child.name_process("hpc-launch: worker factory", reserved_signals.FACTORY)
     processes.become_subreaper()
     server = _Server(Channel(connection), surroundings)
     status = 0
@@ -160,9 +160,9 @@ class _Server:
         ready = readable([self._channel.fileno(), self._wakeup])
         self._reap()
         if self._channel.fileno() in ready:
-            self._obey()
+            self._on_order()
 
-    def _obey(self) -> None:
+    def _on_order(self) -> None:
         request, _ = self._channel.receive()
         if "start" in request:
             self._channel.send(self._start(self._take_orders(request["start"])))
@@ -224,7 +224,7 @@ class _Server:
             if not order.forked:
                 forked_child.execute(order.program, order.arguments, order.environ, mask)
             forked_child.begin_anew(order.environ, mask)
-            stack_answers.install(order.environ)
+            stack_answers.install_stack_handlers(order.environ)
             os.close(begun)
             forked_child.name_process(order.title, Path(sys.executable).name)
             surroundings.allow_threads(order.environ)
@@ -250,7 +250,7 @@ class _Server:
                     self._workers.remove(pid)
                     # Linux counts memory in KiB here (getrusage(2)).
                     usage = (used.ru_utime, used.ru_stime, used.ru_maxrss * 1024)
-                    self._channel.send(Ended(pid, os.waitstatus_to_exitcode(status), time.time(), usage))
+                    self._channel.send(EndedWorker(pid, os.waitstatus_to_exitcode(status), time.time(), usage))
 
     def _sweep(self, patience: float) -> list[int]:
         """End all that is below this process: ask it to, for so many seconds, then kill it; returns what is left."""

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hpc_launch.plan.foretell import MARGIN
+from hpc_launch.plan.termination_forecast import MARGIN
 from hpc_launch.rendezvous.messages import Message
-from hpc_launch.workers.signals import Signals
+from hpc_launch.workers.signals import AgentSignals
 
 # torch's own (torch/distributed/elastic/multiprocessing/api.py), where nothing else is known.
 USUAL_GRACE = 30.0
@@ -45,7 +45,7 @@ class GracePeriod:
 
     grace: float | None
     slurm: Callable[[], SlurmFacts | None]
-    signals: Signals
+    signals: AgentSignals
     stopped: bool = False
     _opened: float = 0.0
 

@@ -41,14 +41,14 @@ class Tally:
     _own: int = 0
     _since: float = 0.0
 
-    def came(self, now: float) -> bool:
+    def count_local(self, now: float) -> bool:
         """It came to this node; returns whether the workers are to be told."""
         if self._own < self.told and now - self._since > _SAME_SECONDS:
             self._own = self.told  # those before came to other nodes only
         self._own += 1
-        return self.said(self._own, now)
+        return self.count_remote(self._own, now)
 
-    def said(self, count: int, now: float) -> bool:
+    def count_remote(self, count: int, now: float) -> bool:
         """It came to some node for the `count`-th time; returns whether the workers are to be told."""
         if count <= self.told:
             return False
@@ -57,7 +57,7 @@ class Tally:
 
 
 @dataclass
-class Notices:
+class NoticeSignals:
     """One agent's part: what it is to tell its workers, and the other agents.
 
     Attributes:
@@ -76,7 +76,7 @@ class Notices:
     _seen: dict[signal.Signals, int] = field(default_factory=dict)
     # When to see whether the workers have got a signal by themselves, and whether they are to have it.
     _waiting: dict[signal.Signals, tuple[float, bool]] = field(default_factory=dict)
-    _owed: list[tuple[int, signal.Signals]] = field(default_factory=list)
+    _undelivered: list[tuple[int, signal.Signals]] = field(default_factory=list)
 
     @property
     def told(self) -> bool:
@@ -87,13 +87,13 @@ class Notices:
     def pause(self) -> float:
         """Seconds until there is something to do."""
         due = [moment - time.monotonic() for moment, _ in self._waiting.values()]
-        return max(0.0, min([*due, _LOOK_SECONDS if self._owed else math.inf]))
+        return max(0.0, min([*due, _LOOK_SECONDS if self._undelivered else math.inf]))
 
     def begin(self, workers: Sequence[int]) -> None:
         """New workers have been started: they know nothing yet, and what those before were told holds for them too."""
         for signum in {*self.counts(), *self._tallies}:
             self.heard(signum)  # what came before them has not reached them
-        self._owed = [(pid, signum) for signum, tally in self._tallies.items() if tally.told for pid in workers]
+        self._undelivered = [(pid, signum) for signum, tally in self._tallies.items() if tally.told for pid in workers]
 
     def turn(self, workers: Sequence[int], others: Mapping[str, int]) -> dict[str, int]:
         """Look at what has come, and pass it on.
@@ -115,12 +115,12 @@ class Notices:
             if now < due:
                 continue
             del self._waiting[signum]
-            if self._tally(signum).said(others.get(signum.name, 0), now):
+            if self._tally(signum).count_remote(others.get(signum.name, 0), now):
                 new[signum.name] = self._tally(signum).told
             heard = self.heard(signum)
             if wanted and not heard:
-                self._owed.extend((pid, signum) for pid in workers)
-        self._pay(workers)
+                self._undelivered.extend((pid, signum) for pid in workers)
+        self._deliver(workers)
         return new
 
     def _named(self, name: str) -> signal.Signals | None:
@@ -134,7 +134,7 @@ class Notices:
         for signum, count in self.counts().items():
             if count > self._seen.get(signum, 0):
                 self._seen[signum] = count
-                wanted = self._tally(signum).came(now)
+                wanted = self._tally(signum).count_local(now)
                 if wanted:
                     new[signum.name] = self._tally(signum).told
                 _, before = self._waiting.get(signum, (now, False))
@@ -144,13 +144,13 @@ class Notices:
     def _tally(self, signum: signal.Signals) -> Tally:
         return self._tallies.setdefault(signum, Tally())
 
-    def _pay(self, workers: Sequence[int]) -> None:
+    def _deliver(self, workers: Sequence[int]) -> None:
         """Signal the workers that do something about it. The others would die of it: they may still be starting."""
-        owed, self._owed = self._owed, []
+        owed, self._undelivered = self._undelivered, []
         for pid, signum in owed:
             if pid not in workers:
                 continue
             if processes.would_die_of(pid, signum):
-                self._owed.append((pid, signum))
+                self._undelivered.append((pid, signum))
             else:
                 self.send(pid, signum)

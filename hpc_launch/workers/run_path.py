@@ -15,7 +15,7 @@ import signal
 import sys
 from types import TracebackType
 
-from hpc_launch.node import reserved
+from hpc_launch.node import reserved_signals
 from hpc_launch.workers import exception_file, stack_answers
 
 # Files whose frames lie between the worker's start and the script.
@@ -25,8 +25,8 @@ _BELOW = (__file__, runpy.run_path.__code__.co_filename)
 def main() -> None:
     """Run the script that the arguments name, which are then its own."""
     del sys.argv[0]
-    if signal.getsignal(reserved.ASK) is signal.SIG_DFL:  # a forked worker answers already
-        stack_answers.install(os.environ)
+    if signal.getsignal(reserved_signals.ASK) is signal.SIG_DFL:  # a forked worker answers already
+        stack_answers.install_stack_handlers(os.environ)
     with contextlib.suppress(Exception):  # a closed stderr
         faulthandler.enable()
     left, pid = os.environ.get(exception_file.VARIABLE), os.getpid()
@@ -36,7 +36,7 @@ def main() -> None:
         raise
     except BaseException as error:
         if left and os.getpid() == pid:  # and not a process that the script has forked
-            exception_file.write(left, error, _of_script(error))
+            exception_file.write_exception_file(left, error, _of_script(error))
         raise
 
 

@@ -66,7 +66,7 @@ class Become(BaseException):
         self.script = script
 
 
-def run(script: Script) -> None:
+def run_script(script: Script) -> None:
     """Run the script as the main program. An exception leaves this function as it leaves a script.
 
     The caller must let it pass to the interpreter, which ends the process as it does for a script: with the exit status
@@ -84,7 +84,7 @@ def run(script: Script) -> None:
     except BaseException as error:
         _hide_launcher(error)
         if left and os.getpid() == pid:  # and not a process that the script has forked
-            exception_file.write(left, error, _inner(error))
+            exception_file.write_exception_file(left, error, _inner(error))
         raise
 
 

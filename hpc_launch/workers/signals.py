@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch.distributed.elastic.multiprocessing import SignalException
 
 
-class Signals:
+class AgentSignals:
     """What has come so far.
 
     Attributes:
@@ -59,7 +59,7 @@ class Signals:
             signal.signal(signum, self._on_stop)
         for signum in self._notices:
             signal.signal(signum, self._on_notice)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._held)  # `launch.run` has held them back
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._held)  # `launch.launcher` has held them back
 
     def ignore(self) -> None:
         """From here on nothing disturbs us."""

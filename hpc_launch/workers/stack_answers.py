@@ -1,4 +1,4 @@
-"""Let a process say where its threads are when a signal asks it (`node.reserved`); its script knows nothing of it.
+"""Let a process say where its threads are when a signal (`node.reserved_signals`) asks; its script knows nothing of it.
 
 faulthandler could dump all threads at once. But it reads the stacks of the others while they change: of busy threads a
 few hundred such dumps kill a process (SIGSEGV; Python 3.10 to 3.13). So a process is first asked for its stacks by a
@@ -20,14 +20,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
-from hpc_launch.node import reserved
-from hpc_launch.node.reserved import Owner
+from hpc_launch.node import reserved_signals
+from hpc_launch.node.reserved_signals import Owner
 
 # Recursion goes deeper than anybody reads.
 _MOST_FRAMES = 100
 
 
-def install(environ: Mapping[str, str]) -> None:
+def install_stack_handlers(environ: Mapping[str, str]) -> None:
     """Make this process answer. Where that is not possible it is the same process without it.
 
     A handler that the script installs for one of the signals takes the place of this one.
@@ -44,16 +44,16 @@ def install(environ: Mapping[str, str]) -> None:
         file = _open(owner)
     except OSError:
         return  # there is no memory, or no descriptor
-    faulthandler.register(reserved.DUMP, file=file, all_threads=False, chain=False)
+    faulthandler.register(reserved_signals.DUMP, file=file, all_threads=False, chain=False)
     if threading.current_thread() is threading.main_thread():  # others cannot handle signals
-        signal.signal(reserved.ASK, _teller(file))
-        signal.siginterrupt(reserved.ASK, False)  # what can go on after a signal does
+        signal.signal(reserved_signals.ASK, _teller(file))
+        signal.siginterrupt(reserved_signals.ASK, False)  # what can go on after a signal does
 
 
 def _open(owner: Owner) -> int:
     file = os.memfd_create(owner.file)
     try:
-        lowest = reserved.first_descriptor(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        lowest = reserved_signals.first_descriptor(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         high = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, lowest)
     finally:
         os.close(file)
@@ -86,7 +86,7 @@ def _threads(frame: FrameType | None) -> Iterator[str]:
         words = f" [{' '.join(name.split())}]" if name else ""
         yield f"Thread 0x{ident:016x}{words} (most recent call first):\n"
         yield from _lines(top)
-    yield reserved.END
+    yield reserved_signals.END
 
 
 def _lines(frame: FrameType | None) -> Iterator[str]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hpc_launch import secret
+from hpc_launch import secret_variables
 from hpc_launch.node.devices import Devices
 from hpc_launch.world import World
 
@@ -18,7 +18,7 @@ _IDENTITY = re.compile(
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerNumbers:
     """The numbers of one worker.
 
     Attributes:
@@ -36,7 +36,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class AttemptEnvironment:
     """What all workers of an attempt share.
 
     Attributes:
@@ -63,8 +63,8 @@ class Attempt:
 def worker_environment(  # noqa: D417 - the types say it
     base: Mapping[str, str],
     *,
-    place: Place,
-    attempt: Attempt,
+    place: WorkerNumbers,
+    attempt: AttemptEnvironment,
     world: World,
     devices: Devices,
     isolated: bool,
@@ -86,7 +86,7 @@ def worker_environment(  # noqa: D417 - the types say it
         interface: the network to train over, where the user has not said; empty leaves the choice to the libraries.
         gpu_bind: `none` leaves the device masks as they are.
     """
-    environ = secret.without(base)
+    environ = secret_variables.without_secrets(base)
     environ.update(
         {
             "RANK": str(place.rank),
@@ -140,7 +140,9 @@ def _device_mask(base: Mapping[str, str], local_rank: int, devices: Devices, *, 
     return mask
 
 
-def _tell_slurm_rank(environ: dict[str, str], place: Place, attempt: Attempt, world: World, slurm_env: str) -> None:
+def _tell_slurm_rank(
+    environ: dict[str, str], place: WorkerNumbers, attempt: AttemptEnvironment, world: World, slurm_env: str
+) -> None:
     """Let Slurm's variables speak of the worker: as its task has them, all workers of a node would be task 0."""
     if slurm_env == "hide":
         for name in [name for name in environ if _IDENTITY.fullmatch(name)]:

@@ -38,9 +38,9 @@ from hpc_launch.rendezvous.messages import (
     Start,
     Verdict,
 )
-from hpc_launch.rendezvous.transport.connecting import connect
+from hpc_launch.rendezvous.transport.client import connect_to_agent
 from hpc_launch.rendezvous.transport.connection import Connection
-from hpc_launch.rendezvous.transport.handshake import Method
+from hpc_launch.rendezvous.transport.handshake import KeyMethod
 from hpc_launch.rendezvous.transport.keys import Keyring, Secret
 
 HOST = "127.0.0.1"
@@ -52,12 +52,12 @@ PATIENCE = 600.0
 @functools.cache
 def keyring(run_id: str) -> Keyring:
     """Return the secret that all agents have."""
-    return Keyring(run_id, (Secret("benchmark", Method.SECRET, run_id.encode()),))
+    return Keyring(run_id, (Secret("benchmark", KeyMethod.SECRET, run_id.encode()),))
 
 
 def config(run_id: str, nodes: int, agent: int, folder: str) -> Any:
     """Return what an agent brings along."""
-    from hpc_launch.node import ports  # noqa: PLC0415
+    from hpc_launch.node import port_candidates  # noqa: PLC0415
     from hpc_launch.records.directory import JobDirectory  # noqa: PLC0415
     from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig  # noqa: PLC0415 - only the processes with agents import torch
 
@@ -71,7 +71,7 @@ def config(run_id: str, nodes: int, agent: int, folder: str) -> Any:
         agents_per_host=(1,) * nodes,
         leader=agent == 0,
         leaders=[HOST],
-        ports=ports.candidates(run_id, range(20_000, 30_000)),
+        ports=port_candidates.candidates(run_id, range(20_000, 30_000)),
         workers=1,
         join_timeout=PATIENCE,
         max_restarts=0,
@@ -179,7 +179,7 @@ def hello(number: int, purpose: Purpose) -> bytes:
 def reach(run_id: str, number: int, port: int) -> Connection:
     """Connect to a coordinator as an agent."""
     greeting = hello(number, Purpose.JOIN)
-    found = connect(HOST, port, keyring(run_id), greeting, connect_timeout=PATIENCE, patience=PATIENCE)
+    found = connect_to_agent(HOST, port, keyring(run_id), greeting, connect_timeout=PATIENCE, patience=PATIENCE)
     if not isinstance(found, Connection):
         sys.exit(found.words)
     return found
@@ -236,11 +236,11 @@ def measure(nodes: int, folder: str) -> list[str]:
 
 
 def _leader_port(run_id: str) -> int:
-    from hpc_launch.node import ports  # noqa: PLC0415
+    from hpc_launch.node import port_candidates  # noqa: PLC0415
 
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        for port in ports.candidates(run_id, range(20_000, 30_000)):
+        for port in port_candidates.candidates(run_id, range(20_000, 30_000)):
             if _leads(port, run_id):
                 return port
         time.sleep(0.05)
@@ -249,7 +249,7 @@ def _leader_port(run_id: str) -> int:
 
 def _leads(port: int, run_id: str) -> bool:
     """Ask an agent whether it coordinates."""
-    found = connect(HOST, port, keyring(run_id), hello(2, Purpose.CALL), connect_timeout=1, patience=PATIENCE)
+    found = connect_to_agent(HOST, port, keyring(run_id), hello(2, Purpose.CALL), connect_timeout=1, patience=PATIENCE)
     if isinstance(found, Connection):
         found.close()
     if not found.answer:

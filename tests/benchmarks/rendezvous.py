@@ -59,12 +59,12 @@ def replace_store(module: Any) -> None:
 
 def slurm_node(node: int, nodes: int, run_id: str, folder: str) -> Callable[[], Any]:
     """Prepare one node's rendezvous by hpc-launch's handler."""
-    from hpc_launch.node import ports  # noqa: PLC0415
+    from hpc_launch.node import port_candidates  # noqa: PLC0415
     from hpc_launch.plan.identity import Identity  # noqa: PLC0415
     from hpc_launch.records.directory import JobDirectory  # noqa: PLC0415
     from hpc_launch.rendezvous.handler import SlurmRendezvous  # noqa: PLC0415
     from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig  # noqa: PLC0415 - only the processes with nodes import torch
-    from hpc_launch.rendezvous.transport.handshake import Method  # noqa: PLC0415
+    from hpc_launch.rendezvous.transport.handshake import KeyMethod  # noqa: PLC0415
     from hpc_launch.rendezvous.transport.keys import Keyring, Secret  # noqa: PLC0415
 
     hosts = [f"node{number:04}" for number in range(nodes)]
@@ -77,7 +77,7 @@ def slurm_node(node: int, nodes: int, run_id: str, folder: str) -> Callable[[], 
         agents_per_host=(1,) * nodes,
         leader=node == 0,
         leaders=[HOST],
-        ports=ports.candidates(run_id, range(20_000, 30_000)),
+        ports=port_candidates.candidates(run_id, range(20_000, 30_000)),
         workers=1,
         join_timeout=600,
         max_restarts=0,
@@ -88,7 +88,7 @@ def slurm_node(node: int, nodes: int, run_id: str, folder: str) -> Callable[[], 
         software={"torch": "same", "script": "same"},
         minimum=nodes,
         identity=Identity(run_id, "program", "train.py", explicit=False),
-        keyring=Keyring(run_id, (Secret("benchmark", Method.SECRET, run_id.encode()),)),
+        keyring=Keyring(run_id, (Secret("benchmark", KeyMethod.SECRET, run_id.encode()),)),
         store_ports=range(20_000, 30_000),
     )
     handler = SlurmRendezvous(config)

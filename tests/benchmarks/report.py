@@ -19,8 +19,8 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from hpc_launch.inspection import job_report
 from hpc_launch.records import history
-from hpc_launch.review import reports
 from tests import histories
 
 SIZES = ((1, 8, 1), (8, 8, 10), (32, 8, 10), (128, 8, 10))
@@ -62,7 +62,7 @@ def measure(folder: Path, nodes: int, per_node: int, attempts: int, repeat: int)
                 file.write_text("step 1\n")
     took = [run(job) for _ in range(repeat)]
     page = (job / "report.html").stat().st_size
-    made = reports.of(job)
+    made = job_report.report_on_job(job)
     lanes = len(made.report.overview.rows) if made.report.overview else 0
     records = sum(path.stat().st_size for path in job.glob("nodes/*/events.jsonl"))
     columns = [
@@ -88,9 +88,9 @@ def say(line: str) -> None:
 def run(job: Path) -> Took:
     """Make a report once in this process, and once by the command."""
     begin = time.process_time()
-    history.read(job)
+    history.read_history(job)
     read = time.process_time()
-    made = reports.of(job)
+    made = job_report.report_on_job(job)
     made.html(job)
     made.markdown()
     done = time.process_time()

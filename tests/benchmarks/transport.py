@@ -21,22 +21,22 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection as Pipe
 
 from hpc_launch.node import network
-from hpc_launch.rendezvous.transport import connecting, keys, wire
+from hpc_launch.rendezvous.transport import client, framing, keys
 from hpc_launch.rendezvous.transport.connection import Connection, pair
-from hpc_launch.rendezvous.transport.handshake import Connecting, Listening, Method, Proved
+from hpc_launch.rendezvous.transport.framing import FrameKind, Opener, Sealer
+from hpc_launch.rendezvous.transport.handshake import ConnectingSide, KeyMethod, ListeningSide, PeerProof
 from hpc_launch.rendezvous.transport.keys import Keyring, Secret
 from hpc_launch.rendezvous.transport.server import Server
 from hpc_launch.rendezvous.transport.service import Greeting
-from hpc_launch.rendezvous.transport.wire import Kind, Opener, Sealer
 
 PLACE = "benchmark/1/0/0"
-SOURCES = (Method.SECRET, Method.STEP_SECRET, Method.KEY_FILE, Method.JOB_FILE)
+SOURCES = (KeyMethod.SECRET, KeyMethod.STEP_SECRET, KeyMethod.KEY_FILE, KeyMethod.JOB_FILE)
 
 
 def ring() -> Keyring:
     """Make the keyring of an agent that has a secret of every source."""
     return Keyring(
-        PLACE, tuple(Secret(method.name, method, keys.derive(bytes([method]) * 32, PLACE)) for method in SOURCES)
+        PLACE, tuple(Secret(method.name, method, keys.derive_key(bytes([method]) * 32, PLACE)) for method in SOURCES)
     )
 
 
@@ -95,16 +95,16 @@ def handshake_cpu(seconds: float) -> tuple[float, float]:
     count, end = 0, time.monotonic() + 2 * seconds
     while time.monotonic() < end:
         begin = time.thread_time()
-        listening = Listening(known.place_key, known.known, os.urandom(32))
+        listening = ListeningSide(known.place_key, known.known, os.urandom(32))
         greeting = listening.greeting
         middle = time.thread_time()
-        here = Connecting(known.place_key, known.known[-1:], os.urandom(32), bytes(200))
+        here = ConnectingSide(known.place_key, known.known[-1:], os.urandom(32), bytes(200))
         here.feed(greeting)
         assert here.chosen is not None
         assert here.chosen.secret is not None
         proof = here.prove(here.chosen.secret)
         later = time.thread_time()
-        assert isinstance(listening.feed(proof), Proved)
+        assert isinstance(listening.feed(proof), PeerProof)
         _, answer = listening.answer(bytes(200), stay=True)
         last = time.thread_time()
         here.answered(answer)
@@ -121,7 +121,7 @@ def come(port: int, count: int, gate: Pipe) -> None:
 
     def connect(_: int) -> Connection:
         while True:
-            found = connecting.connect("127.0.0.1", port, known, bytes(200), connect_timeout=30, patience=30)
+            found = client.connect_to_agent("127.0.0.1", port, known, bytes(200), connect_timeout=30, patience=30)
             if isinstance(found, Connection):
                 return found
 
@@ -160,7 +160,7 @@ def sealing(size: int, seconds: float) -> float:
     sealer, opener = Sealer(key), Opener(key)
 
     def go() -> None:
-        assert opener.open(sealer.seal(Kind.CONTROL, payload)) is not None
+        assert opener.open(sealer.seal(FrameKind.CONTROL, payload)) is not None
 
     return per_call(go, seconds)
 
@@ -189,7 +189,7 @@ def frames(size: int, seconds: float, *, bulk: bool) -> float:
 def round_trip(count: int) -> float:
     """Measure a question and its answer by the server, in seconds."""
     with serving(Echo()) as server:
-        here = connecting.connect("127.0.0.1", server.port, ring(), b"", connect_timeout=10, patience=10)
+        here = client.connect_to_agent("127.0.0.1", server.port, ring(), b"", connect_timeout=10, patience=10)
         assert isinstance(here, Connection)
         here.socket.setblocking(True)
         begin = time.monotonic()
@@ -233,7 +233,7 @@ def main() -> None:
         (f"{agents} agents come at once, until all are served", f"{took:.2f} s"),
         ("question and answer over loopback", f"{round_trip(100 if quick else 5000) * 1e6:.0f} us"),
         ("control frames of 100 bytes, one way", f"{frames(100, seconds, bulk=False):,.0f} a second"),
-        ("bulk frames of 64 KiB, one way", f"{frames(wire.MAX_BULK, seconds, bulk=True) / 16:,.0f} MiB a second"),
+        ("bulk frames of 64 KiB, one way", f"{frames(framing.MAX_BULK, seconds, bulk=True) / 16:,.0f} MiB a second"),
         ("seal and open 100 bytes", f"{sealing(100, seconds) * 1e6:.1f} us CPU"),
         ("seal and open 64 KiB", f"{sealing(1 << 16, seconds) * 1e6:.0f} us CPU"),
         (

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hpc_launch.workers.factory import Factory, build
+from hpc_launch.workers.factory import Factory, build_factory
 from hpc_launch.workers.factory_server import Order
-from hpc_launch.workers.script import Become, Script, run
+from hpc_launch.workers.script import Become, Script, run_script
 
 
 def main() -> Script | None:
@@ -23,7 +23,7 @@ def main() -> Script | None:
     """
     requests, answers = map(int, sys.argv[1:3])
     try:
-        factory = build(sys.argv[3:], {}, str(Path.cwd()), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        factory = build_factory(sys.argv[3:], {}, str(Path.cwd()), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     except Become as worker:
         return worker.script
     with os.fdopen(requests) as lines:
@@ -50,4 +50,4 @@ def fork(factory: Factory, request: dict[str, Any]) -> dict[str, int]:
 if __name__ == "__main__":
     script = main()
     if script is not None:
-        run(script)
+        run_script(script)

@@ -13,26 +13,26 @@ from hpc_launch import codec
 from hpc_launch.codec import CodecError
 from hpc_launch.rendezvous import messages
 from hpc_launch.rendezvous.messages import Hello, Purpose, RoundEnd, RoundPlan, RunState
-from hpc_launch.rendezvous.transport import wire
-from hpc_launch.rendezvous.transport.faults import HandshakeError, MessageError
+from hpc_launch.rendezvous.transport import framing
+from hpc_launch.rendezvous.transport.framing import Frame, FrameKind, Opener, Opening, Sealer, WireError
 from hpc_launch.rendezvous.transport.handshake import (
     CONNECTING,
     LISTENING,
-    Connecting,
+    ConnectingSide,
     Credential,
-    Known,
-    Listening,
-    Method,
-    Proved,
+    KeyMethod,
+    KnownKey,
+    ListeningSide,
+    PeerProof,
     make_opening,
     place_key,
 )
-from hpc_launch.rendezvous.transport.wire import Frame, Kind, Opener, Opening, Sealer, WireError
+from hpc_launch.rendezvous.transport.peer_faults import HandshakeError, MessageError
 
 _KEY = bytes(range(32))
 _OTHER_KEY = bytes(32)
 _PLACE = place_key("cluster/1/0/0")
-_KNOWN = (Known(Method.SECRET, _KEY, _KEY), Known(Method.MUNGE, _OTHER_KEY, None))
+_KNOWN = (KnownKey(KeyMethod.SECRET, _KEY, _KEY), KnownKey(KeyMethod.MUNGE, _OTHER_KEY, None))
 # Of the machines that are fuzzed, and of those that made the seeds: so no seed is a valid handshake.
 _NONCE, _SEED_NONCE = b"n" * 32, b"s" * 32
 
@@ -72,13 +72,13 @@ def pieces(data: bytes) -> Iterable[bytes]:
 def first_frame(data: bytes) -> None:
     """A first frame is read as it is written, or refused."""
     try:
-        found = wire.decode_opening(data)
+        found = framing.decode_opening(data)
     except WireError:
         return
     if found is not None:
         opening, end = found
         promise(opening.encode() == data[:end], "a first frame is written as it was read")
-        promise(end <= wire.MAX_OPENING, "a first frame is short")
+        promise(end <= framing.MAX_OPENING, "a first frame is short")
 
 
 def foreign_frames(data: bytes) -> None:
@@ -88,10 +88,10 @@ def foreign_frames(data: bytes) -> None:
 
 
 _FRAMES = (
-    Frame(Kind.CONTROL, b'{"do":"Stop"}'),
-    Frame(Kind.BULK, bytes(40)),
-    Frame(Kind.CONTROL, b""),
-    Frame(Kind.CONTROL, b"last"),
+    Frame(FrameKind.CONTROL, b'{"do":"Stop"}'),
+    Frame(FrameKind.BULK, bytes(40)),
+    Frame(FrameKind.CONTROL, b""),
+    Frame(FrameKind.CONTROL, b"last"),
 )
 
 
@@ -123,21 +123,21 @@ def relayed_frames(data: bytes) -> None:
 
 def listening(data: bytes) -> None:
     """A stranger proves nothing to a listener, wherever its bytes are cut."""
-    machine = Listening(_PLACE, _KNOWN, _NONCE)
+    machine = ListeningSide(_PLACE, _KNOWN, _NONCE)
     try:
         for piece in pieces(data):
             outcome = machine.feed(piece)
             if isinstance(outcome, Credential):
-                promise(len(outcome.data) <= wire.MAX_METHOD_DATA, "a credential is short")
+                promise(len(outcome.data) <= framing.MAX_METHOD_DATA, "a credential is short")
                 outcome = machine.supply(_OTHER_KEY)
-            promise(not isinstance(outcome, Proved), "only who has the key proves it")
+            promise(not isinstance(outcome, PeerProof), "only who has the key proves it")
     except HandshakeError as error:
         promise(error.words.isprintable(), "the reason is one line")
 
 
 def connecting(data: bytes) -> None:
     """A false listener proves nothing to who connects, wherever its bytes are cut."""
-    machine, proved = Connecting(_PLACE, _KNOWN, _NONCE, b"hello"), False
+    machine, proved = ConnectingSide(_PLACE, _KNOWN, _NONCE, b"hello"), False
     try:
         for piece in pieces(data):
             if not proved:
@@ -178,8 +178,8 @@ def _seeds_of_listening() -> tuple[bytes, ...]:
     found = []
     for cut in (b"\xff", b"\x00", b"\x10"):
         for known in _KNOWN:
-            there = Listening(_PLACE, _KNOWN, _SEED_NONCE)
-            here = Connecting(_PLACE, (known,), _SEED_NONCE, b"hello")
+            there = ListeningSide(_PLACE, _KNOWN, _SEED_NONCE)
+            here = ConnectingSide(_PLACE, (known,), _SEED_NONCE, b"hello")
             here.feed(there.greeting)
             found.append(cut + here.prove(known.secret or _OTHER_KEY, b"MUNGE:AwQFAAD:"))
     return (*found, b"\x20" + Opening(2, _NONCE, ()).encode())
@@ -189,8 +189,8 @@ def _seeds_of_connecting() -> tuple[bytes, ...]:
     found = []
     for known in _KNOWN:
         greeting = make_opening(_PLACE, (known,), LISTENING, _SEED_NONCE).encode()
-        found.append(b"\xff" + greeting + Sealer(_KEY).seal(Kind.PROOF, b"\x01answer"))
-        found.append(b"\x07" + greeting + Sealer(_OTHER_KEY).seal(Kind.PROOF, b"\x00"))
+        found.append(b"\xff" + greeting + Sealer(_KEY).seal(FrameKind.PROOF, b"\x01answer"))
+        found.append(b"\x07" + greeting + Sealer(_OTHER_KEY).seal(FrameKind.PROOF, b"\x00"))
     return (*found, b"\x20" + Opening(2, _NONCE, ()).encode())
 
 
@@ -209,7 +209,7 @@ TARGETS = {
         first_frame,
         (make_opening(_PLACE, _KNOWN, CONNECTING, _SEED_NONCE).encode(), Opening(7, _NONCE, ()).encode()),
     ),
-    "foreign_frames": Target(foreign_frames, (Sealer(_OTHER_KEY).seal(Kind.CONTROL, b"stop"),)),
+    "foreign_frames": Target(foreign_frames, (Sealer(_OTHER_KEY).seal(FrameKind.CONTROL, b"stop"),)),
     "relayed_frames": Target(relayed_frames, (bytes(range(4)), bytes([0, 1, 1, 2]), bytes([0, 5, 9]))),
     "listening": Target(listening, _seeds_of_listening()),
     "connecting": Target(connecting, _seeds_of_connecting()),

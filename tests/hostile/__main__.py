@@ -11,7 +11,7 @@ import resource
 import socket
 import sys
 
-from hpc_launch.node.ports import candidates
+from hpc_launch.node.port_candidates import candidates
 from hpc_launch.settings import readers
 from tests.hostile import listeners, strangers
 

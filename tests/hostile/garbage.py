@@ -6,12 +6,12 @@ import json
 import random
 import struct
 
-from hpc_launch.rendezvous.transport import wire
-from hpc_launch.rendezvous.transport.wire import Kind, Offer, Opening, Sealer
+from hpc_launch.rendezvous.transport import framing
+from hpc_launch.rendezvous.transport.framing import FrameKind, Offer, Opening, Sealer
 
-_NONCE = bytes(range(wire.NONCE_BYTES))
-_OPENING = Opening(wire.PROTOCOL, _NONCE, (Offer(2, bytes(wire.ID_BYTES)),)).encode()
-_NO_DATA = wire.encode_method_data(b"")
+_NONCE = bytes(range(framing.NONCE_BYTES))
+_OPENING = Opening(framing.PROTOCOL, _NONCE, (Offer(2, bytes(framing.ID_BYTES)),)).encode()
+_NO_DATA = framing.encode_method_data(b"")
 _HEAD = struct.Struct(">IB")
 
 
@@ -41,25 +41,25 @@ KINDS: dict[str, bytes] = {
     "an old question": _json(run="1.0.0", agent=1, key="x"),
     "an old ready": _json(do="ready", caller={}),
     "an old stop": _json(do="ready") + _json(do="stop", end={"ending": "done", "agent": 0, "host": "x", "status": 0}),
-    "half a magic": wire.MAGIC[:4],
-    "a magic": wire.MAGIC,
-    "a magic as text": wire.MAGIC.replace(b"\r\n", b"\n"),
-    "magics": wire.MAGIC * 64,
+    "half a magic": framing.MAGIC[:4],
+    "a magic": framing.MAGIC,
+    "a magic as text": framing.MAGIC.replace(b"\r\n", b"\n"),
+    "magics": framing.MAGIC * 64,
     "half an opening": _OPENING[:30],
     "an opening": _OPENING,
     "openings": _OPENING * 8,
     "protocol 0": Opening(0, _NONCE, ()).encode(),
-    "protocol 65535": Opening(65535, _NONCE, (Offer(2, bytes(wire.ID_BYTES)),)).encode(),
-    "255 offers": _OPENING[: len(wire.MAGIC) + 2 + wire.NONCE_BYTES] + b"\xff" + bytes(4000),
+    "protocol 65535": Opening(65535, _NONCE, (Offer(2, bytes(framing.ID_BYTES)),)).encode(),
+    "255 offers": _OPENING[: len(framing.MAGIC) + 2 + framing.NONCE_BYTES] + b"\xff" + bytes(4000),
     "offers of unknown methods": Opening(
-        wire.PROTOCOL, _NONCE, tuple(Offer(200 + one, bytes(wire.ID_BYTES)) for one in range(wire.MAX_OFFERS))
+        framing.PROTOCOL, _NONCE, tuple(Offer(200 + one, bytes(framing.ID_BYTES)) for one in range(framing.MAX_OFFERS))
     ).encode(),
-    "a credential": _OPENING + wire.encode_method_data(b"MUNGE:AwQFAAC=:"),
-    "a credential that is too long": _OPENING + wire.encode_method_data(bytes(65535)),
+    "a credential": _OPENING + framing.encode_method_data(b"MUNGE:AwQFAAC=:"),
+    "a credential that is too long": _OPENING + framing.encode_method_data(bytes(65535)),
     "a frame of an unknown kind": _frame(8, 9),
-    "a frame of four gigabytes": _frame((1 << 32) - 1, Kind.PROOF),
-    "a frame without an end": _frame(wire.MAX_HELLO, Kind.PROOF),
-    "another frame than a proof": _OPENING + _NO_DATA + Sealer(bytes(32)).seal(Kind.CONTROL, b"{}"),
-    "a proof with a false mac": _OPENING + _NO_DATA + Sealer(bytes(32)).seal(Kind.PROOF, b"{}"),
+    "a frame of four gigabytes": _frame((1 << 32) - 1, FrameKind.PROOF),
+    "a frame without an end": _frame(framing.MAX_HELLO, FrameKind.PROOF),
+    "another frame than a proof": _OPENING + _NO_DATA + Sealer(bytes(32)).seal(FrameKind.CONTROL, b"{}"),
+    "a proof with a false mac": _OPENING + _NO_DATA + Sealer(bytes(32)).seal(FrameKind.PROOF, b"{}"),
 }
 """What is said, by what it is."""

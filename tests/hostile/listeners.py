@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from hpc_launch.rendezvous.transport import handshake, wire
+from hpc_launch.rendezvous.transport import framing, handshake
+from hpc_launch.rendezvous.transport.framing import Offer, Opening
 from hpc_launch.rendezvous.transport.handshake import LISTENING
-from hpc_launch.rendezvous.transport.wire import Offer, Opening
 from tests.hostile import garbage
 
 _BLOCK = 1 << 16
@@ -73,7 +73,7 @@ class Squatter:
                 with contextlib.suppress(OSError):
                     connection = socket.create_connection((self.address, port), timeout=1.0)
                     connection.settimeout(1.0)
-                    if connection.recv(1, socket.MSG_PEEK) == wire.MAGIC[:1]:
+                    if connection.recv(1, socket.MSG_PEEK) == framing.MAGIC[:1]:
                         return connection
                     connection.close()
         return None
@@ -92,10 +92,10 @@ def _linger(connection: socket.socket, seconds: float = _SECONDS) -> bytes:
     return heard
 
 
-def _opening(place: str, protocol: int = wire.PROTOCOL) -> bytes:
-    nonce = secrets.token_bytes(wire.NONCE_BYTES)
-    mine = Offer(handshake.Method.PLACE, wire.salted_id(handshake.place_key(place), LISTENING, nonce))
-    key = Offer(handshake.Method.SECRET, wire.salted_id(b"evil", LISTENING, nonce))
+def _opening(place: str, protocol: int = framing.PROTOCOL) -> bytes:
+    nonce = secrets.token_bytes(framing.NONCE_BYTES)
+    mine = Offer(handshake.KeyMethod.PLACE, framing.salted_id(handshake.place_key(place), LISTENING, nonce))
+    key = Offer(handshake.KeyMethod.SECRET, framing.salted_id(b"evil", LISTENING, nonce))
     return Opening(protocol, nonce, (mine, key)).encode()
 
 
@@ -118,7 +118,7 @@ def _speak_old(_: Squatter, connection: socket.socket) -> None:
 
 
 def _be_newer(squatter: Squatter, connection: socket.socket) -> None:
-    connection.sendall(_opening(squatter.place, protocol=wire.PROTOCOL + 1))
+    connection.sendall(_opening(squatter.place, protocol=framing.PROTOCOL + 1))
     _linger(connection)
 
 
@@ -201,7 +201,7 @@ def _relay_and_replay(squatter: Squatter, connection: socket.socket) -> None:
         with again:
             again.sendall(said)
             heard = _linger(again, 1.0)
-            found = wire.decode_opening(heard)
+            found = framing.decode_opening(heard)
             if found is not None and heard[found[1] :]:
                 squatter.broken_in.append(heard[found[1] :].decode(errors="replace"))
 

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from hpc_launch.rendezvous.messages import Purpose
-from hpc_launch.rendezvous.transport import handshake, wire
+from hpc_launch.rendezvous.transport import framing, handshake
+from hpc_launch.rendezvous.transport.framing import FrameKind, Offer, Opening, Sealer
 from hpc_launch.rendezvous.transport.handshake import CONNECTING
-from hpc_launch.rendezvous.transport.wire import Kind, Offer, Opening, Sealer
 from tests.hostile import garbage, words
 
 _BLOCK = 1 << 16
@@ -80,9 +80,9 @@ def _hear(connection: socket.socket, deadline: float) -> bytes:
 def _hear_opening(connection: socket.socket, deadline: float) -> tuple[Opening | None, bytes]:
     """The first frame of a listener, and what it has said after it; none where it says something else, or nothing."""
     heard = b""
-    with contextlib.suppress(OSError, wire.WireError):
+    with contextlib.suppress(OSError, framing.WireError):
         while (left := deadline - time.monotonic()) > 0:
-            found = wire.decode_opening(heard)
+            found = framing.decode_opening(heard)
             if found is not None:
                 return found[0], heard[found[1] :]
             connection.settimeout(left)
@@ -95,11 +95,11 @@ def _hear_opening(connection: socket.socket, deadline: float) -> tuple[Opening |
 
 def _after_opening(heard: bytes) -> bytes:
     """What was said besides an opening."""
-    with contextlib.suppress(wire.WireError):
-        found = wire.decode_opening(heard)
+    with contextlib.suppress(framing.WireError):
+        found = framing.decode_opening(heard)
         if found is not None:
             return heard[found[1] :]
-        if wire.MAGIC.startswith(heard[: len(wire.MAGIC)]):
+        if framing.MAGIC.startswith(heard[: len(framing.MAGIC)]):
             return b""
     return heard
 
@@ -122,19 +122,19 @@ def _speak(target: Target, opening: Callable[[Opening], bytes], hello: bytes, fr
         if theirs is None:
             return rest.decode(errors="replace")
         sealer = Sealer(secrets.token_bytes(32))
-        said = opening(theirs) + wire.encode_method_data(b"") + sealer.seal(Kind.PROOF, hello)
+        said = opening(theirs) + framing.encode_method_data(b"") + sealer.seal(FrameKind.PROOF, hello)
         with contextlib.suppress(OSError):
-            connection.sendall(said + b"".join(sealer.seal(Kind.CONTROL, frame) for frame in frames))
+            connection.sendall(said + b"".join(sealer.seal(FrameKind.CONTROL, frame) for frame in frames))
         return (rest + _hear(connection, deadline)).decode(errors="replace")
     return ""
 
 
 def _opening_of(place: str, offers: Sequence[Offer] = ()) -> bytes:
     """The opening of an agent of a place, with the offers of a key that the listener does not have."""
-    nonce = secrets.token_bytes(wire.NONCE_BYTES)
-    mine = Offer(handshake.Method.PLACE, wire.salted_id(handshake.place_key(place), CONNECTING, nonce))
-    key = Offer(handshake.Method.SECRET, wire.salted_id(b"evil", CONNECTING, nonce))
-    return Opening(wire.PROTOCOL, nonce, (mine, key, *offers)[: wire.MAX_OFFERS]).encode()
+    nonce = secrets.token_bytes(framing.NONCE_BYTES)
+    mine = Offer(handshake.KeyMethod.PLACE, framing.salted_id(handshake.place_key(place), CONNECTING, nonce))
+    key = Offer(handshake.KeyMethod.SECRET, framing.salted_id(b"evil", CONNECTING, nonce))
+    return Opening(framing.PROTOCOL, nonce, (mine, key, *offers)[: framing.MAX_OFFERS]).encode()
 
 
 def _right_place(target: Target) -> Callable[[Opening], bytes]:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpc_launch.workers.factory import Factory, FactoryLostError, build, spawn
+from hpc_launch.workers.factory import Factory, FactoryLostError, build_factory, spawn_factory
 from hpc_launch.workers.factory_server import Order
-from hpc_launch.workers.script import Become, Script, run
+from hpc_launch.workers.script import Become, Script, run_script
 
 
 def main() -> Script | None:
@@ -27,7 +27,7 @@ def main() -> Script | None:
     if failing:
         fail_fork(int(failing[0]))
     try:
-        factory = build([], {}, str(Path.cwd()), ()) if way == "build" else spawn(())
+        factory = build_factory([], {}, str(Path.cwd()), ()) if way == "build" else spawn_factory(())
     except Become as worker:
         return worker.script
     with os.fdopen(int(calls)) as lines:
@@ -98,4 +98,4 @@ def wait(factory: Factory, count: int) -> list[tuple[int, int]]:
 if __name__ == "__main__":
     script = main()
     if script is not None:
-        run(script)
+        run_script(script)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hpc_launch.records import causes, history, telling
-from hpc_launch.records.model import History
+from hpc_launch.records import failure_messages, history, root_cause
+from hpc_launch.records.history_model import History
 from tests.local.launching import free_port, launch, probe
 from tests.support import mentions
 
@@ -39,7 +39,7 @@ HEADLINE = "1 ValueError: loss is nan in step 3"
 
 def read(folder: Path) -> History:
     """Read the job directory of a launch."""
-    told = history.read((folder / "logs/latest").resolve())
+    told = history.read_history((folder / "logs/latest").resolve())
     assert told.unreadable == ()
     return told
 
@@ -60,14 +60,14 @@ def test_an_exception_is_told_without_record(tmp_path: Path, words: list[str], s
     last = told.attempts[-1]
     failure = last.workers[1].failure
     raised = failure.exception if failure is not None else None
-    cause = causes.of(told, last)
+    cause = root_cause.root_cause_of(told, last)
 
     assert done.status == 1, done.err
     assert raised is not None
     assert (raised.type, raised.message, raised.source) == ("ValueError", "loss is nan in step 3", source)
     assert cause is not None
-    assert mentions(telling.headline(cause), "1", HEADLINE)
-    assert done.err.count(f"attempt {last.number}: {telling.headline(cause)}") == 1, done.err
+    assert mentions(failure_messages.failure_headline(cause), "1", HEADLINE)
+    assert done.err.count(f"attempt {last.number}: {failure_messages.failure_headline(cause)}") == 1, done.err
     assert [attempt.ending for attempt in told.attempts] == ["restart"] * (len(told.attempts) - 1) + ["failed"]
 
 

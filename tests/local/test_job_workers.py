@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from hpc_launch.api import pickled_call, remote_exception
 from hpc_launch.errors import CallError
-from hpc_launch.jobs import calls, remote
 from hpc_launch.records.directory import JobDirectory, RankFiles
 from tests.support import mentions, wait_for
 
@@ -46,7 +46,7 @@ class Attempt:
         """Start the worker of a rank."""
         self.job.node(self.number, "n1").mkdir(parents=True, exist_ok=True)
         call = self.folder / "call.pkl"
-        call.write_bytes(calls.pack(function, args, {}, limit_mb))
+        call.write_bytes(pickled_call.pack_call(function, args, {}, limit_mb))
         environ = {
             **os.environ,
             "RANK": str(rank),
@@ -55,7 +55,7 @@ class Attempt:
             "HPC_LAUNCH_HOST": "n1",
             "HPC_LAUNCH_JOB_DIRECTORY": str(self.job.path),
         }
-        line = [sys.executable, "-m", "hpc_launch.jobs.worker", str(call)]
+        line = [sys.executable, "-m", "hpc_launch.api.function_worker", str(call)]
         worker = subprocess.Popen(line, env=environ, cwd=self.folder, stderr=subprocess.PIPE, text=True)
         self.workers.append(worker)
         return worker
@@ -66,9 +66,9 @@ class Attempt:
         said = worker.communicate(timeout=DEADLINE)[1]
         return worker.returncode, said
 
-    def raised(self) -> remote.Raised:
+    def raised(self) -> remote_exception.RemoteException:
         """What rank 0 has noted."""
-        found = remote.read(self.files().raised)
+        found = remote_exception.read_exception(self.files().raised)
         assert found is not None
         return found
 
@@ -113,7 +113,7 @@ def test_a_result_is_written_whole(attempt: Attempt) -> None:
 def test_a_result_that_cannot_be_sent(attempt: Attempt, function: Callable[[], Any], words: str) -> None:
     """One line says why, there and here, and the status is that of the error."""
     status, said = attempt.run(function)
-    error = remote.again(attempt.raised(), "1", "")
+    error = remote_exception.again(attempt.raised(), "1", "")
 
     assert (status, len(said.splitlines())) == (CallError.exit_status, 1)
     assert mentions(said, "hpc-launch:", words)

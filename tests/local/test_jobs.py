@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import hpc_launch
+from hpc_launch.api.remote_exception import RemoteTraceback
 from hpc_launch.errors import CallError, JobFailed, UsageError, WorkerFailed
-from hpc_launch.jobs.remote import RemoteTraceback
 from tests.support import mentions, wait_for
 
 DEADLINE = 240.0

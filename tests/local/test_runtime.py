@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_launch.runtime import agreement
+from hpc_launch.runtime import stop_agreement
 from tests.local.launching import HPC_LAUNCH, TIMEOUT, TORCHRUN, free_port, launch, probe, running
 from tests.support import mentions, wait_for
 
@@ -105,12 +105,12 @@ def test_without_a_launcher(tmp_path: Path, python: str, collective: bool) -> No
 def test_a_store_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody serves the store, the error is one line that names the place."""
     port = free_port()
-    monkeypatch.setattr(agreement, "_CONNECT_S", 1.0)
+    monkeypatch.setattr(stop_agreement, "_CONNECT_S", 1.0)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(port))
 
     with pytest.raises(RuntimeError) as caught:
-        agreement.open_store(serve=False)
+        stop_agreement.open_store(serve=False)
     assert mentions(caught.value, f"should_stop(all_ranks=True) 127.0.0.1:{port}")
     assert "\n" not in str(caught.value)
 

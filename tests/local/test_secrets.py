@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from hpc_launch import secret
+from hpc_launch import secret_variables
 from tests.local.launching import launch, probe
 
-VALUES = {name: f"value-of-{name}" for name in secret.VARIABLES}
+VALUES = {name: f"value-of-{name}" for name in secret_variables.VARIABLES}
 
 STARTS = [
     ["--start", "warm"],
@@ -25,7 +25,7 @@ def test_a_worker_has_no_secret(tmp_path: Path, words: list[str]) -> None:
     done = launch(tmp_path, *words, probe(tmp_path), env={**VALUES})
 
     assert (done.status, len(done.records)) == (0, 1), done.err
-    assert not secret.VARIABLES & done.records[0].env.keys()
+    assert not secret_variables.VARIABLES & done.records[0].env.keys()
 
 
 def test_no_record_has_a_secret(tmp_path: Path) -> None:

@@ -141,8 +141,8 @@ def test_modules_that_are_preloaded(tmp_path: Path) -> None:
 def test_a_worker_of_the_launch_sees_nothing_of_the_agent(tmp_path: Path, start: str) -> None:
     """No descriptor of the agent's, no handler, no thread; the factory is its parent, and the agent the factory's.
 
-    A forked worker has what `hpc-launch stacks` asks it by (`node.reserved`): a file, and two handlers of which Python
-    knows one.
+    A forked worker has what `hpc-launch stacks` asks it by (`node.reserved_signals`): a file, and two handlers of which
+    Python knows one.
     """
     body = """
         import signal, threading

@@ -182,7 +182,7 @@ def test_numa_binding_where_it_cannot_be_had(tmp_path: Path) -> None:
 NEAR = """
 import os
 from hpc_launch.cli import main
-from hpc_launch.launch import run
+from hpc_launch.launch import launcher
 
 def knowing(make):
     def made(*arguments):
@@ -193,7 +193,7 @@ def knowing(make):
         return factory
     return made
 
-run.build, run.spawn = knowing(run.build), knowing(run.spawn)
+launcher.build_factory, launcher.spawn_factory = knowing(launcher.build_factory), knowing(launcher.spawn_factory)
 main()
 """
 

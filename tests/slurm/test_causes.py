@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hpc_launch.records import causes, history, telling
-from hpc_launch.records.causes import RootCause
-from hpc_launch.records.model import Attempt
+from hpc_launch.records import failure_messages, history, root_cause
+from hpc_launch.records.history_model import Attempt
+from hpc_launch.records.root_cause import RootCause
 from tests.cluster import Cluster, ClusterConfig
 from tests.cluster.releases import DEFAULT
 from tests.slurm.check_support import PRETEND
@@ -124,7 +124,7 @@ class Told:
 
     def describe(self) -> str:
         """Tell everything, for the message of a failure."""
-        blocks = ["\n    ".join(telling.block(cause)) for cause in self.causes if cause is not None]
+        blocks = ["\n    ".join(failure_messages.failure_block(cause)) for cause in self.causes if cause is not None]
         return "\n".join([*blocks, self.ended.describe()])
 
 
@@ -146,16 +146,16 @@ def launch(
 def read(ended: Ended) -> Told:
     """Read the job directory of a step, the only one."""
     (folder,) = [path for path in ended.logs.iterdir() if not path.is_symlink()]
-    told = history.read(folder)
+    told = history.read_history(folder)
     assert told.unreadable == (), ended.describe()
-    return Told(ended, told.attempts, tuple(causes.of(told, attempt) for attempt in told.attempts))
+    return Told(ended, told.attempts, tuple(root_cause.root_cause_of(told, attempt) for attempt in told.attempts))
 
 
 def check(told: Told, attempt: int, story: str) -> None:
     """See that the story is told as it was, and that all other ranks are accounted for."""
     cause = told.causes[attempt]
     assert cause is not None, told.describe()
-    assert re.fullmatch(HEADLINES[story], telling.headline(cause)), f"{story}\n{told.describe()}"
+    assert re.fullmatch(HEADLINES[story], failure_messages.failure_headline(cause)), f"{story}\n{told.describe()}"
     blamed = sum(len(group.workers) for group in cause.groups)
     assert (len(cause.groups), sum(cause.followers.values()) + blamed) == (1 + (story == "slow"), 4), told.describe()
 
@@ -188,7 +188,7 @@ def test_a_clock_that_is_off(limited: Cluster, tmp_path: Path, repetition: int) 
     check(told, 0, "slow")
     cause = told.causes[0]
     assert cause is not None
-    moments = [causes.moment(group.first) for group in cause.groups]
+    moments = [root_cause.failure_time(group.first) for group in cause.groups]
     started = [worker.started or 0.0 for worker in attempt.workers]
 
     assert [group.first.rank for group in cause.groups] == [3, 0], told.describe()

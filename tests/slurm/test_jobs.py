@@ -225,7 +225,7 @@ def test_ones_own_submitit_executor(cluster: Cluster, tmp_path: Path) -> None:
 # ---- many
 
 ARRAY = """
-from hpc_launch.jobs.watch import everybody
+from hpc_launch.api.slurm_poller import everybody
 
 count = int(sys.argv[1])
 executor = hpc_launch.Executor("logs", time=20, mem="200M", cpus_per_task=1)
@@ -401,7 +401,7 @@ def test_results_of_a_job_that_loses_nodes(some_cluster: Cluster, tmp_path: Path
     try:
         trains_on(0, "gpu001", "gpu002", "gpu003")
         directory = Path(told((tmp_path / "said").read_text())[0]["directory"])
-        agents = dict(history.read(directory).runs[0].agents)
+        agents = dict(history.read_history(directory).runs[0].agents)
         # submitit's process, which the agent is tied to, and soon everything else there.
         os.kill(int(Path(f"/proc/{agents['gpu003']}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
         trains_on(1, "gpu001", "gpu002", "gpu004")

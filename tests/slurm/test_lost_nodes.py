@@ -92,7 +92,7 @@ def test_a_broken_node_and_one_that_slurm_knows_to_be_bad(some_cluster: Cluster,
         job.trains_on(0, "gpu001", "gpu002", "gpu003")
         wait_for(lambda: len(list(tmp_path.glob("here-0-*"))) == 3, DEADLINE, job.describe)
         (path,) = (tmp_path / "logs").glob("*.*")
-        (spare,) = [pid for host, pid in history.read(path).runs[0].agents if host == "gpu004"]
+        (spare,) = [pid for host, pid in history.read_history(path).runs[0].agents if host == "gpu004"]
         os.kill(spare, signal.SIGUSR1)
         wait_for(lambda: told(0) == ["x"] * 3, DEADLINE, job.describe)
         (tmp_path / "break").touch()
@@ -101,7 +101,7 @@ def test_a_broken_node_and_one_that_slurm_knows_to_be_bad(some_cluster: Cluster,
         some_cluster.run(["scontrol", "update", "nodename=gpu003", "state=drain", "reason=it smokes"])
         some_cluster.kill("gpu003")
         job.trains_on(2, "gpu001", "gpu002", "gpu004")
-        wait_for(lambda: history.read(path).node_states, DEADLINE, job.describe)
+        wait_for(lambda: history.read_history(path).node_states, DEADLINE, job.describe)
         now = some_cluster.run(["hpc-launch", "status", str(path)], cwd=tmp_path).stdout
         job.ends()
         job.stops("gpu001", "gpu002", "gpu004", status="0")

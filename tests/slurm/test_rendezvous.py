@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_launch.node import ports
+from hpc_launch.node import port_candidates
 from hpc_launch.settings import resolve
 from tests.cluster import Cluster, ClusterConfig
 from tests.slurm.steps_support import DEADLINE, PREAMBLE, Ended, step, tree
@@ -124,7 +124,7 @@ def test_ten_launches_at_the_same_moment_do_not_meet(
     port_range = resolve({}, {}).port_range
     runs = [f"{job.id}.{number}.0" for job in jobs for number in range(2)]
     # The strangers of every repetition say something else to each run.
-    firsts = [ports.candidates(run, port_range)[0] for run in runs]
+    firsts = [port_candidates.candidates(run, port_range)[0] for run in runs]
     firsts = [*dict.fromkeys(firsts[repetition % 3 :] + firsts[: repetition % 3])]
 
     def describe() -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from hpc_launch.review import reports
+from hpc_launch.inspection import job_report
 from tests.cluster import Cluster, ClusterConfig, Job
 from tests.cluster.jobs import JobResult
 from tests.cluster.releases import Release
@@ -309,7 +309,7 @@ def test_failures_are_counted(cluster: Cluster, tmp_path: Path) -> None:
     assert (mentions(one, "requeued 1"), mentions(other, "--max-requeues 1")) == (True, True), turns.describe()
     assert (turns.requeues(), turns.attempts()) == ((1, 0), [0, 1]), turns.describe()
     assert turns.why() == [("failure", 0, 0, True)], turns.describe()
-    told = reports.of(turns.tree.path).report
+    told = job_report.report_on_job(turns.tree.path).report
     assert (told.verdict.word, [line.requeued for line in told.attempts]) == ("Failed", ["failure", ""])
     assert told.overview is not None
     assert [flag.label for flag in told.overview.flags] == ["requeued"]

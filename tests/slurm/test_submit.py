@@ -343,8 +343,9 @@ def test_accounting_tells_what_the_controller_has_forgotten(any_accounting_clust
     (folder / "bin/scontrol").write_text(FORGETFUL)
     (folder / "bin/scontrol").chmod(0o755)
     program = (
-        "import sys; from hpc_launch.submission import watch;"
-        "print(watch.exit_status(watch.Watcher(lambda: watch.look(sys.argv[1]), lambda line: None).until_ended()))"
+        "import sys; from hpc_launch.submission.job_watcher import JobWatcher, ask_job_state, exit_status;"
+        "watcher = JobWatcher(lambda: ask_job_state(sys.argv[1]), lambda line: None);"
+        "print(exit_status(watcher.until_ended()))"
     )
     path = f"{folder}/bin:{any_accounting_cluster.env['PATH']}"
     for status, job in jobs.items():

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hpc_launch.node import ports
+from hpc_launch.node import port_candidates
 from hpc_launch.plan.identity import Identity
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.rendezvous.coordinator_server import CoordinatorServer
@@ -20,7 +20,7 @@ from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import RoundEnd
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.rendezvous.transport.connection import Connection
-from hpc_launch.rendezvous.transport.handshake import Method
+from hpc_launch.rendezvous.transport.handshake import KeyMethod
 from hpc_launch.rendezvous.transport.keys import Keyring, Secret
 from tests.support import wait_for
 
@@ -36,7 +36,7 @@ PORT_RANGE = range(20_000, 30_000)
 
 def keyring(place: str = PLACE, key: bytes = b"k" * 32) -> Keyring:
     """Return what an agent has to prove who it is: one secret."""
-    return Keyring(place, (Secret("a secret of the tests", Method.SECRET, key),))
+    return Keyring(place, (Secret("a secret of the tests", KeyMethod.SECRET, key),))
 
 
 def identity(program: str = "program") -> Identity:
@@ -62,7 +62,7 @@ def config(root: Path, agents: int, **changes: Any) -> RendezvousConfig:
         agents_per_host=(1,) * agents,
         leader=True,
         leaders=["127.0.0.1"],
-        ports=ports.candidates(run_id, PORT_RANGE),
+        ports=port_candidates.candidates(run_id, PORT_RANGE),
         workers=2,
         join_timeout=DEADLINE,
         max_restarts=0,

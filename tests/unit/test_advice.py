@@ -11,11 +11,11 @@ import pytest
 from hpc_launch import world
 from hpc_launch.node.devices import Devices
 from hpc_launch.plan import advice
-from hpc_launch.plan.here import Here
+from hpc_launch.plan.launch_context import LaunchContext
 from hpc_launch.settings import Origin, resolve
+from hpc_launch.slurm.cluster_rules import ClusterRules
 from hpc_launch.slurm.environment import locate
 from hpc_launch.slurm.job import JobRecord
-from hpc_launch.slurm.rules import ClusterRules
 from hpc_launch.world import World
 from tests.support import lines_mention, mentions
 from tests.unit.slurm_variables import BATCH, HETEROGENEOUS, INTERACTIVE, LOGIN_SHELL, ONE_TASK_PER_NODE, SUBSET
@@ -39,7 +39,7 @@ def told(
     addresses: Sequence[str] = ("10.0.0.1",),
     **asked: str,
 ) -> list[str]:
-    here = Here(
+    here = LaunchContext(
         environ=environ,
         directory=Path("/project"),
         host="gpu03",
@@ -50,7 +50,7 @@ def told(
         read=Path.read_text,
     )
     settings = resolve(asked, {})
-    return list(advice.lines(advice.Surroundings(settings, here, who, rules, job, addresses)))
+    return list(advice.advice_lines(advice.AdviceContext(settings, here, who, rules, job, addresses)))
 
 
 @pytest.mark.parametrize("environ", [{}, BATCH, LOGIN_SHELL, ONE_TASK_PER_NODE, HETEROGENEOUS])

@@ -9,14 +9,14 @@ import pytest
 from hpc_launch.errors import RendezvousError
 from hpc_launch.rendezvous.agent_state import AgentState
 from hpc_launch.rendezvous.membership import Membership
-from hpc_launch.rendezvous.messages import Ended, Ending, RoundEnd, RoundPlan, RunState, Start
+from hpc_launch.rendezvous.messages import Ended, RoundEnd, RoundEnding, RoundPlan, RunState, Start
 from hpc_launch.settings import Origin
 from hpc_launch.world import of_nodes
 from tests.unit.agents_support import config, configs
 
-RESTART = RoundEnd(Ending.RESTART.value, 0, "node1", 1, "it broke")
-STOPPED = RoundEnd(Ending.FAILED.value, 1, "node2", 143, "stopped by SIGTERM", "SIGTERM")
-DONE = RoundEnd(Ending.DONE.value, 1, "node2")
+RESTART = RoundEnd(RoundEnding.RESTART.value, 0, "node1", 1, "it broke")
+STOPPED = RoundEnd(RoundEnding.FAILED.value, 1, "node2", 143, "stopped by SIGTERM", "SIGTERM")
+DONE = RoundEnd(RoundEnding.DONE.value, 1, "node2")
 
 
 def state(tmp_path: Path, agent: int = 2, *, elastic: bool = True) -> AgentState:

@@ -48,7 +48,7 @@ def test_runs_that_start_together_share_nothing(tmp_path: Path) -> None:
     """Runs that claim at the same moment get different directories, without a gap in their numbers."""
     with ThreadPoolExecutor(16) as pool:
         found = pool.map(lambda number: claim_run(tmp_path, BASE, str(number), 0, place="c/12/0"), range(32))
-    expected = {claims.name_of(BASE, ordinal) for ordinal in range(1, 33)}
+    expected = {claims.run_directory_name(BASE, ordinal) for ordinal in range(1, 33)}
     assert {run.job for run in found} == expected
 
 

@@ -600,7 +600,7 @@ def test_a_fault_of_our_own_is_loud(command: Command, monkeypatch: pytest.Monkey
     def fails(*_: object) -> None:
         raise KeyError("rank")
 
-    monkeypatch.setattr(importlib.import_module("hpc_launch.cli.env"), "gather", fails)
+    monkeypatch.setattr(importlib.import_module("hpc_launch.cli.env"), "gather_context", fails)
     done = command("env")
 
     first, *_, error, last = done.err.splitlines()

@@ -17,10 +17,10 @@ from hypothesis import given, strategies as st
 
 from hpc_launch import console
 from hpc_launch.agent import output_console as output
-from hpc_launch.agent.output_console import Follower, Source
+from hpc_launch.agent.output_console import FollowedFile, OutputFollower
 from hpc_launch.console import say
 from hpc_launch.node.file_changes import FileChanges
-from hpc_launch.records.lines import last_lines
+from hpc_launch.records.output_lines import last_lines
 from tests.support import lines_mention, wait_for
 
 PATIENCE = 30.0
@@ -66,8 +66,8 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "rank_0.out"
 
 
-def source(path: Path, shown: Console | Stopped, prefix: str = "[a:0] ") -> Source:
-    return Source(path, prefix, shown.descriptor)
+def source(path: Path, shown: Console | Stopped, prefix: str = "[a:0] ") -> FollowedFile:
+    return FollowedFile(path, prefix, shown.descriptor)
 
 
 def show(path: Path, shown: Console, *pieces: bytes) -> list[str]:
@@ -157,7 +157,7 @@ def test_what_is_shown_does_not_depend_on_when_one_looks(
 def test_a_follower_shows_files_that_appear_and_grow(tmp_path: Path, shown: Console) -> None:
     """Workers' files are followed from before they exist until after their last write."""
     files = [tmp_path / f"rank_{rank}.out" for rank in range(3)]
-    follower = Follower([source(path, shown, f"[a:{rank}] ") for rank, path in enumerate(files)])
+    follower = OutputFollower([source(path, shown, f"[a:{rank}] ") for rank, path in enumerate(files)])
     follower.start()
     files[1].write_text("early\n")
     wait_for(lambda: "[a:1] early" in shown.lines, PATIENCE, "a line of a file that appeared")
@@ -171,7 +171,7 @@ def test_a_follower_shows_files_that_appear_and_grow(tmp_path: Path, shown: Cons
 
 def test_lines_of_many_files_do_not_mix(tmp_path: Path, shown: Console) -> None:
     """While eight workers write at once, every line on the console is one line of one of them."""
-    follower = Follower(
+    follower = OutputFollower(
         [source(tmp_path / str(rank), shown, f"[a:{rank}] ") for rank in range(8)],
     )
     follower.start()
@@ -204,7 +204,7 @@ def test_a_follower_is_woken_by_what_is_written(
     monkeypatch.setattr(output, "_QUIET_SECONDS", 3600.0)
     out = tmp_path / "out"
     out.touch()
-    follower = Follower([source(out, shown)])
+    follower = OutputFollower([source(out, shown)])
     follower.start()
     for count in (1, 2, 3):
         with out.open("a") as stream:
@@ -230,7 +230,7 @@ def test_a_follower_does_without_the_kernels_word(
     monkeypatch.setattr(output, "FileChanges", Deaf)
     out = tmp_path / "out"
     out.touch()
-    follower = Follower([source(out, shown)])
+    follower = OutputFollower([source(out, shown)])
     follower.start()
     wait_for(lambda: looks, PATIENCE, "a look")
     out.write_text("line\n")
@@ -242,9 +242,9 @@ def test_a_follower_does_without_the_kernels_word(
 @pytest.mark.parametrize("sources", [0, 1])
 def test_a_follower_that_never_started_can_be_stopped(tmp_path: Path, sources: int) -> None:
     """Stopping is safe at any time, with or without something to follow."""
-    follower = Follower([Source(tmp_path / "out", "", None)] * sources)
+    follower = OutputFollower([FollowedFile(tmp_path / "out", "", None)] * sources)
     follower.stop()
-    follower = Follower([])
+    follower = OutputFollower([])
     follower.start()
     follower.stop()
 
@@ -254,7 +254,7 @@ def test_filters_copy_lines(out: Path, tmp_path: Path, shown: Console) -> None:
     copy = tmp_path / "filtered_stdout.log"
     copy.write_text("of before\n")
     out.write_text("loss 1\nnoise\nstep 2\nloss and step\n")
-    followed = Source(out, "[a:0] ", shown.descriptor, copy, ("loss", "step"))
+    followed = FollowedFile(out, "[a:0] ", shown.descriptor, copy, ("loss", "step"))
     followed.advance(final=True)
     followed.close()
 
@@ -266,7 +266,7 @@ def test_filters_copy_lines_that_are_not_shown(out: Path, tmp_path: Path) -> Non
     """A rank whose output the console does not show still has its lines copied."""
     copy = tmp_path / "filtered_stdout.log"
     out.write_text("loss 1\nnoise\n")
-    Source(out, "", None, copy, ("loss",)).advance(final=True)
+    FollowedFile(out, "", None, copy, ("loss",)).advance(final=True)
 
     assert copy.read_text() == "loss 1\n"
 
@@ -277,7 +277,7 @@ def test_a_console_that_is_gone_is_no_error(out: Path) -> None:
     os.close(read)
     out.write_text("one\n")
 
-    assert Source(out, "", write).advance(final=True)
+    assert FollowedFile(out, "", write).advance(final=True)
     os.close(write)
 
 
@@ -347,7 +347,7 @@ def test_a_stopped_console_does_not_stop_the_launcher(stopped: Stopped) -> None:
 def test_the_launcher_does_not_wait_for_a_follower_that_waits(stopped: Stopped, out: Path) -> None:
     """While a worker's lines cannot be shown, the launcher goes on, and so does the end of the run after a while."""
     out.write_text("one\n")
-    follower = Follower([source(out, stopped)])
+    follower = OutputFollower([source(out, stopped)])
     follower.start()
     assert not follower.finish(0.05)
     assert not follower.stop(patience=0.05)
@@ -461,7 +461,7 @@ def test_a_console_that_fails_is_no_error(make: Callable[[], int], shown: Consol
 def test_a_follower_outlives_a_console_that_fails(make: Callable[[], int], out: Path, tmp_path: Path) -> None:
     """Lines that the console does not take are still copied where --duplicate-stdout-filters has them copied."""
     copy = tmp_path / "copy"
-    follower = Follower([Source(out, "", make(), copy, ("line",))])
+    follower = OutputFollower([FollowedFile(out, "", make(), copy, ("line",))])
     follower.start()
     out.write_text("line 1\n")
     wait_for(lambda: copy.exists() and copy.read_text(), PATIENCE, "the first line")
@@ -503,10 +503,10 @@ def test_attempts_are_shown_one_after_the_other(tmp_path: Path, stopped: Stopped
     paths = [tmp_path / "0", tmp_path / "1"]
     for path in paths:
         path.write_text(f"{path.name}\n")
-    old = Follower([source(paths[0], stopped)])
+    old = OutputFollower([source(paths[0], stopped)])
     old.start()
     assert not old.finish(0.0)
-    new = Follower([source(paths[1], stopped)], old)
+    new = OutputFollower([source(paths[1], stopped)], old)
     new.start()
     stopped.go_on()
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from hpc_launch.slurm import controller
+from hpc_launch.slurm.cluster_rules import read_partition, read_rules
 from hpc_launch.slurm.job import read_job
-from hpc_launch.slurm.rules import read_partition, read_rules
 from tests.support import mentions
 from tests.unit.slurm_answers import CONFIG, GRACE, RUNNING
 

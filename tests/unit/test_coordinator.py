@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hpc_launch.errors import LogDirError
-from hpc_launch.plan.commands import command_of
+from hpc_launch.plan.similar_commands import command_of
 from hpc_launch.records import events
 from hpc_launch.rendezvous.coordinator import Coordinator
 from hpc_launch.rendezvous.membership import Half, Membership
@@ -40,7 +40,7 @@ from hpc_launch.rendezvous.messages import (
 )
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.rendezvous.sessions import AgentSession
-from hpc_launch.rendezvous.transport.faults import MessageError
+from hpc_launch.rendezvous.transport.peer_faults import MessageError
 from tests.support import lines_mention, mentions
 from tests.unit.agents_support import config, configs, identity
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from hpc_launch.node.devices import Devices, find
+from hpc_launch.node.devices import Devices, find_devices
 
 CUDA, ROCR, HIP, ZE = "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"
 MIG = "MIG-9a5e1b2c-0000-0000-0000-000000000001"
@@ -54,13 +54,13 @@ def bare(root: Path, *, gpus: int) -> Path:
 )
 def test_without_masks_the_driver_counts(node: Callable[..., Path], expected: Devices, tmp_path: Path) -> None:
     """Device files are counted, those for control left out, and CPUs in AMD's topology are no devices."""
-    assert expected == find({}, node(tmp_path, gpus=4))
+    assert expected == find_devices({}, node(tmp_path, gpus=4))
 
 
 @pytest.mark.parametrize("node", [nvidia, amd])
 def test_a_driver_without_devices(node: Callable[..., Path], tmp_path: Path) -> None:
     """A driver whose devices the cgroup hides counts none."""
-    assert Devices() == find({}, node(tmp_path, gpus=0))
+    assert Devices() == find_devices({}, node(tmp_path, gpus=0))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_driver_without_devices(node: Callable[..., Path], tmp_path: Path) -> 
 @pytest.mark.parametrize("node", [bare, nvidia])
 def test_the_mask_of_cuda(node: Callable[..., Path], mask: str, expected: tuple[str, ...], tmp_path: Path) -> None:
     """The mask is believed, in its order; -1 ends it and an empty one hides all devices."""
-    assert Devices(expected, CUDA, f"{CUDA}={mask}") == find({CUDA: mask}, node(tmp_path, gpus=8))
+    assert Devices(expected, CUDA, f"{CUDA}={mask}") == find_devices({CUDA: mask}, node(tmp_path, gpus=8))
 
 
 @pytest.mark.parametrize(
@@ -93,19 +93,19 @@ def test_the_mask_of_cuda(node: Callable[..., Path], mask: str, expected: tuple[
 )
 def test_masks_without_a_driver(environ: Mapping[str, str], variable: str, tmp_path: Path) -> None:
     """Where no device file tells the maker, the mask that is there does."""
-    assert Devices(("0", "1"), variable, f"{variable}=0,1") == find(environ, bare(tmp_path, gpus=0))
+    assert Devices(("0", "1"), variable, f"{variable}=0,1") == find_devices(environ, bare(tmp_path, gpus=0))
 
 
 def test_an_intel_node_ignores_the_masks_of_other_makers(tmp_path: Path) -> None:
     """Slurm sets all masks there too; the kernel shows render nodes and no file of another maker."""
     (tmp_path / "dev/dri").mkdir(parents=True)
 
-    assert find({CUDA: "0,1", ROCR: "0,1", ZE: "0,1"}, tmp_path) == Devices(("0", "1"), ZE, f"{ZE}=0,1")
+    assert find_devices({CUDA: "0,1", ROCR: "0,1", ZE: "0,1"}, tmp_path) == Devices(("0", "1"), ZE, f"{ZE}=0,1")
 
 
 def test_an_nvidia_node_ignores_the_masks_of_other_makers(tmp_path: Path) -> None:
     """Slurm sets all masks where gres.conf does not say the maker."""
-    assert Devices(("0", "1"), CUDA, "NVIDIA driver") == find({ROCR: "0", ZE: "0"}, nvidia(tmp_path, gpus=2))
+    assert Devices(("0", "1"), CUDA, "NVIDIA driver") == find_devices({ROCR: "0", ZE: "0"}, nvidia(tmp_path, gpus=2))
 
 
 @pytest.mark.parametrize(
@@ -126,13 +126,13 @@ def test_an_nvidia_node_ignores_the_masks_of_other_makers(tmp_path: Path) -> Non
 )
 def test_the_two_masks_of_amd(environ: Mapping[str, str], expected: Devices, tmp_path: Path) -> None:
     """What ROCR_VISIBLE_DEVICES leaves is numbered anew, and filtered again by HIP's or CUDA's mask."""
-    assert expected == find(environ, amd(tmp_path, gpus=8))
+    assert expected == find_devices(environ, amd(tmp_path, gpus=8))
 
 
 @pytest.mark.parametrize(("mask", "expected"), [("0,1", False), (GPU, False), (MIG, True), ("", False)])
 def test_mig_devices_are_used_one_per_process(mask: str, *, expected: bool, tmp_path: Path) -> None:
     """CUDA shows one MIG device to a process, so that each worker needs a mask of its own."""
-    assert expected is find({CUDA: mask}, bare(tmp_path, gpus=0)).exclusive
+    assert expected is find_devices({CUDA: mask}, bare(tmp_path, gpus=0)).exclusive
 
 
 @given(
@@ -141,8 +141,8 @@ def test_mig_devices_are_used_one_per_process(mask: str, *, expected: bool, tmp_
 )
 def test_the_tokens_of_a_mask_are_a_mask_again(tokens: list[str], rest: str) -> None:
     """What is found can be written into the mask for a worker, and is then found again."""
-    found = find({CUDA: ",".join(tokens) + rest}, Path("/nonexistent"))
+    found = find_devices({CUDA: ",".join(tokens) + rest}, Path("/nonexistent"))
 
     assert tuple(tokens) == found.tokens
-    assert found.tokens == find({CUDA: ",".join(found.tokens)}, Path("/nonexistent")).tokens
+    assert found.tokens == find_devices({CUDA: ",".join(found.tokens)}, Path("/nonexistent")).tokens
     assert len(tokens) == len(found)

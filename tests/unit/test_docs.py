@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hpc_launch.settings import resolve
-from hpc_launch.settings.files import load
-from hpc_launch.submission.resolution import overview
+from hpc_launch.settings.settings_files import load_settings_files
+from hpc_launch.submission.submit_resolution import submit_overview
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -92,9 +92,9 @@ def test_toml_examples_are_settings_files(tmp_path: Path) -> None:
         file = tmp_path / ("config.toml" if site else "hpc-launch.toml")
         file.write_text(example)
         for name in ("", *re.findall(r"^\[profiles\.([^.]*)\]$", example, re.MULTILINE)):
-            layers = load({}, tmp_path, name, tmp_path).layers
+            layers = load_settings_files({}, tmp_path, name, tmp_path).layers
             assert resolve({}, {}, layers).origins
-            assert ("[submit]" in example) <= bool(overview({}, layers))
+            assert ("[submit]" in example) <= bool(submit_overview({}, layers))
         file.unlink()
 
 

@@ -36,7 +36,7 @@ def test_long_values_are_cut() -> None:
 
 def test_versions_are_words() -> None:
     """Versions that this build of torch does not have are left out."""
-    found = environment_snapshot.describe({})["software"]
+    found = environment_snapshot.describe_environment({})["software"]
 
     assert found
     assert all(isinstance(version, str) and version for version in found.values())

@@ -10,7 +10,7 @@ import pytest
 
 from hpc_launch import codec
 from hpc_launch.workers.factory_channel import Channel, GoneError
-from hpc_launch.workers.factory_server import Ended, Order
+from hpc_launch.workers.factory_server import EndedWorker, Order
 
 
 @pytest.fixture
@@ -33,11 +33,11 @@ def test_an_object_arrives_with_its_descriptors(
     os.close(handle)
     facts, (arrived,) = here.receive()
     os.close(arrived)
-    ended = Ended(11, -9, 1.5, (0.5, 0.25, 1 << 20))
+    ended = EndedWorker(11, -9, 1.5, (0.5, 0.25, 1 << 20))
     there.send(ended)
 
     assert codec.build(Order, facts, outputs=(None, 7)) == order
-    assert codec.build(Ended, here.receive()[0]) == ended
+    assert codec.build(EndedWorker, here.receive()[0]) == ended
     assert codec.plain(ended) == {"ended": 11, "status": -9, "time": 1.5, "usage": [0.5, 0.25, 1 << 20]}
 
 

@@ -10,15 +10,15 @@ import pytest
 
 from hpc_launch import codec
 from hpc_launch.agent import failure_evidence
-from hpc_launch.agent.failure_evidence import Before
-from hpc_launch.node import memory
+from hpc_launch.agent.failure_evidence import KernelBaseline
+from hpc_launch.node import oom_kills
 from hpc_launch.node.kernel_log import KernelLog
-from hpc_launch.node.memory import Kills
+from hpc_launch.node.oom_kills import Kills
 from hpc_launch.records.directory import RankFiles
-from hpc_launch.records.model import Failure, Raised
+from hpc_launch.records.history_model import Failure, RaisedException
 from tests.support import mentions
 
-BEFORE = Before(Kills(2, 5))
+BEFORE = KernelBaseline(Kills(2, 5))
 REPORT = 'Traceback (most recent call last):\n  File "train.py", line 3, in <module>\nValueError: loss is nan\n'
 
 
@@ -35,13 +35,13 @@ def _kills(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def kill(monkeypatch: pytest.MonkeyPatch, group: int, node: int) -> None:
     """Let the counters have gone up."""
-    monkeypatch.setattr(memory, "kills", lambda: Kills(group, node))
-    monkeypatch.setattr(memory, "limit", lambda: 3 << 29)
+    monkeypatch.setattr(oom_kills, "kills", lambda: Kills(group, node))
+    monkeypatch.setattr(oom_kills, "limit", lambda: 3 << 29)
 
 
-def gathered(files: RankFiles, exitcode: int, before: Before = BEFORE) -> dict[str, Any]:
+def gathered(files: RankFiles, exitcode: int, before: KernelBaseline = BEFORE) -> dict[str, Any]:
     """Look at what there is, as an event has it; see that a reader of the event understands it."""
-    found = failure_evidence.gather(files, 7, exitcode, before, ended=100.0)
+    found = failure_evidence.gather_evidence(files, 7, exitcode, before, ended=100.0)
     written: dict[str, Any] = json.loads(json.dumps(codec.sparse(found)))
     assert codec.salvage(Failure, written) == found
     return written
@@ -74,9 +74,9 @@ def test_the_file_of_torchs_record(files: RankFiles, ended: float, time: float) 
     """torch's own file has whole seconds, and its type only in the report."""
     extra = {"py_callstack": REPORT, "timestamp": "99"}
     files.error.write_text(json.dumps({"message": {"message": "ValueError: loss is nan", "extraInfo": extra}}))
-    found = failure_evidence.gather(files, 7, 1, BEFORE, ended=ended)
+    found = failure_evidence.gather_evidence(files, 7, 1, BEFORE, ended=ended)
 
-    assert found.exception == Raised("ValueError", "loss is nan", "train.py:3", "hook", time)
+    assert found.exception == RaisedException("ValueError", "loss is nan", "train.py:3", "hook", time)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"message": 3}', '{"message": {"message": ""}}', "\0"])
@@ -144,7 +144,7 @@ def test_of_many_lines_the_one_that_tells_most_is_kept(files: RankFiles) -> None
         "NVRM: Xid (PCI:0000:3b:00): 45, pid=7",
         "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.",
     ]
-    found = gathered(files, -6, Before(BEFORE.kills, log))["gpu"]
+    found = gathered(files, -6, KernelBaseline(BEFORE.kills, log))["gpu"]
 
     assert (len(found), found[0]) == (5, log._said[-1])
 
@@ -170,6 +170,6 @@ def test_what_the_kernel_has_said(files: RankFiles, line: str, field: str, expec
     """Its words about the worker, or about a device, are those of the worker's failure."""
     log = KernelLog(files.err)
     log._said.append(line)
-    found = gathered(files, -9, Before(BEFORE.kills, log))
+    found = gathered(files, -9, KernelBaseline(BEFORE.kills, log))
 
     assert expected == (field in found or field in found.get("oom", ""))

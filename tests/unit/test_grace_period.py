@@ -12,7 +12,7 @@ import pytest
 
 from hpc_launch.workers import grace_period as window_module
 from hpc_launch.workers.grace_period import GracePeriod, SlurmFacts
-from hpc_launch.workers.signals import Signals
+from hpc_launch.workers.signals import AgentSignals
 from tests.support import mentions
 
 # The seconds since the epoch when the clock stands at 0.
@@ -39,17 +39,17 @@ def clock() -> Iterator[Clock]:
         yield made
 
 
-def nothing_came() -> Signals:
-    return Signals(("SIGTERM", "SIGINT"), (), at_once=False)
+def nothing_came() -> AgentSignals:
+    return AgentSignals(("SIGTERM", "SIGINT"), (), at_once=False)
 
 
-def stopped(at: float) -> Signals:
+def stopped(at: float) -> AgentSignals:
     signals = nothing_came()
     signals.stop, signals.stop_time = signal.SIGTERM, at
     return signals
 
 
-def opened(grace: float | None, facts: SlurmFacts | None, signals: Signals) -> GracePeriod:
+def opened(grace: float | None, facts: SlurmFacts | None, signals: AgentSignals) -> GracePeriod:
     made = GracePeriod(grace, lambda: facts, signals)
     made.open()
     return made
@@ -202,7 +202,7 @@ def handlers() -> Iterator[None]:
 @pytest.mark.usefixtures("handlers")
 def test_only_a_second_sigint_is_impatience() -> None:
     """Slurm sends SIGTERM again and again; the first stop signal stays the one that counts."""
-    signals = Signals(("SIGTERM", "SIGINT"), ("SIGUSR1", "SIGTERM"), at_once=False)
+    signals = AgentSignals(("SIGTERM", "SIGINT"), ("SIGUSR1", "SIGTERM"), at_once=False)
     signals.handle()
     signal.raise_signal(signal.SIGUSR1)
     assert (signals.stop, dict(signals.notices)) == (None, {signal.SIGUSR1: 1})

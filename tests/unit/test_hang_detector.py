@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_launch.agent.hang_detector import Activity, HangWatch, Quiet, Verdict, pause_for
+from hpc_launch.agent.hang_detector import Activity, HangVerdict, HangWatch, SilenceTimer, pause_for
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from tests.support import mentions
@@ -62,7 +62,7 @@ def watches(folder: Path, clock: Clock, pids: dict[int, int] | None = None) -> l
     ]
 
 
-def turn(handlers: list[SlurmRendezvous], pair: list[HangWatch]) -> Verdict | None:
+def turn(handlers: list[SlurmRendezvous], pair: list[HangWatch]) -> HangVerdict | None:
     """Let all agents look; returns the verdict, if there is one."""
     said = [watch.turn(handler) for watch, handler in zip(pair, handlers, strict=True)]
     assert said[1] is None
@@ -71,7 +71,7 @@ def turn(handlers: list[SlurmRendezvous], pair: list[HangWatch]) -> Verdict | No
 
 def test_silence_lasts_from_what_was_heard_last() -> None:
     """A counter that has moved begins it anew, one that has not lets it go on."""
-    quiet = Quiet(0.0, 0.0)
+    quiet = SilenceTimer(0.0, 0.0)
     for now, count, silent in ((5, 1, 0), (10, 1, 5), (15, 1, 10), (20, 2, 0), (25, 2, 5)):
         quiet = quiet.after(now, count=count, pause=5.0)
         assert quiet.looked - quiet.since == silent
@@ -81,7 +81,7 @@ def test_silence_lasts_from_what_was_heard_last() -> None:
 
 def test_time_for_which_an_agent_was_stopped_does_not_count() -> None:
     """A job that is suspended for an hour has not hung for an hour."""
-    quiet = Quiet(0.0, 0.0).after(5.0, count=0, pause=5.0).after(3605.0, count=0, pause=5.0)
+    quiet = SilenceTimer(0.0, 0.0).after(5.0, count=0, pause=5.0).after(3605.0, count=0, pause=5.0)
 
     assert quiet.looked - quiet.since == 10.0
 

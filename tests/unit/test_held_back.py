@@ -11,9 +11,9 @@ from typing import NoReturn
 import pytest
 
 from hpc_launch.errors import HpcLaunchError, ScriptError
-from hpc_launch.launch import run as launch
-from hpc_launch.plan import derive
-from hpc_launch.plan.here import gather
+from hpc_launch.launch import launcher as launch
+from hpc_launch.plan import derivation
+from hpc_launch.plan.launch_context import gather_context
 from hpc_launch.settings import resolve
 
 
@@ -25,7 +25,7 @@ def blocked() -> set[int]:
 def run_missing_script() -> None:
     settings = resolve({}, {})
     with pytest.raises(ScriptError):
-        launch.run(settings, ("there_is_none.py",), gather({}, settings))
+        launch.run_launcher(settings, ("there_is_none.py",), gather_context({}, settings))
 
 
 @pytest.fixture(autouse=True)
@@ -54,9 +54,9 @@ def test_a_notice_does_not_hide_the_error(monkeypatch: pytest.MonkeyPatch, tmp_p
         raise HpcLaunchError("a reason")
 
     (tmp_path / "train.py").touch()
-    monkeypatch.setattr(derive, "make", notified)
+    monkeypatch.setattr(derivation, "make_plan", notified)
     settings = resolve({}, {})
     with pytest.raises(HpcLaunchError, match="a reason"):
-        launch.run(settings, (str(tmp_path / "train.py"),), gather({}, settings))
+        launch.run_launcher(settings, (str(tmp_path / "train.py"),), gather_context({}, settings))
 
     assert signal.SIGUSR1 not in signal.sigpending()

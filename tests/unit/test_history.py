@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from hpc_launch.records import causes, events, history
+from hpc_launch.records import events, history, root_cause
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import EventLog
 from tests import histories
@@ -71,7 +71,7 @@ def path(tmp_path: Path) -> Path:
 def test_what_happened_is_read(path: Path) -> None:
     """Runs, attempts, workers, requeues and progress are those that there were."""
     made = Made(nodes=3, per_node=2, attempts=3, requeues=(1,), fails={0: 4})
-    told = history.read(histories.write(path, made))
+    told = history.read_history(histories.write(path, made))
     first, second, third = told.attempts
 
     assert told.unreadable == ()
@@ -98,8 +98,8 @@ def test_what_happened_is_read(path: Path) -> None:
 
 def test_times_are_the_leaders(path: Path) -> None:
     """Clocks that are off by minutes make no difference to any time."""
-    plain = history.read(histories.write(path, Made()))
-    off = history.read(histories.write(path, Made(offsets={1: 90.0, 0: -3600.0})))
+    plain = history.read_history(histories.write(path, Made()))
+    off = history.read_history(histories.write(path, Made(offsets={1: 90.0, 0: -3600.0})))
 
     assert [(node.host, node.offset) for node in off.nodes] == [("gpu001", -3600.0), ("gpu002", 90.0)]
     assert plain.attempts == off.attempts
@@ -109,7 +109,7 @@ def test_times_are_the_leaders(path: Path) -> None:
 @pytest.mark.parametrize(("ending", "known"), [("", False), ("done", True), ("failed", True), ("stopped", True)])
 def test_a_run_that_goes_on_has_no_end(path: Path, ending: str, known: bool) -> None:
     """An attempt, its workers and its run have an end when, and only when, somebody has recorded one."""
-    told = history.read(histories.write(path, ending=ending))
+    told = history.read_history(histories.write(path, ending=ending))
     last = told.attempts[-1]
     ends = [last.end, last.decided, told.runs[-1].end, *(worker.ended for worker in last.workers)]
 
@@ -118,7 +118,7 @@ def test_a_run_that_goes_on_has_no_end(path: Path, ending: str, known: bool) -> 
 
 def test_a_directory_that_is_not_there(path: Path) -> None:
     """It is an empty history that says so."""
-    told = history.read(path)
+    told = history.read_history(path)
 
     assert told.attempts == ()
     assert lines_mention(told.unreadable, path)
@@ -140,7 +140,7 @@ def test_a_file_that_is_spoilt(path: Path, spoil: Any, word: str) -> None:
     """What cannot be read of a node is said, and all that other nodes have written is there."""
     histories.write(path, nodes=2, attempts=1)
     spoil(path / "nodes/gpu002/events.jsonl")
-    told = history.read(path)
+    told = history.read_history(path)
 
     assert len(told.unreadable) == 1
     assert told.unreadable[0].startswith("nodes/gpu002/events.jsonl: ")
@@ -158,7 +158,7 @@ def test_foreign_files_are_passed_over(path: Path) -> None:
     (path / "progress/rank_3.json").write_text("")
     (path / "nodes/stray").write_text("")
 
-    told = history.read(path)
+    told = history.read_history(path)
     assert told.unreadable == (
         "nodes/stray/events.jsonl: Not a directory",
         "progress/rank_3.json: it is empty",
@@ -181,8 +181,8 @@ def test_whatever_the_fields_are(lines: list[dict[str, Any]]) -> None:
         job = JobDirectory(Path(folder), "job")
         job.events("a").parent.mkdir(parents=True)
         job.events("a").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        told = history.read(job.path)
-        found = [causes.of(told, attempt) for attempt in told.attempts]
+        told = history.read_history(job.path)
+        found = [root_cause.root_cause_of(told, attempt) for attempt in told.attempts]
 
     assert len(found) == len(told.attempts)
 
@@ -196,7 +196,7 @@ def test_whatever_the_bytes_are(data: bytes, name: str) -> None:
         (path / name).unlink(missing_ok=True)
         (path / name).write_bytes(data)
 
-        assert history.read(path).path == path
+        assert history.read_history(path).path == path
 
 
 def test_any_beginning_of_a_file(path: Path) -> None:
@@ -208,7 +208,7 @@ def test_any_beginning_of_a_file(path: Path) -> None:
     for length in [0, 1, len(data) - 1, *(chance.randrange(len(data)) for _ in range(50))]:
         file.write_bytes(data[:length])
         whole = data[:length].count(b"\n") + (length == len(data) - 1)
-        told = history.read(path)
+        told = history.read_history(path)
         assert sum(len(attempt.workers) for attempt in told.attempts) <= 4
         assert len(told.unreadable) == (not (length == 0 or data[:length].endswith(b"\n") or length == len(data) - 1))
         assert (told.attempts != ()) == (whole > 1)
@@ -223,7 +223,7 @@ def test_several_agents_of_a_node(path: Path) -> None:
         log.record(events.ATTEMPT, when=100.0 + offset, attempt=0, host="gpu001", world_size=2)
         log.record(events.CLOCK, when=100.5 + offset, attempt=0, offset=offset, error=0.001)
         log.record(events.WORKER_STARTED, when=101.0 + offset, attempt=0, rank=agent, local_rank=agent, pid=5)
-    (attempt,) = history.read(path).attempts
+    (attempt,) = history.read_history(path).attempts
 
     assert [(worker.rank, worker.agent, worker.started) for worker in attempt.workers] == [(0, 0, 101.0), (1, 1, 101.0)]
 
@@ -236,7 +236,7 @@ def test_an_exception_has_the_leaders_time(path: Path) -> None:
         raised = {"type": "ValueError", "message": "", "where": "", "source": "hook", "time": time}
         log.record(events.WORKER_ENDED, when=150.0, attempt=0, rank=rank, exitcode=1, failure={"exception": raised})
     log.record(events.WORKER_ENDED, when=150.0, attempt=0, rank=2, exitcode=1, failure={"exception": {"type": ""}})
-    (attempt,) = history.read(path).attempts
+    (attempt,) = history.read_history(path).attempts
     raised_by = [worker.failure.exception if worker.failure else None for worker in attempt.workers]
 
     assert [one.time if one else "none" for one in raised_by] == [99.0, None, "none"]
@@ -245,13 +245,13 @@ def test_an_exception_has_the_leaders_time(path: Path) -> None:
 def test_records_of_a_later_version(path: Path) -> None:
     """Events and fields that are not known are passed over."""
     histories.write(path, nodes=1, attempts=1)
-    before = history.read(path)
+    before = history.read_history(path)
     file = path / "nodes/gpu001/events.jsonl"
     lines = [json.dumps({**json.loads(line), "new": [1]}) for line in file.read_text().splitlines()]
     new = json.dumps({"time": before.attempts[0].begin, "event": "new", "agent": 0, "attempt": 0})
     file.write_text("".join(f"{line}\n" for line in [*lines, new]))
 
-    assert dataclasses.replace(history.read(path), path=path) == before
+    assert dataclasses.replace(history.read_history(path), path=path) == before
 
 
 def test_an_event_stays_small(path: Path) -> None:
@@ -273,9 +273,9 @@ def test_a_leader_that_is_lost(path: Path) -> None:
         if agent:
             log.record(events.NODE_LOST, when=110.0 + agent, attempt=0, hosts="gpu000")
             log.record(events.RUN_ENDED, when=111.0 + agent, attempt=0, status=69, cause="gpu000 is lost")
-    told = history.read(path)
+    told = history.read_history(path)
     (attempt,) = told.attempts
-    cause = causes.of(told, attempt)
+    cause = root_cause.root_cause_of(told, attempt)
 
     assert (attempt.ending, attempt.status, attempt.by, attempt.decided) == ("failed", 69, "gpu001", 112.0)
     assert cause is not None
@@ -293,11 +293,11 @@ def test_a_run_ends_as_those_say_who_were_in_it(path: Path) -> None:
     logs["gpu000"].record(events.NODES, when=120.0, attempt=1, hosts="gpu000", leader="gpu000", lost="gpu[001-002]")
     logs["gpu001"].record(events.NODE_MISSING, when=125.0, attempt=0, hosts="gpu[000,002]", joined=1, expected=3)
     logs["gpu001"].record(events.RUN_ENDED, when=150.0, attempt=0, status=69, cause="cannot go on")
-    told = history.read(path)
+    told = history.read_history(path)
     assert (told.runs[0].end, told.runs[0].status) == (None, None)
 
     logs["gpu000"].record(events.RUN_ENDED, when=140.0, attempt=1, status=0)
-    told = history.read(path)
+    told = history.read_history(path)
     assert (told.runs[0].end, told.runs[0].status) == (140.0, 0)
     assert "missing" not in [event.kind for event in told.node_events]
 
@@ -320,8 +320,8 @@ def test_an_attempt_that_hung(tmp_path: Path, fields: dict[str, Any], hang: bool
     log.record(events.WORKER_STARTED, attempt=0, rank=0, local_rank=0, pid=1)
     log.record(events.ROUND_ENDED, attempt=0, ending="failed", by="gpu001", status=124, **fields)
     log.record(events.WORKER_ENDED, attempt=0, rank=0, local_rank=0, exitcode=1, told="")
-    (attempt,) = history.read(job.path).attempts
-    found = causes.find(attempt)
+    (attempt,) = history.read_history(job.path).attempts
+    found = root_cause.find_root_cause(attempt)
 
     assert attempt.hang is hang
     assert found is not None

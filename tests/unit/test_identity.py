@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from hpc_launch.errors import ContextError
-from hpc_launch.plan.derive import make
+from hpc_launch.plan.derivation import make_plan
 from hpc_launch.plan.identity import Identity, run_id_of_workers
-from hpc_launch.plan.model import Plan
+from hpc_launch.plan.launch_plan import Plan
 from hpc_launch.settings import resolve
 from hpc_launch.slurm.environment import Traced
 from tests.unit.slurm_variables import ARRAY, BATCH, HETEROGENEOUS, ONE_TASK_PER_NODE, SUBSET
@@ -24,7 +24,7 @@ def identity(
     *script: str, environ: Mapping[str, str] | None = None, directory: str = "/project", **flags: Any
 ) -> Identity:
     place = here(environ or {}, directory=Path(directory), pid=99)
-    return make(resolve(flags, {}), place, script or ("train.py",)).identity
+    return make_plan(resolve(flags, {}), place, script or ("train.py",)).identity
 
 
 # ---- where
@@ -159,7 +159,7 @@ def test_an_id_that_was_given_is_kept() -> None:
 
 def alone(step: str, size: int | None, **flags: Any) -> Plan:
     """Plan a run in a process that only the kernel knows to be in a step."""
-    return make(resolve(flags, {}), here({}, traced=Traced("12", step), traced_size=lambda: size), ("train.py",))
+    return make_plan(resolve(flags, {}), here({}, traced=Traced("12", step), traced_size=lambda: size), ("train.py",))
 
 
 @pytest.mark.parametrize(("step", "size"), [("0", 2), ("0", None), ("batch", 2), ("interactive", 3)])

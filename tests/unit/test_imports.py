@@ -23,28 +23,28 @@ PACKAGE = Path(hpc_launch.__file__).parent
 FOUNDATIONS = {
     "codec",
     "hostlist",
-    "hidden",
-    "owners",
+    "redaction",
+    "file_ownership",
     "ranges",
     "settings",
     "errors",
     "text",
     "world",
-    "secret",
+    "secret_variables",
     "console",
-    "pace",
-    "patience",
+    "backoff",
+    "slow_storage",
     "version",
 }
 MAY_IMPORT = {
     "entry": {"cli"},
-    "cli": {"launch", "submission", "check", "review", "records", "plan", "slurm", "workers", *FOUNDATIONS},
-    "submitit": {"jobs"},
-    "jobs": {"review", "submission", "plan", "slurm", "node", "records", *FOUNDATIONS},
+    "cli": {"launch", "submission", "check", "inspection", "records", "plan", "slurm", "workers", *FOUNDATIONS},
+    "submitit": {"api"},
+    "api": {"inspection", "submission", "plan", "slurm", "node", "records", *FOUNDATIONS},
     "launch": {"plan", "slurm", "node", "records", "workers", *FOUNDATIONS},
     "submission": {"plan", "slurm", "node", "records", *FOUNDATIONS},
     "check": {"probes", "plan", "slurm", "node", *FOUNDATIONS},
-    "review": {"probes", "plan", "slurm", "node", "records", *FOUNDATIONS},
+    "inspection": {"probes", "plan", "slurm", "node", "records", *FOUNDATIONS},
     "probes": {"codec", "hostlist", "errors"},
     "agent": {"rendezvous", "workers", "torch_private", "plan", "slurm", "node", "records", *FOUNDATIONS},
     "rendezvous": {"plan", "slurm", "node", "records", *FOUNDATIONS},
@@ -52,32 +52,32 @@ MAY_IMPORT = {
     "plan": {"slurm", "node", "records", *FOUNDATIONS},
     "slurm": {"hostlist", "ranges", "errors"},
     "node": {"codec", "records", "ranges", "errors"},
-    "records": {"codec", "hostlist", "owners", "ranges", "errors", "text"},
+    "records": {"codec", "hostlist", "file_ownership", "ranges", "errors", "text"},
     "runtime": {"codec", "records", "errors"},
     "world": {"settings"},
-    "settings": {"owners", "ranges", "errors"},
+    "settings": {"file_ownership", "ranges", "errors"},
     "hostlist": {"errors"},
     "codec": set[str](),
     "errors": set[str](),
-    "hidden": set[str](),
-    "owners": set[str](),
+    "redaction": set[str](),
+    "file_ownership": set[str](),
     "text": set[str](),
     "ranges": set[str](),
     "torch_private": set[str](),
-    "secret": set[str](),
+    "secret_variables": set[str](),
     "console": {"text"},
-    "pace": set[str](),
-    "patience": {"console"},
+    "backoff": set[str](),
+    "slow_storage": {"console"},
     "version": set[str](),
 }
 
 # What the rule does not allow, with the reason why it is right there: (module, imported part).
 EXCEPTIONS = {
     (
-        "launch.run",
+        "launch.launcher",
         "agent",
     ): "running is what launch is for; inside of functions, so that errors and explanations come without torch",
-    ("__init__", "jobs"): "for type checkers; what a notebook uses is imported when it is used",
+    ("__init__", "api"): "for type checkers; what a notebook uses is imported when it is used",
     ("__init__", "submitit"): "as above",
     ("__init__", "runtime"): "as above",
     ("__init__", "errors"): "as above",
@@ -92,10 +92,14 @@ ENVIRONMENT_CHANGES = {
     ("agent.foreign_backends", "make_handler", "setdefault"): "torch's rendezvous reads it, in this process only",
     ("workers.factory", "_changed", "update"): "while modules are imported, and put back then",
     ("workers.factory", "_changed", "[]"): "as above",
-    ("jobs.debug", "_alone", "[]"): "a function that is called in process finds what a worker has, and no longer",
-    ("jobs.debug", "_alone", "pop"): "as above",
-    ("check.bench", "_dress", "setdefault"): "in a process that has just been forked to be one rank",
-    ("check.bench", "_dress", "[]"): "as above",
+    (
+        "api.debug_backend",
+        "_alone",
+        "[]",
+    ): "a function that is called in process finds what a worker has, and no longer",
+    ("api.debug_backend", "_alone", "pop"): "as above",
+    ("check.torch_checks", "_dress", "setdefault"): "in a process that has just been forked to be one rank",
+    ("check.torch_checks", "_dress", "[]"): "as above",
     ("workers.forked_child", "_replace_environment", "[]"): "a worker gets the environment that it was given",
 }
 
@@ -103,12 +107,12 @@ ENVIRONMENT_CHANGES = {
 PROC = {
     "node.processes": "processes, whichever",
     "node.mounts": "what is mounted",
-    "node.locations": "which device a device file is",
-    "check.facts": "the version of a driver",
-    "owners.parents": "a descriptor of its own",
-    "owners.trust": "its own user namespace",
-    "patience": "whether a thread of its own is gone",
-    "plan.here": "its own cgroup, which `slurm.environment` reads",
+    "node.device_locations": "which device a device file is",
+    "check.node_facts": "the version of a driver",
+    "file_ownership.parents": "a descriptor of its own",
+    "file_ownership.trust": "its own user namespace",
+    "slow_storage": "whether a thread of its own is gone",
+    "plan.launch_context": "its own cgroup, which `slurm.environment` reads",
 }
 
 # Who calls the C library, or another, by ctypes, and for what.
@@ -193,6 +197,20 @@ def test_every_part_has_its_place() -> None:
     assert set(MAY_IMPORT) == {part_of(module) for module in modules()}
 
 
+# What a probe is started with is a module, and always its class `Tasks`.
+SHARED_NAMES = {"Tasks"}
+
+
+def test_every_name_is_there_once() -> None:
+    """A search for a file or a class finds one."""
+    files = [module.rpartition(".")[2] for module in modules() if not module.endswith("__")]
+    classes = [node.name for tree in modules().values() for node in tree.body if isinstance(node, ast.ClassDef)]
+    public = [name for name in classes if not name.startswith("_")]
+
+    assert {name for name in files if files.count(name) > 1} == set()
+    assert {name for name in public if public.count(name) > 1} == SHARED_NAMES
+
+
 def test_the_rule_has_no_circle() -> None:
     """The parts can be put in an order in which each imports only those after it."""
     left = {part: set(below) for part, below in MAY_IMPORT.items()}
@@ -235,7 +253,7 @@ def test_pages_are_made_in_one_place() -> None:
     makers = {found.module for found in imports() if found.target.split(".")[0] in {"html", "jinja2", "markupsafe"}}
     tags = {name for name, tree in modules().items() if any(re.search(r"</\w+>|/>", text) for text in strings(tree))}
 
-    assert (makers, tags) == ({"review.markup"}, set())
+    assert (makers, tags) == ({"inspection.markup"}, set())
 
 
 # The rooms whose modules may import torch when they are imported themselves.
@@ -424,7 +442,7 @@ def test_a_command_does_not_import_the_others(python: str) -> None:
     found = {name.split(".")[1] for name in done.stdout.splitlines()[-1].split()}
 
     assert "cli" in found
-    assert not found & {"check", "review", "submission", "jobs"}
+    assert not found & {"check", "inspection", "submission", "api"}
 
 
 @pytest.mark.parametrize(
@@ -460,37 +478,37 @@ def test_toml_is_read_by_those_who_need_it(
     "module",
     [
         "hpc_launch",
-        "hpc_launch.check.bench",
+        "hpc_launch.check.torch_checks",
         "hpc_launch.probes.probe",
-        "hpc_launch.check.run",
+        "hpc_launch.check.preflight",
         "hpc_launch.agent",
         "hpc_launch.console",
-        "hpc_launch.patience",
+        "hpc_launch.slow_storage",
         "hpc_launch.agent.output_console",
         "hpc_launch.workers.worker_environment",
         "hpc_launch.agent.peers",
         "hpc_launch.rendezvous.round_checks",
-        "hpc_launch.jobs.display",
-        "hpc_launch.jobs.executor",
-        "hpc_launch.jobs.look",
-        "hpc_launch.jobs.worker",
-        "hpc_launch.launch.run",
+        "hpc_launch.api.notebook_display",
+        "hpc_launch.api.executor",
+        "hpc_launch.api.job_view_reader",
+        "hpc_launch.api.function_worker",
+        "hpc_launch.launch.launcher",
         "hpc_launch.records.events",
         "hpc_launch.rendezvous.messages",
-        "hpc_launch.rendezvous.transport.connecting",
+        "hpc_launch.rendezvous.transport.client",
         "hpc_launch.rendezvous.transport.server",
         "hpc_launch.records.history",
-        "hpc_launch.records.telling",
-        "hpc_launch.review.find",
-        "hpc_launch.review.stacks",
-        "hpc_launch.review.logs",
-        "hpc_launch.review.status",
-        "hpc_launch.review.reports",
+        "hpc_launch.records.failure_messages",
+        "hpc_launch.inspection.job_search",
+        "hpc_launch.inspection.stack_collection",
+        "hpc_launch.inspection.log_reader",
+        "hpc_launch.inspection.job_status",
+        "hpc_launch.inspection.job_report",
         "hpc_launch.runtime",
-        "hpc_launch.submission.plan",
-        "hpc_launch.submission.run",
-        "hpc_launch.submission.snapshot",
-        "hpc_launch.submission.watch",
+        "hpc_launch.submission.submission_plan",
+        "hpc_launch.submission.submitter",
+        "hpc_launch.submission.code_snapshot",
+        "hpc_launch.submission.job_watcher",
         "hpc_launch.workers.factory",
     ],
 )
@@ -508,7 +526,7 @@ def test_the_transport_needs_the_standard_library_only(python: str) -> None:
     program = f"""
 import sys
 before = {{*sys.modules}}
-import {module}.server, {module}.connecting
+import {module}.server, {module}.client
 print(*{{name.split(".")[0] for name in {{*sys.modules}} - before}})
 """
     done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True)

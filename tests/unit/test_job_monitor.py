@@ -11,8 +11,8 @@ import pytest
 
 from hpc_launch.agent.job_monitor import JobMonitor
 from hpc_launch.slurm import controller
+from hpc_launch.slurm.cluster_rules import ClusterRules, Partition
 from hpc_launch.slurm.job import JobRecord
-from hpc_launch.slurm.rules import ClusterRules, Partition
 from tests.support import wait_for
 
 RUNNING = JobRecord("7", "RUNNING", partition="long")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from hpc_launch.records.model import Attempt, History, Requeue, Run
+from hpc_launch.inspection.job_state import FRESH, SlurmAnswer, State, judge_job_state
+from hpc_launch.records.history_model import Attempt, History, Requeue, Run
 from hpc_launch.records.plan_record import PlanRecord
-from hpc_launch.review.job_state import FRESH, SlurmAnswer, State, judge
 from hpc_launch.slurm.job import JobRecord
 from tests.support import mentions
 
@@ -128,7 +128,7 @@ def test_how_a_job_stands(
 ) -> None:
     """Its own word counts first, Slurm's second; without either nobody says that it does not run."""
     slurm, alive, age = seen
-    judged = judge(found, slurm, alive=alive, now=NOW, sign=None if age is None else NOW - age)
+    judged = judge_job_state(found, slurm, alive=alive, now=NOW, sign=None if age is None else NOW - age)
 
     assert stands == (judged.state, judged.over, judged.status)
     assert mentions(judged.words, words), judged.words
@@ -151,7 +151,7 @@ def test_an_end_that_was_written_down_for_the_whole_job(
     found: History, slurm: SlurmAnswer | None, outcome: int, expected: tuple[State, str, int | None]
 ) -> None:
     """It counts where the job itself has not said how it ended."""
-    judged = judge(found, slurm, now=NOW, outcome=outcome)
+    judged = judge_job_state(found, slurm, now=NOW, outcome=outcome)
     state, words, status = expected
 
     assert (judged.state, judged.status) == (state, status)
@@ -162,20 +162,20 @@ def test_what_slurm_has_said_before() -> None:
     """It is believed of a job that has not begun, as far as anybody can see; of a run it is no news."""
     before = SlurmAnswer(JobRecord("12", "PENDING"), blind="nobody there yet")
 
-    assert judge(NOTHING, before, now=NOW).state is W
-    assert judge(story(attempt()), before, now=NOW, sign=NOW - 20).state is R
+    assert judge_job_state(NOTHING, before, now=NOW).state is W
+    assert judge_job_state(story(attempt()), before, now=NOW, sign=NOW - 20).state is R
 
 
 @pytest.mark.parametrize(("state", "status"), [("TIMEOUT", 143), ("NODE_FAIL", 1), ("CANCELLED", 143)])
 def test_the_exit_status_of_a_job_that_slurm_has_ended(state: str, status: int) -> None:
     """Success is only what Slurm calls so: what it ended before any script could has the status of a signal."""
-    assert judge(NOTHING, record(state), now=NOW).status == status
+    assert judge_job_state(NOTHING, record(state), now=NOW).status == status
 
 
 def test_what_cannot_be_seen_is_never_said_not_to_run() -> None:
     """Whatever the records say short of an end, blindness ends in running or unknown."""
     for found in (story(attempt()), story(attempt("restart")), NOTHING, story(attempt("failed"), requeues=1)):
         for age in (None, 1.0, 1e6):
-            judged = judge(found, BLIND, alive=None, now=NOW, sign=None if age is None else NOW - age)
+            judged = judge_job_state(found, BLIND, alive=None, now=NOW, sign=None if age is None else NOW - age)
             assert not judged.over
             assert judged.state in (R, U, Q)

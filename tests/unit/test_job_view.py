@@ -14,20 +14,30 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from hpc_launch.jobs import drawing, html, text
-from hpc_launch.jobs.files import JobFiles, Outcome, SubmissionRecord, write_record
-from hpc_launch.jobs.handles import InProcess, Queued, Started
-from hpc_launch.jobs.job import Job
-from hpc_launch.jobs.look import look
-from hpc_launch.jobs.view import Evidence, JobView, RankView, Seen, Subject, chosen, compose, main_value, remaining
-from hpc_launch.jobs.watch import Watch
+from hpc_launch.api import job_html, job_text, svg_plot
+from hpc_launch.api.backends import InProcessJob, LocalJob, SlurmJob
+from hpc_launch.api.job_handle import Job
+from hpc_launch.api.job_view import (
+    JobView,
+    RankView,
+    ViewData,
+    ViewEvidence,
+    ViewSubject,
+    chosen,
+    compose,
+    main_value,
+    remaining,
+)
+from hpc_launch.api.job_view_reader import read_job_view
+from hpc_launch.api.slurm_poller import SlurmPoller
+from hpc_launch.api.submission_files import JobFiles, Outcome, SubmissionRecord, write_record
+from hpc_launch.inspection import markup
+from hpc_launch.inspection.job_state import JobState, SlurmAnswer, State
 from hpc_launch.node import processes
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.model import History, Mark, Run
+from hpc_launch.records.history_model import History, ProgressMark, Run
 from hpc_launch.records.plan_record import PlanRecord
-from hpc_launch.review import markup
-from hpc_launch.review.job_state import SlurmAnswer, Standing, State
 from hpc_launch.slurm.job import JobRecord, explain
 from hpc_launch.text import to_the_minute
 from tests import histories
@@ -35,56 +45,58 @@ from tests.histories import Losses
 from tests.support import lines_mention, mentions
 
 NOW = 1_718_000_100.0
-SUBJECT = Subject("train", "4711", "Slurm", 2, NOW - 100)
+SUBJECT = ViewSubject("train", "4711", "Slurm", 2, NOW - 100)
 SUBMITTED = SubmissionRecord("7", "slurm", "train", (), Path("logs/7.0"), NOW - 100, {"nodes": 2})
 
 
-def slurm(state: str, *, done: bool = False, outcome: Outcome | None = None, **facts: Any) -> Evidence:
+def slurm(state: str, *, done: bool = False, outcome: Outcome | None = None, **facts: Any) -> ViewEvidence:
     """Return what is known of a job of which Slurm says so much."""
-    return Evidence(SlurmAnswer(JobRecord("4711", state, **facts)), outcome, done=done)
+    return ViewEvidence(SlurmAnswer(JobRecord("4711", state, **facts)), outcome, done=done)
 
 
 RUNNING = slurm("RUNNING", nodes="gpu[001-002]", start=NOW - 90, end=NOW + 3600)
-NOTHING = Seen(History(Path()))
+NOTHING = ViewData(History(Path()))
 
 
-def mark(rank: int, step: float | None, time: float = NOW, values: Mapping[str, float | str] | None = None) -> Mark:
-    return Mark(rank, time, 0, step, 100, values or {})
+def mark(
+    rank: int, step: float | None, time: float = NOW, values: Mapping[str, float | str] | None = None
+) -> ProgressMark:
+    return ProgressMark(rank, time, 0, step, 100, values or {})
 
 
 def view(state: State = State.RUNNING, **facts: Any) -> JobView:
     """Return a view of a job that has begun."""
     over = state in (State.DONE, State.FAILED, State.STOPPED)
     return JobView(
-        SUBJECT, NOW, Standing(state, state.value, over=over), **{"start": NOW - 90, "end": NOW + 3600, **facts}
+        SUBJECT, NOW, JobState(state, state.value, over=over), **{"start": NOW - 90, "end": NOW + 3600, **facts}
     )
 
 
-def seen(folder: Path, evidence: Evidence = RUNNING, made: histories.Made | None = None) -> JobView:
+def seen(folder: Path, evidence: ViewEvidence = RUNNING, made: histories.Made | None = None) -> JobView:
     """See a job of some history."""
     path = histories.write(folder / "logs" / "4711.0", made)
-    return look(SUBJECT, evidence, path, NOW)
+    return read_job_view(SUBJECT, evidence, path, NOW)
 
 
 def test_the_end_is_what_slurm_says_and_else_what_the_job_has_heard() -> None:
     """Both may have been asked a while ago, but a job asks Slurm only now and then."""
     history = History(Path("logs/4711.0"), end_time=NOW + 60)
-    started_here = Evidence(alive=True)
+    started_here = ViewEvidence(alive=True)
     runs = dataclasses.replace(history, runs=(Run(0, PlanRecord(), {}, "4711.0.0", 0, NOW - 100, None, None),))
 
-    assert compose(SUBJECT, RUNNING, Seen(runs), NOW).time_left == 3600
-    assert compose(SUBJECT, started_here, Seen(history), NOW).time_left == 60
-    assert compose(SUBJECT, started_here, Seen(History(Path(), end_time=float("inf"))), NOW).time_left is None
+    assert compose(SUBJECT, RUNNING, ViewData(runs), NOW).time_left == 3600
+    assert compose(SUBJECT, started_here, ViewData(history), NOW).time_left == 60
+    assert compose(SUBJECT, started_here, ViewData(History(Path(), end_time=float("inf"))), NOW).time_left is None
 
 
 def test_a_job_that_has_lost_nodes(tmp_path: Path) -> None:
     """It shows the nodes that are left, and how far the ranks are that there still are."""
     path = Losses(tmp_path / "logs" / "4711.0", "", NOW - 600).write()
-    view = look(SUBJECT, RUNNING, path, NOW)
+    view = read_job_view(SUBJECT, RUNNING, path, NOW)
 
     assert (view.hosts, view.lost) == (("gpu002", "gpu003", "gpu006"), ("gpu004", "gpu005"))
     assert [each.rank for each in view.ranks] == [0]
-    assert "on gpu[002-003,006], without gpu[004-005], lost, 6 ranks, attempt 3" in text.headline(view)
+    assert "on gpu[002-003,006], without gpu[004-005], lost, 6 ranks, attempt 3" in job_text.job_headline(view)
 
 
 # ---- waiting
@@ -95,8 +107,8 @@ def test_a_job_that_waits() -> None:
     waiting = compose(SUBJECT, slurm("PENDING", reason="Priority", start=NOW + 2400, end=NOW + 6000), NOTHING, NOW)
 
     assert (waiting.estimate, waiting.elapsed, waiting.time_left) == (NOW + 2400, None, None)
-    assert text.render(waiting).startswith(f"train (job 4711): waiting ({explain('Priority')}), ")
-    assert lines_mention(text.facts(waiting), "2 nodes", to_the_minute(NOW + 2400, NOW))
+    assert job_text.render_job_text(waiting).startswith(f"train (job 4711): waiting ({explain('Priority')}), ")
+    assert lines_mention(job_text.facts(waiting), "2 nodes", to_the_minute(NOW + 2400, NOW))
 
 
 @pytest.mark.parametrize(
@@ -140,13 +152,13 @@ def test_an_expected_start_that_has_passed() -> None:
         (slurm("COMPLETED"), (State.RUNNING, False, None), "ending"),
         (slurm("COMPLETED", outcome=Outcome(0, Path("x")), done=True), (State.DONE, True, 0), "done"),
         (slurm("RUNNING", outcome=Outcome(3, Path("x")), done=True), (State.FAILED, True, 3), "failed 3"),
-        (Evidence(SlurmAnswer(), done=True), (State.UNKNOWN, True, None), "over Slurm"),
-        (Evidence(alive=True), (State.RUNNING, False, None), "running"),
-        (Evidence(alive=False, done=True), (State.FAILED, True, None), "processes"),
-        (Evidence(outcome=Outcome(0, Path()), done=True), (State.DONE, True, 0), "done"),
+        (ViewEvidence(SlurmAnswer(), done=True), (State.UNKNOWN, True, None), "over Slurm"),
+        (ViewEvidence(alive=True), (State.RUNNING, False, None), "running"),
+        (ViewEvidence(alive=False, done=True), (State.FAILED, True, None), "processes"),
+        (ViewEvidence(outcome=Outcome(0, Path()), done=True), (State.DONE, True, 0), "done"),
     ],
 )
-def test_how_it_stands(evidence: Evidence, stands: tuple[State, bool, int | None], words: str) -> None:
+def test_how_it_stands(evidence: ViewEvidence, stands: tuple[State, bool, int | None], words: str) -> None:
     """By what its handle, its directory and Slurm say, in the words of `hpc-launch status`."""
     found = compose(SUBJECT, evidence, NOTHING, NOW).standing
 
@@ -164,13 +176,13 @@ def test_a_job_that_has_ended_before_slurm_says_so() -> None:
 
 
 def test_a_job_outside_of_slurm_began_when_it_was_submitted() -> None:
-    assert compose(SUBJECT, Evidence(alive=True), NOTHING, NOW).elapsed == 100
+    assert compose(SUBJECT, ViewEvidence(alive=True), NOTHING, NOW).elapsed == 100
 
 
 # ---- what handles know
 
 
-class Answers(Watch):
+class Answers(SlurmPoller):
     """What Slurm has said of all jobs."""
 
     def __init__(self, record: JobRecord | None, *, lost: bool = False) -> None:
@@ -187,10 +199,10 @@ class Answers(Watch):
 def test_what_is_known_of_a_job_of_slurm_s(tmp_path: Path) -> None:
     """Until Slurm has answered it is as it was when Slurm took it; what Slurm has forgotten is not known to wait."""
     files, record = JobFiles(tmp_path, "7"), JobRecord("7", "RUNNING")
-    fresh = Queued(files, Answers(None)).evidence()
+    fresh = SlurmJob(files, Answers(None)).evidence()
 
-    assert Queued(files, Answers(record)).evidence() == Evidence(SlurmAnswer(record))
-    assert Queued(files, Answers(None, lost=True)).evidence() == Evidence(SlurmAnswer())
+    assert SlurmJob(files, Answers(record)).evidence() == ViewEvidence(SlurmAnswer(record))
+    assert SlurmJob(files, Answers(None, lost=True)).evidence() == ViewEvidence(SlurmAnswer())
     assert (compose(SUBJECT, fresh, NOTHING, NOW).state, fresh.record) == (State.WAITING, None)
 
 
@@ -204,17 +216,17 @@ def test_what_is_known_of_a_job_that_was_started_here(
     files = JobFiles(tmp_path, "local-1")
     when = processes.start_time(os.getpid()) if started else -1
     directory.write_json(files.process, {"pid": os.getpid(), "started": when, "host": host or socket.gethostname()})
-    handle = Started(files)
+    handle = LocalJob(files)
 
-    assert handle.evidence() == Evidence(alive=alive)
+    assert handle.evidence() == ViewEvidence(alive=alive)
     assert (handle.ending() is None) == (alive is not False)
 
 
 @pytest.mark.parametrize("record", [None, dataclasses.replace(SUBMITTED, name="", submitted=None, resources={})])
 def test_a_record_that_says_little(record: SubmissionRecord | None) -> None:
     """What cannot be read is not known."""
-    assert Subject.of("7", record) == Subject("job", "7", "Slurm")
-    assert Subject.of("7", dataclasses.replace(SUBMITTED, resources={"nodes": "2:4"})).nodes == 0
+    assert ViewSubject.of("7", record) == ViewSubject("job", "7", "Slurm")
+    assert ViewSubject.of("7", dataclasses.replace(SUBMITTED, resources={"nodes": "2:4"})).nodes == 0
     assert compose(SUBJECT, slurm("RUNNING", nodes="gpu[1-"), NOTHING, NOW).hosts == ("gpu[1-",)
 
 
@@ -223,7 +235,9 @@ def test_a_record_that_says_little(record: SubmissionRecord | None) -> None:
     [("slurm", "Slurm"), ("allocation", "allocation"), ("local", "this machine"), ("debug", "this process")],
 )
 def test_where_it_runs(kind: str, where: str) -> None:
-    assert Subject.of("7", dataclasses.replace(SUBMITTED, cluster=kind)) == Subject("train", "7", where, 2, NOW - 100)
+    assert ViewSubject.of("7", dataclasses.replace(SUBMITTED, cluster=kind)) == ViewSubject(
+        "train", "7", where, 2, NOW - 100
+    )
 
 
 def test_a_job_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +246,7 @@ def test_a_job_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     files = JobFiles(tmp_path / "submitted", "debug-1")
     files.base.mkdir()
     write_record(files.record, dataclasses.replace(SUBMITTED, cluster="debug"))
-    job: Job[None] = Job(files, InProcess(0), tmp_path / "debug-1")
+    job: Job[None] = Job(files, InProcessJob(0), tmp_path / "debug-1")
 
     assert job.view().state is State.DONE
     assert str(job) == job._repr_mimebundle_()["text/plain"]
@@ -267,8 +281,8 @@ def test_a_job_that_runs(tmp_path: Path) -> None:
     out = job.rank(0, "gpu001", 0).out
     directory.make(out.parent)
     out.write_text("first\n" * 9 + "10%\r20%\r\x1b[32mgreen\x1b[0m\ttab\n")
-    found = look(SUBJECT, RUNNING, path, NOW)
-    lines = text.render(found).splitlines()
+    found = read_job_view(SUBJECT, RUNNING, path, NOW)
+    lines = job_text.render_job_text(found).splitlines()
 
     assert lines[0].startswith("train (job 4711): running, on gpu[001-002], 8 ranks, 1 min 30 s so far, ")
     assert "finishes in about " in lines[0]
@@ -284,10 +298,10 @@ def test_many_ranks(tmp_path: Path) -> None:
     job = JobDirectory(path.parent, path.name)
     for rank in range(32):
         directory.write_json(job.progress(rank), {"time": NOW, "attempt": 0, "step": 1000 - rank, "values": {}})
-    found = look(SUBJECT, RUNNING, path, NOW)
+    found = read_job_view(SUBJECT, RUNNING, path, NOW)
 
     assert [each.rank for each in found.ranks] == [0, *range(25, 32)]
-    assert text.others(found) == "and 24 more ranks: step 976 to 999"
+    assert job_text.others(found) == "and 24 more ranks: step 976 to 999"
 
 
 def test_who_is_shown() -> None:
@@ -336,8 +350,8 @@ def test_silence() -> None:
     """Where ranks have marked progress, that they have stopped to do so is said."""
     quiet = view(ranks=(RankView(0, "gpu001", mark(0, 5, time=NOW - 200)),))
 
-    assert "no progress for 3 min 20 s" in text.headline(quiet)
-    assert "no progress" not in text.headline(view())
+    assert "no progress for 3 min 20 s" in job_text.job_headline(quiet)
+    assert "no progress" not in job_text.job_headline(view())
 
 
 # ---- ended
@@ -350,24 +364,26 @@ def test_a_job_that_failed(tmp_path: Path) -> None:
     found = seen(tmp_path, failed, made)
 
     assert found.cause == "rank 5 on gpu002 (local rank 1) failed with exit status 1: ValueError: loss is nan"
-    assert f"  {found.cause}" in text.render(found).splitlines()
+    assert f"  {found.cause}" in job_text.render_job_text(found).splitlines()
     assert found.source == "rank 5"
-    assert "1 min in all" in text.headline(found)
-    assert " left" not in text.headline(found)
+    assert "1 min in all" in job_text.job_headline(found)
+    assert " left" not in job_text.job_headline(found)
 
 
 def test_a_job_without_a_directory(tmp_path: Path) -> None:
     """Before its first line a job can be shown as well."""
-    gone = look(dataclasses.replace(SUBJECT, submitted=NOW - 1), Evidence(alive=True), tmp_path / "logs/4711.0", NOW)
+    gone = read_job_view(
+        dataclasses.replace(SUBJECT, submitted=NOW - 1), ViewEvidence(alive=True), tmp_path / "logs/4711.0", NOW
+    )
 
-    assert text.render(gone) == "train (job 4711): running, starting, 1 s so far"
+    assert job_text.render_job_text(gone) == "train (job 4711): running, starting, 1 s so far"
 
 
 def test_a_job_that_was_cancelled_before_it_began() -> None:
     """It took no time, and nothing is said of it."""
     cancelled = compose(SUBJECT, slurm("CANCELLED", start=NOW, end=NOW, done=True), NOTHING, NOW)
 
-    assert text.render(cancelled) == "train (job 4711): cancelled (Slurm)"
+    assert job_text.render_job_text(cancelled) == "train (job 4711): cancelled (Slurm)"
 
 
 # ---- drawings of text
@@ -375,13 +391,13 @@ def test_a_job_that_was_cancelled_before_it_began() -> None:
 
 @given(st.floats(min_value=0, max_value=1), st.integers(min_value=1, max_value=50))
 def test_bars_of_text(share: float, width: int) -> None:
-    assert len(text.bar(share, width)) == width
+    assert len(job_text.bar(share, width)) == width
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.floats(-1e9, 1e9)), max_size=50), st.integers(1, 40))
 def test_curves_of_text(points: list[tuple[float, float]], width: int) -> None:
     """A curve is as wide as it was asked for, or not there."""
-    assert len(text.curve(sorted(points), width)) == (width if len({step for step, _ in points}) > 1 else 0)
+    assert len(job_text.curve(sorted(points), width)) == (width if len({step for step, _ in points}) > 1 else 0)
 
 
 # ---- HTML
@@ -394,11 +410,11 @@ def test_html_is_well_formed_and_nothing_in_it_is_the_job_s_own() -> None:
         RankView(rank, evil, mark(rank, step, values={evil: 0.5, "phase": evil}), ((1, 2.0), (2, 1.0)), failed=True)
         for rank, step in enumerate([5, None])
     )
-    shown = html.render(
+    shown = job_html.render_job_html(
         dataclasses.replace(
             view(State.FAILED),
             note=evil,
-            subject=Subject(evil, evil, evil),
+            subject=ViewSubject(evil, evil, evil),
             ranks=ranks,
             value=evil,
             lines=(evil,),
@@ -424,8 +440,8 @@ def test_html_is_well_formed_and_nothing_in_it_is_the_job_s_own() -> None:
 @pytest.mark.parametrize("state", State)
 def test_html_of_every_state(state: State) -> None:
     """Each is shown by its word, in the colours of what is around it; more words follow, where there are any."""
-    shown = html.render(view(state))
-    more = html.render(dataclasses.replace(view(state), standing=Standing(state, "in other words")))
+    shown = job_html.render_job_html(view(state))
+    more = job_html.render_job_html(dataclasses.replace(view(state), standing=JobState(state, "in other words")))
 
     assert f">{state.value}</span>" in shown
     assert "color:inherit" in shown
@@ -435,7 +451,7 @@ def test_html_of_every_state(state: State) -> None:
 
 def test_html_shows_what_would_be_invisible() -> None:
     """A job's last lines may hold what a terminal obeys, or what no page can have."""
-    shown = html.render(view(lines=("\x1b[31mred\x1b[0m \0", "  two\tthree \ud800"), source="rank 0"))
+    shown = job_html.render_job_html(view(lines=("\x1b[31mred\x1b[0m \0", "  two\tthree \ud800"), source="rank 0"))
 
     assert "red \\x00\n  two\tthree \\xd800</div>" in shown
 
@@ -444,7 +460,7 @@ def test_curves_in_html() -> None:
     """Each rank has its colour, in its row and in the picture; what its points reach is behind its mean."""
     curves = (((1, 3.0), (2, 1.0)), tuple((step, 1.0 + step % 7) for step in range(500)), ())
     ranks = tuple(RankView(rank, "gpu001", mark(rank, 50), curve) for rank, curve in enumerate(curves))
-    tree = ET.fromstring(html.render(view(ranks=ranks, value="loss")))
+    tree = ET.fromstring(job_html.render_job_html(view(ranks=ranks, value="loss")))
     lines = [(line.get("stroke"), line.get("stroke-width")) for line in tree.iter("polyline")]
     first, second, third = markup.SERIES[:3]
 
@@ -459,29 +475,29 @@ def test_html_stays_small() -> None:
     points = tuple((step, 1 / step + step % 7) for step in range(1, 5000))
     ranks = tuple(RankView(rank, "gpu001", mark(rank, 50, values={"loss": 0.5}), points) for rank in range(8))
 
-    assert len(html.render(view(ranks=ranks, value="loss"))) < 40_000
+    assert len(job_html.render_job_html(view(ranks=ranks, value="loss"))) < 40_000
 
 
 def test_a_curve_of_many_points() -> None:
     """Its parts hold every point once and in order; of each the lowest and the highest are drawn, and the mean."""
     points = [(step, 1.0) for step in range(1000)]
     points[500], points[501] = (500, 9.0), (501, -9.0)
-    divided = drawing.divide(points)
-    reach = [point for part in divided for point in drawing.extremes(part)]
+    divided = svg_plot.divide_curve(points)
+    reach = [point for part in divided for point in svg_plot.extremes(part)]
 
     assert len(divided) == 90
     assert [point for part in divided for point in part] == points
     assert {points[500], points[501]} <= set(reach)
     assert (len(reach) < 200, reach) == (True, sorted(reach))
-    assert drawing.mean([(1, 2.0), (3, 6.0)]) == (2, 4.0)
+    assert svg_plot.mean([(1, 2.0), (3, 6.0)]) == (2, 4.0)
 
 
 def test_a_curve_of_few_points() -> None:
     """It goes through each of them."""
     points = [(step * step, float(step)) for step in range(10)]
 
-    assert [drawing.mean(part) for part in drawing.divide(points[:2])] == points[:2]
-    shown = drawing.plot("loss", [drawing.Line("rank 0", "#000", points[:2])])
+    assert [svg_plot.mean(part) for part in svg_plot.divide_curve(points[:2])] == points[:2]
+    shown = svg_plot.plot_svg("loss", [svg_plot.PlottedCurve("rank 0", "#000", points[:2])])
     assert shown is not None
     assert [(curve.path, curve.reach) for curve in shown.curves] == [("58,112 332,18", "")]
 
@@ -491,7 +507,7 @@ def test_a_curve_of_few_points() -> None:
     [((1.0, 0.001), "loss, logarithmic"), ((1.0, 0.5), "loss"), ((1.0, -5.0), "loss"), ((1.0, 1.0), "loss")],
 )
 def test_values_of_many_sizes_are_drawn_by_their_logarithms(values: tuple[float, float], named: str) -> None:
-    shown = drawing.plot("loss", [drawing.Line("rank 0", "#000", list(enumerate(values)))])
+    shown = svg_plot.plot_svg("loss", [svg_plot.PlottedCurve("rank 0", "#000", list(enumerate(values)))])
 
     assert shown is not None
     assert (shown.title, len(shown.rules)) == (named, len({*values}))
@@ -499,5 +515,8 @@ def test_values_of_many_sizes_are_drawn_by_their_logarithms(values: tuple[float,
 
 def test_a_point_is_no_curve() -> None:
     assert (
-        drawing.plot("loss", [drawing.Line("rank 0", "#000", [(1, 2.0)]), drawing.Line("rank 1", "#000", [])]) is None
+        svg_plot.plot_svg(
+            "loss", [svg_plot.PlottedCurve("rank 0", "#000", [(1, 2.0)]), svg_plot.PlottedCurve("rank 1", "#000", [])]
+        )
+        is None
     )

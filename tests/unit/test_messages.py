@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from hpc_launch import codec
-from hpc_launch.plan.commands import command_of
+from hpc_launch.plan.similar_commands import command_of
 from hpc_launch.rendezvous import messages
 from hpc_launch.rendezvous.membership import Membership
 from hpc_launch.rendezvous.messages import (
@@ -22,7 +22,6 @@ from hpc_launch.rendezvous.messages import (
     Begun,
     Bye,
     Ended,
-    Ending,
     Failed,
     Hello,
     Message,
@@ -35,6 +34,7 @@ from hpc_launch.rendezvous.messages import (
     RefusalKind,
     Refused,
     RoundEnd,
+    RoundEnding,
     RoundPlan,
     RunState,
     Share,
@@ -44,8 +44,8 @@ from hpc_launch.rendezvous.messages import (
     Verdict,
     Waiting,
 )
-from hpc_launch.rendezvous.transport import wire
-from hpc_launch.rendezvous.transport.faults import MessageError
+from hpc_launch.rendezvous.transport import framing
+from hpc_launch.rendezvous.transport.peer_faults import MessageError
 
 AGENTS = tuple(agent for agent in range(1024) if agent not in (7, 500))
 STATE = RunState(
@@ -73,7 +73,7 @@ START = Start(
     state=STATE,
     places={"0": ("10.0.0.1", 1), "1": ("10.0.0.2", 2)},
 )
-END = RoundEnd(Ending.FAILED.value, 2, "gpu03", 143, "stopped by SIGTERM", "SIGTERM")
+END = RoundEnd(RoundEnding.FAILED.value, 2, "gpu03", 143, "stopped by SIGTERM", "SIGTERM")
 TO_COORDINATOR = [READY, Accept(Membership(1, (0, 1))), Begun(0), Failed(0, 1, "it broke"), Stop(END), Bye()]
 TO_COORDINATOR += [Notice("SIGUSR1", 1), Share("hang/0", "{}"), Ask(1, Question.COUNT, "activity", 1)]
 FROM = [START, Ping(), Ended(3, END, STATE), Notices({"SIGUSR2": 1}), Waiting({"5": ("::1", 3)}), Told(1, 2.0)]
@@ -111,7 +111,7 @@ def test_the_longest_hello_fits_into_a_handshake() -> None:
     )
 
     assert command.digests
-    assert len(codec.encode(hello)) <= wire.MAX_HELLO
+    assert len(codec.encode(hello)) <= framing.MAX_HELLO
 
 
 def test_a_command_that_is_too_long_for_a_hello_is_left_out() -> None:
@@ -346,7 +346,7 @@ def test_what_agents_share_is_checked_as_well() -> None:
 
 
 def test_words_are_cut_to_a_line() -> None:
-    found = messages.line("one\ntwo\x00 " + LONG)
+    found = messages.one_line("one\ntwo\x00 " + LONG)
 
     assert "\n" not in found
     assert len(codec.encode(Failed(0, 1, found))) < 10_000

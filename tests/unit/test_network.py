@@ -119,8 +119,8 @@ def test_the_source_address_of_loopback_is_loopback() -> None:
 
 def test_names_resolve_or_not() -> None:
     """localhost has a loopback address; a name of the reserved domain has none."""
-    assert "127.0.0.1" in network.resolve("localhost")
-    assert network.resolve("nowhere.invalid") == ()
+    assert "127.0.0.1" in network.resolve_name("localhost")
+    assert network.resolve_name("nowhere.invalid") == ()
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     own = {"10.0.0.2", "10.1.0.2", "127.0.0.1", "127.0.1.1"}
     monkeypatch.setattr(socket, "gethostname", lambda: "gpu02.cluster")
-    monkeypatch.setattr(network, "resolve", lambda name: known.get(name, ()))
+    monkeypatch.setattr(network, "resolve_name", lambda name: known.get(name, ()))
     monkeypatch.setattr(network, "is_local", own.__contains__)
 
 
@@ -186,7 +186,7 @@ def test_the_advertised_address_leads_to_a_peer(monkeypatch: pytest.MonkeyPatch)
 )
 def test_the_interface_that_was_asked_for(wanted: str, expected: str) -> None:
     """A name or a subnet chooses an address, the first that fits."""
-    assert expected == network.choose(wanted, [ETHERNET, INFINIBAND])
+    assert expected == network.choose_interface_address(wanted, [ETHERNET, INFINIBAND])
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_the_interface_that_was_asked_for(wanted: str, expected: str) -> None:
 def test_an_interface_that_is_not_here(wanted: str, among: Sequence[Interface], there: str) -> None:
     """The message names those that there are."""
     with pytest.raises(UsageError) as caught:
-        network.choose(wanted, among)
+        network.choose_interface_address(wanted, among)
     assert mentions(caught.value, f"--interface '{wanted}'", there)
 
 

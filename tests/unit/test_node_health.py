@@ -13,10 +13,10 @@ import pytest
 
 from hpc_launch.agent import node_health
 from hpc_launch.agent.node_health import NodeHealth
-from hpc_launch.records import events, telling
-from hpc_launch.records.model import NodeState
+from hpc_launch.records import events, failure_messages
+from hpc_launch.records.history_model import NodeState
+from hpc_launch.slurm.cluster_rules import ClusterRules
 from hpc_launch.slurm.nodes import NodeRecord
-from hpc_launch.slurm.rules import ClusterRules
 from tests.support import lines_mention, mentions, wait_for
 
 DEADLINE = 60.0
@@ -152,7 +152,7 @@ def test_what_is_said_of_a_node() -> None:
 
     def word(**facts: Any) -> str:
         usual = {"state": "MIXED", "gone": False, "reason": "", "since": None, "booted": 5.0, "last": True}
-        return telling.slurms_word(NodeState(time=lost + 40, host="gpu1", waited=40, **{**usual, **facts}))
+        return failure_messages.slurms_word(NodeState(time=lost + 40, host="gpu1", waited=40, **{**usual, **facts}))
 
     clock = time.strftime("%H:%M:%S", time.localtime(lost + 7))
     told = [

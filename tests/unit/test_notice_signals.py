@@ -16,8 +16,8 @@ from hypothesis import given, strategies as st
 
 from hpc_launch.node import processes
 from hpc_launch.workers import notice_signals as notices_module
-from hpc_launch.workers.notice_signals import Notices, Tally
-from hpc_launch.workers.signals import Signals
+from hpc_launch.workers.notice_signals import NoticeSignals, Tally
+from hpc_launch.workers.signals import AgentSignals
 from tests.support import wait_for
 
 USR1, USR2 = signal.SIGUSR1, signal.SIGUSR2
@@ -50,7 +50,7 @@ class Agent:
     asked: float = 0.0
 
     def __post_init__(self) -> None:
-        self.notices = Notices(lambda: self.came, self.listen, self.send)
+        self.notices = NoticeSignals(lambda: self.came, self.listen, self.send)
 
     def listen(self, signum: int) -> bool:
         """As a blocked signal is heard: once, however often it came."""
@@ -123,18 +123,18 @@ def patched() -> Iterator[Clock]:
 def test_what_comes_here_first() -> None:
     """A signal is new that nobody has told of, and the others' word of it is no news."""
     tally = Tally()
-    assert tally.came(0)
-    assert not tally.said(1, 1)
-    assert (tally.told, tally.came(2), tally.said(2, 3)) == (1, True, False)
+    assert tally.count_local(0)
+    assert not tally.count_remote(1, 1)
+    assert (tally.told, tally.count_local(2), tally.count_remote(2, 3)) == (1, True, False)
     assert tally.told == 2
 
 
 def test_what_comes_elsewhere_first() -> None:
     """The own one that follows within a minute is the same; the one after it is another."""
     tally = Tally()
-    assert tally.said(1, 0)
-    assert not tally.came(59)
-    assert tally.came(59)
+    assert tally.count_remote(1, 0)
+    assert not tally.count_local(59)
+    assert tally.count_local(59)
     assert tally.told == 2
 
 
@@ -142,17 +142,17 @@ def test_what_comes_elsewhere_first() -> None:
 def test_a_late_own_one_is_another(after: float, new: bool) -> None:
     """What came to others only, long ago, is not what comes here now."""
     tally = Tally()
-    assert tally.said(3, 100)
-    assert tally.came(100 + after) is new
+    assert tally.count_remote(3, 100)
+    assert tally.count_local(100 + after) is new
     assert tally.told == 3 + new
 
 
 def test_the_number_only_grows() -> None:
     """What others said earlier is heard of late, and is no news."""
     tally = Tally()
-    assert tally.said(5, 0)
-    assert [tally.said(number, 1) for number in (0, 1, 4, 5)] == [False] * 4
-    assert (tally.told, tally.said(7, 2), tally.told) == (5, True, 7)
+    assert tally.count_remote(5, 0)
+    assert [tally.count_remote(number, 1) for number in (0, 1, 4, 5)] == [False] * 4
+    assert (tally.told, tally.count_remote(7, 2), tally.told) == (5, True, 7)
 
 
 # ---- nodes
@@ -434,7 +434,7 @@ def test_workers_that_are_still_starting(late: Callable[[], Late]) -> None:
         processes.send(pid, signum)
 
     with mock.patch.object(notices_module, "time", Clock()) as clock:
-        notices = Notices(lambda: {USR1: 1}, lambda _: False, send)
+        notices = NoticeSignals(lambda: {USR1: 1}, lambda _: False, send)
         pids = [first.pid, second.pid]
         for _ in range(20):
             notices.turn(pids, {})
@@ -458,24 +458,24 @@ def test_a_worker_that_never_cares(late: Callable[[], Late]) -> None:
     sent: list[int] = []
     came = {USR1: 0}
     with mock.patch.object(notices_module, "time", Clock()) as clock:
-        notices = Notices(lambda: came, lambda _: False, lambda pid, _: sent.append(pid))
+        notices = NoticeSignals(lambda: came, lambda _: False, lambda pid, _: sent.append(pid))
         for _ in range(5):
             came[USR1] += 1
             notices.turn([process.pid], {})
             clock.now += 100
             notices.turn([process.pid], {})
-        assert len(notices._owed) == 5
+        assert len(notices._undelivered) == 5
         process.kill()
         wait_for(lambda: process.poll() is not None, 60, "it does not end")
         notices.turn([], {})
-    assert (sent, notices._owed) == ([], [])
+    assert (sent, notices._undelivered) == ([], [])
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGNONSENSE", "", "__class__"])
 def test_a_signal_that_is_not_passed_on_is_ignored(name: str) -> None:
     """Another agent's word cannot make this one send workers anything but a notice signal, nor end it."""
     sent: list[tuple[int, int]] = []
-    notices = Notices(dict, lambda _: False, lambda pid, signum: sent.append((pid, signum)), frozenset({USR1}))
+    notices = NoticeSignals(dict, lambda _: False, lambda pid, signum: sent.append((pid, signum)), frozenset({USR1}))
     with mock.patch.object(notices_module, "_OWN_SECONDS", 0.0):
         told = [notices.turn([1], {name: 1}) for _ in range(2)]
 
@@ -483,17 +483,17 @@ def test_a_signal_that_is_not_passed_on_is_ignored(name: str) -> None:
 
 
 @pytest.fixture
-def signals() -> Iterator[Signals]:
+def signals() -> Iterator[AgentSignals]:
     """Return signals that are handled; what was there before is put back."""
     before = {signum: signal.getsignal(signum) for signum in (USR1, USR2)}
-    made = Signals([], ["SIGUSR1", "SIGUSR2"], at_once=False)
+    made = AgentSignals([], ["SIGUSR1", "SIGUSR2"], at_once=False)
     made.handle()
     yield made
     for signum, handler in before.items():
         signal.signal(signum, handler)
 
 
-def test_counts_are_those_of_the_moment(signals: Signals) -> None:
+def test_counts_are_those_of_the_moment(signals: AgentSignals) -> None:
     """Signals that come while somebody goes through the counts change nothing of them."""
     signal.raise_signal(USR1)
     counts = signals.notices

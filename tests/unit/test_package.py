@@ -49,7 +49,8 @@ known = [*sys.path]
 site.addsitedir(sys.argv[1])
 sys.path[:] = [path for path in sys.path if path not in known] + known
 from hpc_launch.submission import templates
-print(json.dumps([templates.__file__, *(str(entry.path) for entry in templates.find({}, Path("/")).values())]))
+found = templates.find_templates({}, Path("/")).values()
+print(json.dumps([templates.__file__, *(str(entry.path) for entry in found)]))
 """
 
 
@@ -108,7 +109,7 @@ def test_the_wheel_has_the_profiles(wheel: zipfile.ZipFile) -> None:
 
 def test_the_wheel_has_the_pages(wheel: zipfile.ZipFile) -> None:
     """The templates and the style of reports are in the wheel, in the package."""
-    expected = {str(path.relative_to(ROOT)) for path in ROOT.glob("hpc_launch/review/templates/*")}
+    expected = {str(path.relative_to(ROOT)) for path in ROOT.glob("hpc_launch/inspection/templates/*")}
 
     assert {Path(name).suffix for name in expected} == {".css", ".jinja"}
     assert expected - set(wheel.namelist()) == set()

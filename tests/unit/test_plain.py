@@ -11,8 +11,8 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from hpc_launch.launch.plain import Program, ignored, program_of
-from hpc_launch.plan import derive
-from hpc_launch.plan.here import Here
+from hpc_launch.plan import derivation
+from hpc_launch.plan.launch_context import LaunchContext
 from hpc_launch.settings import resolve, specs
 from tests.unit.slurm_variables import task_of
 from tests.unit.test_plan import FOUR_GPUS, TWO_MIGS, here
@@ -21,12 +21,12 @@ from tests.unit.test_settings import GOOD
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
 
-def program(place: Here | None = None, *words: str, **options: str | bool) -> Program:
+def program(place: LaunchContext | None = None, *words: str, **options: str | bool) -> Program:
     """Return what runs a script here."""
     settings = resolve({"plain": True, **options}, {})
     found = place or here()
-    found = Here(**{**vars(found), "interpreter": sys.executable})
-    return program_of(derive.make(settings, found, ("train.py", *words)), found)
+    found = LaunchContext(**{**vars(found), "interpreter": sys.executable})
+    return program_of(derivation.make_plan(settings, found, ("train.py", *words)), found)
 
 
 def parsed(made: Program) -> argparse.Namespace:
@@ -83,9 +83,9 @@ def test_a_task_for_each_rank() -> None:
 def test_what_a_task_becomes(options: Mapping[str, Any], words: tuple[str, ...]) -> None:
     """As with an agent."""
     settings = resolve({k: v for k, v in options.items() if k != "use_env"}, {}, use_env=options.get("use_env", True))
-    place = Here(**{**vars(here(task_of(2, 1, 1, 2))), "interpreter": sys.executable})
+    place = LaunchContext(**{**vars(here(task_of(2, 1, 1, 2))), "interpreter": sys.executable})
 
-    assert program_of(derive.make(settings, place, ("train.py",)), place).words == words
+    assert program_of(derivation.make_plan(settings, place, ("train.py",)), place).words == words
 
 
 # What depends on the place, or on another option.

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings as hypothesis_settings, stra
 from hpc_launch import codec, errors
 from hpc_launch.errors import ContextError, HpcLaunchError, ScriptError, UsageError
 from hpc_launch.node.devices import Devices
-from hpc_launch.plan import derive, log_paths
-from hpc_launch.plan.here import Here, check_script, gather
-from hpc_launch.plan.model import Plan
+from hpc_launch.plan import derivation, log_paths
+from hpc_launch.plan.launch_context import LaunchContext, check_script, gather_context
+from hpc_launch.plan.launch_plan import Plan
 from hpc_launch.settings import NodeRange, Origin, Settings, resolve
 from hpc_launch.settings.layer import Table, layer_of
 from hpc_launch.slurm.environment import locate
@@ -56,10 +56,10 @@ def read(path: Path) -> str:
     return FILES[path.name]
 
 
-def here(environ: Mapping[str, str] | None = None, /, **changes: Any) -> Here:
+def here(environ: Mapping[str, str] | None = None, /, **changes: Any) -> LaunchContext:
     """Return a CPU-only node called `box` with 16 CPUs and no Slurm, with these changes."""
     environ = {**(environ or {})}
-    place = Here(
+    place = LaunchContext(
         environ=environ,
         directory=Path("/project"),
         host="box",
@@ -87,15 +87,15 @@ def asked(**options: str | bool) -> Settings:
     return resolve(options, {})
 
 
-def plan(place: Here | None = None, /, **options: str | bool) -> Plan:
-    return derive.make(asked(**options), place or here(), ("train.py",))
+def plan(place: LaunchContext | None = None, /, **options: str | bool) -> Plan:
+    return derivation.make_plan(asked(**options), place or here(), ("train.py",))
 
 
 def derived(made: Plan) -> dict[str, tuple[str, str]]:
     return {item.name: (item.value, item.origin) for item in made.derived}
 
 
-def refused(kind: type[HpcLaunchError], place: Here, **options: str | bool) -> str:
+def refused(kind: type[HpcLaunchError], place: LaunchContext, **options: str | bool) -> str:
     with pytest.raises(HpcLaunchError) as caught:
         plan(place, **options)
     assert kind is type(caught.value)
@@ -711,7 +711,7 @@ def test_workers_that_see_one_device_each(devices: Devices, options: Mapping[str
         ),
     ],
 )
-def test_warnings(place: Here, options: Mapping[str, str], expected: str) -> None:
+def test_warnings(place: LaunchContext, options: Mapping[str, str], expected: str) -> None:
     """What is probably not meant is said in one line, with what to do."""
     (line,) = plan(place, **options).warnings
 
@@ -736,7 +736,7 @@ def test_warnings(place: Here, options: Mapping[str, str], expected: str) -> Non
         (here(), {"nnodes": "2", "rdzv_backend": "c10d", "rdzv_endpoint": "head:29400"}),
     ],
 )
-def test_no_warning_where_all_is_well(place: Here, options: Mapping[str, Any]) -> None:
+def test_no_warning_where_all_is_well(place: LaunchContext, options: Mapping[str, Any]) -> None:
     """Ordinary runs are silent."""
     assert plan(place, **options).warnings == ()
 
@@ -796,7 +796,7 @@ def test_scripts_that_can_be_started(
         ("trian.py", "'trian.py' {here}"),
         ("8", "'8' {here}"),
         ("folder", "'folder' __main__.py -m"),
-        ("secret.py", "'secret.py' chmod a+r"),
+        ("secret_variables.py", "'secret_variables.py' chmod a+r"),
     ],
 )
 def test_scripts_that_cannot_be_started(
@@ -804,9 +804,9 @@ def test_scripts_that_cannot_be_started(
 ) -> None:
     """A typo is one line, not a traceback per rank."""
     (tmp_path / "folder").mkdir()
-    (tmp_path / "secret.py").touch()
+    (tmp_path / "secret_variables.py").touch()
     # The tests may run as root, who may read everything.
-    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "secret.py")
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "secret_variables.py")
 
     with pytest.raises(ScriptError) as caught:
         check_script(asked(), script, tmp_path)
@@ -827,7 +827,7 @@ def test_gathering_looks_at_this_node(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("socket.gethostname", lambda: "Node7.cluster.example")
     environ = {"CUDA_VISIBLE_DEVICES": "4,5"}
-    place = gather(environ, asked())
+    place = gather_context(environ, asked())
     environ.clear()
 
     assert ("node7", tmp_path, {"CUDA_VISIBLE_DEVICES": "4,5"}) == (place.host, place.directory, place.environ)
@@ -838,11 +838,11 @@ def test_gathering_adds_what_is_not_set(monkeypatch: pytest.MonkeyPatch, tmp_pat
     """--default-env does not win over the environment, and does not put this process into a job."""
     monkeypatch.chdir(tmp_path)
     settings = asked(default_env="A=1,B=2,SLURM_JOB_ID=7,OMP_NUM_THREADS=3")
-    place = gather({"A": "mine", "C": ""}, settings)
+    place = gather_context({"A": "mine", "C": ""}, settings)
 
     assert {"A": "mine", "B": "2", "C": ""}.items() <= place.environ.items()
     assert place.slurm is None
-    assert derive.make(settings, place, ()).omp_num_threads is None
+    assert derivation.make_plan(settings, place, ()).omp_num_threads is None
 
 
 def test_a_plan_becomes_json() -> None:
@@ -860,7 +860,7 @@ def test_a_plan_says_that_files_said_it() -> None:
     """A value from a settings file has its origin in job.json, and stands above what Slurm says."""
     said = layer_of(Origin.SITE, Table("config.toml", "", {"port-range": "30000-30000", "omp-num-threads": 3}))
     place = here({**ONE_TASK_PER_NODE, "SLURM_STEP_RESV_PORTS": "25000-25003", "OMP_NUM_THREADS": "7"})
-    made = derive.make(resolve({}, {}, [said]), place, ("train.py",))
+    made = derivation.make_plan(resolve({}, {}, [said]), place, ("train.py",))
     written = json.loads(codec.document(made.record()))
 
     assert (made.ports, made.omp_num_threads) == ((30000,), 3)

@@ -8,7 +8,7 @@ import pytest
 
 from hpc_launch.errors import HpcLaunchError, RoundRefused
 from hpc_launch.rendezvous import job_claim, worker_store
-from hpc_launch.rendezvous.job_claim import Claimed
+from hpc_launch.rendezvous.job_claim import ClaimedDirectory
 from hpc_launch.rendezvous.preparations import OpenStore, Preparations
 from tests.support import wait_for
 from tests.unit.agents_support import config
@@ -69,14 +69,15 @@ def test_what_cannot_be_prepared_is_told(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("names_job", "expected"), [(True, Claimed("12.0-2", 3, "id")), (False, Claimed("1.0", 0, "the run"))]
+    ("names_job", "expected"),
+    [(True, ClaimedDirectory("12.0-2", 3, "id")), (False, ClaimedDirectory("1.0", 0, "the run"))],
 )
 def test_torchrun_s_jobs_are_not_claimed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, names_job: bool, expected: Claimed
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, names_job: bool, expected: ClaimedDirectory
 ) -> None:
     """It writes its logs elsewhere, and makes its own id for the workers."""
-    monkeypatch.setattr(job_claim, "claim", lambda *_: Claimed("12.0-2", 3, "id"))
-    found: list[Claimed] = []
+    monkeypatch.setattr(job_claim, "claim_job_directory", lambda *_: ClaimedDirectory("12.0-2", 3, "id"))
+    found: list[ClaimedDirectory] = []
     one = config(tmp_path, 1, run_id="the run")
     Preparations(one, lambda: "", names_job=names_job).claim_job(found.append, lambda _: None)
     wait_for(lambda: found, 20, "it is not claimed")

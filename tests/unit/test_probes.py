@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from hpc_launch.check.evidence import Way
-from hpc_launch.check.facts import look_at
-from hpc_launch.check.reach import Answerer, call, reach
+from hpc_launch.check.evidence import ConnectionResult
+from hpc_launch.check.node_facts import look_at
+from hpc_launch.check.reachability import Answerer, call, try_to_reach
 from hpc_launch.errors import ContextError
 from hpc_launch.node import network
-from hpc_launch.probes import wire
-from hpc_launch.probes.session import Session
+from hpc_launch.probes import probe_protocol
+from hpc_launch.probes.probe_session import ProbeSession
 from tests.support import mentions, wait_for
 
 NODES = ("n1", "n2", "n3")
@@ -30,10 +30,10 @@ NODES = ("n1", "n2", "n3")
 #   order()               the next order, None at the end
 STAGE = """
 import json, os, sys, time
-from hpc_launch.probes import wire
+from hpc_launch.probes import probe_protocol
 
 def say(number, **record):
-    for line in wire.encode(record).splitlines():
+    for line in probe_protocol.encode_record(record).splitlines():
         print(f"{number}: {line}", flush=True)
 
 def order():
@@ -48,12 +48,12 @@ def error(text):
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait for what never comes as long as for a real cluster."""
-    monkeypatch.setattr("hpc_launch.probes.session._LAUNCH", 0.0)
+    monkeypatch.setattr("hpc_launch.probes.probe_session._LAUNCH", 0.0)
 
 
-def session(play: str, patience: float = 60.0) -> Session:
+def session(play: str, patience: float = 60.0) -> ProbeSession:
     """Return a session with a step that is a play."""
-    return Session([sys.executable, "-c", STAGE + play], {"PYTHONPATH": ":".join(sys.path)}, NODES, patience)
+    return ProbeSession([sys.executable, "-c", STAGE + play], {"PYTHONPATH": ":".join(sys.path)}, NODES, patience)
 
 
 ALL_BEGIN = "for number in range(3): say(number, hello=f'n{number + 1}')\n"
@@ -62,8 +62,8 @@ ALL_BEGIN = "for number in range(3): say(number, hello=f'n{number + 1}')\n"
 @given(st.dictionaries(st.text(), st.text(max_size=3000)), st.text(alphabet="ab: \t", max_size=20))
 def test_records_arrive_in_pieces(record: dict[str, str], noise: str) -> None:
     """A record of any length arrives, behind whatever was printed without a newline."""
-    decoder = wire.Decoder()
-    lines = wire.encode(record).splitlines(keepends=True)
+    decoder = probe_protocol.RecordDecoder()
+    lines = probe_protocol.encode_record(record).splitlines(keepends=True)
 
     assert all(len(line.encode()) < 1000 for line in lines)
     assert [decoder.feed(noise + line) for line in lines] == [*[None] * (len(lines) - 1), record]
@@ -72,25 +72,27 @@ def test_records_arrive_in_pieces(record: dict[str, str], noise: str) -> None:
 @pytest.mark.parametrize("line", ["", "hello", "#hpc-launch-probe:", "#hpc-launch-probe:.{", "#hpc-launch-probe:.[1]"])
 def test_what_is_not_ours_is_no_record(line: str) -> None:
     """Greetings of modules, and broken records, are passed over."""
-    assert wire.Decoder().feed(line) is None
+    assert probe_protocol.RecordDecoder().feed(line) is None
 
 
 def test_orders_arrive_as_they_were_given() -> None:
     """An order is a line, and what is no order ends them."""
     given = [{"order": 1, "do": "facts"}, {"order": 2, "do": "a\nb", "nodes": ["n1"]}]
-    stream = io.StringIO("".join(map(wire.encode_order, given)) + "[]\n" + wire.encode_order(given[0]))
+    stream = io.StringIO(
+        "".join(map(probe_protocol.encode_order, given)) + "[]\n" + probe_protocol.encode_order(given[0])
+    )
 
-    assert list(wire.orders(stream)) == given
-    assert list(wire.orders(io.StringIO(""))) == []
+    assert list(probe_protocol.orders(stream)) == given
+    assert list(probe_protocol.orders(io.StringIO(""))) == []
 
 
 def test_a_record_without_end_is_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a node says is kept up to a limit; what follows is read again."""
-    monkeypatch.setattr(wire, "_LONGEST", 2000)
-    decoder = wire.Decoder()
+    monkeypatch.setattr(probe_protocol, "_LONGEST", 2000)
+    decoder = probe_protocol.RecordDecoder()
 
-    assert [decoder.feed(line) for line in wire.encode({"a": "x" * 3000}).splitlines()][-1] is None
-    assert decoder.feed(wire.encode({"a": 1})) == {"a": 1}
+    assert [decoder.feed(line) for line in probe_protocol.encode_record({"a": "x" * 3000}).splitlines()][-1] is None
+    assert decoder.feed(probe_protocol.encode_record({"a": 1})) == {"a": 1}
 
 
 def test_everyone_is_asked_and_answers() -> None:
@@ -204,21 +206,21 @@ def test_what_slurm_says_of_a_cancelled_step_is_kept() -> None:
 def test_without_srun(tmp_path: Path) -> None:
     """In a container without Slurm's commands it is said where to go."""
     with pytest.raises(ContextError, match="Slurm"):
-        Session([str(tmp_path / "srun")], {}, NODES, 1.0).begin()
+        ProbeSession([str(tmp_path / "srun")], {}, NODES, 1.0).begin()
 
 
 def test_a_probe_ends_with_its_input(python: str) -> None:
     """Nothing is left of a probe whose command is gone, and until then it answers."""
     order = json.dumps({"order": 1, "do": "clock"})
     done = subprocess.run(
-        [python, "-m", "hpc_launch.probes.probe", "hpc_launch.check.tasks"],
+        [python, "-m", "hpc_launch.probes.probe", "hpc_launch.check.check_probe"],
         input=f"{order}\n",
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
     )
-    records = [wire.Decoder().feed(line) or {} for line in done.stdout.splitlines()]
+    records = [probe_protocol.RecordDecoder().feed(line) or {} for line in done.stdout.splitlines()]
 
     assert [sorted(record) for record in records] == [["hello", "nodes"], ["answer", "order"]]
 
@@ -226,11 +228,11 @@ def test_a_probe_ends_with_its_input(python: str) -> None:
 def test_a_probe_survives_what_it_cannot_do(python: str) -> None:
     """An order that fails is answered with the error."""
     orders = [json.dumps({"order": number, "do": do}) for number, do in enumerate(("nonsense", "clock"))]
-    command = [python, "-m", "hpc_launch.probes.probe", "hpc_launch.check.tasks"]
+    command = [python, "-m", "hpc_launch.probes.probe", "hpc_launch.check.check_probe"]
     done = subprocess.run(
         command, input="\n".join(orders) + "\n", capture_output=True, text=True, check=True, timeout=60
     )
-    _, bad, good = [wire.Decoder().feed(line) or {} for line in done.stdout.splitlines()]
+    _, bad, good = [probe_protocol.RecordDecoder().feed(line) or {} for line in done.stdout.splitlines()]
 
     assert (bad["order"], bad["error"], good["order"]) == (0, "KeyError: 'nonsense'", 1)
 
@@ -240,31 +242,31 @@ def test_a_call_is_answered() -> None:
     answerer = Answerer("mine", range(20000, 20100))
     assert answerer.port is not None
     try:
-        assert call("mine", "127.0.0.1", answerer.port) == (Way.OPEN, "")
-        assert call("another", "127.0.0.1", answerer.port) == (Way.STRANGER, "")
+        assert call("mine", "127.0.0.1", answerer.port) == (ConnectionResult.OPEN, "")
+        assert call("another", "127.0.0.1", answerer.port) == (ConnectionResult.STRANGER, "")
     finally:
         answerer.close()
 
-    assert call("mine", "127.0.0.1", answerer.port) == (Way.REFUSED, "")
+    assert call("mine", "127.0.0.1", answerer.port) == (ConnectionResult.REFUSED, "")
 
 
 def test_a_silent_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who accepts and says nothing is as good as nobody."""
-    monkeypatch.setattr("hpc_launch.check.reach.PATIENCE", 0.2)
+    monkeypatch.setattr("hpc_launch.check.reachability.PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert call("mine", "127.0.0.1", silent.getsockname()[1]) == (Way.SILENT, "")
+        assert call("mine", "127.0.0.1", silent.getsockname()[1]) == (ConnectionResult.SILENT, "")
 
 
 def test_names_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name without an address, and one that means this node, need no call."""
     addresses = {"gone": (), "here": ("127.0.1.1",)}
-    monkeypatch.setattr(network, "resolve", addresses.__getitem__)
-    found = reach("mine", ("gone", "here", "10.0.0.1"), "127.0.0.1", 1)
+    monkeypatch.setattr(network, "resolve_name", addresses.__getitem__)
+    found = try_to_reach("mine", ("gone", "here", "10.0.0.1"), "127.0.0.1", 1)
 
     assert [(attempt.name, attempt.way) for attempt in found] == [
-        ("", Way.LOOPBACK),
-        ("gone", Way.UNRESOLVED),
-        ("here", Way.LOOPBACK),
+        ("", ConnectionResult.LOOPBACK),
+        ("gone", ConnectionResult.UNRESOLVED),
+        ("here", ConnectionResult.LOOPBACK),
     ]
 
 

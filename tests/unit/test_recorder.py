@@ -18,14 +18,14 @@ from hpc_launch.agent import recorder as recorder_module
 from hpc_launch.agent.recorder import Recorder
 from hpc_launch.agent.run_context import RunContext
 from hpc_launch.node import processes
-from hpc_launch.plan.derive import make
+from hpc_launch.plan.derivation import make_plan
 from hpc_launch.records import events, history
 from hpc_launch.records.claims import claim_run
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import EventLog
 from hpc_launch.settings import resolve
 from hpc_launch.workers.command_workers import CommandWorkers
-from hpc_launch.workers.factory_server import Ended
+from hpc_launch.workers.factory_server import EndedWorker
 from tests.unit.test_plan import here
 
 GONE = 1 << 22
@@ -36,14 +36,14 @@ PATIENCE = 30.0
 @pytest.fixture
 def context(tmp_path: Path) -> RunContext:
     """Return the context of a run that knows its job directory from the beginning."""
-    plan = make(resolve({"log_dir": str(tmp_path), "rdzv_id": "run"}, {}), here(), ("train.py",))
+    plan = make_plan(resolve({"log_dir": str(tmp_path), "rdzv_id": "run"}, {}), here(), ("train.py",))
     return RunContext(dataclasses.replace(plan, job_name="job"))
 
 
 @pytest.fixture
 def recorder(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """Return the recorder of an agent on that context."""
-    monkeypatch.setattr(recorder_module, "Pace", lambda *_: SimpleNamespace(due=lambda _: False))
+    monkeypatch.setattr(recorder_module, "Backoff", lambda *_: SimpleNamespace(due=lambda _: False))
     return Recorder(context, {"SLURM_RESTART_COUNT": "2"})
 
 
@@ -55,7 +55,7 @@ def job_of(recorder: Recorder, context: RunContext) -> JobDirectory:
     return context.job
 
 
-def workers(folder: Path, pids: dict[int, int], ended: dict[int, Ended], **more: Any) -> CommandWorkers:
+def workers(folder: Path, pids: dict[int, int], ended: dict[int, EndedWorker], **more: Any) -> CommandWorkers:
     """Workers that have ended as they are told, without any process."""
     found = CommandWorkers.__new__(CommandWorkers)
     for name, suffix in (("stdouts", "out"), ("stderrs", "err"), ("error_files", "error.json")):
@@ -86,7 +86,7 @@ def test_what_was_said_before_there_was_a_place_for_it(recorder: Recorder, conte
 def test_workers_that_end(recorder: Recorder, context: RunContext, tmp_path: Path) -> None:
     """How each ended, what it used and why it failed is written down, once."""
     job = job_of(recorder, context)
-    ended = {0: Ended(11, 0, 100.0, (1.5, 0.25, 1 << 20)), 1: Ended(12, 3, 101.0, (0.0, 0.0, 0))}
+    ended = {0: EndedWorker(11, 0, 100.0, (1.5, 0.25, 1 << 20)), 1: EndedWorker(12, 3, 101.0, (0.0, 0.0, 0))}
     (tmp_path / "rank_1.err").write_text("the last line\n")
     found = workers(tmp_path, {0: 11, 1: 12}, ended)
     for local in (0, 1):
@@ -95,7 +95,7 @@ def test_workers_that_end(recorder: Recorder, context: RunContext, tmp_path: Pat
         recorder.look(found)
     recorder.finish(found)
     recorder.left(3, "why")
-    (attempt,) = history.read(job.path).attempts
+    (attempt,) = history.read_history(job.path).attempts
     well, failed = attempt.workers
 
     assert [event["event"] for event in lines(recorder, job)].count(events.WORKER_ENDED) == 2
@@ -117,7 +117,7 @@ def test_a_worker_that_cannot_be_killed(
     monkeypatch.setattr(processes, "hung_in", lambda _: "nfs4_wait")
     recorder.finish(found)
     assert recorder.settle(PATIENCE)
-    (worker,) = history.read(job.path).attempts[0].workers
+    (worker,) = history.read_history(job.path).attempts[0].workers
 
     assert worker.exitcode is None
     assert worker.failure is not None
@@ -150,7 +150,7 @@ def test_agents_that_never_met(recorder: Recorder, tmp_path: Path) -> None:
     JobDirectory(tmp_path, "job").attempt(6).mkdir(parents=True)
     recorder.say(events.NODE_MISSING, hosts="gpu007", joined=1, expected=2)
     recorder.left(69, "gpu007 did not join")
-    told = history.read(tmp_path / "job")
+    told = history.read_history(tmp_path / "job")
 
     assert [(run.first_attempt, run.status) for run in told.runs] == [(7, 69)]
     assert [(event.kind, event.hosts) for event in told.node_events] == [("missing", "gpu007")]

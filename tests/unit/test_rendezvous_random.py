@@ -13,7 +13,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
 
 from hpc_launch.errors import RoundRefused
 from hpc_launch.rendezvous.handler import SlurmRendezvous
-from hpc_launch.rendezvous.messages import Ending, RoundEnd
+from hpc_launch.rendezvous.messages import RoundEnd, RoundEnding
 from tests.support import wait_for
 from tests.unit.agents_support import DEADLINE, begin, config, configs, end_of, finish
 
@@ -100,7 +100,7 @@ def live(handler: SlurmRendezvous, story: Story) -> None:
         assert (info.rank, info.world_size, handler.round_number) == (agent, story.agents, number)
         end = act(handler, part, story.meetings[number])
         story.seen[agent].append((number, handler.plan.master_addr, handler.plan.master_port, end))
-        if end.ending != Ending.RESTART.value:
+        if end.ending != RoundEnding.RESTART.value:
             with pytest.raises(RendezvousClosedError):
                 handler.next_rendezvous()
             return
@@ -147,14 +147,14 @@ def test_agents_always_agree(tmp_path: Path, seed: int) -> None:
     assert len(history) - 1 <= story.budget
     for number, _, _, end in history:
         acts = [part.act for part in story.parts[number]]
-        if end.ending == Ending.DONE.value:
+        if end.ending == RoundEnding.DONE.value:
             assert set(acts) == {DONE}
         elif acts[end.agent] == CLOSE:
-            assert (end.ending, end.status) == (Ending.FAILED.value, 1)
+            assert (end.ending, end.status) == (RoundEnding.FAILED.value, 1)
         else:
             assert acts[end.agent] == FAIL
-            assert end.ending == (Ending.RESTART if number < story.budget else Ending.FAILED).value
+            assert end.ending == (RoundEnding.RESTART if number < story.budget else RoundEnding.FAILED).value
             assert end.status == 100 + end.agent
-    assert story.refused == (set(range(story.agents)) if history[-1][3].ending == Ending.RESTART.value else set())
+    assert story.refused == (set(range(story.agents)) if history[-1][3].ending == RoundEnding.RESTART.value else set())
     assert not story.refused or any(part.act == CLOSE for part in story.parts[len(history) - 1])
     assert len({port for _, _, port, _ in history}) >= len(history) - 1  # chance may choose one twice

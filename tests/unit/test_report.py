@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from hpc_launch.records.causes import ENDED, LOST
-from hpc_launch.review import reports
-from hpc_launch.review.lanes import End
-from hpc_launch.review.report import Report
+from hpc_launch.inspection import job_report
+from hpc_launch.inspection.report_content import Report
+from hpc_launch.inspection.timeline_lanes import LaneEnd
+from hpc_launch.records.root_cause import ENDED, LOST
 from tests import histories
 from tests.histories import Losses
 from tests.support import lines_mention, mentions
@@ -24,7 +24,7 @@ Event = dict[str, Any]
 
 def report(path: Path, *, now: float = BEGIN + 1000, **facts: Any) -> Report:
     histories.write(path, **facts)
-    return reports.of(path, now=now, zone=timezone.utc).report
+    return job_report.report_on_job(path, now=now, zone=timezone.utc).report
 
 
 def changed(job: Path, host: str, change: Callable[[Event], bool], *more: Event) -> Report:
@@ -32,7 +32,7 @@ def changed(job: Path, host: str, change: Callable[[Event], bool], *more: Event)
     file = job / f"nodes/{host}/events.jsonl"
     events = [event for line in file.read_text().splitlines() if change(event := json.loads(line))]
     file.write_text("".join(f"{json.dumps(event)}\n" for event in [*events, *more]))
-    return reports.of(job, now=BEGIN + 1000, zone=timezone.utc).report
+    return job_report.report_on_job(job, now=BEGIN + 1000, zone=timezone.utc).report
 
 
 def ends(told: Report, attempt: int) -> dict[str, str]:
@@ -67,8 +67,8 @@ def test_how_ranks_ended(tmp_path: Path) -> None:
     """The one that failed first is told from those that followed, and these from those that were stopped."""
     told = report(tmp_path / "1.0", attempts=2)
 
-    assert ends(told, 0) == {"7": End.CAUSE, "1-2,4-5": End.FOLLOWED, "0,3,6": End.STOPPED}
-    assert ends(told, 1) == {"0-7": End.FINISHED}
+    assert ends(told, 0) == {"7": LaneEnd.CAUSE, "1-2,4-5": LaneEnd.FOLLOWED, "0,3,6": LaneEnd.STOPPED}
+    assert ends(told, 1) == {"0-7": LaneEnd.FINISHED}
     assert told.root is not None
     assert (told.root.title, told.root.past) == ("Why attempt 0 failed", True)
 
@@ -80,7 +80,7 @@ def test_a_node_that_is_lost(tmp_path: Path) -> None:
     changed(job, "gpu001", lambda _: True, said)
     told = changed(job, "gpu002", lambda event: event["event"] != "worker ended" or event["attempt"] == 1)
 
-    assert ends(told, 0)["4-7"] == End.LOST
+    assert ends(told, 0)["4-7"] == LaneEnd.LOST
     assert told.overview is not None
     assert [(flag.label, flag.style) for flag in told.overview.flags] == [("gpu002 lost", "lost")]
     assert "lost gpu002" in " ".join(moment.text for moment in told.story)
@@ -88,7 +88,7 @@ def test_a_node_that_is_lost(tmp_path: Path) -> None:
 
 def test_a_job_that_loses_nodes(tmp_path: Path) -> None:
     """Who was lost, came back, leads or is bad; how large each attempt was; and what to leave out of the next job."""
-    told = reports.of(Losses(tmp_path / "1.0").write(), now=BEGIN + 1000, zone=timezone.utc).report
+    told = job_report.report_on_job(Losses(tmp_path / "1.0").write(), now=BEGIN + 1000, zone=timezone.utc).report
     facts = {fact.name: fact.value for fact in told.facts}
     broken = f"gpu003 is broken ({Losses.BROKEN.removeprefix('CUDA error: ')})"
 
@@ -111,7 +111,7 @@ def test_a_job_that_loses_nodes(tmp_path: Path) -> None:
         ("gpu005 lost", "lost"),
         ("gpu001 back", "back"),
     ]
-    assert ends(told, 2) == {"4-7": End.LOST, "0-3,8-9": End.STOPPED}
+    assert ends(told, 2) == {"4-7": LaneEnd.LOST, "0-3,8-9": LaneEnd.STOPPED}
     assert told.root is not None
     assert mentions(told.root.blame.headline, "lost gpu[004-005]")
     assert [name for name, _ in told.root.blame.facts] == ["gpu004", "gpu005"]
@@ -137,7 +137,7 @@ def test_ends_that_nobody_saw(tmp_path: Path) -> None:
     job = histories.write(tmp_path / "1.0", attempts=2)
     told = changed(job, "gpu002", lambda event: event["event"] != "worker ended")
 
-    assert ends(told, 1) == {"4-7": End.UNKNOWN, "0-3": End.FINISHED}
+    assert ends(told, 1) == {"4-7": LaneEnd.UNKNOWN, "0-3": LaneEnd.FINISHED}
 
 
 def test_what_was_the_same_before(tmp_path: Path) -> None:

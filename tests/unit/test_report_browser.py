@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hpc_launch.review import reports
+from hpc_launch.inspection import job_report
 from tests import browser, histories
 from tests.histories import Losses
 
@@ -64,9 +64,11 @@ def test_everything_has_its_place(tmp_path: Path) -> None:
     pages = {}
     for name, facts in JOBS.items():
         job = histories.write(tmp_path / name, fails={1: 2, 2: 2}, **facts)
-        pages[name] = reports.of(job).html(tmp_path)
+        pages[name] = job_report.report_on_job(job).html(tmp_path)
     for ending in ("done", ""):
-        pages[f"losses {ending}"] = reports.of(Losses(tmp_path / f"losses {ending}", ending).write()).html(tmp_path)
+        pages[f"losses {ending}"] = job_report.report_on_job(
+            Losses(tmp_path / f"losses {ending}", ending).write()
+        ).html(tmp_path)
     found = browser.measure(pages, LOOK, [1300, 700])
 
     assert len(found) == 2 * len(pages)
@@ -100,7 +102,7 @@ def test_nothing_is_asked_of_the_network(tmp_path: Path, asked: tuple[str, list[
     address, paths = asked
     message = f"</pre><img src='{address}/image'><script src='{address}/script'></script><style>@import '{address}/css'"
     job = histories.write(tmp_path / "4711.0", ending="failed", exception=("ValueError", message))
-    page = reports.of(job).html(tmp_path)
+    page = job_report.report_on_job(job).html(tmp_path)
     file = tmp_path / "page.html"
     file.write_text(page.replace("</main>", f"{message}</style></main>"))
     shown = browser.dom(file)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from hpc_launch.inspection import job_report
+from hpc_launch.inspection.job_report import JobReport
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.review import reports
-from hpc_launch.review.reports import JobReport
 from tests import histories, pages
 from tests.pages import Page
 from tests.support import mentions
@@ -33,7 +33,7 @@ HOSTILE = (
 
 def report_of(path: Path, **facts: Any) -> JobReport:
     histories.write(path, **facts)
-    return reports.of(path, now=1_718_001_000.0, zone=timezone.utc)
+    return job_report.report_on_job(path, now=1_718_001_000.0, zone=timezone.utc)
 
 
 def page_of(made: JobReport, path: Path | None = None) -> Page:
@@ -115,7 +115,7 @@ def test_a_page_can_be_anywhere(tmp_path: Path) -> None:
 
 def test_a_hostile_job_is_only_text(hostile: Path) -> None:
     """Whatever a job calls things, the page shows it, and nothing of it is markup, script, address or style."""
-    page = page_of(reports.of(hostile, zone=timezone.utc))
+    page = page_of(job_report.report_on_job(hostile, zone=timezone.utc))
     said = page.text
 
     assert page.from_elsewhere == []
@@ -134,7 +134,7 @@ def test_a_hostile_job_is_only_text(hostile: Path) -> None:
 
 def test_a_hostile_job_is_only_text_in_markdown(hostile: Path) -> None:
     """Outside of code, nothing of it means anything to Markdown; and every table has as many cells as columns."""
-    text = reports.of(hostile, zone=timezone.utc).markdown()
+    text = job_report.report_on_job(hostile, zone=timezone.utc).markdown()
     outside = re.sub(r"(?ms)^(`{3,})$.*?^\1$", "", text)
     lines = [re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "code", line) for line in outside.splitlines()]
     tables = [line for line in lines if line.startswith("|")]
@@ -161,7 +161,7 @@ def test_every_part_is_there(tmp_path: Path) -> None:
     offsets = {1: 90.0}
     made = report_of(tmp_path / "4711.0", attempts=3, requeues=[0], ending="failed", output=1, offsets=offsets)
     (tmp_path / "4711.0/nodes/gpu003").mkdir()
-    made = reports.of(tmp_path / "4711.0", now=1_718_001_000.0, zone=timezone.utc)
+    made = job_report.report_on_job(tmp_path / "4711.0", now=1_718_001_000.0, zone=timezone.utc)
     said = page_of(made).text
 
     for text in (
@@ -206,7 +206,7 @@ def test_nothing_much_is_a_page_too(tmp_path: Path, what: str) -> None:
     if what:
         for file in (job / "nodes/gpu001/events.jsonl", job / "attempt_0/job.json", job / "requeues.jsonl"):
             file.write_bytes(b"" if what == "empty" else b"\xff\0[1]{\n\n{}\n")
-    made = reports.of(job)
+    made = job_report.report_on_job(job)
 
     assert made.report.verdict.word == "Unknown"
     assert mentions(made.report.verdict.sentence, "no events")
@@ -224,4 +224,4 @@ def test_times_and_numbers_may_be_anything(tmp_path: Path) -> None:
             event.update({"exitcode": -8e15} if "exitcode" in event else {}, world_size=-5, status=1 << 52)
         file.write_text("".join(f"{json.dumps(event)}\n" for event in events))
 
-    assert page_of(reports.of(job)).problems == []
+    assert page_of(job_report.report_on_job(job)).problems == []

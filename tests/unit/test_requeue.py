@@ -11,9 +11,9 @@ from hypothesis import given, strategies as st
 
 from hpc_launch.plan import requeue
 from hpc_launch.plan.requeue import Policy, Progress, Refusal, decide
-from hpc_launch.records import ledger
+from hpc_launch.records import requeue_ledger
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.ledger import REASONS, Entry, Ledger, Reason
+from hpc_launch.records.requeue_ledger import REASONS, Ledger, LedgerEntry, Reason
 from hpc_launch.settings import REQUEUE_REASONS
 from tests.support import mentions
 
@@ -23,10 +23,10 @@ STUCK = Progress(marked=True, begin=100, step=100)
 FURTHER = Progress(marked=True, begin=100, step=150)
 
 
-def entry(reason: Reason = "timeout", *, progressed: bool = True, step: float | None = 100) -> Entry:
+def entry(reason: Reason = "timeout", *, progressed: bool = True, step: float | None = 100) -> LedgerEntry:
     """Return a line of the ledger."""
     counted = reason not in requeue.FREE
-    return Entry(1.5, reason, "time limit", 0, 0, step, progressed=progressed, counted=counted)
+    return LedgerEntry(1.5, reason, "time limit", 0, 0, step, progressed=progressed, counted=counted)
 
 
 IDLE = entry(progressed=False)
@@ -110,7 +110,9 @@ def test_no_budget_at_all() -> None:
     ((IDLE, entry("preempt", progressed=False), IDLE), STUCK, False),
     ((IDLE, entry("preempt", progressed=False)), STUCK, True),
 ])  # fmt: skip
-def test_no_progress_for_some_runs_in_a_row(ledger: tuple[Entry, ...], progress: Progress, *, goes_on: bool) -> None:
+def test_no_progress_for_some_runs_in_a_row(
+    ledger: tuple[LedgerEntry, ...], progress: Progress, *, goes_on: bool
+) -> None:
     """Three idle runs in a row end it; one with progress begins the count anew, an idle preempted one is left out."""
     found = decide(ALL, "timeout", "time limit", ledger, progress)
 
@@ -178,7 +180,7 @@ def test_a_ledger_is_read_as_it_was_written() -> None:
     lines = [each.line() for each in entries]
 
     assert all(line.index("\n") == len(line) - 1 for line in lines)
-    assert entries == ledger.read("".join(lines)).entries
+    assert entries == requeue_ledger.parse_ledger("".join(lines)).entries
 
 
 def test_broken_lines_are_left_out() -> None:
@@ -195,29 +197,29 @@ def test_broken_lines_are_left_out() -> None:
         "[" * 10**5,
     ]
 
-    assert (good, good) == ledger.read("\n".join([good.line(), *broken, good.line()])).entries
+    assert (good, good) == requeue_ledger.parse_ledger("\n".join([good.line(), *broken, good.line()])).entries
 
 
 def test_what_an_entry_does_not_say_counts_against_the_job() -> None:
     """An entry of another version, with fields that are missing or not understood, is still a requeue."""
-    expected = Entry(1.5, "timeout", "", 0, 0, None, progressed=False, counted=True)
+    expected = LedgerEntry(1.5, "timeout", "", 0, 0, None, progressed=False, counted=True)
 
     line = '{"time": 1.5, "reason": "timeout", "step": "12", "attempt": null, "new": 1}'
-    assert Ledger((expected,)) == ledger.read(line)
+    assert Ledger((expected,)) == requeue_ledger.parse_ledger(line)
 
 
 def test_a_ledger_without_a_version_is_the_first() -> None:
     """A job that was requeued by an hpc-launch whose lines had no version goes on where it was."""
     line = json.dumps(dataclasses.asdict(entry()))
 
-    assert ledger.read(line) == Ledger((entry(),))
+    assert requeue_ledger.parse_ledger(line) == Ledger((entry(),))
 
 
 def test_a_ledger_of_a_later_version_is_named() -> None:
     """Lines of a later version are no entries, and the ledger says that they are there."""
-    later = json.dumps({"schema": ledger.SCHEMA + 1, **dataclasses.asdict(entry())})
+    later = json.dumps({"schema": requeue_ledger.SCHEMA + 1, **dataclasses.asdict(entry())})
 
-    assert ledger.read(f"{entry().line()}{later}\n") == Ledger((entry(),), ledger.SCHEMA + 1)
+    assert requeue_ledger.parse_ledger(f"{entry().line()}{later}\n") == Ledger((entry(),), requeue_ledger.SCHEMA + 1)
 
 
 def test_only_the_last_entry_is_amended() -> None:
@@ -225,7 +227,7 @@ def test_only_the_last_entry_is_amended() -> None:
     more = json.dumps({**dataclasses.asdict(entry()), "new": 1})
     text = f"{more}\nbroken\n{IDLE.line()}null\n"
 
-    assert ledger.read(text).amended(entry()) == f"{more}\nbroken\n{entry().line()}null\n"
+    assert requeue_ledger.parse_ledger(text).amended(entry()) == f"{more}\nbroken\n{entry().line()}null\n"
 
 
 def test_a_line_that_was_cut_off_spoils_no_other(tmp_path: Path) -> None:
@@ -233,22 +235,22 @@ def test_a_line_that_was_cut_off_spoils_no_other(tmp_path: Path) -> None:
     job = JobDirectory(tmp_path, "12.0")
     job.path.mkdir()
     job.ledger.write_text(entry().line()[:30])
-    ledger.append(job, ledger.load(job), entry())
+    requeue_ledger.append_entry(job, requeue_ledger.load_ledger(job), entry())
 
-    assert ledger.load(job).entries == (entry(),)
+    assert requeue_ledger.load_ledger(job).entries == (entry(),)
 
 
 @given(st.text())
 def test_any_file_can_be_read(text: str) -> None:
     """No content of the ledger is an exception."""
-    assert all(found.reason in REASONS for found in ledger.read(text).entries)
+    assert all(found.reason in REASONS for found in requeue_ledger.parse_ledger(text).entries)
 
 
 def test_a_requeue_by_slurm_is_known_in_earlier_ledgers() -> None:
     """Their lines have no field for it, but always the same words."""
-    fields = dataclasses.asdict(dataclasses.replace(entry("preempt"), cause=ledger.BY_SLURM))
+    fields = dataclasses.asdict(dataclasses.replace(entry("preempt"), cause=requeue_ledger.BY_SLURM))
     del fields["by_slurm"]
-    (early,) = ledger.read(json.dumps(fields)).entries
-    (other,) = ledger.read(json.dumps({**fields, "cause": "preemption"})).entries
+    (early,) = requeue_ledger.parse_ledger(json.dumps(fields)).entries
+    (other,) = requeue_ledger.parse_ledger(json.dumps({**fields, "cause": "preemption"})).entries
 
     assert (early.by_slurm, other.by_slurm) == (True, False)

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from hpc_launch.agent import job_requeue
-from hpc_launch.agent.job_requeue import Run
+from hpc_launch.agent.job_requeue import EndedRun
 from hpc_launch.errors import HpcLaunchError, Interrupted, RendezvousError, RoundRefused, UsageError, WorkerError
-from hpc_launch.plan.derive import make
-from hpc_launch.plan.model import Plan
-from hpc_launch.records import ledger
+from hpc_launch.plan.derivation import make_plan
+from hpc_launch.plan.launch_plan import Plan
+from hpc_launch.records import requeue_ledger
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.ledger import Entry
+from hpc_launch.records.requeue_ledger import LedgerEntry
 from hpc_launch.settings import resolve
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
@@ -36,8 +36,10 @@ REFUSED = "Requested operation is presently disabled"
 TERM = Interrupted(15, "SIGTERM")
 
 
-def run(job: JobDirectory, error: HpcLaunchError | None, record: JobRecord | None, *, noticed: bool = False) -> Run:
-    return Run(error, noticed, record, job, first_attempt=2, attempt=3)
+def run(
+    job: JobDirectory, error: HpcLaunchError | None, record: JobRecord | None, *, noticed: bool = False
+) -> EndedRun:
+    return EndedRun(error, noticed, record, job, first_attempt=2, attempt=3)
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def plan(words: str = "on-notice,on-timeout,on-preempt,on-failure", **more: str) -> Plan:
-    return make(resolve({"requeue": words, **more}, {}), here(), ("train.py",))
+    return make_plan(resolve({"requeue": words, **more}, {}), here(), ("train.py",))
 
 
 ENVIRON = {"SLURM_JOB_ID": "7"}
@@ -109,7 +111,7 @@ def test_why_a_run_is_requeued_after_a_notice(
     check_reason(tmp_path, asked, run(JobDirectory(tmp_path, "7.0"), error, record, noticed=True), reason)
 
 
-def check_reason(folder: Path, asked: list[str], ended: Run, reason: str | None) -> None:
+def check_reason(folder: Path, asked: list[str], ended: EndedRun, reason: str | None) -> None:
     job = JobDirectory(folder, "7.0")
     job.path.mkdir()
     word = job_requeue.settle(plan(), ENVIRON, ended)
@@ -117,7 +119,7 @@ def check_reason(folder: Path, asked: list[str], ended: Run, reason: str | None)
         assert (word, asked, job.ledger.exists()) == ("", [], False)
         return
     assert (word.partition(" ")[0], asked) == ("requeued", ["7"])
-    [entry] = ledger.load(job).entries
+    [entry] = requeue_ledger.load_ledger(job).entries
     assert (entry.reason, entry.attempt, entry.restart_count) == (reason, 3, 0)
     assert entry.counted == (reason != "preempt")
 
@@ -131,7 +133,7 @@ def test_a_requeue_of_slurm_s_own_is_written_down(tmp_path: Path, asked: list[st
     word = job_requeue.settle(plan("on-preempt"), ENVIRON, run(job, TERM, REQUEUED))
     assert mentions(word, "Slurm")
     assert asked == []
-    [entry] = ledger.load(job).entries
+    [entry] = requeue_ledger.load_ledger(job).entries
     assert (entry.cause, entry.counted, entry.step) == ("requeued by Slurm", False, 50)
 
 
@@ -174,7 +176,7 @@ def test_a_notice_before_a_preemption_is_a_notice_where_only_that_was_asked_for(
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
     assert job_requeue.settle(plan("on-notice"), ENVIRON, run(job, None, IN_GRACE, noticed=True)).startswith("requeued")
-    [entry] = ledger.load(job).entries
+    [entry] = requeue_ledger.load_ledger(job).entries
     assert (entry.reason, entry.counted, asked) == ("notice", True, ["7"])
 
 
@@ -190,11 +192,11 @@ def test_a_requeue_while_the_workers_end(tmp_path: Path, asked: list[str]) -> No
     job.path.mkdir()
     mark(job, 0, json.dumps({"attempt": 3, "step": 40, "total": 100}))
     job_requeue.settle_early(plan(), ENVIRON, run(job, None, TIME_LIMIT))
-    [entry] = ledger.load(job).entries
+    [entry] = requeue_ledger.load_ledger(job).entries
     assert (entry.reason, entry.step, asked) == ("timeout", 40, ["7"])
     mark(job, 0, json.dumps({"attempt": 3, "step": 50, "total": 100}))
     word = job_requeue.settle(plan(), ENVIRON, run(job, TERM, REQUEUED))
-    [entry] = ledger.load(job).entries
+    [entry] = requeue_ledger.load_ledger(job).entries
 
     assert mentions(word, "requeued 1 10")
     assert (entry.reason, entry.step, entry.counted, asked) == ("timeout", 50, True, ["7"])
@@ -215,7 +217,8 @@ def test_what_is_not_right_yet(tmp_path: Path, asked: list[str]) -> None:
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
     idle = [
-        Entry(1.0, "timeout", "time limit", turn, turn, step=40, progressed=not turn, counted=True) for turn in (0, 1)
+        LedgerEntry(1.0, "timeout", "time limit", turn, turn, step=40, progressed=not turn, counted=True)
+        for turn in (0, 1)
     ]
     job.ledger.write_text("".join(entry.line() for entry in idle))
     mark(job, 0, json.dumps({"attempt": 1, "step": 40, "total": 100}))
@@ -228,28 +231,28 @@ def test_what_is_not_right_yet(tmp_path: Path, asked: list[str]) -> None:
     job_requeue.settle(words, environ, run(job, TERM, record))
 
     assert asked == ["7"]
-    assert [entry.step for entry in ledger.load(job).entries] == [40, 40, 50]
+    assert [entry.step for entry in requeue_ledger.load_ledger(job).entries] == [40, 40, 50]
 
 
 def test_progress_is_that_of_the_rank_which_came_furthest(tmp_path: Path, asked: list[str]) -> None:
     """Files that cannot be read are passed over; a mark of an earlier run is none of this one."""
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
-    before = Entry(1.0, "timeout", "time limit", 0, 1, step=40, progressed=True, counted=True)
+    before = LedgerEntry(1.0, "timeout", "time limit", 0, 1, step=40, progressed=True, counted=True)
     job.ledger.write_text(before.line())
     mark(job, 0, json.dumps({"attempt": 3, "step": 50, "total": 100}))
     mark(job, 1, json.dumps({"attempt": 3, "step": 45, "total": 100}))
     mark(job, 2, "{")
     mark(job, 3, "[1, 2]")
     job_requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING))
-    entry = ledger.load(job).entries[-1]
+    entry = requeue_ledger.load_ledger(job).entries[-1]
     assert (entry.step, entry.progressed, asked) == (50, True, ["7"])
 
     mark(job, 0, json.dumps({"attempt": 1, "step": 50, "total": 100}))
     mark(job, 1, json.dumps({"attempt": 1, "step": 45, "total": 100}))
     environ = ENVIRON | {"SLURM_RESTART_COUNT": "1"}
     job_requeue.settle(plan(), environ, run(job, FAILED, JobRecord("7", "RUNNING", restarts=1)))
-    entry = ledger.load(job).entries[-1]
+    entry = requeue_ledger.load_ledger(job).entries[-1]
     assert (entry.step, entry.progressed) == (50, False)
 
 
@@ -273,7 +276,7 @@ def test_what_slurm_refused_can_be_asked_again(tmp_path: Path, monkeypatch: pyte
     job_requeue.settle_early(plan(), ENVIRON, run(job, None, TIME_LIMIT))
 
     assert mentions(job_requeue.settle(plan(), ENVIRON, run(job, TERM, TIME_LIMIT)), "requeued 1 10")
-    assert len(ledger.load(job).entries) == 1
+    assert len(requeue_ledger.load_ledger(job).entries) == 1
 
 
 def test_a_requeue_whose_answer_was_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,4 +308,4 @@ def test_one_thread_at_a_time_settles_it(tmp_path: Path, monkeypatch: pytest.Mon
         goes_on.set()
         early.result(60)
 
-    assert (mentions(late.result(60), "requeued 1 10"), len(ledger.load(job).entries)) == (True, 1)
+    assert (mentions(late.result(60), "requeued 1 10"), len(requeue_ledger.load_ledger(job).entries)) == (True, 1)

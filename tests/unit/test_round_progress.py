@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from hpc_launch.rendezvous.membership import Membership
-from hpc_launch.rendezvous.messages import Ending, Failed, RoundEnd, RoundPlan, RunState, Start
+from hpc_launch.rendezvous.messages import Failed, RoundEnd, RoundEnding, RoundPlan, RunState, Start
 from hpc_launch.rendezvous.round_progress import RoundProgress
 
 HOSTS = {0: "node1", 1: "node2", 2: "node3", 3: "node4"}
@@ -62,8 +62,8 @@ def test_the_end_by_failures_names_the_first_that_followed_no_other() -> None:
     running.note_failure(0, Failed(0, 9, "late"), 100.3)
 
     assert running.failed == 100.0
-    assert running.failure_end(HOSTS, again=True) == RoundEnd(Ending.RESTART.value, 2, "node4", 7, "it broke")
-    assert running.failure_end(HOSTS, again=False).ending == Ending.FAILED.value
+    assert running.failure_end(HOSTS, again=True) == RoundEnd(RoundEnding.RESTART.value, 2, "node4", 7, "it broke")
+    assert running.failure_end(HOSTS, again=False).ending == RoundEnding.FAILED.value
 
 
 def test_an_end_by_followers_alone_is_an_end() -> None:
@@ -98,7 +98,7 @@ def test_who_is_waited_for(begun: Sequence[int], done: Sequence[int], failed: bo
 
 def test_nobody_is_waited_for_when_a_round_has_ended() -> None:
     running = progress()
-    running.end = RoundEnd(Ending.RESTART.value, 1, "node2", 1, "it broke")
+    running.end = RoundEnd(RoundEnding.RESTART.value, 1, "node2", 1, "it broke")
 
     assert (running.due, running.over, running.calm) == (set(), True, False)
     assert not running.failure_counts(1000.0)

@@ -13,15 +13,15 @@ import pytest
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
 
 from hpc_launch.agent import round_supervisor
-from hpc_launch.agent.hang_detector import HangWatch, Verdict
+from hpc_launch.agent.hang_detector import HangVerdict, HangWatch
 from hpc_launch.agent.recorder import Recorder
-from hpc_launch.agent.round_supervisor import Failure, RoundSupervisor
+from hpc_launch.agent.round_supervisor import LocalFailure, RoundSupervisor
 from hpc_launch.agent.run_context import RunContext
-from hpc_launch.plan.derive import make
+from hpc_launch.plan.derivation import make_plan
 from hpc_launch.rendezvous.handler import SlurmRendezvous
-from hpc_launch.rendezvous.messages import Ending, RoundEnd
+from hpc_launch.rendezvous.messages import RoundEnd, RoundEnding
 from hpc_launch.settings import resolve
-from hpc_launch.workers.signals import Signals
+from hpc_launch.workers.signals import AgentSignals
 from tests.support import lines_mention
 from tests.unit.test_plan import here
 
@@ -56,11 +56,11 @@ class Rendezvous:
     ) -> RoundEnd:
         assert not stopped()
         self.told.append(f"{'own ' if own else ''}{'hang' if hang else 'failure'} {status}: {cause}{fault}")
-        return RoundEnd(Ending.FAILED.value, 0, "gpu001", status, cause, hang=hang)
+        return RoundEnd(RoundEnding.FAILED.value, 0, "gpu001", status, cause, hang=hang)
 
     def report_end(self, status: int, cause: str, name: str) -> RoundEnd:
         self.told.append(f"end {status}: {cause}")
-        return RoundEnd(Ending.FAILED.value, 0, "gpu001", status, cause, name)
+        return RoundEnd(RoundEnding.FAILED.value, 0, "gpu001", status, cause, name)
 
 
 @dataclass
@@ -93,9 +93,9 @@ def watched(
         clock.now += min(seconds, 0.3)
 
     watch = RoundSupervisor(
-        context=RunContext(make(resolve({"log_dir": str(tmp_path)}, {}), here(), ("train.py",))),
+        context=RunContext(make_plan(resolve({"log_dir": str(tmp_path)}, {}), here(), ("train.py",))),
         handler=cast("SlurmRendezvous", others),
-        signals=cast("Signals", SimpleNamespace(stop=stop)),
+        signals=cast("AgentSignals", SimpleNamespace(stop=stop)),
         recorder=cast("Recorder", SimpleNamespace(say=lambda *_, **__: None, workers=())),
         hang=None,
         monitor=lambda: next(turns, results[-1]),
@@ -114,12 +114,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def failing(monkeypatch: pytest.MonkeyPatch, *, follows: bool) -> None:
     """Have workers here fail, by themselves or after others."""
-    monkeypatch.setattr(round_supervisor, "failure_of", lambda *_: Failure(3, "rank 0 failed", follows))
+    monkeypatch.setattr(round_supervisor, "failure_of", lambda *_: LocalFailure(3, "rank 0 failed", follows))
 
 
 def test_an_agent_says_once_that_all_is_done(tmp_path: Path, clock: Clock) -> None:
     """It waits for the others then, who may still train."""
-    done = RoundEnd(Ending.DONE.value, 1, "gpu002")
+    done = RoundEnd(RoundEnding.DONE.value, 1, "gpu002")
     found = watched(tmp_path, clock, [HEALTHY, WELL], Rendezvous([None, None, None, done]))
 
     assert (done, WELL) == found.watch.follow()
@@ -140,7 +140,7 @@ def test_what_followed_another_failure_waits_for_that_one(
 ) -> None:
     """The round ends with the status of the first failure, whoever was quicker to notice its own."""
     failing(monkeypatch, follows=True)
-    first = RoundEnd(Ending.FAILED.value, 1, "gpu002", 7, "rank 1 failed")
+    first = RoundEnd(RoundEnding.FAILED.value, 1, "gpu002", 7, "rank 1 failed")
     found = watched(tmp_path, clock, [FAILED], Rendezvous([None, first]))
 
     assert (first, FAILED) == found.watch.follow()
@@ -181,7 +181,7 @@ def test_workers_that_were_done_before_the_signal_are_done(tmp_path: Path, clock
 def test_a_job_that_hangs_has_failed(tmp_path: Path, clock: Clock, capfd: pytest.CaptureFixture[str]) -> None:
     """With the status of timeout(1), and a line that says where the stacks are."""
     found = watched(tmp_path, clock, [HEALTHY], Rendezvous())
-    verdict = Verdict("it hangs", tmp_path / "stacks" / "1")
+    verdict = HangVerdict("it hangs", tmp_path / "stacks" / "1")
     found.watch.hang = cast("HangWatch", SimpleNamespace(turn=lambda _: verdict, pause=1.0))
     found.watch.follow()
 

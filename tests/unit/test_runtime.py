@@ -21,11 +21,11 @@ from hypothesis import example, given, strategies as st
 
 from hpc_launch import runtime
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.runtime.agreement import Agreement
 from hpc_launch.runtime.end_time import EndTime
-from hpc_launch.runtime.notices import Notices
-from hpc_launch.runtime.process import Process
-from hpc_launch.runtime.progress import Progress
+from hpc_launch.runtime.notices import NoticeHandler
+from hpc_launch.runtime.progress_writer import ProgressWriter
+from hpc_launch.runtime.stop_agreement import Agreement
+from hpc_launch.runtime.worker_process import WorkerProcess
 from tests.support import mentions
 
 # No script here takes longer, on however slow a machine.
@@ -35,7 +35,7 @@ TIMEOUT = 60
 @pytest.fixture(autouse=True)
 def process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test begin with a process that knows nothing."""
-    fresh = Process()
+    fresh = WorkerProcess()
     fresh._arranged = True  # the process of the tests is not to call it at its end
     monkeypatch.setattr(runtime, "_process", fresh)
 
@@ -171,7 +171,7 @@ def clock() -> Clock:
     """Let the time between two looks pass only as a test says."""
     clock = Clock()
     runtime._process.end_time = EndTime(clock.monotonic)
-    runtime._process.progress = Progress(clock.monotonic)
+    runtime._process.progress = ProgressWriter(clock.monotonic)
     return clock
 
 
@@ -327,9 +327,9 @@ def test_progress_is_written_when_python_exits(job: JobDirectory, python: str) -
     script = """
         import json, os, sys
         from hpc_launch import runtime
-        from hpc_launch.runtime import progress
+        from hpc_launch.runtime import progress_writer
 
-        progress._WRITE_S = 1e9
+        progress_writer._WRITE_S = 1e9
         for step in range(1, 51):
             runtime.mark_progress(step, 100)
         if os.fork() == 0:
@@ -643,7 +643,7 @@ def test_signals_are_handled_while_other_ranks_are_waited_for(start: Callable[..
 
         runtime.should_stop()
         runtime.on_notice(lambda name: say(name))
-        runtime._process._agreement = runtime.process.Agreement(Store(), 1)
+        runtime._process._agreement = runtime.worker_process.Agreement(Store(), 1)
         say("waiting")
         runtime.should_stop(all_ranks=True)
     """,
@@ -675,7 +675,7 @@ def test_before_the_end(
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the signals of the process of the tests alone."""
-    monkeypatch.setattr(Notices, "install", lambda _: None)
+    monkeypatch.setattr(NoticeHandler, "install", lambda _: None)
 
 
 @pytest.mark.usefixtures("quiet")
@@ -1027,7 +1027,7 @@ def test_who_serves_the_store(
     store.set("record", "9")
     for name, value in {"RANK": rank, "WORLD_SIZE": "3", "TORCHELASTIC_USE_AGENT_STORE": agent_store}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("hpc_launch.runtime.agreement.open_store", opened)
+    monkeypatch.setattr("hpc_launch.runtime.stop_agreement.open_store", opened)
     monkeypatch.setattr(Agreement, "linger", lambda _, others: lingered.append(others))
     runtime.should_stop(all_ranks=True)
     runtime.should_stop(all_ranks=True)

@@ -13,7 +13,17 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from hpc_launch.cli.run import run
 from hpc_launch.errors import UsageError
-from hpc_launch.settings import Console, CpuBind, NodeRange, Origin, Settings, StreamChoice, Streams, resolve, specs
+from hpc_launch.settings import (
+    ConsoleChoice,
+    CpuBind,
+    NodeRange,
+    Origin,
+    Settings,
+    StreamChoice,
+    Streams,
+    resolve,
+    specs,
+)
 from tests.support import mentions
 
 # What torchrun and torch.distributed.launch offer, as their own parser says it.
@@ -131,9 +141,9 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     ],
     "tee": [("1", StreamChoice(Streams.OUT)), ("10:2", StreamChoice(per_rank=((10, Streams.ERR),)))],
     "console": [
-        ("all", Console("all")),
-        ("auto", Console("auto")),
-        ("0,8-10", Console("ranks", (0, 8, 9, 10))),
+        ("all", ConsoleChoice("all")),
+        ("auto", ConsoleChoice("auto")),
+        ("0,8-10", ConsoleChoice("ranks", (0, 8, 9, 10))),
     ],
     "local_ranks_filter": [("0", (0,)), ("0, 2", (0, 2)), ("0-3,17", (0, 1, 2, 3, 17))],
     "private_logs": [("1", True), ("no", False)],
@@ -338,13 +348,13 @@ def test_what_goes_together_is_accepted(flags: Mapping[str, str | bool]) -> None
 @pytest.mark.parametrize(
     ("console", "world_size", "expected"),
     [
-        (Console("auto"), 16, [0, 1, 15]),
-        (Console("auto"), 17, [0]),
-        (Console("all"), 10_000, [0, 1, 15]),
-        (Console("ranks", (1, 99)), 16, [1]),
+        (ConsoleChoice("auto"), 16, [0, 1, 15]),
+        (ConsoleChoice("auto"), 17, [0]),
+        (ConsoleChoice("all"), 10_000, [0, 1, 15]),
+        (ConsoleChoice("ranks", (1, 99)), 16, [1]),
     ],
 )
-def test_the_console_shows(console: Console, world_size: int, expected: list[int]) -> None:
+def test_the_console_shows(console: ConsoleChoice, world_size: int, expected: list[int]) -> None:
     """`auto` shows all ranks while a person can read them, then rank 0."""
     assert expected == [rank for rank in (0, 1, 15) if console.shows(rank, world_size)]
 

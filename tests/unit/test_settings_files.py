@@ -21,7 +21,7 @@ from hpc_launch.errors import UsageError
 from hpc_launch.settings import (
     PROCESS_WORDS,
     REQUEUE_REASONS,
-    Console,
+    ConsoleChoice,
     CpuBind,
     NodeRange,
     OptionSpec,
@@ -29,10 +29,10 @@ from hpc_launch.settings import (
     Settings,
     StreamChoice,
     Streams,
-    files,
     resolve,
+    settings_files,
     specs,
-    writing,
+    toml_writer,
 )
 from hpc_launch.settings.layer import Table, layer_of
 from tests.support import mentions
@@ -67,7 +67,9 @@ class Place:
 
     def load(self, environ: Mapping[str, str] | None = None, profile: str = "", directory: Path | None = None) -> Any:
         home = {"HOME": str(self.home)}
-        return files.load({**home, **(environ or {})}, directory or self.inside, profile, self.root / "etc")
+        return settings_files.load_settings_files(
+            {**home, **(environ or {})}, directory or self.inside, profile, self.root / "etc"
+        )
 
     def settings(
         self, flags: Mapping[str, str | bool] | None = None, environ: Mapping[str, str] | None = None
@@ -208,7 +210,7 @@ def test_the_search_stays_out_of_directories_that_everybody_may_write_to(place: 
 def test_without_a_home_the_search_goes_on_upwards(place: Place) -> None:
     """Somewhere outside of the home, it ends at the root of the file system."""
     place.write("hpc-launch.toml", "max-restarts = 1\n")
-    found = files.load({}, place.inside, "", place.root / "etc")
+    found = settings_files.load_settings_files({}, place.inside, "", place.root / "etc")
 
     assert resolve({}, {}, found.layers).max_restarts == 1
     assert Origin.USER not in {entry.origin for entry in found.looked}
@@ -232,7 +234,7 @@ def test_the_users_file(place: Place, value: str, path: str) -> None:
 
 def test_the_sites_file_is_in_etc(place: Place) -> None:
     """Unless told otherwise, the site's file is looked for in /etc/hpc-launch."""
-    looked = files.load({}, place.inside).looked
+    looked = settings_files.load_settings_files({}, place.inside).looked
 
     assert [str(entry.path) for entry in looked if entry.origin is Origin.SITE] == ["/etc/hpc-launch/config.toml"]
 
@@ -274,7 +276,7 @@ def test_a_profile_that_is_a_file(place: Place) -> None:
         assert (settings.max_restarts, settings.origin("max_restarts")) == (4, Origin.PROFILE)
 
 
-@pytest.mark.parametrize("name", files.shipped_profiles())
+@pytest.mark.parametrize("name", settings_files.shipped_profiles())
 def test_the_profiles_that_come_with_hpc_launch(place: Place, name: str) -> None:
     """Each can be read, says something, and gives way to a profile of the same name that files have."""
     shipped = place.settings({"profile": name})
@@ -473,9 +475,9 @@ def test_options_that_files_cannot_set() -> None:
         ("default-env = []", "default_env", ()),
         ("tee = 3", "tee", StreamChoice(Streams.ALL)),
         ("tee = '0:1'", "tee", StreamChoice(per_rank=((0, Streams.OUT),))),
-        ("console = 'all'", "console", Console("all")),
-        ("console = 0", "console", Console("ranks", (0,))),
-        ("console = [0, '8-9']", "console", Console("ranks", (0, 8, 9))),
+        ("console = 'all'", "console", ConsoleChoice("all")),
+        ("console = 0", "console", ConsoleChoice("ranks", (0,))),
+        ("console = [0, '8-9']", "console", ConsoleChoice("ranks", (0, 8, 9))),
         ("local-ranks-filter = [0, 2]", "local_ranks_filter", (0, 2)),
         ("duplicate-stdout-filters = ['a,b', ',c', '']", "duplicate_stdout_filters", ("a,b", ",c", "")),
         ("grace = 30", "shutdown_timeout", 30),
@@ -506,8 +508,8 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "requeue": st.lists(st.sampled_from(REQUEUE_REASONS), max_size=4).map(tuple),
     "redirects": STREAMS.map(StreamChoice) | BY_RANK.map(lambda pairs: StreamChoice(per_rank=pairs)),
     "tee": STREAMS.map(StreamChoice) | BY_RANK.map(lambda pairs: StreamChoice(per_rank=pairs)),
-    "console": st.sampled_from([Console("all"), Console("auto")])
-    | RANKS.filter(bool).map(lambda ranks: Console("ranks", ranks)),
+    "console": st.sampled_from([ConsoleChoice("all"), ConsoleChoice("auto")])
+    | RANKS.filter(bool).map(lambda ranks: ConsoleChoice("ranks", ranks)),
     "cpu_bind": st.sampled_from([CpuBind(), CpuBind("none"), CpuBind("map:0-1/7", ((0, 1), (7,)))]),
     "local_ranks_filter": RANKS,
     "secret_names": st.lists(NAMES, max_size=3).map(tuple),
@@ -536,11 +538,11 @@ ALL_VALUES = st.fixed_dictionaries({}, optional={name: values(name, spec) for na
 
 @given(asked=ALL_VALUES)
 def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, asked: Mapping[str, Any]) -> None:
-    """Whatever settings files can have, `writing` puts into a file so that it is read as it was."""
+    """Whatever settings files can have, `toml_writer` puts into a file so that it is read as it was."""
     folder = tmp_path_factory.mktemp("written")
-    lines = [writing.line(spec.key, asked[name]) for name, spec in IN_FILES.items() if name in asked]
+    lines = [toml_writer.settings_line(spec.key, asked[name]) for name, spec in IN_FILES.items() if name in asked]
     (folder / "hpc-launch.toml").write_text("\n".join(lines), encoding="utf-8", newline="")
-    read = resolve({}, {}, files.load({"HOME": str(folder)}, folder, "", folder).layers)
+    read = resolve({}, {}, settings_files.load_settings_files({"HOME": str(folder)}, folder, "", folder).layers)
 
     assert dict(asked) == {name: getattr(read, name) for name in read.origins}
     assert set(read.origins.values()) <= {Origin.PROJECT}
@@ -571,11 +573,11 @@ def test_defaults_can_be_written(name: str) -> None:
     """`config show --all` has a line, and JSON, for every option."""
     value = getattr(Settings(), name)
 
-    assert writing.line(name, value).startswith((f"{name} = ", f"# {name} is not set"))
-    assert json.loads(json.dumps(writing.plain(value))) == writing.plain(value)
+    assert toml_writer.settings_line(name, value).startswith((f"{name} = ", f"# {name} is not set"))
+    assert json.loads(json.dumps(toml_writer.toml_value(value))) == toml_writer.toml_value(value)
 
 
 def test_node_ranges_can_be_written() -> None:
     """So are values that are given by flags only."""
-    assert [writing.plain(NodeRange(2, 2)), writing.plain(NodeRange(1, 4))] == [2, "1:4"]
-    assert math.isclose(writing.plain(0.5), 0.5)
+    assert [toml_writer.toml_value(NodeRange(2, 2)), toml_writer.toml_value(NodeRange(1, 4))] == [2, "1:4"]
+    assert math.isclose(toml_writer.toml_value(0.5), 0.5)

@@ -7,7 +7,7 @@ import pytest
 from hpc_launch.rendezvous import shared_values
 from hpc_launch.rendezvous.messages import Ask, Question
 from hpc_launch.rendezvous.shared_values import SharedValues
-from hpc_launch.rendezvous.transport.faults import MessageError
+from hpc_launch.rendezvous.transport.peer_faults import MessageError
 
 
 def test_the_last_text_under_a_name_is_told() -> None:

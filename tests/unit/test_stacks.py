@@ -13,13 +13,13 @@ import pytest
 
 from hpc_launch import codec
 from hpc_launch.errors import LogDirError
-from hpc_launch.node.reserved import Owner, first_descriptor
-from hpc_launch.records import causes, history, stack_files, telling
+from hpc_launch.inspection.stacks_view import JobStacks, text
+from hpc_launch.node.reserved_signals import Owner, first_descriptor
+from hpc_launch.records import failure_messages, history, root_cause, stack_files
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.formatting import fold_ranks
 from hpc_launch.records.stack_files import AllStacks
-from hpc_launch.records.stacks import HANG, Frame, Seen, fold, parse
-from hpc_launch.records.words import fold_ranks
-from hpc_launch.review.stacks_view import Stacks, text
+from hpc_launch.records.stack_traces import HANG, ProcessStacks, StackFrame, fold_stacks, parse_stacks
 from tests.histories import Made, write
 from tests.support import lines_mention, mentions
 
@@ -56,9 +56,9 @@ Thread 4711 (active+gil): "MainThread"
 """
 
 MAIN = (
-    Frame("all_reduce", LIBRARY, 3252),
-    Frame("main", "/home/me/my train.py", 11),
-    Frame("<module>", "/home/me/my train.py", 12),
+    StackFrame("all_reduce", LIBRARY, 3252),
+    StackFrame("main", "/home/me/my train.py", 11),
+    StackFrame("<module>", "/home/me/my train.py", 12),
 )
 
 
@@ -68,7 +68,7 @@ def stack(*frames: tuple[str, str, int]) -> str:
     return "".join(["Thread 0x1 [MainThread] (most recent call first):\n", *lines])
 
 
-def job(count: int) -> list[Seen]:
+def job(count: int) -> list[ProcessStacks]:
     """A job of eight ranks per node, of which the last sits elsewhere."""
     waits = stack(
         ("all_reduce", LIBRARY, 3252), ("main", "/home/me/train.py", 11), ("<module>", "/home/me/train.py", 12)
@@ -77,12 +77,15 @@ def job(count: int) -> list[Seen]:
         ("read", "/home/me/data.py", 40), ("main", "/home/me/train.py", 9), ("<module>", "/home/me/train.py", 12)
     )
     texts = [waits] * (count - 1) + [loads]
-    return [Seen(rank, f"gpu{rank // 8 + 1:03}", 4000 + rank, by="signal", text=texts[rank]) for rank in range(count)]
+    return [
+        ProcessStacks(rank, f"gpu{rank // 8 + 1:03}", 4000 + rank, by="signal", text=texts[rank])
+        for rank in range(count)
+    ]
 
 
 def test_what_faulthandler_has_dumped() -> None:
     """The main thread comes first, wherever it stands, without the frames of the launcher."""
-    main, other = parse(DUMPED)
+    main, other = parse_stacks(DUMPED)
 
     assert (main.main, main.frames) == (True, MAIN)
     assert (other.main, [frame.function for frame in other.frames]) == (False, ["wait", "_bootstrap"])
@@ -90,9 +93,9 @@ def test_what_faulthandler_has_dumped() -> None:
 
 def test_what_py_spy_has_dumped() -> None:
     """It is the same place as that which faulthandler knows, whichever line of a library that is on."""
-    main, other = parse(SPIED)
+    main, other = parse_stacks(SPIED)
 
-    assert main.key == parse(DUMPED)[0].key
+    assert main.key == parse_stacks(DUMPED)[0].key
     assert main.frames[0].line == 3250
     assert (other.name, other.frames[0].function) == ("Thread-1 (_serve)", "wait")
 
@@ -102,9 +105,9 @@ def test_what_this_python_dumps() -> None:
     with tempfile.TemporaryFile() as file:
         faulthandler.dump_traceback(file, all_threads=False)
         file.seek(0)
-        [main] = parse(file.read().decode())
+        [main] = parse_stacks(file.read().decode())
 
-    assert main.frames[0] == Frame("test_what_this_python_dumps", __file__, main.frames[0].line)
+    assert main.frames[0] == StackFrame("test_what_this_python_dumps", __file__, main.frames[0].line)
     assert main.frames[0].line
 
 
@@ -114,13 +117,13 @@ def test_what_this_python_dumps() -> None:
 )
 def test_what_is_cut_off_or_foreign(text: str) -> None:
     """It is passed over."""
-    assert [thread.frames for thread in parse(text)] in ([], [()])
+    assert [thread.frames for thread in parse_stacks(text)] in ([], [()])
 
 
 def test_a_dump_that_is_cut_off_anywhere() -> None:
     """What is whole is read."""
     for end in range(len(DUMPED)):
-        assert all(frame.file for thread in parse(DUMPED[:end]) for frame in thread.frames)
+        assert all(frame.file for thread in parse_stacks(DUMPED[:end]) for frame in thread.frames)
 
 
 def test_a_process_of_multiprocessing_begins_where_it_was_forked() -> None:
@@ -130,12 +133,12 @@ def test_a_process_of_multiprocessing_begins_where_it_was_forked() -> None:
         ("get", "queues.py", 1), ("_bootstrap", process, 314), ("__iter__", "loader.py", 2), ("main", "t.py", 3)
     )
 
-    assert [frame.function for frame in parse(text)[0].frames] == ["get", "_bootstrap"]
+    assert [frame.function for frame in parse_stacks(text)[0].frames] == ["get", "_bootstrap"]
 
 
 def test_alike_with_alike() -> None:
     """The outlier comes first; ranks and hosts are folded."""
-    folded = fold(job(512))
+    folded = fold_stacks(job(512))
 
     assert [(fold_ranks(group.ranks), len(group.hosts)) for group in folded.groups] == [
         ("rank 511", 1),
@@ -146,21 +149,23 @@ def test_alike_with_alike() -> None:
 
 def test_of_two_who_waits_is_not_the_outlier() -> None:
     """Of groups of the same size the one in a collective comes last, for it waits for the other."""
-    assert [group.waits for group in fold(job(2)).groups] == [False, True]
+    assert [group.waits for group in fold_stacks(job(2)).groups] == [False, True]
 
 
 def test_another_line_of_the_script_is_another_place() -> None:
     """It is not in a library: between two lines of a script lies a training step."""
     first, second = (stack(("main", "/home/me/train.py", line)) for line in (11, 12))
 
-    assert len(fold([Seen(0, "a", text=first), Seen(1, "a", text=second)]).groups) == 2
+    assert len(fold_stacks([ProcessStacks(0, "a", text=first), ProcessStacks(1, "a", text=second)]).groups) == 2
 
 
 def test_threads_and_children_are_counted_by_kind() -> None:
     """Numbers in their names do not tell them apart."""
     loader = stack(("get", "/usr/lib/python3.11/queue.py", 1))
-    children = [Seen(rank, "a", 10 + rank, parent=rank + 1, name="pt_data_worker", text=loader) for rank in (0, 0, 1)]
-    folded = fold([*(Seen(rank, "a", rank + 1, text=DUMPED) for rank in (0, 1)), *children])
+    children = [
+        ProcessStacks(rank, "a", 10 + rank, parent=rank + 1, name="pt_data_worker", text=loader) for rank in (0, 0, 1)
+    ]
+    folded = fold_stacks([*(ProcessStacks(rank, "a", rank + 1, text=DUMPED) for rank in (0, 1)), *children])
 
     assert [(group.what, group.count, group.ranks) for group in folded.others] == [
         ("child pt_data_worker", 3, (0, 1)),
@@ -170,7 +175,9 @@ def test_threads_and_children_are_counted_by_kind() -> None:
 
 def test_ranks_without_stacks_are_folded_by_reason() -> None:
     """Why, and what the kernel says of them."""
-    folded = fold([Seen(rank, "a", rank + 1, state="running", why="no py-spy") for rank in (0, 1, 2, 7)])
+    folded = fold_stacks(
+        [ProcessStacks(rank, "a", rank + 1, state="running", why="no py-spy") for rank in (0, 1, 2, 7)]
+    )
 
     assert [(fold_ranks(those.ranks), those.why) for those in folded.unseen] == [("ranks 0-2,7", "no py-spy")]
     assert folded.summary == "ranks 0-2,7: running"
@@ -181,8 +188,8 @@ def test_a_thousand_ranks_fit_on_a_screen() -> None:
     seen = job(1024)
     deep = stack(*[(f"call{number}", "/home/me/model.py", number) for number in range(90)])
     seen[5] = replace(seen[5], text=deep)
-    seen[100:108] = [Seen(rank, "gpu013", why="no answer") for rank in range(100, 108)]
-    stacks = Stacks("1234.0", 2, 0.0, tuple(seen), Path("/logs/1234.0/stacks/1"))
+    seen[100:108] = [ProcessStacks(rank, "gpu013", why="no answer") for rank in range(100, 108)]
+    stacks = JobStacks("1234.0", 2, 0.0, tuple(seen), Path("/logs/1234.0/stacks/1"))
     lines = text(stacks).splitlines()
 
     assert len(lines) < 50
@@ -199,8 +206,11 @@ def test_a_thousand_ranks_fit_on_a_screen() -> None:
 def test_what_is_written_can_be_read_back(tmp_path: Path) -> None:
     """For programs; and for people there is a file for each rank, its children in it."""
     directory = JobDirectory(tmp_path, "1.0")
-    seen = [*job(2), Seen(1, "gpu001", 9, parent=4001, name="nvidia-smi", state="running", why="it is no Python")]
-    names = [stack_files.reserve(directory, 1e9) for _ in range(3)]
+    seen = [
+        *job(2),
+        ProcessStacks(1, "gpu001", 9, parent=4001, name="nvidia-smi", state="running", why="it is no Python"),
+    ]
+    names = [stack_files.reserve_directory(directory, 1e9) for _ in range(3)]
     stack_files.write_ranks(directory, names[0], seen)
     stack_files.write_all(directory, names[0], 0, 1e9, seen)
 
@@ -212,20 +222,20 @@ def test_what_is_written_can_be_read_back(tmp_path: Path) -> None:
 def test_the_root_cause_of_a_hang_is_the_hang(tmp_path: Path) -> None:
     """No rank is blamed for having been ended because of it."""
     path = write(tmp_path / "1.0", Made(nodes=1, per_node=2, attempts=1, ending="failed"))
-    [attempt] = history.read(path).attempts
-    assert causes.find(attempt) is not None
-    cause = causes.find(replace(attempt, hang=True, cause=f"{HANG}rank 1"))
+    [attempt] = history.read_history(path).attempts
+    assert root_cause.find_root_cause(attempt) is not None
+    cause = root_cause.find_root_cause(replace(attempt, hang=True, cause=f"{HANG}rank 1"))
 
     assert cause is not None
     assert (cause.groups, cause.said) == ((), f"{HANG}rank 1")
-    assert telling.headline(cause) == cause.said
+    assert failure_messages.failure_headline(cause) == cause.said
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     """The error names the place."""
     (tmp_path / "1.0").write_text("in the way")
     with pytest.raises(LogDirError, match=r"1\.0"):
-        stack_files.reserve(JobDirectory(tmp_path, "1.0"), 0.0)
+        stack_files.reserve_directory(JobDirectory(tmp_path, "1.0"), 0.0)
 
 
 def test_the_mark_of_a_worker() -> None:
@@ -251,9 +261,9 @@ def test_names_do_not_change_what_is_read(tmp_path: Path) -> None:
     program = """
 import os, signal, sys, threading, time
 from pathlib import Path
-from hpc_launch.node import reserved
+from hpc_launch.node import reserved_signals
 from hpc_launch.workers import stack_answers
-stack_answers.install({"HPC_LAUNCH_JOB_DIRECTORY": "/logs/1.0", "HPC_LAUNCH_ATTEMPT": "0", "RANK": "3"})
+stack_answers.install_stack_handlers({"HPC_LAUNCH_JOB_DIRECTORY": "/logs/1.0", "HPC_LAUNCH_ATTEMPT": "0", "RANK": "3"})
 ready = threading.Event()
 def helper():
     ready.set()
@@ -261,13 +271,13 @@ def helper():
 threading.Thread(target=helper, name="] (most\\nrecent: \\u00e4", daemon=True).start()
 ready.wait()
 for name in os.listdir("/proc/self/fd"):
-    if os.path.islink(f"/proc/self/fd/{name}") and reserved.Owner.of_link(os.readlink(f"/proc/self/fd/{name}")):
+    if os.path.islink(f"/proc/self/fd/{name}") and reserved_signals.Owner.of_link(os.readlink(f"/proc/self/fd/{name}")):
         file = int(name)
-signal.raise_signal(reserved.ASK)
+signal.raise_signal(reserved_signals.ASK)
 sys.stdout.write(os.pread(file, 1 << 20, 0).decode())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
-    main, helper = parse(done.stdout)
+    main, helper = parse_stacks(done.stdout)
 
     assert [frame.function for frame in main.frames] == ["<module>"]
     assert (helper.frames[-1].function, helper.name) == ("_bootstrap", "] (most recent: \\xe4")

@@ -10,8 +10,8 @@ import pytest
 
 from hpc_launch.errors import ContextError, UsageError
 from hpc_launch.node.devices import Devices
-from hpc_launch.plan import derive, step
-from hpc_launch.plan.here import Here
+from hpc_launch.plan import derivation, step_plan
+from hpc_launch.plan.launch_context import LaunchContext
 from hpc_launch.settings import Origin, Settings, resolve
 from hpc_launch.slurm import steps
 from hpc_launch.slurm.environment import Allocation, Place, locate
@@ -24,9 +24,9 @@ ONE_NODE_BATCH = {**BATCH, "SLURM_JOB_NODELIST": "gpu01", "SLURM_JOB_NUM_NODES":
 FOUR = ("gpu01", "gpu02", "gpu03", "gpu04")
 
 
-def here(variables: Mapping[str, str], **changes: object) -> Here:
+def here(variables: Mapping[str, str], **changes: object) -> LaunchContext:
     """A process with these variables, where srun is."""
-    place = Here(
+    place = LaunchContext(
         environ=variables,
         directory=Path("/home/ada/project"),
         host="box",
@@ -45,14 +45,14 @@ def asked(**options: str | bool) -> Settings:
     return resolve(options, {})
 
 
-def job_of(place: Here) -> Allocation:
+def job_of(place: LaunchContext) -> Allocation:
     assert isinstance(place.slurm, Allocation)
     return place.slurm
 
 
-def chosen(place: Here, *others: RunningStep, **options: str) -> StepRequest:
+def chosen(place: LaunchContext, *others: RunningStep, **options: str) -> StepRequest:
     """The step for these options, where these steps run already."""
-    return step.choose(asked(**options), place, job_of(place), others, {})
+    return step_plan.choose_step(asked(**options), place, job_of(place), others, {})
 
 
 def running(number: int | str, *nodes: str, name: str = "sleep", job: str = "4711") -> RunningStep:
@@ -67,7 +67,7 @@ def test_outside_of_a_step_one_is_started(variables: Mapping[str, str]) -> None:
     """In a batch script, an interactive step or salloc's shell, on one node or many."""
     place = here(variables)
 
-    assert job_of(place) == step.wanted(asked(), place)
+    assert job_of(place) == step_plan.wanted_allocation(asked(), place)
 
 
 @pytest.mark.parametrize(
@@ -84,15 +84,15 @@ def test_outside_of_a_step_one_is_started(variables: Mapping[str, str]) -> None:
 )
 def test_where_none_is_started(variables: Mapping[str, str], options: Mapping[str, str | bool]) -> None:
     """In a step there is one; and who says how the nodes are to be started starts them himself."""
-    assert step.wanted(asked(**options), here(variables)) is None
+    assert step_plan.wanted_allocation(asked(**options), here(variables)) is None
 
 
 def test_a_mask_of_ones_own_on_one_node() -> None:
     """CUDA_VISIBLE_DEVICES=0,1 in the script of a job of one node is for this run, and a step would not keep it."""
     two = Devices(("0", "1"), "CUDA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES=0,1")
 
-    assert step.wanted(asked(), here(ONE_NODE_BATCH, devices=two)) is None
-    assert step.wanted(asked(), here(BATCH, devices=two)) is not None
+    assert step_plan.wanted_allocation(asked(), here(ONE_NODE_BATCH, devices=two)) is None
+    assert step_plan.wanted_allocation(asked(), here(BATCH, devices=two)) is not None
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_mask_of_ones_own_on_one_node() -> None:
 def test_what_no_step_can_be(variables: Mapping[str, str], options: Mapping[str, str], expected: str) -> None:
     """One line says why, and what can be done."""
     with pytest.raises(ContextError) as caught:
-        step.wanted(asked(**options), here(variables))
+        step_plan.wanted_allocation(asked(**options), here(variables))
 
     assert mentions(caught.value, expected)
 
@@ -113,7 +113,7 @@ def test_what_no_step_can_be(variables: Mapping[str, str], options: Mapping[str,
 def test_planning_without_the_step_is_refused() -> None:
     """Nobody trains in the batch script of four nodes by mistake."""
     with pytest.raises(ContextError, match=r"\b4711\b.*\b4\b"):
-        derive.make(asked(), here(BATCH), ("train.py",))
+        derivation.make_plan(asked(), here(BATCH), ("train.py",))
 
 
 # --- which
@@ -133,7 +133,7 @@ def test_planning_without_the_step_is_refused() -> None:
 )
 def test_runs_that_choose_nodes_do_so_in_turn(options: Mapping[str, str], *, chooses: bool) -> None:
     """A step that can be on some nodes of the job or on others is chosen when no other run is choosing."""
-    assert step.chooses(asked(**options), job_of(here(BATCH))) == chooses
+    assert step_plan.chooses(asked(**options), job_of(here(BATCH))) == chooses
 
 
 @pytest.mark.parametrize(
@@ -168,18 +168,18 @@ def test_the_shell_of_a_step_shares_with_it() -> None:
     request = chosen(place, own, nodes="2")
 
     assert (request.hosts, request.overlap) == (("gpu01", "gpu04"), True)
-    assert step.in_the_way(request, job_of(place), [own]) == ()
+    assert step_plan.in_the_way(request, job_of(place), [own]) == ()
 
 
 def test_gpus_are_counted_where_srun_has_to_be_told() -> None:
     """Those of each of the chosen nodes."""
     gpus, place = {"gpu01": 4, "gpu02": 1, "gpu03": 4, "gpu04": 4}, here(BATCH)
 
-    found = step.choose(asked(nodes="gpu[01-02]"), place, job_of(place), (), gpus)
+    found = step_plan.choose_step(asked(nodes="gpu[01-02]"), place, job_of(place), (), gpus)
     assert (found.gpus, found.even) == ((4, 1), False)
-    found = step.choose(asked(nodes="gpu[03-04]"), place, job_of(place), (), gpus)
+    found = step_plan.choose_step(asked(nodes="gpu[03-04]"), place, job_of(place), (), gpus)
     assert (found.gpus, found.even) == ((4, 4), False)
-    found = step.choose(asked(nodes="gpu01"), place, job_of(place), (), dict.fromkeys(gpus, 2))
+    found = step_plan.choose_step(asked(nodes="gpu01"), place, job_of(place), (), dict.fromkeys(gpus, 2))
     assert (found.gpus, found.even) == ((2,), True)
     assert chosen(place, nodes="gpu[01-02]").gpus == ()
 
@@ -217,7 +217,7 @@ def test_nodes_are_said_once(other: str, expected: str) -> None:
 def test_nodes_where_no_step_is_started(variables: Mapping[str, str], expected: str) -> None:
     """There is nothing to pick from."""
     with pytest.raises(UsageError) as caught:
-        derive.make(asked(nodes="2"), here(variables), ("train.py",))
+        derivation.make_plan(asked(nodes="2"), here(variables), ("train.py",))
 
     assert mentions(caught.value, expected)
 
@@ -225,8 +225,8 @@ def test_nodes_where_no_step_is_started(variables: Mapping[str, str], expected: 
 def test_in_a_step_of_ours_the_choice_has_been_made() -> None:
     """The same options are read again there; --hosts says the order."""
     ours = {**SUBSET, steps.MARK: "4711"}
-    by_number = derive.make(asked(nodes="2", jobid="4711", overlap=True), here(ours), ("train.py",))
-    by_name = derive.make(asked(hosts="gpu04,gpu03"), here(ours), ("train.py",))
+    by_number = derivation.make_plan(asked(nodes="2", jobid="4711", overlap=True), here(ours), ("train.py",))
+    by_name = derivation.make_plan(asked(hosts="gpu04,gpu03"), here(ours), ("train.py",))
 
     assert (by_number.world.hosts, by_number.world.node_rank, by_number.world.origin) == (FOUR[2:], 1, Origin.STEP)
     assert (by_name.world.hosts, by_name.world.node_rank, by_name.leaders) == (("gpu04", "gpu03"), 0, ("gpu04",))
@@ -236,11 +236,11 @@ def test_who_is_in_the_way() -> None:
     """Steps on the same nodes; one line names them, and what is left."""
     request = chosen(here(BATCH), nodes="gpu[01-02]")
     others = [running("batch", "gpu01"), running(3, "gpu02", "gpu03"), running(4, "gpu04", name="hpc-launch")]
-    found = step.in_the_way(request, job_of(here(BATCH)), others)
+    found = step_plan.in_the_way(request, job_of(here(BATCH)), others)
 
     assert found == (others[1],)
-    assert step.already_training(request, job_of(here(BATCH)), others) == ()
-    told = step.blocked(request, job_of(here(BATCH)), found)
+    assert step_plan.already_training(request, job_of(here(BATCH)), others) == ()
+    told = step_plan.blocked(request, job_of(here(BATCH)), found)
     assert mentions(told, "4711 gpu[01-02] 4711.3 sleep gpu[02-03] scancel --nodes 'gpu[01,04]' --overlap")
 
 
@@ -249,7 +249,7 @@ def test_who_is_in_the_way() -> None:
 
 def test_the_line() -> None:
     """One task on each node, with all that the job has there."""
-    line = steps.line(StepRequest("12", ("a1", "a2"), overlap=True, gpus=(4, 1)), ["hpc-launch", "a b.py"])
+    line = steps.srun_line(StepRequest("12", ("a1", "a2"), overlap=True, gpus=(4, 1)), ["hpc-launch", "a b.py"])
 
     assert line[:7] == [
         "srun",
@@ -260,14 +260,14 @@ def test_the_line() -> None:
         "--ntasks-per-node=1",
         "--gpus=5",
     ]
-    assert "--gpus-per-node=4" in steps.line(StepRequest("12", ("a1", "a2"), gpus=(4, 4), even=True), ["x"])
-    assert "--gpus=4" in steps.line(StepRequest("12", ("a1",), gpus=(4,)), ["x"])
+    assert "--gpus-per-node=4" in steps.srun_line(StepRequest("12", ("a1", "a2"), gpus=(4, 4), even=True), ["x"])
+    assert "--gpus=4" in steps.srun_line(StepRequest("12", ("a1",), gpus=(4,)), ["x"])
     assert "--no-kill" not in line
-    assert "--no-kill" in steps.line(StepRequest("12", ("a1", "a2"), no_kill=True), ["x"])
+    assert "--no-kill" in steps.srun_line(StepRequest("12", ("a1", "a2"), no_kill=True), ["x"])
     assert {"--overlap", "--immediate=10", "--export=ALL", "--cpu-bind=none", "--input=none"} < set(line)
     assert line[-2:] == ["hpc-launch", "a b.py"]
     assert not [
-        word for word in steps.line(StepRequest("12", ("a1",)), ["x"]) if word.startswith(("--overlap", "--gpus"))
+        word for word in steps.srun_line(StepRequest("12", ("a1",)), ["x"]) if word.startswith(("--overlap", "--gpus"))
     ]
 
 
@@ -290,7 +290,7 @@ FREE = {"SLURM_MPI_TYPE": "pmix", "SLURM_CONF": "/etc/slurm/slurm.conf", "PATH":
 def test_the_environment_of_a_step_has_no_orders() -> None:
     """What would change the step is gone for srun; what scripts read of it is there again in the tasks."""
     environ = {**ORDERS, **KEPT, **FREE, "SLURM_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
-    for_srun = steps.environment(environ)
+    for_srun = steps.srun_environment(environ)
 
     assert not (ORDERS.keys() | KEPT.keys()) & for_srun.keys()
     assert FREE.items() < for_srun.items()
@@ -310,7 +310,7 @@ def test_another_job_has_nothing_of_this_one() -> None:
     """With --jobid from within a job, no array index, directory or name of that goes along."""
     environ = {**KEPT, **FREE, "SLURM_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3", "SLURMD_NODENAME": "gpu01"}
 
-    assert steps.environment(environ, "13") == {
+    assert steps.srun_environment(environ, "13") == {
         "SLURM_CONF": "/etc/slurm/slurm.conf",
         "PATH": "/bin",
         "SLURM_JOB_ID": "13",

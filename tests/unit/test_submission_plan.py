@@ -12,18 +12,18 @@ from hpc_launch.errors import UsageError
 from hpc_launch.settings import Origin
 from hpc_launch.settings.resolution import Resolved
 from hpc_launch.slurm.inventory import NodeGroup, read_nodes
-from hpc_launch.slurm.times import read_time_limit
-from hpc_launch.submission import plan, sbatch, sweep
-from hpc_launch.submission.render import Draft
-from hpc_launch.submission.request import Here, JobRequest, Software, Submission
+from hpc_launch.slurm.slurm_times import read_time_limit
+from hpc_launch.submission import parameter_sweep, sbatch, submission_plan
+from hpc_launch.submission.job_request import JobRequest, Software, Submission, SubmitContext
+from hpc_launch.submission.job_script import ScriptDraft
 from tests.support import mentions
 from tests.unit.test_templates import TEMPLATES
 
 DGX = NodeGroup("gpu", default=True, nodes=4, cpus=128, memory=1_000_000, gpus={"a100": 8}, time_limit="2-00:00:00")
 SMALL = NodeGroup("gpu", default=True, nodes=2, cpus=24, memory=100_000, gpus={"t4": 2}, time_limit="2-00:00:00")
 PLAIN = NodeGroup("cpu", default=False, nodes=9, cpus=4, memory=16_000, gpus={})
-HERE = Here({}, launcher="/opt/venv/bin", slurm="/opt/slurm/bin", version="1")
-DRAFTS = {path.stem: Draft(path.stem, path.read_text(), shipped=True) for path in TEMPLATES}
+HERE = SubmitContext({}, launcher="/opt/venv/bin", slurm="/opt/slurm/bin", version="1")
+DRAFTS = {path.stem: ScriptDraft(path.stem, path.read_text(), shipped=True) for path in TEMPLATES}
 
 
 def made(
@@ -39,13 +39,13 @@ def made(
     slurm = {name.replace("_", "-"): value for name, value in asked.items() if name not in fields}
     request = JobRequest("train.py", slurm=slurm, **{name: value for name, value in asked.items() if name in fields})
     draft = dataclasses.replace(DRAFTS[template], shipped=shipped)
-    return plan.make(
+    return submission_plan.make_submission(
         request, draft, HERE if environ is None else dataclasses.replace(HERE, environ=environ), nodes, chosen=chosen
     )
 
 
 def options(submission: Submission) -> dict[str, str]:
-    return Draft("made", submission.script, shipped=False).options()
+    return ScriptDraft("made", submission.script, shipped=False).options()
 
 
 def picked(submission: Submission, *names: str) -> tuple[str | None, ...]:
@@ -146,7 +146,7 @@ def test_a_template_wants_no_more_time_than_there_is(asked: Any, time: str) -> N
     ],
 )
 def test_the_template_fits_the_request(nodes: list[NodeGroup], asked: dict[str, str | None], name: str) -> None:
-    assert plan.choose_template(JobRequest("train.py", slurm=asked), nodes)[0] == name
+    assert submission_plan.choose_template(JobRequest("train.py", slurm=asked), nodes)[0] == name
 
 
 def test_what_was_decided_is_told() -> None:
@@ -270,7 +270,7 @@ def test_directories_of_output_files_are_known(asked: Any, folders: tuple[str, .
 
 def test_points_are_tasks_of_an_array() -> None:
     """The array has a task for each point, and each task a file of its own."""
-    parameters = (sweep.read("lr=1,2"), sweep.read("--wd=a,,b,c"))
+    parameters = (parameter_sweep.read_parameter("lr=1,2"), parameter_sweep.read_parameter("--wd=a,,b,c"))
     found = made(sweep=parameters)
 
     assert (found.points, *picked(found, "array", "output")) == (4, "0-3", "%x-%A_%a.out")
@@ -283,20 +283,20 @@ def test_points_are_tasks_of_an_array() -> None:
 @pytest.mark.parametrize("array", ["4", "0-9", "x", "0-3%x"])
 def test_points_that_are_not_there_are_refused(array: str) -> None:
     with pytest.raises(UsageError, match="0-1"):
-        made(sweep=(sweep.read("lr=1,2"),), array=array)
+        made(sweep=(parameter_sweep.read_parameter("lr=1,2"),), array=array)
 
 
 @pytest.mark.parametrize("text", ["lr", "=1", "lr=", "l r=1", "lr=1,1"])
 def test_a_sweep_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--sweep"):
-        sweep.read(text)
+        parameter_sweep.read_parameter(text)
 
 
 def test_a_sweep_is_not_for_a_template_with_points() -> None:
     with pytest.raises(UsageError, match="array"):
-        made(template="array", sweep=(sweep.read("lr=1"),))
+        made(template="array", sweep=(parameter_sweep.read_parameter("lr=1"),))
     with pytest.raises(UsageError, match="--lr"):
-        made(sweep=(sweep.read("lr=1"), sweep.read("--lr=2")))
+        made(sweep=(parameter_sweep.read_parameter("lr=1"), parameter_sweep.read_parameter("--lr=2")))
 
 
 def test_a_job_without_the_environment_is_given_what_it_needs() -> None:
@@ -316,7 +316,9 @@ def test_a_launcher_that_is_not_on_the_path_is_found() -> None:
     """Called by its whole path, hpc-launch is found by the job all the same, unless somebody sees to that."""
     here = dataclasses.replace(HERE, on_path=False)
     plain, with_setup = (
-        plan.make(JobRequest("train.py", software=Software(setup=setup)), DRAFTS["cpu"], here, ()).script
+        submission_plan.make_submission(
+            JobRequest("train.py", software=Software(setup=setup)), DRAFTS["cpu"], here, ()
+        ).script
         for setup in ((), ("export PATH=/mine:$PATH",))
     )
 

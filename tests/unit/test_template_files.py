@@ -90,7 +90,8 @@ def test_the_nearest_owner_wins(home: Path, tmp_path: Path) -> None:
 
     def owners() -> dict[str, str]:
         return {
-            name: found.origin for name, found in templates.find(os.environ, Path.cwd(), site=tmp_path / "etc").items()
+            name: found.origin
+            for name, found in templates.find_templates(os.environ, Path.cwd(), site=tmp_path / "etc").items()
         }
 
     shipped = dict.fromkeys(SHIPPED, "hpc-launch")
@@ -108,7 +109,7 @@ def test_the_xdg_directory_is_the_users(home: Path, tmp_path: Path, monkeypatch:
     path = put(tmp_path / "xdg/hpc-launch/templates", "mine")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
 
-    assert templates.find(os.environ, home)["mine"].path == path
+    assert templates.find_templates(os.environ, home)["mine"].path == path
 
 
 def test_ours_are_in_the_package_or_beside_it(tmp_path: Path) -> None:
@@ -129,15 +130,15 @@ def test_ours_are_in_the_package_or_beside_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("word", ["multi_node", "multi-node", "multi_node.sbatch", "multi-node.sbatch"])
 def test_a_name_is_known_in_every_spelling(home: Path, word: str) -> None:
     """With dashes, as options have them, and as the file is called."""
-    assert templates.get(word, os.environ, home).path == ROOT / "sbatch_templates/multi_node.sbatch"
+    assert templates.get_template(word, os.environ, home).path == ROOT / "sbatch_templates/multi_node.sbatch"
 
 
 def test_a_path_has_a_slash(home: Path) -> None:
     """It is seen from the working directory, and may begin in the home."""
     path = put(home / "project", "mine")
 
-    found = [templates.get(word, os.environ, home / "project") for word in ("./mine.sbatch", str(path))]
-    found.append(templates.get("~/project/mine.sbatch", os.environ, home))
+    found = [templates.get_template(word, os.environ, home / "project") for word in ("./mine.sbatch", str(path))]
+    found.append(templates.get_template("~/project/mine.sbatch", os.environ, home))
     assert {(entry.name, entry.path.resolve(), entry.origin) for entry in found} == {("mine", path.resolve(), "file")}
 
 
@@ -156,7 +157,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(home: Path, word: str, sai
     """One line, with what was probably meant."""
     put(home, "here")
     with pytest.raises(UsageError) as caught:
-        templates.get(word, os.environ, home)
+        templates.get_template(word, os.environ, home)
 
     assert mentions(caught.value, said)
 
@@ -168,23 +169,23 @@ def test_a_copy_is_the_same_and_can_be_written(home: Path) -> None:
     """It has the text and the permissions, and its owner may edit it, even where the original is read-only."""
     path = put(home, "mine")
     path.chmod(0o550)
-    target = templates.copy(templates.get(str(path), os.environ, home), home / "copy", force=False)
+    target = templates.copy_template(templates.get_template(str(path), os.environ, home), home / "copy", force=False)
 
     assert (target, target.read_text(), stat.S_IMODE(target.stat().st_mode)) == (home / "copy", GOOD, 0o750)
 
 
 def test_nothing_is_overwritten_unless_asked(home: Path) -> None:
     """A file that is there stays, but with --force; a directory gets the template by its own name."""
-    cpu = templates.get("cpu", os.environ, home)
-    assert templates.copy(cpu, home, force=False) == home / "cpu.sbatch"
+    cpu = templates.get_template("cpu", os.environ, home)
+    assert templates.copy_template(cpu, home, force=False) == home / "cpu.sbatch"
     (home / "cpu.sbatch").write_text("edited")
     with pytest.raises(UsageError, match=r"cpu\.sbatch is there already: .*--force"):
-        templates.copy(cpu, home, force=False)
+        templates.copy_template(cpu, home, force=False)
     assert (home / "cpu.sbatch").read_text() == "edited"
-    templates.copy(cpu, home, force=True)
+    templates.copy_template(cpu, home, force=True)
     assert (home / "cpu.sbatch").read_text() == cpu.text()
     with pytest.raises(LogDirError, match="cannot write"):
-        templates.copy(cpu, home / "absent/cpu.sbatch", force=False)
+        templates.copy_template(cpu, home / "absent/cpu.sbatch", force=False)
 
 
 # --- the contract
@@ -256,9 +257,9 @@ def test_an_empty_file_breaks_it_all() -> None:
 # --- what others say
 
 
-def verdict(path: Path, **environ: str) -> template_check.Verdict:
-    return template_check.check(
-        templates.Template(path.stem, path, "file"), {"PATH": os.environ["PATH"], **environ}, ask_slurm=False
+def verdict(path: Path, **environ: str) -> template_check.TemplateVerdict:
+    return template_check.check_template(
+        templates.JobTemplate(path.stem, path, "file"), {"PATH": os.environ["PATH"], **environ}, ask_slurm=False
     )
 
 
@@ -321,7 +322,7 @@ def test_slurms_word_counts(tmp_path: Path, programs: Path, answer: str) -> None
     program.chmod(0o755)
     path = put(tmp_path, "good")
     environ = {"PATH": str(programs), "SBATCH_NODES": "3", "SLURM_NTASKS": "4"}
-    found = template_check.check(templates.Template("good", path, "file"), environ)
+    found = template_check.check_template(templates.JobTemplate("good", path, "file"), environ)
 
     assert [finding.text for finding in found.findings] == [found.said[-1]] * findings
     assert mentions(found.said[-1], expected)
@@ -330,7 +331,7 @@ def test_slurms_word_counts(tmp_path: Path, programs: Path, answer: str) -> None
 def test_without_sbatch_there_is_no_slurm(tmp_path: Path, programs: Path) -> None:
     """That is no finding."""
     path = put(tmp_path, "good")
-    found = template_check.check(templates.Template("good", path, "file"), {"PATH": str(programs)})
+    found = template_check.check_template(templates.JobTemplate("good", path, "file"), {"PATH": str(programs)})
 
     assert (found.findings, mentions(found.said[-1], "Slurm")) == ((), True)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hpc_launch.submission import plan
-from hpc_launch.submission.render import Draft
-from hpc_launch.submission.request import Here, JobRequest, Software
+from hpc_launch.submission import submission_plan
+from hpc_launch.submission.job_request import JobRequest, Software, SubmitContext
+from hpc_launch.submission.job_script import ScriptDraft
 from hpc_launch.submission.template_check import contract
 from hpc_launch.submission.templates import summary
 
@@ -180,8 +180,8 @@ REQUESTS = {
 def test_what_submit_makes_of_it_is_as_good(template: Path, tmp_path: Path, wanted: str) -> None:
     """The script keeps the contract, is good bash, and gives srun the words that were asked for, in all jobs."""
     request = REQUESTS[wanted]
-    draft = Draft(template.stem, template.read_text(), shipped=True)
-    made = plan.make(request, draft, Here({"PATH": "/usr/bin"}), ()).script
+    draft = ScriptDraft(template.stem, template.read_text(), shipped=True)
+    made = submission_plan.make_submission(request, draft, SubmitContext({"PATH": "/usr/bin"}), ()).script
     script = tmp_path / "made.sbatch"
     script.write_text(made)
     assert contract(made) == (), made

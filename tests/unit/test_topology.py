@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from hpc_launch.node import devices, locations, topology
+from hpc_launch.node import device_locations, devices, topology
+from hpc_launch.node.device_locations import Location
 from hpc_launch.node.devices import Devices
-from hpc_launch.node.locations import Location
 from hpc_launch.node.topology import Core, Topology
 from tests.unit import sysfs_trees
 from tests.unit.sysfs_trees import unpack, uuid, write
@@ -26,7 +26,7 @@ def cuda(mask: str) -> Devices:
 
 
 def addresses(found: Devices, root: Path, environ: Mapping[str, str] | None = None) -> list[str]:
-    return [place.address for place in locations.find(found, environ or {}, root)]
+    return [place.address for place in device_locations.find_locations(found, environ or {}, root)]
 
 
 # ---- CPUs
@@ -83,7 +83,9 @@ def test_few_files_are_read(name: str, machines: Path, monkeypatch: pytest.Monke
 
     topology.read(made.cpus, machines / name)
     cpu_files = len(asked)
-    locations.find(Devices(tuple(map(str, range(len(made.gpus)))), "CUDA_VISIBLE_DEVICES"), {}, machines / name)
+    device_locations.find_locations(
+        Devices(tuple(map(str, range(len(made.gpus)))), "CUDA_VISIBLE_DEVICES"), {}, machines / name
+    )
 
     assert cpu_files <= 4 * len(made.nodes) + len(made.caches) + 5
     assert len(asked) <= MOST_FILES
@@ -139,7 +141,12 @@ def test_this_machine() -> None:
 def test_numbers_are_in_the_order_of_the_bus(machines: Path) -> None:
     """CUDA's devices are numbered by their PCI addresses, as the workers are told."""
     assert addresses(cuda("0,7,2"), machines / "dgx_a100") == ["0000:07:00.0", "0000:bd:00.0", "0000:47:00.0"]
-    assert [place.node for place in locations.find(cuda("0,1,2,3"), {}, machines / "perlmutter")] == [3, 2, 1, 0]
+    assert [place.node for place in device_locations.find_locations(cuda("0,1,2,3"), {}, machines / "perlmutter")] == [
+        3,
+        2,
+        1,
+        0,
+    ]
 
 
 def test_numbers_count_what_the_cgroup_allows(tmp_path: Path) -> None:
@@ -182,9 +189,9 @@ def test_what_cannot_be_known_is_not_guessed(machines: Path) -> None:
     """MIG ids, other orders and a beginning that several ids have could be anywhere; with one, all are unknown."""
     far = machines / "dgx_h100"
 
-    assert locations.find(cuda("MIG-9f1d,MIG-77aa"), {}, far) == ()
-    assert locations.find(cuda(f"{uuid(1)},GPU-0000"), {}, far) == ()
-    assert locations.find(cuda("0,1"), {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, far) == ()
+    assert device_locations.find_locations(cuda("MIG-9f1d,MIG-77aa"), {}, far) == ()
+    assert device_locations.find_locations(cuda(f"{uuid(1)},GPU-0000"), {}, far) == ()
+    assert device_locations.find_locations(cuda("0,1"), {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, far) == ()
 
 
 def test_where_all_are_near_one_node_so_is_each(tmp_path: Path) -> None:
@@ -193,12 +200,15 @@ def test_where_all_are_near_one_node_so_is_each(tmp_path: Path) -> None:
     for minor in range(4):
         (tmp_path / f"dev/nvidia{minor}").unlink()
 
-    assert locations.find(cuda("MIG-9f1d,MIG-77aa"), {}, tmp_path) == (Location("", 1), Location("", 1))
+    assert device_locations.find_locations(cuda("MIG-9f1d,MIG-77aa"), {}, tmp_path) == (
+        Location("", 1),
+        Location("", 1),
+    )
 
 
 def test_a_device_without_a_node_has_its_cpus(machines: Path) -> None:
     """A virtual machine gives no NUMA node: the CPUs that the bus names are what there is."""
-    found = locations.find(cuda("3"), {}, machines / "cloud")
+    found = device_locations.find_locations(cuda("3"), {}, machines / "cloud")
 
     assert found == (Location("0004:00:00.0", -1, frozenset(range(32))),)
 
@@ -208,25 +218,34 @@ def test_a_driver_that_does_not_tell(tmp_path: Path) -> None:
     unpack("perlmutter", tmp_path)
     shutil.rmtree(tmp_path / "proc")
 
-    assert locations.find(cuda("0,1"), {}, tmp_path) == ()
+    assert device_locations.find_locations(cuda("0,1"), {}, tmp_path) == ()
 
 
 def test_amd_devices_are_in_the_order_of_the_kfd_topology(machines: Path) -> None:
     """HIP numbers the dies of an MI250X node in this order, whose NUMA nodes are out of order."""
-    found = devices.find({}, machines / "mi250x")
+    found = devices.find_devices({}, machines / "mi250x")
 
     assert (len(found), found.variable) == (8, "HIP_VISIBLE_DEVICES")
-    assert [place.node for place in locations.find(found, {}, machines / "mi250x")] == [3, 3, 1, 1, 0, 0, 2, 2]
+    assert [place.node for place in device_locations.find_locations(found, {}, machines / "mi250x")] == [
+        3,
+        3,
+        1,
+        1,
+        0,
+        0,
+        2,
+        2,
+    ]
 
 
 def test_amd_masks_filter_one_after_the_other(machines: Path) -> None:
     """HIP's mask counts what ROCR's leaves, which may be named by ids."""
     environ = {"ROCR_VISIBLE_DEVICES": "4,GPU-00000000000003ea,7", "HIP_VISIBLE_DEVICES": "2,1"}
-    found = devices.find(environ, machines / "mi250x")
+    found = devices.find_devices(environ, machines / "mi250x")
 
     assert addresses(found, machines / "mi250x", environ) == ["0000:de:00.0", "0000:c9:00.0"]
     outer = {"ROCR_VISIBLE_DEVICES": "6,0"}
-    assert addresses(devices.find(outer, machines / "mi250x"), machines / "mi250x", outer) == [
+    assert addresses(devices.find_devices(outer, machines / "mi250x"), machines / "mi250x", outer) == [
         "0000:d9:00.0",
         "0000:c1:00.0",
     ]
@@ -240,7 +259,7 @@ def test_amd_devices_that_the_cgroup_hides(tmp_path: Path) -> None:
         properties.unlink()
         properties.mkdir()  # the error differs, and root meets one as well
 
-    found = devices.find({}, tmp_path)
+    found = devices.find_devices({}, tmp_path)
 
     assert len(found) == 5
     assert addresses(found, tmp_path)[:2] == ["0000:c9:00.0", "0000:d1:00.0"]
@@ -264,4 +283,4 @@ def test_intel_devices(tmp_path: Path) -> None:
 
 def test_without_devices_nothing_is_looked_for(tmp_path: Path) -> None:
     """Nobody asks for the places of no devices."""
-    assert locations.find(Devices(), {}, tmp_path) == ()
+    assert device_locations.find_locations(Devices(), {}, tmp_path) == ()

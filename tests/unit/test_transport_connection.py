@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from hpc_launch.rendezvous.transport import connection as module, wire
-from hpc_launch.rendezvous.transport.connection import Connection, Kind, pair, set_keepalive
-from hpc_launch.rendezvous.transport.handshake import Channel
-from hpc_launch.rendezvous.transport.wire import Frame, Opener, Sealer
+from hpc_launch.rendezvous.transport import connection as module, framing
+from hpc_launch.rendezvous.transport.connection import Connection, FrameKind, pair, set_keepalive
+from hpc_launch.rendezvous.transport.framing import Frame, Opener, Sealer
+from hpc_launch.rendezvous.transport.handshake import ConnectionKeys
 from tests.support import mentions, wait_for
 from tests.unit.transport_support import receive
 
@@ -33,8 +33,8 @@ def ends() -> Iterator[tuple[Connection, Connection]]:
     """The two ends of a connection over loopback."""
     here, there = sockets()
     both = (
-        Connection(here, Channel(Sealer(ONE), Opener(OTHER))),
-        Connection(there, Channel(Sealer(OTHER), Opener(ONE))),
+        Connection(here, ConnectionKeys(Sealer(ONE), Opener(OTHER))),
+        Connection(there, ConnectionKeys(Sealer(OTHER), Opener(ONE))),
     )
     yield both
     for end in both:
@@ -45,7 +45,7 @@ def ends() -> Iterator[tuple[Connection, Connection]]:
 def watched() -> Iterator[tuple[Connection, socket.socket, Sealer]]:
     """One end of a connection, the plain socket at the other, and what seals frames for it."""
     here, there = sockets()
-    end = Connection(here, Channel(Sealer(ONE), Opener(OTHER)))
+    end = Connection(here, ConnectionKeys(Sealer(ONE), Opener(OTHER)))
     yield end, there, Sealer(OTHER)
     end.close()
     there.close()
@@ -53,7 +53,7 @@ def watched() -> Iterator[tuple[Connection, socket.socket, Sealer]]:
 
 def fill(end: Connection) -> None:
     """Send bulk until no more is taken."""
-    while end.send_bulk(bytes(wire.MAX_BULK)):
+    while end.send_bulk(bytes(framing.MAX_BULK)):
         pass
 
 
@@ -64,7 +64,11 @@ def test_frames_arrive_in_order_with_their_kinds(ends: tuple[Connection, Connect
     here.send_bulk(b"bulk")
     here.send(b"")
 
-    assert receive(there, 3) == [Frame(Kind.CONTROL, b"first"), Frame(Kind.BULK, b"bulk"), Frame(Kind.CONTROL, b"")]
+    assert receive(there, 3) == [
+        Frame(FrameKind.CONTROL, b"first"),
+        Frame(FrameKind.BULK, b"bulk"),
+        Frame(FrameKind.CONTROL, b""),
+    ]
 
 
 def test_both_ends_may_send_at_once(ends: tuple[Connection, Connection]) -> None:
@@ -79,47 +83,47 @@ def test_both_ends_may_send_at_once(ends: tuple[Connection, Connection]) -> None
 def test_the_longest_control_frame_arrives(ends: tuple[Connection, Connection]) -> None:
     """Though the kernel takes it in many parts."""
     here, there = ends
-    here.send(b"x" * wire.MAX_CONTROL)
+    here.send(b"x" * framing.MAX_CONTROL)
     frames: list[Frame] = []
     while not frames:
         here.flush()
         frames = there.receive()
 
-    assert len(frames[0].payload) == wire.MAX_CONTROL
+    assert len(frames[0].payload) == framing.MAX_CONTROL
 
 
 def test_frames_that_are_too_long_are_an_error_of_our_own(ends: tuple[Connection, Connection]) -> None:
     """They are not sent."""
     with pytest.raises(ValueError, match="control frame"):
-        ends[0].send(bytes(wire.MAX_CONTROL + 1))
+        ends[0].send(bytes(framing.MAX_CONTROL + 1))
     with pytest.raises(ValueError, match="bulk frame"):
-        ends[0].send_bulk(bytes(wire.MAX_BULK + 1))
+        ends[0].send_bulk(bytes(framing.MAX_BULK + 1))
 
 
 def test_bulk_is_refused_where_too_much_waits(ends: tuple[Connection, Connection]) -> None:
     """Who sends it goes on when there is room."""
     here, there = ends
     fill(here)
-    refused = here.send_bulk(bytes(wire.MAX_BULK))
+    refused = here.send_bulk(bytes(framing.MAX_BULK))
     while here.waiting:
         here.flush()
         there.receive()
 
-    assert (refused, here.send_bulk(bytes(wire.MAX_BULK)), here.broken) == (False, True, False)
+    assert (refused, here.send_bulk(bytes(framing.MAX_BULK)), here.broken) == (False, True, False)
 
 
 def test_control_frames_overtake_bulk(ends: tuple[Connection, Connection]) -> None:
     """What waits here does not delay them; what is in the kernel already is little."""
     here, there = ends
     fill(here)
-    queued = module.MAX_UNSENT_BULK // (wire.MAX_BULK + wire.FRAME_OVERHEAD)
+    queued = module.MAX_UNSENT_BULK // (framing.MAX_BULK + framing.FRAME_OVERHEAD)
     here.send(b"urgent")
-    kinds: list[Kind] = []
-    while Kind.CONTROL not in kinds:
+    kinds: list[FrameKind] = []
+    while FrameKind.CONTROL not in kinds:
         here.flush()
         kinds += [frame.kind for frame in there.receive()]
 
-    assert kinds.index(Kind.CONTROL) < queued
+    assert kinds.index(FrameKind.CONTROL) < queued
 
 
 def test_little_bulk_waits_in_the_kernel(watched: tuple[Connection, socket.socket, Sealer]) -> None:
@@ -143,7 +147,7 @@ def test_a_peer_that_takes_nothing_is_given_up(
     monkeypatch.setattr(module, "MAX_UNSENT_CONTROL", 8 << 20)
     here, _ = ends
     for _ in range(4):
-        here.send(bytes(wire.MAX_CONTROL))
+        here.send(bytes(framing.MAX_CONTROL))
 
     assert (here.broken, here.closed, bool(here.why)) == (True, False, True)
 
@@ -155,7 +159,7 @@ def test_a_closed_connection_is_noticed(ends: tuple[Connection, Connection]) -> 
     here.close()
     frames = receive(there, 2)
 
-    assert (frames, there.broken, there.closed) == ([Frame(Kind.CONTROL, b"last")], True, True)
+    assert (frames, there.broken, there.closed) == ([Frame(FrameKind.CONTROL, b"last")], True, True)
 
 
 def test_a_reset_connection_is_closed(watched: tuple[Connection, socket.socket, Sealer]) -> None:
@@ -182,7 +186,7 @@ def test_sending_to_a_closed_end_breaks_the_connection(ends: tuple[Connection, C
 def test_what_is_not_authentic_breaks_the_connection(watched: tuple[Connection, socket.socket, Sealer]) -> None:
     """The peer is not said to be closed."""
     end, other, _ = watched
-    other.sendall(Sealer(bytes([7] * 32)).seal(Kind.CONTROL, b"stop"))
+    other.sendall(Sealer(bytes([7] * 32)).seal(FrameKind.CONTROL, b"stop"))
     frames = receive(end)
 
     assert (frames, end.broken, end.closed, mentions(end.why, "authentic")) == ([], True, False, True)
@@ -191,7 +195,7 @@ def test_what_is_not_authentic_breaks_the_connection(watched: tuple[Connection, 
 def test_a_proof_after_the_handshake_breaks_the_connection(watched: tuple[Connection, socket.socket, Sealer]) -> None:
     """There is one only."""
     end, other, sealer = watched
-    other.sendall(sealer.seal(Kind.PROOF, b"x"))
+    other.sendall(sealer.seal(FrameKind.PROOF, b"x"))
 
     assert (receive(end), mentions(end.why, "proof")) == ([], True)
 
@@ -199,36 +203,36 @@ def test_a_proof_after_the_handshake_breaks_the_connection(watched: tuple[Connec
 def test_frames_before_a_bad_one_count(watched: tuple[Connection, socket.socket, Sealer]) -> None:
     """They were authentic."""
     end, other, sealer = watched
-    other.sendall(sealer.seal(Kind.CONTROL, b"good") + bytes(100))
+    other.sendall(sealer.seal(FrameKind.CONTROL, b"good") + bytes(100))
 
-    assert receive(end, 2) == [Frame(Kind.CONTROL, b"good")]
+    assert receive(end, 2) == [Frame(FrameKind.CONTROL, b"good")]
 
 
 def test_a_slow_frame_is_read_once_it_is_whole(watched: tuple[Connection, socket.socket, Sealer]) -> None:
     """Byte by byte."""
     end, other, sealer = watched
     early = []
-    frame = sealer.seal(Kind.CONTROL, b"slow")
+    frame = sealer.seal(FrameKind.CONTROL, b"slow")
     for byte in frame[:-1]:
         other.sendall(bytes([byte]))
         select.select([end], [], [], 20)
         early += end.receive()
     other.sendall(frame[-1:])
 
-    assert (early, receive(end)) == ([], [Frame(Kind.CONTROL, b"slow")])
+    assert (early, receive(end)) == ([], [Frame(FrameKind.CONTROL, b"slow")])
 
 
 def test_what_came_with_the_handshake_is_received_first() -> None:
     """No readiness of the socket tells of it."""
     here, there = sockets()
-    rest = Sealer(OTHER).seal(Kind.CONTROL, b"early")
+    rest = Sealer(OTHER).seal(FrameKind.CONTROL, b"early")
     with there:
-        end = Connection(here, Channel(Sealer(ONE), Opener(OTHER)), received=rest)
+        end = Connection(here, ConnectionKeys(Sealer(ONE), Opener(OTHER)), received=rest)
         pending = end.pending
         frames = end.receive()
         end.close()
 
-    assert (pending, frames) == (True, [Frame(Kind.CONTROL, b"early")])
+    assert (pending, frames) == (True, [Frame(FrameKind.CONTROL, b"early")])
 
 
 def test_waiting_is_notified(ends: tuple[Connection, Connection]) -> None:
@@ -280,11 +284,11 @@ def test_a_local_pair_is_a_connection() -> None:
 def test_pairs_have_keys_of_their_own() -> None:
     """What is sealed for one is not authentic in another."""
     (one, here), (other, there) = pair(), pair()
-    sealed = here._channel.sealer.seal(Kind.CONTROL, b"x")
+    sealed = here._channel.sealer.seal(FrameKind.CONTROL, b"x")
     for end in (one, here, other, there):
         end.close()
 
-    with pytest.raises(wire.WireError, match="not authentic"):
+    with pytest.raises(framing.WireError, match="not authentic"):
         other._channel.opener.open(sealed)
 
 
@@ -319,7 +323,7 @@ def test_a_process_that_ends_closes_its_connections() -> None:
         )
         subprocess.run([sys.executable, "-c", program, str(listener.getsockname()[1])], check=False)
         accepted, _ = listener.accept()
-    end = Connection(accepted, Channel(Sealer(ONE), Opener(OTHER)))
+    end = Connection(accepted, ConnectionKeys(Sealer(ONE), Opener(OTHER)))
     receive(end)
     end.close()
 

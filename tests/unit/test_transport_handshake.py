@@ -9,69 +9,69 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from hpc_launch.rendezvous.transport import wire
-from hpc_launch.rendezvous.transport.faults import Fault, HandshakeError
+from hpc_launch.rendezvous.transport import framing
+from hpc_launch.rendezvous.transport.framing import FrameKind, Offer, Opening
 from hpc_launch.rendezvous.transport.handshake import (
     CONNECTING,
     LISTENING,
-    Channel,
-    Connecting,
+    ConnectingSide,
+    ConnectionKeys,
     Credential,
-    Known,
-    Listening,
-    Method,
-    Proved,
+    KeyMethod,
+    KnownKey,
+    ListeningSide,
+    PeerProof,
     make_opening,
     place_key,
 )
-from hpc_launch.rendezvous.transport.wire import Kind, Offer, Opening
+from hpc_launch.rendezvous.transport.peer_faults import HandshakeError, HandshakeFault
 from tests.support import mentions
 
 PLACE = place_key("cluster/1/0/0")
 
 
-def known(text: str, method: Method = Method.SECRET) -> Known:
-    key = wire.hkdf(text.encode(), b"test", b"")
-    return Known(method, key, key)
+def known(text: str, method: KeyMethod = KeyMethod.SECRET) -> KnownKey:
+    key = framing.hkdf(text.encode(), b"test", b"")
+    return KnownKey(method, key, key)
 
 
 COMMON = known("common")
-MUNGE = Known(Method.MUNGE, bytes(32), None)
+MUNGE = KnownKey(KeyMethod.MUNGE, bytes(32), None)
 
 
-def listening(*keys: Known, place: bytes = PLACE) -> Listening:
-    return Listening(place, keys or (COMMON,), os.urandom(32))
+def listening(*keys: KnownKey, place: bytes = PLACE) -> ListeningSide:
+    return ListeningSide(place, keys or (COMMON,), os.urandom(32))
 
 
-def connecting(*keys: Known, place: bytes = PLACE, hello: bytes = b"hello") -> Connecting:
-    return Connecting(place, keys or (COMMON,), os.urandom(32), hello)
+def connecting(*keys: KnownKey, place: bytes = PLACE, hello: bytes = b"hello") -> ConnectingSide:
+    return ConnectingSide(place, keys or (COMMON,), os.urandom(32), hello)
 
 
 @dataclass
 class Meeting:
     """What became of a handshake that went well."""
 
-    listening: Channel
-    connecting: Channel
+    listening: ConnectionKeys
+    connecting: ConnectionKeys
     hello: bytes
     answer: bytes
     stays: bool
-    chosen: Known
+    chosen: KnownKey
 
 
-def meet(there: Listening, here: Connecting, *, answer: bytes = b"answer", stay: bool = True) -> Meeting:
+def meet(there: ListeningSide, here: ConnectingSide, *, answer: bytes = b"answer", stay: bool = True) -> Meeting:
     here.feed(there.greeting)
     assert here.chosen is not None
     assert here.chosen.secret is not None
     proved = there.feed(here.prove(here.chosen.secret))
-    assert isinstance(proved, Proved)
+    assert isinstance(proved, PeerProof)
     channel, proof = there.answer(answer, stay=stay)
     answered = here.answered(proof)
     assert answered is not None
     return Meeting(channel, answered[0], proved.hello, answered[1], answered[2], here.chosen)
 
 
-def fault(there: Listening, here: Connecting) -> tuple[Fault, str]:
+def fault(there: ListeningSide, here: ConnectingSide) -> tuple[HandshakeFault, str]:
     """Let the connecting side fail."""
     with pytest.raises(HandshakeError) as raised:
         here.feed(there.greeting)
@@ -90,7 +90,7 @@ def test_the_listening_side_may_turn_away() -> None:
     assert meet(listening(), connecting(), stay=False).stays is False
 
 
-@pytest.mark.parametrize("size", [0, wire.MAX_HELLO])
+@pytest.mark.parametrize("size", [0, framing.MAX_HELLO])
 def test_a_hello_may_have_any_size_up_to_the_limit(size: int) -> None:
     """It is read whole."""
     assert len(meet(listening(), connecting(hello=bytes(size))).hello) == size
@@ -99,7 +99,7 @@ def test_a_hello_may_have_any_size_up_to_the_limit(size: int) -> None:
 def test_a_longer_hello_is_an_error_of_our_own() -> None:
     """Nothing is sent."""
     with pytest.raises(ValueError, match="hello"):
-        connecting(hello=bytes(wire.MAX_HELLO + 1))
+        connecting(hello=bytes(framing.MAX_HELLO + 1))
 
 
 def test_a_longer_answer_is_an_error_of_our_own() -> None:
@@ -109,18 +109,21 @@ def test_a_longer_answer_is_an_error_of_our_own() -> None:
     there.feed(here.prove(COMMON.secret or b""))
 
     with pytest.raises(ValueError, match="answer"):
-        there.answer(bytes(wire.MAX_ANSWER + 1), stay=True)
+        there.answer(bytes(framing.MAX_ANSWER + 1), stay=True)
 
 
 def test_the_longest_answer_passes() -> None:
     """It is read whole."""
-    assert len(meet(listening(), connecting(), answer=bytes(wire.MAX_ANSWER)).answer) == wire.MAX_ANSWER
+    assert len(meet(listening(), connecting(), answer=bytes(framing.MAX_ANSWER)).answer) == framing.MAX_ANSWER
 
 
 def test_frames_go_both_ways_afterwards() -> None:
     """With one key for each direction."""
     met = meet(listening(), connecting())
-    to, back = met.connecting.sealer.seal(Kind.CONTROL, b"to"), met.listening.sealer.seal(Kind.CONTROL, b"back")
+    to, back = (
+        met.connecting.sealer.seal(FrameKind.CONTROL, b"to"),
+        met.listening.sealer.seal(FrameKind.CONTROL, b"back"),
+    )
     there, here = met.listening.opener.open(to), met.connecting.opener.open(back)
 
     assert [found[0].payload for found in (there, here) if found is not None] == [b"to", b"back"]
@@ -130,31 +133,31 @@ def test_a_frame_that_comes_back_is_noticed() -> None:
     """A reflected frame has the key of the other direction."""
     met = meet(listening(), connecting())
 
-    with pytest.raises(wire.WireError):
-        met.connecting.opener.open(met.connecting.sealer.seal(Kind.CONTROL, b"echo"))
+    with pytest.raises(framing.WireError):
+        met.connecting.opener.open(met.connecting.sealer.seal(FrameKind.CONTROL, b"echo"))
 
 
 def test_the_listeners_order_decides() -> None:
     """Of several common keys the first that it offers is used."""
-    one, other = known("one"), known("other", Method.KEY_FILE)
+    one, other = known("one"), known("other", KeyMethod.KEY_FILE)
 
     assert meet(listening(other, one), connecting(one, other)).chosen == other
 
 
 def test_equal_keys_match_wherever_they_come_from() -> None:
     """What one node has from the step another may have from the user."""
-    met = meet(listening(known("same", Method.STEP_SECRET)), connecting(known("same", Method.SECRET)))
+    met = meet(listening(known("same", KeyMethod.STEP_SECRET)), connecting(known("same", KeyMethod.SECRET)))
 
-    assert met.chosen.method is Method.SECRET
+    assert met.chosen.method is KeyMethod.SECRET
 
 
 def test_sides_without_a_common_secret_say_what_each_has() -> None:
     """The reason is one line."""
-    there, here = listening(known("a"), known("b", Method.KEY_FILE)), connecting(known("c", Method.JOB_FILE))
+    there, here = listening(known("a"), known("b", KeyMethod.KEY_FILE)), connecting(known("c", KeyMethod.JOB_FILE))
 
     kind, words = fault(there, here)
 
-    assert kind is Fault.NO_COMMON_SECRET
+    assert kind is HandshakeFault.NO_COMMON_SECRET
     assert re.search("HPC_LAUNCH_SECRET.* key file.* job directory", words)
 
 
@@ -165,7 +168,7 @@ def test_sides_with_different_values_of_a_secret_say_so() -> None:
 
 def test_the_listener_learns_that_there_is_no_common_secret() -> None:
     """The other side leaves its opening behind, which proves nothing."""
-    there, here = listening(known("a")), connecting(known("b", Method.KEY_FILE))
+    there, here = listening(known("a")), connecting(known("b", KeyMethod.KEY_FILE))
     fault(there, here)
 
     with pytest.raises(HandshakeError, match=r"key file.* HPC_LAUNCH_SECRET"):
@@ -176,7 +179,7 @@ def test_an_agent_of_another_place_is_a_stranger() -> None:
     """Another job of the same user, perhaps: both have other keys then."""
     elsewhere = place_key("cluster/2/0/0")
 
-    assert fault(listening(known("x"), place=elsewhere), connecting(known("y")))[0] is Fault.STRANGER
+    assert fault(listening(known("x"), place=elsewhere), connecting(known("y")))[0] is HandshakeFault.STRANGER
 
 
 def test_the_same_secret_in_another_place_proves_nothing() -> None:
@@ -196,7 +199,7 @@ def test_both_sides_name_another_version(protocol: int) -> None:
         with pytest.raises(HandshakeError) as raised:
             machine.feed(foreign)
 
-        assert raised.value.fault is Fault.VERSION
+        assert raised.value.fault is HandshakeFault.VERSION
         assert mentions(raised.value.words, protocol, 1)
 
 
@@ -216,7 +219,7 @@ def test_a_false_listener_is_noticed() -> None:
     here.prove(COMMON.secret or b"")
 
     with pytest.raises(HandshakeError, match="not authentic"):
-        here.answered(wire.Sealer(bytes(32)).seal(Kind.PROOF, b"\x01answer"))
+        here.answered(framing.Sealer(bytes(32)).seal(FrameKind.PROOF, b"\x01answer"))
 
 
 def test_what_comes_back_is_no_opening_of_the_other_side() -> None:
@@ -226,7 +229,7 @@ def test_what_comes_back_is_no_opening_of_the_other_side() -> None:
     with pytest.raises(HandshakeError) as raised:
         there.feed(there.greeting)
 
-    assert raised.value.fault is Fault.STRANGER
+    assert raised.value.fault is HandshakeFault.STRANGER
 
 
 def test_a_handshake_that_comes_back_is_noticed() -> None:
@@ -244,7 +247,7 @@ def test_a_recorded_handshake_is_of_no_use() -> None:
     there, here = listening(), connecting()
     here.feed(there.greeting)
     recorded = here.prove(COMMON.secret or b"")
-    assert isinstance(there.feed(recorded), Proved)
+    assert isinstance(there.feed(recorded), PeerProof)
 
     with pytest.raises(HandshakeError, match="not authentic"):
         listening().feed(recorded)
@@ -253,7 +256,7 @@ def test_a_recorded_handshake_is_of_no_use() -> None:
 def test_a_recorded_answer_is_of_no_use() -> None:
     """The connecting side's nonce is another one the next time, even where the listener's were the same."""
     nonce = os.urandom(32)
-    first = Listening(PLACE, (COMMON,), nonce)
+    first = ListeningSide(PLACE, (COMMON,), nonce)
     here = connecting()
     here.feed(first.greeting)
     first.feed(here.prove(COMMON.secret or b""))
@@ -279,9 +282,9 @@ def test_a_fake_listener_cannot_join_two_handshakes() -> None:
 
 def test_weaker_offers_cannot_be_forced_by_a_change() -> None:
     """Who takes the stronger offers out on the way changes what both keys depend on."""
-    strong, weak = known("strong"), known("weak", Method.INSECURE)
+    strong, weak = known("strong"), known("weak", KeyMethod.INSECURE)
     there, here = listening(strong, weak), connecting(strong, weak)
-    opening = wire.decode_opening(there.greeting)
+    opening = framing.decode_opening(there.greeting)
     assert opening is not None
     offers = opening[0].offers
     here.feed(Opening(opening[0].protocol, opening[0].nonce, (offers[0], offers[2])).encode())
@@ -310,7 +313,7 @@ def test_a_bit_that_is_flipped_on_the_way_breaks_a_handshake(data: st.DataObject
     try:
         here.feed(passed("greeting", there.greeting))
         if here.chosen is not None and isinstance(
-            there.feed(passed("proof", here.prove(COMMON.secret or b""))), Proved
+            there.feed(passed("proof", here.prove(COMMON.secret or b""))), PeerProof
         ):
             _, answer = there.answer(b"answer", stay=True)
             believed = here.answered(passed("answer", answer)) is not None
@@ -340,7 +343,7 @@ def test_a_handshake_may_come_in_pieces(lengths: list[int]) -> None:
     answers = [here.answered(piece) for piece in pieces(answer)]
     answered = [one[1:] for one in answers if one is not None]
 
-    assert (proved, answered) == ([Proved(b"hello")], [(b"answer", True)])
+    assert (proved, answered) == ([PeerProof(b"hello")], [(b"answer", True)])
 
 
 @given(st.binary(max_size=600))
@@ -373,10 +376,10 @@ def test_another_frame_than_a_proof_is_none() -> None:
     here.prove(COMMON.secret or b"")
     assert here._keyed is not None
     theirs = make_opening(PLACE, [COMMON], CONNECTING, here._mine.nonce)
-    frame = wire.Sealer(here._keyed[0]._key).seal(Kind.CONTROL, b"hello")
+    frame = framing.Sealer(here._keyed[0]._key).seal(FrameKind.CONTROL, b"hello")
 
     with pytest.raises(HandshakeError, match="another frame"):
-        there.feed(theirs.encode() + wire.encode_method_data(b"") + frame)
+        there.feed(theirs.encode() + framing.encode_method_data(b"") + frame)
 
 
 def test_a_credential_is_checked_elsewhere() -> None:
@@ -385,7 +388,7 @@ def test_a_credential_is_checked_elsewhere() -> None:
     here.feed(there.greeting)
     first = there.feed(here.prove(b"k" * 32, b"MUNGE:...") + b"more")
 
-    assert (first, there.supply(b"k" * 32), there.rest) == (Credential(b"MUNGE:..."), Proved(b"hello"), b"more")
+    assert (first, there.supply(b"k" * 32), there.rest) == (Credential(b"MUNGE:..."), PeerProof(b"hello"), b"more")
 
 
 def test_what_comes_while_a_credential_is_checked_waits() -> None:
@@ -395,7 +398,7 @@ def test_what_comes_while_a_credential_is_checked_waits() -> None:
     sent = here.prove(b"k" * 32, b"credential")
     outcomes = [there.feed(sent[:-10]), there.feed(sent[-10:]), there.supply(b"k" * 32)]
 
-    assert outcomes == [Credential(b"credential"), None, Proved(b"hello")]
+    assert outcomes == [Credential(b"credential"), None, PeerProof(b"hello")]
 
 
 def test_a_credential_with_another_key_proves_nothing() -> None:
@@ -431,13 +434,13 @@ def test_offers_have_no_room_for_more_than_a_first_frame_takes() -> None:
     """What is weakest is left out."""
     keys = [known(str(number)) for number in range(20)]
 
-    assert len(make_opening(PLACE, keys, LISTENING, bytes(32)).offers) == wire.MAX_OFFERS
+    assert len(make_opening(PLACE, keys, LISTENING, bytes(32)).offers) == framing.MAX_OFFERS
 
 
 def test_offers_of_later_versions_are_passed_by() -> None:
     """An id that is not known here, of a method that is not known here, changes nothing."""
     there, here = listening(), connecting()
-    opening = wire.decode_opening(there.greeting)
+    opening = framing.decode_opening(there.greeting)
     assert opening is not None
     here.feed(Opening(1, opening[0].nonce, (Offer(200, bytes(16)), *opening[0].offers)).encode())
 
@@ -450,7 +453,7 @@ def test_no_bytes_do_more_than_fail(openings: bytes) -> None:
     words = []
     for machine in (listening(), connecting()):
         try:
-            machine.feed(wire.MAGIC + openings)
+            machine.feed(framing.MAGIC + openings)
         except HandshakeError as error:
             words.append(error.words)
 

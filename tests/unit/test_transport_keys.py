@@ -13,9 +13,9 @@ import pytest
 
 from hpc_launch.errors import UsageError
 from hpc_launch.node import mounts
-from hpc_launch.rendezvous.transport import keys, munge, private
-from hpc_launch.rendezvous.transport.keys import Keyring, collect
-from hpc_launch.rendezvous.transport.private import Unusable
+from hpc_launch.rendezvous.transport import keys, munge, secret_files
+from hpc_launch.rendezvous.transport.keys import Keyring, collect_keys
+from hpc_launch.rendezvous.transport.secret_files import UnusableSecretFile
 from tests.support import lines_mention, mentions
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs files of other use
 @pytest.fixture(autouse=True)
 def without_munge(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what this machine may have."""
-    monkeypatch.setattr(munge, "find", lambda *_, **__: "left out")
+    monkeypatch.setattr(munge, "find_munge", lambda *_, **__: "left out")
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def gather(home: Path, job_file: Path | None = None, *, leader: bool = False, **variables: str) -> Keyring:
-    return collect({"HOME": str(home), **variables}, PLACE, job_file=job_file, leader=leader)
+    return collect_keys({"HOME": str(home), **variables}, PLACE, job_file=job_file, leader=leader)
 
 
 def sources(keyring: Keyring) -> list[str]:
@@ -90,7 +90,7 @@ def test_of_the_users_two_variables_the_secret_itself_counts(home: Path) -> None
 def test_a_short_secret_is_refused(home: Path, variable: str, value: str) -> None:
     """An empty one is a mistake too, such as that of a command that failed."""
     with pytest.raises(UsageError, match=rf"{variable}.*\b[05]\b.*\b16\b.*openssl"):
-        collect({"HOME": str(home), variable: value}, PLACE, job_file=None, leader=False)
+        collect_keys({"HOME": str(home), variable: value}, PLACE, job_file=None, leader=False)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644, 0o777, 0o610])
@@ -206,7 +206,7 @@ def test_without_a_home_in_the_environment_it_is_the_users(monkeypatch: pytest.M
     """As in a step with --export=NONE."""
     monkeypatch.setattr(keys, "_home_of_user", lambda: str(home))
 
-    assert sources(collect({}, PLACE, job_file=None, leader=False)) == [f"key file {home}/.config/hpc-launch/key"]
+    assert sources(collect_keys({}, PLACE, job_file=None, leader=False)) == [f"key file {home}/.config/hpc-launch/key"]
 
 
 @pytest.mark.parametrize("missing", ["nowhere", ""])
@@ -281,8 +281,8 @@ def test_many_processes_make_one_key_file(home: Path) -> None:
     import os, sys, time
     from pathlib import Path
     from hpc_launch.rendezvous.transport import munge
-    from hpc_launch.rendezvous.transport.keys import collect
-    munge.find = lambda *_, **__: "left out"
+    from hpc_launch.rendezvous.transport.keys import collect_keys
+    munge.find_munge = lambda *_, **__: "left out"
     home = Path(sys.argv[1])
     gate, ends = os.pipe(), []
     for number in range(40):
@@ -290,7 +290,7 @@ def test_many_processes_make_one_key_file(home: Path) -> None:
         if os.fork() == 0:
             os.close(gate[1])
             os.read(gate[0], 1)  # until the other end is closed
-            key = collect({"HOME": str(home)}, "place", job_file=home / "job", leader=True).secrets
+            key = collect_keys({"HOME": str(home)}, "place", job_file=home / "job", leader=True).secrets
             os.write(here, b"".join(secret.key for secret in key))
             os._exit(0)
         os.close(here)
@@ -365,7 +365,7 @@ def test_each_place_has_keys_of_its_own(home: Path) -> None:
     found = {
         secret.key
         for place in ("cluster/1/0/0", "cluster/1/0/1", "cluster/1/1/0", "other/1/0/0")
-        for secret in collect(environ, place, job_file=None, leader=False).secrets
+        for secret in collect_keys(environ, place, job_file=None, leader=False).secrets
     }
 
     assert len(found) == 8
@@ -428,7 +428,7 @@ def mount(kind: str, options: str = "rw") -> str:
 )
 def test_permissions_of_most_file_systems_count(line: str) -> None:
     """Those of clusters among them."""
-    assert private.unjudged(next(mounts.read([line]))) == ""
+    assert secret_files.unjudged(next(mounts.read([line]))) == ""
 
 
 @pytest.mark.parametrize(
@@ -447,7 +447,7 @@ def test_permissions_of_most_file_systems_count(line: str) -> None:
 )
 def test_permissions_of_some_file_systems_say_nothing(line: str) -> None:
     """Their server, or an option of the mount, decides who may read."""
-    assert private.unjudged(next(mounts.read([line]), None))
+    assert secret_files.unjudged(next(mounts.read([line]), None))
 
 
 def test_a_file_system_is_found_by_an_open_file() -> None:
@@ -470,5 +470,5 @@ def test_a_secret_on_such_a_file_system_is_passed_by(home: Path, monkeypatch: py
 
 def test_a_file_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     """Such as one of a name that is too long."""
-    with pytest.raises(Unusable, match=os.strerror(errno.ENAMETOOLONG)):
-        private.make_once(tmp_path / ("x" * 256), b"content")
+    with pytest.raises(UnusableSecretFile, match=os.strerror(errno.ENAMETOOLONG)):
+        secret_files.make_secret_file(tmp_path / ("x" * 256), b"content")

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from hpc_launch.rendezvous.transport import connecting, munge
+from hpc_launch.rendezvous.transport import client, munge
 from hpc_launch.rendezvous.transport.connection import Connection
+from hpc_launch.rendezvous.transport.framing import MAX_METHOD_DATA, encode_method_data
 from hpc_launch.rendezvous.transport.handshake import CONNECTING, make_opening
-from hpc_launch.rendezvous.transport.keys import Keyring, collect
+from hpc_launch.rendezvous.transport.keys import Keyring, collect_keys
 from hpc_launch.rendezvous.transport.munge import Munge
-from hpc_launch.rendezvous.transport.wire import MAX_METHOD_DATA, encode_method_data
 from tests.conftest import REQUIRED
 from tests.support import mentions, wait_for
 from tests.unit.transport_support import PLACE, Remembering, connect, dial, is_hung_up, receive, serving, unknown_in
@@ -55,7 +55,7 @@ def tools() -> Iterator[Munge]:
     with tempfile.TemporaryDirectory(prefix="munge", dir="/run" if os.geteuid() == 0 else None) as folder:
         Path(folder).chmod(0o755)
         with daemon(Path(folder)) as socket:
-            found = munge.find(os.environ["PATH"], socket)
+            found = munge.find_munge(os.environ["PATH"], socket)
             assert isinstance(found, Munge)
             yield found
 
@@ -129,12 +129,12 @@ def test_a_munged_that_is_not_there_is_no_method(tmp_path: Path) -> None:
     if shutil.which("munge") is None:
         pytest.skip("no munge here")
 
-    assert mentions(munge.find(os.environ["PATH"], tmp_path / "socket"), "munged")
+    assert mentions(munge.find_munge(os.environ["PATH"], tmp_path / "socket"), "munged")
 
 
 def test_without_its_commands_there_is_no_munge(tmp_path: Path) -> None:
     """PATH decides."""
-    told = munge.find(str(tmp_path))
+    told = munge.find_munge(str(tmp_path))
     assert isinstance(told, str)
     assert (mentions(told, "munge"), mentions(told, "munged")) == (True, False)
 
@@ -142,7 +142,7 @@ def test_without_its_commands_there_is_no_munge(tmp_path: Path) -> None:
 def test_an_agent_collects_munge_last(tools: Munge, tmp_path: Path) -> None:
     """After all that is shared."""
     environ = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-    found = collect(environ, PLACE, job_file=None, leader=False, munge_socket=tools.socket)
+    found = collect_keys(environ, PLACE, job_file=None, leader=False, munge_socket=tools.socket)
 
     assert found.described == f"key file {tmp_path}/.config/hpc-launch/key, munge"
 
@@ -165,8 +165,8 @@ def test_agents_of_two_places_have_no_munge_in_common(tools: Munge) -> None:
     with serving(keyring=Keyring(PLACE, munge=tools)) as server:
         found = connect(server, Keyring("cluster/2/0/0", munge=tools))
 
-    assert isinstance(found, connecting.Failure)
-    assert found.kind is connecting.Kind.STRANGER
+    assert isinstance(found, client.ConnectionFailure)
+    assert found.kind is client.FailureKind.STRANGER
 
 
 def junk(keyring: Keyring, data: bytes) -> bytes:

@@ -17,15 +17,15 @@ from pathlib import Path
 import pytest
 
 from hpc_launch.node import network
-from hpc_launch.rendezvous.transport import connecting, unknown_peers, wire
-from hpc_launch.rendezvous.transport.connecting import Failure, alive
+from hpc_launch.rendezvous.transport import client, framing, unknown_peers
+from hpc_launch.rendezvous.transport.client import ConnectionFailure, server_answers
 from hpc_launch.rendezvous.transport.connection import Connection, pair
-from hpc_launch.rendezvous.transport.faults import MessageError
-from hpc_launch.rendezvous.transport.handshake import CONNECTING, Connecting, Known, Method, make_opening
+from hpc_launch.rendezvous.transport.framing import FrameKind, Opening
+from hpc_launch.rendezvous.transport.handshake import CONNECTING, ConnectingSide, KeyMethod, KnownKey, make_opening
 from hpc_launch.rendezvous.transport.keys import Keyring
 from hpc_launch.rendezvous.transport.munge import Munge
+from hpc_launch.rendezvous.transport.peer_faults import MessageError
 from hpc_launch.rendezvous.transport.server import Server
-from hpc_launch.rendezvous.transport.wire import Kind, Opening
 from tests.support import lines_mention, mentions, wait_for
 from tests.unit.transport_support import (
     PLACE,
@@ -55,8 +55,8 @@ class Clock:
         return self.now
 
 
-def failed(found: Connection | Failure) -> Failure:
-    assert isinstance(found, Failure)
+def failed(found: Connection | ConnectionFailure) -> ConnectionFailure:
+    assert isinstance(found, ConnectionFailure)
     return found
 
 
@@ -104,14 +104,14 @@ def test_the_listening_side_has_the_hello() -> None:
 
 def test_an_agent_that_is_turned_away_gets_an_answer() -> None:
     """It is authentic, as long as can be, and the connection ends."""
-    service = Remembering(stay=False, answer=b"a" * wire.MAX_ANSWER)
+    service = Remembering(stay=False, answer=b"a" * framing.MAX_ANSWER)
     with serving(service) as server:
         found = failed(connect(server))
         wait_for(lambda: not unknown_in(server).leaving, 20, "it is still there")
 
     assert (found.kind, len(found.answer), service.connections, service.gone) == (
-        connecting.Kind.TURNED_AWAY,
-        wire.MAX_ANSWER,
+        client.FailureKind.TURNED_AWAY,
+        framing.MAX_ANSWER,
         [],
         [],
     )
@@ -216,7 +216,7 @@ def test_much_is_sent_as_the_peer_takes_it() -> None:
         wait_for(lambda: len(service.connections) == 2, 20, "not opened")
         first, second = service.connections
         for _ in range(4):
-            server.call(lambda: first.send(bytes(wire.MAX_CONTROL)))
+            server.call(lambda: first.send(bytes(framing.MAX_CONTROL)))
         server.call(lambda: second.send(b"now"))
         at_once = receive(quick)
         late = receive(slow, 4)
@@ -297,7 +297,7 @@ def test_what_is_left_to_send_is_sent_at_the_end() -> None:
     with serving(service) as server:
         here = connected(server)
         wait_for(lambda: service.connections, 20, "not opened")
-        server.call(lambda: service.connections[0].send(bytes(wire.MAX_CONTROL)))
+        server.call(lambda: service.connections[0].send(bytes(framing.MAX_CONTROL)))
         awake(server)
         ending = threading.Thread(target=lambda: server.close(linger=20))
         ending.start()
@@ -305,7 +305,7 @@ def test_what_is_left_to_send_is_sent_at_the_end() -> None:
         ending.join()
         here.close()
 
-    assert [len(frame.payload) for frame in frames] == [wire.MAX_CONTROL]
+    assert [len(frame.payload) for frame in frames] == [framing.MAX_CONTROL]
 
 
 def test_last_words_arrive_though_the_peer_speaks_too() -> None:
@@ -375,10 +375,10 @@ def test_agents_without_a_common_secret_are_not_connected() -> None:
     """Both sides learn what the other has."""
     service = Remembering()
     with serving(service) as server:
-        found = failed(connect(server, ring("another", method=Method.KEY_FILE)))
+        found = failed(connect(server, ring("another", method=KeyMethod.KEY_FILE)))
         wait_for(lambda: service.reasons, 20, "nothing was refused")
 
-    assert (found.kind, service.hellos) == (connecting.Kind.NO_COMMON_SECRET, [])
+    assert (found.kind, service.hellos) == (client.FailureKind.NO_COMMON_SECRET, [])
     assert re.search("HPC_LAUNCH_SECRET.* key file", found.words)
     (reason,) = service.reasons
     assert re.search(r"^127\.0\.0\.1: .* key file.* HPC_LAUNCH_SECRET", reason)
@@ -389,7 +389,7 @@ def test_an_agent_of_another_run_is_a_stranger() -> None:
     with serving() as server:
         found = failed(connect(server, ring("the secret", place="cluster/2/0/0")))
 
-    assert found.kind is connecting.Kind.STRANGER
+    assert found.kind is client.FailureKind.STRANGER
 
 
 @pytest.mark.parametrize(("here", "there"), [(True, True), (True, False), (False, True), (False, False)])
@@ -398,11 +398,11 @@ def test_agents_without_secrets_are_connected_where_both_were_asked_to(here: boo
     mine, theirs = (Keyring("place", insecure=asked) for asked in (here, there))
     with serving(keyring=theirs) as server:
         found = connect(server, mine)
-        kind = found.kind if isinstance(found, Failure) else None
+        kind = found.kind if isinstance(found, ConnectionFailure) else None
         if isinstance(found, Connection):
             found.close()
 
-    assert kind is (None if here and there else connecting.Kind.NO_COMMON_SECRET)
+    assert kind is (None if here and there else client.FailureKind.NO_COMMON_SECRET)
 
 
 def test_another_version_is_named_on_both_sides() -> None:
@@ -426,7 +426,7 @@ def test_another_version_is_named_on_both_sides() -> None:
         found = failed(connect_to(listener.getsockname()[1]))
         thread.join()
 
-    assert found.kind is connecting.Kind.VERSION
+    assert found.kind is client.FailureKind.VERSION
     assert mentions(found.words, "2 1")
     assert lines_mention(service.reasons, "127.0.0.1 2 1")
 
@@ -440,8 +440,8 @@ def test_a_relay_is_a_stranger() -> None:
     with serving(service) as server, relaying(server.port) as relay:
         found = connect_to(relay.port)
 
-    assert isinstance(found, Failure)
-    assert (found.kind, service.hellos) == (connecting.Kind.STRANGER, [])
+    assert isinstance(found, ConnectionFailure)
+    assert (found.kind, service.hellos) == (client.FailureKind.STRANGER, [])
 
 
 def test_a_relay_only_delays() -> None:
@@ -568,7 +568,7 @@ def test_who_sends_back_all_that_comes_is_a_stranger() -> None:
         found = failed(connect_to(listener.getsockname()[1]))
         thread.join()
 
-    assert found.kind is connecting.Kind.STRANGER
+    assert found.kind is client.FailureKind.STRANGER
 
 
 def test_a_connection_to_itself_is_none() -> None:
@@ -582,10 +582,10 @@ def test_a_connection_to_itself_is_none() -> None:
 
     found = connect_as(itself)
 
-    assert (found.kind, itself.fileno()) == (connecting.Kind.STRANGER, -1)
+    assert (found.kind, itself.fileno()) == (client.FailureKind.STRANGER, -1)
 
 
-def connect_as(opened: socket.socket) -> Failure:
+def connect_as(opened: socket.socket) -> ConnectionFailure:
     """Connect, where the kernel gives this socket."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "create_connection", lambda *_, **__: opened)
@@ -602,7 +602,7 @@ def test_a_connection_that_was_reset_at_once_is_a_strangers() -> None:
         select.select([opened], [], [], 20)
     found = connect_as(opened)
 
-    assert (found.kind, opened.fileno()) == (connecting.Kind.STRANGER, -1)
+    assert (found.kind, opened.fileno()) == (client.FailureKind.STRANGER, -1)
 
 
 def test_an_interrupted_handshake_leaves_no_connection() -> None:
@@ -625,13 +625,13 @@ def test_frames_may_come_with_the_proof() -> None:
     """They wait until the connection is open."""
     service, keyring = Remembering(), ring("the secret")
     with serving(service, keyring) as server, dial(server) as peer:
-        machine = Connecting(keyring.place_key, keyring.known, os.urandom(32), b"hello", port=server.port)
+        machine = ConnectingSide(keyring.place_key, keyring.known, os.urandom(32), b"hello", port=server.port)
         while machine.chosen is None:
             machine.feed(peer.recv(4096))
         assert machine.chosen.secret is not None
         proof = machine.prove(machine.chosen.secret)
         assert machine._keyed is not None
-        peer.sendall(proof + machine._keyed[0].seal(Kind.CONTROL, b"early"))
+        peer.sendall(proof + machine._keyed[0].seal(FrameKind.CONTROL, b"early"))
         wait_for(lambda: service.payloads, 20, "not received")
 
     assert (service.hellos, service.payloads) == ([b"hello"], [b"early"])
@@ -646,11 +646,11 @@ GARBAGE = [
     b'{"do":"ready","agent":1}\n',
     b'{"run":"1.0.0","agent":0,"key":"x"}\n',
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-    wire.MAGIC[:-1] + b"\x01",
-    wire.MAGIC + b"\x00\x01" + bytes(32) + b"\xff",
+    framing.MAGIC[:-1] + b"\x01",
+    framing.MAGIC + b"\x00\x01" + bytes(32) + b"\xff",
     Opening(1, bytes(32), ()).encode(),
     Opening(0, bytes(32), ()).encode(),
-    make_opening(bytes(32), [Known(Method.SECRET, bytes(32), bytes(32))], CONNECTING, bytes(32)).encode(),
+    make_opening(bytes(32), [KnownKey(KeyMethod.SECRET, bytes(32), bytes(32))], CONNECTING, bytes(32)).encode(),
     b"\xff" * 4096,
     bytes(range(256)),
     "ü\n".encode("utf-16"),
@@ -678,7 +678,7 @@ def test_a_stranger_is_hung_up_on_and_learns_nothing(garbage: bytes) -> None:
             except ConnectionError:
                 pass
         connected(server).close()
-    opening = wire.decode_opening(got)
+    opening = framing.decode_opening(got)
 
     assert (service.hellos, opening is None or opening[1] == len(got)) == ([b"hello"], True)
 
@@ -696,14 +696,19 @@ def test_a_stranger_that_leaves_is_forgotten() -> None:
 
 def test_the_longest_handshake_is_short_enough() -> None:
     """An agent is known before it has sent more than a stranger may."""
-    assert wire.MAX_OPENING + wire.MAX_PROOF <= unknown_peers.UNKNOWN_BYTES
+    assert framing.MAX_OPENING + framing.MAX_PROOF <= unknown_peers.UNKNOWN_BYTES
 
 
 def test_who_sends_too_much_before_it_is_known_is_hung_up_on() -> None:
     """Here a credential that never ends, byte by byte within its length."""
     keyring = ring("the secret")
     opening = make_opening(keyring.place_key, keyring.known, CONNECTING, bytes(32)).encode()
-    data = opening + wire.encode_method_data(bytes(wire.MAX_METHOD_DATA)) + (wire.MAX_HELLO).to_bytes(4, "big") + b"\0"
+    data = (
+        opening
+        + framing.encode_method_data(bytes(framing.MAX_METHOD_DATA))
+        + (framing.MAX_HELLO).to_bytes(4, "big")
+        + b"\0"
+    )
     service = Remembering()
     with serving(service) as server, dial(server) as stranger:
         stranger.sendall(data + bytes(4096))
@@ -720,7 +725,7 @@ def test_who_is_not_known_in_time_is_hung_up_on() -> None:
     opening = make_opening(keyring.place_key, keyring.known, CONNECTING, bytes(32)).encode()
     with serving(service, clock=clock) as server, dial(server) as idle, dial(server) as slow, dial(server) as half:
         wait_for(lambda: len(unknown_in(server).unknown) == 3, 20, "not accepted")
-        slow.sendall(wire.MAGIC[:3])
+        slow.sendall(framing.MAGIC[:3])
         half.sendall(opening)
         clock.now += unknown_peers.UNKNOWN_SECONDS - 0.1
         awake(server)
@@ -900,7 +905,7 @@ def test_an_unusable_hello_costs_its_sender_the_connection() -> None:
         found = failed(connect(server))
 
     assert (found.kind, service.reasons, service.gone) == (
-        connecting.Kind.STRANGER,
+        client.FailureKind.STRANGER,
         [f"127.0.0.1: {UNUSABLE}"],
         [],
     )
@@ -945,14 +950,14 @@ def test_a_port_where_nothing_listens_refuses() -> None:
     with serving() as server:
         pass
 
-    assert failed(connect_to(server.port)).kind is connecting.Kind.REFUSED
+    assert failed(connect_to(server.port)).kind is client.FailureKind.REFUSED
 
 
 def test_an_address_without_a_way_is_not_reached() -> None:
     """The kernel says so at once."""
-    found = connecting.connect("255.255.255.255", 9, ring("s"), b"", connect_timeout=1, patience=1)
+    found = client.connect_to_agent("255.255.255.255", 9, ring("s"), b"", connect_timeout=1, patience=1)
 
-    assert failed(found).kind is connecting.Kind.UNREACHABLE
+    assert failed(found).kind is client.FailureKind.UNREACHABLE
 
 
 @pytest.fixture
@@ -974,12 +979,12 @@ def full() -> Iterator[int]:
 
 def test_a_filtered_port_takes_its_time(full: int) -> None:
     """No answer of the kernel is no refusal."""
-    found = connecting.connect("127.0.0.1", full, ring("s"), b"", connect_timeout=0.2, patience=1)
+    found = client.connect_to_agent("127.0.0.1", full, ring("s"), b"", connect_timeout=0.2, patience=1)
 
-    assert failed(found).kind is connecting.Kind.TIMEOUT
+    assert failed(found).kind is client.FailureKind.TIMEOUT
 
 
-def listening_once(behave: Callable[[socket.socket], object]) -> Failure:
+def listening_once(behave: Callable[[socket.socket], object]) -> ConnectionFailure:
     """Connect to a stranger that listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -995,7 +1000,7 @@ def listening_once(behave: Callable[[socket.socket], object]) -> Failure:
     return found
 
 
-@pytest.mark.parametrize("said", [b"", wire.MAGIC, wire.MAGIC + b"\x00\x01"])
+@pytest.mark.parametrize("said", [b"", framing.MAGIC, framing.MAGIC + b"\x00\x01"])
 def test_who_stops_speaking_is_silent(said: bytes) -> None:
     """As a process that is stopped, or a program that waits to be spoken to."""
 
@@ -1003,10 +1008,10 @@ def test_who_stops_speaking_is_silent(said: bytes) -> None:
         peer.sendall(said)
         is_hung_up(peer)
 
-    assert listening_once(wait).kind is connecting.Kind.SILENT
+    assert listening_once(wait).kind is client.FailureKind.SILENT
 
 
-@pytest.mark.parametrize("said", [b"220 mail ready\r\n", b"\0", wire.MAGIC[:4] + b"..."])
+@pytest.mark.parametrize("said", [b"220 mail ready\r\n", b"\0", framing.MAGIC[:4] + b"..."])
 def test_who_speaks_otherwise_is_a_stranger(said: bytes) -> None:
     """Its first byte is enough."""
 
@@ -1014,12 +1019,12 @@ def test_who_speaks_otherwise_is_a_stranger(said: bytes) -> None:
         peer.sendall(said)
         is_hung_up(peer)
 
-    assert listening_once(greet).kind is connecting.Kind.STRANGER
+    assert listening_once(greet).kind is client.FailureKind.STRANGER
 
 
 def test_who_hangs_up_is_a_stranger() -> None:
     """It says nothing of an agent."""
-    assert listening_once(lambda peer: peer.close()).kind is connecting.Kind.STRANGER
+    assert listening_once(lambda peer: peer.close()).kind is client.FailureKind.STRANGER
 
 
 def test_a_flood_of_bytes_is_not_read_on() -> None:
@@ -1034,24 +1039,24 @@ def test_a_flood_of_bytes_is_not_read_on() -> None:
         except ConnectionError:
             pass
 
-    assert listening_once(pour).kind is connecting.Kind.STRANGER
+    assert listening_once(pour).kind is client.FailureKind.STRANGER
 
 
 def test_a_server_that_answers_is_alive() -> None:
     """Its first byte is enough."""
     with serving() as server:
-        assert alive("127.0.0.1", server.port, 20) is True
+        assert server_answers("127.0.0.1", server.port, 20) is True
 
 
 def test_a_listener_that_says_nothing_is_not_alive() -> None:
     """The kernel accepts connections for a process that is stopped."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        assert alive("127.0.0.1", listener.getsockname()[1], 0.2) is False
+        assert server_answers("127.0.0.1", listener.getsockname()[1], 0.2) is False
 
 
 def test_a_listener_that_takes_no_more_is_not_known_to_be_stopped(full: int) -> None:
     """So many have called in vain."""
-    assert alive("127.0.0.1", full, 0.2) is None
+    assert server_answers("127.0.0.1", full, 0.2) is None
 
 
 def test_a_port_without_an_agent_is_neither() -> None:
@@ -1065,7 +1070,7 @@ def test_a_port_without_an_agent_is_neither() -> None:
 
         thread = threading.Thread(target=hang_up)
         thread.start()
-        other = alive("127.0.0.1", listener.getsockname()[1], 20)
+        other = server_answers("127.0.0.1", listener.getsockname()[1], 20)
         thread.join()
 
-    assert (alive("127.0.0.1", server.port, 1), other) == (None, None)
+    assert (server_answers("127.0.0.1", server.port, 1), other) == (None, None)

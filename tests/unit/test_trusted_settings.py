@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from hpc_launch import owners
+from hpc_launch import file_ownership
 from hpc_launch.cli import cli
 from hpc_launch.errors import UsageError
-from hpc_launch.owners import trust
-from hpc_launch.settings import files, resolve
+from hpc_launch.file_ownership import trust
+from hpc_launch.settings import resolve, settings_files
 from hpc_launch.submission import templates
 from tests.support import mentions
 from tests.users import ALICE, BOB, PROJECT_GROUP, common_directory, give, needs_root, run_as
@@ -43,8 +43,8 @@ class Machine:
     def environ(self) -> dict[str, str]:
         return {"HOME": str(self.root / "home")}
 
-    def load(self, profile: str = "") -> files.Files:
-        return files.load(self.environ, self.project, profile, self.root / "etc")
+    def load(self, profile: str = "") -> settings_files.SettingsFiles:
+        return settings_files.load_settings_files(self.environ, self.project, profile, self.root / "etc")
 
     def restarts(self) -> int:
         return resolve({}, {}, self.load().layers).max_restarts
@@ -220,7 +220,7 @@ def test_the_users_private_group(
     )
     monkeypatch.setattr(pwd, "getpwuid", lambda _: me)
     monkeypatch.setattr(grp, "getgrgid", lambda _: its)
-    entry = owners.Entry(tmp_path, os.geteuid(), 7, stat.S_IFDIR | 0o775)
+    entry = file_ownership.FileStatus(tmp_path, os.geteuid(), 7, stat.S_IFDIR | 0o775)
 
     assert private == trust._is_private_group(entry)
 
@@ -232,7 +232,7 @@ def test_a_private_group_with_an_access_control_list(tmp_path: Path, monkeypatch
     monkeypatch.setattr(pwd, "getpwuid", lambda _: me)
     monkeypatch.setattr(grp, "getgrgid", lambda _: its)
     monkeypatch.setattr(os, "getxattr", lambda *_: b"a list")
-    entry = owners.Entry(tmp_path, os.geteuid(), 7, stat.S_IFDIR | 0o775)
+    entry = file_ownership.FileStatus(tmp_path, os.geteuid(), 7, stat.S_IFDIR | 0o775)
 
     assert not trust._is_private_group(entry)
 
@@ -260,8 +260,8 @@ def template(machine: Machine) -> Path:
     return path
 
 
-def get(machine: Machine, word: str) -> templates.Template:
-    return templates.get(word, machine.environ, machine.project, machine.root / "etc")
+def get(machine: Machine, word: str) -> templates.JobTemplate:
+    return templates.get_template(word, machine.environ, machine.project, machine.root / "etc")
 
 
 @needs_root
@@ -342,7 +342,9 @@ def test_another_user_reads_them(common: Path, owner: int, restarts: str) -> Non
     give(path, owner)
 
     def read() -> str:
-        return str(resolve({}, {}, files.load({}, common, "", common / "etc").layers).max_restarts)
+        return str(
+            resolve({}, {}, settings_files.load_settings_files({}, common, "", common / "etc").layers).max_restarts
+        )
 
     read()  # the parser of TOML is imported
     assert run_as(BOB, read) == restarts

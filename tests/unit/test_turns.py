@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hpc_launch.launch import step
+from hpc_launch.launch import srun_step
 from hpc_launch.slurm.environment import Allocation, Place
 from tests.support import wait_for
 
@@ -26,7 +26,7 @@ def test_one_at_a_time() -> None:
 
     def choose(_: int) -> None:
         nonlocal inside, most
-        with step._turn(job()):
+        with srun_step._turn(job()):
             inside += 1
             most = max(most, inside)
             threading.Event().wait(0.01)
@@ -39,7 +39,7 @@ def test_one_at_a_time() -> None:
 
 def test_runs_in_other_jobs_do_not_wait() -> None:
     """Turns are taken in one job only."""
-    with step._turn(job(1)) as one, step._turn(job(2)) as another:
+    with srun_step._turn(job(1)) as one, srun_step._turn(job(2)) as another:
         pass
     assert (one, another) == (True, True)
 
@@ -56,7 +56,7 @@ def test_a_run_that_was_killed_holds_up_no_other() -> None:
     taken = threading.Event()
 
     def take() -> None:
-        with step._turn(job(3)):
+        with srun_step._turn(job(3)):
             taken.set()
 
     waiting = threading.Thread(target=take)
@@ -71,7 +71,7 @@ def test_a_run_that_was_killed_holds_up_no_other() -> None:
 
 def test_a_turn_that_never_ends_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another user can hold the name: a run goes on without it after a while."""
-    monkeypatch.setattr(step, "_TURN_SECONDS", 0.05)
-    with step._turn(job(4)), step._turn(job(4)) as second:
+    monkeypatch.setattr(srun_step, "_TURN_SECONDS", 0.05)
+    with srun_step._turn(job(4)), srun_step._turn(job(4)) as second:
         pass
     assert second

@@ -14,38 +14,38 @@ from pathlib import Path
 
 import pytest
 
+from hpc_launch.api.notebook_display import NotebookUpdater
 from hpc_launch.errors import HpcLaunchError
 from hpc_launch.hostlist import expand
-from hpc_launch.jobs.display import Board
-from hpc_launch.plan import requeue, step
-from hpc_launch.plan.here import check_script
-from hpc_launch.records import bad_nodes, causes, telling
+from hpc_launch.inspection import job_state, job_status
+from hpc_launch.inspection.job_state import SlurmAnswer
+from hpc_launch.plan import requeue, step_plan
+from hpc_launch.plan.launch_context import check_script
+from hpc_launch.records import bad_nodes, failure_messages, root_cause
 from hpc_launch.records.bad_nodes import BadNode
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.records.model import Failure, History, NodeEvent, NodeState, Worker
+from hpc_launch.records.history_model import Failure, History, NodeEvent, NodeState, Worker
 from hpc_launch.rendezvous import join_policy
 from hpc_launch.rendezvous.membership import Half, Membership
 from hpc_launch.rendezvous.round_checks import refusal
-from hpc_launch.review import job_state, status
-from hpc_launch.review.job_state import SlurmAnswer
 from hpc_launch.settings import resolve
+from hpc_launch.slurm.cluster_rules import ClusterRules
 from hpc_launch.slurm.job import JobRecord, explain
-from hpc_launch.slurm.rules import ClusterRules
 from tests.histories import Losses
 from tests.support import wait_for
 from tests.unit import (
     test_advice as advised,
-    test_causes as failed,
-    test_display as displayed,
-    test_foretell as foretold,
     test_job_state as stood,
+    test_job_status as looked,
     test_join_policy as joining,
+    test_notebook_display as displayed,
     test_plan as planned,
-    test_policy as allowed,
     test_requeue as requeued,
-    test_review_status as looked,
+    test_root_cause as failed,
     test_round_checks as checked,
+    test_site_policy as allowed,
     test_steps as stepped,
+    test_termination_forecast as foretold,
 )
 from tests.unit.slurm_variables import BATCH, BLOCK, HETEROGENEOUS, ONE_TASK_PER_NODE, SUBSET
 
@@ -259,9 +259,9 @@ def test_origins_of_a_derivation() -> None:
 
 def of(*workers: Worker, nodes: Sequence[NodeEvent] = ()) -> list[str]:
     """Return what is said of an attempt that failed."""
-    cause = causes.find(failed.attempt(*workers), nodes)
+    cause = root_cause.find_root_cause(failed.attempt(*workers), nodes)
     assert cause is not None
-    return telling.block(cause)
+    return failure_messages.failure_block(cause)
 
 
 @pytest.mark.parametrize(
@@ -327,13 +327,15 @@ def test_lost_nodes() -> None:
     unnoticed = dataclasses.replace(well, last=False)
     down = dataclasses.replace(well, state="DOWN", gone=True, reason="it smokes")
 
-    assert [telling.slurms_word(state) for state in (down, unnoticed, well)] == [
+    assert [failure_messages.slurms_word(state) for state in (down, unnoticed, well)] == [
         "Slurm says DOWN: it smokes",
         "Slurm said MIXED 40 s later, and may not have noticed yet",
         "Slurm says that the node is up (MIXED) 40 s later: its agent was killed, or the network between the nodes failed",
     ]
     assert (
-        bad_nodes.advice([BadNode("gpu1", "was lost"), BadNode("gpu2", "was lost"), BadNode("gpu7", "is broken")])
+        bad_nodes.bad_nodes_advice(
+            [BadNode("gpu1", "was lost"), BadNode("gpu2", "was lost"), BadNode("gpu7", "is broken")]
+        )
         == "bad nodes: each of gpu[1-2] was lost; gpu7 is broken; for the next job: --exclude=gpu[1-2,7]"
     )
 
@@ -379,7 +381,7 @@ def test_agents_that_do_not_go_on() -> None:
         joining.gathering(2, 3, newest=spares),
     ]
 
-    assert [join_policy.why_not(here, joining.TERMS, names, "/logs/7/memberships") for here in found] == [
+    assert [join_policy.why_not_begun(here, joining.TERMS, names, "/logs/7/memberships") for here in found] == [
         "gpu1,gpu3 did not join in 601 s (2/4 joined): look at the node's own output, exclude it, or wait longer with --join-timeout",
         "only gpu0,gpu1,gpu2 is left, and --nnodes asks for 2 nodes at least",
         "gpu1,gpu3 cannot go on without gpu0,gpu2: those have gone on, or /logs/7/memberships is not to be seen from here",
@@ -399,7 +401,7 @@ def test_a_step_that_is_blocked() -> None:
     found = (stepped.running(3, "gpu02", "gpu03"),)
 
     assert (
-        step.blocked(stepped.chosen(place, nodes="gpu[01-02]"), stepped.job_of(place), found)
+        step_plan.blocked(stepped.chosen(place, nodes="gpu[01-02]"), stepped.job_of(place), found)
         == "job 4711 has nothing left for another step on gpu[01-02]: step 4711.3 (sleep) on gpu[02-03] has it; wait for its end, or end it with 'scancel 4711.3', or use the free nodes with --nodes 'gpu[01,04]', or share with --overlap"
     )
 
@@ -410,7 +412,7 @@ def test_a_step_that_is_blocked() -> None:
 def stands(found: History, slurm: SlurmAnswer | None, *, alive: bool | None = None, age: float | None = 20) -> str:
     """Return how a job stands, in words."""
     sign = None if age is None else stood.NOW - age
-    return job_state.judge(found, slurm, now=stood.NOW, alive=alive, sign=sign).words
+    return job_state.judge_job_state(found, slurm, now=stood.NOW, alive=alive, sign=sign).words
 
 
 def test_standings() -> None:
@@ -480,7 +482,7 @@ def test_a_status(tmp_path: Path) -> None:
     job = JobDirectory(tmp_path / "logs", "47.0")
     Losses(job.path, "", looked.NOW - 300).write()
     lossy = looked.head(looked.seen(job, looked.RUNNING))
-    waiting = looked.head(status.without_directory(JobRecord("47", "PENDING")))
+    waiting = looked.head(job_status.without_directory(JobRecord("47", "PENDING")))
 
     assert (lossy["attempt"], lossy["back"], lossy["lost"], waiting["files"]) == (
         "3; for 2 min; 3 restarts before it in this run",
@@ -492,7 +494,7 @@ def test_a_status(tmp_path: Path) -> None:
 
 def test_a_job_that_a_notebook_cannot_see() -> None:
     """What was seen last, and why there is nothing newer."""
-    job, board = displayed.Job(), Board(pause=3600)
+    job, board = displayed.Job(), NotebookUpdater(pause=3600)
     handle = displayed.put(board, job)
     job.broken = "Stale file handle"
     board.settle()

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from hpc_launch import secret, world
+from hpc_launch import secret_variables, world
 from hpc_launch.hostlist import parse_counts
 from hpc_launch.node.devices import Devices
 from hpc_launch.settings import Origin
-from hpc_launch.workers.worker_environment import Attempt, Place, run_lengths, worker_environment
+from hpc_launch.workers.worker_environment import AttemptEnvironment, WorkerNumbers, run_lengths, worker_environment
 from hpc_launch.world import World
 from tests.unit.slurm_variables import BLOCK, ONE_TASK_PER_NODE
 
 CUDA = "CUDA_VISIBLE_DEVICES"
 NODES = world.of_nodes(("gpu01", "gpu02", "gpu03", "gpu04"), 2, Origin.STEP)
 TASKS = World(("gpu01", "gpu02"), 1, agents=8, agent_rank=5, local_agents=4, local_agent=1, task_per_rank=True)
-PLACE = Place(rank=9, world_size=16, local_rank=1, local_world_size=4, role_rank=9, role_world_size=16)
-ATTEMPT = Attempt(
+PLACE = WorkerNumbers(rank=9, world_size=16, local_rank=1, local_world_size=4, role_rank=9, role_world_size=16)
+ATTEMPT = AttemptEnvironment(
     number=2,
     label=5,
     master_addr="10.0.0.1",
@@ -89,7 +89,7 @@ def test_the_variables_of_torch() -> None:
 
 def test_secrets_of_the_run_stay_with_the_agent() -> None:
     """A worker, whose code prints and uploads environments, has no variable with a secret of the run."""
-    base = {"PATH": "/usr/bin", **dict.fromkeys(secret.VARIABLES, "c0ffee")}
+    base = {"PATH": "/usr/bin", **dict.fromkeys(secret_variables.VARIABLES, "c0ffee")}
 
     assert environment(base) == {"PATH": "/usr/bin", **TORCH, **OWN}
 

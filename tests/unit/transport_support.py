@@ -10,23 +10,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from hpc_launch.node import network
-from hpc_launch.rendezvous.transport import connecting, keys
-from hpc_launch.rendezvous.transport.connecting import Failure
+from hpc_launch.rendezvous.transport import client, keys
+from hpc_launch.rendezvous.transport.client import ConnectionFailure
 from hpc_launch.rendezvous.transport.connection import Connection
-from hpc_launch.rendezvous.transport.handshake import Method
+from hpc_launch.rendezvous.transport.framing import Frame
+from hpc_launch.rendezvous.transport.handshake import KeyMethod
 from hpc_launch.rendezvous.transport.keys import Keyring, Secret
 from hpc_launch.rendezvous.transport.server import Server
 from hpc_launch.rendezvous.transport.service import Greeting
 from hpc_launch.rendezvous.transport.unknown_peers import UnknownPeers
-from hpc_launch.rendezvous.transport.wire import Frame
 from tests.support import wait_for
 
 PLACE = "cluster/1/0/0"
 
 
-def ring(*texts: str, place: str = PLACE, method: Method = Method.SECRET) -> Keyring:
+def ring(*texts: str, place: str = PLACE, method: KeyMethod = KeyMethod.SECRET) -> Keyring:
     """Make a keyring with secrets of these texts."""
-    found = tuple(Secret("HPC_LAUNCH_SECRET", method, keys.derive(text.encode(), place)) for text in texts)
+    found = tuple(Secret("HPC_LAUNCH_SECRET", method, keys.derive_key(text.encode(), place)) for text in texts)
     return Keyring(place, found)
 
 
@@ -108,7 +108,7 @@ def serving(
 
 def connect(
     server: Server, keyring: Keyring | None = None, hello: bytes = b"hello", patience: float = 20
-) -> Connection | Failure:
+) -> Connection | ConnectionFailure:
     """Connect to a server."""
     return connect_to(server.port, keyring, hello, patience)
 
@@ -119,9 +119,9 @@ def connect_to(
     hello: bytes = b"hello",
     patience: float = 20,
     through: int | None = None,
-) -> Connection | Failure:
+) -> Connection | ConnectionFailure:
     """Connect to a port of loopback, perhaps through another port that is forwarded to it."""
-    return connecting.connect(
+    return client.connect_to_agent(
         "127.0.0.1",
         through or port,
         keyring or ring("the secret"),

@@ -5,7 +5,7 @@ those of the handshake, `from_agents` and `from_coordinator` the others, and `ru
 what several of them carry.
 """
 
-from hpc_launch.rendezvous.messages.fields import MOST_SHARED, line, places
+from hpc_launch.rendezvous.messages.fields import MOST_SHARED, one_line, places
 from hpc_launch.rendezvous.messages.from_agents import (
     FROM_AGENTS,
     Accept,
@@ -37,7 +37,7 @@ from hpc_launch.rendezvous.messages.from_coordinator import (
 )
 from hpc_launch.rendezvous.messages.hello import Answer, Hello, Purpose, Verdict, fitting, shown_words
 from hpc_launch.rendezvous.messages.message import Message, decode
-from hpc_launch.rendezvous.messages.round_end import Ending, RoundEnd
+from hpc_launch.rendezvous.messages.round_end import RoundEnd, RoundEnding
 from hpc_launch.rendezvous.messages.round_plan import RoundPlan
 from hpc_launch.rendezvous.messages.run_state import RunState, merge
 
@@ -53,7 +53,6 @@ __all__ = [
     "Bye",
     "Done",
     "Ended",
-    "Ending",
     "Failed",
     "Hello",
     "Message",
@@ -69,6 +68,7 @@ __all__ = [
     "RefusalKind",
     "Refused",
     "RoundEnd",
+    "RoundEnding",
     "RoundPlan",
     "RunState",
     "Share",
@@ -79,8 +79,8 @@ __all__ = [
     "Waiting",
     "decode",
     "fitting",
-    "line",
     "merge",
+    "one_line",
     "places",
     "shown_words",
 ]

@@ -108,7 +108,7 @@ def write_workers(workers: Sequence[int]) -> list[tuple[int, int]]:
     return [(number, len([*some])) for number, some in itertools.groupby(workers)]
 
 
-def line(words: str) -> str:
+def one_line(words: str) -> str:
     """Words for a message: one line of bounded length."""
     found = " ".join(words.split())
     return found if len(found) <= _LONGEST_LINE else found[: _LONGEST_LINE - 1] + "…"

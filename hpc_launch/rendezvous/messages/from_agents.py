@@ -23,9 +23,9 @@ from hpc_launch.rendezvous.messages.fields import (
     is_signal,
     read_membership,
 )
-from hpc_launch.rendezvous.messages.round_end import Ending, RoundEnd
+from hpc_launch.rendezvous.messages.round_end import RoundEnd, RoundEnding
 from hpc_launch.rendezvous.messages.run_state import RunState
-from hpc_launch.rendezvous.transport.faults import MessageError
+from hpc_launch.rendezvous.transport.peer_faults import MessageError
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ class Failed:
         status: the exit status that goes with it.
         cause: what happened, one line.
         own: whether they failed by themselves, and did not follow others.
-        fault: what shows that the node, or a device of it, is broken (`records.faults`); empty if nothing does.
+        fault: what shows that the node, or a device of it, is broken (`records.hardware_faults`); empty if nothing
+        does.
         hang: whether no worker failed, but the job hangs.
     """
 
@@ -127,7 +128,7 @@ class Stop:
         Raises:
             MessageError: when it is not.
         """
-        if self.end.ending != Ending.FAILED.value or not self.end.status:
+        if self.end.ending != RoundEnding.FAILED.value or not self.end.status:
             raise MessageError(f"Stop: an agent cannot end a run as {self.end.ending} with status {self.end.status}")
 
 

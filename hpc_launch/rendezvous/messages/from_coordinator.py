@@ -26,7 +26,7 @@ from hpc_launch.rendezvous.messages.fields import (
 from hpc_launch.rendezvous.messages.round_end import RoundEnd
 from hpc_launch.rendezvous.messages.round_plan import RoundPlan
 from hpc_launch.rendezvous.messages.run_state import RunState
-from hpc_launch.rendezvous.transport.faults import MessageError
+from hpc_launch.rendezvous.transport.peer_faults import MessageError
 
 
 @dataclass(frozen=True)

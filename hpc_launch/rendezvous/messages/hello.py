@@ -9,7 +9,7 @@ from enum import Enum
 from hpc_launch import codec
 from hpc_launch.codec import array, checked, integer, table, text
 from hpc_launch.rendezvous.messages.fields import AGENT, HOST, MOST_AGENTS, PORT, ROUND
-from hpc_launch.rendezvous.transport import wire
+from hpc_launch.rendezvous.transport import framing
 
 # As much of a command is for messages.
 _LONGEST_WORDS = 200
@@ -37,7 +37,7 @@ class Hello:
         instance: tells this process from another one with the same number.
         program: the key of its program (`plan.identity`): only equal ones meet.
         words: the command as people read it.
-        digests: of the command's words (`plan.commands`).
+        digests: of the command's words (`plan.similar_commands`).
         texts: those of the words that hold a value of the agent's task.
         task: these values.
     """
@@ -60,7 +60,7 @@ def shown_words(words: str) -> str:
 
 def fitting(hello: Hello) -> Hello:
     """A hello that fits into the handshake: where the command is too long for it, its digest alone is sent."""
-    if len(codec.encode(hello)) <= wire.MAX_HELLO:
+    if len(codec.encode(hello)) <= framing.MAX_HELLO:
         return hello
     return replace(hello, words="", digests=(), texts={}, task=())
 

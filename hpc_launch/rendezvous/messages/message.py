@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from hpc_launch import codec
 from hpc_launch.codec import CodecError
-from hpc_launch.rendezvous.transport.faults import MessageError
+from hpc_launch.rendezvous.transport.peer_faults import MessageError
 
 _Word = TypeVar("_Word", bound="Message")
 

@@ -10,7 +10,7 @@ from hpc_launch.rendezvous.messages.fields import HOST, LINE, MOST_AGENTS, SIGNA
 from hpc_launch.rendezvous.messages.message import Message
 
 
-class Ending(str, Enum):
+class RoundEnding(str, Enum):
     """How a round ends."""
 
     DONE = "done"
@@ -26,7 +26,7 @@ class RoundEnd(Message):
     """The end of a round, the same for all agents.
 
     Attributes:
-        ending: how it ended (a value of `Ending`).
+        ending: how it ended (a value of `RoundEnding`).
         agent: the agent that reported it; -1 where none did.
         host: on which node.
         status: the exit status of the job, if this is its end.
@@ -36,7 +36,7 @@ class RoundEnd(Message):
         hang: whether it ended because the job hung.
     """
 
-    ending: str = checked(text(16, lambda value: value in {one.value for one in Ending}, "an ending"))
+    ending: str = checked(text(16, lambda value: value in {one.value for one in RoundEnding}, "an ending"))
     agent: int = checked(integer(-1, MOST_AGENTS - 1))
     host: str = checked(HOST)
     status: int = checked(STATUS, 0)

@@ -13,11 +13,11 @@ import termios
 from collections import deque
 from collections.abc import Callable
 
-from hpc_launch.rendezvous.transport import wire
-from hpc_launch.rendezvous.transport.handshake import Channel
-from hpc_launch.rendezvous.transport.wire import Frame, Kind, Opener, Sealer, WireError
+from hpc_launch.rendezvous.transport import framing
+from hpc_launch.rendezvous.transport.framing import Frame, FrameKind, Opener, Sealer, WireError
+from hpc_launch.rendezvous.transport.handshake import ConnectionKeys
 
-__all__ = ["Connection", "Frame", "Kind", "pair", "set_keepalive"]
+__all__ = ["Connection", "Frame", "FrameKind", "pair", "set_keepalive"]
 
 MAX_UNSENT_CONTROL = 64 << 20
 """A peer that has not taken so many bytes of control frames does not take any."""
@@ -72,7 +72,7 @@ class Connection:
     def __init__(
         self,
         connection: socket.socket,
-        channel: Channel,
+        channel: ConnectionKeys,
         *,
         hello: bytes = b"",
         answer: bytes = b"",
@@ -129,12 +129,12 @@ class Connection:
 
     def send(self, payload: bytes) -> None:
         """Send a control frame; what cannot be sent at once is sent by `flush`."""
-        if len(payload) > wire.MAX_CONTROL:
-            raise ValueError(f"a control frame of {len(payload)} bytes, more than {wire.MAX_CONTROL}")
+        if len(payload) > framing.MAX_CONTROL:
+            raise ValueError(f"a control frame of {len(payload)} bytes, more than {framing.MAX_CONTROL}")
         if self.broken:
             return
         self._control.append(payload)
-        self._unsent_control += len(payload) + wire.FRAME_OVERHEAD
+        self._unsent_control += len(payload) + framing.FRAME_OVERHEAD
         if self._unsent_control > MAX_UNSENT_CONTROL:
             self._break("it does not take what is sent to it")
             return
@@ -142,9 +142,9 @@ class Connection:
 
     def send_bulk(self, payload: bytes) -> bool:
         """Send a bulk frame, after all control frames; False where too much waits already: nothing was sent then."""
-        if len(payload) > wire.MAX_BULK:
-            raise ValueError(f"a bulk frame of {len(payload)} bytes, more than {wire.MAX_BULK}")
-        size = len(payload) + wire.FRAME_OVERHEAD
+        if len(payload) > framing.MAX_BULK:
+            raise ValueError(f"a bulk frame of {len(payload)} bytes, more than {framing.MAX_BULK}")
+        size = len(payload) + framing.FRAME_OVERHEAD
         if self.broken or self._unsent_bulk + size > MAX_UNSENT_BULK:
             return False
         self._bulk.append(payload)
@@ -174,13 +174,13 @@ class Connection:
             return True
         while self._control and len(self._out) < _SEAL_BYTES:
             payload = self._control.popleft()
-            self._unsent_control -= len(payload) + wire.FRAME_OVERHEAD
-            self._out += self._channel.sealer.seal(Kind.CONTROL, payload)
+            self._unsent_control -= len(payload) + framing.FRAME_OVERHEAD
+            self._out += self._channel.sealer.seal(FrameKind.CONTROL, payload)
         # The kernel calls a socket writable while little waits in it.
         if not self._out and self._bulk and self._poll.poll(0):
             payload = self._bulk.popleft()
-            self._unsent_bulk -= len(payload) + wire.FRAME_OVERHEAD
-            self._out += self._channel.sealer.seal(Kind.BULK, payload)
+            self._unsent_bulk -= len(payload) + framing.FRAME_OVERHEAD
+            self._out += self._channel.sealer.seal(FrameKind.BULK, payload)
         return bool(self._out)
 
     def receive(self) -> list[Frame]:
@@ -208,7 +208,7 @@ class Connection:
         try:
             while not self.broken and (found := self._channel.opener.open(self._in, begin)) is not None:
                 frame, begin = found
-                if frame.kind is Kind.PROOF:
+                if frame.kind is FrameKind.PROOF:
                     raise WireError("a second proof")  # noqa: TRY301 - the same end as for other faults of a frame
                 frames.append(frame)
         except WireError as error:
@@ -241,12 +241,12 @@ def pair(hello: bytes = b"", answer: bytes = b"") -> tuple[Connection, Connectio
     there, here = secrets.token_bytes(32), secrets.token_bytes(32)
     listening, connecting = socket.socketpair()
     return (
-        Connection(listening, Channel(Sealer(here), Opener(there)), hello=hello),
-        Connection(connecting, Channel(Sealer(there), Opener(here)), answer=answer),
+        Connection(listening, ConnectionKeys(Sealer(here), Opener(there)), hello=hello),
+        Connection(connecting, ConnectionKeys(Sealer(there), Opener(here)), answer=answer),
     )
 
 
-def plain(address: str) -> str:
+def plain_address(address: str) -> str:
     """An address as people write it: IPv4 as such, also where it came to a listener for IPv6."""
     return address.removeprefix("::ffff:")
 
@@ -256,4 +256,4 @@ def _peer(connection: socket.socket) -> str:
         name = connection.getpeername()
     except OSError:
         return ""
-    return plain(str(name[0])) if isinstance(name, tuple) else ""
+    return plain_address(str(name[0])) if isinstance(name, tuple) else ""

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from hpc_launch.rendezvous.transport import wire
-from hpc_launch.rendezvous.transport.faults import Fault, HandshakeError
-from hpc_launch.rendezvous.transport.wire import Kind, Offer, Opener, Opening, Sealer, WireError
+from hpc_launch.rendezvous.transport import framing
+from hpc_launch.rendezvous.transport.framing import FrameKind, Offer, Opener, Opening, Sealer, WireError
+from hpc_launch.rendezvous.transport.peer_faults import HandshakeError, HandshakeFault
 
 LISTENING, CONNECTING = b"listening", b"connecting"
 
 
-class Method(IntEnum):
+class KeyMethod(IntEnum):
     """Where a key comes from, as the first frame names it. Numbers are never used again for something else.
 
     A peer needs the number to name what the other side has; two keys that are equal match wherever they come from.
@@ -37,17 +37,17 @@ class Method(IntEnum):
 
 
 NAMES = {
-    Method.SECRET: "HPC_LAUNCH_SECRET",
-    Method.STEP_SECRET: "HPC_LAUNCH_STEP_SECRET",
-    Method.KEY_FILE: "the key file",
-    Method.JOB_FILE: "a key in the job directory",
-    Method.MUNGE: "munge",
-    Method.INSECURE: "--insecure-rendezvous",
+    KeyMethod.SECRET: "HPC_LAUNCH_SECRET",
+    KeyMethod.STEP_SECRET: "HPC_LAUNCH_STEP_SECRET",
+    KeyMethod.KEY_FILE: "the key file",
+    KeyMethod.JOB_FILE: "a key in the job directory",
+    KeyMethod.MUNGE: "munge",
+    KeyMethod.INSECURE: "--insecure-rendezvous",
 }
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownKey:
     """A key that this side has, or a method by which it can get one.
 
     Attributes:
@@ -56,31 +56,31 @@ class Known:
         secret: what session keys are made of; None where the method makes a fresh one for each connection.
     """
 
-    method: Method
+    method: KeyMethod
     id_key: bytes = field(repr=False)
     secret: bytes | None = field(repr=False)
 
 
 def place_key(place: str) -> bytes:
     """The id key of a place: public, as places are."""
-    return wire.hkdf(place.encode(errors="surrogateescape"), b"hpc-launch", b"place")
+    return framing.hkdf(place.encode(errors="surrogateescape"), b"hpc-launch", b"place")
 
 
-def make_opening(place: bytes, known: Sequence[Known], role: bytes, nonce: bytes) -> Opening:
+def make_opening(place: bytes, known: Sequence[KnownKey], role: bytes, nonce: bytes) -> Opening:
     """The opening of a side: its place, and what it offers."""
-    offers = [Offer(Method.PLACE, wire.salted_id(place, role, nonce))]
-    offers += [Offer(one.method, wire.salted_id(one.id_key, role, nonce)) for one in known]
-    return Opening(wire.PROTOCOL, nonce, tuple(offers[: wire.MAX_OFFERS]))
+    offers = [Offer(KeyMethod.PLACE, framing.salted_id(place, role, nonce))]
+    offers += [Offer(one.method, framing.salted_id(one.id_key, role, nonce)) for one in known]
+    return Opening(framing.PROTOCOL, nonce, tuple(offers[: framing.MAX_OFFERS]))
 
 
 def named(opening: Opening) -> str:
     """What a side has, by its opening, in words."""
-    methods = {method.value: method for method in Method}
+    methods = {method.value: method for method in KeyMethod}
     names = [NAMES.get(methods[offer.method], "") for offer in opening.offers if offer.method in methods]
     return ", ".join(name for name in names if name) or "none"
 
 
-def _apart(opening: Opening, known: Sequence[Known]) -> str:
+def _apart(opening: Opening, known: Sequence[KnownKey]) -> str:
     """What each of two sides has that have no secret in common, in words."""
     here = ", ".join(NAMES[one.method] for one in known) or "none"
     both = {one.method for one in known} & {offer.method for offer in opening.offers}
@@ -88,18 +88,18 @@ def _apart(opening: Opening, known: Sequence[Known]) -> str:
     return f"no secret in common: it has {named(opening)}; here there is {here}{different}"
 
 
-def _common(opening: Opening, known: Sequence[Known], role: bytes) -> Known | None:
+def _common(opening: Opening, known: Sequence[KnownKey], role: bytes) -> KnownKey | None:
     """The first of the other side's keys that this side has too."""
-    mine = {wire.salted_id(one.id_key, role, opening.nonce): one for one in known}
+    mine = {framing.salted_id(one.id_key, role, opening.nonce): one for one in known}
     return next((mine[offer.id] for offer in opening.offers if offer.id in mine), None)
 
 
 def _same_place(opening: Opening, place: bytes, role: bytes) -> bool:
-    wanted = wire.salted_id(place, role, opening.nonce)
-    return any(offer.id == wanted for offer in opening.offers if offer.method == Method.PLACE)
+    wanted = framing.salted_id(place, role, opening.nonce)
+    return any(offer.id == wanted for offer in opening.offers if offer.method == KeyMethod.PLACE)
 
 
-def _check_opening(opening: Opening, place: bytes, known: Sequence[Known], role: bytes) -> Known:
+def _check_opening(opening: Opening, place: bytes, known: Sequence[KnownKey], role: bytes) -> KnownKey:
     """The key that both have.
 
     Args:
@@ -111,31 +111,31 @@ def _check_opening(opening: Opening, place: bytes, known: Sequence[Known], role:
     Raises:
         HandshakeError: where there is none, or where the other side speaks another protocol.
     """
-    if opening.protocol != wire.PROTOCOL:
+    if opening.protocol != framing.PROTOCOL:
         raise HandshakeError(
-            Fault.VERSION,
-            f"another version of hpc-launch (protocol {opening.protocol}, this one speaks {wire.PROTOCOL})",
+            HandshakeFault.VERSION,
+            f"another version of hpc-launch (protocol {opening.protocol}, this one speaks {framing.PROTOCOL})",
         )
     found = _common(opening, known, role)
     if found is not None:
         return found
     if not _same_place(opening, place, role):
-        raise HandshakeError(Fault.STRANGER, "an agent of another run")
-    raise HandshakeError(Fault.NO_COMMON_SECRET, _apart(opening, known))
+        raise HandshakeError(HandshakeFault.STRANGER, "an agent of another run")
+    raise HandshakeError(HandshakeFault.NO_COMMON_SECRET, _apart(opening, known))
 
 
 @dataclass(frozen=True)
-class Channel:
+class ConnectionKeys:
     """What both directions of a connection are authenticated with."""
 
     sealer: Sealer
     opener: Opener
 
 
-class Machine:
+class HandshakeMachine:
     """What both sides of a handshake have in common: the bytes that have come and are not used yet."""
 
-    def __init__(self, place: bytes, known: Sequence[Known], nonce: bytes, role: bytes, port: int) -> None:
+    def __init__(self, place: bytes, known: Sequence[KnownKey], nonce: bytes, role: bytes, port: int) -> None:
         self._place = place
         self._port = port
         self._known = known
@@ -156,9 +156,9 @@ class Machine:
 
     def _take_opening(self) -> Opening | None:
         try:
-            found = wire.decode_opening(self._data)
+            found = framing.decode_opening(self._data)
         except WireError as error:
-            raise HandshakeError(Fault.STRANGER, str(error)) from None
+            raise HandshakeError(HandshakeFault.STRANGER, str(error)) from None
         if found is None:
             return None
         opening, end = found
@@ -169,17 +169,17 @@ class Machine:
         """The key of the connecting side's direction; then what the other direction's is made of."""
         # A relay on the leader's node listens on another port than the leader.
         port = str(self._port).encode()
-        said = wire.digest(listening.encode(), connecting.encode(), data, self._place, port)
+        said = framing.digest(listening.encode(), connecting.encode(), data, self._place, port)
         salt = listening.nonce + connecting.nonce
-        return wire.hkdf(secret, salt, b"hpc-launch 1 " + CONNECTING + said), salt, said
+        return framing.hkdf(secret, salt, b"hpc-launch 1 " + CONNECTING + said), salt, said
 
 
 def _answering_key(secret: bytes, salt: bytes, said: bytes, proof: bytes) -> bytes:
     """The key of the listening side's direction: it depends on the connecting side's proof too."""
-    return wire.hkdf(secret, salt, b"hpc-launch 1 " + LISTENING + wire.digest(said, proof))
+    return framing.hkdf(secret, salt, b"hpc-launch 1 " + LISTENING + framing.digest(said, proof))
 
 
-class Connecting(Machine):
+class ConnectingSide(HandshakeMachine):
     """The connecting side.
 
     Args:
@@ -190,13 +190,13 @@ class Connecting(Machine):
         port: the port of the listening side; 0 if it has none.
     """
 
-    def __init__(self, place: bytes, known: Sequence[Known], nonce: bytes, hello: bytes, *, port: int = 0) -> None:
-        if len(hello) > wire.MAX_HELLO:
-            raise ValueError(f"a hello of {len(hello)} bytes, more than {wire.MAX_HELLO}")
+    def __init__(self, place: bytes, known: Sequence[KnownKey], nonce: bytes, hello: bytes, *, port: int = 0) -> None:
+        if len(hello) > framing.MAX_HELLO:
+            raise ValueError(f"a hello of {len(hello)} bytes, more than {framing.MAX_HELLO}")
         super().__init__(place, known, nonce, CONNECTING, port)
         self._hello = hello
         self._keyed: tuple[Sealer, Opener] | None = None
-        self.chosen: Known | None = None
+        self.chosen: KnownKey | None = None
         """The key that both have, once the other side's opening has come."""
         self.refusal = b""
         """What to send before hanging up, where the handshake failed: the other side learns why."""
@@ -225,14 +225,14 @@ class Connecting(Machine):
         if self.chosen is None or self._theirs is None:
             raise RuntimeError("nothing is chosen yet")
         self._mine = make_opening(self._place, [self.chosen], CONNECTING, self._mine.nonce)
-        data = wire.encode_method_data(method_data)
+        data = framing.encode_method_data(method_data)
         key, salt, said = self._keys(secret, self._theirs, self._mine, data)
         sealer = Sealer(key)
-        proof = sealer.seal(Kind.PROOF, self._hello)
+        proof = sealer.seal(FrameKind.PROOF, self._hello)
         self._keyed = sealer, Opener(_answering_key(secret, salt, said, proof))
         return self._mine.encode() + data + proof
 
-    def answered(self, data: bytes) -> tuple[Channel, bytes, bool] | None:
+    def answered(self, data: bytes) -> tuple[ConnectionKeys, bytes, bool] | None:
         """Take what has come after the proof; gives the channel, the answer, and whether the other side stays.
 
         Raises:
@@ -243,16 +243,16 @@ class Connecting(Machine):
         self._data += data
         sealer, opener = self._keyed
         try:
-            found = opener.open(self._data, longest=wire.MAX_ANSWER + 1)
+            found = opener.open(self._data, longest=framing.MAX_ANSWER + 1)
         except WireError as error:
-            raise HandshakeError(Fault.STRANGER, f"no proof: {error}") from None
+            raise HandshakeError(HandshakeFault.STRANGER, f"no proof: {error}") from None
         if found is None:
             return None
         frame, end = found
-        if frame.kind is not Kind.PROOF or frame.payload[:1] not in (b"\x00", b"\x01"):
-            raise HandshakeError(Fault.STRANGER, "no proof: another frame")
+        if frame.kind is not FrameKind.PROOF or frame.payload[:1] not in (b"\x00", b"\x01"):
+            raise HandshakeError(HandshakeFault.STRANGER, "no proof: another frame")
         del self._data[:end]
-        return Channel(sealer, opener), frame.payload[1:], frame.payload[:1] == b"\x01"
+        return ConnectionKeys(sealer, opener), frame.payload[1:], frame.payload[:1] == b"\x01"
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ class Credential:
 
 
 @dataclass(frozen=True)
-class Proved:
+class PeerProof:
     """The other side has proved that it has the key.
 
     Attributes:
@@ -273,7 +273,7 @@ class Proved:
     hello: bytes
 
 
-class Listening(Machine):
+class ListeningSide(HandshakeMachine):
     """The listening side.
 
     Args:
@@ -283,19 +283,19 @@ class Listening(Machine):
         port: the port where it listens; 0 if there is none.
     """
 
-    def __init__(self, place: bytes, known: Sequence[Known], nonce: bytes, *, port: int = 0) -> None:
+    def __init__(self, place: bytes, known: Sequence[KnownKey], nonce: bytes, *, port: int = 0) -> None:
         super().__init__(place, known, nonce, LISTENING, port)
-        self._chosen: Known | None = None
+        self._chosen: KnownKey | None = None
         self._secret: bytes | None = None
         self._method_data: bytes | None = None
-        self._channel: Channel | None = None
+        self._channel: ConnectionKeys | None = None
 
     @property
     def greeting(self) -> bytes:
         """What to send first."""
         return self._mine.encode()
 
-    def feed(self, data: bytes) -> Credential | Proved | None:
+    def feed(self, data: bytes) -> Credential | PeerProof | None:
         """Take what has come.
 
         Returns:
@@ -308,14 +308,14 @@ class Listening(Machine):
         try:
             return self._advance()
         except WireError as error:
-            raise HandshakeError(Fault.STRANGER, f"no proof: {error}") from None
+            raise HandshakeError(HandshakeFault.STRANGER, f"no proof: {error}") from None
 
-    def supply(self, secret: bytes) -> Credential | Proved | None:
+    def supply(self, secret: bytes) -> Credential | PeerProof | None:
         """Take the key that a credential has given, and go on."""
         self._secret = secret
         return self.feed(b"")
 
-    def _advance(self) -> Credential | Proved | None:
+    def _advance(self) -> Credential | PeerProof | None:
         if self._theirs is None:
             self._theirs = self._take_opening()
             if self._theirs is None:
@@ -323,7 +323,7 @@ class Listening(Machine):
             self._chosen = _check_opening(self._theirs, self._place, self._known, CONNECTING)
             self._secret = self._chosen.secret
         if self._method_data is None:
-            found = wire.decode_method_data(self._data, 0)
+            found = framing.decode_method_data(self._data, 0)
             if found is None:
                 return None
             self._method_data, end = found
@@ -332,26 +332,26 @@ class Listening(Machine):
                 return Credential(self._method_data)
         if self._secret is None:
             return None  # the key is being made
-        return self._check_proof(self._theirs, self._secret, wire.encode_method_data(self._method_data))
+        return self._check_proof(self._theirs, self._secret, framing.encode_method_data(self._method_data))
 
-    def _check_proof(self, theirs: Opening, secret: bytes, data: bytes) -> Proved | None:
+    def _check_proof(self, theirs: Opening, secret: bytes, data: bytes) -> PeerProof | None:
         key, salt, said = self._keys(secret, self._mine, theirs, data)
         opener = Opener(key)
-        opened = opener.open(self._data, longest=wire.MAX_HELLO)
+        opened = opener.open(self._data, longest=framing.MAX_HELLO)
         if opened is None:
             return None
         frame, end = opened
-        if frame.kind is not Kind.PROOF:
+        if frame.kind is not FrameKind.PROOF:
             raise WireError("another frame")
         answering = _answering_key(secret, salt, said, bytes(self._data[:end]))
         del self._data[:end]
-        self._channel = Channel(Sealer(answering), opener)
-        return Proved(frame.payload)
+        self._channel = ConnectionKeys(Sealer(answering), opener)
+        return PeerProof(frame.payload)
 
-    def answer(self, answer: bytes, *, stay: bool) -> tuple[Channel, bytes]:
+    def answer(self, answer: bytes, *, stay: bool) -> tuple[ConnectionKeys, bytes]:
         """The channel, and what to send: this side's proof with the upper layer's answer."""
         if self._channel is None:
             raise RuntimeError("nothing was proved yet")
-        if len(answer) > wire.MAX_ANSWER:
-            raise ValueError(f"an answer of {len(answer)} bytes, more than {wire.MAX_ANSWER}")
-        return self._channel, self._channel.sealer.seal(Kind.PROOF, bytes([stay]) + answer)
+        if len(answer) > framing.MAX_ANSWER:
+            raise ValueError(f"an answer of {len(answer)} bytes, more than {framing.MAX_ANSWER}")
+        return self._channel, self._channel.sealer.seal(FrameKind.PROOF, bytes([stay]) + answer)

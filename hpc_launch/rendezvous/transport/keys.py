@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc_launch.errors import UsageError
-from hpc_launch.rendezvous.transport import munge, private, wire
-from hpc_launch.rendezvous.transport.handshake import Known, Method, place_key
+from hpc_launch.rendezvous.transport import framing, munge, secret_files
+from hpc_launch.rendezvous.transport.handshake import KeyMethod, KnownKey, place_key
 from hpc_launch.rendezvous.transport.munge import Munge
-from hpc_launch.rendezvous.transport.private import Absent, Unusable
-from hpc_launch.secret import SECRET, SECRET_FILE, STEP_SECRET
+from hpc_launch.rendezvous.transport.secret_files import AbsentSecretFile, UnusableSecretFile
+from hpc_launch.secret_variables import SECRET, SECRET_FILE, STEP_SECRET
 
 MIN_BYTES = 16
 """The fewest bytes of a secret: those of `openssl rand -hex 32` are 64."""
@@ -38,7 +38,7 @@ class Secret:
     """
 
     source: str
-    method: Method
+    method: KeyMethod
     key: bytes = field(repr=False)
 
 
@@ -82,7 +82,7 @@ class Keyring:
         self.insecure = insecure
         self.skipped = skipped
         self._job_file = job_file
-        self.known: tuple[Known, ...] = ()
+        self.known: tuple[KnownKey, ...] = ()
         self._offer()
 
     def __repr__(self) -> str:
@@ -112,14 +112,14 @@ class Keyring:
             return False
         path = self._job_file
         try:
-            value = _long_enough(private.read(path))
-        except Absent:
+            value = _long_enough(secret_files.read_secret_file(path))
+        except AbsentSecretFile:
             return False
-        except Unusable as error:
+        except UnusableSecretFile as error:
             self._skip_once(f"key file: {_about(path, str(error))}")
             return False
         self._job_file = None
-        self.secrets = (*self.secrets, Secret(f"key file {path}", Method.JOB_FILE, derive(value, self.place)))
+        self.secrets = (*self.secrets, Secret(f"key file {path}", KeyMethod.JOB_FILE, derive_key(value, self.place)))
         self._offer()
         return True
 
@@ -128,16 +128,16 @@ class Keyring:
             self.skipped = (*self.skipped, why)
 
     def _offer(self) -> None:
-        found = [Known(secret.method, secret.key, secret.key) for secret in self.secrets]
+        found = [KnownKey(secret.method, secret.key, secret.key) for secret in self.secrets]
         if self.munge is not None:
-            found.append(Known(Method.MUNGE, _public_key(self.place, b"munge"), None))
+            found.append(KnownKey(KeyMethod.MUNGE, _public_key(self.place, b"munge"), None))
         if self.insecure:
             key = _public_key(self.place, b"insecure")
-            found.append(Known(Method.INSECURE, key, key))
+            found.append(KnownKey(KeyMethod.INSECURE, key, key))
         self.known = tuple(found)
 
 
-def collect(
+def collect_keys(
     environ: Mapping[str, str],
     place: str,
     *,
@@ -159,20 +159,20 @@ def collect(
     Raises:
         UsageError: if a secret that was given is unusable.
     """
-    found = [Secret(name, method, derive(value, place)) for name, method, value in _given(environ)]
+    found = [Secret(name, method, derive_key(value, place)) for name, method, value in _given(environ)]
     skipped: list[str] = []
     for path, value, why in _own_key_files(environ):
         if value is None:
             skipped.append(f"key file: {_about(path, why)}")
         else:
-            found.append(Secret(f"key file {path}", Method.KEY_FILE, derive(value, place)))
+            found.append(Secret(f"key file {path}", KeyMethod.KEY_FILE, derive_key(value, place)))
     if job_file is not None and leader:
         try:
-            private.make_once(job_file, _fresh())
-        except Unusable as error:
+            secret_files.make_secret_file(job_file, _fresh())
+        except UnusableSecretFile as error:
             skipped.append(f"key file: {_about(job_file, str(error))}")
     # A start waits for a command of munge only where there may be nothing else.
-    tools = munge.find(environ.get("PATH"), munge_socket, ask=not found)
+    tools = munge.find_munge(environ.get("PATH"), munge_socket, ask=not found)
     if isinstance(tools, str):
         skipped.append(f"munge: {tools}")
     keyring = Keyring(
@@ -187,13 +187,13 @@ def collect(
     return keyring
 
 
-def derive(secret: bytes, place: str) -> bytes:
+def derive_key(secret: bytes, place: str) -> bytes:
     """The key of a place that is made of a secret."""
-    return wire.hkdf(secret, b"hpc-launch secret", place.encode(errors="surrogateescape"))
+    return framing.hkdf(secret, b"hpc-launch secret", place.encode(errors="surrogateescape"))
 
 
 def _public_key(place: str, what: bytes) -> bytes:
-    return wire.hkdf(place.encode(errors="surrogateescape"), b"hpc-launch", what)
+    return framing.hkdf(place.encode(errors="surrogateescape"), b"hpc-launch", what)
 
 
 def _about(path: Path, why: str) -> str:
@@ -205,30 +205,34 @@ def _fresh() -> bytes:
     return secrets.token_hex(_MADE_BYTES).encode() + b"\n"
 
 
-def _given(environ: Mapping[str, str]) -> Iterator[tuple[str, Method, bytes]]:
+def _given(environ: Mapping[str, str]) -> Iterator[tuple[str, KeyMethod, bytes]]:
     """The secrets that the environment has, or names a file of; of the user's two variables the first counts."""
     if SECRET in environ:
-        yield SECRET, Method.SECRET, _checked(environ[SECRET], SECRET)
+        yield SECRET, KeyMethod.SECRET, _checked(environ[SECRET], SECRET)
     elif SECRET_FILE in environ:
         path = Path(environ[SECRET_FILE])
         try:
-            yield f"{SECRET_FILE} ({path})", Method.SECRET, _long_enough(private.read(path, anywhere=True))
-        except Unusable as error:
+            yield (
+                f"{SECRET_FILE} ({path})",
+                KeyMethod.SECRET,
+                _long_enough(secret_files.read_secret_file(path, anywhere=True)),
+            )
+        except UnusableSecretFile as error:
             raise UsageError(f"{SECRET_FILE}: {_about(path, str(error))}", option=SECRET_FILE) from None
     if STEP_SECRET in environ:
-        yield STEP_SECRET, Method.STEP_SECRET, _checked(environ[STEP_SECRET], STEP_SECRET)
+        yield STEP_SECRET, KeyMethod.STEP_SECRET, _checked(environ[STEP_SECRET], STEP_SECRET)
 
 
 def _checked(text: str, variable: str) -> bytes:
     try:
         return _long_enough(os.fsencode(text).strip())
-    except Unusable as error:
+    except UnusableSecretFile as error:
         raise UsageError(f"{variable}: {error}", option=variable) from None
 
 
 def _long_enough(value: bytes) -> bytes:
     if len(value) < MIN_BYTES:
-        raise Unusable(f"it has {len(value)} bytes, expected {MIN_BYTES} at least; {_ADVICE}")
+        raise UnusableSecretFile(f"it has {len(value)} bytes, expected {MIN_BYTES} at least; {_ADVICE}")
     return value
 
 
@@ -254,10 +258,10 @@ _ABSENT = "it is not there"
 
 def _read(path: Path) -> tuple[bytes | None, str]:
     try:
-        return _long_enough(private.read(path)), ""
-    except Absent:
+        return _long_enough(secret_files.read_secret_file(path)), ""
+    except AbsentSecretFile:
         return None, _ABSENT
-    except Unusable as error:
+    except UnusableSecretFile as error:
         return None, str(error)
 
 
@@ -266,9 +270,9 @@ def _make(path: Path) -> tuple[bytes | None, str]:
         # A home is not made: where it is missing, what is written in its place is nobody else's to find.
         if not path.parents[2].is_dir():
             return None, f"{path.parents[2]} is not there"
-        private.make_directories(path.parent)
-        return _long_enough(private.make_once(path, _fresh())), ""
-    except Unusable as error:
+        secret_files.make_directories(path.parent)
+        return _long_enough(secret_files.make_secret_file(path, _fresh())), ""
+    except UnusableSecretFile as error:
         return None, str(error)
 
 

@@ -56,7 +56,7 @@ class Munge:
         return [] if self.socket is None else [f"--socket={self.socket}"]
 
 
-def find(path: str | None, socket: Path | None = None, *, ask: bool = True) -> Munge | str:
+def find_munge(path: str | None, socket: Path | None = None, *, ask: bool = True) -> Munge | str:
     """The commands, if they are there and munged answers; otherwise what is missing.
 
     Args:

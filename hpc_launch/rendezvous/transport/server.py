@@ -15,10 +15,10 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-from hpc_launch.rendezvous.transport.connection import Connection, Kind
-from hpc_launch.rendezvous.transport.faults import MessageError
+from hpc_launch.rendezvous.transport.connection import Connection, FrameKind
 from hpc_launch.rendezvous.transport.keys import Keyring
-from hpc_launch.rendezvous.transport.service import Service
+from hpc_launch.rendezvous.transport.peer_faults import MessageError
+from hpc_launch.rendezvous.transport.service import ListenerService
 from hpc_launch.rendezvous.transport.unknown_peers import Callbacks, UnknownPeers
 
 # At the end: how often the kernel is asked whether all has arrived.
@@ -55,7 +55,7 @@ class Server:
         self,
         listener: socket.socket | None,
         keyring: Keyring,
-        service: Service,
+        service: ListenerService,
         *,
         name: str,
         silence: float,
@@ -214,7 +214,7 @@ class Server:
             for frame in connection.receive():
                 if connection not in self._known or connection.fileno() < 0:
                     return
-                if frame.kind is Kind.BULK:
+                if frame.kind is FrameKind.BULK:
                     self._service.received_bulk(connection, frame.payload)
                 else:
                     self._service.received(connection, frame.payload)

@@ -21,7 +21,7 @@ class Greeting:
     stay: bool
 
 
-class Service(Protocol):
+class ListenerService(Protocol):
     """What a server works for; all of this is called in the server's thread."""
 
     def greet(self, hello: bytes) -> Greeting:

@@ -18,11 +18,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from hpc_launch.rendezvous.transport import wire
-from hpc_launch.rendezvous.transport.connection import Connection, plain, set_keepalive
-from hpc_launch.rendezvous.transport.faults import HandshakeError, MessageError
-from hpc_launch.rendezvous.transport.handshake import Credential, Listening, Proved
+from hpc_launch.rendezvous.transport import framing
+from hpc_launch.rendezvous.transport.connection import Connection, plain_address, set_keepalive
+from hpc_launch.rendezvous.transport.handshake import Credential, ListeningSide, PeerProof
 from hpc_launch.rendezvous.transport.keys import Keyring
+from hpc_launch.rendezvous.transport.peer_faults import HandshakeError, MessageError
 from hpc_launch.rendezvous.transport.service import Greeting
 
 UNKNOWN_SECONDS = 10.0
@@ -50,7 +50,7 @@ class _Unknown:
     socket: socket.socket
     address: str
     since: float
-    machine: Listening
+    machine: ListeningSide
     received: int = 0
     check: Future[bytes | None] | None = None
 
@@ -177,11 +177,11 @@ class UnknownPeers:
                 if error.errno in _EXHAUSTED and not self._free_descriptor():
                     return
                 continue  # there is a descriptor again, or that peer is gone already
-            self._greet(accepted, plain(str(address[0])))
+            self._greet(accepted, plain_address(str(address[0])))
 
     def _greet(self, accepted: socket.socket, address: str) -> None:
-        nonce = secrets.token_bytes(wire.NONCE_BYTES)
-        machine = Listening(self._keyring.place_key, self._keyring.known, nonce, port=self._port)
+        nonce = secrets.token_bytes(framing.NONCE_BYTES)
+        machine = ListeningSide(self._keyring.place_key, self._keyring.known, nonce, port=self._port)
         unknown = _Unknown(accepted, address, self._clock(), machine)
         try:
             accepted.setblocking(False)
@@ -247,7 +247,7 @@ class UnknownPeers:
         else:
             self._advance(unknown, lambda: unknown.machine.feed(data))
 
-    def _advance(self, unknown: _Unknown, step: Callable[[], Credential | Proved | None]) -> None:
+    def _advance(self, unknown: _Unknown, step: Callable[[], Credential | PeerProof | None]) -> None:
         try:
             found = step()
         except HandshakeError as error:
@@ -255,7 +255,7 @@ class UnknownPeers:
             return
         if isinstance(found, Credential):
             self._check(unknown, found)
-        elif isinstance(found, Proved):
+        elif isinstance(found, PeerProof):
             self._admit(unknown, found.hello)
 
     def _check(self, unknown: _Unknown, credential: Credential) -> None:

@@ -1,0 +1,138 @@
+"""What submitit runs on each node: the agent there, with its ranks of a script or a function."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Union
+
+from hpc_launch import redaction
+from hpc_launch.api import agent_command, agent_process, job_resources, pickled_call
+from hpc_launch.api.job_resources import Resources
+from hpc_launch.api.submission_files import JobFiles, SubmissionRecord, write_once, write_record
+from hpc_launch.errors import UsageError
+from hpc_launch.records.directory import JobDirectory
+
+Target = Union[str, "os.PathLike[str]", Callable[..., Any]]
+
+
+class _Ended(SystemExit, Exception):
+    """An agent has failed: submitit notes it as an error (`except Exception`), Python ends with the agent's status."""
+
+    def __init__(self, status: int, job: Path) -> None:
+        super().__init__(status)
+        self.job = job
+
+    def __str__(self) -> str:
+        return f"the workers ended with status {self.code}; what they have said is in {self.job}"
+
+
+class ElasticTask:
+    """A script, or a function, that submitit runs with hpc-launch: `executor.submit(ElasticTask("train.py"))`.
+
+    The executor says how many nodes, and must start one task on each (`tasks_per_node=1`): the task is an agent, which
+    starts the ranks of its node, one per GPU. hpc-launch alone has the job requeued: submitit's own handlers are
+    replaced as soon as this is called.
+
+    What it gives submitit is small: where the job directory is. The results of a function are there for each rank, and
+    `hpc_launch.Job.load` reads them.
+
+    Args:
+        target: the path of a script, or a function.
+        args: the arguments; those of a script are words.
+        log_dir: where the job directory goes; submitit's folder where that is not said.
+        keywords: resources that matter within a job (`ranks_per_node`, `spares`, `nodes` where it is a range,
+            `requeue`, `max_requeues`, `max_restarts`, `launch`, `max_pickle_mb`); all others are arguments of the
+            function.
+
+    Raises:
+        CallError: the function cannot be sent.
+        UsageError: a script was given arguments with names.
+    """
+
+    def __init__(self, target: Target, *args: Any, log_dir: str = "", **keywords: Any) -> None:
+        given, others = job_resources.divide_keywords(keywords)
+        self._prepare(target, args, others, job_resources.read_resources(given), log_dir)
+
+    @classmethod
+    def of(
+        cls, target: Target, args: Sequence[Any], keywords: Mapping[str, Any], resources: Resources, log_dir: Path
+    ) -> ElasticTask:
+        """A task whose resources are known: all keywords are the function's."""
+        task = cls.__new__(cls)
+        task._prepare(target, args, keywords, resources, str(log_dir))  # noqa: SLF001 - its own
+        return task
+
+    def _prepare(
+        self, target: Target, args: Sequence[Any], others: Mapping[str, Any], resources: Resources, log_dir: str
+    ) -> None:
+        self.resources = resources
+        self.log_dir = log_dir
+        self.script: tuple[str, ...] = ()
+        self.call = b""
+        self.checkpointed = hasattr(target, "checkpoint")
+        if callable(target):
+            self.call = pickled_call.pack_call(target, args, others, self.resources.max_pickle_mb)
+            self.name = getattr(target, "__name__", type(target).__name__)
+        elif others:
+            raise UsageError(f"a script is given words, not {', '.join(f'{name}=' for name in others)}")
+        else:
+            self.script = (os.fspath(target), *map(str, args))
+            self.name = Path(self.script[0]).stem
+
+    @property
+    def requeue(self) -> tuple[str, ...]:
+        """When the job is to run again."""
+        return agent_command.requeue_words(self.resources, checkpointed=self.checkpointed)
+
+    def what(self, call: Path) -> tuple[str, ...]:
+        """What the agent runs: the script, or a worker with the call that is in a file."""
+        return self.script or ("-m", agent_command.WORKER, str(call))
+
+    def agent(self, call: Path, log_dir: Path, *options: str, requeue: bool = True) -> list[str]:
+        """The line that starts the agent.
+
+        Args:
+            call: where the call is, of a function.
+            log_dir: where the job directory goes.
+            options: further options.
+            requeue: whether the job can run again.
+        """
+        return agent_command.agent_words(
+            sys.executable,
+            self.resources,
+            self.what(call),
+            log_dir=log_dir,
+            requeue=self.requeue if requeue else (),
+            options=options,
+        )
+
+    def record(self, job_id: str, cluster: str, where: Path) -> SubmissionRecord:
+        """What is remembered of the submission."""
+        return SubmissionRecord(job_id, cluster, self.name, tuple(redaction.redacted_arguments(self.script)), where)
+
+    def __call__(self) -> dict[str, str] | None:
+        """Run the agent of this node, in a task of a job that submitit has submitted."""
+        here = importlib.import_module("submitit").JobEnvironment()
+        files = JobFiles(Path(here.paths.folder), here.job_id)
+        if self.call:
+            write_once(files.call, self.call)
+        log_dir = Path(self.log_dir or here.paths.folder).absolute()
+        slurm = here.cluster == "slurm"
+        lossy = slurm and self.resources.may_lose_nodes
+        name = f"{here.job_id}.{os.environ.get('SLURM_STEP_ID', '0')}" if slurm else f"local-{here.job_id}"
+        options = agent_command.node_words(self.resources) if slurm else (f"--log-name={name}", "--standalone")
+        job = JobDirectory(log_dir, name)
+        if here.global_rank == 0 and not files.record.exists():
+            write_record(files.record, self.record(here.job_id, here.cluster, job.path))
+        status = agent_process.run_agent_process(self.agent(files.call, log_dir, *options, requeue=slurm), alone=lossy)
+        # Of a run that goes on without nodes that are lost the first one can be among these.
+        final = agent_process.final_status(job, os.environ) if lossy else status if here.global_rank == 0 else None
+        if final is not None and not agent_process.conclude(files, job, final, os.environ):
+            raise SystemExit(status)  # without a word to submitit: the job runs again
+        if status:
+            raise _Ended(status, job.path)
+        return {"job_directory": str(job.path)} if here.global_rank == 0 else None
