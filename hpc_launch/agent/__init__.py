@@ -7,7 +7,8 @@
 - `recorder`, `failure_evidence`, `environment_snapshot`: what is written down
 - `failure_report`: the root cause of a run that failed; `log_messages`: the launcher's lines on the console
 - `hang_detector`: whether the job hangs
-- `job_monitor`, `job_facts`, `node_health`, `job_requeue`: what Slurm says of job and nodes, and what is asked of it
+- `job_monitor`, `job_facts`, `slurm_node_states`, `job_requeue`: what Slurm says of job and nodes, and what is asked of
+  it
 - `peers`: the other agents; `foreign_backends`: runs under torch's own rendezvous
 - `torch_adapter`: torch's words for a plan
 """

@@ -14,7 +14,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler
 from torch.distributed.elastic.rendezvous.api import RendezvousError as TorchRendezvousError
 
 from hpc_launch import torch_private
-from hpc_launch.agent import foreign_backends, job_requeue, log_messages, node_health, torch_adapter
+from hpc_launch.agent import foreign_backends, job_requeue, log_messages, slurm_node_states, torch_adapter
 from hpc_launch.agent.agent import Agent
 from hpc_launch.agent.job_monitor import JobMonitor
 from hpc_launch.console import CONSOLE, flush, say
@@ -30,7 +30,7 @@ from hpc_launch.errors import (
 from hpc_launch.node import limits
 from hpc_launch.plan import cpu_binding
 from hpc_launch.plan.launch_plan import Plan
-from hpc_launch.records import bad_nodes, history
+from hpc_launch.records import history, nodes_to_exclude
 from hpc_launch.rendezvous.coordinator_server import STRANGERS
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import RoundEnding
@@ -125,7 +125,7 @@ def run_agent(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
                 agent = Agent(spec, plan, environ, logs, factory=factory, signals=signals, job_monitor=job_monitor)
                 stack.callback(agent.close)
                 if isinstance(handler, SlurmRendezvous) and handler.elastic and plan.world.origin is Origin.STEP:
-                    stack.callback(node_health.follow(handler).close)
+                    stack.callback(slurm_node_states.follow(handler).close)
                 agent.follow_slurm()
                 _announce(plan, restart_count(environ))
                 flush()
@@ -136,7 +136,7 @@ def run_agent(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
         # Before the others are waited for: Slurm may be about to kill.
         _requeue(plan, environ, agent, error)
         if isinstance(error, RendezvousError) and not isinstance(error, RoundRefused) and agent.first and agent.begun:
-            log_messages.advice(bad_nodes.find_bad_nodes(history.read_history(agent.job.path)))
+            log_messages.advice(nodes_to_exclude.find_bad_nodes(history.read_history(agent.job.path)))
     if error is not None:
         raise error
 

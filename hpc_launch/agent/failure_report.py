@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 
 from hpc_launch import codec, slow_storage
-from hpc_launch.records import bad_nodes, events, history, regular_files, root_cause
-from hpc_launch.records.bad_nodes import BadNode
+from hpc_launch.records import events, history, nodes_to_exclude, regular_files, root_cause
 from hpc_launch.records.directory import JobDirectory
+from hpc_launch.records.nodes_to_exclude import BadNode
 from hpc_launch.records.root_cause import RootCause
 
 # How often to look whether the others have written.
@@ -44,7 +44,7 @@ def _root_cause(
             time.sleep(_LOOK_SECONDS)
     told = history.read_history(job.path)
     found = next((one for one in told.attempts if one.number == attempt), None)
-    return root_cause.root_cause_of(told, found) if found is not None else None, bad_nodes.find_bad_nodes(told)
+    return root_cause.root_cause_of(told, found) if found is not None else None, nodes_to_exclude.find_bad_nodes(told)
 
 
 def _missing(job: JobDirectory, attempt: int, host: str, agents: int) -> bool:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from hpc_launch.agent.hang_detector import HangVerdict
 from hpc_launch.agent.run_context import RunContext
 from hpc_launch.console import say
-from hpc_launch.records import bad_nodes, failure_messages
-from hpc_launch.records.bad_nodes import BadNode
+from hpc_launch.records import failure_messages, nodes_to_exclude
+from hpc_launch.records.nodes_to_exclude import BadNode
 from hpc_launch.records.root_cause import RootCause
 from hpc_launch.rendezvous.messages import RoundEnd
 from hpc_launch.text import duration
@@ -54,7 +54,7 @@ def failure(context: RunContext, found: RootCause | None, otherwise: str) -> Non
 def advice(bad: Sequence[BadNode]) -> None:
     """What to do about bad nodes, where there are any."""
     if bad:
-        say(bad_nodes.bad_nodes_advice(bad))
+        say(nodes_to_exclude.bad_nodes_advice(bad))
 
 
 def _say_of_attempt(context: RunContext, text: str) -> None:

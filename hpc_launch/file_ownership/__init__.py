@@ -4,7 +4,7 @@ Two questions are answered here, and nowhere else:
 
     Is this a file of one's own?    What a run writes, and what it reads back in order to act on it: the job directory
                                     and all below it. See `folders`: `open_folder`, `Folder.open` and `read_own`.
-    Are these settings trusted?     Settings files, profiles and templates, which say what is run. See `trust`.
+    Are these settings trusted?     Settings files, profiles and templates, which say what is run. See `settings_trust`.
 
 The directories above a job directory may belong to others. They are refused where everybody can rename what is in them:
 world-writable without the sticky bit. The same holds for symbolic links on the way (the rule of
@@ -34,7 +34,7 @@ from hpc_launch.file_ownership.rules import (
     fault_of_parent,
     fault_of_settings,
 )
-from hpc_launch.file_ownership.trust import distrust
+from hpc_launch.file_ownership.settings_trust import distrust
 
 __all__ = [
     "FileStatus",

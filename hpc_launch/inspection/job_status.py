@@ -16,7 +16,7 @@ from hpc_launch.inspection.output_files import OutputFolders, OutputSelection
 from hpc_launch.inspection.slurm_query import SlurmQuery
 from hpc_launch.inspection.status_view import JobStatus, RankState, RankStatus
 from hpc_launch.node import processes
-from hpc_launch.records import bad_nodes, failure_messages, history, node_states, root_cause
+from hpc_launch.records import failure_messages, history, node_states, nodes_to_exclude, root_cause
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.history_model import Attempt, History, NodeEvent, ProgressMark, Worker
 from hpc_launch.slurm.job import JobRecord
@@ -95,7 +95,7 @@ def make_status(found: History, directory: JobDirectory, looked: Observations) -
         fleet=fleet,
         states=tuple({state.host: state for state in found.node_states if state.host in fleet.lost}.values()),
         told=tuple(event for event in found.node_events if run is not None and event.run == run.first_attempt),
-        bad=bad_nodes.find_bad_nodes(found),
+        bad=nodes_to_exclude.find_bad_nodes(found),
         ranks=_ranks(found, attempt, looked.outputs, running=running),
         job_end=record.end if record is not None and record.end is not None else found.end_time,
         requeues=found.requeues,

@@ -15,7 +15,7 @@ from hpc_launch.inspection.root_cause_view import RootCauseView
 from hpc_launch.inspection.timeline import Timeline
 from hpc_launch.inspection.timeline_shapes import Picture
 from hpc_launch.inspection.worker_exits import WorkerExits, WrittenFiles
-from hpc_launch.records import bad_nodes, failure_messages, formatting, node_states
+from hpc_launch.records import failure_messages, formatting, node_states, nodes_to_exclude
 from hpc_launch.records.history_model import Attempt, History, ProgressMark
 from hpc_launch.records.node_states import NodeStates
 from hpc_launch.text import date_and_time, duration, number, one_line, sane, zone_name
@@ -178,7 +178,7 @@ def make_report(
         version=__version__,
         verdict=job_verdict.judge_job(history, now, zone),
         facts=_facts(history, times, begin, zone),
-        advice=_sentence(one_line(bad_nodes.bad_nodes_advice(bad_nodes.find_bad_nodes(history)), 1000)),
+        advice=_sentence(one_line(nodes_to_exclude.bad_nodes_advice(nodes_to_exclude.find_bad_nodes(history)), 1000)),
         root=_root(history, blames, sizes),
         overview=timeline_shapes.draw_overview(times, zone),
         every=timeline_shapes.draw_every_rank(times, zone),

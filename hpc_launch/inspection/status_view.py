@@ -13,9 +13,9 @@ from hpc_launch import ranges
 from hpc_launch.inspection.job_state import JobState, SlurmAnswer, State
 from hpc_launch.inspection.terminal_colours import TerminalColours
 from hpc_launch.records import failure_messages, formatting
-from hpc_launch.records.bad_nodes import BadNode
 from hpc_launch.records.history_model import NodeEvent, NodeState, ProgressMark, RecordedNotice, Requeue
 from hpc_launch.records.node_states import NodeStates
+from hpc_launch.records.nodes_to_exclude import BadNode
 from hpc_launch.text import ago, count, date_and_time, duration, number, to_the_minute, visible
 
 _STATES = {

@@ -8,10 +8,10 @@ it is to have; when every one of them has accepted, it is agreed, and the leader
     those that have workers one at least.
 
 Why that is enough. Two sets of agents that are each a quorum of one membership share an agent, as only one half can
-take a token (`tokens`), and an agent is with one leader at a time and brings along what it has accepted. So whoever
-forms a membership knows of each one that may have been agreed before it, and has taken more than a quorum of it away
-from any other leader; and a membership of which one agent with workers has gone over to another is not complete, so its
-workers do not train. Spares alone form none, however many they are: without them the others would train on.
+take a token (`tie_breaker`), and an agent is with one leader at a time and brings along what it has accepted. So
+whoever forms a membership knows of each one that may have been agreed before it, and has taken more than a quorum of it
+away from any other leader; and a membership of which one agent with workers has gone over to another is not complete,
+so its workers do not train. Spares alone form none, however many they are: without them the others would train on.
 
 Neither closed connections nor what Slurm says of a node are taken for proof that an agent is gone: it may be alive
 elsewhere, or have agreed to something with others before it died. `tests/unit/test_membership.py` goes through

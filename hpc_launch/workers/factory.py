@@ -6,7 +6,7 @@ for the whole run, so that each worker, of every attempt, is forked from a proce
 without anything of the agent's. Where workers are not forked but started anew, the factory is a small program that has
 imported nothing.
 
-`server` is what runs there; this is the agent's side.
+`factory_server` is what runs there; this is the agent's side.
 """
 
 from __future__ import annotations

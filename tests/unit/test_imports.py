@@ -110,7 +110,7 @@ PROC = {
     "node.device_locations": "which device a device file is",
     "check.node_facts": "the version of a driver",
     "file_ownership.parents": "a descriptor of its own",
-    "file_ownership.trust": "its own user namespace",
+    "file_ownership.settings_trust": "its own user namespace",
     "slow_storage": "whether a thread of its own is gone",
     "plan.launch_context": "its own cgroup, which `slurm.environment` reads",
 }

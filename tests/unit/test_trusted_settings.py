@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from hpc_launch import file_ownership
 from hpc_launch.cli import cli
 from hpc_launch.errors import UsageError
-from hpc_launch.file_ownership import trust
+from hpc_launch.file_ownership import settings_trust
 from hpc_launch.settings import resolve, settings_files
 from hpc_launch.submission import templates
 from tests.support import mentions
@@ -222,7 +222,7 @@ def test_the_users_private_group(
     monkeypatch.setattr(grp, "getgrgid", lambda _: its)
     entry = file_ownership.FileStatus(tmp_path, os.geteuid(), 7, stat.S_IFDIR | 0o775)
 
-    assert private == trust._is_private_group(entry)
+    assert private == settings_trust._is_private_group(entry)
 
 
 def test_a_private_group_with_an_access_control_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +234,7 @@ def test_a_private_group_with_an_access_control_list(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "getxattr", lambda *_: b"a list")
     entry = file_ownership.FileStatus(tmp_path, os.geteuid(), 7, stat.S_IFDIR | 0o775)
 
-    assert not trust._is_private_group(entry)
+    assert not settings_trust._is_private_group(entry)
 
 
 @needs_root
@@ -244,7 +244,7 @@ def test_sites_files_in_a_container(machine: Machine, monkeypatch: pytest.Monkey
     path.write_text("max-restarts = 8\n")
     give(path, 65534)
     before = machine.restarts()
-    monkeypatch.setattr(trust, "_in_user_namespace", lambda: True)
+    monkeypatch.setattr(settings_trust, "_in_user_namespace", lambda: True)
 
     assert (before, machine.restarts()) == (0, 8)
 

@@ -21,10 +21,10 @@ from hpc_launch.inspection import job_state, job_status
 from hpc_launch.inspection.job_state import SlurmAnswer
 from hpc_launch.plan import requeue, step_plan
 from hpc_launch.plan.launch_context import check_script
-from hpc_launch.records import bad_nodes, failure_messages, root_cause
-from hpc_launch.records.bad_nodes import BadNode
+from hpc_launch.records import failure_messages, nodes_to_exclude, root_cause
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.history_model import Failure, History, NodeEvent, NodeState, Worker
+from hpc_launch.records.nodes_to_exclude import BadNode
 from hpc_launch.rendezvous import join_policy
 from hpc_launch.rendezvous.membership import Half, Membership
 from hpc_launch.rendezvous.round_checks import refusal
@@ -333,7 +333,7 @@ def test_lost_nodes() -> None:
         "Slurm says that the node is up (MIXED) 40 s later: its agent was killed, or the network between the nodes failed",
     ]
     assert (
-        bad_nodes.bad_nodes_advice(
+        nodes_to_exclude.bad_nodes_advice(
             [BadNode("gpu1", "was lost"), BadNode("gpu2", "was lost"), BadNode("gpu7", "is broken")]
         )
         == "bad nodes: each of gpu[1-2] was lost; gpu7 is broken; for the next job: --exclude=gpu[1-2,7]"

@@ -26,7 +26,7 @@ from hpc_launch.slurm.nodes import NodeRecord
 _AGAIN, _MORE_SECONDS = (1.0, 1.5), 10.0
 
 
-class NodeHealth:
+class SlurmNodeStates:
     """Asks about nodes that were lost, and says what it hears.
 
     Args:
@@ -135,10 +135,10 @@ class NodeHealth:
                 say(f"{host}: {failure_messages.slurms_word(said)}")
 
 
-def follow(handler: SlurmRendezvous) -> NodeHealth:
+def follow(handler: SlurmRendezvous) -> SlurmNodeStates:
     """Ask about the nodes that a run loses, as long as its leader is here, and write down what is heard."""
     observe = handler.observer
-    view = NodeHealth(
+    view = SlurmNodeStates(
         lambda said: observe(events.NODE_STATE, **codec.plain(dataclasses.replace(said, waited=round(said.waited, 1)))),
         lambda: handler.leads,
     )

@@ -11,8 +11,8 @@ from typing import Any, cast
 
 import pytest
 
-from hpc_launch.agent import node_health
-from hpc_launch.agent.node_health import NodeHealth
+from hpc_launch.agent import slurm_node_states
+from hpc_launch.agent.slurm_node_states import SlurmNodeStates
 from hpc_launch.records import events, failure_messages
 from hpc_launch.records.history_model import NodeState
 from hpc_launch.slurm.cluster_rules import ClusterRules
@@ -42,12 +42,12 @@ class Slurm:
 @pytest.fixture
 def views(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Return what makes views, which are closed in the end, of a Slurm that notices soon that a node is gone."""
-    monkeypatch.setattr(node_health, "_MORE_SECONDS", 0.0)
-    made: list[NodeHealth] = []
+    monkeypatch.setattr(slurm_node_states, "_MORE_SECONDS", 0.0)
+    made: list[SlurmNodeStates] = []
 
-    def make(slurm: Slurm, timeout: float = 0.05) -> NodeHealth:
+    def make(slurm: Slurm, timeout: float = 0.05) -> SlurmNodeStates:
         rules = ClusterRules(slurmd_timeout=timeout)
-        made.append(NodeHealth(slurm.heard.append, lambda: slurm.wanted, slurm.ask, lambda: rules))
+        made.append(SlurmNodeStates(slurm.heard.append, lambda: slurm.wanted, slurm.ask, lambda: rules))
         return made[-1]
 
     yield make
@@ -57,7 +57,7 @@ def views(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             view._thread.join(DEADLINE)
 
 
-def ended(view: NodeHealth) -> bool:
+def ended(view: SlurmNodeStates) -> bool:
     """Whether there is nothing more to ask."""
     return bool(view._lost) and not view._due
 
@@ -136,7 +136,7 @@ def test_only_the_leader_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     asked: list[Any] = []
     handler = cast("Any", SimpleNamespace(leads=False, observer=lambda event, **_: seen.append(event)))
-    view = node_health.follow(handler)
+    view = slurm_node_states.follow(handler)
     monkeypatch.setattr(view, "note", lambda *said: asked.append(said))
     handler.observer(events.NODE_LOST, hosts="gpu1")
     handler.leads = True

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from hpc_launch.records import bad_nodes, events, failure_messages, history, root_cause
-from hpc_launch.records.bad_nodes import BadNode
+from hpc_launch.records import events, failure_messages, history, nodes_to_exclude, root_cause
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import EventLog
 from hpc_launch.records.history_model import History
+from hpc_launch.records.nodes_to_exclude import BadNode
 from hpc_launch.records.root_cause import ENDED
 from tests import histories
 from tests.histories import Losses
@@ -22,11 +22,11 @@ ECC = "uncorrectable ECC error encountered"
 
 def test_drained_and_lost_nodes(tmp_path: Path) -> None:
     """Not those that have come back, nor those that are up as Slurm says: their agents were killed."""
-    found = bad_nodes.find_bad_nodes(history.read_history(Losses(tmp_path / "1.0").write()))
+    found = nodes_to_exclude.find_bad_nodes(history.read_history(Losses(tmp_path / "1.0").write()))
 
     assert [node.host for node in found] == ["gpu003", "gpu004"]
     assert lines_mention([node.why for node in found], f"broken {ECC}", "lost DOWN+NOT_RESPONDING Not responding")
-    assert bad_nodes.find_bad_nodes(History(tmp_path)) == ()
+    assert nodes_to_exclude.find_bad_nodes(History(tmp_path)) == ()
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_run_that_cannot_lose_nodes_has_bad_ones_as_well(
         events.NODE_LOST, when=1_718_000_122.0, attempt=1, hosts="gpu001"
     )
 
-    found = bad_nodes.find_bad_nodes(history.read_history(path))
+    found = nodes_to_exclude.find_bad_nodes(history.read_history(path))
     assert found == (BadNode("gpu001", "was lost"), *((BadNode("gpu002", why),) if why else ()))
 
 
@@ -50,7 +50,7 @@ def test_those_of_an_earlier_run_are_of_no_interest(tmp_path: Path) -> None:
     exception = ("RuntimeError", f"CUDA error: {ECC}")
     path = histories.write(tmp_path / "1.0", attempts=2, requeues=[0], exception=exception)
 
-    assert bad_nodes.find_bad_nodes(history.read_history(path)) == ()
+    assert nodes_to_exclude.find_bad_nodes(history.read_history(path)) == ()
 
 
 def test_advice_is_a_line() -> None:
@@ -58,11 +58,11 @@ def test_advice_is_a_line() -> None:
     several = [BadNode(f"gpu{number}", "was lost") for number in range(3)]
     many = [BadNode(f"gpu{number}", f"is broken ({number})") for number in range(9)]
 
-    assert bad_nodes.bad_nodes_advice([]) == ""
-    told = bad_nodes.bad_nodes_advice([*several, BadNode("gpu7", "is broken")])
+    assert nodes_to_exclude.bad_nodes_advice([]) == ""
+    told = nodes_to_exclude.bad_nodes_advice([*several, BadNode("gpu7", "is broken")])
     assert mentions(told, "gpu[0-2] was lost", "gpu7 is broken", "--exclude=gpu[0-2,7]")
     assert told.count("was lost") == 1
-    told = bad_nodes.bad_nodes_advice(many)
+    told = nodes_to_exclude.bad_nodes_advice(many)
     assert mentions(told, "gpu3 is broken", "--exclude=gpu[0-8]")
     assert not mentions(told, "gpu4")
 
