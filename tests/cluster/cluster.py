@@ -273,6 +273,23 @@ class Cluster:
             raise ClusterError(f"{shlex.join(argv)} on {node}: exit code {process.returncode}\n{out}{err}")
         return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
+    def ask(self, argv: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Ask Slurm something on the head, in the namespaces of a daemon there.
+
+        It costs a fraction of what `run` does, which makes namespaces of its own: for what is asked again and again.
+        """
+        daemon = self._daemons.get("munged")
+        if daemon is None or daemon.poll() is not None:
+            return self.run(argv, check=check)
+        command = ["nsenter", f"--target={daemon.pid}", "--net", "--uts", "--mount", "--", *argv]
+        environment = {**os.environ, **self.env}
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, errors="replace", check=False, timeout=60
+        )
+        if check and done.returncode:
+            raise ClusterError(f"{shlex.join(argv)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
     def popen(
         self,
         argv: Sequence[str],
@@ -369,7 +386,7 @@ class Cluster:
 
         def idle_again() -> bool:
             # A node that was cut off can be taken for down after it has been healed.
-            bad = self.run(
+            bad = self.ask(
                 ["sinfo", "--noheader", "--states=down,drain,fail", "--format=%n"], check=False
             ).stdout.split()
             for node in bad:
@@ -388,10 +405,10 @@ class Cluster:
         wait_for(idle, timeout, lambda: f"not all idle\n{self.diagnose()}", pause=0.05)
 
     def _is_idle(self) -> bool:
-        states = self.run(["sinfo", "--noheader", "--Node", "--partition=main", "--format=%T"], check=False).stdout
+        states = self.ask(["sinfo", "--noheader", "--Node", "--partition=main", "--format=%T"], check=False).stdout
         if states.split() != ["idle"] * self.config.nodes:
             return False
-        queue = self.run(["squeue", "--noheader"], check=False)
+        queue = self.ask(["squeue", "--noheader"], check=False)
         return queue.returncode == 0 and not queue.stdout
 
     def processes(self, node: str) -> list[int]:

@@ -46,9 +46,8 @@ class Job:
 
     def record(self) -> dict[str, str]:
         """Return what slurmctld knows about the job, by `scontrol`'s names."""
-        line = self.cluster.run(["scontrol", "show", "job", "--details", "--oneliner", self.id]).stdout.partition("\n")[
-            0
-        ]
+        question = ["scontrol", "show", "job", "--details", "--oneliner", self.id]
+        line = self.cluster.ask(question).stdout.partition("\n")[0]
         return dict(re.findall(r"(\S+?)=(.*?)(?= [^\s=]+=|$)", line.strip()))
 
     def state(self) -> str:
@@ -74,7 +73,7 @@ class Job:
 
     def wait(self, timeout: float = 60) -> JobResult:
         """Wait until the job has ended, wherever it goes before that."""
-        wait_for(lambda: self.state() in FINAL, timeout, self.describe, pause=0.1)
+        wait_for(lambda: self.state() in FINAL, timeout, self.describe, pause=0.2)
         record = self.record()
         exit_code, signal = map(int, record["ExitCode"].split(":"))
         derived = int(record.get("DerivedExitCode", "0:0").split(":")[0])

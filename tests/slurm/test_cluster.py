@@ -308,7 +308,7 @@ def test_nothing_stays_when_the_tests_end(python: str, end: signal.Signals | Non
         if end:
             process.send_signal(end)
         process.communicate()
-    wait_for(lambda: not traces(name), 30, lambda: "\n".join(traces(name)))
+    wait_for(lambda: not traces(name), 120, lambda: "\n".join(traces(name)))
 
 
 @pytest.mark.usefixtures("slurm_host")

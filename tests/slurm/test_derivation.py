@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,10 @@ STEPS = {
     "repeated": f"SLURM_HOSTFILE=./repeated.hosts srun -n4 -m arbitrary {AS_TASK} --reduce",
     "gpu_per_task": f"srun -N1 -n2 -w gpu001 --gpus-per-task=1 {AS_TASK}",
     "half": "srun -N2 -n2 -w gpu001,gpu002 --gres=gpu:2 hpc-launch probe.py",
+}
+
+# What Slurm says does not differ between its releases here.
+LIKE_ANY_OTHER = {
     "keep": "srun -N1 -n1 --gres=gpu:2 hpc-launch --slurm-env keep probe.py",
     "hide": "srun -N1 -n1 --gres=gpu:2 hpc-launch --slurm-env hide probe.py",
     "isolated": "srun -N1 -n1 env CUDA_VISIBLE_DEVICES=3,1 hpc-launch --virtual-local-rank probe.py",
@@ -55,19 +60,26 @@ STEPS = {
 
 @pytest.fixture(scope="module")
 def steps(any_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
-    """Steps of one job: four nodes of four GPUs and two tasks, but one on the last."""
-    folder = tmp_path_factory.mktemp("steps")
+    return run_steps(any_cluster, tmp_path_factory.mktemp("steps"), STEPS)
+
+
+@pytest.fixture(scope="module")
+def some_steps(newest_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    return run_steps(newest_cluster, tmp_path_factory.mktemp("some_steps"), LIKE_ANY_OTHER)
+
+
+def run_steps(cluster: Cluster, folder: Path, commands: Mapping[str, str]) -> dict[str, Ended]:
+    """Run steps of one job: four nodes of four GPUs and two tasks, but one on the last."""
     (folder / "reordered.hosts").write_text("gpu003\ngpu001\ngpu002\n")
     (folder / "repeated.hosts").write_text("gpu003\ngpu001\ngpu003\ngpu001\n")
     (folder / "container.sh").write_text(CONTAINER)
     (folder / "bin").mkdir()
     for name in ("hpc-launch", "python"):
-        program = shutil.which(name, path=any_cluster.env["PATH"])
+        program = shutil.which(name, path=cluster.env["PATH"])
         assert program
         (folder / "bin" / name).symlink_to(program)
-    return run_commands(
-        any_cluster, folder, STEPS, "--nodes=4", "--ntasks=7", "--ntasks-per-node=2", "--gpus-per-node=4"
-    )
+    options = ("--nodes=4", "--ntasks=7", "--ntasks-per-node=2", "--gpus-per-node=4")
+    return run_commands(cluster, folder, commands, *options)
 
 
 def places(reports: dict[int, Report]) -> list[tuple[str, int, int, int, int, int]]:
@@ -169,42 +181,42 @@ def test_slurm_speaks_of_ranks_by_default(steps: dict[str, Ended]) -> None:
         assert report.env["SLURM_STEP_TASKS_PER_NODE"] == "2(x2)"
 
 
-def test_slurms_variables_can_be_kept(steps: dict[str, Ended]) -> None:
+def test_slurms_variables_can_be_kept(some_steps: dict[str, Ended]) -> None:
     """With --slurm-env keep the workers see what Slurm said to the one task of their node."""
-    reports = steps["keep"].reports()
+    reports = some_steps["keep"].reports()
     names = ("RANK", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
     assert [report.numbers(*names) for report in reports.values()] == [(0, 0, 0, 1), (1, 0, 0, 1)]
 
 
-def test_slurms_variables_can_be_hidden(steps: dict[str, Ended]) -> None:
+def test_slurms_variables_can_be_hidden(some_steps: dict[str, Ended]) -> None:
     """With --slurm-env hide nothing says that a worker is a task, and all that speaks of the job is left."""
-    for report in steps["hide"].reports().values():
+    for report in some_steps["hide"].reports().values():
         of_tasks = re.compile(r"SLURM_(PROCID|LOCALID|NODEID|NTASKS|STEP_.*|GTIDS)|PMI.*")
         assert not [name for name in report.env if of_tasks.fullmatch(name)]
-        assert report.env["SLURM_JOB_ID"] == steps["hide"].job.id
+        assert report.env["SLURM_JOB_ID"] == some_steps["hide"].job.id
 
 
-def test_isolated_workers_have_one_device_out_of_the_mask(steps: dict[str, Ended]) -> None:
+def test_isolated_workers_have_one_device_out_of_the_mask(some_steps: dict[str, Ended]) -> None:
     """With --virtual-local-rank each rank sees its own token of the mask that was there, as device 0."""
-    reports = steps["isolated"].reports()
+    reports = some_steps["isolated"].reports()
     assert [report.env["CUDA_VISIBLE_DEVICES"] for report in reports.values()] == ["3", "1"]
     assert [report.env["LOCAL_RANK"] for report in reports.values()] == ["0", "0"]
 
 
 @pytest.mark.parametrize("name", ["bare", "container"])
-def test_it_works_without_any_slurm_command(steps: dict[str, Ended], name: str) -> None:
+def test_it_works_without_any_slurm_command(some_steps: dict[str, Ended], name: str) -> None:
     """Variables are enough: no srun or scontrol on PATH, no slurm.conf, and a host name that Slurm has never heard."""
-    assert places(steps[name].reports()) == [("gpu001", 0, 2, 0, 1, 2), ("gpu002", 1, 2, 0, 1, 2)]
+    assert places(some_steps[name].reports()) == [("gpu001", 0, 2, 0, 1, 2), ("gpu002", 1, 2, 0, 1, 2)]
 
 
-def test_the_container_was_one(steps: dict[str, Ended]) -> None:
+def test_the_container_was_one(some_steps: dict[str, Ended]) -> None:
     """There the nodes had another name indeed."""
-    assert [report.host for report in steps["container"].reports().values()] == ["box", "box"]
+    assert [report.host for report in some_steps["container"].reports().values()] == ["box", "box"]
 
 
-def test_ranks_that_are_set_already_are_replaced_and_mentioned(steps: dict[str, Ended]) -> None:
+def test_ranks_that_are_set_already_are_replaced_and_mentioned(some_steps: dict[str, Ended]) -> None:
     """RANK, WORLD_SIZE and their like of the user's shell do no harm, and a note says that they were there."""
-    step = steps["bare"]
+    step = some_steps["bare"]
     said = "note: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT are set already"
     assert len([line for line in step.ours if said in line]) == 1, step.output
     assert {report.env["MASTER_ADDR"] for report in step.reports().values()} == {"10.77.0.11"}

@@ -34,7 +34,7 @@ def plain(any_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> End
     """The job that this is all about: one line, one agent on each of four nodes."""
     folder = tmp_path_factory.mktemp("plain")
     script = "srun hpc-launch probe.py --reduce --lr 1e-3 'two words'"
-    return run_job(any_cluster, folder, script, "--nodes=4", "--gpus-per-node=4")
+    return run_job(any_cluster, folder, script, "--nodes=4", "--gpus-per-node=2")
 
 
 def test_a_job_of_one_line_completes(plain: Ended) -> None:
@@ -43,18 +43,18 @@ def test_a_job_of_one_line_completes(plain: Ended) -> None:
 
 
 def test_every_gpu_has_a_rank_and_every_rank_its_place(plain: Ended, any_cluster: Cluster) -> None:
-    """Four nodes of four GPUs have 16 ranks, numbered node by node from the first host on."""
+    """Four nodes of two GPUs have eight ranks, numbered node by node from the first host on."""
     sizes = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE")
     names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", *sizes)
     places = {rank: (report.host, *report.numbers(*names)) for rank, report in plain.reports().items()}
     assert places == {
-        rank: (any_cluster.nodes[rank // 4], rank, rank % 4, rank // 4, rank, 16, 4, 4, 16) for rank in range(16)
+        rank: (any_cluster.nodes[rank // 2], rank, rank % 2, rank // 2, rank, 8, 2, 4, 8) for rank in range(8)
     }
 
 
 def test_all_ranks_reduce_to_the_right_sum(plain: Ended) -> None:
     """torch.distributed works across the nodes, with nothing but the environment."""
-    assert [report.total for report in plain.reports().values()] == [136] * 16
+    assert [report.total for report in plain.reports().values()] == [36] * 8
 
 
 def test_all_ranks_know_the_first_node_as_master(plain: Ended) -> None:
@@ -70,15 +70,15 @@ def test_the_script_gets_its_arguments(plain: Ended) -> None:
 
 def test_workers_keep_the_devices_that_slurm_gave(plain: Ended) -> None:
     """All workers of a node see its devices as Slurm numbered them, LOCAL_RANK choosing one."""
-    assert {report.env["CUDA_VISIBLE_DEVICES"] for report in plain.reports().values()} == {"0,1,2,3"}
+    assert {report.env["CUDA_VISIBLE_DEVICES"] for report in plain.reports().values()} == {"0,1"}
 
 
 def test_there_is_a_log_pair_for_each_rank(plain: Ended, any_cluster: Cluster) -> None:
     """By default logs/JOB.STEP/attempt_0/HOST has stdout and stderr of each rank."""
     assert plain.tree.path.name == f"{plain.job.id}.0"
     expected = [
-        f"attempt_0/{any_cluster.nodes[rank // 4]}/rank_{rank}.{stream}"
-        for rank in range(16)
+        f"attempt_0/{any_cluster.nodes[rank // 2]}/rank_{rank}.{stream}"
+        for rank in range(8)
         for stream in ("out", "err")
     ]
     assert plain.tree.files("rank_*") == sorted(expected)
@@ -89,14 +89,14 @@ def tasks(any_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> End
     """The same on one task per GPU; the script is told what Slurm said to the task."""
     folder = tmp_path_factory.mktemp("tasks")
     script = "srun sh -c 'exec hpc-launch probe.py $SLURM_PROCID $SLURM_LOCALID $SLURM_NODEID'"
-    return run_job(any_cluster, folder, script, "--nodes=4", "--gpus-per-node=4", "--ntasks-per-node=4")
+    return run_job(any_cluster, folder, script, "--nodes=4", "--gpus-per-node=2", "--ntasks-per-node=2")
 
 
 def test_with_a_task_per_gpu_each_task_is_the_rank_that_slurm_says(tasks: Ended) -> None:
     """RANK is SLURM_PROCID, LOCAL_RANK is SLURM_LOCALID, and GROUP_RANK the node's number."""
     assert tasks.state == "COMPLETED", tasks.job.describe()
     reports = tasks.reports()
-    assert list(reports) == list(range(16))
+    assert list(reports) == list(range(8))
     for report in reports.values():
         assert tuple(map(int, report.argv)) == report.numbers("RANK", "LOCAL_RANK", "GROUP_RANK")
 
@@ -110,7 +110,7 @@ def test_both_ways_give_the_script_the_same_variables(plain: Ended, tasks: Ended
         return {name: value for name, value in report.items() if name not in OF_THE_JOB and not others.fullmatch(name)}
 
     reports = plain.reports(), tasks.reports()
-    for rank in range(16):
+    for rank in range(8):
         one, other = (dict(found[rank].env) for found in reports)
         assert one.keys() & other.keys() >= OF_THE_JOB
         assert variables(one) == variables(other)
@@ -216,12 +216,12 @@ def test_a_cancelled_job_leaves_nothing_behind(some_cluster: Cluster, tmp_path: 
 
 
 def test_the_example_learns_digits(cluster: Cluster, tmp_path: Path) -> None:
-    """The README's job: DDP on four nodes of two ranks reads over 95 % of the digits rightly."""
+    """The README's job: DDP on two nodes of two ranks reads over 95 % of the digits rightly."""
     example = CHECKOUT / "examples/digits/train.py"
     command = f"srun --cpus-per-task=2 hpc-launch --nproc-per-node 2 {example}"
-    job = run_job(cluster, tmp_path, command, "--nodes=4", "--cpus-per-task=2")
+    job = run_job(cluster, tmp_path, command, "--nodes=2", "--cpus-per-task=2")
     assert job.state == "COMPLETED", job.job.describe()
-    score = re.search(r"\[gpu001:0\] digits: accuracy (\S+) after \d+ epochs on 8 ranks", job.output)
+    score = re.search(r"\[gpu001:0\] digits: accuracy (\S+) after \d+ epochs on 4 ranks", job.output)
     assert score, job.output
     assert float(score[1]) > 0.95
     assert (tmp_path / "checkpoints/digits.pt").exists()
