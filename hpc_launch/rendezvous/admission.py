@@ -72,8 +72,15 @@ class Admission:
             raise MessageError(
                 f"agent {hello.agent} of {hello.host}: this run has agents 0 to {self._config.agents - 1}"
             )
-        mine = self._instances.setdefault(hello.agent, hello.instance) == hello.instance
+        mine = self._instances.get(hello.agent, hello.instance) == hello.instance
         return None if mine else Verdict.TAKEN
+
+    def admit(self, hello: Hello) -> None:
+        """An agent takes part in this run: its number belongs to its process from now on.
+
+        One that has only asked keeps no number: before this agent coordinates, it can be of an equal run.
+        """
+        self._instances.setdefault(hello.agent, hello.instance)
 
     def is_first_of_another(self, hello: Hello) -> bool:
         """Whether this is the first agent of another run in the same place, which asks who has taken its port."""

@@ -63,7 +63,7 @@ class Coordinator:
         self.changed = True
         self.generation = 0
         self._config, self._instance, self._effects = config, instance, effects
-        self._leads = self._sought = False
+        self._leads = self._sought = self._has_equal = False
         self._admission = Admission(config, instance)
         # With several tasks on a node only the agents say where they are.
         self._sessions = AgentSessions(dict(enumerate(config.hosts)) if config.agents_per_host is not None else {})
@@ -90,6 +90,8 @@ class Coordinator:
         self._leads = True
         self.rounds.restart()
         self._sessions.open(own)
+        if self._has_equal:
+            self.rounds.refuse_equal_run()
 
     def resign(self) -> None:
         """Coordinate no more: all agents look for another one."""
@@ -139,12 +141,15 @@ class Coordinator:
         config, self.changed = self._config, True
         verdict, number = self._admission.refusal(hello, self.now), -1
         if verdict is None and self._leads:
+            self._admission.admit(hello)
             verdict, running = Verdict.WELCOME, self.rounds.running
             number = running.start.membership.number if running is not None else -1
         elif verdict is None:
             verdict, self._sought = Verdict.FOLLOWS, True
-        elif verdict is Verdict.TAKEN and self._leads and self._admission.is_first_of_another(hello):
-            self.rounds.refuse_equal_run()
+        elif verdict is Verdict.TAKEN and self._admission.is_first_of_another(hello):
+            self._has_equal = True  # the other run ends by this answer, so this one has to as well, once it coordinates
+            if self._leads:
+                self.rounds.refuse_equal_run()
         answer = Answer(
             verdict=verdict,
             agent=config.agent,

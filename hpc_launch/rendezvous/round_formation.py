@@ -139,6 +139,10 @@ class RoundFormation:
         self.proposal = None
         return proposal
 
+    def cancel(self) -> None:
+        """No round begins: what agents have been asked to accept is proposed no more."""
+        self.proposal = None
+
     def withdraw(self, agent: int) -> None:
         """An agent is lost: what it was to accept is proposed no more."""
         if self.proposal is not None and agent in self.proposal.agents:

@@ -267,6 +267,7 @@ class Rounds:
         missing: Sequence[str] = (),
     ) -> None:
         """The run ends for all, here and for those that come later."""
+        self._formation.cancel()
         self._refusal = Refused(kind, messages.one_line(why), status, tuple(missing))
         self._broadcast(self._refusal)
 

@@ -450,6 +450,44 @@ def test_an_equal_run_ends_one_that_has_not_begun(tmp_path: Path) -> None:
     assert {"--rdzv-id" in refused.why for refused in meeting.effects.told(Refused)} == {True}
 
 
+def test_an_equal_run_ends_one_that_does_not_coordinate_yet(tmp_path: Path) -> None:
+    """It ends itself by this answer, so that the other one would wait for agents that are gone."""
+    meeting = Meeting(tmp_path, 2)
+    late = Coordinator(meeting.configs[0], "instance-0", meeting.effects)
+    answer, _ = late.greet(meeting.hello(0, purpose=Purpose.CALL, instance="another"))
+    late.lead(meeting.sessions[0])
+    late.receive(meeting.sessions[0], ready(meeting.configs[0]))
+
+    assert answer.verdict is Verdict.TAKEN
+    assert {"--rdzv-id" in refused.why for refused in meeting.effects.told(Refused)} == {True}
+
+
+def test_an_agent_that_has_only_asked_keeps_no_number(tmp_path: Path) -> None:
+    """An agent of an equal run asks before this one coordinates, and goes elsewhere; the run's own is welcome then."""
+    meeting = Meeting(tmp_path, 2)
+    late = Coordinator(meeting.configs[0], "instance-0", meeting.effects)
+    other, _ = late.greet(meeting.hello(1, instance="another"))
+    late.lead(meeting.sessions[0])
+    own, _ = late.greet(meeting.hello(1))
+    again, _ = late.greet(meeting.hello(1, instance="another"))
+
+    assert [one.verdict for one in (other, own, again)] == [Verdict.FOLLOWS, Verdict.WELCOME, Verdict.TAKEN]
+
+
+def test_a_refused_run_does_not_begin(tmp_path: Path) -> None:
+    """Agents that accept what was proposed before the refusal start no workers: they would train alone."""
+    meeting = Meeting(tmp_path, 2)
+    meeting.join(0, 1)
+    meeting.prepare()
+    (proposal, *_) = meeting.effects.told(Propose)
+    meeting.coordinator.greet(meeting.hello(0, purpose=Purpose.CALL, instance="another"))
+    for session in meeting.sessions:
+        meeting.coordinator.receive(session, Accept(proposal.membership))
+
+    assert len(meeting.effects.told(Refused)) == 2
+    assert meeting.effects.told(Start) == []
+
+
 def test_an_equal_run_leaves_one_alone_that_has_begun(tmp_path: Path) -> None:
     meeting = Meeting(tmp_path, 2)
     meeting.begin()
