@@ -390,7 +390,7 @@ def nothing(value: Any) -> None:
 # ---- what annotations stand for
 
 
-class _Item(NamedTuple):
+class _FieldCodec(NamedTuple):
     """What is known of a field.
 
     Attributes:
@@ -411,7 +411,7 @@ class _Item(NamedTuple):
 
 
 @functools.cache
-def _items(kind: type) -> tuple[_Item, ...]:
+def _items(kind: type) -> tuple[_FieldCodec, ...]:
     hints = typing.get_type_hints(kind)
     found = []
     for field in dataclasses.fields(kind):
@@ -425,10 +425,10 @@ def _items(kind: type) -> tuple[_Item, ...]:
             default = functools.partial(_same, field.default)
         key = field.metadata.get("name", field.name)
         if own is not None:
-            found.append(_Item(field.name, key, own, own, default, None))
+            found.append(_FieldCodec(field.name, key, own, own, default, None))
         else:
             strict, tolerant = _StrictChecks().check(hint), _TolerantChecks().check(hint)
-            found.append(_Item(field.name, key, strict, tolerant, default, _empty_of(hint)))
+            found.append(_FieldCodec(field.name, key, strict, tolerant, default, _empty_of(hint)))
     return tuple(found)
 
 
