@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from hpc_launch import codec
+from hpc_launch import codec, imports
 from hpc_launch.check.evidence import Device, TorchFacts
 from hpc_launch.codec import CodecError
 from hpc_launch.node.devices import Devices
@@ -90,7 +90,8 @@ def check_devices(ranks: Ranks, patience: float, doing: Callable[[str], None]) -
         doing: is told when the devices' turn has come.
     """
     try:
-        import torch  # noqa: PLC0415 - this is where it is seen whether it can be imported
+        with imports.without_garbage_collection():
+            import torch  # noqa: PLC0415 - this is where it is seen whether it can be imported
     except BaseException as error:  # noqa: BLE001 - a broken library may raise anything, SystemExit too
         return TorchFacts(error=f"{type(error).__name__}: {error}".strip().partition("\n")[0])
     version = torch.version

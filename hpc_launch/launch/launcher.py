@@ -7,7 +7,7 @@ import dataclasses
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from hpc_launch import slow_storage
+from hpc_launch import imports, slow_storage
 from hpc_launch.console import say
 from hpc_launch.errors import HpcLaunchError, UsageError
 from hpc_launch.launch import plain, srun_step
@@ -46,7 +46,8 @@ def run_launcher(settings: Settings, script: Sequence[str], here: LaunchContext)
         except HpcLaunchError as error:
             _tell_others(settings, script, here, error)
             raise
-        from hpc_launch.agent.agent_run import run_agent  # noqa: PLC0415 - torch is slow to import
+        with imports.without_garbage_collection():
+            from hpc_launch.agent.agent_run import run_agent  # noqa: PLC0415 - torch is slow to import
 
         run_agent(plan, here.environ, factory)
 

@@ -12,7 +12,6 @@ imported nothing.
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import os
 import signal
@@ -22,7 +21,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hpc_launch import codec
+from hpc_launch import codec, imports
 from hpc_launch.errors import UsageError
 from hpc_launch.node import processes
 from hpc_launch.workers import factory_server, forked_child
@@ -171,7 +170,8 @@ def build_factory(modules: Sequence[str], settings: Mapping[str, str], home: str
     if before > 1:
         raise CannotBeWarmError(f"this process has {before} threads already")
     own_place = None if getattr(sys.flags, "safe_path", False) else sys.path[0]
-    blas = _import_quietly(modules, settings)
+    with imports.without_garbage_collection():
+        blas = _import_quietly(modules, settings)
     threads = len(processes.threads())
     if threads > 1:
         raise CannotBeWarmError(f"importing {', '.join(modules)} has started threads ({threads - 1})")
@@ -181,8 +181,6 @@ def build_factory(modules: Sequence[str], settings: Mapping[str, str], home: str
     if hidden:
         raise CannotBeWarmError(f"{home} has its own {', '.join(hidden)}, but another one is imported already")
     processes.become_subreaper()  # for what is left should the factory be killed
-    gc.collect()
-    gc.freeze()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()

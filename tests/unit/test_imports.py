@@ -33,6 +33,7 @@ FOUNDATIONS = {
     "secret_variables",
     "console",
     "backoff",
+    "imports",
     "slow_storage",
     "version",
 }
@@ -67,6 +68,7 @@ MAY_IMPORT = {
     "secret_variables": set[str](),
     "console": {"text"},
     "backoff": set[str](),
+    "imports": set[str](),
     "slow_storage": {"console"},
     "version": set[str](),
 }
