@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import click
 
 from hpc_launch import __version__
 from hpc_launch.cli.click_options import ProgramCall
-from hpc_launch.console import let_go, tell
+from hpc_launch.console import CONSOLE, let_go, tell
 from hpc_launch.errors import HpcLaunchError
 from hpc_launch.workers.script import Become, Script, run_script
 
@@ -90,21 +91,34 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """The console script."""
-    _leave(_status(cli, list(sys.argv[1:] if args is None else args), "hpc-launch"))
+    status = _status(cli, list(sys.argv[1:] if args is None else args), "hpc-launch")
+    _leave(status, own_process=args is None)
 
 
 def launch_main() -> None:
     """`python -m hpc_launch.launch`: `run` with the local rank as an argument of the script."""
-    _leave(_status(_command("run"), sys.argv[1:], "python -m hpc_launch.launch", use_env=False))
+    status = _status(_command("run"), sys.argv[1:], "python -m hpc_launch.launch", use_env=False)
+    _leave(status, own_process=True)
 
 
-def _leave(status: int | Script) -> None:
-    """End this process; or, in a forked worker, let it be the training script."""
+def _leave(status: int | Script, *, own_process: bool) -> None:
+    """End this process; or, in a forked worker, let it be the training script.
+
+    An agent ends without Python's teardown: with torch that takes 0.3 s, and a crash in it would change the status of a
+    run that has ended well. Everything is closed by now, and only the console may have something left to write.
+
+    Args:
+        status: the exit status, or the script.
+        own_process: this process was started for the command, so that nobody else wants to do anything at its end.
+    """
     if isinstance(status, Script):
         run_script(status)
-    else:
-        let_go()
-        sys.exit(status)
+        return
+    let_go()
+    if own_process and "torch" in sys.modules:
+        CONSOLE.settle()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _status(command: click.Command, args: list[str], name: str, *, use_env: bool = True) -> int | Script:

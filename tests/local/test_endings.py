@@ -40,6 +40,20 @@ def test_status_is_the_first_failure(tmp_path: Path, deed: str, status: int) -> 
     assert "Traceback" not in done.err
 
 
+def test_workers_are_torn_down_and_the_agent_is_not(tmp_path: Path) -> None:
+    """Functions for the end of a process run in each worker, and not in the agent, which has closed everything."""
+    site = """
+        import atexit, os, pathlib, sys
+        atexit.register(lambda: pathlib.Path("ended", f"{os.getpid()} {os.environ.get('RANK')}").touch())
+    """
+    write(tmp_path / "site/sitecustomize.py", site)
+    (tmp_path / "ended").mkdir()
+    done = launch(tmp_path, "--start", "warm", "--nproc-per-node", "2", probe(tmp_path), env={"PYTHONPATH": "site"})
+    assert done.status == 0, done.err
+    ended = {path.name for path in (tmp_path / "ended").iterdir()}
+    assert ended == {f"{record.pid} {record['RANK']}" for record in done.records}
+
+
 def test_workers_know_their_attempt(tmp_path: Path) -> None:
     """After a failure all workers start again, with the number of their attempt, until one attempt succeeds.
 
