@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The files of tests are shared between processes, each with clusters of its own. `make test SHARED=` does one at a time.
 SHARED ?= --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help venv demo test lint unit soak clean
+.PHONY: help venv demo test lint machine unit soak clean
 
 help:
 	@echo "make demo   train the example, on the Slurm that answers here or on this machine alone"
@@ -30,10 +30,14 @@ venv: .venv/.dev
 demo: .venv/.demo
 	@tools/demo.sh
 
-test: lint
+# The linters need one CPU, and the installations mostly wait.
+test:
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line lint machine
+	$(BIN)/pytest -m "not soak" $(SHARED)
+
+machine:
 	@tools/install_slurm.sh
 	@tools/install_browser.sh
-	$(BIN)/pytest -m "not soak" $(SHARED)
 
 lint: venv
 	$(BIN)/ruff check
@@ -43,8 +47,7 @@ lint: venv
 unit: venv
 	$(BIN)/pytest -m "not soak" --numprocesses 5 --dist worksteal tests/unit
 
-soak: venv
-	@tools/install_slurm.sh
+soak: venv machine
 	@$(BIN)/pip install --quiet --editable ".[fuzz]" || echo "make: without atheris nothing is fuzzed" >&2
 	$(BIN)/pytest -m soak
 
