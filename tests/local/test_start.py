@@ -1,7 +1,6 @@
 """Warm and exec starts through the launcher: what workers are, when which is chosen, and what is said about it."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -232,13 +231,3 @@ def test_the_first_line_of_the_program_is_no_matter(tmp_path: Path) -> None:
     ]
     assert outs[0] == outs[1]
     assert "['train.py', 'x']" in outs[0]
-
-
-def test_the_benchmark_prints_its_table() -> None:
-    """In its quick form it ends well, with a line for each launcher; what it measures is its to say."""
-    benchmark = Path(__file__).parents[1] / "benchmarks/startup.py"
-    words = [sys.executable, str(benchmark), "--quick"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = [line.split(" | ")[1] for line in done.stdout.splitlines()[2:]]
-    assert rows == ["floor", "torchrun", "hpc-launch exec", "hpc-launch warm"]

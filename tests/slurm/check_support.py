@@ -112,16 +112,18 @@ def check(
     folder: Path,
     *options: str,
     job: Sequence[str] = (),
+    nodes: Sequence[str] = (),
     pretend: Mapping[str, Mapping[str, Any]] | None = None,
     harm: Callable[[], object] = lambda: None,
 ) -> Checked:
-    """Check the nodes of a fresh allocation of all nodes, from its shell on the head.
+    """Check the nodes of a fresh allocation, from its shell on the head.
 
     Args:
         cluster: Where.
         folder: Where the command runs.
         options: Of the check, beside --json.
         job: Options of the job.
+        nodes: Which it has; all if none is named.
         pretend: What nodes are to pretend, by their names.
         harm: What is done to the nodes once the job has them.
     """
@@ -129,7 +131,9 @@ def check(
     script = (
         f"touch {ready}; until [ -e {harmed} ]; do sleep 0.05; done; exec hpc-launch check --json {shlex.join(options)}"
     )
-    salloc = ["salloc", "--quiet", "--no-kill", f"--nodes={cluster.config.nodes}", *job, "sh", "-c", script]
+    wanted = nodes or cluster.nodes
+    which = [f"--nodelist={','.join(wanted)}", f"--nodes={len(wanted)}"]
+    salloc = ["salloc", "--quiet", "--no-kill", *which, *job, "sh", "-c", script]
     environ = pretending(folder, pretend or {})
     with cluster.popen(salloc, cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         wait_for(lambda: ready.exists() or process.poll() is not None, DEADLINE, "no allocation")

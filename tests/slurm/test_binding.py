@@ -37,14 +37,14 @@ paths = sys.argv[1:]
 print(json.dumps([[os.access(path, os.R_OK | os.W_OK) for path in paths], [opens(path) for path in paths]]))
 """
 
+# One node tells it where nothing is said about several.
 COMMANDS = {
     "agents": "srun hpc-launch --nproc-per-node 2 look.py",
-    "exec": "srun hpc-launch --nproc-per-node 2 --start exec --cpu-bind auto look.py",
-    "many": "srun hpc-launch look.py",
+    "exec": "srun -N1 -n1 hpc-launch --nproc-per-node 2 --start exec --cpu-bind auto look.py",
+    "many": "srun -N1 -n1 hpc-launch look.py",
     "mapped": f"srun hpc-launch --nproc-per-node 2 --cpu-bind map:{CPUS[1]}/{CPUS[0]} look.py",
-    "tasks": "srun --ntasks-per-node=2 hpc-launch look.py",
-    "bound": f"srun --ntasks-per-node=2 sh -c 'exec taskset -c $((SLURM_LOCALID ? {CPUS[0]} : {CPUS[1]})) "
-    "hpc-launch look.py'",
+    "tasks": "srun -N1 -n2 hpc-launch look.py",
+    "bound": f"srun -N1 -n2 sh -c 'exec taskset -c $((SLURM_LOCALID ? {CPUS[0]} : {CPUS[1]})) hpc-launch look.py'",
     "impossible": "srun hpc-launch --nproc-per-node 2 --cpu-bind map:0/4711 look.py",
 }
 
@@ -58,13 +58,13 @@ def runs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 def cpus(ended: Ended, cluster: Cluster) -> list[dict[int, list[int]]]:
-    """Return the CPUs that ranks have, by local rank, for each of the two nodes."""
+    """Return the CPUs that ranks have, by local rank, for each node that has any."""
     assert ended.status == 0, ended.output
     found: dict[str, dict[int, list[int]]] = {name: {} for name in cluster.nodes[:2]}
     for path in (ended.tree.path / "attempt_0").glob("*/rank_*.out"):
         host, local_rank, own = json.loads(path.read_text())
         found[host][local_rank] = own
-    return list(found.values())
+    return [ranks for ranks in found.values() if ranks]
 
 
 @pytest.mark.parametrize("name", ["agents", "exec", "tasks"])
@@ -75,7 +75,7 @@ def test_ranks_of_a_node_divide_its_cpus(name: str, runs: dict[str, Ended], clus
     for ranks in nodes:
         assert sorted(cpu for own in ranks.values() for cpu in own) == CPUS
         assert list(map(len, ranks.values())) == [len(CPUS) // 2] * 2
-    assert nodes[0] == nodes[1]
+    assert nodes == [nodes[0]] * (2 if name == "agents" else 1)
 
 
 def test_it_is_said_once_and_written_down_on_each_node(runs: dict[str, Ended], cluster: Cluster) -> None:
@@ -96,7 +96,7 @@ def test_more_ranks_than_cpus_are_left_alone(runs: dict[str, Ended], cluster: Cl
     if len(CPUS) >= 4:
         pytest.skip("there are enough CPUs")
 
-    assert cpus(runs["many"], cluster) == [dict.fromkeys(range(4), CPUS)] * 2
+    assert cpus(runs["many"], cluster) == [dict.fromkeys(range(4), CPUS)]
     assert any(f"4 local ranks share {len(CPUS)} CPUs" in line for line in runs["many"].ours)
 
 
@@ -110,7 +110,7 @@ def test_a_map_is_for_every_node(runs: dict[str, Ended], cluster: Cluster) -> No
 
 def test_tasks_that_are_bound_keep_their_cpus(runs: dict[str, Ended], cluster: Cluster) -> None:
     """Where each task has CPUs of its own its rank keeps them, whatever their order."""
-    assert cpus(runs["bound"], cluster) == [{0: [CPUS[1]], 1: [CPUS[0]]}] * 2
+    assert cpus(runs["bound"], cluster) == [{0: [CPUS[1]], 1: [CPUS[0]]}]
 
 
 def test_access_tells_what_the_device_cgroup_allows(cluster: Cluster, tmp_path: Path) -> None:

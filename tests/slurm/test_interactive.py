@@ -179,7 +179,14 @@ GPU_REQUESTS = {
 }
 
 
-@pytest.mark.parametrize("options", GPU_REQUESTS)
+# Two in which the nodes are alike and are not; the others are the soak.
+COMMON_REQUESTS = ("--gres=gpu:3 --exclusive", "--ntasks=5 --cpus-per-task=2 --gpus-per-task=1")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(options, marks=[] if options in COMMON_REQUESTS else pytest.mark.soak) for options in GPU_REQUESTS],
+)
 def test_gpus_however_they_were_asked_for(some_cluster: Cluster, tmp_path: Path, options: str) -> None:
     """Each node has those that the job has there; so has the first in a step of its own, where the nodes differ."""
     expected = GPU_REQUESTS[options]

@@ -15,7 +15,7 @@ from hpc_launch.node import port_candidates
 from hpc_launch.settings import resolve
 from tests.cluster import Cluster, ClusterConfig
 from tests.slurm.steps_support import DEADLINE, PREAMBLE, Ended, step, tree
-from tests.slurm.test_restarts import WORKER as FAILING_WORKER, story
+from tests.slurm.test_restarts import WORKER as FAILING_WORKER, failing
 from tests.support import mentions, wait_for
 
 REPETITIONS = [pytest.param(number, marks=[pytest.mark.soak] if number else []) for number in range(20)]
@@ -313,12 +313,12 @@ def test_torchrun_uses_the_backend_and_restarts(cluster: Cluster, tmp_path: Path
     """Plain torchrun gets ranks by the host list, and comes back after a failure, with hpc-launch merely installed."""
     worker = script(tmp_path, FAILING_WORKER)
     # torch's agents count for themselves, so the attempt is told by a file.
-    text = (tmp_path / worker).read_text().replace('attempt < story["attempts"]', 'not pathlib.Path("failed").exists()')
+    text = (tmp_path / worker).read_text().replace("attempt < len(failures)", 'not pathlib.Path("failed").exists()')
     script(
         tmp_path, text.replace("            fail()", '            pathlib.Path("failed").touch()\n            fail()')
     )
     options = ["--nnodes=2", "--nproc-per-node=2", "--max-restarts=1", "--rdzv-backend=slurm"]
-    ended = step(cluster, ["torchrun", *options, worker, story(0, "raise", [3])], cwd=tmp_path)
+    ended = step(cluster, ["torchrun", *options, worker, json.dumps([failing(0, "raise", [3])])], cwd=tmp_path)
     assert ended.status == 0, ended.describe()
     # Ranks share torchrun's output, and a line's end is written apart from it: two can stand in one line.
     said = [json.loads(text) for text in re.findall(r'\{"rank[^{}]*\}', ended.console)]
