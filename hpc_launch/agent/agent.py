@@ -24,7 +24,7 @@ from hpc_launch.agent.job_monitor import JobMonitor
 from hpc_launch.agent.output import Output
 from hpc_launch.agent.peers import NullPeers, Peers
 from hpc_launch.agent.recorder import Recorder
-from hpc_launch.agent.round_supervisor import RoundSupervisor, failure_of
+from hpc_launch.agent.round_supervisor import RoundSupervisor, judge_local_failure
 from hpc_launch.agent.run_context import RunContext
 from hpc_launch.agent.worker_pool import WorkerPool, environments
 from hpc_launch.errors import HpcLaunchError, LogDirError
@@ -141,7 +141,7 @@ class Agent(ElasticAgent):
 
     def failure(self) -> RoundEnd:
         """The end of a run under another backend, whose agents know only their own failures."""
-        failure = failure_of(self._context, self._recorder)
+        failure = judge_local_failure(self._context, self._recorder)
         end = self._own_end(RoundEnding.FAILED, failure.status, failure.cause)
         log_messages.failure(self._context, root_cause.find_root_cause(self._recorder.summary(end.cause)), end.cause)
         return end
@@ -273,7 +273,7 @@ class Agent(ElasticAgent):
 
     def restart_workers(self, group: WorkerGroup) -> None:
         """Begin another attempt, as torch's own loop does it."""
-        failed = root_cause.first_failure(self._recorder.workers)
+        failed = root_cause.deciding_failure(self._recorder.workers)
         self._own_end(
             RoundEnding.RESTART, 1, failure_messages.failure_line(failed) if failed else "the group has changed"
         )

@@ -42,13 +42,13 @@ _CHILD_KILLED = re.compile(r"killed by signal: Killed|terminated abruptly")
 class KernelBaseline:
     """Where the kernel's counters and its log stood when the attempt began."""
 
-    kills: oom_kills.Kills
+    kills: oom_kills.OomKillCounts
     log: KernelLog | None = None
 
     @classmethod
     def now(cls) -> KernelBaseline:
         """Look."""
-        return cls(oom_kills.kills(), KernelLog())
+        return cls(oom_kills.count_oom_kills(), KernelLog())
 
     def close(self) -> None:
         """The attempt is over."""
@@ -90,7 +90,7 @@ def gather_evidence(files: RankFiles, pid: int, exitcode: int, before: KernelBas
     return Failure(
         exception=exception,
         lines=tuple(line[:_LONGEST_LINE] for line in shown[-_LINES:]),
-        oom=_oom(pid, before.kills, oom_kills.kills(), kernel) if killed else "",
+        oom=_judge_oom_kill(pid, before.kills, oom_kills.count_oom_kills(), kernel) if killed else "",
         gpu=tuple(gpu[:_GPU_LINES]),
         log=str(files.err if any(errors) else files.out) if shown else "",
     )
@@ -118,7 +118,9 @@ def _left(path: Path, ended: float) -> RaisedException | None:
     )
 
 
-def _oom(pid: int, before: oom_kills.Kills, after: oom_kills.Kills, kernel: Sequence[str]) -> str:
+def _judge_oom_kill(
+    pid: int, before: oom_kills.OomKillCounts, after: oom_kills.OomKillCounts, kernel: Sequence[str]
+) -> str:
     """What the kernel did, in words; empty if it did nothing."""
     killed = [found for line in kernel if (found := _KILLED.search(line)) and int(found["pid"]) == pid]
     counted = before.group is not None and after.group is not None and after.group > before.group

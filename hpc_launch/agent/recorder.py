@@ -23,7 +23,7 @@ from hpc_launch.backoff import Backoff
 from hpc_launch.console import say
 from hpc_launch.errors import LogDirError
 from hpc_launch.node import processes
-from hpc_launch.node.oom_kills import Kills
+from hpc_launch.node.oom_kills import OomKillCounts
 from hpc_launch.records import claims, directory, events
 from hpc_launch.records.directory import JobDirectory, RankFiles
 from hpc_launch.records.events import EventLog
@@ -63,7 +63,7 @@ class Recorder:
         self._attempt: int | None = None
         self._workers: dict[int, Worker] = {}
         self._files: dict[int, RankFiles] = {}
-        self._before = KernelBaseline(Kills(None, None))
+        self._before = KernelBaseline(OomKillCounts(None, None))
         self._beat = Backoff(_BEAT_SECONDS, _LONGEST_BEAT_SECONDS, time.monotonic())
         self._waiting: set[int] = set()
 

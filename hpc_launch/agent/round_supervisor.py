@@ -39,9 +39,9 @@ class LocalFailure:
     follows: bool
 
 
-def failure_of(context: RunContext, recorder: Recorder) -> LocalFailure:
+def judge_local_failure(context: RunContext, recorder: Recorder) -> LocalFailure:
     """Judge a failure of workers here, which is written down."""
-    worker = root_cause.first_failure(recorder.workers)
+    worker = root_cause.deciding_failure(recorder.workers)
     if worker is None or worker.exitcode is None:
         return LocalFailure(70, f"the agent on {context.host} lost track of its workers", follows=False)
     return LocalFailure(
@@ -103,7 +103,7 @@ class RoundSupervisor:
             return self.handler.report_end(128 + stop, cause, stop.name)
         if result.state in (WorkerState.SUCCEEDED, WorkerState.HEALTHY):
             return None
-        failure = failure_of(self.context, self.recorder)
+        failure = judge_local_failure(self.context, self.recorder)
         self._report_at = min(self._report_at, time.monotonic() + (_SYMPTOM_SECONDS if failure.follows else 0))
         if time.monotonic() < self._report_at:
             return None

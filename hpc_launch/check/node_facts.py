@@ -105,7 +105,7 @@ def _address(plan: Plan) -> tuple[str, str]:
         return "", str(error)
     if found is not None and not network.is_local(found):
         return "", f"--local-addr {found} is no address of this node"
-    found = found or network.own_address(world.host, world.hosts, (world.host,))
+    found = found or network.derive_own_address(world.host, world.hosts, (world.host,))
     return (found, "") if found else ("", "no address by which other nodes could reach it: name one with --local-addr")
 
 

@@ -91,14 +91,17 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """The console script."""
-    status = _status(cli, list(sys.argv[1:] if args is None else args), "hpc-launch")
+    _leave(_status(cli, _words(args), "hpc-launch"), own_process=args is None)
+
+
+def launch_main(args: Sequence[str] | None = None) -> None:
+    """`python -m hpc_launch.launch`: `run` with the local rank as an argument of the script."""
+    status = _status(_command("run"), _words(args), "python -m hpc_launch.launch", use_env=False)
     _leave(status, own_process=args is None)
 
 
-def launch_main() -> None:
-    """`python -m hpc_launch.launch`: `run` with the local rank as an argument of the script."""
-    status = _status(_command("run"), sys.argv[1:], "python -m hpc_launch.launch", use_env=False)
-    _leave(status, own_process=True)
+def _words(args: Sequence[str] | None) -> list[str]:
+    return list(sys.argv[1:] if args is None else args)
 
 
 def _leave(status: int | Script, *, own_process: bool) -> None:
@@ -109,7 +112,7 @@ def _leave(status: int | Script, *, own_process: bool) -> None:
 
     Args:
         status: the exit status, or the script.
-        own_process: this process was started for the command, so that nobody else wants to do anything at its end.
+        own_process: this process was started for the command, and nobody else has anything to do at its end.
     """
     if isinstance(status, Script):
         run_script(status)

@@ -141,7 +141,7 @@ def interfaces() -> tuple[Interface, ...]:
     return tuple(found)
 
 
-def choose_interface_address(wanted: str, among: Sequence[Interface], said: str = "--interface") -> str:
+def address_of_interface(wanted: str, among: Sequence[Interface], said: str = "--interface") -> str:
     """The address that `--interface` means. Pure.
 
     Args:
@@ -177,10 +177,10 @@ def asked_address(local_addr: str | None, interface: str, said: str = "--interfa
     """
     if local_addr:
         return local_addr
-    return None if interface == "auto" else choose_interface_address(interface, interfaces(), said)
+    return None if interface == "auto" else address_of_interface(interface, interfaces(), said)
 
 
-def own_address(host: str, hosts: Sequence[str], names: Sequence[str]) -> str | None:
+def derive_own_address(host: str, hosts: Sequence[str], names: Sequence[str]) -> str | None:
     """The address of this node for the others: the one that its names mean to them, else the one on the way to them.
 
     Args:

@@ -20,7 +20,7 @@ _UNLIMITED = 1 << 62
 
 
 @dataclass(frozen=True)
-class Kills:
+class OomKillCounts:
     """How often the kernel has killed a process for memory.
 
     Attributes:
@@ -32,13 +32,13 @@ class Kills:
     node: int | None
 
 
-def kills(root: Path = Path("/")) -> Kills:
+def count_oom_kills(root: Path = Path("/")) -> OomKillCounts:
     """What was counted up to now. Only differences mean anything."""
     counts = [
         count for folder, files in _groups(root) if (count := _counted(folder / files.kills, "oom_kill")) is not None
     ]
     # Counts of v2 hold for what is below as well, those of v1 only for the group itself: the highest is the one.
-    return Kills(max(counts, default=None), _counted(root / "proc/vmstat", "oom_kill"))
+    return OomKillCounts(max(counts, default=None), _counted(root / "proc/vmstat", "oom_kill"))
 
 
 def limit(root: Path = Path("/")) -> int | None:

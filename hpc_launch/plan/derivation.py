@@ -46,7 +46,7 @@ def make_plan(settings: Settings, here: LaunchContext, script: Sequence[str]) ->
     how = start_method.choose_start_method(settings, here, script, bound=bool(bound.shares))
     case = traps.TrapContext(settings, here, found, step, local_world_size, backend)
     log_root, log_origin = log_paths.log_root(settings, here)
-    job_name, name_origin = log_paths.job_name(settings, here, found)
+    job_name, name_origin = log_paths.base_directory_name(settings, here, found)
     derived = (
         DerivedValue("nnodes", str(nnodes), origin_of(settings, "nnodes", found.origin)),
         DerivedValue("hosts", hostlist.fold(found.hosts), found.origin.value),

@@ -21,7 +21,7 @@ def log_root(settings: Settings, here: LaunchContext) -> tuple[Path, str]:
     return here.directory / "logs", "working directory"
 
 
-def job_name(settings: Settings, here: LaunchContext, found: World) -> tuple[str, str]:
+def base_directory_name(settings: Settings, here: LaunchContext, found: World) -> tuple[str, str]:
     """The job directory's name in the ordinary case of one run, and who said so; empty where it is yet to be chosen."""
     if settings.log_name is not None:
         return settings.log_name, settings.origin("log_name").value

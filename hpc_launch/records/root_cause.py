@@ -138,7 +138,7 @@ def find_root_cause(attempt: Attempt, nodes: Sequence[NodeEvent] = (), slack: fl
     )
 
 
-def first_failure(workers: Sequence[Worker]) -> Worker | None:
+def deciding_failure(workers: Sequence[Worker]) -> Worker | None:
     """Of some workers on one node the one that failed first; None if none has."""
     failed = [worker for worker in workers if worker.failed]
     own = [worker for worker in failed if not follows(worker, None)] or failed

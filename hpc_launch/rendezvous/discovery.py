@@ -113,7 +113,7 @@ def own_address_of_first(config: RendezvousConfig) -> str:
     # A node that is alone talks to no other by an interface.
     interface = config.interface if len(config.hosts) > 1 else "auto"
     found = network.asked_address(config.local_addr, interface)
-    found = found or network.own_address(config.host, config.hosts, config.leaders)
+    found = found or network.derive_own_address(config.host, config.hosts, config.leaders)
     if found is None:
         raise RendezvousError(
             f"{config.host} has no address by which other nodes could reach it: name one with --local-addr"

@@ -142,7 +142,9 @@ class CoordinatorFollower:
         if config.leader:
             self.search.own_address = discovery.own_address_of_first(config)
         elif config.elastic:
-            self.search.own_address = asked or network.own_address(config.host, config.hosts, [config.host]) or ""
+            self.search.own_address = (
+                asked or network.derive_own_address(config.host, config.hosts, [config.host]) or ""
+            )
         else:
             self.search.own_address = asked or ""
         if config.leader or config.elastic:

@@ -219,11 +219,11 @@ class _Server:
             signal.signal(signal.SIGCHLD, self._sigchld)
             self._channel.forget()  # what is closed here must not be closed again when it is collected
             processes.tied_to(self._pid, signal.SIGKILL)()
-            forked_child.detach(order.outputs, surroundings.closed, keep=begun)
+            forked_child.detach_from_parent(order.outputs, surroundings.closed, keep=begun)
             forked_child.bind(order.cpus)
             if not order.forked:
                 forked_child.execute(order.program, order.arguments, order.environ, mask)
-            forked_child.begin_anew(order.environ, mask)
+            forked_child.reset_python(order.environ, mask)
             stack_answers.install_stack_handlers(order.environ)
             os.close(begun)
             forked_child.name_process(order.title, Path(sys.executable).name)

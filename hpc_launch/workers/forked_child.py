@@ -26,7 +26,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EST
 _STREAMS = ("stdin", "stdout", "stderr")
 
 
-def detach(outputs: Sequence[int | None], closed: Sequence[int], keep: int) -> None:
+def detach_from_parent(outputs: Sequence[int | None], closed: Sequence[int], keep: int) -> None:
     """Become a process of its own: with its own session and outputs, and no descriptor of its parent's.
 
     Args:
@@ -87,7 +87,7 @@ def execute(program: str, arguments: Sequence[str], environ: Mapping[str, str], 
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 
-def begin_anew(environ: Mapping[str, str], mask: set[int]) -> None:
+def reset_python(environ: Mapping[str, str], mask: set[int]) -> None:
     """Be as Python is when it has just started.
 
     Args:

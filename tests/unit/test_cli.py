@@ -53,9 +53,8 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
     def call(*args: str, environ: Mapping[str, str] | None = None, entry: Callable[..., None] = main) -> Done:
         for name, value in (environ or {}).items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["hpc-launch", *args])
         with pytest.raises(SystemExit) as caught:
-            entry()
+            entry(args)
         assert isinstance(caught.value.code, int)
         return Done(caught.value.code, *capfd.readouterr())
 

@@ -13,12 +13,12 @@ from hpc_launch.agent import failure_evidence
 from hpc_launch.agent.failure_evidence import KernelBaseline
 from hpc_launch.node import oom_kills
 from hpc_launch.node.kernel_log import KernelLog
-from hpc_launch.node.oom_kills import Kills
+from hpc_launch.node.oom_kills import OomKillCounts
 from hpc_launch.records.directory import RankFiles
 from hpc_launch.records.history_model import Failure, RaisedException
 from tests.support import mentions
 
-BEFORE = KernelBaseline(Kills(2, 5))
+BEFORE = KernelBaseline(OomKillCounts(2, 5))
 REPORT = 'Traceback (most recent call last):\n  File "train.py", line 3, in <module>\nValueError: loss is nan\n'
 
 
@@ -35,7 +35,7 @@ def _kills(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def kill(monkeypatch: pytest.MonkeyPatch, group: int, node: int) -> None:
     """Let the counters have gone up."""
-    monkeypatch.setattr(oom_kills, "kills", lambda: Kills(group, node))
+    monkeypatch.setattr(oom_kills, "count_oom_kills", lambda: OomKillCounts(group, node))
     monkeypatch.setattr(oom_kills, "limit", lambda: 3 << 29)
 
 

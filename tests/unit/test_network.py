@@ -186,7 +186,7 @@ def test_the_advertised_address_leads_to_a_peer(monkeypatch: pytest.MonkeyPatch)
 )
 def test_the_interface_that_was_asked_for(wanted: str, expected: str) -> None:
     """A name or a subnet chooses an address, the first that fits."""
-    assert expected == network.choose_interface_address(wanted, [ETHERNET, INFINIBAND])
+    assert expected == network.address_of_interface(wanted, [ETHERNET, INFINIBAND])
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_the_interface_that_was_asked_for(wanted: str, expected: str) -> None:
 def test_an_interface_that_is_not_here(wanted: str, among: Sequence[Interface], there: str) -> None:
     """The message names those that there are."""
     with pytest.raises(UsageError) as caught:
-        network.choose_interface_address(wanted, among)
+        network.address_of_interface(wanted, among)
     assert mentions(caught.value, f"--interface '{wanted}'", there)
 
 

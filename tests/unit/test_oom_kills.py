@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpc_launch.node import oom_kills
-from hpc_launch.node.oom_kills import Kills
+from hpc_launch.node.oom_kills import OomKillCounts
 
 STEP = "slurm/uid_0/job_7/step_0"
 V1 = {
@@ -47,23 +47,23 @@ def tree(root: Path, files: dict[str, str]) -> Path:
 @pytest.mark.parametrize(
     ("files", "kills", "limit"),
     [
-        (V1, Kills(2, 4), 1 << 30),
-        (V2, Kills(3, None), 2 << 30),
-        (CONTAINER, Kills(0, None), 4096),
-        ({}, Kills(None, None), None),
-        ({"proc/self/cgroup": "0::/\n", "proc/self/mountinfo": "broken\n"}, Kills(None, None), None),
+        (V1, OomKillCounts(2, 4), 1 << 30),
+        (V2, OomKillCounts(3, None), 2 << 30),
+        (CONTAINER, OomKillCounts(0, None), 4096),
+        ({}, OomKillCounts(None, None), None),
+        ({"proc/self/cgroup": "0::/\n", "proc/self/mountinfo": "broken\n"}, OomKillCounts(None, None), None),
     ],
 )
-def test_kills_and_limit(tmp_path: Path, files: dict[str, str], kills: Kills, limit: int | None) -> None:
+def test_kills_and_limit(tmp_path: Path, files: dict[str, str], kills: OomKillCounts, limit: int | None) -> None:
     """The counters of either version of cgroups, and the lowest limit above this process."""
     root = tree(tmp_path, files)
 
-    assert (oom_kills.kills(root), oom_kills.limit(root)) == (kills, limit)
+    assert (oom_kills.count_oom_kills(root), oom_kills.limit(root)) == (kills, limit)
 
 
 def test_this_machine() -> None:
     """What there is here can be read."""
-    found, limit = oom_kills.kills(), oom_kills.limit()
+    found, limit = oom_kills.count_oom_kills(), oom_kills.limit()
 
     assert (found.node or 0) >= 0
     assert limit is None or limit > 0

@@ -114,7 +114,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def failing(monkeypatch: pytest.MonkeyPatch, *, follows: bool) -> None:
     """Have workers here fail, by themselves or after others."""
-    monkeypatch.setattr(round_supervisor, "failure_of", lambda *_: LocalFailure(3, "rank 0 failed", follows))
+    monkeypatch.setattr(round_supervisor, "judge_local_failure", lambda *_: LocalFailure(3, "rank 0 failed", follows))
 
 
 def test_an_agent_says_once_that_all_is_done(tmp_path: Path, clock: Clock) -> None:

@@ -5,7 +5,7 @@ those of the handshake, `from_agents` and `from_coordinator` the others, and `ru
 what several of them carry.
 """
 
-from hpc_launch.rendezvous.messages.fields import MOST_SHARED, one_line, places
+from hpc_launch.rendezvous.messages.field_checks import MOST_SHARED, one_line, places
 from hpc_launch.rendezvous.messages.from_agents import (
     FROM_AGENTS,
     Accept,

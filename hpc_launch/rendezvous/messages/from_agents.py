@@ -9,7 +9,7 @@ from enum import Enum
 from hpc_launch import codec
 from hpc_launch.codec import array, checked, integer, nested, table, text
 from hpc_launch.rendezvous.membership import Knowledge, Membership
-from hpc_launch.rendezvous.messages.fields import (
+from hpc_launch.rendezvous.messages.field_checks import (
     AGENT,
     COUNT,
     HOST,

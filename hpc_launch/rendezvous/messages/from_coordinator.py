@@ -10,7 +10,7 @@ from enum import Enum
 from hpc_launch import codec
 from hpc_launch.codec import array, checked, nested, table, text
 from hpc_launch.rendezvous.membership import Membership
-from hpc_launch.rendezvous.messages.fields import (
+from hpc_launch.rendezvous.messages.field_checks import (
     AGENT,
     COUNT,
     HOST,

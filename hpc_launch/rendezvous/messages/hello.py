@@ -8,7 +8,7 @@ from enum import Enum
 
 from hpc_launch import codec
 from hpc_launch.codec import array, checked, integer, table, text
-from hpc_launch.rendezvous.messages.fields import AGENT, HOST, MOST_AGENTS, PORT, ROUND
+from hpc_launch.rendezvous.messages.field_checks import AGENT, HOST, MOST_AGENTS, PORT, ROUND
 from hpc_launch.rendezvous.transport import framing
 
 # As much of a command is for messages.

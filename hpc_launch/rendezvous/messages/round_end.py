@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from hpc_launch.codec import checked, integer, text
-from hpc_launch.rendezvous.messages.fields import HOST, LINE, MOST_AGENTS, SIGNAL, STATUS
+from hpc_launch.rendezvous.messages.field_checks import HOST, LINE, MOST_AGENTS, SIGNAL, STATUS
 from hpc_launch.rendezvous.messages.message import Message
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpc_launch.codec import checked
-from hpc_launch.rendezvous.messages.fields import COUNT, HOST, JOB, LINE, PORT, read_workers, write_workers
+from hpc_launch.rendezvous.messages.field_checks import COUNT, HOST, JOB, LINE, PORT, read_workers, write_workers
 from hpc_launch.rendezvous.messages.message import Message
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from hpc_launch.codec import checked, table
 from hpc_launch.rendezvous import membership
-from hpc_launch.rendezvous.messages.fields import AGENT_NAME, COUNT, JOB, LINE, MOST_AGENTS, PLACES, ROUND, SIGNAL
+from hpc_launch.rendezvous.messages.field_checks import AGENT_NAME, COUNT, JOB, LINE, MOST_AGENTS, PLACES, ROUND, SIGNAL
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from hpc_launch.rendezvous.messages import Failed, RoundEnd, RoundEnding, Start
 
 
 @dataclass
-class RoundProgress:
+class RoundOutcome:
     """A round that has begun, as its coordinator sees it.
 
     Attributes:
@@ -75,7 +75,7 @@ class RoundProgress:
         settled = now - self.failed >= node_blame.settle_seconds(self.failed - self.since)
         return settled or self.failures.keys() == self.active
 
-    def failure_end(self, hosts: Mapping[int, str], *, again: bool) -> RoundEnd:
+    def decide_failure(self, hosts: Mapping[int, str], *, again: bool) -> RoundEnd:
         """How the round ends by its failures: the first of a node's own is the one that counts.
 
         Args:
