@@ -158,8 +158,13 @@ def part_of(module: str) -> str:
     return {"__init__": "version", "__main__": "entry"}.get(module, module.split(".", maxsplit=1)[0])
 
 
-def imports() -> Iterator[Import]:
+@functools.cache
+def imports() -> tuple[Import, ...]:
     """Find all import statements; those inside of functions, and for type checkers only, are lazy."""
+    return tuple(_imports())
+
+
+def _imports() -> Iterator[Import]:
     for module, tree in modules().items():
         late: list[ast.AST] = [
             node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
