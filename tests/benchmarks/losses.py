@@ -12,6 +12,7 @@ import functools
 import multiprocessing
 import selectors
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -107,11 +108,13 @@ class Crowd:
         run_id: Of the run.
         nodes: How many there are with the first two.
         connections: By agent.
+        port: Where all of them listen, and never answer; who asks there sees that they are not gone.
     """
 
     run_id: str
     nodes: int
     connections: dict[int, Any]
+    port: int
     said: int = 0
 
     def call(self, port: int, agreed: Membership, told: RunState, gone: tuple[int, ...]) -> None:
@@ -126,7 +129,7 @@ class Crowd:
     def ready(self, number: int, agreed: Membership, told: RunState, gone: tuple[int, ...]) -> None:
         """Say that an agent is ready for the next round."""
         host = f"node{number:04}"
-        self.say(number, Ready(number, host, HOST, 1, 1, {}, "", 0, agreed, (), told, gone))
+        self.say(number, Ready(number, host, HOST, self.port, 1, {}, "", 0, agreed, (), told, gone))
 
     def begin(self) -> Start:
         """Wait until all have heard that a round begins, and say that the workers have started."""
@@ -189,7 +192,8 @@ def measure(nodes: int, folder: str) -> list[str]:
     """Lose a node, and then the leader; returns a row of the table."""
     run_id = uuid.uuid4().hex
     whole = Membership(0, tuple(range(nodes)))
-    crowd = Crowd(run_id, nodes, dict.fromkeys(range(2, nodes)))
+    listener = socket.create_server((HOST, 0))
+    crowd = Crowd(run_id, nodes, dict.fromkeys(range(2, nodes)), listener.getsockname()[1])
     context = multiprocessing.get_context("spawn")
     ends = [context.Pipe() for _ in range(2)]
     agents = [
@@ -228,6 +232,7 @@ def measure(nodes: int, folder: str) -> list[str]:
     agents[1].kill()
     for process in agents:
         process.join()
+    listener.close()
     return [
         f"{nodes:,}",
         *(f"{seconds:.2f}" for seconds in (joined, noticed, agreed, missed, moved)),

@@ -22,8 +22,9 @@ from tests.support import mentions, wait_for
 
 BAD = "gpu003"
 
-# Enough to tell the bad one from a good one.
+# Enough where the bad one is known by itself, and where it is known by being unlike the others.
 TWO = ("gpu001", BAD)
+THREE = ("gpu001", "gpu002", BAD)
 
 
 def named(checked: Checked, expected: Mapping[str, Sequence[str]], kind: str = "") -> None:
@@ -142,8 +143,7 @@ def test_a_device_that_cannot_be_used(cluster: Cluster, tmp_path: Path) -> None:
     """A node with a device that is there and does not compute is named with the device. (torch.cuda is a fake.)"""
     pretend: dict[str, dict[str, Any]] = {node: {"devices": 2} for node in cluster.nodes}
     pretend[BAD]["broken"] = 1
-    nodes = ("gpu001", "gpu002", BAD)
-    checked = check(cluster, tmp_path, job=["--gpus-per-node=2"], nodes=nodes, pretend=pretend)
+    checked = check(cluster, tmp_path, job=["--gpus-per-node=2"], nodes=THREE, pretend=pretend)
 
     only(checked, "1 CUDA error: uncorrectable ECC error encountered")
     assert [(entry["ranks"], entry["errors"]) for entry in checked.report["reductions"]] == [(4, {})]
@@ -187,7 +187,7 @@ def test_a_working_directory_that_is_not_there(cluster: Cluster, tmp_path: Path)
     folder = tmp_path / "mounted" / "folder"
     folder.mkdir(parents=True)
     with mounted(cluster, BAD, folder.parent, "-t", "tmpfs", "tmpfs"):
-        checked = check(cluster, folder, "--log-dir=/tmp", nodes=TWO)
+        checked = check(cluster, folder, "--log-dir=/tmp", nodes=THREE)
 
     only(checked, "/tmp", str(folder))
 
@@ -239,7 +239,7 @@ def test_in_a_batch_script(some_cluster: Cluster, tmp_path: Path) -> None:
     with clean_environment():
         job = some_cluster.sbatch(
             "hpc-launch check || exit\necho trains",
-            f"--nodelist={','.join(TWO)}",
+            f"--nodelist={','.join(THREE)}",
             cwd=tmp_path,
             env=pretending(tmp_path, {BAD: {"clock": 60}}),
         )

@@ -41,7 +41,7 @@ exec hpc-launch "$@"
 STEPS = {
     "uneven": f"srun {AS_TASK}",
     "cyclic": f"srun -N2 -n4 -w gpu001,gpu002 -m cyclic {AS_TASK}",
-    "subset": "srun -N2 -n2 -w gpu002,gpu004 hpc-launch --nproc-per-node 2 probe.py",
+    "subset": "srun -N2 -n2 -w gpu001,gpu003 hpc-launch --nproc-per-node 2 probe.py",
     "reordered": "SLURM_HOSTFILE=./reordered.hosts srun -n3 -m arbitrary hpc-launch --nproc-per-node 1 probe.py",
     "repeated": f"SLURM_HOSTFILE=./repeated.hosts srun -n4 -m arbitrary {AS_TASK} --reduce",
     "gpu_per_task": f"srun -N1 -n2 -w gpu001 --gpus-per-task=1 {AS_TASK}",
@@ -69,7 +69,7 @@ def some_steps(newest_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
 
 
 def run_steps(cluster: Cluster, folder: Path, commands: Mapping[str, str]) -> dict[str, Ended]:
-    """Run steps of one job: four nodes of four GPUs and two tasks, but one on the last."""
+    """Run steps of one job: three nodes of four GPUs and two tasks, but one on the last."""
     (folder / "reordered.hosts").write_text("gpu003\ngpu001\ngpu002\n")
     (folder / "repeated.hosts").write_text("gpu003\ngpu001\ngpu003\ngpu001\n")
     (folder / "container.sh").write_text(CONTAINER)
@@ -78,7 +78,7 @@ def run_steps(cluster: Cluster, folder: Path, commands: Mapping[str, str]) -> di
         program = shutil.which(name, path=cluster.env["PATH"])
         assert program
         (folder / "bin" / name).symlink_to(program)
-    options = ("--nodes=4", "--ntasks=7", "--ntasks-per-node=2", "--gpus-per-node=4")
+    options = ("--nodes=3", "--ntasks=5", "--ntasks-per-node=2", "--gpus-per-node=4")
     return run_commands(cluster, folder, commands, *options)
 
 
@@ -94,18 +94,16 @@ def as_tasks(reports: dict[int, Report]) -> list[tuple[int, int]]:
 
 
 def test_uneven_tasks_are_one_rank_each(steps: dict[str, Ended]) -> None:
-    """Of seven tasks on four nodes, 2(x3),1, each is the rank that Slurm says, and knows how many share its node."""
+    """Of five tasks on three nodes, 2(x2),1, each is the rank that Slurm says, and knows how many share its node."""
     reports = steps["uneven"].reports()
     assert places(reports) == [
-        ("gpu001", 0, 4, 0, 2, 7),
-        ("gpu001", 0, 4, 1, 2, 7),
-        ("gpu002", 1, 4, 0, 2, 7),
-        ("gpu002", 1, 4, 1, 2, 7),
-        ("gpu003", 2, 4, 0, 2, 7),
-        ("gpu003", 2, 4, 1, 2, 7),
-        ("gpu004", 3, 4, 0, 1, 7),
+        ("gpu001", 0, 3, 0, 2, 5),
+        ("gpu001", 0, 3, 1, 2, 5),
+        ("gpu002", 1, 3, 0, 2, 5),
+        ("gpu002", 1, 3, 1, 2, 5),
+        ("gpu003", 2, 3, 0, 1, 5),
     ]
-    assert as_tasks(reports) == list(enumerate((0, 1, 0, 1, 0, 1, 0)))
+    assert as_tasks(reports) == list(enumerate((0, 1, 0, 1, 0)))
 
 
 def test_cyclic_tasks_keep_the_numbers_that_slurm_gave(steps: dict[str, Ended]) -> None:
@@ -121,12 +119,12 @@ def test_cyclic_tasks_keep_the_numbers_that_slurm_gave(steps: dict[str, Ended]) 
 
 
 def test_a_step_on_some_nodes_of_a_job_is_those_nodes(steps: dict[str, Ended]) -> None:
-    """A step of two nodes in a job of four has two nodes, numbered from 0."""
+    """A step of two nodes in a job of three has two nodes, numbered from 0."""
     assert places(steps["subset"].reports()) == [
-        ("gpu002", 0, 2, 0, 2, 4),
-        ("gpu002", 0, 2, 1, 2, 4),
-        ("gpu004", 1, 2, 0, 2, 4),
-        ("gpu004", 1, 2, 1, 2, 4),
+        ("gpu001", 0, 2, 0, 2, 4),
+        ("gpu001", 0, 2, 1, 2, 4),
+        ("gpu003", 1, 2, 0, 2, 4),
+        ("gpu003", 1, 2, 1, 2, 4),
     ]
 
 
@@ -226,11 +224,11 @@ def test_ranks_that_are_set_already_are_replaced_and_mentioned(some_steps: dict[
 REFUSED = {
     "two_kinds": ("srun -N2 -n4 -c1 hpc-launch --nproc-per-node 4 probe.py", 78, "use srun --ntasks-per-node=1"),
     "two_kinds_on_one_node": (
-        "srun -N1 -n4 -c1 hpc-launch --nproc-per-node 4 probe.py",
+        "srun -N1 -n2 -c1 hpc-launch --nproc-per-node 4 probe.py",
         78,
         "use srun --ntasks-per-node=1",
     ),
-    "three_of_four": ("srun hpc-launch --nnodes 3 probe.py", 78, "--nnodes 3, but the step has 4"),
+    "three_of_two": ("srun hpc-launch --nnodes 3 probe.py", 78, "--nnodes 3, but the step has 2"),
     "no_script": ("srun -N2 -n2 hpc-launch nowhere.py", 66, "no training script 'nowhere.py'"),
 }
 
@@ -239,7 +237,7 @@ REFUSED = {
 def refused(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     """Steps that contradict themselves."""
     commands = {name: command for name, (command, *_) in REFUSED.items()}
-    options = ("--nodes=4", "--ntasks=4", "--cpus-per-task=4")
+    options = ("--nodes=2", "--ntasks=2", "--cpus-per-task=4")
     return run_commands(cluster, tmp_path_factory.mktemp("refused"), commands, *options)
 
 

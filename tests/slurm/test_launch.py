@@ -31,30 +31,30 @@ def agents(folder: Path) -> dict[int, int]:
 
 @pytest.fixture(scope="module")
 def plain(any_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    """The job that this is all about: one line, one agent on each of four nodes."""
+    """The job that this is all about: one line, one agent on each of three nodes."""
     folder = tmp_path_factory.mktemp("plain")
     script = "srun hpc-launch probe.py --reduce --lr 1e-3 'two words'"
-    return run_job(any_cluster, folder, script, "--nodes=4", "--gpus-per-node=2")
+    return run_job(any_cluster, folder, script, "--nodes=3", "--gpus-per-node=2")
 
 
 def test_a_job_of_one_line_completes(plain: Ended) -> None:
-    """`srun hpc-launch train.py` on four nodes ends well."""
+    """`srun hpc-launch train.py` on three nodes ends well."""
     assert (plain.state, plain.status) == ("COMPLETED", 0), plain.job.describe()
 
 
 def test_every_gpu_has_a_rank_and_every_rank_its_place(plain: Ended, any_cluster: Cluster) -> None:
-    """Four nodes of two GPUs have eight ranks, numbered node by node from the first host on."""
+    """Three nodes of two GPUs have six ranks, numbered node by node from the first host on."""
     sizes = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE")
     names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", *sizes)
     places = {rank: (report.host, *report.numbers(*names)) for rank, report in plain.reports().items()}
     assert places == {
-        rank: (any_cluster.nodes[rank // 2], rank, rank % 2, rank // 2, rank, 8, 2, 4, 8) for rank in range(8)
+        rank: (any_cluster.nodes[rank // 2], rank, rank % 2, rank // 2, rank, 6, 2, 3, 6) for rank in range(6)
     }
 
 
 def test_all_ranks_reduce_to_the_right_sum(plain: Ended) -> None:
     """torch.distributed works across the nodes, with nothing but the environment."""
-    assert [report.total for report in plain.reports().values()] == [36] * 8
+    assert [report.total for report in plain.reports().values()] == [21] * 6
 
 
 def test_all_ranks_know_the_first_node_as_master(plain: Ended) -> None:
@@ -78,7 +78,7 @@ def test_there_is_a_log_pair_for_each_rank(plain: Ended, any_cluster: Cluster) -
     assert plain.tree.path.name == f"{plain.job.id}.0"
     expected = [
         f"attempt_0/{any_cluster.nodes[rank // 2]}/rank_{rank}.{stream}"
-        for rank in range(8)
+        for rank in range(6)
         for stream in ("out", "err")
     ]
     assert plain.tree.files("rank_*") == sorted(expected)
@@ -89,14 +89,14 @@ def tasks(any_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> End
     """The same on one task per GPU; the script is told what Slurm said to the task."""
     folder = tmp_path_factory.mktemp("tasks")
     script = "srun sh -c 'exec hpc-launch probe.py $SLURM_PROCID $SLURM_LOCALID $SLURM_NODEID'"
-    return run_job(any_cluster, folder, script, "--nodes=4", "--gpus-per-node=2", "--ntasks-per-node=2")
+    return run_job(any_cluster, folder, script, "--nodes=3", "--gpus-per-node=2", "--ntasks-per-node=2")
 
 
 def test_with_a_task_per_gpu_each_task_is_the_rank_that_slurm_says(tasks: Ended) -> None:
     """RANK is SLURM_PROCID, LOCAL_RANK is SLURM_LOCALID, and GROUP_RANK the node's number."""
     assert tasks.state == "COMPLETED", tasks.job.describe()
     reports = tasks.reports()
-    assert list(reports) == list(range(8))
+    assert list(reports) == list(range(6))
     for report in reports.values():
         assert tuple(map(int, report.argv)) == report.numbers("RANK", "LOCAL_RANK", "GROUP_RANK")
 
@@ -110,7 +110,7 @@ def test_both_ways_give_the_script_the_same_variables(plain: Ended, tasks: Ended
         return {name: value for name, value in report.items() if name not in OF_THE_JOB and not others.fullmatch(name)}
 
     reports = plain.reports(), tasks.reports()
-    for rank in range(8):
+    for rank in range(6):
         one, other = (dict(found[rank].env) for found in reports)
         assert one.keys() & other.keys() >= OF_THE_JOB
         assert variables(one) == variables(other)
@@ -119,7 +119,7 @@ def test_both_ways_give_the_script_the_same_variables(plain: Ended, tasks: Ended
 @pytest.mark.parametrize(
     ("nodes", "ending", "said"),
     [
-        (4, "5 42", (42, "rank 5 on gpu003 (local rank 1) failed with exit status 42")),
+        (3, "5 42", (42, "rank 5 on gpu003 (local rank 1) failed with exit status 42")),
         (2, "2 -9", (137, "rank 2 on gpu002 (local rank 0) failed with SIGKILL")),
     ],
 )
@@ -163,7 +163,7 @@ def assert_typed_line_worked(folder: Path, nodes: tuple[str, ...]) -> None:
     assert '"argv": ["two words"]' in (tree / found[0]).read_text()
 
 
-@pytest.mark.parametrize("options", ["--nodes=4 --cpus-per-task=2", "--nodes=2 --ntasks-per-node=4"])
+@pytest.mark.parametrize("options", ["--nodes=3 --cpus-per-task=2", "--nodes=2 --ntasks-per-node=4"])
 def test_without_srun_on_several_nodes_the_line_to_type_is_said(
     some_cluster: Cluster, tmp_path: Path, options: str
 ) -> None:

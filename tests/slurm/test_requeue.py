@@ -288,8 +288,8 @@ def test_the_tasks_of_an_array_come_back_one_by_one(some_cluster: Cluster, tmp_p
 
 def test_a_job_that_must_not_run_again(cluster: Cluster, tmp_path: Path) -> None:
     """With --no-requeue the job says that Slurm forbids it, and ends as it would have."""
-    turns = submit(cluster, tmp_path, "--requeue on-notice turns.py", "--nodes=2", "--no-requeue")
-    await_up(turns, 0, 4)
+    turns = submit(cluster, tmp_path, "--requeue on-notice turns.py", "--nodes=1", "--no-requeue")
+    await_up(turns, 0, 2)
     turns.job.signal("USR1")
     result = turns.wait()
 
@@ -355,16 +355,16 @@ def test_a_heterogeneous_job_comes_back_as_a_whole(some_cluster: Cluster, tmp_pa
 def test_where_a_preemption_cancels(any_release: Release, tmp_path: Path) -> None:
     """With PreemptMode=CANCEL Slurm would not run the job again, and hpc-launch has it do so."""
     with Cluster(ClusterConfig(nodes=2, release=any_release, extra=("PreemptMode=CANCEL",))) as cluster:
-        turns = submit(cluster, tmp_path / "again", "--requeue on-preempt turns.py --last 1", "--nodes=2")
-        await_up(turns, 0, 4)
+        turns = submit(cluster, tmp_path / "again", "--requeue on-preempt turns.py --last 1", "--nodes=1")
+        await_up(turns, 0, 2)
         preempt(turns, ",".join(cluster.nodes))
         result = turns.wait()
         assert (result.state, result.exit_code) == ("COMPLETED", 0), turns.describe()
         assert turns.why() == [("preempt", 0, 0, False)], turns.describe()
         assert turns.requeues() == (1, 0), turns.describe()
 
-        turns = submit(cluster, tmp_path / "once", "turns.py", "--nodes=2")
-        await_up(turns, 0, 4)
+        turns = submit(cluster, tmp_path / "once", "turns.py", "--nodes=1")
+        await_up(turns, 0, 2)
         preempt(turns, ",".join(cluster.nodes))
         assert turns.wait().state == "PREEMPTED", turns.describe()
         assert (turns.ledger(), turns.requeues()) == ([], (0, 0)), turns.describe()
@@ -384,8 +384,8 @@ def test_where_slurm_signals_all_processes(tmp_path: Path) -> None:
         assert (turns.why(), turns.requeues()) == ([("notice", 0, 0, True)], (1, 0)), turns.describe()
 
         launcher = "--requeue on-timeout turns.py --last 1 --late"
-        turns = submit(cluster, tmp_path / "limit", launcher, "--nodes=2", "--time=30")
-        await_up(turns, 0, 4)
+        turns = submit(cluster, tmp_path / "limit", launcher, "--nodes=1", "--time=30")
+        await_up(turns, 0, 2)
         update(turns, "endtime=now")
         wait_for(turns.ledger, DEADLINE, turns.describe)
         update(turns, "timelimit=30")

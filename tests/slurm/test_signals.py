@@ -187,7 +187,8 @@ WAYS: dict[str, Callable[[Running], object]] = {
 def test_nothing_is_left(cluster: Cluster, tmp_path: Path, way: str, repetition: int) -> None:
     """However the job ends, no process of it is left, and no node is drained."""
     options = "--no-requeue" if way == "preemption" else "--requeue"
-    running = submit(cluster, tmp_path, "--stubborn --family", options, launcher="--grace=2")
+    nodes = 2 if repetition or "agent" in way else 1
+    running = submit(cluster, tmp_path, "--stubborn --family", options, launcher="--grace=2", nodes=nodes)
     await_up(running)
     time.sleep(0.05 * repetition)  # another moment in each repetition
     WAYS[way](running)
@@ -207,12 +208,12 @@ def test_where_slurm_signals_all_processes(config: ClusterConfig, tmp_path: Path
         wait_for(lambda: all(child.read_text() for child in children), DEADLINE, running.describe)
         check_told_once(running)
 
-        running = submit(cluster, tmp_path / "stop", "--on SIGTERM 2 --family")
+        running = submit(cluster, tmp_path / "stop", "--on SIGTERM 2 --family", nodes=1)
         await_up(running)
         running.job.signal("TERM")
         running.job.wait(DEADLINE)
-        assert running.got() == {rank: Counter(SIGTERM=1) for rank in range(4)}, running.describe()
-        assert running.saved() == dict.fromkeys(range(4), "whole"), running.describe()
+        assert running.got() == {rank: Counter(SIGTERM=1) for rank in range(2)}, running.describe()
+        assert running.saved() == dict.fromkeys(range(2), "whole"), running.describe()
         running.check_nothing_is_left()
 
         running = submit(cluster, tmp_path / "killed", "--stubborn --family", launcher="--grace=2")
@@ -226,12 +227,12 @@ def test_where_slurm_signals_all_processes(config: ClusterConfig, tmp_path: Path
 def test_a_window_that_is_too_short(tmp_path: Path) -> None:
     """With a KillWait of 5 seconds, workers that need 8 are killed, and the log says why and what helps."""
     with Cluster(ClusterConfig(nodes=2, kill_wait=5)) as cluster:
-        running = submit(cluster, tmp_path, "--on SIGTERM 8")
+        running = submit(cluster, tmp_path, "--on SIGTERM 8", nodes=1)
         await_up(running)
         running.job.cancel()
         running.job.wait(DEADLINE)
         running.check_nothing_is_left()
-        assert running.saved() == dict.fromkeys(range(4), "begun"), running.describe()
+        assert running.saved() == dict.fromkeys(range(2), "begun"), running.describe()
         late = [line for line in running.ours if mentions(line, "KillWait 5 --signal=USR1@SECONDS")]
         assert late, running.describe()
 
@@ -240,14 +241,14 @@ def test_the_grace_time_of_a_preemption_is_the_workers(any_release: Release, tmp
     """A preemption with a GraceTime, and KillWait after it, leaves more than KillWait alone."""
     graced = "PartitionName=graced Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60"
     with Cluster(ClusterConfig(nodes=2, kill_wait=5, release=any_release, extra=(graced,))) as cluster:
-        running = submit(cluster, tmp_path, "--on SIGTERM 8", "--partition=graced", "--no-requeue")
+        running = submit(cluster, tmp_path, "--on SIGTERM 8", "--partition=graced", "--no-requeue", nodes=1)
         await_up(running)
         cluster.sbatch("exit 0", "--partition=urgent", "--nodes=2", "--exclusive").wait(DEADLINE)
         # Up to Slurm 23.11 a job that ends within its GraceTime has failed; from 24.05 on it is preempted.
         state = "FAILED" if any_release == "22.05" else "PREEMPTED"
         assert running.job.wait(DEADLINE).state == state, running.describe()
-        assert running.got() == {rank: Counter(SIGTERM=1) for rank in range(4)}, running.describe()
-        assert running.saved() == dict.fromkeys(range(4), "whole"), running.describe()
+        assert running.got() == {rank: Counter(SIGTERM=1) for rank in range(2)}, running.describe()
+        assert running.saved() == dict.fromkeys(range(2), "whole"), running.describe()
         [line] = [line for line in running.ours if "stopped by SIGTERM" in line]
         left = re.search(r"\b(?:(\d) min ?)?(?:(\d+) s)? to\b", line)
         assert left, line
