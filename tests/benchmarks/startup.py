@@ -83,6 +83,7 @@ def command(launcher: str, ranks: int, folder: Path) -> list[str]:
 def environment(launcher: str) -> dict[str, str]:
     """Give every launcher the same threads, and the floor what a launcher would have set."""
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a package that is installed is compiled
     return {**environ, **ALONE} if launcher == "floor" else environ
 
 
