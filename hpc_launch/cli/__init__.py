@@ -112,7 +112,7 @@ def _leave(status: int | Script, *, own_process: bool) -> None:
 
     Args:
         status: the exit status, or the script.
-        own_process: this process was started for the command, and nobody else has anything to do at its end.
+        own_process: whether this process was started for the command; no other code runs after it then.
     """
     if isinstance(status, Script):
         run_script(status)

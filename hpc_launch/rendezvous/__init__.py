@@ -14,7 +14,7 @@ The coordinator:
 - `coordinator`: who is let in, what messages are for; `coordinator_interface`: what it has done;
   `coordinator_service`: does it, in the thread of the `coordinator_server`
 - `admission`: which agents belong to the run; `sessions`: which are there; `shared_values`: what they share
-- `rounds`: forms, begins and ends rounds; `round_formation`, `round_outcome`: a round before and after it has begun
+- `rounds`: forms, begins and ends rounds; `round_formation`, `running_round`: a round before and after it has begun
 - `membership`: who may go on without whom; `join_policy`: when a round begins; `tie_breaker`: which of two halves may
 - `round_checks`: who does not fit together; `node_blame`: whose node is bad; `node_reports`: what is said about nodes
 - `preparations`: made in threads, `job_claim` and `worker_store`

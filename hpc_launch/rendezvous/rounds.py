@@ -1,6 +1,6 @@
 """The rounds of a run, which its coordinator forms, begins and ends one after another. Pure.
 
-A round that is being formed is a `RoundFormation`, one that has begun a `RoundOutcome`. What follows for memberships
+A round that is being formed is a `RoundFormation`, one that has begun a `RunningRound`. What follows for memberships
 is decided by `membership` and `join_policy`.
 """
 
@@ -42,7 +42,7 @@ from hpc_launch.rendezvous.node_reports import NodeReports
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
 from hpc_launch.rendezvous.round_checks import Member
 from hpc_launch.rendezvous.round_formation import RoundFormation
-from hpc_launch.rendezvous.round_outcome import RoundOutcome
+from hpc_launch.rendezvous.running_round import RunningRound
 from hpc_launch.rendezvous.sessions import AgentSession, AgentSessions
 
 # Why an agent is lost, mostly and otherwise.
@@ -82,7 +82,7 @@ class Rounds:
         self._terms = JoinTerms(config.minimum, config.join_timeout, config.node_timeout, fixed=not config.elastic)
         self._reports = NodeReports(config, sessions, effects)
         self._formation = RoundFormation(self.now)
-        self._running: RoundOutcome | None = None
+        self._running: RunningRound | None = None
         self._final: RoundEnd | None = None
         self._refusal: Refused | None = None
         self._next_check = 0.0
@@ -90,7 +90,7 @@ class Rounds:
     # ---- what the coordinator asks
 
     @property
-    def running(self) -> RoundOutcome | None:
+    def running(self) -> RunningRound | None:
         """The round that has begun, until its agents have stopped their workers; None while one is formed."""
         return self._running
 
@@ -347,7 +347,7 @@ class Rounds:
             state=self.state,
             places={str(agent): self._sessions.members[agent].place for agent in agreed.agents},
         )
-        self._running, self._formation = RoundOutcome(start, self.now), RoundFormation(self.now)
+        self._running, self._formation = RunningRound(start, self.now), RoundFormation(self.now)
         if self._config.elastic:
             self._reports.round_begun(start, self._sessions.newest.agents)
         if self.state.round == 0:
@@ -386,7 +386,7 @@ class Rounds:
         elif isinstance(message, Failed):
             self._on_failure(running, agent, message)
 
-    def _on_failure(self, running: RoundOutcome, agent: int, failed: Failed) -> None:
+    def _on_failure(self, running: RunningRound, agent: int, failed: Failed) -> None:
         """Workers of an agent have failed: at once the end, or once it is known that no node was lost."""
         if not running.failures and self._config.elastic:
             self._broadcast(Ping())
@@ -394,22 +394,22 @@ class Rounds:
         if not self._config.elastic:
             self._fail(running)
 
-    def _check_round(self, running: RoundOutcome) -> None:
+    def _check_round(self, running: RunningRound) -> None:
         """Decide about a failure, and go on when all agents with workers have stopped them."""
         if running.failure_counts(self.now):
             self._fail(running)
         elif running.over:
             self._running, self._formation = None, RoundFormation(self.now)
 
-    def _fail(self, running: RoundOutcome) -> None:
+    def _fail(self, running: RunningRound) -> None:
         """End a round by its failures; another one follows while restarts are left."""
         again = self.state.spent < self._config.max_restarts
         if self._config.elastic:
             self._blame_nodes(running, running.failures, again=again)
         self.state = replace(self.state, spent=self.state.spent + again)
-        self._end(running, running.decide_failure(self._sessions.hosts, again=again))
+        self._end(running, running.end_by_first_failure(self._sessions.hosts, again=again))
 
-    def _blame_nodes(self, running: RoundOutcome, failures: Mapping[int, Failed], *, again: bool) -> None:
+    def _blame_nodes(self, running: RunningRound, failures: Mapping[int, Failed], *, again: bool) -> None:
         """Note what failures say of nodes."""
         before = self.state.drained
         self.state = node_blame.noted(self.state, failures)
@@ -425,7 +425,7 @@ class Rounds:
         self._final = end
         self._broadcast(Ended(self.state.round, end, self.state))
 
-    def _end(self, running: RoundOutcome, end: RoundEnd) -> None:
+    def _end(self, running: RunningRound, end: RoundEnd) -> None:
         running.end = end
         if end.ending != RoundEnding.RESTART.value:
             self._final = end

@@ -121,6 +121,7 @@ def test_c10d_brings_two_nodes_together(tmp_path: Path) -> None:
     ("words", "mask", "count"),
     [
         (["--nproc-per-node", "auto"], "4,6,7", 3),
+        pytest.param(["--nproc-per-node", "gpu"], "3,5", 2, marks=pytest.mark.soak),
         (["--nproc-per-node", "2"], "0,1,2", 2),
         ([], "GPU-aa,GPU-bb", 2),
     ],

@@ -1,4 +1,4 @@
-"""The progress of a round that has begun: what its agents have said since, and what that means for the round. Pure."""
+"""A running round: what its agents have said since it began, and how it ends by that. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hpc_launch.rendezvous.messages import Failed, RoundEnd, RoundEnding, Start
 
 
 @dataclass
-class RoundOutcome:
+class RunningRound:
     """A round that has begun, as its coordinator sees it.
 
     Attributes:
@@ -75,7 +75,7 @@ class RoundOutcome:
         settled = now - self.failed >= node_blame.settle_seconds(self.failed - self.since)
         return settled or self.failures.keys() == self.active
 
-    def decide_failure(self, hosts: Mapping[int, str], *, again: bool) -> RoundEnd:
+    def end_by_first_failure(self, hosts: Mapping[int, str], *, again: bool) -> RoundEnd:
         """How the round ends by its failures: the first of a node's own is the one that counts.
 
         Args:

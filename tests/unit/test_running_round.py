@@ -8,16 +8,16 @@ import pytest
 
 from hpc_launch.rendezvous.membership import Membership
 from hpc_launch.rendezvous.messages import Failed, RoundEnd, RoundEnding, RoundPlan, RunState, Start
-from hpc_launch.rendezvous.round_outcome import RoundOutcome
+from hpc_launch.rendezvous.running_round import RunningRound
 
 HOSTS = {0: "node1", 1: "node2", 2: "node3", 3: "node4"}
 
 
-def progress(active: Sequence[int] = (0, 1, 3), since: float = 0.0) -> RoundOutcome:
+def progress(active: Sequence[int] = (0, 1, 3), since: float = 0.0) -> RunningRound:
     """Return a round of four agents that has just begun."""
     membership = Membership(1, (0, 1, 2, 3), "", tuple(active))
     plan = RoundPlan("10.0.0.1", 20_000, (1,) * len(active), "12.0", 0, "12.0.0")
-    return RoundOutcome(Start(membership, (), 0, plan, RunState(0), {}), since)
+    return RunningRound(Start(membership, (), 0, plan, RunState(0), {}), since)
 
 
 def test_the_last_workers_that_start_are_noticed_once() -> None:
@@ -62,15 +62,17 @@ def test_the_end_by_failures_names_the_first_that_followed_no_other() -> None:
     running.note_failure(0, Failed(0, 9, "late"), 100.3)
 
     assert running.failed == 100.0
-    assert running.decide_failure(HOSTS, again=True) == RoundEnd(RoundEnding.RESTART.value, 2, "node4", 7, "it broke")
-    assert running.decide_failure(HOSTS, again=False).ending == RoundEnding.FAILED.value
+    assert running.end_by_first_failure(HOSTS, again=True) == RoundEnd(
+        RoundEnding.RESTART.value, 2, "node4", 7, "it broke"
+    )
+    assert running.end_by_first_failure(HOSTS, again=False).ending == RoundEnding.FAILED.value
 
 
 def test_an_end_by_followers_alone_is_an_end() -> None:
     running = progress()
     running.note_failure(1, Failed(0, 1, "connection reset", own=False), 100.0)
 
-    assert running.decide_failure(HOSTS, again=True).agent == 1
+    assert running.end_by_first_failure(HOSTS, again=True).agent == 1
 
 
 @pytest.mark.parametrize(
