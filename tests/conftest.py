@@ -60,8 +60,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Say how many processes share the tests: one more than there are CPUs, as many tests wait rather than compute."""
-    return min(len(os.sched_getaffinity(0)) + 1, 6)
+    """Say how many processes share the tests: two more than there are CPUs, as many tests wait rather than compute."""
+    return min(len(os.sched_getaffinity(0)) + 2, 6)
 
 
 @pytest.fixture(autouse=True, scope="session")

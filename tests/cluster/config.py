@@ -145,7 +145,8 @@ def slurm_conf(config: ClusterConfig, run_dir: Path) -> str:
         "KillWait": str(config.kill_wait),
         # `scontrol show job` is how tests learn what became of a job, so jobs stay known.
         "MinJobAge": "3600",
-        "SchedulerParameters": "batch_sched_delay=0,sched_interval=1,sched_min_interval=0",
+        # Heterogeneous jobs are begun by the backfill scheduler only, which looks every half a minute otherwise.
+        "SchedulerParameters": "batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1",
         "JobCompType": "jobcomp/filetxt",
         "JobCompLoc": f"{run_dir}/log/jobcomp",
         "PrologFlags": "Alloc",

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import psutil
 
-from tests.support import wait_for
+from tests.support import LEAVE, wait_for
 
 HPC_LAUNCH = (sys.executable, "-m", "hpc_launch")
 LAUNCH_MODULE = (sys.executable, "-m", "hpc_launch.launch")
@@ -172,8 +172,8 @@ def write(path: Path, text: str) -> Path:
 
 
 def probe(folder: Path, body: str = "", name: str = "train.py") -> str:
-    """Write a worker that leaves its record and then does `body`; returns its name."""
-    write(folder / name, _PROBE + textwrap.dedent(body))
+    """Write a worker that leaves its record and then does `body`, if there is any; returns its name."""
+    write(folder / name, _PROBE + (textwrap.dedent(body) or LEAVE))
     return name
 
 

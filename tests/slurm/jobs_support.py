@@ -15,6 +15,7 @@ import pytest
 
 from tests.cluster import Cluster, Job
 from tests.conftest import FOREIGN
+from tests.support import LEAVE
 
 # Two cores may have to import torch some twenty times, while others do the same.
 DEADLINE = 240.0
@@ -26,7 +27,8 @@ SCRIPT = "probe.py"
 #   --meet A B N  leave a file in A and wait for N files in B: whoever does so runs at the same time
 #   --sleep R     sleep for long on all ranks but R
 #   --exit R N    end rank R with status N, or by signal -N
-PROBE = """
+PROBE = (
+    """
 import json, os, pathlib, signal, socket, sys, time
 
 def given(name, count):
@@ -67,6 +69,8 @@ sleeping = given("--sleep", 1)
 if sleeping and rank != int(sleeping[0]):
     time.sleep(600)
 """
+    + LEAVE
+)
 
 
 @dataclass(frozen=True)

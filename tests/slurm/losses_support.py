@@ -14,7 +14,7 @@ from typing import Any
 from hpc_launch.records import events
 from tests.cluster import Cluster
 from tests.slurm.steps_support import DEADLINE, PREAMBLE, Ended
-from tests.support import mentions, wait_for
+from tests.support import LEAVE, mentions, wait_for
 
 # Sums up over all ranks again and again, until a file says that it is enough, or another that a rank fails in an
 # attempt. Deaf to SIGTERM, as in a collective.
@@ -40,6 +40,7 @@ while True:
     time.sleep(0.05)
 dist.destroy_process_group()
 """
+    + LEAVE
 )
 
 # Ranks that say who they are without talking to each other, and wait to fail or to end.
@@ -52,6 +53,7 @@ while not pathlib.Path("enough").exists():
         sys.exit(3)
     time.sleep(0.05)
 """
+    + LEAVE
 )
 
 

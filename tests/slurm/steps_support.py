@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster import Cluster, ClusterError
+from tests.support import LEAVE
 
 # Two cores may have to import torch some twenty times, while others do the same.
 DEADLINE = 240.0
@@ -24,6 +25,9 @@ def say(**facts):
     told = {name: os.environ.get(name) for name in names}
     print(json.dumps({"rank": rank, "attempt": attempt, **told, **facts}), flush=True)
 """
+
+# Ranks that say who they are, and leave.
+SAYS = PREAMBLE + "say()" + LEAVE
 
 
 @dataclass(frozen=True)

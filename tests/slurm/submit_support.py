@@ -44,6 +44,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
 # Writes what it was given into a directory: a file for each job and task. Its arguments do nothing but
 #   --end N       end with status N, or by signal -N
+#   --limit       let the job's time limit be now
 #   --wait FILE   wait until there is one
 SCRIPT = """
 import json, os, pathlib, sys, time
@@ -57,6 +58,8 @@ place = pathlib.Path(os.environ["SLURM_SUBMIT_DIR"], "said")
 place.mkdir(exist_ok=True)
 (place / ("." + name)).write_text(json.dumps(facts))
 (place / ("." + name)).rename(place / name)
+if "--limit" in words:
+    os.system("scontrol update jobid=$SLURM_JOB_ID endtime=now")
 if "--wait" in words:
     file = pathlib.Path(words[words.index("--wait") + 1])
     while not file.exists():

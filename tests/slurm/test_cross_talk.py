@@ -10,12 +10,14 @@ import pytest
 
 from tests.cluster import Cluster
 from tests.slurm.steps_support import DEADLINE
+from tests.support import LEAVE
 
 NODES = ("gpu001", "gpu002")
 AT_ONCE = 5
 
 # Each rank writes down of which run it is, and whom it could meet.
-SAYS = """
+SAYS = (
+    """
 import json, os, pathlib, sys
 
 names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
@@ -23,6 +25,8 @@ facts = {name: os.environ[name] for name in (*names, "SLURMD_NODENAME", "SLURM_S
 path = pathlib.Path("said", f"{sys.argv[1]}-{facts['SLURMD_NODENAME']}")
 path.write_text(json.dumps(facts))
 """
+    + LEAVE
+)
 
 # Runs of both nodes start at the same moment, wave after wave. Nothing tells them apart but a word.
 WAVES = """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 from tests.cluster import Cluster
 from tests.slurm.jobs_support import DEADLINE, clean_environment
 from tests.slurm.steps_support import tree
-from tests.support import lines_mention, mentions, wait_for
+from tests.support import LEAVE, lines_mention, mentions, wait_for
 
 SCRIPT = "who.py"
 
@@ -22,7 +22,8 @@ SCRIPT = "who.py"
 #   --exit N    end with status N
 #   --sum       sum up the name, a number, over all ranks with torch, three times
 #   --requeue   have the job requeued in its first incarnation, and wait for the end
-WHO = """
+WHO = (
+    """
 import json, os, pathlib, subprocess, sys, time
 
 name, words = sys.argv[1], sys.argv[2:]
@@ -56,8 +57,11 @@ if count := value("--meet"):
         time.sleep(0.05)
 if "--requeue" in words and restarts == "0":
     time.sleep(3600)
-sys.exit(int(value("--exit") or 0))
+if status := int(value("--exit") or 0):
+    sys.exit(status)
 """
+    + LEAVE
+)
 
 ONE_NODE = ("--nodes=1", "--ntasks=1", "--cpus-per-task=4", "--gpus-per-node=4")
 
@@ -118,6 +122,11 @@ def run_ids(logs: Path) -> set[str]:
     return {one.facts["TORCHELASTIC_RUN_ID"] for one in said(logs)}
 
 
+def ways(names: Iterable[str], long: str) -> list[Any]:
+    """Give the names of ways in which something is started; one of them, which another one covers, is the soak."""
+    return [pytest.param(name, marks=[pytest.mark.soak] if name == long else []) for name in names]
+
+
 # As in a container: Slurm's programs are not there.
 NO_SRUN = "export PATH=$(dirname $(command -v hpc-launch)):/nowhere"
 
@@ -148,12 +157,12 @@ def test_equal_runs_beside_each_other_share_nothing(some_cluster: Cluster, tmp_p
     assert places == [(name, 0) for name in (job, f"{job}-2", f"{job}-3", f"{job}-4")]
 
 
-# Ways to start three runs after one another in one place.
+# Ways to start runs after one another in one place: two, and three in one of them.
 AFTER = {
     "masks": "for i in 1 2 3; do CUDA_VISIBLE_DEVICES=0 hpc-launch who.py $i; done",
-    "no srun": f"{NO_SRUN}; for i in 1 2 3; do hpc-launch --nproc-per-node 1 who.py $i; done",
-    "one task": "srun bash -c 'for i in 1 2 3; do hpc-launch --nproc-per-node 1 who.py $i; done'",
-    "name": "srun bash -c 'for i in 1 2 3; do hpc-launch --nproc-per-node 1 --log-name sweep who.py $i; done'",
+    "no srun": f"{NO_SRUN}; for i in 1 2; do hpc-launch --nproc-per-node 1 who.py $i; done",
+    "one task": "srun bash -c 'for i in 1 2; do hpc-launch --nproc-per-node 1 who.py $i; done'",
+    "name": "srun bash -c 'for i in 1 2; do hpc-launch --nproc-per-node 1 --log-name sweep who.py $i; done'",
 }
 
 
@@ -167,9 +176,10 @@ def test_runs_after_each_other_start_afresh(some_cluster: Cluster, tmp_path: Pat
     logs = tmp_path / "logs"
     places = runs(logs)
     base = places["1"][0][0]
-    assert places == {"1": [(base, 0)], "2": [(f"{base}-2", 0)], "3": [(f"{base}-3", 0)]}
+    others = range(2, 4 if way == "masks" else 3)
+    assert places == {"1": [(base, 0)], **{str(number): [(f"{base}-{number}", 0)] for number in others}}
     lines = [line for line in output.splitlines() if mentions(line, f"hpc-launch {logs / base}")]
-    assert lines_mention(lines, *(f"hpc-launch {logs / base} {logs / base}-{number}" for number in (2, 3))), output
+    assert lines_mention(lines, *(f"hpc-launch {logs / base} {logs / base}-{number}" for number in others)), output
 
 
 def test_steps_after_each_other_keep_their_names(some_cluster: Cluster, tmp_path: Path) -> None:
@@ -215,9 +225,7 @@ REQUEUED = {
 }
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=[pytest.mark.soak] if way == "beside" else []) for way in REQUEUED]
-)
+@pytest.mark.parametrize("way", ways(REQUEUED, "beside"))
 def test_each_run_goes_on_after_a_requeue(some_cluster: Cluster, tmp_path: Path, way: str) -> None:
     """After a requeue each run of a place goes on in its own directory, with the next attempt."""
     requeue_once(some_cluster, tmp_path, REQUEUED[way])
@@ -248,7 +256,7 @@ SHARED_OUT = {
 }
 
 
-@pytest.mark.parametrize("way", SHARED_OUT)
+@pytest.mark.parametrize("way", ways(SHARED_OUT, "two"))
 def test_runs_share_out_the_nodes(some_cluster: Cluster, tmp_path: Path, way: str) -> None:
     """Runs that start together, each on one node of a job, take different nodes."""
     run(some_cluster, tmp_path, SHARED_OUT[way], "--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=2")
@@ -353,7 +361,7 @@ TOGETHER = {
 }
 
 
-@pytest.mark.parametrize("way", TOGETHER)
+@pytest.mark.parametrize("way", ways(TOGETHER, "apart"))
 def test_two_trainings_in_one_step(some_cluster: Cluster, tmp_path: Path, way: str) -> None:
     """Two programs that share a step do not train each other's model, in whatever order their agents start.
 

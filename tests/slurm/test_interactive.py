@@ -523,13 +523,14 @@ def test_ctrl_c_before_the_step_has_begun(shell: Terminal, tmp_path: Path) -> No
 
 
 def test_the_window_is_closed(some_cluster: Cluster, tmp_path: Path) -> None:
-    """SIGHUP from the terminal stops the step in order, and the allocation goes with the shell."""
+    """SIGHUP from the terminal stops the step, ranks have their time, and the allocation goes with the shell."""
     (tmp_path / signals_support.SCRIPT).write_text(STAYER)
     terminal = Terminal(some_cluster, ["srun", "--nodes=2", "--pty", "bash", "--norc"], tmp_path)
-    start_stayers(terminal, tmp_path)
+    start_stayers(terminal, tmp_path, "--on SIGTERM 1")
     terminal.close()
     terminal.process.wait(DEADLINE)
     some_cluster.wait_idle(DEADLINE)
+    assert [path.read_text().split()[-1] for path in tmp_path.glob("saved.*")] == ["whole"] * 4, terminal.screen
     wait_for(lambda: not any(map(some_cluster.processes, some_cluster.nodes)), DEADLINE, "processes are left")
 
 

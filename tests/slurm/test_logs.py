@@ -9,7 +9,7 @@ import pytest
 
 from tests.cluster import Cluster
 from tests.slurm.jobs_support import DEADLINE, Ended, ended, run_commands, run_job, submit
-from tests.support import mentions, wait_for
+from tests.support import LEAVE, mentions, wait_for
 
 # Writes many lines to both streams, in pieces, so that a line is often only half there.
 TALK = """
@@ -33,7 +33,7 @@ def talk(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """Workers that talk a lot, at the same time."""
     folder = tmp_path_factory.mktemp("talk")
     (folder / "talk.py").write_text(TALK)
-    (folder / "hello.py").write_text("print('hello')")
+    (folder / "hello.py").write_text("import os, sys\nprint('hello')" + LEAVE)
     commands = {
         "all": "srun hpc-launch --nproc-per-node 4 talk.py",
         "some": "srun hpc-launch --nproc-per-node 2 --console 0,3 hello.py",

@@ -14,9 +14,9 @@ import pytest
 from hpc_launch.node import port_candidates
 from hpc_launch.settings import resolve
 from tests.cluster import Cluster, ClusterConfig
-from tests.slurm.steps_support import DEADLINE, PREAMBLE, Ended, step, tree
+from tests.slurm.steps_support import DEADLINE, PREAMBLE, SAYS, Ended, step, tree
 from tests.slurm.test_restarts import WORKER as FAILING_WORKER, failing
-from tests.support import mentions, wait_for
+from tests.support import LEAVE, mentions, wait_for
 
 REPETITIONS = [pytest.param(number, marks=[pytest.mark.soak] if number else []) for number in range(20)]
 
@@ -32,6 +32,7 @@ dist.all_reduce(total)
 say(total=total.item(), gloo=os.environ.get("GLOO_SOCKET_IFNAME"), nccl=os.environ.get("NCCL_SOCKET_IFNAME"))
 dist.destroy_process_group()
 """
+    + LEAVE
 )
 
 # Says what it was given, and ends when as many others have done so as it is told: they all run at the same time.
@@ -47,6 +48,7 @@ while len(list(folder.iterdir())) < count:
         sys.exit("the others did not come")
     time.sleep(0.1)
 """
+    + LEAVE
 )
 
 # Listens on ports as programs do that have nothing to do with us; says so when it does.
@@ -229,7 +231,7 @@ def test_a_leader_whose_name_does_not_resolve_is_found_by_its_notice(cluster: Cl
 
 def test_a_node_that_starts_late_is_waited_for_by_name(cluster: Cluster, tmp_path: Path) -> None:
     """The console says whom all wait for; when it comes, the run goes on."""
-    worker = script(tmp_path, PREAMBLE + "say()")
+    worker = script(tmp_path, SAYS)
     command = shell(f"""
         [ $node != gpu002 ] || until [ -e go ]; do sleep 0.1; done
         exec hpc-launch --nproc-per-node=1 {worker}""")
@@ -259,7 +261,7 @@ def statuses(folder: Path, nodes: Sequence[str]) -> dict[str, str]:
 
 def test_a_node_that_never_starts_is_named(cluster: Cluster, tmp_path: Path) -> None:
     """After the join timeout the others end with the documented status, and the console says who is missing."""
-    worker = script(tmp_path, PREAMBLE + "say()")
+    worker = script(tmp_path, SAYS)
     command = shell(f"""
         if [ $node = gpu003 ]; then until [ -e status-gpu001 ] && [ -e status-gpu002 ]; do sleep 0.1; done; exit 0; fi
         hpc-launch --join-timeout=5 --nproc-per-node=1 {worker}
@@ -278,7 +280,7 @@ SITES = {
 @pytest.mark.parametrize("what", ["Python", "torch"])
 def test_different_software_is_named_and_refused(cluster: Cluster, tmp_path: Path, what: str) -> None:
     """One node has something else: every node ends with the documented status, and the console says who differs."""
-    script(tmp_path, PREAMBLE + "say()")
+    script(tmp_path, SAYS)
     (tmp_path / "site").mkdir()
     script(tmp_path / "site", SITES[what], "sitecustomize.py")
     command = shell("""
@@ -296,7 +298,7 @@ def test_different_software_is_named_and_refused(cluster: Cluster, tmp_path: Pat
 def test_another_command_is_named_and_not_joined(cluster: Cluster, tmp_path: Path) -> None:
     """One node runs another script: it is of no world with the others, and both sides say what joins them."""
     for name in ("worker.py", "another.py"):
-        script(tmp_path, PREAMBLE + "say()", name)
+        script(tmp_path, SAYS, name)
     command = shell("""
         script=worker.py
         [ $node != gpu002 ] || script=another.py

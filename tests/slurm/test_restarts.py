@@ -12,7 +12,7 @@ import pytest
 
 from tests.cluster import Cluster
 from tests.slurm.steps_support import DEADLINE, PREAMBLE, Ended, step, tree
-from tests.support import wait_for
+from tests.support import LEAVE, wait_for
 
 # How often each story is told; all but the first are the soak.
 REPETITIONS = [pytest.param(number, marks=[pytest.mark.soak] if number else []) for number in range(20)]
@@ -63,6 +63,7 @@ for number in range(20):
 say(total=total.sum().item())
 dist.destroy_process_group()
 """
+    + LEAVE
 )
 
 

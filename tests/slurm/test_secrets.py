@@ -9,14 +9,17 @@ import pytest
 
 from tests.cluster import Cluster
 from tests.slurm.steps_support import DEADLINE, Ended, step
-from tests.support import mentions
+from tests.support import LEAVE, mentions
 
-WORKER = """
-import os
+WORKER = (
+    """
+import os, sys
 print(f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}", flush=True)
 if any(name.startswith(("HPC_LAUNCH_SECRET", "HPC_LAUNCH_STEP_SECRET")) for name in os.environ):
     print("a worker has a secret", flush=True)
 """
+    + LEAVE
+)
 
 # Nodes that share neither home nor log directory; what is left on PATH is hpc-launch.
 HOMES = 'export HOME=$PWD/home-$SLURM_NODEID; unset XDG_CONFIG_HOME; mkdir -p "$HOME";'

@@ -323,7 +323,7 @@ def running(cluster: Cluster, folder: Path) -> str:
 
 def test_wait_tells_of_the_time_limit(cluster: Cluster, folder: Path) -> None:
     """A job that reaches its time limit is no success."""
-    job = call(cluster, folder, "--template=./fast.sbatch", "--time=1", "--wait", "train.py", "--wait", "never")
+    job = call(cluster, folder, "--template=./fast.sbatch", "--wait", "train.py", "--limit", "--wait", "never")
 
     assert (job.returncode, "timeout, exit status" in job.stderr) == (143, True), job.stderr
 

@@ -18,7 +18,7 @@ import pytest
 from tests.cluster import Cluster, Job
 from tests.slurm.jobs_support import DEADLINE, Ended, clean_environment, ended, write_probe
 from tests.slurm.signals_support import STAYER, Running
-from tests.support import mentions, wait_for
+from tests.support import LEAVE, mentions, wait_for
 
 CHECKOUT = Path(__file__).parents[2]
 TEMPLATES = sorted(path.stem for path in CHECKOUT.glob("sbatch_templates/*.sbatch"))
@@ -293,8 +293,9 @@ sys.exit(7 if os.environ["RANK"] == "1" and os.environ["HPC_LAUNCH_ATTEMPT"] == 
 """
 
 # Runs until the file `go` is there, having said which turn it is.
-WAITS = """
-import os, time
+WAITS = (
+    """
+import os, sys, time
 from pathlib import Path
 
 turn, attempt = os.environ.get("SLURM_RESTART_COUNT", "0"), os.environ["TORCHELASTIC_RESTART_COUNT"]
@@ -302,6 +303,8 @@ Path(f"up.{turn}.{attempt}.{os.environ['RANK']}").write_text(os.environ["WORLD_S
 while not Path("go").exists():
     time.sleep(0.02)
 """
+    + LEAVE
+)
 
 
 def test_an_elastic_job_takes_the_nodes_that_are_free_and_outlives_a_failure(some_site: Site) -> None:
