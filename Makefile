@@ -45,7 +45,7 @@ lint: venv
 	$(BIN)/mypy
 
 unit: venv
-	$(BIN)/pytest -m "not soak" --numprocesses 5 --dist worksteal tests/unit
+	$(BIN)/pytest -m "not soak" --numprocesses 4 --dist worksteal tests/unit
 
 soak: venv machine
 	@$(BIN)/pip install --quiet --editable ".[fuzz]" || echo "make: without atheris nothing is fuzzed" >&2

@@ -47,6 +47,7 @@ FOREIGN = re.compile(
 
 # What takes longest goes first where several processes share the tests, so that none is left with it in the end.
 ORDER = ("slurm", "local", "conformance", "unit")
+LONGEST_UNIT = "test_elastic_rendezvous"  # whose tests mostly wait
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -55,7 +56,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if {"slurm_host", "any_release", *CLUSTERS} & set(getattr(item, "fixturenames", ())):
             item.add_marker("slurm")
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: (*ORDER, item.path.parent.name).index(item.path.parent.name))
+        items.sort(
+            key=lambda item: (
+                (*ORDER, item.path.parent.name).index(item.path.parent.name),
+                item.path.stem != LONGEST_UNIT,
+            )
+        )
 
 
 @pytest.hookimpl(optionalhook=True)

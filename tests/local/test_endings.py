@@ -48,7 +48,8 @@ def test_workers_are_torn_down_and_the_agent_is_not(tmp_path: Path) -> None:
     """
     write(tmp_path / "site/sitecustomize.py", site)
     (tmp_path / "ended").mkdir()
-    done = launch(tmp_path, "--start", "warm", "--nproc-per-node", "2", probe(tmp_path), env={"PYTHONPATH": "site"})
+    script = probe(tmp_path, "sys.exit()")
+    done = launch(tmp_path, "--start", "warm", "--nproc-per-node", "2", script, env={"PYTHONPATH": "site"})
     assert done.status == 0, done.err
     ended = {path.name for path in (tmp_path / "ended").iterdir()}
     assert ended == {f"{record.pid} {record['RANK']}" for record in done.records}

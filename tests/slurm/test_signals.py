@@ -59,18 +59,26 @@ def test_a_notice_reaches_every_rank_once(any_cluster: Cluster, tmp_path: Path, 
 
 def test_slurm_s_notice_before_the_end(some_cluster: Cluster, tmp_path: Path) -> None:
     """With `--signal=USR1@N` ranks save and leave, and the job ends well; those that stay are ended at the limit."""
-    # In time for ranks that need half a minute to be up.
-    limit, options = "--time=2", ("--time=2", "--signal=USR1@60")
+
+    def limit(running: Running, change: str) -> None:
+        some_cluster.run(["scontrol", "update", f"jobid={running.job.id}", change])
+
+    # Limits are near only when all ranks are up. Slurm looks at them every half a minute.
+    options = ("--time=10", "--signal=USR1@90")
     leaving = submit(some_cluster, tmp_path / "leaving", "--on SIGUSR1 1", *options, nodes=1)
-    stubborn = submit(some_cluster, tmp_path / "stubborn", "--stubborn --family", limit, launcher="--grace=3", nodes=1)
+    stubborn = submit(some_cluster, tmp_path / "stubborn", "--stubborn --family", launcher="--grace=3", nodes=1)
     staying = submit(some_cluster, tmp_path / "staying", "--on SIGTERM 8", *options)
     await_up(leaving, staying, stubborn)
+    limit(stubborn, "endtime=now")
+    for running in (leaving, staying):
+        limit(running, "timelimit=2")
     result = leaving.job.wait(DEADLINE)
     assert (result.state, result.exit_code) == ("COMPLETED", 0), leaving.describe()
     assert leaving.got() == {rank: Counter(SIGUSR1=1) for rank in range(2)}, leaving.describe()
     assert leaving.saved() == dict.fromkeys(range(2), "whole")
 
     staying.await_signal("SIGUSR1")
+    limit(staying, "endtime=now")
     assert staying.job.wait(DEADLINE).state == "TIMEOUT", staying.describe()
     # Slurm sends SIGTERM twice at a time limit; the workers get it once.
     assert staying.got() == {rank: Counter(SIGUSR1=1, SIGTERM=1) for rank in range(4)}, staying.describe()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,16 @@ def no_console_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the files of each machine, in a directory of its name; nobody changes them."""
-    folder = tmp_path_factory.mktemp("machines")
-    for name in sysfs_trees.NAMES:
-        sysfs_trees.unpack(name, folder / name)
-    return folder
+    """A directory with the files of each machine, in a directory of its name; nobody changes them.
+
+    They are some 8000 files, which all processes share that share the tests.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "machines"
+    if not shared.exists():
+        made = tmp_path_factory.mktemp("machines")
+        for name in sysfs_trees.NAMES:
+            sysfs_trees.unpack(name, made / name)
+        with contextlib.suppress(OSError):  # another process was faster
+            made.rename(shared)
+    return shared
