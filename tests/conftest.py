@@ -56,12 +56,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if {"slurm_host", "any_release", *CLUSTERS} & set(getattr(item, "fixturenames", ())):
             item.add_marker("slurm")
     if hasattr(config, "workerinput"):
-        items.sort(
-            key=lambda item: (
-                (*ORDER, item.path.parent.name).index(item.path.parent.name),
-                item.path.stem != LONGEST_UNIT,
-            )
-        )
+        items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> tuple[int, bool]:
+    """When a test comes, from its folder and file."""
+    folder = item.path.parent.name
+    return (*ORDER, folder).index(folder), item.path.stem != LONGEST_UNIT
 
 
 @pytest.hookimpl(optionalhook=True)
