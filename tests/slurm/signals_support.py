@@ -14,7 +14,7 @@ import psutil
 from tests.cluster import Cluster, Job
 from tests.slurm.jobs_support import DEADLINE, clean_environment
 from tests.slurm.steps_support import tree
-from tests.support import wait_for
+from tests.support import LEAVE, wait_for
 
 # Notes each signal in `got.<rank>`. Its arguments:
 #   --until FILE   ends well when that is there
@@ -23,7 +23,8 @@ from tests.support import wait_for
 #   --family       has children: one of multiprocessing's, and one that was forked twice, in a session of its own, which
 #                  notes a SIGUSR1 of its own in `child.<rank>`
 #   --fail R       rank R fails as soon as the file `fail` is there
-STAYER = """
+STAYER = (
+    """
 import multiprocessing, os, signal, sys, time
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def note(signum, _):
             while time.monotonic() < end:
                 time.sleep(0.05)
             file.write("whole\\n")
-        sys.exit(0)
+        os._exit(0)
 
 if __name__ == "__main__":
     rank = os.environ["RANK"]
@@ -72,6 +73,8 @@ if __name__ == "__main__":
             sys.exit(3)
         time.sleep(0.02)
 """
+    + LEAVE
+)
 
 SCRIPT = "stayer.py"
 

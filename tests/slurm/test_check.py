@@ -45,16 +45,16 @@ def only(checked: Checked, *words: str, node: str = BAD, kind: str = "") -> None
     named(checked, {node: words}, kind)
 
 
-def test_a_good_allocation(any_cluster: Cluster, tmp_path: Path) -> None:
+def test_a_good_allocation(some_cluster: Cluster, tmp_path: Path) -> None:
     """Where all is well nothing is found, all ranks have reduced, and nothing is left behind."""
-    checked = check(any_cluster, tmp_path, "--nproc-per-node=2")
+    checked = check(some_cluster, tmp_path, "--nproc-per-node=2")
     report = checked.report
 
     assert (checked.status, report["ok"], report["findings"], report["exclude"]) == (0, True, [], ""), checked.output
     assert [(entry["ranks"], entry["errors"]) for entry in report["reductions"]] == [(8, {})]
-    assert list(report["nodes"]) == list(any_cluster.nodes)
+    assert list(report["nodes"]) == list(some_cluster.nodes)
     assert {path.name for path in tmp_path.iterdir()} == {"pretend", "ready", "harmed"}
-    assert not any(map(any_cluster.processes, any_cluster.nodes))
+    assert not any(map(some_cluster.processes, some_cluster.nodes))
 
 
 def test_nodes_that_slurm_does_not_reach(some_cluster: Cluster, tmp_path: Path) -> None:

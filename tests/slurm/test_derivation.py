@@ -41,15 +41,15 @@ exec hpc-launch "$@"
 STEPS = {
     "uneven": f"srun {AS_TASK}",
     "cyclic": f"srun -N2 -n4 -w gpu001,gpu002 -m cyclic {AS_TASK}",
-    "subset": "srun -N2 -n2 -w gpu001,gpu003 hpc-launch --nproc-per-node 2 probe.py",
-    "reordered": "SLURM_HOSTFILE=./reordered.hosts srun -n3 -m arbitrary hpc-launch --nproc-per-node 1 probe.py",
     "repeated": f"SLURM_HOSTFILE=./repeated.hosts srun -n4 -m arbitrary {AS_TASK} --reduce",
-    "gpu_per_task": f"srun -N1 -n2 -w gpu001 --gpus-per-task=1 {AS_TASK}",
     "half": "srun -N2 -n2 -w gpu001,gpu002 --gres=gpu:2 hpc-launch probe.py",
+    "gpu_per_task": f"srun -N1 -n2 -w gpu001 --gpus-per-task=1 {AS_TASK}",
 }
 
 # What Slurm says does not differ between its releases here.
 LIKE_ANY_OTHER = {
+    "subset": "srun -N2 -n2 -w gpu001,gpu003 hpc-launch --nproc-per-node 2 probe.py",
+    "reordered": "SLURM_HOSTFILE=./reordered.hosts srun -n3 -m arbitrary hpc-launch --nproc-per-node 1 probe.py",
     "keep": "srun -N1 -n1 --gres=gpu:2 hpc-launch --slurm-env keep probe.py",
     "hide": "srun -N1 -n1 --gres=gpu:2 hpc-launch --slurm-env hide probe.py",
     "isolated": "srun -N1 -n1 env CUDA_VISIBLE_DEVICES=3,1 hpc-launch --virtual-local-rank probe.py",
@@ -118,9 +118,9 @@ def test_cyclic_tasks_keep_the_numbers_that_slurm_gave(steps: dict[str, Ended]) 
     assert as_tasks(reports) == [(0, 0), (1, 0), (2, 1), (3, 1)]
 
 
-def test_a_step_on_some_nodes_of_a_job_is_those_nodes(steps: dict[str, Ended]) -> None:
+def test_a_step_on_some_nodes_of_a_job_is_those_nodes(some_steps: dict[str, Ended]) -> None:
     """A step of two nodes in a job of three has two nodes, numbered from 0."""
-    assert places(steps["subset"].reports()) == [
+    assert places(some_steps["subset"].reports()) == [
         ("gpu001", 0, 2, 0, 2, 4),
         ("gpu001", 0, 2, 1, 2, 4),
         ("gpu003", 1, 2, 0, 2, 4),
@@ -128,9 +128,9 @@ def test_a_step_on_some_nodes_of_a_job_is_those_nodes(steps: dict[str, Ended]) -
     ]
 
 
-def test_agents_are_numbered_by_the_list_and_not_by_the_host_file(steps: dict[str, Ended]) -> None:
+def test_agents_are_numbered_by_the_list_and_not_by_the_host_file(some_steps: dict[str, Ended]) -> None:
     """With one task per node in an order of the user's (SLURM_HOSTFILE), nodes have the order of the step's list."""
-    assert places(steps["reordered"].reports()) == [
+    assert places(some_steps["reordered"].reports()) == [
         ("gpu001", 0, 3, 0, 1, 3),
         ("gpu002", 1, 3, 0, 1, 3),
         ("gpu003", 2, 3, 0, 1, 3),

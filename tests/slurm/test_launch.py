@@ -30,11 +30,11 @@ def agents(folder: Path) -> dict[int, int]:
 
 
 @pytest.fixture(scope="module")
-def plain(any_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+def plain(newest_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """The job that this is all about: one line, one agent on each of three nodes."""
     folder = tmp_path_factory.mktemp("plain")
     script = "srun hpc-launch probe.py --reduce --lr 1e-3 'two words'"
-    return run_job(any_cluster, folder, script, "--nodes=3", "--gpus-per-node=2")
+    return run_job(newest_cluster, folder, script, "--nodes=3", "--gpus-per-node=2")
 
 
 def test_a_job_of_one_line_completes(plain: Ended) -> None:
@@ -42,13 +42,13 @@ def test_a_job_of_one_line_completes(plain: Ended) -> None:
     assert (plain.state, plain.status) == ("COMPLETED", 0), plain.job.describe()
 
 
-def test_every_gpu_has_a_rank_and_every_rank_its_place(plain: Ended, any_cluster: Cluster) -> None:
+def test_every_gpu_has_a_rank_and_every_rank_its_place(plain: Ended, newest_cluster: Cluster) -> None:
     """Three nodes of two GPUs have six ranks, numbered node by node from the first host on."""
     sizes = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE")
     names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", *sizes)
     places = {rank: (report.host, *report.numbers(*names)) for rank, report in plain.reports().items()}
     assert places == {
-        rank: (any_cluster.nodes[rank // 2], rank, rank % 2, rank // 2, rank, 6, 2, 3, 6) for rank in range(6)
+        rank: (newest_cluster.nodes[rank // 2], rank, rank % 2, rank // 2, rank, 6, 2, 3, 6) for rank in range(6)
     }
 
 
@@ -73,11 +73,11 @@ def test_workers_keep_the_devices_that_slurm_gave(plain: Ended) -> None:
     assert {report.env["CUDA_VISIBLE_DEVICES"] for report in plain.reports().values()} == {"0,1"}
 
 
-def test_there_is_a_log_pair_for_each_rank(plain: Ended, any_cluster: Cluster) -> None:
+def test_there_is_a_log_pair_for_each_rank(plain: Ended, newest_cluster: Cluster) -> None:
     """By default logs/JOB.STEP/attempt_0/HOST has stdout and stderr of each rank."""
     assert plain.tree.path.name == f"{plain.job.id}.0"
     expected = [
-        f"attempt_0/{any_cluster.nodes[rank // 2]}/rank_{rank}.{stream}"
+        f"attempt_0/{newest_cluster.nodes[rank // 2]}/rank_{rank}.{stream}"
         for rank in range(6)
         for stream in ("out", "err")
     ]
@@ -85,11 +85,11 @@ def test_there_is_a_log_pair_for_each_rank(plain: Ended, any_cluster: Cluster) -
 
 
 @pytest.fixture(scope="module")
-def tasks(any_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+def tasks(newest_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """The same on one task per GPU; the script is told what Slurm said to the task."""
     folder = tmp_path_factory.mktemp("tasks")
     script = "srun sh -c 'exec hpc-launch probe.py $SLURM_PROCID $SLURM_LOCALID $SLURM_NODEID'"
-    return run_job(any_cluster, folder, script, "--nodes=3", "--gpus-per-node=2", "--ntasks-per-node=2")
+    return run_job(newest_cluster, folder, script, "--nodes=3", "--gpus-per-node=2", "--ntasks-per-node=2")
 
 
 def test_with_a_task_per_gpu_each_task_is_the_rank_that_slurm_says(tasks: Ended) -> None:
