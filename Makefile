@@ -11,7 +11,7 @@ help:
 	@echo "make demo   train the example, on the Slurm that answers here or on this machine alone"
 	@echo "make test   run the linters and all tests; the tests on Slurm need root and start clusters of their own"
 	@echo "make lint   run the linters"
-	@echo "make unit   run the tests that need neither Slurm nor workers; a minute"
+	@echo "make unit   run the tests that need neither Slurm nor workers; 80 seconds on two cores"
 	@echo "make soak   repeat what could be a race"
 	@echo "make venv   make .venv for development"
 	@echo "make clean  remove what these have made"
