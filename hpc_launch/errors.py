@@ -42,6 +42,14 @@ def reason(error: OSError | UnicodeDecodeError) -> str:
     return "it is not text" if isinstance(error, UnicodeDecodeError) else str(error.strerror or error)
 
 
+def exit_status_of(returncode: int) -> int:
+    """The exit status of a process from its return code, which subprocess gives as -N for signal N: then 128+N.
+
+    So shells say it (bash(1), EXIT STATUS).
+    """
+    return returncode if returncode >= 0 else 128 - returncode
+
+
 class UsageError(HpcLaunchError):
     """An option or its value is not usable.
 

@@ -13,10 +13,10 @@ from hpc_launch.agent import hang_detector, log_messages
 from hpc_launch.agent.hang_detector import HangWatch
 from hpc_launch.agent.recorder import Recorder
 from hpc_launch.agent.run_context import RunContext
+from hpc_launch.errors import exit_status_of
 from hpc_launch.records import events, failure_messages, hardware_faults, root_cause
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from hpc_launch.rendezvous.messages import RoundEnd
-from hpc_launch.workers.command_workers import status_of
 from hpc_launch.workers.signals import AgentSignals
 
 # A failure that looks as if it followed another one is reported when nobody has reported that one for so long.
@@ -45,7 +45,7 @@ def judge_local_failure(context: RunContext, recorder: Recorder) -> LocalFailure
     if worker is None or worker.exitcode is None:
         return LocalFailure(70, f"the agent on {context.host} lost track of its workers", follows=False)
     return LocalFailure(
-        status_of(worker.exitcode), failure_messages.failure_line(worker), bool(root_cause.follows(worker, None))
+        exit_status_of(worker.exitcode), failure_messages.failure_line(worker), bool(root_cause.follows(worker, None))
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 
 from hpc_launch.api.submission_files import JobFiles, Outcome, write_json
+from hpc_launch.errors import exit_status_of
 from hpc_launch.node import processes
 from hpc_launch.records import history, requeue_ledger
 from hpc_launch.records.directory import JobDirectory
@@ -66,7 +67,7 @@ def run_agent_process(words: Sequence[str], *, alone: bool = False) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-    return status if status >= 0 else 128 - status
+    return exit_status_of(status)
 
 
 def final_status(job: JobDirectory, environ: Mapping[str, str]) -> int | None:

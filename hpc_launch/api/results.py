@@ -13,7 +13,7 @@ from typing import Any
 from hpc_launch import codec
 from hpc_launch.api import remote_exception
 from hpc_launch.api.submission_files import read_json
-from hpc_launch.errors import CallError, JobFailed, WorkerFailed, reason
+from hpc_launch.errors import CallError, JobFailed, WorkerFailed, exit_status_of, reason
 from hpc_launch.file_ownership import read_own
 from hpc_launch.records import failure_messages, history, root_cause
 from hpc_launch.records.directory import JobDirectory
@@ -154,7 +154,7 @@ def failure_of_job(
             rank=blamed.rank,
             host=blamed.host,
             signal=root_cause.signal_name(code) if code < 0 else "",
-            status=code if code >= 0 else 128 - code,
+            status=exit_status_of(code),
             log=log,
         )
     words = "; ".join(

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from hpc_launch import hostlist, secret_variables
 from hpc_launch.console import say
-from hpc_launch.errors import ContextError, Interrupted, StepError, WorkerError
+from hpc_launch.errors import ContextError, Interrupted, StepError, WorkerError, exit_status_of
 from hpc_launch.node import processes
 from hpc_launch.plan import step_plan as plan
 from hpc_launch.plan.launch_context import LaunchContext, check_script
@@ -225,7 +225,7 @@ class _Step:
         while signal.sigtimedwait(self._signals, 0) is not None:
             pass  # what has come since is too late
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-        return status if status >= 0 else 128 - status
+        return exit_status_of(status)
 
     def _pass_on(self, signum: signal.Signals) -> None:
         begun = self._begun()

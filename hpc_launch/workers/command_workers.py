@@ -264,8 +264,3 @@ def _destination(stack: contextlib.ExitStack, path: str, job: Path) -> Any:
         if isinstance(error, NotOwnError):
             say(f"the output for {file.name} is lost: {error.strerror}")
         return stack.enter_context(Path(os.devnull).open("ab"))
-
-
-def status_of(exitcode: int) -> int:
-    """The exit status for a worker's exit code as subprocess gives it: 128+N for signal N, as shells say it."""
-    return exitcode if exitcode >= 0 else 128 - exitcode

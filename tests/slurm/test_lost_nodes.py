@@ -295,8 +295,13 @@ def test_spares_do_not_go_on_alone(cluster: Cluster, tmp_path: Path) -> None:
     """All nodes with workers are lost: the spares cannot know that these do not train, and end."""
     with run(cluster, tmp_path, "--nnodes=1:4", "--spares=2") as job:
         job.trains_on(0, *WORK)
-        for node in WORK:
-            cluster.kill(node)
+        # Otherwise a spare could have the place of the first one before the second is killed.
+        cluster.part(*SPARE)
+        try:
+            for node in WORK:
+                cluster.kill(node)
+        finally:
+            cluster.unite()
         job.stops(*SPARE)
         job.sees("gpu[003-004] gpu[001-002] workers")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hpc_launch.errors import (
     UsageError,
     WorkerError,
     WorkerFailed,
+    exit_status_of,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -89,3 +91,11 @@ def test_statuses_of_their_own(error: HpcLaunchError, status: int, message: str,
     """A worker's failure has the worker's status, a signal 128+N."""
     assert (status, silent) == (error.exit_status, error.silent)
     assert str(error).startswith(message)
+
+
+def test_a_return_code_is_a_status_as_in_a_shell() -> None:
+    """What subprocess gives as -N for signal N is 128+N there."""
+    found = [subprocess.run(["sh", "-c", line], check=False).returncode for line in ("exit 3", "kill -9 $$")]
+
+    assert found == [3, -9]
+    assert [exit_status_of(code) for code in (0, *found)] == [0, 3, 137]
