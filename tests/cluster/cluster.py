@@ -59,6 +59,8 @@ class Cluster:
         self._cgroups = host.cgroup_version() if self.config.proctrack == "cgroup" else None
         self._keep = keep
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        # The nodes that were since the last `reset`.
+        self._out_of_reach: set[str] = set()
 
     @classmethod
     def attach(cls, name: str) -> Cluster:
@@ -326,6 +328,7 @@ class Cluster:
     def cut(self, node: str) -> None:
         """Unplug a node's cables."""
         self._set_links(node, "down")
+        self._out_of_reach.add(node)
 
     def heal(self, node: str) -> None:
         """Plug a node's cables in again."""
@@ -336,6 +339,7 @@ class Cluster:
         commands = ["link add apart type bridge", "link set apart up"]
         commands += [f"link set {link(node, 0)} master apart" for node in nodes]
         host.configure(host.netns(self.name, HEAD), commands)
+        self._out_of_reach.update(nodes)
 
     def unite(self) -> None:
         """Have one network again."""
@@ -355,6 +359,7 @@ class Cluster:
             raise ValueError(f"{node} is not one of {', '.join(self.nodes)}")
         host.thaw(self.name, node)
         host.kill_members(host.netns(self.name, node))
+        self._out_of_reach.add(node)
         if daemon := self._daemons.pop(f"slurmd-{node}", None):
             daemon.wait()
 
@@ -374,6 +379,7 @@ class Cluster:
     def reset(self) -> None:
         """Bring the cluster back to all idle, whatever a test has left: jobs, clients, cut cables, dead nodes."""
         if self._is_idle() and not any(map(self.processes, (HEAD, *self.nodes))):
+            self._out_of_reach.clear()
             return
         for node in self.nodes:
             self.heal(node)
@@ -385,15 +391,18 @@ class Cluster:
         host.kill_members(*(host.netns(self.name, name) for name in (HEAD, *self.nodes)), spare=DAEMONS)
 
         def idle_again() -> bool:
-            # A node that was cut off can be taken for down after it has been healed.
-            bad = self.ask(
-                ["sinfo", "--noheader", "--states=down,drain,fail", "--format=%n"], check=False
-            ).stdout.split()
-            for node in bad:
-                self.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False)
-            return not bad and self._is_idle()
+            states = ["sinfo", "--noheader", "--Node", "--partition=main", "--format=%n %T"]
+            for node, state in map(str.split, self.ask(states, check=False).stdout.splitlines()):
+                # A node that was cut off can be taken for down after it has been healed.
+                if state.startswith(("down", "drain", "fail")):
+                    self.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False)
+                # Or the order to end a job was lost on the way: Slurm repeats it after a minute or more.
+                elif state.startswith("completing") and node in self._out_of_reach and not self.processes(node):
+                    self.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=reset"], check=False)
+            return self._is_idle()
 
         self._wait(idle_again, 90)
+        self._out_of_reach.clear()
 
     # --- looking
 

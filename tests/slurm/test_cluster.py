@@ -219,6 +219,21 @@ def test_reset_repairs_what_a_test_left(any_cluster: Cluster, tmp_path: Path) ->
     assert [any_cluster.processes(node) for node in any_cluster.nodes] == [[]] * 4
 
 
+def test_reset_waits_for_no_order_that_was_lost(cluster: Cluster, tmp_path: Path) -> None:
+    """A node that was cut off when its job was to end is soon idle: Slurm would repeat the order after a minute."""
+    job = cluster.sbatch("sleep 1000", "--nodelist=gpu[001-002]", "--nodes=2", cwd=tmp_path)
+    job.wait_for_state("RUNNING")
+    cluster.cut("gpu002")
+    job.cancel()
+    # The asterisk: it does not respond.
+    state = ["sinfo", "--noheader", "--nodes=gpu002", "--partition=main", "--format=%T"]
+    wait_for(lambda: cluster.run(state).stdout == "completing*\n", 60, cluster.diagnose)
+    cluster.reset()
+
+    assert cluster.run(state).stdout == "idle\n"
+    assert "gpu002 reason set to: reset" in (cluster.run_dir / "log/slurmctld.log").read_text()
+
+
 def test_sacct_knows_jobs_where_there_is_accounting(any_accounting_cluster: Cluster, tmp_path: Path) -> None:
     job = any_accounting_cluster.sbatch("exit 7", "--gres=gpu:1", cwd=tmp_path)
     assert job.wait().exit_code == 7
