@@ -59,7 +59,7 @@ class Cluster:
         self._cgroups = host.cgroup_version() if self.config.proctrack == "cgroup" else None
         self._keep = keep
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
-        # The nodes that were since the last `reset`.
+        # Nodes that were cut off, moved or killed since the last `reset`.
         self._out_of_reach: set[str] = set()
 
     @classmethod
