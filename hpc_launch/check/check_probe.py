@@ -19,7 +19,7 @@ from hpc_launch.plan.launch_plan import Plan
 from hpc_launch.slurm import steps
 
 
-class Tasks:
+class CheckTasks:
     """The tasks of one probe, in the order in which they are asked for.
 
     Args:

@@ -136,7 +136,7 @@ class _Course:
             # The last of two options that contradict each other counts: srun is to hand on what it reads.
             more = ["--input=all", "--label", "--no-kill"]
             session = ProbeSession(
-                steps.srun_line(step, [*more, *python_line("hpc_launch.check.check_probe")]),
+                steps.srun_line(step, [*more, *python_line("hpc_launch.check.check_probe:CheckTasks")]),
                 environ,
                 nodes,
                 request.timeout,

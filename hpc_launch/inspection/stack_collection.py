@@ -167,7 +167,7 @@ def _by_step(request: _Request, record: JobRecord) -> tuple[tuple[ProcessStacks,
         if not left:
             break
         asked = StepRequest(record.job_id, left, overlap=True, name="hpc-launch-stacks")
-        line = steps.srun_line(asked, [*_OF_PROBES, *python_line("hpc_launch.inspection.stack_probe")])
+        line = steps.srun_line(asked, [*_OF_PROBES, *python_line("hpc_launch.inspection.stack_probe:StackTasks")])
         environ = secret_variables.without_secrets(steps.srun_environment(request.environ, record.job_id))
         session = ProbeSession(line, environ, left, request.patience)
         with _ended(session):

@@ -10,7 +10,7 @@ from hpc_launch.node import stack_dumps
 from hpc_launch.records.stack_traces import ProcessStacks
 
 
-class Tasks:
+class StackTasks:
     """The tasks of one probe.
 
     Args:

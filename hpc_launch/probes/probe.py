@@ -3,15 +3,15 @@
 It says so before it does what might never end (a file system, an import, a driver), so that whoever waits for it knows
 where it hangs. When its input ends, it ends: nothing is left of a command that is gone.
 
-    python -m hpc_launch.probes.probe MODULE
+    python -m hpc_launch.probes.probe MODULE:CLASS
 
-The module has a class `Tasks`: what can be asked for.
+The class is a `ProbeTasks`: what can be asked for.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
+import pkgutil
 import signal
 import sys
 from collections.abc import Mapping
@@ -36,9 +36,8 @@ def main() -> None:
     signal.alarm(_LONGEST_LIFE)
     send_record(hello=os.environ.get("SLURMD_NODENAME", ""), nodes=os.environ.get("SLURM_STEP_NODELIST", ""))
     # That it has begun is to be known before this is read.
-    tasks: ProbeTasks = importlib.import_module(sys.argv[1]).Tasks(
-        os.environ, Path.cwd(), lambda what: send_record(doing=what)
-    )
+    make_tasks = pkgutil.resolve_name(sys.argv[1])
+    tasks: ProbeTasks = make_tasks(os.environ, Path.cwd(), lambda what: send_record(doing=what))
     for order in probe_protocol.orders(sys.stdin):
         try:
             answer = tasks.do(order)

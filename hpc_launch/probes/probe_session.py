@@ -314,5 +314,5 @@ def _reason(node: _Node) -> str:
 
 
 def python_line(tasks: str) -> list[str]:
-    """What a probe is started with: the Python that runs this, and the name of the module with its tasks."""
+    """What a probe is started with: the Python that runs this, and MODULE:CLASS of its tasks."""
     return [sys.executable, "-m", "hpc_launch.probes.probe", tasks]

@@ -121,7 +121,8 @@ def test_workers_have_the_time_that_slurm_gives(any_cluster: Cluster, tmp_path: 
 def test_a_window_that_is_just_long_enough(tmp_path: Path, repetition: int) -> None:
     """8 seconds after SIGTERM are within a KillWait of 10, also where a single agent gets the signal.
 
-    What takes 8 seconds is whole; a busy machine has the ninth to tell all workers, and for their ends.
+    What takes 8 seconds is whole. The ninth is all that a busy machine has for the ends of four interpreters with
+    torch, so it can be that these are cut off.
     """
     with Cluster(ClusterConfig(nodes=2, kill_wait=10)) as cluster:
         running = submit(cluster, tmp_path, "--on SIGTERM 8")

@@ -22,7 +22,7 @@ def no_console_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the files of each machine, in a directory of its name; nobody changes them.
 
-    They are some 8000 files, which all processes share that share the tests.
+    They are some 8000 files. Where several processes share the tests, these have one directory in common.
     """
     own = tmp_path_factory.getbasetemp()
     shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "machines"

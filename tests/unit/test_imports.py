@@ -204,10 +204,6 @@ def test_every_part_has_its_place() -> None:
     assert set(MAY_IMPORT) == {part_of(module) for module in modules()}
 
 
-# What a probe is started with is a module, and always its class `Tasks`.
-SHARED_NAMES = {"Tasks"}
-
-
 def test_every_name_is_there_once() -> None:
     """A search for a file or a class finds one."""
     files = [module.rpartition(".")[2] for module in modules() if not module.endswith("__")]
@@ -215,7 +211,7 @@ def test_every_name_is_there_once() -> None:
     public = [name for name in classes if not name.startswith("_")]
 
     assert {name for name in files if files.count(name) > 1} == set()
-    assert {name for name in public if public.count(name) > 1} == SHARED_NAMES
+    assert {name for name in public if public.count(name) > 1} == set()
 
 
 def test_the_rule_has_no_circle() -> None:

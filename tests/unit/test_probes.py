@@ -213,7 +213,7 @@ def test_a_probe_ends_with_its_input(python: str) -> None:
     """Nothing is left of a probe whose command is gone, and until then it answers."""
     order = json.dumps({"order": 1, "do": "clock"})
     done = subprocess.run(
-        [python, "-m", "hpc_launch.probes.probe", "hpc_launch.check.check_probe"],
+        [python, "-m", "hpc_launch.probes.probe", "hpc_launch.check.check_probe:CheckTasks"],
         input=f"{order}\n",
         capture_output=True,
         text=True,
@@ -228,7 +228,7 @@ def test_a_probe_ends_with_its_input(python: str) -> None:
 def test_a_probe_survives_what_it_cannot_do(python: str) -> None:
     """An order that fails is answered with the error."""
     orders = [json.dumps({"order": number, "do": do}) for number, do in enumerate(("nonsense", "clock"))]
-    command = [python, "-m", "hpc_launch.probes.probe", "hpc_launch.check.check_probe"]
+    command = [python, "-m", "hpc_launch.probes.probe", "hpc_launch.check.check_probe:CheckTasks"]
     done = subprocess.run(
         command, input="\n".join(orders) + "\n", capture_output=True, text=True, check=True, timeout=60
     )
