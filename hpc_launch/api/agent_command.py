@@ -16,6 +16,9 @@ WORKER = "hpc_launch.api.function_worker"
 CHECKPOINTED = ("on-notice", "on-preempt")
 OTHERS = ("on-preempt",)
 
+# The signals that a job's first process must live through: submitit's own before the time limit is one of them.
+HELD_BACK = "USR1,USR2"
+
 # Minutes, where nobody says: submitit has five.
 DEFAULT_MINUTES = 60
 
@@ -120,7 +123,7 @@ def submitit_parameters(resources: Resources, *, requeue: Sequence[str] = ()) ->
         "slurm_array_parallelism": resources.array_parallelism,
         # Of a short job the larger part is to be over: a callable would be told at once, and never get anywhere.
         "slurm_signal_delay_s": min(resources.notice, minutes * 60 // 3),
-        "slurm_setup": [needs.TRAP, *steps, *resources.setup],
+        "slurm_setup": [needs.TRAP, *needs.hold_lines(HELD_BACK), *steps, *resources.setup],
         "slurm_srun_args": srun or None,
         "slurm_additional_parameters": {**options, **dict.fromkeys(needs.requeue(requeue, options), True)},
     }

@@ -10,9 +10,10 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
+from hpc_launch import held_signals
 from hpc_launch.api.submission_files import JobFiles, Outcome, write_json
 from hpc_launch.errors import exit_status_of
 from hpc_launch.node import processes
@@ -53,13 +54,14 @@ def run_agent_process(words: Sequence[str], *, alone: bool = False) -> int:
 
     by = signal.SIGKILL if alone else signal.SIGTERM
     before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
+    held_signals.release()
     try:
         child = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
             # A job from Python needs the agent: for its calls, its results and how it has ended.
             env={name: value for name, value in os.environ.items() if name != "HPC_LAUNCH_PLAIN"},
-            preexec_fn=processes.tied_to(os.getpid(), by),  # noqa: PLW1509 - it takes no lock
+            preexec_fn=_in_child(processes.tied_to(os.getpid(), by)),  # noqa: PLW1509 - it takes no lock
         )
         for number in early:
             child.send_signal(number)
@@ -68,6 +70,16 @@ def run_agent_process(words: Sequence[str], *, alone: bool = False) -> int:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
     return exit_status_of(status)
+
+
+def _in_child(tie: Callable[[], None]) -> Callable[[], None]:
+    """What the agent's process does before it is the agent: signals wait until it listens."""
+
+    def prepare() -> None:
+        tie()
+        held_signals.hold()
+
+    return prepare
 
 
 def final_status(job: JobDirectory, environ: Mapping[str, str]) -> int | None:

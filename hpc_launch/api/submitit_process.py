@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from hpc_launch import codec, secret_variables
+from hpc_launch.api.agent_command import HELD_BACK
 from hpc_launch.api.elastic_task import ElasticTask
 from hpc_launch.api.submission_files import PICKLE_MODE
 from hpc_launch.codec import CodecError
 from hpc_launch.errors import SlurmError
-from hpc_launch.submission import sbatch
+from hpc_launch.submission import needs, sbatch
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ def main() -> None:
     order = pickle.load(sys.stdin.buffer)  # noqa: S301 - from `submit_by_submitit`
     submitit = importlib.import_module("submitit")
     failed = importlib.import_module("submitit.core.utils").FailedJobError
-    executor = submitit.AutoExecutor(folder=order["folder"], cluster="slurm")
+    # submitit's process is to live until it hands signals on to the agent. Its own way in is `python -u -m`.
+    python = f"{needs.held(HELD_BACK)} {shlex.quote(sys.executable)}"
+    executor = submitit.AutoExecutor(folder=order["folder"], cluster="slurm", slurm_python=python)
     executor.update_parameters(**order["parameters"])
     try:
         jobs = (

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hpc_launch import codec, hostlist, secret_variables
+from hpc_launch import codec, held_signals, hostlist, secret_variables
 from hpc_launch.check import findings, node_pairs
 from hpc_launch.check.evidence import (
     Attempts,
@@ -131,12 +131,13 @@ class _Course:
             **secret_variables.without_secrets(steps.srun_environment(request.environ, request.step.job_id)),
             **_ONE_THREAD,
         }
+        probe = python_line("hpc_launch.check.check_probe:CheckTasks")
         for _ in range(_STARTS):
             step = some_of(request.step, nodes)
             # The last of two options that contradict each other counts: srun is to hand on what it reads.
             more = ["--input=all", "--label", "--no-kill"]
             session = ProbeSession(
-                steps.srun_line(step, [*more, *python_line("hpc_launch.check.check_probe:CheckTasks")]),
+                steps.srun_line(step, [*more, *held_signals.holding(probe, on_this_host=False)]),
                 environ,
                 nodes,
                 request.timeout,

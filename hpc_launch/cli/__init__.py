@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import click
 
-from hpc_launch import __version__
+from hpc_launch import __version__, held_signals
 from hpc_launch.cli.click_options import ProgramCall
 from hpc_launch.console import CONSOLE, let_go, tell
 from hpc_launch.errors import HpcLaunchError
@@ -58,6 +58,8 @@ class _RunByDefault(click.Group):
             args = ["--help"]
         if args[0] not in own and args[0] not in _COMMANDS and not ctx.resilient_parsing:
             args = ["run", *args]
+        if args[0] != "run":
+            held_signals.release()  # no other command has a use for them
         return super().parse_args(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[click.shell_completion.CompletionItem]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_launch import codec, hostlist, secret_variables
+from hpc_launch import codec, held_signals, hostlist, secret_variables
 from hpc_launch.errors import ContextError, Interrupted, LogDirError
 from hpc_launch.inspection import stack_probe
 from hpc_launch.inspection.job_search import slurm_step
@@ -167,7 +167,8 @@ def _by_step(request: _Request, record: JobRecord) -> tuple[tuple[ProcessStacks,
         if not left:
             break
         asked = StepRequest(record.job_id, left, overlap=True, name="hpc-launch-stacks")
-        line = steps.srun_line(asked, [*_OF_PROBES, *python_line("hpc_launch.inspection.stack_probe:StackTasks")])
+        probe = held_signals.holding(python_line("hpc_launch.inspection.stack_probe:StackTasks"), on_this_host=False)
+        line = steps.srun_line(asked, [*_OF_PROBES, *probe])
         environ = secret_variables.without_secrets(steps.srun_environment(request.environ, record.job_id))
         session = ProbeSession(line, environ, left, request.patience)
         with _ended(session):

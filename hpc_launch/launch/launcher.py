@@ -7,7 +7,7 @@ import dataclasses
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from hpc_launch import imports, slow_storage
+from hpc_launch import held_signals, imports, slow_storage
 from hpc_launch.console import say
 from hpc_launch.errors import HpcLaunchError, UsageError
 from hpc_launch.launch import plain, srun_step
@@ -56,10 +56,12 @@ def run_launcher(settings: Settings, script: Sequence[str], here: LaunchContext)
 def _held_back(names: Sequence[str]) -> Iterator[Iterable[int]]:
     """Let signals wait until somebody listens: one may come while torch is imported, which can take minutes.
 
-    Gives the signals that were blocked before, and blocks no others in the end.
+    Gives the signals that were blocked before, but for those that were held back already, and blocks no others in the
+    end.
     """
     held = [signal.Signals[name] for name in names]
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    mask = held_signals.without_held(signal.pthread_sigmask(signal.SIG_BLOCK, held), held)
+    signal.pthread_sigmask(signal.SIG_SETMASK, {*mask, *held})
     try:
         yield mask
     except HpcLaunchError:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from hpc_launch import redaction, secret_variables
+from hpc_launch import held_signals, redaction, secret_variables
 from hpc_launch.console import flush, say
 from hpc_launch.errors import ScriptError
 from hpc_launch.plan import derivation
@@ -90,6 +90,7 @@ def run_plain(settings: Settings, script: Sequence[str], here: LaunchContext) ->
         if unused:
             say(f"note: --plain: without effect: {', '.join(unused)}")
     flush()
+    held_signals.release()
     try:
         os.execvpe(program.words[0], program.words, program.environ)  # noqa: S606 - a shell has no part in it
     except OSError as error:

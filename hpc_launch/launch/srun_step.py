@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from hpc_launch import hostlist, secret_variables
+from hpc_launch import held_signals, hostlist, secret_variables
 from hpc_launch.console import say
 from hpc_launch.errors import ContextError, Interrupted, StepError, WorkerError, exit_status_of
 from hpc_launch.node import processes
@@ -84,7 +84,9 @@ def prepare(settings: Settings, here: LaunchContext, job: Allocation, command: S
     running = controller.ask_steps(job.job_id, _PATIENCE)
     gpus = {} if running is None else controller.ask_gpus(job.job_id, _PATIENCE)
     request = plan.choose_step(settings, here, job, running or (), gpus)
-    return Prepared(job, request, tuple(steps.srun_line(request, command)), plan.notes(here))
+    notices = [signal.Signals[name] for name in settings.notice_signals]
+    held = held_signals.holding(command, notices, on_this_host=job.node_name in request.hosts)
+    return Prepared(job, request, tuple(steps.srun_line(request, held)), plan.notes(here))
 
 
 def _again(here: LaunchContext) -> tuple[str, ...]:
@@ -200,7 +202,8 @@ class _Step:
         self._last_interrupt = -_APART
         self._id = ""
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals | {signal.SIGCHLD})
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals | {signal.SIGCHLD})
+        self._mask = held_signals.without_held(mask, self._notices)
         self._srun = subprocess.Popen(
             prepared.line,
             env=secret_variables.with_own_secret(steps.srun_environment(here.environ, self._job_id)),

@@ -76,7 +76,12 @@ def notice_of(environ: Mapping[str, str], script: str) -> WarningSignal | None:
     may have been said: in the SBATCH_SIGNAL that sbatch passed on with its environment, which wins, and in the
     `#SBATCH` lines of the script. One on sbatch's command line stays unknown.
     """
-    match = _SIGNAL.fullmatch(environ.get("SBATCH_SIGNAL") or _options(script).get("signal", ""))
+    return read_signal(environ.get("SBATCH_SIGNAL") or _options(script).get("signal", ""))
+
+
+def read_signal(text: str) -> WarningSignal | None:
+    """Read the value of `--signal` (sbatch(1)): `[{R|B}:]SIGNAL[@SECONDS]`; None where it is none."""
+    match = _SIGNAL.fullmatch(text)
     if match is None:
         return None
     return WarningSignal(match[0], match["name"].upper(), int(match["lead"] or _DEFAULT_LEAD), "B" in match["flags"])

@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 
 from hpc_launch.errors import UsageError
 from hpc_launch.slurm import directives
-from hpc_launch.submission import quoting
+from hpc_launch.submission import needs, quoting
 from hpc_launch.submission.submit_options import GPU_OPTIONS, asks_for_gpus, replaced_by
 
 _DIRECTIVE = re.compile(r"#SBATCH\s")
 _STRICT = re.compile(r"set -euo pipefail\s*")
 _TRAP = re.compile(r"trap (:|'') (SIG)?TERM\s*")
+_SIGNAL = re.compile(r"(R:)?[^B:]+")
+_LAUNCHER = re.compile(r"(?<=\s)hpc-launch(?=\s)")
+_CONTAINER = re.compile(r"\bapptainer\b|\bsingularity\b|--container-")
 _ARGUMENTS = re.compile(r'"\$(@|\{@(:-[^}]*)?\})"')
 
 # What a template's head says to those who edit and submit it by hand.
@@ -105,6 +108,10 @@ def render_job_script(template: ScriptDraft, changes: ScriptChanges) -> tuple[st
         )
     head, rest = _head(template, lines[:end], changes)
     before_trap, before_last = _above(lines, trap), _above(lines, last)
+    commands = lines[max(before_last, trap + 1) :]
+    signal = changes.options.get("signal", template.options().get("signal"))
+    if signal:
+        commands = _holding_back(commands, signal)
     middle = lines[strict + 1 : before_trap]
     if changes.software:
         middle = [line for line in middle if not _HINT.match(line)]
@@ -116,7 +123,7 @@ def render_job_script(template: ScriptDraft, changes: ScriptChanges) -> tuple[st
         *_arguments(changes),
         *lines[before_trap : max(before_last, trap + 1)],
         *([changes.preflight, ""] if changes.preflight else []),
-        *lines[max(before_last, trap + 1) :],
+        *commands,
     ]
     return "\n".join(script) + "\n", tuple(rest)
 
@@ -229,6 +236,20 @@ def _arguments(changes: ScriptChanges) -> list[str]:
 def _unexpanded(words: Iterable[str]) -> list[str]:
     """What tells shellcheck that a `$` in quotes is meant as it is."""
     return ["# shellcheck disable=SC2016"] if any("$" in word or "`" in word for word in words) else []
+
+
+def _holding_back(lines: Sequence[str], signal: str) -> list[str]:
+    """The last command, and the comments above it, so that a signal of `--signal` does not end a step that begins.
+
+    The nodes may have older coreutils than this host. In a container those are the image's, which nobody knows here.
+    """
+    text = "\n".join(lines)
+    if not _SIGNAL.fullmatch(signal) or "--block-signal" in text or _CONTAINER.search(text):
+        return [*lines]
+    name = signal.removeprefix("R:").partition("@")[0]
+    number = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    held = _LAUNCHER.sub(f"{needs.held(name)} hpc-launch", "\n".join(lines[number:]), count=1)
+    return [*needs.hold_lines(name), "", *lines[:number], *held.split("\n")]
 
 
 def _place(template: ScriptDraft, lines: Sequence[str], form: re.Pattern[str], what: str) -> int:

@@ -16,6 +16,23 @@ STEPS_MAY_LOSE_NODES = (
 )
 
 
+def hold_lines(names: str) -> tuple[str, ...]:
+    """Lines that find out, where the script runs, whether env(1) can hold signals back; they set the variable `hold`.
+
+    Args:
+        names: of the signals, separated by commas and without SIG.
+    """
+    return (
+        f"# {names} would end a step that has just begun. env holds it back until hpc-launch listens (coreutils 8.31).",
+        f"if env --block-signal={names} true 2> /dev/null; then hold=yes; else hold=; fi",
+    )
+
+
+def held(names: str) -> str:
+    """What stands before a command that begins with these signals held back, after `hold_lines`."""
+    return f"${{hold:+env --block-signal={names}}}"
+
+
 def requeue(reasons: Sequence[str], said: Container[str]) -> dict[str, str]:
     """Slurm's option for a job that is to run again: on some clusters none does that does not say so.
 

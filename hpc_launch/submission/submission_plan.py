@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hpc_launch.errors import UsageError
+from hpc_launch.plan import termination_forecast
 from hpc_launch.slurm import leaks
 from hpc_launch.slurm.inventory import NodeGroup
 from hpc_launch.submission import derived_resources, needs, parameter_sweep, quoting
 from hpc_launch.submission.job_request import JobRequest, Software, Submission, SubmitContext
 from hpc_launch.submission.job_script import ScriptChanges, ScriptDraft, render_job_script
 from hpc_launch.submission.submit_options import GPU_OPTIONS, MAX_GPUS_PER_NODE, MAX_NODES, MAX_TIME, asks_for_gpus
+from hpc_launch.text import duration
 
 # Seconds before the end at which workers are told, where nobody says: as in requeue.sbatch.
 _NOTICE = "USR1@120"
@@ -99,6 +101,7 @@ def make_submission(
     notes = [
         *([f"template {draft.name}, for {chosen}: --template names another"] if chosen else []),
         *_about_gpus(whole, there, request, draft),
+        *_about_the_signal(whole),
         *filter(None, [derived_resources.shortage(whole, nodes)]),
         *(f"--{item.name}={item.value} is derived: {item.reason}" for item in derived),
         *(f"{quoting.word(word)} is given to sbatch itself: no #SBATCH line can have it" for word in rest),
@@ -264,6 +267,15 @@ def _about_gpus(
     if not draft.shipped or GPU_OPTIONS & request.slurm.keys() or count != there.get("gpus-per-node"):
         return []
     return [f"{count} GPUs of each node, as the template has it: --gpus-per-node for another number"]
+
+
+def _about_the_signal(whole: Mapping[str, str]) -> list[str]:
+    """Slurm sends a signal whose lead is longer than the job at the job's start, and refuses nothing."""
+    notice, limit = termination_forecast.read_signal(whole.get("signal", "")), derived_resources.largest_time(whole)
+    if notice is None or limit is None or notice.lead < limit:
+        return []
+    begin = f"--signal={notice.text} is sent as soon as the job begins: its time limit is {duration(limit)}"
+    return [f"{begin}; ask for more time, or for a shorter lead"]
 
 
 def _about_dropped(dropped: Sequence[str], environ: Mapping[str, str]) -> list[str]:

@@ -35,10 +35,11 @@ FOUNDATIONS = {
     "backoff",
     "imports",
     "slow_storage",
+    "held_signals",
     "version",
 }
 MAY_IMPORT = {
-    "entry": {"cli"},
+    "entry": {"cli", "held_signals"},
     "cli": {"launch", "submission", "check", "inspection", "records", "plan", "slurm", "workers", *FOUNDATIONS},
     "submitit": {"api"},
     "api": {"inspection", "submission", "plan", "slurm", "node", "records", *FOUNDATIONS},
@@ -69,6 +70,7 @@ MAY_IMPORT = {
     "console": {"text"},
     "backoff": set[str](),
     "imports": set[str](),
+    "held_signals": set[str](),
     "slow_storage": {"console"},
     "version": set[str](),
 }

@@ -14,6 +14,7 @@ from hpc_launch.api.job_resources import Resources
 from hpc_launch.errors import ContextError, UsageError
 from hpc_launch.slurm.environment import Allocation, Place, Step
 from hpc_launch.slurm.inventory import NodeGroup
+from hpc_launch.submission import needs
 from tests.support import mentions
 
 
@@ -97,7 +98,7 @@ def test_one_task_is_started_on_each_node() -> None:
         "tasks_per_node": 1,
         "slurm_array_parallelism": 8,
         "slurm_signal_delay_s": 120,
-        "slurm_setup": ["trap : TERM", "module load cuda"],
+        "slurm_setup": ["trap : TERM", *needs.hold_lines("USR1,USR2"), "module load cuda"],
         "slurm_srun_args": ["--cpus-per-task=32"],
         "slurm_additional_parameters": {
             "nodes": "2",
@@ -162,7 +163,7 @@ def test_what_nobody_says_is_left_to_slurm() -> None:
         "nodes": 1,
         "tasks_per_node": 1,
         "slurm_signal_delay_s": 90,
-        "slurm_setup": ["trap : TERM"],
+        "slurm_setup": ["trap : TERM", *needs.hold_lines("USR1,USR2")],
         "slurm_additional_parameters": {"nodes": "1"},
     }
     assert agent_command.slurm_options(Resources(gpus_per_node=0, mem=1.5)) == {"nodes": "1", "mem": "1536M"}

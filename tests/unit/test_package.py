@@ -120,7 +120,7 @@ def test_the_wheel_has_the_entry_points(wheel: zipfile.ZipFile) -> None:
     declared = ConfigParser()
     declared.read_string(wheel.read(next(n for n in wheel.namelist() if n.endswith("entry_points.txt"))).decode())
 
-    assert dict(declared["console_scripts"]) == {"hpc-launch": "hpc_launch.cli:main"}
+    assert dict(declared["console_scripts"]) == {"hpc-launch": "hpc_launch.entry:main"}
     assert dict(declared["torchrun.handlers"]) == {"slurm": "hpc_launch.rendezvous.torchrun_plugin:entry_point"}
 
 

@@ -55,7 +55,7 @@ STARTED = {
         ),
         *("--container-workdir=/", "--no-container-entrypoint", "hpc-launch"),
     ],
-    "requeue.sbatch": ["hpc-launch", "--requeue", "on-notice,on-timeout,on-preempt"],
+    "requeue.sbatch": ["env", "--block-signal=USR1", "hpc-launch", "--requeue", "on-notice,on-timeout,on-preempt"],
 }
 
 # What it gets before the CPUs, and after the script.
@@ -145,11 +145,22 @@ def test_it_says_nothing_about_ranks(template: Path) -> None:
     assert not RANK_VARIABLES.search(template.read_text())
 
 
-def expected(template: Path, *words: str, cpus: str = "") -> list[str]:
-    """Return what srun is to be given."""
+def expected(template: Path, *words: str, cpus: str = "", held: bool = False) -> list[str]:
+    """Return what srun is to be given.
+
+    Args:
+        template: which.
+        words: what hpc-launch gets.
+        cpus: of a task.
+        held: whether a signal was asked for, which is held back unless that is the business of a container.
+    """
     name = template.name
     given = [f"--cpus-per-task={cpus}"] if cpus else []
-    return [*BEFORE.get(name, []), *given, *STARTED.get(name, ["hpc-launch"]), *words, *AFTER.get(name, [])]
+    started = [*STARTED.get(name, ["hpc-launch"])]
+    if held and name not in {"apptainer.sbatch", "pyxis.sbatch", "requeue.sbatch"}:
+        place = started.index("hpc-launch")
+        started[place:place] = ["env", "--block-signal=USR1"]
+    return [*BEFORE.get(name, []), *given, *started, *words, *AFTER.get(name, [])]
 
 
 def test_arguments_reach_the_script_as_they_are(template: Path, tmp_path: Path) -> None:
@@ -198,8 +209,23 @@ def test_what_submit_makes_of_it_is_as_good(template: Path, tmp_path: Path, want
     )
     done = run(script, tmp_path)
     assert done.stdout.removesuffix("\n").split("\n") == expected(
-        template, *request.options, request.script, *request.arguments
+        template, *request.options, request.script, *request.arguments, held="on-notice" in request.requeue
     ), made
+
+
+def test_env_that_cannot_hold_signals_back_is_left_out(template: Path, tmp_path: Path) -> None:
+    """Nodes may have older coreutils: then the step begins as it would without it."""
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "env").write_text('#!/bin/sh\ncase "$1" in --block*) exit 125;; esac\nexec /usr/bin/env "$@"\n')
+    (old / "env").chmod(0o755)
+    script = tmp_path / "script.sbatch"
+    script.write_text(template.read_text().replace("set -euo pipefail", f"set -euo pipefail; PATH={old}:$PATH", 1))
+    done = run(script, tmp_path, "train.py")
+
+    words = [word for word in expected(template, "train.py") if word != "--block-signal=USR1"]
+    words = words[1:] if template.name == "requeue.sbatch" else words
+    assert done.stdout.splitlines() == words, done.stderr
 
 
 def test_its_exit_status_is_that_of_srun(template: Path, tmp_path: Path) -> None:
