@@ -91,7 +91,7 @@ class Agent(ElasticAgent):
         self._recorder = Recorder(self._context, environ)
         self._slurm = JobFacts(self._peers, job_monitor, in_step=plan.world.origin is Origin.STEP)
         self._grace_period = GracePeriod(_grace(plan, environ), self._slurm.facts, signals)
-        self._pool = WorkerPool(self._context, factory, self._grace_period)
+        self._pool = WorkerPool(self._context, factory, self._grace_period, signals)
         self._notices = NoticeSignals(lambda: signals.notices, self._pool.heard, self._pool.send, signals.passed_on)
         self._output = Output(plan.settings, plan.world.host, logs_specs)
         self._told_of_disk = False
@@ -227,6 +227,7 @@ class Agent(ElasticAgent):
     def monitor_workers(self, group: WorkerGroup) -> RunResult:
         """Look at the workers, and do what is due."""
         result = super().monitor_workers(group)
+        self._pool.take_signals()
         self._recorder.look(self._pool.workers)
         self._pass_on_notices()
         self._mind_the_disk()
@@ -239,8 +240,9 @@ class Agent(ElasticAgent):
             self._peers.tell_notice(name, number)
             self._recorder.say(events.NOTICE, signal=name, number=number)
             self._slurm.ask_again()
+        for delivery in self._notices.deliveries():
             if self._context.leader:
-                log_messages.notice(name, self._slurm.left)
+                log_messages.notice(delivery, self._slurm.left)
 
     def _hear_notices(self) -> None:
         """Tell the other agents of notice signals that come to this one, which has no workers."""

@@ -12,12 +12,27 @@ from hpc_launch.records.nodes_to_exclude import BadNode
 from hpc_launch.records.root_cause import RootCause
 from hpc_launch.rendezvous.messages import RoundEnd
 from hpc_launch.text import duration
+from hpc_launch.workers.notice_signals import Delivery
 
 
-def notice(signum: str, left: float | None) -> None:
-    """The workers are told of a notice signal; the job has so many seconds left, where that is known."""
+def notice(delivery: Delivery, left: float | None) -> None:
+    """A notice signal has come; the job has so many seconds left, where that is known."""
     end = f"; the job ends in {duration(round(left))}" if left is not None else ""
-    say(f"{signum}: the workers are told{end}")
+    say(f"{delivery.signum.name}: {_heard_by(delivery)}{end}")
+
+
+def _heard_by(delivery: Delivery) -> str:
+    name, told, waiting = delivery.signum.name, delivery.told, delivery.waiting
+    if delivery.late:
+        return "the workers have a handler now, and are told"
+    if not waiting:
+        return "the workers are told"
+    if told:
+        return f"{told} of {told + waiting} workers of this node are told; the others have no handler for {name}"
+    return (
+        f"no worker of this node has a handler for it, so none is told. To save before the end, call "
+        f"hpc_launch.runtime.should_stop() in the training loop, or handle {name} (docs/runtime.md)"
+    )
 
 
 def full_disk(context: RunContext, problem: OSError) -> None:

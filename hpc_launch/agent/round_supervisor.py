@@ -99,7 +99,8 @@ class RoundSupervisor:
             self.handler.report_done()
             self._done = True
         if stop is not None:
-            cause = f"stopped by {stop.name} on {self.context.host}"
+            by = ", which a worker sent to its parent" if self.signals.relayed else ""
+            cause = f"stopped by {stop.name} on {self.context.host}{by}"
             return self.handler.report_end(128 + stop, cause, stop.name)
         if result.state in (WorkerState.SUCCEEDED, WorkerState.HEALTHY):
             return None

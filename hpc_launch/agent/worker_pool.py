@@ -24,6 +24,7 @@ from hpc_launch.workers.command_workers import CommandWorkers
 from hpc_launch.workers.factory import Factory, FactoryLostError, spawn_factory
 from hpc_launch.workers.factory_server import KILL_SECONDS
 from hpc_launch.workers.grace_period import GracePeriod
+from hpc_launch.workers.signals import AgentSignals
 from hpc_launch.workers.worker_environment import AttemptEnvironment, WorkerNumbers, worker_environment
 
 Environments = dict[int, dict[str, str]]
@@ -41,14 +42,16 @@ class WorkerPool:
         workers: those of the attempt; None before the first.
     """
 
-    def __init__(self, context: RunContext, factory: Factory, grace_period: GracePeriod) -> None:
+    def __init__(self, context: RunContext, factory: Factory, grace_period: GracePeriod, signals: AgentSignals) -> None:
         """There are none yet.
 
         Args:
             context: the run that they are for.
             factory: makes workers.
             grace_period: the time that they have to end.
+            signals: what has come to this process.
         """
+        self._signals = signals
         self.factory = factory
         self.workers: CommandWorkers | None = None
         self._context = context
@@ -90,6 +93,11 @@ class WorkerPool:
         except FactoryLostError:
             return False
 
+    def take_signals(self) -> None:
+        """Take stop signals that have come to the factory for our own."""
+        for signum in self.factory.signalled():
+            self._signals.relay(signum)
+
     def stop(self, signum: signal.Signals, then: Callable[[], None]) -> None:
         """End them, and nothing else, within the grace period.
 
@@ -99,7 +107,8 @@ class WorkerPool:
         """
         if self.workers is None:
             return
-        told = self._grace_period.stopped and self._heard_soon(signum)
+        # A signal that came to the factory alone is a worker's, to its parent; the workers have not got it.
+        told = self._grace_period.stopped and self._heard_soon(signum) and not self._signals.relayed
         self.workers.stop(signum, told=told, then=then)
         self.workers.close(signum)
         if self.factory.lost:

@@ -11,7 +11,7 @@ import os
 import platform
 import signal
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,23 @@ def tied_to(parent: int, by: signal.Signals) -> Callable[[], None]:
 def become_subreaper() -> None:
     """Have the kernel make this process the parent of what its descendants leave behind (prctl(2))."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def signal_file(signums: Iterable[int]) -> int:
+    """A descriptor that can be read while one of some blocked signals is pending for this process (signalfd(2)).
+
+    It is for waiting: what has come is taken by `signal.sigtimedwait`.
+
+    Raises:
+        OSError: there are no descriptors left.
+    """
+    # sigset_t of the C libraries has 1,024 bits.
+    mask = (ctypes.c_uint64 * 16)(sum(1 << signum - 1 for signum in signums))
+    libc = ctypes.CDLL(None, use_errno=True)
+    found: int = libc.signalfd(-1, ctypes.byref(mask), os.O_NONBLOCK | os.O_CLOEXEC)
+    if found < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return found
 
 
 def descendants(ancestor: int) -> list[int]:

@@ -66,6 +66,7 @@ class Factory:
         connection.settimeout(_PATIENCE)
         self._channel = Channel(connection)
         self._ended: list[EndedWorker] = []
+        self._signalled: list[int] = []
 
     def fileno(self) -> int:
         """A descriptor that can be read when a worker has ended."""
@@ -90,8 +91,13 @@ class Factory:
 
     @property
     def has_news(self) -> bool:
-        """Whether `ended` knows of something without having to read."""
-        return bool(self._ended)
+        """Whether `ended` or `signalled` knows of something without having to read."""
+        return bool(self._ended or self._signalled)
+
+    def signalled(self) -> list[int]:
+        """The stop signals that the factory has got, as far as `ended` and the like have heard of them."""
+        found, self._signalled = self._signalled, []
+        return found
 
     def ended(self) -> list[EndedWorker]:
         """The workers that have ended since this was last asked, in that order."""
@@ -136,12 +142,15 @@ class Factory:
         with self._lost():
             while True:
                 message: dict[str, Any] = self._channel.receive()[0]
-                if "ended" not in message:
+                if "ended" not in message and "signalled" not in message:
                     return message
                 self._on_message(message)
 
     def _on_message(self, message: Mapping[str, Any]) -> None:
-        self._ended.append(codec.build(EndedWorker, message))
+        if "signalled" in message:
+            self._signalled.append(message["signalled"])
+        else:
+            self._ended.append(codec.build(EndedWorker, message))
 
     @contextlib.contextmanager
     def _lost(self) -> Iterator[None]:

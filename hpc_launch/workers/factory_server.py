@@ -12,7 +12,9 @@ What the agent asks, and the answers (see `factory.Factory`, which is the other 
     {"heard": NUMBER}                               {"heard": BOOL}
     {"sweep": SECONDS}                              {"swept": [PID, ...]}
 
-and, at any time, {"ended": PID, "status": EXITCODE, "time": SECONDS, "usage": [USER, SYSTEM, MAX_RSS]}.
+and, at any time, {"ended": PID, "status": EXITCODE, "time": SECONDS, "usage": [USER, SYSTEM, MAX_RSS]}, and
+{"signalled": NUMBER} for a stop signal: of torchrun's workers the agent is the parent, and some scripts end a run by a
+signal to it.
 """
 
 from __future__ import annotations
@@ -44,6 +46,10 @@ _BEGIN_SECONDS = 20.0
 
 # How often to look again for processes that are to end: grandchildren end without a signal to us.
 _LOOK_SECONDS = 0.02
+
+
+# torchrun stops for these when a worker sends them to its parent (torch/distributed/elastic/multiprocessing/api.py).
+_STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,8 @@ class _Server:
         self._channel = channel
         self._surroundings = surroundings
         self._workers: set[int] = set()
+        self._heard: set[int] = set()
+        self._stops = processes.signal_file(_STOPS)
         # Everything is blocked but SIGCHLD, which ends the wait.
         self._wakeup, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -157,7 +165,9 @@ class _Server:
 
     def turn(self) -> None:
         """Wait for something to do, and do it."""
-        ready = readable([self._channel.fileno(), self._wakeup])
+        ready = readable([self._channel.fileno(), self._wakeup, self._stops])
+        if self._stops in ready:
+            self._relay()
         self._reap()
         if self._channel.fileno() in ready:
             self._on_order()
@@ -170,10 +180,18 @@ class _Server:
             for pid in self._workers.intersection(request["pids"]):
                 processes.send(pid, request["signal"], group=request["group"])
         elif "heard" in request:
-            heard = signal.sigtimedwait([request["heard"]], 0)
-            self._channel.send({"heard": heard is not None})
+            self._relay()
+            came = signal.sigtimedwait([request["heard"]], 0) is not None or request["heard"] in self._heard
+            self._heard.discard(request["heard"])
+            self._channel.send({"heard": came})
         elif "sweep" in request:
             self._channel.send({"swept": self._sweep(request["sweep"])})
+
+    def _relay(self) -> None:
+        """Tell the agent of stop signals that have come here, and remember them."""
+        while (info := signal.sigtimedwait(_STOPS, 0)) is not None:
+            self._heard.add(info.si_signo)
+            self._channel.send({"signalled": info.si_signo})
 
     # ---- starting
 

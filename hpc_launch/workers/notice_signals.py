@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -56,6 +57,23 @@ class Tally:
         return True
 
 
+@dataclass(frozen=True)
+class Delivery:
+    """How far a notice signal has come on this node.
+
+    Attributes:
+        signum: which.
+        told: how many workers have got it now.
+        waiting: how many have no handler for it, and get it as soon as they have one.
+        late: there was none at first.
+    """
+
+    signum: signal.Signals
+    told: int
+    waiting: int
+    late: bool = False
+
+
 @dataclass
 class NoticeSignals:
     """One agent's part: what it is to tell its workers, and the other agents.
@@ -77,11 +95,20 @@ class NoticeSignals:
     # When to see whether the workers have got a signal by themselves, and whether they are to have it.
     _waiting: dict[signal.Signals, tuple[float, bool]] = field(default_factory=dict)
     _undelivered: list[tuple[int, signal.Signals]] = field(default_factory=list)
+    # Signals that some worker had no handler for when they came, and those that none had.
+    _awaited: set[signal.Signals] = field(default_factory=set)
+    _unheard: set[signal.Signals] = field(default_factory=set)
+    _deliveries: list[Delivery] = field(default_factory=list)
 
     @property
     def told(self) -> bool:
-        """Whether the workers have been told of anything."""
-        return any(tally.told for tally in self._tallies.values())
+        """Whether the workers have been told of anything; what no worker here has a handler for they do not know."""
+        return any(tally.told and signum not in self._unheard for signum, tally in self._tallies.items())
+
+    def deliveries(self) -> list[Delivery]:
+        """What has come of signals since this was last asked: once when they came, and when the last worker got it."""
+        found, self._deliveries = self._deliveries, []
+        return found
 
     @property
     def pause(self) -> float:
@@ -106,7 +133,7 @@ class NoticeSignals:
             The signals that the workers are told of now, with their numbers, for the other agents.
         """
         now = time.monotonic()
-        new = self._note_own(now)
+        new, due_now = self._note_own(now), set[signal.Signals]()
         for name, count in others.items():
             signum = self._named(name)
             if signum is not None and count > self._tally(signum).told:
@@ -120,7 +147,10 @@ class NoticeSignals:
             heard = self.heard(signum)
             if wanted and not heard:
                 self._undelivered.extend((pid, signum) for pid in workers)
-        self._deliver(workers)
+                due_now.add(signum)
+            elif wanted:
+                self._deliveries.append(Delivery(signum, len(workers), 0))
+        self._deliver(workers, due_now)
         return new
 
     def _named(self, name: str) -> signal.Signals | None:
@@ -144,9 +174,10 @@ class NoticeSignals:
     def _tally(self, signum: signal.Signals) -> Tally:
         return self._tallies.setdefault(signum, Tally())
 
-    def _deliver(self, workers: Sequence[int]) -> None:
+    def _deliver(self, workers: Sequence[int], due_now: Collection[signal.Signals]) -> None:
         """Signal the workers that do something about it. The others would die of it: they may still be starting."""
         owed, self._undelivered = self._undelivered, []
+        sent: Counter[signal.Signals] = Counter()
         for pid, signum in owed:
             if pid not in workers:
                 continue
@@ -154,3 +185,21 @@ class NoticeSignals:
                 self._undelivered.append((pid, signum))
             else:
                 self.send(pid, signum)
+                sent[signum] += 1
+        waiting = Counter(signum for _, signum in self._undelivered)
+        for signum in {*due_now, *self._awaited}:
+            self._note_delivery(signum, sent[signum], waiting[signum], new=signum in due_now)
+
+    def _note_delivery(self, signum: signal.Signals, sent: int, waiting: int, *, new: bool) -> None:
+        if sent:
+            self._unheard.discard(signum)
+        elif new and waiting:
+            self._unheard.add(signum)
+        if new:
+            self._deliveries.append(Delivery(signum, sent, waiting))
+        elif sent and not waiting:
+            self._deliveries.append(Delivery(signum, sent, 0, late=True))
+        if waiting:
+            self._awaited.add(signum)
+        else:
+            self._awaited.discard(signum)

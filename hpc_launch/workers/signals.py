@@ -22,6 +22,7 @@ class AgentSignals:
         stop: the first stop signal.
         stop_time: when it came (time.monotonic).
         hurry: a SIGINT came after it: somebody does not want to wait.
+        relayed: it came to the workers' parent, the factory, and not to this process.
     """
 
     def __init__(self, stop: Sequence[str], notice: Sequence[str], *, at_once: bool) -> None:
@@ -35,6 +36,7 @@ class AgentSignals:
         self.stop: signal.Signals | None = None
         self.stop_time = 0.0
         self.hurry = False
+        self.relayed = False
         self._stops = frozenset(signal.Signals[name] for name in stop)
         self._held = frozenset(signal.Signals[name] for name in notice)
         self._notices = self._held - self._stops
@@ -77,7 +79,16 @@ class AgentSignals:
         finally:
             self._raises = before
 
+    def relay(self, signum: int) -> None:
+        """A stop signal has come to the factory; where Slurm signals all processes of a step, it comes here as well."""
+        if self.stop is None and signum in self._stops:
+            self.relayed = True
+            self._on_stop(signum, None)
+
     def _on_stop(self, signum: int, _frame: object) -> None:
+        if self.relayed and self.stop == signum:
+            self.relayed = False  # it is the same one
+            return
         if self.stop is not None:
             # Slurm itself sends SIGTERM twice at a time limit; nobody but a person sends SIGINT again.
             self.hurry = self.hurry or signum == signal.SIGINT

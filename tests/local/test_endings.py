@@ -241,3 +241,53 @@ def blocked_signals(status: str) -> set[int]:
     [line] = [line for line in Path(status).read_text().splitlines() if line.startswith("SigBlk:")]
     mask = int(line.split()[1], 16)
     return {number for number in range(1, 65) if mask >> (number - 1) & 1}
+
+
+@pytest.mark.parametrize("start", ["warm", "exec"])
+def test_nobody_has_a_handler_for_a_notice(tmp_path: Path, start: str) -> None:
+    """It is said that no worker is told, and what to do; one that gets a handler later is told then."""
+    body = """
+        import signal, time
+        def wait_for_file(name):
+            while not Path(name).exists():
+                time.sleep(0.02)
+        wait_for_file("handle")
+        signal.signal(signal.SIGUSR1, lambda *_: Path("told").touch())
+        wait_for_file("told")
+    """
+    script = probe(tmp_path, body)
+    words = ["--start", start, "--nproc-per-node", "1", script]
+    with running(tmp_path, *words) as run:
+        [worker] = run.await_records(1)
+        run.process.send_signal(signal.SIGUSR1)
+        wait_for(lambda: mentions(run.said(), "SIGUSR1", "hpc_launch.runtime.should_stop"), 60, run.said)
+        assert alive(worker.pid)
+        (tmp_path / "handle").touch()
+        done = run.finish()
+    assert done.status == 0, done.err
+    lines = [line for line in done.err.splitlines() if "SIGUSR1" in line]
+    assert len(lines) == 2, done.err
+
+
+@pytest.mark.parametrize("start", ["warm", "exec"])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda signum: signum.name)
+def test_a_worker_stops_its_parent(tmp_path: Path, start: str, signum: signal.Signals) -> None:
+    """A worker's parent is the agent with torchrun; here as there, a signal to it ends all workers in order."""
+    body = f"""
+        import signal, time
+        def leave(*_):
+            Path("left" + os.environ["RANK"]).touch()
+            sys.exit()
+        signal.signal({int(signum)}, leave)
+        Path("up" + os.environ["RANK"]).touch()
+        while len(list(Path().glob("up*"))) < 2:
+            time.sleep(0.02)
+        if os.environ["RANK"] == "1":
+            os.kill(os.getppid(), {int(signum)})
+        time.sleep(3600)
+    """
+    done = launch(tmp_path, "--start", start, "--nproc-per-node", "2", probe(tmp_path, body))
+    assert done.status == 128 + signum, done.err
+    assert mentions(done.err, signum.name), done.err
+    assert all((tmp_path / f"left{rank}").exists() for rank in range(2)), done.err
+    assert all_gone([record.pid for record in done.records])

@@ -205,6 +205,20 @@ def test_nothing_is_left(cluster: Cluster, tmp_path: Path, way: str, repetition:
 
 
 @pytest.mark.usefixtures("slurm_host")
+def test_a_worker_stops_its_parent(some_cluster: Cluster, tmp_path: Path) -> None:
+    """SIGTERM of one worker to its parent ends the run on all nodes, as with torchrun; workers hear of it once."""
+    running = submit(some_cluster, tmp_path, "--on SIGTERM 1")
+    await_up(running)
+    factory = running.worker(2).parent()
+    assert factory is not None
+    factory.terminate()
+    result = running.job.wait(DEADLINE)
+    assert (result.state, result.exit_code) == ("FAILED", 143), running.describe()
+    assert running.got() == {rank: Counter(SIGTERM=1) for rank in range(4)}, running.describe()
+    assert running.saved() == dict.fromkeys(range(4), "whole"), running.describe()
+    running.check_nothing_is_left()
+
+
 @pytest.mark.parametrize("config", ALL_PROCESSES, ids=["linuxproc", "SignalChildrenProcesses"])
 def test_where_slurm_signals_all_processes(config: ClusterConfig, tmp_path: Path) -> None:
     """Where Slurm signals the workers as well, they get each signal once all the same."""

@@ -121,7 +121,7 @@ PROC = {
 
 # Who calls the C library, or another, by ctypes, and for what.
 CTYPES = {
-    "node.processes": "prctl(2) and tgkill(2)",
+    "node.processes": "prctl(2), tgkill(2) and signalfd(2)",
     "node.file_changes": "inotify(7)",
     "torch_private": "torch's own log level",
 }

@@ -16,7 +16,7 @@ from hypothesis import given, strategies as st
 
 from hpc_launch.node import processes
 from hpc_launch.workers import notice_signals as notices_module
-from hpc_launch.workers.notice_signals import NoticeSignals, Tally
+from hpc_launch.workers.notice_signals import Delivery, NoticeSignals, Tally
 from hpc_launch.workers.signals import AgentSignals
 from tests.support import wait_for
 
@@ -440,6 +440,7 @@ def test_workers_that_are_still_starting(late: Callable[[], Late]) -> None:
             notices.turn(pids, {})
             clock.now += 10
         assert sent == [first.pid]
+        assert (notices.deliveries(), notices.told) == ([Delivery(USR1, 1, 1)], True)
         assert says(first) == "told"
         assert second.poll() is None
         go_on(second)
@@ -447,6 +448,7 @@ def test_workers_that_are_still_starting(late: Callable[[], Late]) -> None:
         assert says(second) == "told"
         for _ in range(20):
             notices.turn(pids, {})
+        assert notices.deliveries() == [Delivery(USR1, 1, 0, late=True)]
     assert sent == [first.pid, second.pid]
     assert [process.poll() for process in (first, second)] == [None, None]
 
@@ -465,6 +467,7 @@ def test_a_worker_that_never_cares(late: Callable[[], Late]) -> None:
             clock.now += 100
             notices.turn([process.pid], {})
         assert len(notices._undelivered) == 5
+        assert (notices.deliveries(), notices.told) == ([Delivery(USR1, 0, count) for count in range(1, 6)], False)
         process.kill()
         wait_for(lambda: process.poll() is not None, 60, "it does not end")
         notices.turn([], {})
