@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 
@@ -19,6 +20,7 @@ from torch.distributed.elastic.multiprocessing import LogsSpecs
 
 from hpc_launch import slow_storage
 from hpc_launch.agent import failure_report, foreign_backends, hang_detector, log_messages
+from hpc_launch.agent.failure_streak import FailureStreak
 from hpc_launch.agent.job_facts import JobFacts
 from hpc_launch.agent.job_monitor import JobMonitor
 from hpc_launch.agent.output import Output
@@ -95,6 +97,8 @@ class Agent(ElasticAgent):
         self._notices = NoticeSignals(lambda: signals.notices, self._pool.heard, self._pool.send, signals.passed_on)
         self._output = Output(plan.settings, plan.world.host, logs_specs)
         self._told_of_disk = False
+        self._begun_at = self._attempt_begun_at = time.monotonic()
+        self._streak = FailureStreak()
         self._stop: RoundEnd | None = None
         if self._own is not None:
             self._own.observer = self._recorder.say
@@ -116,6 +120,17 @@ class Agent(ElasticAgent):
     def attempts(self) -> tuple[int, int]:
         """The numbers of the first and of the last attempt of this run, in the job directory."""
         return self._context.first_label, self._context.label
+
+    @property
+    def seconds(self) -> float:
+        """How long this run has lasted."""
+        return time.monotonic() - self._begun_at
+
+    @property
+    def job_end(self) -> float | None:
+        """When the job ends, in seconds since the epoch; None where that is not known, or it has no limit."""
+        left = self._slurm.left
+        return None if left is None else time.time() + left
 
     @property
     def noticed(self) -> bool:
@@ -211,6 +226,7 @@ class Agent(ElasticAgent):
     def start_workers(self, group: WorkerGroup) -> WorkerContext:
         """Start the workers of an attempt, and what follows their output."""
         self._signals.handle()
+        self._attempt_begun_at = time.monotonic()
         environs = environments(self._context, group, self._environ)
         self.watch(environs)
         logs = self._output.of_next_attempt(self._context.job)
@@ -352,7 +368,9 @@ class Agent(ElasticAgent):
         if end.signal or not self._context.leader:
             return
         if end.ending == RoundEnding.RESTART.value:
-            log_messages.restart(self._context, end)
+            in_a_row = self._streak.add(end.cause, time.monotonic() - self._attempt_begun_at)
+            # torch counts them down when it restarts workers; here that is done when the next round begins.
+            log_messages.restart(self._context, end, in_a_row, max(0, self.remaining_restarts - 1))
         elif end.ending == RoundEnding.FAILED.value:
             hosts = Counter(handler.hosts)
             found, bad = failure_report.await_root_cause(

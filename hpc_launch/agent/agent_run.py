@@ -144,7 +144,10 @@ def run_agent(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
 def _requeue(plan: Plan, environ: Mapping[str, str], agent: Agent, error: HpcLaunchError | None) -> None:
     """Have the job run again, if that was asked for."""
     if plan.settings.requeue and agent.first:
-        ended = job_requeue.EndedRun(error, agent.noticed, agent.slurm_record(), agent.job, *agent.attempts)
+        record = agent.slurm_record()
+        ended = job_requeue.EndedRun(
+            error, agent.noticed, record, agent.job, *agent.attempts, seconds=agent.seconds, end=agent.job_end
+        )
         word = job_requeue.settle(plan, environ, ended)
         if word:
             say(word)
@@ -154,7 +157,7 @@ def _requeue_early(plan: Plan, environ: Mapping[str, str], agent: Agent, record:
     """Do so while the workers end, where Slurm may not leave the time for it afterwards. Called in a thread."""
     if plan.settings.requeue and agent.begun:
         job_requeue.settle_early(
-            plan, environ, job_requeue.EndedRun(None, agent.noticed, record, agent.job, *agent.attempts)
+            plan, environ, job_requeue.EndedRun(None, agent.noticed, record, agent.job, *agent.attempts, end=record.end)
         )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hpc_launch.console import say
 from hpc_launch.errors import HpcLaunchError, RendezvousError, RoundRefused, WorkerError
 from hpc_launch.plan import requeue
 from hpc_launch.plan.launch_plan import Plan
@@ -18,11 +20,19 @@ from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.progress_curve import last_words
 from hpc_launch.records.requeue_ledger import Ledger, LedgerEntry, Reason
 from hpc_launch.slurm import controller
+from hpc_launch.slurm.controller import FailedRequest
 from hpc_launch.slurm.environment import requeue_id, restart_count
 from hpc_launch.slurm.job import Ending, JobRecord, ending_of
+from hpc_launch.text import time_of_day
 
 # A job is settled early in a thread while its workers end, and in the agent's own when they have ended.
 _ONE_AT_A_TIME = threading.Lock()
+
+# Seconds between two questions to a controller that does not answer, at first and later.
+_FIRST_SECONDS, _SELDOM_SECONDS = 1.0, 10.0
+
+# It is asked until the job ends, so long at most, and so long at least where Slurm is about to kill.
+_LONGEST_SECONDS, _LEAST_SECONDS = 3600.0, 60.0
 
 _SLURM_DOES_IT = "Slurm itself has the job run again: not counted"
 
@@ -38,6 +48,8 @@ class EndedRun:
         job: the job directory.
         first_attempt: the first attempt of the run.
         attempt: the last.
+        seconds: how long it has lasted.
+        end: when Slurm ends the job, in seconds since the epoch; None where that is not known, or never.
     """
 
     error: HpcLaunchError | None
@@ -46,6 +58,8 @@ class EndedRun:
     job: JobDirectory
     first_attempt: int
     attempt: int
+    seconds: float = math.inf
+    end: float | None = None
 
 
 def settle(plan: Plan, environ: Mapping[str, str], run: EndedRun) -> str:
@@ -66,7 +80,8 @@ def _settle(plan: Plan, environ: Mapping[str, str], run: EndedRun) -> str:
     book = requeue_ledger.load_ledger(run.job)
     before = book.entries
     if not book.later and before and before[-1].restart_count == restarts and before[-1].attempt >= run.first_attempt:
-        return _amend(policy, run, book)
+        refused = _ask_on(run, job_id, before[-1]) if before[-1].unknown else ""
+        return refused or _amend(policy, run, requeue_ledger.load_ledger(run.job))
     ending = ending_of(run.record, restarts)
     found = _reason(run, ending)
     if not policy.on or not job_id or found is None:
@@ -77,7 +92,7 @@ def _settle(plan: Plan, environ: Mapping[str, str], run: EndedRun) -> str:
     if reason == "preempt" and run.noticed and reason not in policy.on:
         reason = "notice"
     progress = _progress(run, before[-1].step if before else None)
-    decision = requeue.decide(policy, reason, cause, before, progress)
+    decision = requeue.decide(policy, reason, cause, before, progress, seconds=run.seconds)
     entry = LedgerEntry(
         time=round(time.time(), 3),
         reason=reason,
@@ -92,7 +107,7 @@ def _settle(plan: Plan, environ: Mapping[str, str], run: EndedRun) -> str:
     if ending is Ending.REQUEUED:
         requeue_ledger.append_entry(run.job, book, entry)
         return _SLURM_DOES_IT
-    return _ask(run.job, job_id, book, entry) or decision.why if decision.requeue else decision.why
+    return _ask(run, job_id, book, entry) or decision.why if decision.requeue else decision.why
 
 
 def settle_early(plan: Plan, environ: Mapping[str, str], run: EndedRun) -> None:
@@ -125,19 +140,72 @@ def _amend(policy: Policy, run: EndedRun, book: Ledger) -> str:
     return decision.why if decision.requeue else f"requeued: {entry.cause}"
 
 
-def _ask(job: JobDirectory, job_id: str, book: Ledger, entry: LedgerEntry) -> str:
-    """Ask Slurm, as the only agent of all runs of the job; returns why it does not do it."""
-    claim = job.requeue_claim(job_id, entry.restart_count)
-    if not directory.claim(claim):
+def _ask(run: EndedRun, job_id: str, book: Ledger, entry: LedgerEntry) -> str:
+    """Ask Slurm, as the only agent of all runs of the job; returns why it does not do it, or that nobody knows.
+
+    The ledger comes first: Slurm may end this process as soon as it has been asked.
+    """
+    if not directory.claim(run.job.requeue_claim(job_id, entry.restart_count)):
         return "another run of the job has it requeued"
+    entry = dataclasses.replace(entry, unknown=True)
+    requeue_ledger.append_entry(run.job, book, entry)
+    return _ask_on(run, job_id, entry)
+
+
+def _ask_on(run: EndedRun, job_id: str, entry: LedgerEntry) -> str:
+    """Ask Slurm for a requeue that the ledger ends with, until it answers; returns as `_ask`."""
+    refusal = _until_answered(run, job_id, entry.restart_count)
+    if refusal is not None and not refusal.answered:
+        return (
+            f"unknown whether the job is requeued: Slurm's controller does not answer ({refusal.words}); "
+            f"when it does, see 'squeue --job {job_id}', and 'scontrol requeue {job_id}' if it has ended"
+        )
+    book = requeue_ledger.load_ledger(run.job)
+    written = book.entries[-1:] == (entry,)  # on a full disk it is not
+    if refusal is None:
+        if written:
+            requeue_ledger.amend_entry(run.job, book, dataclasses.replace(entry, unknown=False))
+        return ""
+    if written:
+        requeue_ledger.retract_entry(run.job, book)
+    with contextlib.suppress(OSError):
+        # So that this run can ask again when it has ended, or another one.
+        run.job.requeue_claim(job_id, entry.restart_count).unlink(missing_ok=True)
+    return f"not requeued: {refusal.words}"
+
+
+def _until_answered(run: EndedRun, job_id: str, restarts: int) -> FailedRequest | None:
+    """Ask until there is an answer, as long as the job lasts: it cannot end without the controller either.
+
+    What was asked for may be done although nobody has answered, and a second requeue would end the next run: so Slurm
+    is asked how the job stands before it is asked again. Whoever cancels the job meanwhile means it.
+    """
     refusal = controller.requeue(job_id)
-    # A controller that is busy may do what it was asked for without an answer in time.
-    if refusal and ending_of(controller.ask_job(job_id), entry.restart_count) is not Ending.REQUEUED:
-        with contextlib.suppress(OSError):
-            claim.unlink(missing_ok=True)  # so that this run can ask again when it has ended, or another one
-        return f"not requeued: {refusal}"
-    requeue_ledger.append_entry(job, book, entry)
-    return ""
+    if refusal is None or refusal.answered:
+        return refusal
+    until = _asked_until(run.end, time.time())
+    say(f"Slurm's controller does not answer: it is asked for the requeue again until {time_of_day(until)}")
+    pause = _FIRST_SECONDS
+    while time.time() < until:
+        record = controller.ask_job(job_id)
+        ending = ending_of(record, restarts)
+        if ending is Ending.REQUEUED:
+            return None
+        if ending is Ending.CANCELLED:
+            return FailedRequest("the job has been cancelled, or is over")
+        if record is not None:
+            refusal = controller.requeue(job_id)
+            if refusal is None or refusal.answered:
+                return refusal
+        time.sleep(pause)
+        pause = min(2 * pause, _SELDOM_SECONDS)
+    return refusal
+
+
+def _asked_until(end: float | None, now: float) -> float:
+    """How long an answer is worth waiting for, of a job that ends at that time."""
+    longest = now + _LONGEST_SECONDS
+    return longest if end is None else min(max(end, now + _LEAST_SECONDS), longest)
 
 
 def _reason(run: EndedRun, ending: Ending) -> tuple[Reason, str] | None:

@@ -55,10 +55,18 @@ def stop(context: RunContext, cause: str, left: float) -> None:
     _say_of_attempt(context, f"{cause}; the workers have {duration(round(left))} to end")
 
 
-def restart(context: RunContext, end: RoundEnd) -> None:
-    """The attempt has failed, and there will be another."""
+def restart(context: RunContext, end: RoundEnd, in_a_row: int, left: int) -> None:
+    """The attempt has failed, and there will be another.
+
+    Args:
+        context: the run.
+        end: of the attempt.
+        in_a_row: how many attempts the same failure has ended, each soon after its begin; 1 for a new one.
+        left: restarts that are left after this one.
+    """
     # Where a job hangs was said when it was seen.
-    _say_of_attempt(context, f"{'it hangs' if end.hang else end.cause}; starting again")
+    again = f" (the same failure {in_a_row} times in a row; --max-restarts leaves {left} more)" if in_a_row > 1 else ""
+    _say_of_attempt(context, f"{'it hangs' if end.hang else end.cause}; starting again{again}")
 
 
 def failure(context: RunContext, found: RootCause | None, otherwise: str) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from hpc_launch.records.failure_messages import failure_kind
 from hpc_launch.records.requeue_ledger import REASONS, LedgerEntry, Reason
 
 # Preemptions are nobody's fault, so they may be as many as there are.
 FREE: frozenset[Reason] = frozenset({"preempt"})
+
+
+# A run that fails so soon has not come far (as in `agent.failure_streak`), and its failure will come again.
+_AT_ONCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Refusal(Enum):
     COMPLETE = "the training is complete"
     USED_UP = "it has been requeued often enough"
     NO_PROGRESS = "its runs make no progress"
+    SAME_FAILURE = "it fails in the same way, at once"
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,15 @@ class Decision:
         return self.refusal is None
 
 
-def decide(policy: Policy, reason: Reason, cause: str, ledger: Sequence[LedgerEntry], progress: Progress) -> Decision:
+def decide(
+    policy: Policy,
+    reason: Reason,
+    cause: str,
+    ledger: Sequence[LedgerEntry],
+    progress: Progress,
+    *,
+    seconds: float = math.inf,
+) -> Decision:
     """Decide whether the job runs again.
 
     Args:
@@ -98,6 +113,7 @@ def decide(policy: Policy, reason: Reason, cause: str, ledger: Sequence[LedgerEn
         cause: the same in words, for instance `time limit`.
         ledger: the requeues so far, in order.
         progress: what this run has got done.
+        seconds: how long this run has lasted.
     """
     counted = reason not in FREE
     used = sum(entry.counted for entry in ledger)
@@ -111,6 +127,12 @@ def decide(policy: Policy, reason: Reason, cause: str, ledger: Sequence[LedgerEn
     if counted and 0 < policy.patience <= idle and _speaks(ledger, progress):
         runs = "this run" if idle == 1 else f"{idle} runs in a row"
         return _refused(Refusal.NO_PROGRESS, f"{runs} made no progress (no new runtime.mark_progress)")
+    same = _runs_with_failure(ledger, cause) if reason == "failure" and seconds < _AT_ONCE_SECONDS else 0
+    if 0 < policy.patience <= same and same > 1 and not progress.made:
+        return _refused(
+            Refusal.SAME_FAILURE,
+            f"the same failure {same} times in a row, now within {seconds:.0f} s (--requeue-patience): {cause}",
+        )
     number = f"{used + 1} of {policy.max_requeues}" if counted else "not counted"
     return Decision(f"requeued ({number}): {cause}", counted)
 
@@ -128,6 +150,16 @@ def _speaks(ledger: Sequence[LedgerEntry], progress: Progress) -> bool:
     """Whether the training has ever marked progress: one that never does cannot be judged by it."""
     spoke = progress.marked or progress.step is not None
     return spoke or any(entry.progressed or entry.step is not None for entry in ledger)
+
+
+def _runs_with_failure(ledger: Sequence[LedgerEntry], cause: str) -> int:
+    """How many runs in a row, this one included, ended by a failure of this kind, without any progress meanwhile."""
+    count = 1
+    for entry in reversed(ledger):
+        if entry.progressed or entry.reason != "failure" or failure_kind(entry.cause) != failure_kind(cause):
+            break
+        count += 1
+    return count
 
 
 def _runs_without_progress(ledger: Sequence[LedgerEntry], progress: Progress) -> int:

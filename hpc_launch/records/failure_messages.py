@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from hpc_launch.records import formatting, root_cause
 from hpc_launch.records.history_model import Failure, NodeEvent, NodeState, Worker
 from hpc_launch.records.root_cause import FailureGroup, RootCause
@@ -22,6 +24,11 @@ def failure_line(worker: Worker) -> str:
         worker,
         root_cause.what_happened(worker),
     )
+
+
+def failure_kind(line: str) -> str:
+    """The same for failures that differ in numbers only: those of ranks, hosts, processes, ports and addresses."""
+    return re.sub(r"0x[0-9a-f]+|\d+", "#", line)
 
 
 def failure_headline(cause: RootCause) -> str:

@@ -46,6 +46,7 @@ class LedgerEntry:
         progressed: whether that run made progress.
         counted: whether it counts against `--max-requeues`.
         by_slurm: Slurm did it by itself, and nobody asked for it.
+        unknown: Slurm has been asked, and has not answered: it may have been done. Nobody counts on it, but it counts.
     """
 
     time: float = field(metadata={"check": codec.number})
@@ -57,6 +58,7 @@ class LedgerEntry:
     progressed: bool
     counted: bool = True
     by_slurm: bool = False
+    unknown: bool = False
 
     def line(self) -> str:
         """The entry as a line of the ledger, its end included."""
@@ -79,10 +81,17 @@ class Ledger:
 
     def amended(self, last: LedgerEntry) -> str:
         """The text with another last entry; whatever else stands there, read or not, stays as it is."""
+        return self._with_last(last.line())
+
+    def retracted(self) -> str:
+        """The text without the last entry."""
+        return self._with_last("")
+
+    def _with_last(self, line: str) -> str:
         lines = self.text.splitlines(keepends=True)
         for number in reversed(range(len(lines))):
             if _entry(lines[number]) is not None:
-                lines[number] = last.line()
+                lines[number] = line
                 break
         return "".join(lines)
 
@@ -113,6 +122,16 @@ def amend_entry(job: JobDirectory, ledger: Ledger, last: LedgerEntry) -> None:
     """Replace the last entry of a ledger that was just read."""
     with contextlib.suppress(OSError, LogDirError):
         directory.write_text(job.ledger, ledger.amended(last))
+
+
+def retract_entry(job: JobDirectory, ledger: Ledger) -> None:
+    """Take the last entry out of a ledger that was just read: what it says did not happen."""
+    with contextlib.suppress(OSError, LogDirError):
+        text = ledger.retracted()
+        if text:
+            directory.write_text(job.ledger, text)
+        else:
+            job.ledger.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

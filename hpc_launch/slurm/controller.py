@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from hpc_launch import hostlist
 from hpc_launch.errors import ContextError
@@ -31,6 +32,23 @@ _NO_SUCH_JOB = "Invalid job id"
 
 # What it says of a job that has ended (ESLURM_ALREADY_DONE).
 _OVER_ALREADY = "already completing or completed"
+
+# What its programs say without an answer of the controller (slurm_errno.c): it is away, busy, or a backup that waits.
+_UNANSWERED = (
+    "Unable to contact slurm controller",
+    "Socket timed out",
+    "Zero Bytes were transmitted",
+    "Connection refused",
+    "Connection timed out",
+    "backup controller in standby",
+    "Communication connection failure",
+    "Communication shutdown failure",
+    "Communication initialization failure",
+    "Message receive failure",
+    "Message send failure",
+    # Of one that is about to end (22.05, a second after SIGTERM).
+    "Unexpected message received",
+)
 
 # What Slurm says of the steps of a job that has none.
 _NO_STEPS = " not found"
@@ -161,24 +179,37 @@ def ask_script(job: str, patience: float = PATIENCE) -> str | None:
     return _ask(commands.write_batch_script(job), patience)
 
 
+@dataclass(frozen=True)
+class FailedRequest:
+    """Why Slurm has not done what it was asked to do.
+
+    Attributes:
+        words: Slurm's own, or what happened to the question.
+        answered: Slurm has refused it; without an answer it may have been done, or not.
+    """
+
+    words: str
+    answered: bool = True
+
+
 def cancel(job: str, patience: float = PATIENCE) -> str:
     """Have a job ended.
 
     Returns:
         Why that did not succeed, in Slurm's words; empty if it did, and of a job that has ended already.
     """
-    return _order(commands.cancel(job), patience, done_already=(_NO_SUCH_JOB, _OVER_ALREADY))
+    refusal = _order(commands.cancel(job), patience, done_already=(_NO_SUCH_JOB, _OVER_ALREADY))
+    return refusal.words if refusal is not None else ""
 
 
-def requeue(job: str, patience: float = PATIENCE) -> str:
+def requeue(job: str, patience: float = PATIENCE) -> FailedRequest | None:
     """Have a job run again, by its `requeue_id`.
 
     Slurm then ends it: SIGCONT and SIGTERM to everything, and after KillWait SIGKILL. A job that was cancelled a moment
     ago is requeued too, so this is to be asked for only where nobody has cancelled it.
 
     Returns:
-        An empty text where the job is going to run again, by this call or by an earlier one; else why not, in Slurm's
-        words.
+        None where the job is going to run again, by this call or by an earlier one; else why not.
     """
     return _order(commands.requeue(job), patience, done_already=(_ALREADY_REQUEUED,))
 
@@ -212,18 +243,19 @@ def _answer(command: Sequence[str], patience: float) -> subprocess.CompletedProc
         return None
 
 
-def _order(command: Sequence[str], patience: float, *, done_already: Sequence[str]) -> str:
+def _order(command: Sequence[str], patience: float, *, done_already: Sequence[str]) -> FailedRequest | None:
     """Have Slurm do something; returns why it does not, where its words are not those of what is done already."""
     try:
         done = _run(command, patience)
     except subprocess.TimeoutExpired:
-        return f"{commands.quote(command)} took longer than {patience:g} s"
+        return FailedRequest(f"{commands.quote(command)} took longer than {patience:g} s", answered=False)
     except OSError as error:
-        return f"cannot run {command[0]}: {error.strerror or error}"
+        return FailedRequest(f"cannot run {command[0]}: {error.strerror or error}")
     if done.returncode == 0 or any(words in done.stderr for words in done_already):
-        return ""
+        return None
     said = "; ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
-    return said or f"{commands.quote(command)} ended with status {done.returncode}"
+    answered = not any(words in said for words in _UNANSWERED)
+    return FailedRequest(said or f"{commands.quote(command)} ended with status {done.returncode}", answered)
 
 
 def _run(command: Sequence[str], patience: float) -> subprocess.CompletedProcess[str]:

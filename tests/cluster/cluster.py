@@ -10,6 +10,7 @@ import re
 import secrets
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from tests.cluster.jobs import Job
 from tests.support import wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from typing_extensions import Self
 
@@ -173,8 +174,28 @@ class Cluster:
         self._wait_for_daemon("munged", (munge / "socket").is_socket)
         if self.config.accounting:
             self._start_accounting()
+        self.start_controller()
+
+    def start_controller(self) -> None:
+        """Start slurmctld, which goes on where it was ended."""
         self._spawn("slurmctld", self._entering(HEAD, ["slurmctld", "-D", "-f", str(self.run_dir / "slurm.conf")]))
         self._wait_for_daemon("slurmctld", lambda: self._succeeds(["scontrol", "ping"]))
+
+    def end_controller(self) -> None:
+        """End slurmctld in order, as for an upgrade: nobody listens on its port then."""
+        daemon = self._daemons["slurmctld"]
+        daemon.terminate()
+        daemon.wait(60)
+
+    @contextlib.contextmanager
+    def frozen_controller(self) -> Iterator[None]:
+        """Have slurmctld do nothing for a while; what it is sent meanwhile it does afterwards."""
+        daemon = self._daemons["slurmctld"]
+        daemon.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            daemon.send_signal(signal.SIGCONT)
 
     def _start_accounting(self) -> None:
         data = self.run_dir / "mysql"

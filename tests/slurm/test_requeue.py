@@ -16,7 +16,7 @@ import torch
 from hpc_launch.inspection import job_report
 from tests.cluster import Cluster, ClusterConfig, Job
 from tests.cluster.jobs import JobResult
-from tests.cluster.releases import Release
+from tests.cluster.releases import DEFAULT, NEWEST, Release
 from tests.slurm.jobs_support import DEADLINE, JobTree, clean_environment
 from tests.slurm.steps_support import tree
 from tests.support import lines_mention, mentions, wait_for
@@ -326,6 +326,67 @@ def test_a_job_that_gets_nowhere_is_not_run_for_ever(cluster: Cluster, tmp_path:
     assert lines_mention(turns.ours("requeued"), *told), turns.describe()
     assert [entry["progressed"] for entry in turns.ledger()] == [True, False], turns.describe()
     assert (turns.requeues(), turns.attempts()) == ((2, 0), [0, 1, 2]), turns.describe()
+
+
+# As TURNS, without a word about progress: waits for the file `fail` in the first turn, and fails.
+SILENT = """
+import os, sys, time
+from pathlib import Path
+
+turn = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+Path(f"up..{turn}.{os.environ['RANK']}").touch()
+while turn == 0 and not Path("fail").exists():
+    time.sleep(0.02)
+sys.exit(3)
+"""
+
+
+def test_the_same_failure_is_not_tried_for_ever(cluster: Cluster, tmp_path: Path) -> None:
+    """A script that marks no progress and fails at once in the same way runs twice."""
+    (tmp_path / "silent.py").write_text(SILENT)
+    (tmp_path / "fail").touch()
+    turns = submit(cluster, tmp_path, "--requeue on-failure silent.py", "--nodes=1")
+    result = turns.wait()
+
+    assert (result.state, result.exit_code) == ("FAILED", 3), turns.describe()
+    one, other = turns.ours("requeued")
+    assert mentions(one, "requeued 1 10"), turns.describe()
+    assert mentions(other, "requeued 2 --requeue-patience"), turns.describe()
+    assert (turns.requeues(), turns.attempts()) == ((1, 0), [0, 1]), turns.describe()
+
+
+AWAY = [pytest.param(number, marks=[pytest.mark.soak] if number else []) for number in range(10)]
+
+
+@pytest.mark.parametrize("repetition", AWAY)
+@pytest.mark.parametrize("how", ["ended", "frozen"])
+@pytest.mark.usefixtures("slurm_host")
+def test_while_the_controller_is_away(tmp_path: Path, how: str, repetition: int) -> None:
+    """A job that fails while slurmctld does not answer is requeued once when it does, whether it was asked or not."""
+    folder = tmp_path / "job"
+    folder.mkdir()
+    (folder / "silent.py").write_text(SILENT)
+    with Cluster(ClusterConfig(nodes=1, release=NEWEST if repetition % 2 else DEFAULT)) as cluster:
+        turns = submit(cluster, folder, "--requeue on-failure silent.py", "--nodes=1")
+        wait_for((folder / "up..0.0").exists, DEADLINE, turns.describe)
+        wait_for(lambda: [*folder.glob("logs/*.*/end_time.json")], DEADLINE, turns.describe)
+        waits = "does not answer"
+        if how == "ended":
+            cluster.end_controller()
+            (folder / "fail").touch()
+            wait_for(lambda: waits in (folder / f"slurm-{turns.job.id}.out").read_text(), DEADLINE, "nothing is said")
+            cluster.start_controller()
+        else:
+            with cluster.frozen_controller():
+                (folder / "fail").touch()
+                wait_for(
+                    lambda: waits in (folder / f"slurm-{turns.job.id}.out").read_text(), DEADLINE, "nothing is said"
+                )
+        result = turns.wait()
+        assert (result.state, result.exit_code) == ("FAILED", 3), turns.describe()
+        assert turns.requeues()[0] == 1, turns.describe()
+        assert turns.why() == [("failure", 0, 0, True)], turns.describe()
+        assert turns.attempts() == [0, 1], turns.describe()
 
 
 HETEROGENEOUS = """\

@@ -11,6 +11,7 @@ import pytest
 
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.cluster_rules import read_partition, read_rules
+from hpc_launch.slurm.controller import FailedRequest
 from hpc_launch.slurm.job import read_job
 from tests.support import mentions
 from tests.unit.slurm_answers import CONFIG, GRACE, RUNNING
@@ -92,14 +93,33 @@ def test_requeues(scontrol: FakeScontrol, body: str, expected: str) -> None:
     scontrol(body)
 
     found = controller.requeue("12", 0.5)
-    assert (bool(found), mentions(found, expected)) == (bool(expected), True)
+    words = found.words if found is not None else ""
+    assert (bool(words), mentions(words, expected)) == (bool(expected), True)
+    assert found is None or found.answered != ("0.5" in expected)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "slurm_requeue error: Unable to contact slurm controller (connect failure)",
+        "Socket timed out on send/recv operation for job 12",
+        "slurm_load_jobs error: Zero Bytes were transmitted or received",
+        "Slurm backup controller in standby mode for job 12",
+        "Unexpected message received for job 12",
+    ],
+)
+def test_a_controller_that_is_away_refuses_nothing(scontrol: FakeScontrol, words: str) -> None:
+    """It may have done what it was asked for, or do it later."""
+    scontrol(f"echo '{words}' >&2; exit 1")
+
+    assert controller.requeue("12") == FailedRequest(words, answered=False)
 
 
 def test_a_call_that_a_signal_has_hit_is_repeated(scontrol: FakeScontrol, tmp_path: Path) -> None:
     """Where Slurm signals all processes, scontrol may be one of them."""
     scontrol(f"test -e {tmp_path}/hit || {{ touch {tmp_path}/hit; kill -TERM $$; }}")
 
-    assert controller.requeue("12") == ""
+    assert controller.requeue("12") is None
     assert (tmp_path / "hit").exists()
 
 

@@ -126,6 +126,41 @@ def test_a_preemption_is_not_the_runs_fault() -> None:
     assert decide(ALL, "preempt", "preemption", (IDLE, IDLE), STUCK).requeue
 
 
+FAILURE = "rank 1 on gpu002 (local rank 1) failed with exit status 3"
+
+
+def failures(*causes: str, progressed: bool = False) -> tuple[LedgerEntry, ...]:
+    """Return a ledger of failures."""
+    return tuple(
+        dataclasses.replace(entry("failure", progressed=progressed, step=None), cause=cause) for cause in causes
+    )
+
+
+@pytest.mark.parametrize(("ledger", "seconds", "goes_on"), [
+    ((), 2, True),
+    (failures(FAILURE), 2, False),
+    (failures(FAILURE), 61, True),
+    (failures("rank 0 on gpu001 (local rank 0) failed with exit status 3"), 2, False),
+    (failures("lost gpu002"), 2, True),
+    (failures(FAILURE, progressed=True), 2, True),
+    ((*failures(FAILURE), entry("timeout", progressed=False, step=None)), 2, True),
+])  # fmt: skip
+def test_the_same_failure_at_once(ledger: tuple[LedgerEntry, ...], seconds: float, goes_on: bool) -> None:
+    """A script that marks no progress is not run again for a failure that comes again within a minute."""
+    found = decide(dataclasses.replace(ALL, patience=2), "failure", FAILURE, ledger, SILENT, seconds=seconds)
+
+    assert found.refusal is (None if goes_on else Refusal.SAME_FAILURE)
+    assert goes_on or mentions(found.why, "2 --requeue-patience", FAILURE)
+
+
+def test_the_same_failure_as_often_as_was_asked_for() -> None:
+    """--requeue-patience says how often; what fails for the first time is not the same failure."""
+    assert decide(dataclasses.replace(ALL, patience=1), "failure", FAILURE, (), SILENT, seconds=1).requeue
+    patient = dataclasses.replace(ALL, patience=3)
+    assert decide(patient, "failure", FAILURE, failures(FAILURE), SILENT, seconds=1).requeue
+    assert not decide(patient, "failure", FAILURE, failures(FAILURE, FAILURE), SILENT, seconds=1).requeue
+
+
 def test_patience_of_one_run() -> None:
     """With a patience of one the first idle run is the last."""
     found = decide(dataclasses.replace(ALL, patience=1), "failure", "rank 0 failed", (), STUCK)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.requeue_ledger import LedgerEntry
 from hpc_launch.settings import resolve
 from hpc_launch.slurm import controller
+from hpc_launch.slurm.controller import FailedRequest
 from hpc_launch.slurm.job import JobRecord
 from tests.support import mentions
 from tests.unit.test_plan import here
@@ -47,9 +51,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let Slurm accept every requeue; returns the ids that were asked for."""
     found: list[str] = []
 
-    def accept(job: str) -> str:
+    def accept(job: str) -> None:
         found.append(job)
-        return ""
 
     monkeypatch.setattr(controller, "requeue", accept)
     return found
@@ -151,12 +154,124 @@ def test_one_agent_of_all_steps_asks(tmp_path: Path, asked: list[str]) -> None:
 
 def test_what_slurm_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In Slurm's words; the ledger holds only what happened."""
-    monkeypatch.setattr(controller, "requeue", lambda _: REFUSED)
+    monkeypatch.setattr(controller, "requeue", lambda _: FailedRequest(REFUSED))
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
     word = job_requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING))
     assert word.endswith(f": {REFUSED}")
     assert not job.ledger.exists()
+
+
+AWAY = FailedRequest("Unable to contact slurm controller (connect failure)", answered=False)
+
+
+@dataclass
+class Away:
+    """A controller that answers some questions, and some not; what it was asked, in order."""
+
+    requeues: list[FailedRequest | None]
+    records: list[JobRecord | None]
+    asked: list[str] = field(default_factory=list)
+    ledger: list[bool] = field(default_factory=list)
+    now: float = 1000.0
+
+    def requeue(self, _: str) -> FailedRequest | None:
+        self.asked.append("requeue")
+        return self.requeues.pop(0) if self.requeues else AWAY
+
+    def ask_job(self, _: str) -> JobRecord | None:
+        self.asked.append("job")
+        return self.records.pop(0) if self.records else None
+
+    def time(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Away]:
+    """Return what makes such a controller."""
+
+    def make(requeues: list[FailedRequest | None], records: list[JobRecord | None]) -> Away:
+        made = Away(requeues, records)
+        monkeypatch.setattr(controller, "requeue", made.requeue)
+        monkeypatch.setattr(controller, "ask_job", made.ask_job)
+        monkeypatch.setattr(job_requeue, "time", made)
+        return made
+
+    return make
+
+
+def unknown(job: JobDirectory) -> list[bool]:
+    """Whether the requeues of the ledger are known to be done."""
+    return [entry.unknown for entry in requeue_ledger.load_ledger(job).entries]
+
+
+def test_a_controller_that_comes_back_is_asked_again(tmp_path: Path, away: Callable[..., Away]) -> None:
+    """After it was asked how the job stands: a second requeue would end the next run."""
+    made = away([AWAY, None], [None, None, RUNNING])
+    job = JobDirectory(tmp_path, "7.0")
+    job.path.mkdir()
+    assert job_requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING)).startswith("requeued")
+    assert made.asked == ["requeue", "job", "job", "job", "requeue"]
+    assert unknown(job) == [False]
+
+
+def test_what_was_done_without_an_answer(tmp_path: Path, away: Callable[..., Away]) -> None:
+    """A controller that is busy does it all the same."""
+    made = away([AWAY], [None, REQUEUED])
+    job = JobDirectory(tmp_path, "7.0")
+    job.path.mkdir()
+    assert job_requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING)).startswith("requeued")
+    assert made.asked == ["requeue", "job", "job"]
+    assert unknown(job) == [False]
+
+
+@pytest.mark.parametrize(("requeues", "records"), [([AWAY], [CANCELLED]), ([AWAY, FailedRequest(REFUSED)], [RUNNING])])
+def test_a_refusal_after_silence(
+    tmp_path: Path, away: Callable[..., Away], requeues: list[FailedRequest | None], records: list[JobRecord | None]
+) -> None:
+    """Whoever cancels the job means it; what Slurm refuses did not happen."""
+    away(requeues, records)
+    job = JobDirectory(tmp_path, "7.0")
+    job.path.mkdir()
+    assert job_requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING)).startswith("not requeued")
+    assert (unknown(job), job.requeue_claim("7", 0).exists()) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("end", "seconds"), [(None, 3600), (1000.0 + 7200, 3600), (1000.0 + 900, 900), (1000.0, 60), (900.0, 60)]
+)
+def test_a_controller_that_stays_away(
+    tmp_path: Path, away: Callable[..., Away], end: float | None, seconds: float
+) -> None:
+    """It is asked until the job ends; then nobody knows, which is said and written down."""
+    made = away([], [])
+    job = JobDirectory(tmp_path, "7.0")
+    job.path.mkdir()
+    ended = dataclasses.replace(run(job, FAILED, RUNNING), end=end)
+    word = job_requeue.settle(plan(), ENVIRON, ended)
+    assert mentions(word, "unknown", AWAY.words, "scontrol requeue 7"), word
+    assert 0 <= made.now - 1000 - seconds <= 10
+    assert made.asked.count("requeue") == 1
+    assert unknown(job) == [True]
+
+    # As after a requeue that was asked for while the workers ended.
+    away([None], [])
+    assert job_requeue.settle(plan(), ENVIRON, ended).startswith("requeued")
+    assert unknown(job) == [False]
+
+
+def test_the_ledger_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm may end the agent as soon as it has been asked."""
+    job = JobDirectory(tmp_path, "7.0")
+    job.path.mkdir()
+    seen = []
+    monkeypatch.setattr(controller, "requeue", lambda _: seen.append(unknown(job)))
+    job_requeue.settle(plan(), ENVIRON, run(job, FAILED, RUNNING))
+    assert (seen, unknown(job)) == ([[True]], [False])
 
 
 @pytest.mark.parametrize("words", ["never", "on-timeout"])
@@ -268,8 +383,8 @@ def test_a_ledger_of_a_later_version_is_left_alone(tmp_path: Path, asked: list[s
 
 
 def test_what_slurm_refused_can_be_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A controller that did not answer while the workers ended is asked once more when they have."""
-    answers = ["scontrol requeue 7 took longer than 10 s", ""]
+    """A controller that refused while the workers ended is asked once more when they have."""
+    answers = [FailedRequest(REFUSED), None]
     monkeypatch.setattr(controller, "requeue", lambda _: answers.pop(0))
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
@@ -281,7 +396,7 @@ def test_what_slurm_refused_can_be_asked_again(tmp_path: Path, monkeypatch: pyte
 
 def test_a_requeue_whose_answer_was_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where Slurm has the job run again, but did not say so in time, it is requeued."""
-    monkeypatch.setattr(controller, "requeue", lambda _: "scontrol requeue 7 took longer than 10 s")
+    monkeypatch.setattr(controller, "requeue", lambda _: FailedRequest("it took longer than 10 s", answered=False))
     monkeypatch.setattr(controller, "ask_job", lambda _: REQUEUED)
     job = JobDirectory(tmp_path, "7.0")
     job.path.mkdir()
@@ -293,10 +408,9 @@ def test_one_thread_at_a_time_settles_it(tmp_path: Path, monkeypatch: pytest.Mon
     """A run that ends while a thread asks Slurm for it waits, and finds in the ledger what that has done."""
     asking, goes_on = threading.Event(), threading.Event()
 
-    def ask(_: str) -> str:
+    def ask(_: str) -> None:
         asking.set()
         goes_on.wait(60)
-        return ""
 
     monkeypatch.setattr(controller, "requeue", ask)
     job = JobDirectory(tmp_path, "7.0")
