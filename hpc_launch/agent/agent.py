@@ -9,6 +9,7 @@ what is called and when; what is done then is in the parts that an agent is made
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
 from collections import Counter
@@ -30,13 +31,16 @@ from hpc_launch.agent.round_supervisor import RoundSupervisor, judge_local_failu
 from hpc_launch.agent.run_context import RunContext
 from hpc_launch.agent.worker_pool import WorkerPool, environments
 from hpc_launch.errors import HpcLaunchError, LogDirError
+from hpc_launch.node.users import user_name
 from hpc_launch.plan.launch_plan import Plan
 from hpc_launch.records import events, failure_messages, root_cause
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.rendezvous.handler import SlurmRendezvous, SpareReleased
 from hpc_launch.rendezvous.messages import RoundEnd, RoundEnding, RoundPlan
 from hpc_launch.settings import Origin
-from hpc_launch.slurm.job import JobRecord
+from hpc_launch.slurm import controller
+from hpc_launch.slurm.environment import requeue_id, restart_count
+from hpc_launch.slurm.job import Ending, JobRecord
 from hpc_launch.torch_private import ElasticAgent, WorkerContext
 from hpc_launch.workers.command_workers import Wakeup, wakeup
 from hpc_launch.workers.factory import Factory
@@ -46,6 +50,9 @@ from hpc_launch.workers.signals import AgentSignals
 
 # How long the other agents may take to write down what they know of a failure, once the workers here have ended.
 _RECORDS_SECONDS = 5.0
+
+# How long accounting may take to say who cancelled the job.
+_ACCOUNTING_SECONDS = 3.0
 
 # The longest sleep of an agent while its workers run. Other threads find out that a disk is full, and what Slurm says
 # about the job; they do not wake the agent for that.
@@ -100,6 +107,8 @@ class Agent(ElasticAgent):
         self._begun_at = self._attempt_begun_at = time.monotonic()
         self._streak = FailureStreak()
         self._stop: RoundEnd | None = None
+        self._stopped_at = 0.0
+        self._job_ending = Ending.UNKNOWN
         if self._own is not None:
             self._own.observer = self._recorder.say
             self._own.spared, self._own.idle = self._record_as_spare, self._hear_notices
@@ -287,7 +296,20 @@ class Agent(ElasticAgent):
         """Say what stops the run, and how long that may take, when the workers have been told."""
         if self._stop is not None and self._context.leader:
             self._slurm.await_answer()
-            log_messages.stop(self._context, self._stop.cause, self._grace_period.left)
+            self._job_ending = self._slurm.ending(self._stopped_at, restart_count(self._environ))
+            if self._job_ending is not Ending.UNKNOWN:
+                self._recorder.say(events.JOB_ENDING, ending=self._job_ending.value)
+            log_messages.stop(self._context, self._stop, self._job_ending, self._grace_period.left)
+
+    def tell_who_cancelled(self) -> None:
+        """Say who cancelled the job, where accounting knows it; the workers have ended by now."""
+        if self._job_ending is not Ending.CANCELLED:
+            return
+        records = controller.ask_accounting(requeue_id(self._environ), _ACCOUNTING_SECONDS)
+        user = user_name(next((record.cancelled_by for record in records), ""))
+        if user:
+            self._recorder.say(events.JOB_ENDING, ending=self._job_ending.value, user=user)
+            log_messages.cancelled(user)
 
     def restart_workers(self, group: WorkerGroup) -> None:
         """Begin another attempt, as torch's own loop does it."""
@@ -361,7 +383,7 @@ class Agent(ElasticAgent):
         self._recorder.ended(end)
         self._grace_period.stopped = bool(end.signal)
         if end.signal:
-            self._stop = end
+            self._stop, self._stopped_at = end, time.monotonic()
             self._slurm.ask_again()
         # Who waits for a worker that is gone would not hear of anything less than SIGKILL.
         self.shutdown(signal.Signals[end.signal or ("SIGKILL" if end.lost else "SIGTERM")])
@@ -384,5 +406,8 @@ def _grace(plan: Plan, environ: Mapping[str, str]) -> float | None:
     """Seconds that workers have to end, if somebody has said so."""
     if plan.settings.shutdown_timeout is not None:
         return plan.settings.shutdown_timeout
-    text = environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "")
-    return float(text) if text.isdigit() else None
+    try:
+        seconds = float(environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", ""))
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < math.inf else None

@@ -132,6 +132,8 @@ def run_agent(plan: Plan, environ: Mapping[str, str], factory: Factory) -> None:
         except SignalException as stop:
             raise Interrupted(stop.sigval, stop.sigval.name) from None
         error = _run_attempts(agent, handler, plan)
+        if isinstance(error, Interrupted):
+            agent.tell_who_cancelled()
         agent.left(error)
         # Before the others are waited for: Slurm may be about to kill.
         _requeue(plan, environ, agent, error)

@@ -1,9 +1,12 @@
-"""The hang detector: nobody writes and nobody makes progress, for so long that the job hangs (`--hang-timeout`).
+"""The hang detector: nobody makes progress, for so long that the job hangs (`--hang-timeout`).
 
-Every agent looks at the files of its own workers, and adds to a counter in the store when something has changed there.
+Every agent looks at the files of its own workers, and adds to counters in the store when something has changed there.
 A counter that does not move any more, as the leader sees it, is a job in which nobody does anything. No clocks are
 compared, and what an agent asks of the store does not grow with the number of agents. A rank that waits for another is
 no hang as long as that one, or any other, goes on.
+
+Where a rank marks progress (`runtime.mark_progress`), progress counts: a thread that writes about the GPU every minute
+does so while all ranks wait. In an attempt without a mark it is output that counts. `--hang-activity` says otherwise.
 
 When the job hangs the leader says so in the store; all agents take the stacks of their workers, write them into the job
 directory and leave the gist for the leader, which folds it and ends the attempt.
@@ -59,21 +62,21 @@ class SilenceTimer:
     Attributes:
         since: when something was last heard.
         looked: when this was last looked at.
-        count: what the counter was then.
+        count: what counted then, and its counter.
     """
 
     since: float
     looked: float
-    count: int = 0
+    count: tuple[str, int] = ("", 0)
 
-    def after(self, now: float, *, count: int, pause: float) -> SilenceTimer:
+    def after(self, now: float, *, count: tuple[str, int], pause: float) -> SilenceTimer:
         """What is known after another look.
 
         Time for which this agent was stopped does not count: the others may have been, too.
 
         Args:
             now: when it was made.
-            count: the counter.
+            count: what counts, and its counter.
             pause: seconds that lie between two looks, if all goes well.
         """
         if count != self.count:
@@ -92,28 +95,42 @@ def pause_for(timeout: float, agents: int) -> float:
     return min(max(timeout / _PART, _OFTEN), _SELDOM) + agents / _AGENTS_PER_SECOND
 
 
+@dataclass(frozen=True)
+class Signs:
+    """What has changed of some files.
+
+    Attributes:
+        output: a worker has written something.
+        marks: a worker has marked progress.
+        unseen: nobody can look: a file server that does not answer hides what there is to see, and that is no silence.
+    """
+
+    output: bool = False
+    marks: bool = False
+    unseen: bool = False
+
+
 class Activity:
     """Sees when files change: what workers write, and the progress that they mark."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._files = files
-        self._last: list[tuple[int, int]] | None = None
+    def __init__(self, output: Sequence[Path], marks: Sequence[Path] = ()) -> None:
+        self._files = (*output, *marks)
+        self._outputs = len(output)
+        self._last: list[tuple[int, int]] = []
         self._looking: Act[list[tuple[int, int]]] | None = None
-        self.changed()
+        self.look()
 
-    def changed(self) -> bool:
-        """Whether any of them has changed since this was last asked, or may have.
-
-        A file server that does not answer hides what there is to see, and that is no silence.
-        """
-        looking = self._looking or Act(self._look)
+    def look(self) -> Signs:
+        """What has changed since this was last asked."""
+        looking = self._looking or Act(self._stat)
         if not looking.over(_LOOK):
             self._looking = looking
-            return True
+            return Signs(unseen=True)
         last, self._last, self._looking = self._last, looking.result(), None
-        return last != self._last
+        before, now = ((found[: self._outputs], found[self._outputs :]) for found in (last or self._last, self._last))
+        return Signs(before[0] != now[0], before[1] != now[1])
 
-    def _look(self) -> list[tuple[int, int]]:
+    def _stat(self) -> list[tuple[int, int]]:
         found = []
         for path in self._files:
             try:
@@ -170,6 +187,7 @@ class HangWatch:
         leader: this agent decides.
         workers: gives the process ids of the workers that run, by rank.
         activity: sees what they do.
+        counts: what counts, as `--hang-activity` says.
         clock: gives the time.
     """
 
@@ -182,9 +200,12 @@ class HangWatch:
     leader: bool
     workers: Callable[[], Mapping[int, int]]
     activity: Activity
+    counts: str = "auto"
     clock: Callable[[], float] = time.monotonic
     _quiet: SilenceTimer = field(init=False)
     _said: Hang | None = None
+    _marked: bool = False
+    _said_marked: bool = False
     _deadline: float = 0.0
 
     def __post_init__(self) -> None:
@@ -208,8 +229,7 @@ class HangWatch:
             return self._verdict(store, now) if self.leader else None
         if now < self._quiet.looked + self.pause:
             return None
-        count = store.count("activity", int(self.activity.changed()))
-        self._quiet = self._quiet.after(now, count=count, pause=self.pause)
+        self._quiet = self._quiet.after(now, count=self._count(store, self.activity.look()), pause=self.pause)
         if self.leader and self._quiet.lasts(self.timeout):
             store.share(self._key("hang"), Hang(self._reserve()))
         self._said = store.shared(self._key("hang"), Hang)
@@ -217,6 +237,19 @@ class HangWatch:
             self._take(store, self._said)
             self._deadline = self.clock() + _WAIT
         return None
+
+    def _count(self, store: SlurmRendezvous, signs: Signs) -> tuple[str, int]:
+        """Add what was seen here to what others have seen; returns what counts, and its counter."""
+        output = store.count("activity", int(signs.output or signs.marks or signs.unseen))
+        if self.counts == "output":
+            return "output", output
+        marks = store.count("progress", int(signs.marks or signs.unseen))
+        self._marked = self._marked or signs.marks or self.counts == "progress"
+        # What could not be seen is no mark: the job may be one without any.
+        if store.count("marked", int(self._marked and not self._said_marked)) > 0:
+            self._said_marked = self._said_marked or self._marked
+            return "progress", marks
+        return "output", output
 
     def _key(self, name: str) -> str:
         return f"{name}/{self.attempt}"
@@ -256,7 +289,8 @@ class HangWatch:
         except LogDirError:
             path = None
         late = f"; {missing} of {self.agents} agents did not answer" if missing else ""
-        silence = f"no output and no progress for {self.timeout:g} s (--hang-timeout)"
+        what = "no progress (runtime.mark_progress)" if self._quiet.count[0] == "progress" else "no output"
+        silence = f"{what} for {self.timeout:g} s (--hang-timeout)"
         return HangVerdict(f"{HANG}{silence}: {folded.summary}{late}", path)
 
 
@@ -271,7 +305,7 @@ def watch(context: RunContext, pids: Mapping[int, int]) -> HangWatch | None:
     if not timeout:
         return None
     files = [context.job.rank(context.label, world.host, rank) for rank in pids]
-    watched = [path for one in files for path in (one.out, one.err)] + [context.job.progress(rank) for rank in pids]
+    output = [path for one in files for path in (one.out, one.err)]
     return HangWatch(
         timeout=timeout,
         job=context.job,
@@ -281,5 +315,6 @@ def watch(context: RunContext, pids: Mapping[int, int]) -> HangWatch | None:
         agent=world.agent_rank,
         leader=world.leader,
         workers=lambda: {rank: pid for rank, pid in pids.items() if processes.alive(pid)},
-        activity=Activity(watched),
+        activity=Activity(output, [context.job.progress(rank) for rank in pids]),
+        counts=context.plan.settings.hang_activity,
     )

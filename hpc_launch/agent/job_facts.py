@@ -12,7 +12,7 @@ from hpc_launch.errors import RendezvousError
 from hpc_launch.plan.launch_plan import Plan
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.environment import requeue_id
-from hpc_launch.slurm.job import JobRecord
+from hpc_launch.slurm.job import Ending, JobRecord, ending_of
 from hpc_launch.workers.grace_period import SlurmFacts
 
 # Under this name the agents share what Slurm says, and so often they ask for it while workers end.
@@ -79,6 +79,18 @@ class JobFacts:
     def left(self) -> float | None:
         """Seconds until the job ends; None where that is not known here, or it has no limit."""
         return self._job_monitor.left if self._job_monitor is not None else None
+
+    def ending(self, since: float, restarts: int) -> Ending:
+        """What Slurm means by a stop signal that came then (time.monotonic); UNKNOWN without an answer since.
+
+        Args:
+            since: when.
+            restarts: the SLURM_RESTART_COUNT of this run.
+        """
+        monitor = self._job_monitor
+        if monitor is None or monitor.asked_at < since:
+            return Ending.UNKNOWN
+        return ending_of(monitor.record, restarts)
 
     def record(self, environ: Mapping[str, str]) -> JobRecord | None:
         """What Slurm says of the job now; None where it says nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 import threading
 import time
@@ -48,6 +49,7 @@ class JobMonitor:
     Attributes:
         facts: what the other agents need of it.
         record: what was said of the job last; None as long as nothing was.
+        asked_at: when that was asked (time.monotonic).
     """
 
     def __init__(self, job: str, file: Callable[[], Path | None], end: float | None) -> None:
@@ -60,6 +62,7 @@ class JobMonitor:
         """
         self.facts = SlurmFacts()
         self.record: JobRecord | None = None
+        self.asked_at = -math.inf
         self._job = job
         self._file = file
         self._end = end
@@ -115,9 +118,11 @@ class JobMonitor:
             self._answers = True
             self.facts = SlurmFacts(kill_wait=rules.kill_wait)
         while self._await_question():
+            asked_at = time.monotonic()
             record = self._asked()
             if record is not None:
                 self._answers = True
+                self.asked_at = asked_at
                 self._note(record)
                 self._heard(record)
             with self._changed:

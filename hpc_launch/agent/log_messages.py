@@ -11,6 +11,7 @@ from hpc_launch.records import failure_messages, nodes_to_exclude
 from hpc_launch.records.nodes_to_exclude import BadNode
 from hpc_launch.records.root_cause import RootCause
 from hpc_launch.rendezvous.messages import RoundEnd
+from hpc_launch.slurm.job import Ending
 from hpc_launch.text import duration
 from hpc_launch.workers.notice_signals import Delivery
 
@@ -50,9 +51,16 @@ def hang(context: RunContext, verdict: HangVerdict) -> None:
     _say_of_attempt(context, f"{verdict.cause}{stacks}")
 
 
-def stop(context: RunContext, cause: str, left: float) -> None:
-    """The run is stopped, and the workers have so many seconds."""
+def stop(context: RunContext, end: RoundEnd, ending: Ending, left: float) -> None:
+    """The run is stopped, as Slurm has said for a reason perhaps, and the workers have so many seconds."""
+    words = failure_messages.stop_words(end.signal, ending.value)
+    cause = end.cause if end.signal in words else f"{words}: {end.signal} on {end.host}"
     _say_of_attempt(context, f"{cause}; the workers have {duration(round(left))} to end")
+
+
+def cancelled(user: str) -> None:
+    """The job was cancelled, as accounting says."""
+    say(f"the job was cancelled by {user} (scancel)")
 
 
 def restart(context: RunContext, end: RoundEnd, in_a_row: int, left: int) -> None:

@@ -60,7 +60,9 @@ def attempt_ending(attempt: Attempt, cause: str) -> str:
     if attempt.ending == "done":
         return "all ended well"
     if attempt.signal:
-        return f"stopped by {attempt.signal}" + (f" on {attempt.by}" if attempt.by else "")
+        words = failure_messages.stop_words(attempt.signal, attempt.job_ending, attempt.user)
+        by = f" on {attempt.by}" if attempt.by else ""
+        return f"{words}{by}" if attempt.signal in words else f"{words}: {attempt.signal}{by}"
     return cause or one_line(attempt.cause) or ("" if attempt.end is None else "ended")
 
 

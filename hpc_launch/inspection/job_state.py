@@ -9,13 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from hpc_launch.node.users import user_name
+from hpc_launch.records.failure_messages import stop_words
 from hpc_launch.records.history_model import Attempt, History, Run
-from hpc_launch.slurm.job import OVER, WAITING, JobRecord, explain
+from hpc_launch.slurm.job import OVER, WAITING, JobRecord, ending_of, explain
 from hpc_launch.text import duration
 
 # A run that has written anything within these seconds lives: if nothing else happens, its agents say so every ten
 # minutes (agent/recorder.py), and one such sign may be missed.
 FRESH = 1300.0
+
+# States that say what ended a job; a job that FAILED has ended by itself.
+_SAID_BY_STATE = frozenset({"CANCELLED", "DEADLINE", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"})
+_WHY_FAILED = frozenset({"NODE_FAIL", "OUT_OF_MEMORY"})
 
 # What else a job does that Slurm counts as one that runs.
 _RUNNING = {
@@ -91,9 +97,9 @@ def judge_job_state(
         outcome: the exit status that was written down for the whole job; None as long as there is none.
     """
     run = history.last_run
-    ended = _own_end(run, history.last_attempt) or (None if outcome is None else _by_status(outcome))
     # What was said of a job before it began is no news of a run.
     record = slurm.record if slurm is not None and (run is None or not slurm.blind) else None
+    ended = _own_end(run, history.last_attempt, record) or (None if outcome is None else _by_status(outcome))
     if ended is not None:
         forgotten = slurm is not None and record is None and not slurm.blind
         return _after(history, record, ended, forgotten=forgotten)
@@ -115,16 +121,16 @@ def last_sign(history: History, newest: float | None = None) -> float | None:
     return max((time for time in times if time is not None), default=None)
 
 
-def _own_end(run: Run | None, attempt: Attempt | None) -> JobState | None:
-    """How the last run has ended, by its own word."""
+def _own_end(run: Run | None, attempt: Attempt | None, record: JobRecord | None) -> JobState | None:
+    """How the last run has ended, by its own word; what stopped it Slurm knows better."""
     if attempt is not None and run is not None and attempt.run == run.first_attempt and attempt.ending:
         if attempt.ending == "done":
             return _by_status(0)
         if attempt.ending != "restart" and attempt.signal:
-            how = f"stopped by {attempt.signal}, exit status {attempt.status}"
+            how = f"{_stop_words(run, attempt, record)}, exit status {attempt.status}"
             return JobState(State.STOPPED, how, over=True, status=attempt.status)
         if attempt.ending != "restart":
-            return _failed(attempt.status)
+            return _failed(attempt.status, _aggravation(run, record))
     if run is not None and run.end is not None and run.status is not None:
         return _by_status(run.status)
     return None
@@ -134,8 +140,26 @@ def _by_status(status: int) -> JobState:
     return JobState(State.DONE, "done", over=True, status=0) if status == 0 else _failed(status)
 
 
-def _failed(status: int | None) -> JobState:
-    return JobState(State.FAILED, f"failed, exit status {status}", over=True, status=status)
+def _failed(status: int | None, slurm: str = "") -> JobState:
+    return JobState(State.FAILED, f"failed, exit status {status}{slurm}", over=True, status=status)
+
+
+def _stop_words(run: Run, attempt: Attempt, record: JobRecord | None) -> str:
+    """What stopped an attempt: as Slurm said then, or says now."""
+    ending, user = attempt.job_ending, attempt.user
+    # What ended the job later is another matter: a step that was cancelled alone, a signal to it.
+    if record is not None and record.state in OVER and not ending:
+        ending = ending_of(record, run.restart_count).value if record.state in _SAID_BY_STATE else ""
+    if record is not None and record.state == "CANCELLED":
+        user = user or user_name(record.cancelled_by)
+    return stop_words(attempt.signal, ending, user)
+
+
+def _aggravation(run: Run, record: JobRecord | None) -> str:
+    """What Slurm says of the job of a run that failed, where that says why it did."""
+    if record is None or record.restarts > run.restart_count or record.state not in _WHY_FAILED:
+        return ""
+    return f"; Slurm: {record.state_in_words}"
 
 
 def _after(  # noqa: PLR0911 - a case each

@@ -7,7 +7,7 @@ from datetime import tzinfo
 
 from hpc_launch.inspection import job_state
 from hpc_launch.inspection.job_state import JobState, State, last_sign
-from hpc_launch.records import node_states
+from hpc_launch.records import failure_messages, node_states
 from hpc_launch.records.history_model import Attempt, History
 from hpc_launch.text import count, date_and_time
 
@@ -61,7 +61,9 @@ def _sentence(history: History, standing: JobState, seen: str) -> str:
         return "The run has ended, and Slurm was asked to run the job again."
     if standing.state is State.DONE:
         return _ended_well(last, len(node_states.node_states(history).lost))
-    stopped = f"was stopped by {last.signal}, and " if standing.state is State.STOPPED and last is not None else ""
+    stopped = ""
+    if standing.state is State.STOPPED and last is not None:
+        stopped = f"was {failure_messages.stop_words(last.signal, last.job_ending, last.user)}, and "
     return f"It {stopped}ended with status {standing.status}."
 
 

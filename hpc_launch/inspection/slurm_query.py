@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from shutil import which
 
 from hpc_launch.inspection.job_search import SlurmStep
@@ -32,6 +33,9 @@ def ask(step: SlurmStep, *, quiet: bool, patience: float = _PATIENCE) -> SlurmAn
     record = next((record for record in records if record.label == step.job), next(iter(records), None))
     if record is None:
         return SlurmAnswer(next(iter(controller.ask_accounting(step.job, patience)), None))
+    if record.state == "CANCELLED":
+        told = next(iter(controller.ask_accounting(step.job, patience)), record)
+        return SlurmAnswer(replace(record, cancelled_by=told.cancelled_by))
     if not quiet or step.step is None or record.state in OVER | WAITING:
         return SlurmAnswer(record)
     steps = controller.ask_steps(record.job_id, patience)

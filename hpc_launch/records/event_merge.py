@@ -64,6 +64,7 @@ class _EventFields:
     cause: str
     signal: str
     by: str
+    user: str
     hang: bool
     # Of nodes.
     hosts: str
@@ -199,6 +200,7 @@ class MergedEvents:
         ends = ends or left
         end = min(ends, key=lambda event: event.time) if ends else None
         said = end.said if end is not None else _NOTHING
+        told = [event.said for event in sorted(mine, key=lambda event: event.time) if event.kind == events.JOB_ENDING]
         workers = self._workers(number, mine)
         sizes = [event.said.world_size for event in begun]
         return Attempt(
@@ -217,6 +219,8 @@ class MergedEvents:
             decided=end.time if end is not None else None,
             # Versions before this field have the first words only.
             hang=said.hang or said.cause.startswith(HANG),
+            job_ending=told[-1].ending if told else "",
+            user=next((one.user for one in reversed(told) if one.user), ""),
         )
 
     def _workers(self, attempt: int, mine: Iterable[_Event]) -> tuple[Worker, ...]:

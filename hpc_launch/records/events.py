@@ -24,6 +24,8 @@ agent that wrote it) and, once there is one, `attempt` (as in the job directory)
     node drained    a node has shown to be bad, and is behind the spares from now on: hosts, why (words that go on with
                     its name), stays (there is no spare in its place)
     hang            nobody does anything: seconds (of silence), cause (with where they are), stacks (their directory)
+    job ending      what Slurm said of the job when a stop signal had come: ending (time limit, preemption, cancelled,
+                    node failure, out of memory, requeued by Slurm, signalled), user (who cancelled it, where known)
     round ended     ending (done, restart, failed), by (host), status, cause, signal (of a stop)
     run ended       the agent leaves: status, cause
 
@@ -67,6 +69,7 @@ NODE_BACK = "node back"
 NODE_STATE = "node state"
 NODE_DRAINED = "node drained"
 HANG = "hang"
+JOB_ENDING = "job ending"
 ROUND_ENDED = "round ended"
 RUN_ENDED = "run ended"
 

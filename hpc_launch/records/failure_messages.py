@@ -31,6 +31,25 @@ def failure_kind(line: str) -> str:
     return re.sub(r"0x[0-9a-f]+|\d+", "#", line)
 
 
+def stop_words(signal: str, job_ending: str = "", user: str = "") -> str:
+    """What stopped a run, in Slurm's words where it has said something.
+
+    Args:
+        signal: the signal that came.
+        job_ending: what Slurm said of the job then, as `slurm.job.Ending` has it.
+        user: who cancelled it.
+    """
+    slurms = {
+        "time limit": "stopped at the time limit",
+        "preemption": "preempted",
+        "cancelled": f"cancelled by {user} (scancel)" if user else "cancelled (scancel)",
+        "node failure": "stopped by Slurm after a node failure",
+        "out of memory": "stopped by Slurm for being out of memory",
+        "requeued by Slurm": "stopped by Slurm to be requeued",
+    }
+    return slurms.get(job_ending, f"stopped by {signal}")
+
+
 def failure_headline(cause: RootCause) -> str:
     """Why an attempt failed, in a line."""
     if cause.groups:

@@ -155,6 +155,9 @@ class Attempt:
         workers: by rank.
         decided: when it was said; None as long as no end is recorded.
         hang: whether it ended because the job hung.
+        job_ending: what Slurm said of the job when a signal had stopped it, as `slurm.job.Ending` has it; empty where
+            it said nothing.
+        user: who cancelled the job, where that is known.
     """
 
     number: int
@@ -171,6 +174,8 @@ class Attempt:
     workers: tuple[Worker, ...]
     decided: float | None = None
     hang: bool = False
+    job_ending: str = ""
+    user: str = ""
 
 
 @dataclass(frozen=True)

@@ -427,8 +427,17 @@ class Settings:
         metavar="SECONDS|none",
         group=RESTARTS,
         torchrun_variable=False,
-        help="End an attempt in which no rank has written anything or marked progress (runtime.mark_progress) for so "
-        "long, after the stacks of all ranks were written into the job directory. Default: none.",
+        help="End an attempt in which no rank has made progress for so long (--hang-activity), after the stacks of all "
+        "ranks were written into the job directory. Default: none.",
+    )
+    hang_activity: str = _option(
+        "--hang-activity",
+        choices=("auto", "progress", "output"),
+        default="auto",
+        group=RESTARTS,
+        torchrun_variable=False,
+        help="What --hang-timeout waits for: that a rank marks progress (runtime.mark_progress), or that a rank writes "
+        "something. auto: progress from the first mark of an attempt on, and output before.",
     )
     signals_to_handle: tuple[str, ...] = _option(
         "--signals-to-handle",

@@ -81,6 +81,7 @@ class JobRecord:
         label: its id as users see it, `12_3` for a task of an array.
         heterogeneous: whether it is a component of a heterogeneous job.
         directory: its working directory; where it was submitted, unless --chdir says otherwise.
+        cancelled_by: the number of the user who cancelled it, where accounting has said so.
     """
 
     job_id: str
@@ -102,6 +103,7 @@ class JobRecord:
     label: str = ""
     heterogeneous: bool = False
     directory: str = ""
+    cancelled_by: str = ""
 
     @property
     def state_in_words(self) -> str:
@@ -127,12 +129,26 @@ class Ending(Enum):
     TIME_LIMIT = "time limit"
     PREEMPTED = "preemption"
     CANCELLED = "cancelled"
-    """By scancel; or over otherwise: its script has ended, a node is lost."""
+    """By scancel; or over otherwise: its script has ended."""
+    NODE_FAILED = "node failure"
+    OUT_OF_MEMORY = "out of memory"
     REQUEUED = "requeued by Slurm"
     """Somebody has had it requeued: a preemption with PreemptMode=REQUEUE, `scontrol requeue`, a lost node."""
     RUNNING = "signalled"
     """The job goes on: only a signal was sent, or only the step was cancelled."""
     UNKNOWN = "unknown"
+
+
+_ENDINGS = {
+    "TimeLimit": Ending.TIME_LIMIT,
+    "TIMEOUT": Ending.TIME_LIMIT,
+    "DeadLine": Ending.TIME_LIMIT,
+    "DEADLINE": Ending.TIME_LIMIT,
+    "NodeDown": Ending.NODE_FAILED,
+    "NODE_FAIL": Ending.NODE_FAILED,
+    "OutOfMemory": Ending.OUT_OF_MEMORY,
+    "OUT_OF_MEMORY": Ending.OUT_OF_MEMORY,
+}
 
 
 def ending_of(record: JobRecord | None, restart_count: int) -> Ending:
@@ -154,7 +170,9 @@ def ending_of(record: JobRecord | None, restart_count: int) -> Ending:
         return Ending.PREEMPTED
     if going_on:
         return Ending.RUNNING
-    return Ending.TIME_LIMIT if "TimeLimit" in record.reason or record.state == "TIMEOUT" else Ending.CANCELLED
+    # A job that is being ended is COMPLETING, and only the reason tells what it is going to be (slurm_protocol_defs.c).
+    found = (ending for word, ending in _ENDINGS.items() if word in (record.state, record.reason))
+    return next(found, Ending.CANCELLED)
 
 
 def explain(reason: str) -> str:
@@ -249,7 +267,16 @@ def read_accounting(text: str) -> tuple[JobRecord, ...]:
             status, _, signal = code.partition(":")
             task = job.partition("_")[2].strip("[]")
             numbers = int(leading_number(status, 0)), int(leading_number(signal, 0))
+            word, _, by = state.partition(" by ")
             found.append(
-                JobRecord(job, state.split()[0], exit_code=numbers[0], signal=numbers[1], task=task, label=job)
+                JobRecord(
+                    job,
+                    word.split()[0],
+                    exit_code=numbers[0],
+                    signal=numbers[1],
+                    task=task,
+                    label=job,
+                    cancelled_by=by.strip(),
+                )
             )
     return tuple(found)

@@ -138,6 +138,27 @@ def test_an_attempt_in_which_nobody_does_anything(tmp_path: Path) -> None:
     assert len([*tmp_path.glob("logs/latest/stacks/*/*/rank_*.txt")]) == 2
 
 
+@traces
+def test_a_thread_that_goes_on_writing_is_no_progress(tmp_path: Path) -> None:
+    """Ranks that mark progress hang when none does so any more, whatever a thread of one writes meanwhile."""
+    body = """
+        import threading, time
+        from hpc_launch import runtime
+        def chat():
+            while True:
+                time.sleep(0.2)
+                print("GPU utilisation 0 %", flush=True)
+        if os.environ["RANK"] == "0":
+            threading.Thread(target=chat, daemon=True).start()
+        runtime.mark_progress(3, 100)
+        time.sleep(3600)
+    """
+    done = launch(tmp_path, "--nproc-per-node=2", "--start=exec", "--hang-timeout=2", probe(tmp_path, body))
+
+    assert done.status == 124, done.err
+    assert mentions(done.err, "runtime.mark_progress", "2", "--hang-timeout"), done.err
+
+
 @pytest.mark.soak
 def test_busy_threads_survive(tmp_path: Path) -> None:
     """Threads that do nothing but call, compile and recurse: they die where faulthandler dumps all of them at once."""

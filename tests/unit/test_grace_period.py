@@ -10,10 +10,14 @@ from unittest import mock
 
 import pytest
 
+from hpc_launch.agent import agent as agent_module
+from hpc_launch.plan.derivation import make_plan
+from hpc_launch.settings import resolve
 from hpc_launch.workers import grace_period as window_module
 from hpc_launch.workers.grace_period import GracePeriod, SlurmFacts
 from hpc_launch.workers.signals import AgentSignals
 from tests.support import mentions
+from tests.unit.test_plan import here
 
 # The seconds since the epoch when the clock stands at 0.
 EPOCH = 1_700_000_000.0
@@ -230,3 +234,14 @@ def test_a_signal_that_came_to_another_node_only(clock: Clock) -> None:
     assert window.left == pytest.approx(7.0)
     signals.stop, signals.stop_time = signal.SIGTERM, clock.now - 1
     assert window.left == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("45", 45.0), ("30.5", 30.5), ("0", 0.0), ("", None), ("²", None), ("-1", None), ("inf", None)],
+)
+def test_torch_s_variable(text: str, seconds: float | None) -> None:
+    """What is no number of seconds is as good as nothing; --grace comes first."""
+    environ = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": text}
+    assert agent_module._grace(make_plan(resolve({}, {}), here(), ("train.py",)), environ) == seconds
+    assert agent_module._grace(make_plan(resolve({"shutdown_timeout": "7"}, {}), here(), ("train.py",)), environ) == 7

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_launch.agent.hang_detector import Activity, HangVerdict, HangWatch, SilenceTimer, pause_for
+from hpc_launch.agent.hang_detector import Activity, HangVerdict, HangWatch, Signs, SilenceTimer, pause_for
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.rendezvous.handler import SlurmRendezvous
 from tests.support import mentions
@@ -43,8 +43,11 @@ def agents(tmp_path: Path) -> Iterator[list[SlurmRendezvous]]:
     together([handler.shutdown for handler in handlers])
 
 
-def watches(folder: Path, clock: Clock, pids: dict[int, int] | None = None) -> list[HangWatch]:
-    """Return what watches over two agents, each with a worker whose output is in a file of its rank's number."""
+def watches(folder: Path, clock: Clock, pids: dict[int, int] | None = None, counts: str = "auto") -> list[HangWatch]:
+    """Return what watches over two agents, each with a worker whose output is in a file of its rank's number.
+
+    The progress that it marks is in another one, `marks` and the number.
+    """
     return [
         HangWatch(
             timeout=TIMEOUT,
@@ -55,7 +58,8 @@ def watches(folder: Path, clock: Clock, pids: dict[int, int] | None = None) -> l
             agent=number,
             leader=number == 0,
             workers=lambda number=number: {number: (pids or {})[number]} if number in (pids or {}) else {},  # type: ignore[misc]
-            activity=Activity([folder / str(number)]),
+            activity=Activity([folder / str(number)], [folder / f"marks{number}"]),
+            counts=counts,
             clock=clock,
         )
         for number in range(2)
@@ -70,18 +74,21 @@ def turn(handlers: list[SlurmRendezvous], pair: list[HangWatch]) -> HangVerdict 
 
 
 def test_silence_lasts_from_what_was_heard_last() -> None:
-    """A counter that has moved begins it anew, one that has not lets it go on."""
+    """A counter that has moved begins it anew, one that has not lets it go on; so does another one."""
     quiet = SilenceTimer(0.0, 0.0)
     for now, count, silent in ((5, 1, 0), (10, 1, 5), (15, 1, 10), (20, 2, 0), (25, 2, 5)):
-        quiet = quiet.after(now, count=count, pause=5.0)
+        quiet = quiet.after(now, count=("output", count), pause=5.0)
         assert quiet.looked - quiet.since == silent
     assert quiet.lasts(5.0)
     assert not quiet.lasts(5.1)
+    assert not quiet.after(30, count=("progress", 2), pause=5.0).lasts(0.1)
 
 
 def test_time_for_which_an_agent_was_stopped_does_not_count() -> None:
     """A job that is suspended for an hour has not hung for an hour."""
-    quiet = SilenceTimer(0.0, 0.0).after(5.0, count=0, pause=5.0).after(3605.0, count=0, pause=5.0)
+    quiet = SilenceTimer(0.0, 0.0, ("output", 0))
+    for now in (5.0, 3605.0):
+        quiet = quiet.after(now, count=("output", 0), pause=5.0)
 
     assert quiet.looked - quiet.since == 10.0
 
@@ -94,17 +101,18 @@ def test_how_often_it_is_looked() -> None:
 
 def test_output_and_progress_are_seen(tmp_path: Path) -> None:
     """A file that comes, grows or is replaced is a sign of life; one that is only looked at is none."""
-    path = tmp_path / "rank_0.out"
-    activity = Activity([path, tmp_path / "rank_1.out"])
-    assert not activity.changed()
-    for text in ("", "a", "ab"):
-        path.write_text(text)
-        assert activity.changed()
-        path.read_text()
-        assert not activity.changed()
-    (tmp_path / "new").write_text("xy")
-    (tmp_path / "new").replace(path)
-    assert activity.changed()
+    output, marks = tmp_path / "rank_0.out", tmp_path / "rank_0.json"
+    activity = Activity([output, tmp_path / "rank_1.out"], [marks])
+    assert activity.look() == Signs()
+    for path, signs in ((output, Signs(output=True)), (marks, Signs(marks=True))):
+        for text in ("", "a", "ab"):
+            path.write_text(text)
+            assert activity.look() == signs
+            path.read_text()
+            assert activity.look() == Signs()
+        (tmp_path / "new").write_text("xy")
+        (tmp_path / "new").replace(path)
+        assert activity.look() == signs
 
 
 def test_as_long_as_one_goes_on_nobody_hangs(agents: list[SlurmRendezvous], tmp_path: Path) -> None:
@@ -118,6 +126,34 @@ def test_as_long_as_one_goes_on_nobody_hangs(agents: list[SlurmRendezvous], tmp_
                 stream.write("a step\n")
         assert turn(agents, pair) is None
     assert not (tmp_path / "1.0" / "stacks").exists()
+
+
+def lasted(agents: list[SlurmRendezvous], pair: list[HangWatch], clock: Clock, folder: Path, marks: int) -> int:
+    """Let the first rank write at each look, and the second mark progress at the first few; returns when it hangs."""
+    for number in range(1, 4 * int(TIMEOUT / PAUSE)):
+        clock.now += PAUSE
+        with (folder / "0").open("a") as stream:
+            stream.write("GPU utilisation 0 %\n")
+        if number <= marks:
+            (folder / "marks1").write_text(str(number))
+        verdict = turn(agents, pair)
+        if verdict is not None:
+            assert mentions(verdict.cause, "runtime.mark_progress"), verdict.cause
+            return number
+    return -1
+
+
+@pytest.mark.parametrize(
+    ("counts", "marks", "hangs"),
+    [("auto", 5, True), ("auto", 0, False), ("output", 5, False), ("progress", 5, True), ("progress", 0, True)],
+)
+def test_what_counts(agents: list[SlurmRendezvous], tmp_path: Path, counts: str, marks: int, hangs: bool) -> None:
+    """Where any rank marks progress, output of another is no sign that training goes on; one can say what counts."""
+    clock = Clock()
+    after = lasted(agents, watches(tmp_path, clock, counts=counts), clock, tmp_path, marks)
+    looks = int(TIMEOUT / PAUSE)
+
+    assert (marks + looks <= after <= marks + looks + 4) if hangs else after == -1
 
 
 def test_when_nobody_goes_on_all_stacks_are_taken(agents: list[SlurmRendezvous], tmp_path: Path) -> None:
@@ -165,16 +201,31 @@ def test_files_that_cannot_be_seen_are_no_silence(tmp_path: Path, monkeypatch: p
     """While a file server does not answer it is unknown whether a worker writes, and the job does not hang."""
     path, answers = tmp_path / "rank_0.out", threading.Event()
     activity = Activity([path])
-    look = Activity._look
+    stat = Activity._stat
 
     def hanging(one: Activity) -> list[tuple[int, int]]:
         answers.wait(30)
-        return look(one)
+        return stat(one)
 
     monkeypatch.setattr("hpc_launch.agent.hang_detector._LOOK", 0.01)
-    monkeypatch.setattr(Activity, "_look", hanging)
-    unseen = [activity.changed(), activity.changed()]
+    monkeypatch.setattr(Activity, "_stat", hanging)
+    unseen = [activity.look(), activity.look()]
     answers.set()
     monkeypatch.setattr("hpc_launch.agent.hang_detector._LOOK", 30.0)
 
-    assert (unseen, activity.changed()) == ([True, True], False)
+    assert (unseen, activity.look()) == ([Signs(unseen=True)] * 2, Signs())
+
+
+def test_what_cannot_be_seen_is_no_mark(
+    agents: list[SlurmRendezvous], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that never marks progress is judged by its output after a file server has come back."""
+    clock = Clock()
+    pair = watches(tmp_path, clock)
+    with monkeypatch.context() as patch:
+        patch.setattr(Activity, "look", lambda _: Signs(unseen=True))
+        for _ in range(3):
+            clock.now += PAUSE
+            assert turn(agents, pair) is None
+
+    assert lasted(agents, pair, clock, tmp_path, 0) == -1

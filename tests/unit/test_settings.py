@@ -85,6 +85,7 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "insecure_rendezvous": [("1", True), ("no", False)],
     "standalone": [("1", True), ("true", True), ("Yes", True), ("on", True), ("0", False), ("no", False)],
     "hang_timeout": [("600", 600.0), ("none", 0.0), ("0", 0.0)],
+    "hang_activity": [("auto", "auto"), ("progress", "progress"), ("output", "output")],
     "join_timeout": [("0.5", 0.5), ("600", 600.0)],
     "node_timeout": [("0.5", 0.5), ("30", 30.0)],
     "spares": [("0", 0), ("2", 2)],
