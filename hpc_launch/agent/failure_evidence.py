@@ -14,7 +14,7 @@ from pathlib import Path
 from hpc_launch import codec
 from hpc_launch.node import oom_kills
 from hpc_launch.node.kernel_log import KernelLog
-from hpc_launch.records import hardware_faults, regular_files, tracebacks
+from hpc_launch.records import hardware_faults, regular_files, root_cause, tracebacks
 from hpc_launch.records.directory import RankFiles
 from hpc_launch.records.history_model import Failure, RaisedException
 from hpc_launch.records.output_lines import last_lines
@@ -71,7 +71,7 @@ def gather_evidence(files: RankFiles, pid: int, exitcode: int, before: KernelBas
     """
     errors, output = (last_lines(path, _TAIL, _TAIL) for path in (files.err, files.out))
     exception = _left(files.error, ended)
-    if exception is None and exitcode == 1:
+    if exitcode == 1 and (exception is None or exception.type == root_cause.EXIT):
         report = tracebacks.find_traceback(errors)
         if report is not None:
             exception = RaisedException(report.type, report.message, report.where, "stderr")
@@ -88,6 +88,7 @@ def gather_evidence(files: RankFiles, pid: int, exitcode: int, before: KernelBas
     )
     killed = exitcode == -signal.SIGKILL or any(_CHILD_KILLED.search(line) for line in errors)
     return Failure(
+        where=tracebacks.fatal_place(errors) if exitcode < 0 else "",
         exception=exception,
         lines=tuple(line[:_LONGEST_LINE] for line in shown[-_LINES:]),
         oom=_judge_oom_kill(pid, before.kills, oom_kills.count_oom_kills(), kernel) if killed else "",

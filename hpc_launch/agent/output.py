@@ -13,6 +13,7 @@ from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
 from hpc_launch import slow_storage
 from hpc_launch.agent.disk_monitor import DiskMonitor
 from hpc_launch.agent.output_console import FollowedFile, OutputFollower
+from hpc_launch.agent.traceback_folding import Folding, TracebackFilter
 from hpc_launch.errors import LogDirError
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
@@ -107,6 +108,8 @@ class JobLogs(LogsSpecs):
         attempt = int(next(iter(envs.values()))["HPC_LAUNCH_ATTEMPT"])
         folder = self._job.node(attempt, self._host)
         self._make(folder)
+        # With -r or -t the console is torchrun's.
+        folding, folds = Folding(), self._settings.redirects is None and self._settings.tee is None
         for local, environ in envs.items():
             rank = int(environ["RANK"])
             files = self._job.rank(attempt, self._host, rank)
@@ -125,14 +128,15 @@ class JobLogs(LogsSpecs):
                 shown = bool(chosen.shown & stream)
                 if chosen.filed & stream and (shown or needles):
                     copy = folder / name if needles else None
-                    sources.append(FollowedFile(path, prefix, stream.value if shown else None, copy, needles))
+                    folded = TracebackFilter(folding, rank) if shown and folds and stream is Streams.ERR else None
+                    sources.append(FollowedFile(path, prefix, stream.value if shown else None, copy, needles, folded))
                 if chosen.filed & stream:
                     filed[f"{rank}.{path.suffix[1:]}"] = path
         if filed:
             self._disk_monitor = DiskMonitor(
                 OutputTimes(self._job.times(attempt, self._host), filed, self._job.path), folder
             )
-        self.follower = OutputFollower(sources, self._earlier)
+        self.follower = OutputFollower(sources, self._earlier, folding)
         return destination
 
     def _make(self, folder: Path) -> None:

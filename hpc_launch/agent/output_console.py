@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpc_launch.console import CONSOLE
+from hpc_launch.agent.traceback_folding import Folding, TracebackFilter
+from hpc_launch.console import CONSOLE, say
 from hpc_launch.node.file_changes import FileChanges
 from hpc_launch.records import directory
 from hpc_launch.records.output_lines import LineSplitter
@@ -35,6 +36,7 @@ class FollowedFile:
         prefix: what goes before each line.
         descriptor: 1 or 2, where its lines are shown; None where they are not.
         copy: a second file that gets the lines which contain one of `needles`.
+        tracebacks: folds those that are alike; None shows them all.
     """
 
     path: Path
@@ -42,6 +44,7 @@ class FollowedFile:
     descriptor: int | None
     copy: Path | None = None
     needles: Sequence[str] = ()
+    tracebacks: TracebackFilter | None = None
     _descriptor: int | None = field(default=None, repr=False)
     _position: int = field(default=0, repr=False)
     _lines: LineSplitter = field(default_factory=LineSplitter, repr=False)
@@ -55,7 +58,12 @@ class FollowedFile:
         data = self._read()
         lines = self._lines.feed(data, final=final and len(data) < _CHUNK)
         if lines:
-            self._show(lines)
+            self._copy(lines)
+        if self.tracebacks is not None:
+            lines = self.tracebacks.feed(lines, quiet=not data)
+        if lines and self.descriptor is not None:
+            prefix = self.prefix.encode(errors="replace")
+            CONSOLE.write(self.descriptor, prefix + (b"\n" + prefix).join(lines) + b"\n")
         return len(data)
 
     def close(self) -> None:
@@ -79,10 +87,8 @@ class FollowedFile:
         self._position += len(data)
         return data
 
-    def _show(self, lines: Sequence[bytes]) -> None:
+    def _copy(self, lines: Sequence[bytes]) -> None:
         prefix = self.prefix.encode(errors="replace")
-        if self.descriptor is not None:
-            CONSOLE.write(self.descriptor, prefix + (b"\n" + prefix).join(lines) + b"\n")
         if self.copy is not None:
             needles = [needle.encode() for needle in self.needles]
             wanted = [line for line in lines if any(needle in line for needle in needles)]
@@ -99,10 +105,17 @@ class OutputFollower:
     Args:
         sources: the files.
         before: shows those of the attempt before, which come first.
+        folding: of the tracebacks in them.
     """
 
-    def __init__(self, sources: Sequence[FollowedFile], before: OutputFollower | None = None) -> None:
+    def __init__(
+        self,
+        sources: Sequence[FollowedFile],
+        before: OutputFollower | None = None,
+        folding: Folding | None = None,
+    ) -> None:
         self._sources = sources
+        self._folding = folding
         self._before = before
         self._ending = threading.Event()
         self._changes = FileChanges()
@@ -156,9 +169,13 @@ class OutputFollower:
             if grew and not changed and not self._changes.wait(0):
                 self._changes.reported = False  # the kernel has missed it: look often from now on
             if not more and (not grew or not self._ending.wait(_PAUSE_SECONDS)):
-                changed = self._changes.wait(_QUIET_SECONDS)
+                # A traceback is shown when nothing follows it.
+                held = any(source.tracebacks is not None and source.tracebacks.holds for source in self._sources)
+                changed = self._changes.wait(_PAUSE_SECONDS if held else _QUIET_SECONDS)
         while any(self._turn(final=True)):
             pass
+        for line in self._folding.summary() if self._folding is not None else ():
+            say(line)
         self._changes.close()
         for source in self._sources:
             source.close()

@@ -150,7 +150,8 @@ def _state(worker: Worker, lost: AbstractSet[str], *, running: bool) -> RankStat
 
 
 def _failure(found: History) -> tuple[int, str] | None:
-    failed = next((one for one in reversed(found.attempts) if one.ending in ("restart", "failed")), None)
+    ended = (one for one in reversed(found.attempts) if one.ending in ("restart", "failed") and not one.signal)
+    failed = next(ended, None)
     if failed is None:
         return None
     cause = root_cause.root_cause_of(found, failed)

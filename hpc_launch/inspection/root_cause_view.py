@@ -72,6 +72,7 @@ def _facts(cause: RootCause, first: Worker, failure: Failure) -> tuple[tuple[str
         ("Device", first.device),
         ("Ended with", root_cause.worker_ending(first)),
         ("Raised at", raised.where if raised is not None else ""),
+        ("Hit at", failure.where),
         ("Memory", failure.oom if failure.oom != cause.groups[0].what else ""),
         ("Hangs in", failure.hung),
         *(("Device said", text) for text in failure.gpu if text not in failure.lines),

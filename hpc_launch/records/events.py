@@ -35,6 +35,7 @@ agent that wrote it) and, once there is one, `attempt` (as in the job directory)
     lines      the last lines of stderr, or of stdout where there is nothing else
     log        the file that ends with these lines: its name, or its path where it is not in the job directory
     oom        the memory limit that the kernel enforced, in words
+    where      file:line where a fatal signal met it, as faulthandler has written
     gpu        lines about the device, or about hardware that is broken: CUDA, NCCL, Xid
     hung       the process could not be killed: it hangs in the kernel, in this function
 

@@ -135,7 +135,8 @@ def _details(group: FailureGroup, lines: int) -> list[str]:
     if len(group.workers) > 1:
         told.append(f"first: rank {worker.rank} on {worker.host} (local rank {worker.local_rank})")
     raised = failure.exception
-    place = [f"at {raised.where}" if raised and raised.where else "", f"on {worker.device}" if worker.device else ""]
+    where = (raised.where if raised is not None else "") or failure.where
+    place = [f"at {where}" if where else "", f"on {worker.device}" if worker.device else ""]
     if any(place):
         told.append(", ".join(filter(None, place)))
     if failure.oom and failure.oom != group.what:
@@ -145,8 +146,6 @@ def _details(group: FailureGroup, lines: int) -> list[str]:
     if shown:
         told.append(f"the end of {log_path(worker)}:")
         told.extend(f"    {text}" for text in shown)
-    elif lines:
-        told.append(f"it wrote nothing to {log_path(worker)}")
     return told
 
 
@@ -166,5 +165,6 @@ def _who(group: FailureGroup) -> str:
 
 def _failed(who: str, worker: Worker, what: str) -> str:
     # What raised an exception, and was ended while it was at it, did not fail for that.
-    text = f"{who} failed" if worker.told and what else f"{who} failed with {root_cause.worker_ending(worker)}"
+    ended = "ended" if worker.exitcode == 0 else "failed"
+    text = f"{who} failed" if worker.told and what else f"{who} {ended} with {root_cause.worker_ending(worker)}"
     return f"{text}: {what[:_LONGEST]}" if what else text

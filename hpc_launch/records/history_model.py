@@ -86,6 +86,7 @@ class Failure:
         gpu: lines about its device.
         hung: the kernel function in which it hangs and cannot be killed; empty if it was gone.
         log: the file that ends with `lines`: its name among the worker's own, or a path; empty if there is none.
+        where: `FILE:LINE` where a fatal signal met it, as faulthandler has written; empty if unknown.
     """
 
     exception: RaisedException | None = None
@@ -94,6 +95,7 @@ class Failure:
     gpu: tuple[str, ...] = ()
     hung: str = ""
     log: str = ""
+    where: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ exception by when it was raised, everything else by when the process was gone.
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 from collections import Counter
@@ -19,7 +20,13 @@ from hpc_launch.records.history_model import Attempt, Failure, History, NodeEven
 # Why a rank can fail for no reason of its own.
 LOST = "lost their connection"
 WAITED = "waited for others in vain"
+# What it is of one that had no failure at all.
+LEFT = "it left before the others had finished, which then lost it"
 ENDED = "ended by hpc-launch"
+
+# The exception of sys.exit: it says where a script has ended, and not why.
+EXIT = "SystemExit"
+_LONGEST_CODE = 200
 
 # What gloo, NCCL, torch's store and Python say when a peer is gone.
 _LOST = re.compile(
@@ -126,7 +133,7 @@ def find_root_cause(attempt: Attempt, nodes: Sequence[NodeEvent] = (), slack: fl
     own = [worker for worker in failed if not reasons[worker.rank] and not attempt.hang]
     followers = Counter(reason for reason in reasons.values() if reason)
     if not own and not lost and not attempt.hang:
-        own = _suspects(attempt, failed, reasons)
+        own = _early_leavers(attempt, failed, reasons) or _suspects(attempt, failed, reasons)
         for worker in own:
             followers[reasons.get(worker.rank, "")] -= 1
     return RootCause(
@@ -161,7 +168,7 @@ def follows(worker: Worker, decided: float | None) -> str:
         return ENDED
     if failure.oom:
         return ""
-    if raised is not None:
+    if raised is not None and raised.type != EXIT:
         return symptom(f"{raised.type}: {raised.message}")
     died_otherwise = worker.exitcode is not None and worker.exitcode < 0 and worker.exitcode != -signal.SIGABRT
     # What torch warns of it survives, and it is common when others have left in good order ("[W1125 12:34:56 ...").
@@ -188,6 +195,8 @@ def what_happened(worker: Worker) -> str:
     """What happened to a worker, in a line."""
     code, failure = worker.exitcode, worker.failure or Failure()
     raised = failure.exception
+    if raised is not None and raised.type == EXIT:
+        return f"sys.exit({raised.message[:_LONGEST_CODE]})"
     if raised is not None and (code is None or code >= 0 or worker.told):
         # PyTorch's and others' messages have their stack in them; the first line says it.
         return f"{raised.type}: {raised.message}" if raised.message else raised.type
@@ -218,6 +227,17 @@ def worker_ending(worker: Worker) -> str:
 
 def _hangs(worker: Worker) -> bool:
     return worker.failure is not None and bool(worker.failure.hung)
+
+
+def _early_leavers(attempt: Attempt, failed: Sequence[Worker], reasons: Mapping[int, str]) -> list[Worker]:
+    """Ranks that had left with exit status 0, where others then lost their connection or waited in vain."""
+    symptoms = [worker for worker in failed if reasons[worker.rank] in (LOST, WAITED)]
+    first = min(map(failure_time, symptoms), default=-math.inf)
+    return [worker for worker in attempt.workers if _left_well(worker) and (worker.ended or math.inf) <= first]
+
+
+def _left_well(worker: Worker) -> bool:
+    return worker.exitcode == 0 and not worker.told
 
 
 def _suspects(attempt: Attempt, failed: Sequence[Worker], reasons: Mapping[int, str]) -> list[Worker]:
@@ -252,6 +272,8 @@ def _grouped(own: Sequence[Worker], slack: float, reasons: Mapping[int, str]) ->
         title = what_happened(worker)
         if reasons.get(worker.rank) == ENDED:
             title = "it was still running when other ranks had waited for it in vain: it may hang"
+        if _left_well(worker):
+            title = LEFT
         how = "" if worker.failure and worker.failure.exception else worker_ending(worker)
         key = re.sub(r"0x[0-9a-fA-F]+|\d+", "#", f"{how} {title}")
         found.setdefault(key, []).append(worker)

@@ -6,8 +6,9 @@ exceptions in another way is not understood, and its last lines stand for themse
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _BEGIN = re.compile(r"\s*\+? ?(Exception Group )?Traceback \(most recent call last\):\s*$")
@@ -52,6 +53,29 @@ def find_traceback(lines: Sequence[str]) -> Traceback | None:
     if frames and not begins:  # a SyntaxError of the script itself is reported without the word
         return _read(lines[frames[-1] :])
     return None
+
+
+def frames_of(lines: Iterable[str]) -> list[str]:
+    """The places that a report names, as `FILE:LINE`, the outermost first."""
+    found = (_FRAME.match(_PREFIX.sub("", line)) for line in lines)
+    return [f"{frame['file']}:{frame['line']}" for frame in found if frame is not None]
+
+
+def fatal_place(lines: Sequence[str]) -> str:
+    """Where a fatal signal met a program, by the last report of faulthandler; empty where there is none.
+
+    Args:
+        lines: the end of the output, without line ends.
+
+    Returns:
+        `FILE:LINE` of the innermost frame outside of installed packages, of the thread that was hit.
+    """
+    begins = [number for number, line in enumerate(lines) if line.startswith("Fatal Python error: ")]
+    report = [*lines[begins[-1] :]] if begins else []
+    hit = next((number for number, line in enumerate(report) if line.startswith("Current thread")), 0)
+    frames = frames_of(itertools.takewhile(str.strip, report[hit:] if hit else report[2:]))
+    own = [frame for frame in frames if not any(place in frame for place in _LIBRARIES)]
+    return next(iter([*own, *frames]), "")
 
 
 def essence(message: str) -> str:

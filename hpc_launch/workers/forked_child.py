@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import faulthandler
 import io
 import multiprocessing
 import os
@@ -96,6 +97,7 @@ def reset_python(environ: Mapping[str, str], mask: set[int]) -> None:
     """
     _replace_environment(environ)
     _reopen_streams()
+    _set_faulthandler(environ)
     _forget_chance()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -106,6 +108,15 @@ def _replace_environment(environ: Mapping[str, str]) -> None:
     for name, value in environ.items():
         if os.environ.get(name) != value:
             os.environ[name] = value
+
+
+def _set_faulthandler(environ: Mapping[str, str]) -> None:
+    """Have the stacks written on a fatal signal, or not, as a new process would (PYTHONFAULTHANDLER)."""
+    faulthandler.disable()
+    asked = bool(environ.get("PYTHONFAULTHANDLER")) and not sys.flags.ignore_environment
+    if asked or sys.flags.dev_mode or "faulthandler" in sys._xoptions:  # noqa: SLF001 - documented (using/cmdline)
+        with contextlib.suppress(RuntimeError, ValueError, OSError):  # stderr is closed
+            faulthandler.enable()
 
 
 def _reopen_streams() -> None:

@@ -79,7 +79,9 @@ def run_script(script: Script) -> None:
             runpy._run_module_as_main(script.words[0])  # type: ignore[attr-defined]  # noqa: SLF001 - what `-m` calls
         else:
             _run_file(script.words[0], main)
-    except SystemExit:
+    except SystemExit as error:
+        if left and os.getpid() == pid and error.code not in (None, 0):
+            exception_file.write_exception_file(left, error, _inner(error))
         raise
     except BaseException as error:
         _hide_launcher(error)

@@ -112,6 +112,8 @@ def worker_environment(  # noqa: D417 - the types say it
             "HPC_LAUNCH_JOB_DIRECTORY": job_directory,
         }
     )
+    # A fatal signal (SIGSEGV, SIGABRT) then leaves the stacks of Python in the rank's .err; empty leaves them out.
+    environ.setdefault("PYTHONFAULTHANDLER", "1")
     if omp_num_threads is not None:
         environ["OMP_NUM_THREADS"] = str(omp_num_threads)
     if interface:

@@ -95,3 +95,72 @@ def test_what_a_script_leaves_itself_stays(tmp_path: Path) -> None:
     assert worker.failure is not None
     assert worker.failure.exception is not None
     assert (worker.failure.exception.type, worker.failure.exception.message) == ("KeyError", "mine")
+
+
+@pytest.mark.parametrize(("code", "said"), [("1", "1"), ("7", "7"), ("'nobody came'", "nobody came")])
+def test_where_a_script_ends_by_sys_exit(tmp_path: Path, code: str, said: str) -> None:
+    """The root cause names file and line; an empty file is not spoken of."""
+    body = f"""
+        import time
+        if os.environ["RANK"] == "1":
+            sys.exit({code})
+        time.sleep(600)
+    """
+    done = launch(tmp_path, "--start", "warm", "--nproc-per-node", "2", probe(tmp_path, body))
+
+    assert done.status == (int(code) if code.isdigit() else 1)
+    line = (tmp_path / "train.py").read_text().splitlines().index(f"    sys.exit({code})") + 1
+    assert mentions(done.err, f"sys.exit({said})", f"train.py:{line}"), done.err
+    assert ("rank_1.err" in done.err) == (not code.isdigit()), done.err
+
+
+@pytest.mark.parametrize("start", ["warm", "exec"])
+def test_where_a_fatal_signal_met_a_script(tmp_path: Path, start: str) -> None:
+    """faulthandler writes the stack, unless the user has said otherwise."""
+    body = """
+        import ctypes, time
+        if os.environ["RANK"] == "1":
+            ctypes.string_at(0)
+        time.sleep(600)
+    """
+    words = ["--start", start, "--nproc-per-node", "2", probe(tmp_path, body)]
+    line = (tmp_path / "train.py").read_text().splitlines().index("    ctypes.string_at(0)") + 1
+    done = launch(tmp_path, *words)
+    assert done.status == 139
+    assert mentions(done.err, "SIGSEGV", f"train.py:{line}"), done.err
+    done = launch(tmp_path, *words, env={"PYTHONFAULTHANDLER": ""})
+    assert done.status == 139
+    assert not mentions(done.err, f"train.py:{line}"), done.err
+
+
+def test_a_rank_that_leaves_early(tmp_path: Path) -> None:
+    """It is named, and the others' tracebacks are on the console once; their files have them all."""
+    body = """
+        import time
+        def reduce():
+            raise RuntimeError(f"Connection closed by peer [127.0.0.1]:{os.getpid()}")
+        if os.environ["RANK"] == "2":
+            Path("left").touch()
+            sys.exit(0)
+        while not Path("left").exists():
+            time.sleep(0.02)
+        time.sleep(0.5 + int(os.environ["RANK"]) / 20)
+        reduce()
+    """
+    done = launch(tmp_path, "--start", "warm", "--nproc-per-node", "4", probe(tmp_path, body))
+    [worker] = [record for record in done.records if record["RANK"] == "2"]
+
+    assert done.status == 1
+    last = done.err[done.err.index("hpc-launch: attempt 0: ") :]
+    assert mentions(last, "rank 2", root_cause.LEFT), done.err
+    said = sum(
+        (tmp_path / f"logs/latest/attempt_0/{worker['HPC_LAUNCH_HOST']}/rank_{rank}.err")
+        .read_text()
+        .count("Traceback (most recent")
+        for rank in range(4)
+    )
+    shown = done.err.count("Traceback (most recent")
+    assert shown == 1
+    # The last may have been ended before it could say anything.
+    assert said in (2, 3)
+    assert mentions(done.err, f"{said - 1} more"), done.err

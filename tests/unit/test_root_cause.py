@@ -164,7 +164,6 @@ def test_the_same_failure_on_many_ranks_is_one() -> None:
         "0-5 gpu[001-003] 1 OSError: [rank 0] 0x0ff is bad",
         "0 gpu001 0",
         "train.py:1",
-        "rank.err",
         "6 gpu004 0 9",
         f"1 {ENDED}",
     )
@@ -199,6 +198,33 @@ def test_those_for_whom_others_wait_in_vain_hang() -> None:
     assert cause.first is not None
     assert (cause.first.rank, root_cause.follows(cause.first, DECIDED), cause.followers) == (3, ENDED, {WAITED: 3})
     assert mentions(failure_messages.failure_headline(cause), "3 gpu002 1 hang")
+
+
+def test_a_rank_that_left_before_the_others_is_the_reason() -> None:
+    """It has failed in nothing, but those that still needed it have lost it; one that ended later is another matter."""
+    lost = [worker(rank, 1, 99.0 + rank / 10, raised=SYMPTOMS[0][0]) for rank in (0, 2)]
+    left, late = worker(1, 0, 98.0), worker(3, 0, 99.5)
+    cause = root_cause.find_root_cause(attempt(*lost, left, late))
+    assert cause is not None
+    assert cause.first == left
+    assert cause.followers == {LOST: 2}
+    assert mentions(failure_messages.failure_headline(cause), "rank 1 gpu001 0", root_cause.LEFT)
+    # Where somebody has failed by himself nobody has to be looked for.
+    cause = root_cause.find_root_cause(attempt(*lost, left, worker(4, 7, 99.0)))
+    assert cause is not None
+    assert cause.first == worker(4, 7, 99.0)
+
+
+def test_a_script_that_ends_by_sys_exit() -> None:
+    """It says where, and is a cause of its own; but not where its output says that it has lost another."""
+    here = worker(0, 1, 99.0, failure=Failure(RaisedException("SystemExit", "1", "train.py:12", "hook", 98.9)))
+    cause = root_cause.find_root_cause(attempt(here, ended(1)))
+    assert cause is not None
+    assert mentions(" ".join(failure_messages.failure_block(cause)), "sys.exit(1)", "train.py:12")
+    raised = RaisedException("SystemExit", "1", "train.py:12", "hook", 98.9)
+    lost = worker(2, 1, 98.0, failure=Failure(raised, lines=(SYMPTOMS[0][0],)))
+    assert root_cause.follows(lost, DECIDED) == LOST
+    assert root_cause.follows(here, DECIDED) == ""
 
 
 def test_where_all_are_symptoms_the_first_of_them_is_shown() -> None:

@@ -95,7 +95,7 @@ def watched(
     watch = RoundSupervisor(
         context=RunContext(make_plan(resolve({"log_dir": str(tmp_path)}, {}), here(), ("train.py",))),
         handler=cast("SlurmRendezvous", others),
-        signals=cast("AgentSignals", SimpleNamespace(stop=stop)),
+        signals=cast("AgentSignals", SimpleNamespace(stop=stop, relayed=False)),
         recorder=cast("Recorder", SimpleNamespace(say=lambda *_, **__: None, workers=())),
         hang=None,
         monitor=lambda: next(turns, results[-1]),

@@ -88,3 +88,34 @@ def test_no_report(text: str) -> None:
     """What is cut off, or only looks like a report, is none."""
     assert tracebacks.find_traceback(text.splitlines()) is None
     assert tracebacks.essence(text) in ("", text.strip().splitlines()[0] if text.strip() else "")
+
+
+FATAL = """\
+loss 1.0
+Fatal Python error: Segmentation fault
+
+Thread 0x00007f12a0ffb6c0 (most recent call first):
+  File "/usr/lib/python3.11/threading.py", line 324 in wait
+
+Current thread 0x00007f12b0ff9b80 (most recent call first):
+  File "/usr/lib/python3.11/ctypes/__init__.py", line 519 in string_at
+  File "/home/me/train.py", line 3 in deep
+  File "/home/me/train.py", line 5 in <module>
+
+Extension modules: torch._C (total: 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (FATAL, "/home/me/train.py:3"),
+        (FATAL.replace("/home/me", "/usr/lib/python3.11"), "/usr/lib/python3.11/ctypes/__init__.py:519"),
+        (FATAL.partition("Current")[0], "/usr/lib/python3.11/threading.py:324"),
+        ("Fatal Python error: Aborted\n\n<no Python frame>\n", ""),
+        ("loss 1.0\n", ""),
+    ],
+)
+def test_where_a_fatal_signal_met_it(text: str, place: str) -> None:
+    """The innermost frame of the user's own, of the thread that was hit."""
+    assert tracebacks.fatal_place(text.splitlines()) == place

@@ -59,6 +59,7 @@ OWN = {
     "HPC_LAUNCH_HOST": "gpu03",
     "HPC_LAUNCH_JOB_DIRECTORY": "/logs/4711.0",
     "HPC_LAUNCH_NOTICE_SIGNALS": "SIGUSR1,SIGCONT",
+    "PYTHONFAULTHANDLER": "1",
 }
 # What says which task of the step a process is.
 IDENTITY = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_GTIDS")
@@ -110,6 +111,7 @@ def test_masks_can_be_left_alone() -> None:
         ({}, {"omp_num_threads": 4}, {"OMP_NUM_THREADS": "4"}),
         ({"OMP_NUM_THREADS": "2"}, {"omp_num_threads": None}, {"OMP_NUM_THREADS": "2"}),
         ({"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}, {}, {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}),
+        ({"PYTHONFAULTHANDLER": ""}, {}, {"PYTHONFAULTHANDLER": ""}),
         ({}, {"interface": "ib0"}, {"GLOO_SOCKET_IFNAME": "ib0", "NCCL_SOCKET_IFNAME": "=ib0"}),
         (
             {"GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "eth"},

@@ -1,0 +1,90 @@
+"""Tracebacks of many ranks on the console: of those that are alike one is shown, and the others are counted.
+
+When one rank fails, all others lose their connection to it, and each says so in a dozen lines. Their files have it all.
+Pure, but for the clock that the caller has.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hpc_launch import ranges
+from hpc_launch.records import failure_messages, root_cause, tracebacks
+from hpc_launch.text import count
+
+# A traceback begins so, behind torch's own prefix; longer ones are shown as they come.
+_BEGIN = re.compile(rb"(\[rank\d+\]: ?)?Traceback \(most recent call last\):\s*$")
+_LONGEST = 400
+
+# What torch logs is no part of the traceback before it.
+_LOGGED = re.compile(rb"\[[WEIF]\d{4} ")
+
+
+@dataclass
+class Folding:
+    """The tracebacks of one attempt on one node."""
+
+    _seen: dict[str, list[int]] = field(default_factory=dict)
+    _said: dict[str, str] = field(default_factory=dict)
+
+    def is_new(self, rank: int, lines: Sequence[bytes]) -> bool:
+        """Note a rank's traceback; returns whether it is the first of its kind, which is to be shown."""
+        text = [line.decode(errors="replace") for line in lines]
+        found = tracebacks.find_traceback(text)
+        if found is None:
+            return True
+        why = root_cause.symptom(found.message) or failure_messages.failure_kind(found.message)
+        key = "\n".join([*tracebacks.frames_of(text), found.type, why])
+        self._seen.setdefault(key, []).append(rank)
+        self._said.setdefault(key, f"{found.type}: {found.message}" if found.message else found.type)
+        return len(self._seen[key]) == 1
+
+    def summary(self) -> list[str]:
+        """What was left out, a line for each kind."""
+        return [
+            f"{count(len(ranks) - 1, 'more rank')} ({ranges.fold(sorted(set(ranks[1:])))}) wrote the same traceback as "
+            f"rank {ranks[0]}: {self._said[key][:200]}"
+            for key, ranks in self._seen.items()
+            if len(ranks) > 1
+        ]
+
+
+@dataclass
+class TracebackFilter:
+    """One rank's lines on their way to the console."""
+
+    folding: Folding
+    rank: int
+    _block: list[bytes] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        """Whether a traceback has begun that may not be whole."""
+        return bool(self._block)
+
+    def feed(self, lines: Sequence[bytes], *, quiet: bool) -> list[bytes]:
+        """Take what is new; gives what is to be shown.
+
+        Args:
+            lines: the lines.
+            quiet: nothing more is there now: a traceback that has begun is whole.
+        """
+        shown: list[bytes] = []
+        for line in lines:
+            if self._block and _LOGGED.match(line):
+                shown += self._whole()
+                shown.append(line)
+            elif self._block or _BEGIN.match(line):
+                self._block.append(line)
+            else:
+                shown.append(line)
+            if len(self._block) > _LONGEST:
+                shown += self._block
+                self._block = []
+        return [*shown, *self._whole()] if quiet and not lines else shown
+
+    def _whole(self) -> list[bytes]:
+        block, self._block = self._block, []
+        return block if block and self.folding.is_new(self.rank, block) else []
