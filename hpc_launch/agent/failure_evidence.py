@@ -89,6 +89,7 @@ def gather_evidence(files: RankFiles, pid: int, exitcode: int, before: KernelBas
     killed = exitcode == -signal.SIGKILL or any(_CHILD_KILLED.search(line) for line in errors)
     return Failure(
         where=tracebacks.fatal_place(errors) if exitcode < 0 else "",
+        over=exitcode < 0 and tracebacks.script_was_over(errors),
         exception=exception,
         lines=tuple(line[:_LONGEST_LINE] for line in shown[-_LINES:]),
         oom=_judge_oom_kill(pid, before.kills, oom_kills.count_oom_kills(), kernel) if killed else "",

@@ -61,7 +61,7 @@ def logs(context: click.Context, /, *, job: str, **given: Any) -> None:
     selection = _selection(own)
     log_dir = settings_of(context, given).log_dir
     if own["follow"]:
-        directory = wait_for_directory(lambda: search_for_job(job, log_dir), note)
+        directory = wait_for_directory(job, lambda one: search_for_job(one, log_dir), note)
     else:
         directory = search_for_job(job, log_dir).needed
     if not own["follow"] and (problem := why_nothing_selected(directory, selection)):

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from hpc_launch.cli.click_options import CONTEXT, GroupedCommand, settings_of
-from hpc_launch.cli.job_options import job_options, output, search_for_job
+from hpc_launch.cli.job_options import job_options, note, output, search_for_job
 from hpc_launch.inspection import status_view, terminal_colours
 from hpc_launch.inspection.job_search import slurm_step
 from hpc_launch.inspection.job_status import read_status, without_directory
@@ -69,7 +69,11 @@ class StatusLoop:
         """Where it stands now."""
         if self._directory is None:
             found = search_for_job(self._job, self._log_dir)
-            if found.directory is None and found.record is not None and found.record.state not in OVER:
+            if found.directory is None and found.record is not None:
+                self._job = found.record.label  # the same one from now on
+                if found.record.state in OVER:
+                    for line in found.why.splitlines():
+                        note(line)
                 return without_directory(found.record)
             self._directory = found.needed
             self._eyes = SlurmQuery(slurm_step(self._directory))

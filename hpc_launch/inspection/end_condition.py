@@ -24,11 +24,12 @@ _PAUSE, _PAUSE_PER_LOOK = 2.0, 10.0
 _SHORTEST_WAIT, _LONGEST_WAIT, _GROWTH = 1.0, 15.0, 1.3
 
 
-def wait_for_directory(search: Callable[[], JobSearch], note: Note) -> JobDirectory:
+def wait_for_directory(job: str, search: Callable[[str], JobSearch], note: Note) -> JobDirectory:
     """Wait until a job that Slurm knows has a directory.
 
     Args:
-        search: looks for it.
+        job: which; empty for the latest.
+        search: looks for one.
         note: told why the job waits, whenever that changes.
 
     Raises:
@@ -36,9 +37,10 @@ def wait_for_directory(search: Callable[[], JobSearch], note: Note) -> JobDirect
     """
     said, pause = "", _SHORTEST_WAIT
     while True:
-        found = search()
+        found = search(job)
         if found.directory is not None or found.record is None or found.record.state in OVER:
             return found.needed
+        job = found.record.label  # the same one from now on
         standing = job_status.without_directory(found.record).standing
         if standing.words != said:
             said, pause = standing.words, _SHORTEST_WAIT

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from hpc_launch.errors import JobNotFoundError
 from hpc_launch.records.directory import WHEREABOUTS, JobDirectory
+from hpc_launch.records.output_lines import last_lines
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
+from hpc_launch.text import visible
 
 # A job's id as people and programs write it: 12, 12.0, 12_3, 12_3.0, a component 12+1, and `12;CLUSTER` of sbatch; with
 # a number at its end where a step or shell has had several runs: 12.0-2 is the second, 12.0-1 the first.
@@ -28,6 +30,14 @@ _SNAPSHOTS = "snapshots"
 _LOG_DIR = re.compile(r"(?:--log[-_]dir[=\s]+|\bHPC_LAUNCH_LOG_DIR=)(?:'([^'\n]+)'|\"([^\"\n]+)\"|([^\s'\";&|]+))")
 
 Ask = Callable[[str], JobRecord | None]
+OwnJobs = Callable[[], tuple[JobRecord, ...]]
+
+# Seconds for the question which jobs wait or run, and how many of them are looked at.
+_PATIENCE = 3.0
+_MOST_ASKED = 8
+
+# Lines of the output of a job that has no directory.
+_LAST_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -85,20 +95,23 @@ def search_job(
     environ: Mapping[str, str],
     log_dir: str | None = None,
     ask: Ask = controller.ask_job,
+    own_jobs: OwnJobs = lambda: controller.ask_own_jobs(_PATIENCE),
 ) -> JobSearch:
     """Look for the job directory that is meant, and say what was seen on the way.
 
     Args:
         job: a job's id, with or without its step (`12`, `12.0`, `12_3`); a path of a job directory, of something in
-            one, or of a log directory; the name of a directory in the log directory; nothing for the latest.
+            one, or of a log directory; the name of a directory in the log directory; nothing for the latest, which may
+            be one that was just submitted.
         directory: the working directory.
         environ: the environment.
         log_dir: `--log-dir`, where it was said.
         ask: asks Slurm for a job that is not found.
+        own_jobs: asks Slurm for the user's jobs that wait or run.
     """
     roots = _roots(directory, environ, log_dir)
     if not job:
-        return _latest(roots)
+        return _newest(roots, ask, own_jobs)
     path = directory / Path(job).expanduser()
     if "/" in job or job in (".", "..") or is_job_directory(path):
         return _by_path(path, job)
@@ -141,6 +154,31 @@ def _roots(directory: Path, environ: Mapping[str, str], log_dir: str | None) -> 
     submitted = environ.get("SLURM_SUBMIT_DIR", "")
     roots = [*([Path(submitted) / "logs"] if submitted else []), directory / "logs", directory]
     return tuple(dict.fromkeys(roots))
+
+
+def _newest(roots: tuple[Path, ...], ask: Ask, own_jobs: OwnJobs) -> JobSearch:
+    """The latest job that has left anything, or one that was submitted after it and has not yet."""
+    latest = _latest(roots)
+    jobs = sorted(own_jobs(), key=lambda job: int(job.job_id), reverse=True)
+    for job in jobs[:_MOST_ASKED]:
+        if latest.directory is not None and not _is_newer(job, latest.directory):
+            break
+        record = ask(job.job_id)
+        # A shell of salloc is no job that was submitted, and one of another project is not meant.
+        if record is not None and record.batch and {*_roots_of(record)} & {*roots}:
+            return _by_slurm(job.job_id, roots, lambda _, record=record: record)  # type: ignore[misc]
+    return latest
+
+
+def _is_newer(job: JobRecord, directory: JobDirectory) -> bool:
+    """Whether a job came after the one of a directory."""
+    step = slurm_step(directory)
+    if step is not None:
+        return int(job.job_id) > int(step.job.partition("_")[0])
+    try:
+        return job.submitted is not None and job.submitted > directory.path.stat().st_mtime
+    except OSError:
+        return False
 
 
 def _latest(roots: tuple[Path, ...]) -> JobSearch:
@@ -256,10 +294,20 @@ def _by_slurm(job: str, roots: tuple[Path, ...], ask: Ask) -> JobSearch:
             return JobSearch(found.directory, record, (*roots, *more), found.others, found.why)
     looked = (*roots, *more)
     state = f"{record.state}{f' ({record.reason})' if record.reason else ''}"
-    hint = "" if record.state == "PENDING" else ": name its --log-dir"
+    hint = "" if record.state == "PENDING" else f": name its --log-dir{_output_of(record)}"
     return JobSearch(
         None, record, looked, why=f"job {label} is {state}, and has no directory in {_places(looked)}{hint}"
     )
+
+
+def _output_of(record: JobRecord) -> str:
+    """Where Slurm has put what a job has written, and its end: it may never have come to hpc-launch."""
+    if not record.output:
+        return ""
+    lines = [visible(line) for line in last_lines(Path(record.output), _LAST_LINES)]
+    if not lines:
+        return f". Its script has written nothing to {record.output}"
+    return "\n    ".join([f". What its script has written is in {record.output}, which ends:", *lines])
 
 
 def _roots_of(record: JobRecord) -> Iterator[Path]:

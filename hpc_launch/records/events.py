@@ -36,6 +36,7 @@ agent that wrote it) and, once there is one, `attempt` (as in the job directory)
     log        the file that ends with these lines: its name, or its path where it is not in the job directory
     oom        the memory limit that the kernel enforced, in words
     where      file:line where a fatal signal met it, as faulthandler has written
+    over       the signal came when no frame of Python was left: the script had ended
     gpu        lines about the device, or about hardware that is broken: CUDA, NCCL, Xid
     hung       the process could not be killed: it hangs in the kernel, in this function
 

@@ -87,6 +87,7 @@ class Failure:
         hung: the kernel function in which it hangs and cannot be killed; empty if it was gone.
         log: the file that ends with `lines`: its name among the worker's own, or a path; empty if there is none.
         where: `FILE:LINE` where a fatal signal met it, as faulthandler has written; empty if unknown.
+        over: the signal came when no frame of Python was left: the script had ended.
     """
 
     exception: RaisedException | None = None
@@ -96,6 +97,7 @@ class Failure:
     hung: str = ""
     log: str = ""
     where: str = ""
+    over: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from hpc_launch.records.history_model import Attempt, Failure, History, NodeEven
 LOST = "lost their connection"
 WAITED = "waited for others in vain"
 # What it is of one that had no failure at all.
+# What it is of one whose process died after the script.
+AT_EXIT = "its script had ended; the process died while Python ended, by a thread of a library that still ran"
 LEFT = "it left before the others had finished, which then lost it"
 ENDED = "ended by hpc-launch"
 
@@ -200,13 +202,11 @@ def what_happened(worker: Worker) -> str:
     if raised is not None and (code is None or code >= 0 or worker.told):
         # PyTorch's and others' messages have their stack in them; the first line says it.
         return f"{raised.type}: {raised.message}" if raised.message else raised.type
-    if failure.hung:
-        return f"it hangs in the kernel ({failure.hung}) and could not be killed"
-    if failure.oom:
-        return failure.oom
+    if failure.hung or failure.oom:
+        return failure.oom if not failure.hung else f"it hangs in the kernel ({failure.hung}) and could not be killed"
     if code is None or code >= 0:
         return ""
-    return _SIGNALS.get(signal_name(code), "")
+    return AT_EXIT if failure.over else _SIGNALS.get(signal_name(code), "")
 
 
 def signal_name(code: int) -> str:

@@ -18,6 +18,9 @@ _RAISED = re.compile(r"(?:[ +|]*)(?P<type>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?
 _PREFIX = re.compile(r"^\[rank\d+\]: ?")
 _LIBRARIES = ("/site-packages/", "/dist-packages/", "/lib/python", "<frozen ")
 
+# What C++ says when a thread of it is ended from outside: by Python, which does so while it ends itself.
+_TERMINATED = "terminate called without an active exception"
+
 # A type of exception without a traceback must look like one.
 _TELLING = ("Error", "Exception", "Warning", "Interrupt", "Exit")
 
@@ -76,6 +79,19 @@ def fatal_place(lines: Sequence[str]) -> str:
     frames = frames_of(itertools.takewhile(str.strip, report[hit:] if hit else report[2:]))
     own = [frame for frame in frames if not any(place in frame for place in _LIBRARIES)]
     return next(iter([*own, *frames]), "")
+
+
+def script_was_over(lines: Sequence[str]) -> bool:
+    """Whether a fatal signal met a program in which Python had come to its end: no thread had a frame any more.
+
+    Args:
+        lines: the end of the output, without line ends.
+    """
+    begins = [number for number, line in enumerate(lines) if line.startswith("Fatal Python error: ")]
+    report = lines[begins[-1] :] if begins else []
+    # A process that dies so can meet the next fatal signal in the middle of its report.
+    signs = any("<no Python frame>" in line for line in report) or (bool(report) and _TERMINATED in lines)
+    return signs and not frames_of(report)
 
 
 def essence(message: str) -> str:

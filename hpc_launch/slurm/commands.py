@@ -46,6 +46,11 @@ def show_queue(jobs: Sequence[str]) -> list[str]:
     return [*line, f"--jobs={','.join(jobs)}"]
 
 
+def show_own_jobs(user: int) -> list[str]:
+    """The line that asks for a user's jobs that wait or run, in a line for each job or array, with when it came."""
+    return ["squeue", "--noheader", "--all", f"--user={user}", "--format=%F|%T|%V"]
+
+
 def cancel(job: str) -> list[str]:
     """The line that ends a job, or a task of an array."""
     return ["scancel", job]

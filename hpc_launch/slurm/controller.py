@@ -17,7 +17,7 @@ from hpc_launch.slurm import commands, nodes
 from hpc_launch.slurm.cluster_rules import ClusterRules, Partition, read_partition, read_rules
 from hpc_launch.slurm.environment import Allocation, Place, Traced
 from hpc_launch.slurm.inventory import NodeGroup, read_nodes
-from hpc_launch.slurm.job import JobRecord, read_accounting, read_job, read_jobs, read_queue
+from hpc_launch.slurm.job import JobRecord, read_accounting, read_job, read_jobs, read_own_jobs, read_queue
 from hpc_launch.slurm.nodes import NodeRecord
 from hpc_launch.slurm.steps import RunningStep, read_gpus, read_steps, read_tasks
 
@@ -83,6 +83,12 @@ def ask_queue(jobs: Sequence[str], patience: float = PATIENCE) -> tuple[JobRecor
         None where it cannot be learnt.
     """
     return _ask_records(commands.show_queue(jobs), read_queue, patience)
+
+
+def ask_own_jobs(patience: float = PATIENCE) -> tuple[JobRecord, ...]:
+    """Ask for this user's jobs that wait or run; nothing where it cannot be learnt."""
+    text = _ask(commands.show_own_jobs(os.geteuid()), patience)
+    return read_own_jobs(text) if text else ()
 
 
 def ask_accounting(job: str, patience: float = PATIENCE) -> tuple[JobRecord, ...]:

@@ -81,6 +81,7 @@ class JobRecord:
         label: its id as users see it, `12_3` for a task of an array.
         heterogeneous: whether it is a component of a heterogeneous job.
         directory: its working directory; where it was submitted, unless --chdir says otherwise.
+        submitted: when it was submitted, where that was asked.
         cancelled_by: the number of the user who cancelled it, where accounting has said so.
     """
 
@@ -103,6 +104,7 @@ class JobRecord:
     label: str = ""
     heterogeneous: bool = False
     directory: str = ""
+    submitted: float | None = None
     cancelled_by: str = ""
 
     @property
@@ -253,6 +255,16 @@ def read_queue(text: str) -> tuple[JobRecord, ...]:
                 )
             )
     return tuple(found)
+
+
+def read_own_jobs(text: str) -> tuple[JobRecord, ...]:
+    """Read what `squeue` prints of a user's jobs (`commands.show_own_jobs`)."""
+    rows = (line.strip().split("|") for line in text.splitlines())
+    return tuple(
+        JobRecord(row[0], row[1], label=row[0], submitted=read_moment(row[2]))
+        for row in rows
+        if len(row) == 3 and row[0].isdigit()  # noqa: PLR2004 - the fields of its line
+    )
 
 
 def read_accounting(text: str) -> tuple[JobRecord, ...]:

@@ -101,3 +101,23 @@ def test_a_node_that_is_gone_is_seen_by_slurm(cluster: Cluster, tmp_path: Path) 
     blind = json.loads(cluster.run(["bash", "-c", line], cwd=tmp_path).stdout)
     assert (blind["state"], blind["over"]) == ("running", False), blind
     assert mentions(blind["slurm"]["cannot_see"], "scontrol"), blind
+
+
+def test_a_job_that_has_left_nothing(any_cluster: Cluster, tmp_path: Path) -> None:
+    """One that was just submitted is found without its id; of one that never came to hpc-launch the output is shown."""
+    script = "echo module: not found >&2; exit 5"
+    job = submit(any_cluster, tmp_path, script, "--hold")
+    told = any_cluster.run([*HPC_LAUNCH, "status"], cwd=tmp_path).stdout
+    assert mentions(told, job.id, "waiting"), told
+    with any_cluster.popen([*HPC_LAUNCH, "logs", "-f"], cwd=tmp_path, stderr=subprocess.PIPE) as follower:
+        assert follower.stderr is not None
+        assert mentions(follower.stderr.readline(), job.id)
+        any_cluster.run(["scontrol", "release", job.id])
+        said = follower.stderr.read()
+    assert follower.returncode == 66
+    assert mentions(said, job.id, f"slurm-{job.id}.out", "module: not found"), said
+    assert job.wait(DEADLINE).state == "FAILED"
+    for command in ("status", "logs"):
+        done = any_cluster.run([*HPC_LAUNCH, command, job.id], cwd=tmp_path, check=False)
+        assert mentions(done.stdout + done.stderr, "FAILED", f"slurm-{job.id}.out", "module: not found"), done
+        assert done.returncode == (66 if command == "logs" else 0)

@@ -32,7 +32,9 @@ def nobody(job: str) -> JobRecord | None:
 def searched(
     job: str, place: Path, ask: job_search.Ask = nobody, log_dir: str | None = None, **environ: str
 ) -> job_search.JobSearch:
-    return job_search.search_job(job, directory=place, environ=environ, log_dir=log_dir, ask=ask)
+    return job_search.search_job(
+        job, directory=place, environ=environ, log_dir=log_dir, ask=ask, own_jobs=tuple[JobRecord, ...]
+    )
 
 
 def found(job: str, place: Path, ask: job_search.Ask = nobody, log_dir: str | None = None, **environ: str) -> str:
@@ -251,3 +253,60 @@ def test_a_job_directory_is_known_from_the_start(tmp_path: Path, mark: str) -> N
     path.touch()
 
     assert found("12.0", tmp_path) == "logs/12.0"
+
+
+def own(*jobs: JobRecord) -> job_search.OwnJobs:
+    """Let Slurm know these jobs of the user."""
+    return lambda: jobs
+
+
+def batch(
+    number: str, state: str = "PENDING", *, place: Path, shell: bool = False, submitted: float = 9e9
+) -> JobRecord:
+    """Return a job that was submitted somewhere."""
+    return JobRecord(number, state, label=number, batch=not shell, directory=str(place), submitted=submitted)
+
+
+def latest(place: Path, *jobs: JobRecord) -> job_search.JobSearch:
+    """Look for the latest job, where Slurm knows these."""
+    records = {job.job_id: job for job in jobs}
+    return job_search.search_job(directory=place, environ={}, ask=records.get, own_jobs=own(*jobs))
+
+
+def test_a_job_that_was_just_submitted_is_the_latest(tmp_path: Path) -> None:
+    """It has left nothing yet; of several the last."""
+    make(tmp_path / "logs", "12.0")
+    search = latest(tmp_path, batch("13", place=tmp_path), batch("14", place=tmp_path))
+    assert (search.directory, search.record and search.record.job_id) == (None, "14")
+    assert mentions(search.why, "14 PENDING"), search.why
+
+
+@pytest.mark.parametrize("made", ["12.0", "local-20260101-120000-77"])
+def test_jobs_that_are_not_meant(tmp_path: Path, made: str) -> None:
+    """Those before the latest, those of another project, and a shell of salloc."""
+    make(tmp_path / "logs", made)
+    others = (
+        batch("11", place=tmp_path, submitted=1.0),
+        batch("13", place=tmp_path / "other"),
+        batch("14", "RUNNING", place=tmp_path, shell=True),
+    )
+    assert latest(tmp_path, *others).needed.job == made
+
+
+def test_without_any_directory_the_submitted_job_is_found(tmp_path: Path) -> None:
+    """There is no log directory yet."""
+    search = latest(tmp_path, batch("13", "RUNNING", place=tmp_path))
+    assert search.record is not None
+    assert search.record.job_id == "13"
+
+
+def test_a_job_that_never_came_to_hpc_launch(tmp_path: Path) -> None:
+    """Slurm's output file is named, with its end."""
+    output = tmp_path / "slurm-12.out"
+    ask = record("12", "FAILED", directory=str(tmp_path), output=str(output))
+    assert mentions(searched("12", tmp_path, ask).why, "12 FAILED", output)
+    output.write_text("".join(f"line {number}\n" for number in range(40)) + "module: not found \x1b[2J\n")
+    why = searched("12", tmp_path, ask).why
+    assert mentions(why, output, "module: not found")
+    assert "\x1b" not in why
+    assert len(why.splitlines()) == 21

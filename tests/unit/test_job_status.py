@@ -436,13 +436,20 @@ def test_following_ends_with_the_job(job: JobDirectory, monkeypatch: pytest.Monk
 
 
 def test_waiting_for_a_directory(job: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that Slurm knows is waited for, and it is said why it waits."""
+    """A job that Slurm knows is waited for, and it is said why it waits; without a name it stays the same one."""
     monkeypatch.setattr(time, "sleep", lambda _: None)
     waits = [JobRecord("47", "PENDING", reason=reason, label="47") for reason in ("Priority", "Priority", "Resources")]
     answers = iter([*(job_search.JobSearch(None, waiting) for waiting in waits), job_search.JobSearch(job)])
     said: list[str] = []
 
-    assert end_condition.wait_for_directory(lambda: next(answers), said.append) == job
+    asked: list[str] = []
+
+    def search(one: str) -> job_search.JobSearch:
+        asked.append(one)
+        return next(answers)
+
+    assert end_condition.wait_for_directory("", search, said.append) == job
+    assert asked == ["", "47", "47", "47"]
     assert said == [
         f"job 47: waiting ({explain('Priority')})",
         f"job 47: waiting ({explain('Resources')})",

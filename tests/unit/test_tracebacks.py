@@ -119,3 +119,33 @@ Extension modules: torch._C (total: 1)
 def test_where_a_fatal_signal_met_it(text: str, place: str) -> None:
     """The innermost frame of the user's own, of the thread that was hit."""
     assert tracebacks.fatal_place(text.splitlines()) == place
+
+
+AT_EXIT = """\
+terminate called without an active exception
+Fatal Python error: Aborted
+
+Thread 0x00007ff707494b80 (most recent call first):
+  <no Python frame>
+
+Extension modules: torch._C (total: 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "over"),
+    [
+        (AT_EXIT, True),
+        (FATAL, False),
+        (
+            AT_EXIT.replace("  <no", '  File "train.py", line 1 in f\n\nThread 0x1 (most recent call first):\n  <no'),
+            False,
+        ),
+        (AT_EXIT.partition("Fatal")[0], False),
+        (AT_EXIT.partition("00007")[0] + "Fatal Python error: Segmentation fault\n\n", True),
+        (AT_EXIT.partition("00007")[0].partition("\n")[2] + "Fatal Python error: Segmentation fault\n\n", False),
+    ],
+)
+def test_a_script_that_was_over(text: str, over: bool) -> None:
+    """No thread had a frame any more; a thread of a library without any says nothing while another has some."""
+    assert tracebacks.script_was_over(text.splitlines()) is over
