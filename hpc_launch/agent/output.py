@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -151,6 +152,7 @@ class JobLogs(LogsSpecs):
         template = self._settings.log_line_prefix_template or os.environ.get("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE")
         return string.Template(template or _PREFIX).safe_substitute(
             host=self._host,
+            hostname=socket.gethostname(),  # torch 2.14 has it
             rank=environ["RANK"],
             local_rank=environ["LOCAL_RANK"],
             role_name=environ["ROLE_NAME"],

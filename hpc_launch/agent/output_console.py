@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc_launch.agent.traceback_folding import Folding, TracebackFilter
+from hpc_launch.backoff import Backoff
 from hpc_launch.console import CONSOLE, say
 from hpc_launch.node.file_changes import FileChanges
 from hpc_launch.records import directory
@@ -19,6 +20,9 @@ from hpc_launch.records.output_lines import LineSplitter
 
 # What is read, and shown, at once: as much as a pipe takes.
 _CHUNK = 1 << 16
+
+# Seconds until a progress bar that has not ended is shown for the first time, and at most between two times.
+_FIRST_BAR_SECONDS, _SELDOM_BAR_SECONDS = 5.0, 60.0
 
 # Seconds between two looks at files that grow: what comes in the meantime is shown together.
 _PAUSE_SECONDS = 0.05
@@ -48,6 +52,8 @@ class FollowedFile:
     _descriptor: int | None = field(default=None, repr=False)
     _position: int = field(default=0, repr=False)
     _lines: LineSplitter = field(default_factory=LineSplitter, repr=False)
+    _bar_due: Backoff | None = field(default=None, repr=False)
+    _bar_shown: bytes = field(default=b"", repr=False)
 
     def advance(self, *, final: bool) -> int:
         """Show what is new, whole lines only (at the end also a last line without its end).
@@ -59,6 +65,8 @@ class FollowedFile:
         lines = self._lines.feed(data, final=final and len(data) < _CHUNK)
         if lines:
             self._copy(lines)
+        if not lines and data:
+            lines = self._progress_bar()
         if self.tracebacks is not None:
             lines = self.tracebacks.feed(lines, quiet=not data)
         if lines and self.descriptor is not None:
@@ -86,6 +94,18 @@ class FollowedFile:
             return b""
         self._position += len(data)
         return data
+
+    def _progress_bar(self) -> list[bytes]:
+        """The state of a progress bar, soon at first and then less often: its line ends with the training."""
+        bar, now = self._lines.bar, time.monotonic()
+        if not bar:
+            return []
+        if self._bar_due is None:
+            self._bar_due = Backoff(_FIRST_BAR_SECONDS, _SELDOM_BAR_SECONDS, now)
+        if bar == self._bar_shown or not self._bar_due.due(now):
+            return []
+        self._bar_shown = bar
+        return [bar]
 
     def _copy(self, lines: Sequence[bytes]) -> None:
         prefix = self.prefix.encode(errors="replace")

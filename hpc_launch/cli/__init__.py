@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -36,9 +37,58 @@ _COMMANDS = (
 )
 
 
+# What others call these.
+_ALIASES = {
+    "help": "--help",
+    "version": "--version",
+    "list": "status",
+    "ls": "status",
+    "ps": "status",
+    "log": "logs",
+    "tail": "logs -f",
+    "queue": "status",
+    "doctor": "check",
+    "launch": "run",
+    "start": "run",
+    "sbatch": "submit",
+    "templates": "template list",
+    "settings": "config",
+}
+
+# Words that are less alike than this have nothing to do with each other (difflib).
+_NEAR, _ALIKE = 0.7, 0.8
+
+# Options that a line has room for.
+_MOST_NAMED = 6
+
+
 def _command(name: str) -> click.Command:
     found: click.Command = getattr(importlib.import_module(f"hpc_launch.cli.{name}"), name)
     return found
+
+
+def _options(context: click.Context | None) -> list[str]:
+    """The long options of a command, in the order of their names."""
+    params = context.command.get_params(context) if context is not None else []
+    return sorted(option for param in params for option in param.opts if option.startswith("--"))
+
+
+def _alike(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
+
+
+def _refuse_mistyped(word: str) -> None:
+    """See that a first word is not a command that was mistyped, or is called otherwise: it would be taken for a script.
+
+    Raises:
+        click.UsageError: naming the command that is meant.
+    """
+    if word in _COMMANDS or not word.isalpha() or Path(word).exists():
+        return
+    near = difflib.get_close_matches(word.lower(), _COMMANDS, n=1, cutoff=_NEAR)
+    meant = _ALIASES.get(word.lower(), near[0] if near else "")
+    if meant:
+        raise click.UsageError(f"there is neither a command nor a script '{word}'; did you mean 'hpc-launch {meant}'?")
 
 
 class _RunByDefault(click.Group):
@@ -56,6 +106,8 @@ class _RunByDefault(click.Group):
         own = {"-h", "--help", "--version"}
         if not args:
             args = ["--help"]
+        if not ctx.resilient_parsing:
+            _refuse_mistyped(args[0])
         if args[0] not in own and args[0] not in _COMMANDS and not ctx.resilient_parsing:
             args = ["run", *args]
         if args[0] != "run":
@@ -156,8 +208,13 @@ def _status(command: click.Command, args: list[str], name: str, *, use_env: bool
 def _message(error: click.ClickException) -> str:
     """What is wrong, with the one option that is nearest to an unknown one (click names several)."""
     if isinstance(error, click.NoSuchOption):
-        known = error.possibilities or ()
-        near = [option for option in known if option.startswith(error.option_name)]
-        near = near or difflib.get_close_matches(error.option_name, known, n=1, cutoff=0)
-        return f"no such option '{error.option_name}'" + (f"; did you mean '{near[0]}'?" if near else "")
+        said, known = f"no such option '{error.option_name}'", _options(error.ctx)
+        begun = sorted((option for option in known if option.startswith(error.option_name)), key=len)
+        if len(begun) > 1:
+            return f"{said}; did you mean '{begun[0]}'? It could also be {', '.join(begun[1:_MOST_NAMED])}"
+        near = begun or difflib.get_close_matches(error.option_name, known, n=1, cutoff=_NEAR)
+        # A beginning that was mistyped is like the beginning of what is meant.
+        size = len(error.option_name)
+        near = near or [option for option in known if _alike(error.option_name, option[:size]) > _ALIKE]
+        return said + (f"; did you mean '{near[0]}'?" if near else "")
     return error.format_message()

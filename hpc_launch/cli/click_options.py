@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,12 +13,45 @@ import click
 
 from hpc_launch.settings import OptionSpec, Settings, resolve, settings_files, specs
 
+# Beside torchrun's names for the same.
+_OURS = frozenset({"--grace", "--log-line-prefix-template"})
+
+# Options of torchrun that have no variable.
+_WITHOUT_VARIABLE = ("--logs-specs", "--numa-binding")
+
+# A single letter may be a short option.
+_SHORTEST = 2
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def dashes(word: str) -> str:
     """Spell a word with dashes: torchrun takes `--rdzv_backend` for `--rdzv-backend`, and so do we."""
     return word.replace("_", "-")
+
+
+@functools.cache
+def torchrun_names() -> tuple[str, ...]:
+    """The long options of torchrun, without dashes before them (torch/distributed/run.py)."""
+    flags = (flag for spec in specs().values() if spec.torchrun_variable for flag in spec.flags if flag not in _OURS)
+    return tuple(flag.removeprefix("--") for flag in (*flags, *_WITHOUT_VARIABLE) if flag.startswith("--"))
+
+
+@functools.cache
+def _all_names() -> frozenset[str]:
+    return frozenset(flag.lstrip("-") for spec in specs().values() for flag in spec.flags)
+
+
+def option_name(word: str) -> str:
+    """An option in full: argparse, and so torchrun, takes any beginning of a name that no other one has.
+
+    Only torchrun's own names can be left short, so that new options of ours make no line another one.
+    """
+    word = dashes(word)
+    if len(word) < _SHORTEST or word in _all_names():
+        return word
+    found = [name for name in torchrun_names() if name.startswith(word)]
+    return found[0] if len(found) == 1 else word
 
 
 def launch_options(*names: str) -> Callable[[_Function], _Function]:
@@ -102,3 +136,6 @@ CONTEXT: dict[str, Any] = {
     "max_content_width": 110,
     "token_normalize_func": dashes,
 }
+
+# Of commands that take a whole line of torchrun.
+LINE_CONTEXT: dict[str, Any] = {**CONTEXT, "token_normalize_func": option_name}

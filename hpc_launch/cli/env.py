@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from hpc_launch.cli.click_options import CONTEXT, GroupedCommand, launch_options, settings_of
+from hpc_launch.cli.click_options import LINE_CONTEXT, GroupedCommand, launch_options, settings_of
 from hpc_launch.launch.srun_step import prepare
 from hpc_launch.plan import derivation
 from hpc_launch.plan.launch_context import LaunchContext, gather_context
@@ -42,7 +42,7 @@ def _derived(settings: Settings, here: LaunchContext) -> tuple[DerivedValue, ...
     return derive_step(job, prepared.request, prepared.line)
 
 
-@click.command(cls=GroupedCommand, context_settings=CONTEXT)
+@click.command(cls=GroupedCommand, context_settings=LINE_CONTEXT)
 @launch_options()
 @click.option("--export", "as_export", is_flag=True, help="Print 'export NAME=value' lines, for eval.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from hpc_launch import hostlist, redaction
-from hpc_launch.cli.click_options import CONTEXT, GroupedCommand, ProgramCall, launch_options, settings_of
+from hpc_launch.cli.click_options import LINE_CONTEXT, GroupedCommand, ProgramCall, launch_options, settings_of
 from hpc_launch.launch.plain import program_of
 from hpc_launch.launch.srun_step import prepare, why_not_here
 from hpc_launch.plan import advice, cpu_binding, derivation, termination_forecast
@@ -28,7 +28,7 @@ from hpc_launch.world import World, of_nodes
 _PATIENCE = 2.0
 
 
-@click.command(cls=GroupedCommand, context_settings=CONTEXT)
+@click.command(cls=GroupedCommand, context_settings=LINE_CONTEXT)
 @launch_options()
 @click.argument("script", default="")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)

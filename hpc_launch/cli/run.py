@@ -8,16 +8,18 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
-from hpc_launch.cli.click_options import CONTEXT, GroupedCommand, ProgramCall, launch_options, settings_of
+from hpc_launch.cli.click_options import LINE_CONTEXT, GroupedCommand, ProgramCall, launch_options, settings_of
 from hpc_launch.launch.launcher import run_launcher as run_plan
 from hpc_launch.plan.launch_context import gather_context
 
-_SHELLS = ("bash", "zsh", "fish")
+_SHELLS = ("bash", "zsh", "fish", "tcsh")
 
 
 def _print_completion(context: click.Context, _parameter: click.Parameter, shell: str | None) -> None:
     if shell is None:
         return
+    if shell == "tcsh":
+        click.echo(_tcsh_completion(context))
     completion = get_completion_class(shell)
     if completion is not None:
         root = context.find_root().command
@@ -25,7 +27,14 @@ def _print_completion(context: click.Context, _parameter: click.Parameter, shell
     context.exit()
 
 
-@click.command(cls=GroupedCommand, context_settings=CONTEXT)
+def _tcsh_completion(context: click.Context) -> str:
+    """The line for tcsh, which click does not know: its own words, and files."""
+    params = context.command.get_params(context)
+    names = sorted(option[2:] for param in params for option in param.opts if option.startswith("--"))
+    return f"complete hpc-launch 'c/--/({' '.join(names)})/' 'p/*/f/'"
+
+
+@click.command(cls=GroupedCommand, context_settings=LINE_CONTEXT)
 @launch_options()
 @click.option(
     "--print-completion",

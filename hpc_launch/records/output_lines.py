@@ -25,6 +25,11 @@ class LineSplitter:
         self._rest = b""
         self._torn = False
 
+    @property
+    def bar(self) -> bytes:
+        """What a terminal would show of a line that is written over and has not ended: a progress bar; else nothing."""
+        return visible_line(self._rest) if b"\r" in self._rest.rstrip(b"\r") else b""
+
     def feed(self, data: bytes, *, final: bool = False) -> list[bytes]:
         """Take what is new, and give the lines that have ended.
 

@@ -1,11 +1,14 @@
 """Where the output of the workers goes: files, console, and who is shown."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
 
 from tests.local.launching import Finished, launch, one_task_step, probe
+
+HOSTNAME = socket.gethostname()
 
 SPEAK = """
     rank = os.environ["RANK"]
@@ -84,13 +87,13 @@ def test_duplicated_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize("by_variable", [False, True], ids=["flag", "variable"])
 def test_prefix_of_console_lines(tmp_path: Path, *, by_variable: bool) -> None:
     """Console lines begin with the template filled in, from the option or from torch's variable."""
-    template = "${role_name}/${rank}/${local_rank}: "
+    template = "${role_name}/${rank}/${local_rank}/${hostname}: "
     words = [] if by_variable else ["--log-line-prefix-template", template]
     environ = {"TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": template if by_variable else None}
     done = launch(tmp_path, *words, "--role", "trainer", "--nproc-per-node", "2", probe(tmp_path, SPEAK), env=environ)
     assert done.status == 0, done.err
-    assert sorted(done.out.splitlines()) == ["trainer/0/0: out 0", "trainer/1/1: out 1"]
-    assert sorted(done.err.splitlines()) == ["trainer/0/0: err 0", "trainer/1/1: err 1"]
+    assert sorted(done.out.splitlines()) == [f"trainer/{rank}/{rank}/{HOSTNAME}: out {rank}" for rank in range(2)]
+    assert sorted(done.err.splitlines()) == [f"trainer/{rank}/{rank}/{HOSTNAME}: err {rank}" for rank in range(2)]
 
 
 @pytest.mark.parametrize(

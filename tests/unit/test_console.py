@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, strategies as st
@@ -555,3 +556,19 @@ def test_a_console_above_what_select_takes(shown: Console) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     assert shown.close() == ["said", "written"]
+
+
+def test_a_progress_bar_is_shown_now_and_then(out: Path, shown: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soon at first, then less often; a bar that stands still is not repeated, and its end is shown as it comes."""
+    now = [0.0]
+    monkeypatch.setattr(output, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    followed = source(out, shown, "> ")
+    for second in range(120):
+        now[0] = float(second)
+        with out.open("a") as stream:
+            stream.write(f"\r{min(second, 50)}%")
+        followed.advance(final=False)
+    with out.open("a") as stream:
+        stream.write("\r100%\n")
+    followed.advance(final=True)
+    assert shown.close() == ["> 5%", "> 15%", "> 35%", "> 50%", "> 100%"]

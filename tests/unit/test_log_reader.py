@@ -445,6 +445,24 @@ def test_lines_do_not_depend_on_how_they_are_read(pieces: list[bytes]) -> None:
     assert found == (whole.removesuffix(b"\n").split(b"\n") if whole else [])
 
 
+@pytest.mark.parametrize(
+    ("text", "bar"),
+    [
+        (b"\r 1%\r 2%", b" 2%"),
+        (b"\r 1%\r", b" 1%"),
+        (b" 1%\r", b""),
+        (b"line", b""),
+        (b"\r 1%\ndone", b""),
+        (b" 1%\r 2%\r", b" 2%"),
+    ],
+)
+def test_the_state_of_a_progress_bar(text: bytes, bar: bytes) -> None:
+    """As a terminal shows it, as long as its line has not ended."""
+    cutter = LineSplitter()
+    cutter.feed(text)
+    assert cutter.bar == bar
+
+
 # ---- folding
 
 
