@@ -43,8 +43,10 @@ def warnings(case: TrapContext) -> tuple[str, ...]:
 
 def unseen_by_the_first(case: TrapContext) -> tuple[str, ...]:
     """The traps that show on other nodes than the first: each is told by one of them."""
-    second = case.world.node_rank == 1 and case.world.local_agent == 0
-    return (_ignored_node_rank(case),) if case.step and second and case.settings.node_rank == 0 else ()
+    if case.step is None or case.world.node_rank != 1 or case.world.local_agent:
+        return ()
+    found = (_ignored_node_rank(case) if case.settings.node_rank == 0 else None, _too_few_devices(case))
+    return tuple(line for line in found if line is not None)
 
 
 def _few_cpus(case: TrapContext) -> str | None:
@@ -112,9 +114,27 @@ def _idle_devices(case: TrapContext) -> str | None:
     )
 
 
+def _too_few_devices(case: TrapContext) -> str | None:
+    """Srun starts CPUs/c tasks on each node of an exclusive job that says -c and not -n, whatever GPUs there are."""
+    tasks, devices = case.world.local_agents, case.here.devices
+    # Where each task sees a single one, that is its own (`_isolated_tasks`).
+    if case.step is None or not case.world.task_per_rank or not 1 < len(devices) < tasks:
+        return None
+    return (
+        f"{tasks} tasks on {case.world.host}, each one rank, but {len(devices)} GPUs ({devices.source}): none has the "
+        f"number of a LOCAL_RANK from {len(devices)} on; use srun --ntasks-per-node={len(devices)}, or "
+        "--ntasks-per-node=1, with which hpc-launch starts a worker per GPU"
+    )
+
+
 def _hidden_devices(case: TrapContext) -> str | None:
     gpus, devices = case.step.gpus_on_node if case.step else None, case.here.devices
-    if not gpus or case.world.task_per_rank or len(devices) in (0, gpus):
+    if gpus and not devices:
+        return (
+            f"Slurm gave {gpus} GPU{'s' if gpus > 1 else ''} on {case.world.host} but none is visible "
+            f"({devices.source}): is the driver there, or a mask such as CUDA_VISIBLE_DEVICES empty?"
+        )
+    if not gpus or case.world.task_per_rank or len(devices) == gpus:
         return None
     return f"Slurm gave {gpus} GPUs on {case.world.host} but {len(devices)} are visible ({devices.source})"
 
@@ -185,6 +205,7 @@ TRAPS: tuple[Callable[[TrapContext], str | None], ...] = (
     _other_backend,
     _isolated_tasks,
     _idle_devices,
+    _too_few_devices,
     _hidden_devices,
     _single_device_processes,
     _ranks_already_set,

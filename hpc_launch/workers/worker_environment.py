@@ -162,8 +162,10 @@ def _tell_slurm_rank(
     if attempt.agent_workers and not world.task_per_rank:
         counts = run_lengths(attempt.agent_workers)
         environ["SLURM_TASKS_PER_NODE"] = environ["SLURM_STEP_TASKS_PER_NODE"] = counts
-    if "SLURM_NTASKS_PER_NODE" in environ:
+    if len({*attempt.agent_workers}) == 1 or "SLURM_NTASKS_PER_NODE" in environ:
         environ["SLURM_NTASKS_PER_NODE"] = str(place.local_world_size)
+    if len({*attempt.agent_workers}) > 1:
+        environ.pop("SLURM_NTASKS_PER_NODE", None)  # nodes have different numbers of ranks
 
 
 def run_lengths(counts: Sequence[int]) -> str:

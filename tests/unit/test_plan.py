@@ -671,6 +671,11 @@ def test_workers_that_see_one_device_each(devices: Devices, options: Mapping[str
 # ---- warnings
 
 
+def without_gpus(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a step that has asked for no GPUs."""
+    return {name: value for name, value in environ.items() if name != "SLURM_GPUS_ON_NODE"}
+
+
 @pytest.mark.parametrize(
     ("place", "options", "expected"),
     [
@@ -690,22 +695,28 @@ def test_workers_that_see_one_device_each(devices: Devices, options: Mapping[str
             {},
             "2 gpu02 4 GPUs CUDA_VISIBLE_DEVICES=0,1,2,3 srun --ntasks-per-node=4, --ntasks-per-node=1",
         ),
+        (
+            here(BLOCK, devices=Devices(("0", "1"), "CUDA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES=0,1")),
+            {},
+            "4 gpu02 2 GPUs LOCAL_RANK 2 srun --ntasks-per-node=2, --ntasks-per-node=1",
+        ),
+        (here({**ONE_TASK_PER_NODE, "SLURM_GPUS_ON_NODE": "4"}), {}, "4 GPUs gpu03 CUDA_VISIBLE_DEVICES"),
         (here({"GLOO_SOCKET_IFNAME": "^lo,docker0"}), {}, "GLOO_SOCKET_IFNAME=^lo,docker0 NCCL Gloo --interface"),
-        (here(HETEROGENEOUS), {}, "SLURM_NODEID=0 z1 2 a[1-2],z1"),
+        (here(without_gpus(HETEROGENEOUS)), {}, "SLURM_NODEID=0 z1 2 a[1-2],z1"),
         (here(BLOCK, devices=ONE_GPU), {}, "4 NCCL srun --ntasks-per-node=1 --gpu-bind=none"),
         (here(ONE_TASK_PER_NODE, devices=ONE_GPU), {}, "4 GPUs gpu03 1 CUDA_VISIBLE_DEVICES=0"),
         (here(devices=TWO_MIGS), {}, "MIG LOCAL_RANK=0"),
         (here(), {"hang_timeout": "60", "redirects": "1"}, "--hang-timeout -r -t runtime.mark_progress"),
         (here({"RANK": "0"}), {}, "RANK"),
-        (here(ONE_TASK_PER_NODE), {"spares": "3"}, "--spares 3 4 --nnodes 1:4"),
+        (here(without_gpus(ONE_TASK_PER_NODE)), {"spares": "3"}, "--spares 3 4 --nnodes 1:4"),
         (here({"MASTER_PORT": "1", "WORLD_SIZE": "4"}), {}, "WORLD_SIZE MASTER_PORT"),
         (
-            here(ONE_TASK_PER_NODE),
+            here(without_gpus(ONE_TASK_PER_NODE)),
             {"rdzv_backend": "c10d", "rdzv_endpoint": "gpu01:29400"},
             "--rdzv-backend c10d --rdzv-endpoint",
         ),
         (
-            here(ONE_TASK_PER_NODE),
+            here(without_gpus(ONE_TASK_PER_NODE)),
             {"node_rank": "0"},
             "--node-rank 0 gpu03 2 gpu[01-04] $SLURM_NODEID $SLURM_PROCID",
         ),
@@ -723,16 +734,16 @@ def test_warnings(place: LaunchContext, options: Mapping[str, str], expected: st
     ("place", "options"),
     [
         (here(ONE_TASK_PER_NODE, devices=FOUR_GPUS), {}),
-        (here(ONE_TASK_PER_NODE), {}),
-        (here(ONE_TASK_PER_NODE), {"spares": "2"}),
-        (here(BLOCK), {}),
+        (here(without_gpus(ONE_TASK_PER_NODE)), {}),
+        (here(without_gpus(ONE_TASK_PER_NODE)), {"spares": "2"}),
+        (here(without_gpus(BLOCK)), {}),
         (here({**BLOCK, "SLURM_GPUS_ON_NODE": "1"}, devices=ONE_GPU), {}),
         (here(BLOCK, devices=FOUR_GPUS), {}),
         (here({"GLOO_SOCKET_IFNAME": "eth0"}), {}),
         (here(devices=TWO_MIGS), {"virtual_local_rank": True}),
-        (here(HETEROGENEOUS), {"standalone": True}),
-        (here(ONE_TASK_PER_NODE), {"node_rank": "2", "rdzv_backend": "slurm"}),
-        (here(ONE_NODE_STEP), {"rdzv_backend": "c10d"}),
+        (here(without_gpus(HETEROGENEOUS)), {"standalone": True}),
+        (here(without_gpus(ONE_TASK_PER_NODE)), {"node_rank": "2", "rdzv_backend": "slurm"}),
+        (here(without_gpus(ONE_NODE_STEP)), {"rdzv_backend": "c10d"}),
         (here(), {"nnodes": "2", "rdzv_backend": "c10d", "rdzv_endpoint": "head:29400"}),
     ],
 )
