@@ -571,4 +571,5 @@ def test_a_progress_bar_is_shown_now_and_then(out: Path, shown: Console, monkeyp
     with out.open("a") as stream:
         stream.write("\r100%\n")
     followed.advance(final=True)
+    followed.close()
     assert shown.close() == ["> 5%", "> 15%", "> 35%", "> 50%", "> 100%"]

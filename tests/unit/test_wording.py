@@ -134,7 +134,7 @@ def test_errors_of_what_was_asked_for(make: Maker, line: str) -> None:
     [
         (lambda: planned.plan(planned.here(cpus=2), nproc_per_node="3").warnings, ["3 local ranks share 2 CPUs"]),
         (
-            lambda: planned.plan(planned.here(HETEROGENEOUS)).warnings,
+            lambda: planned.plan(planned.here(planned.without_gpus(HETEROGENEOUS))).warnings,
             [
                 "SLURM_NODEID=0, but z1 is number 2 of a[1-2],z1: the order of the list counts (they differ in heterogeneous steps)"
             ],
