@@ -1,7 +1,7 @@
 """Tracebacks of many ranks on the console: of those that are alike one is shown, and the others are counted.
 
 When one rank fails, all others lose their connection to it, and each says so in a dozen lines. Their files have it all.
-Pure, but for the clock that the caller has.
+Pure.
 """
 
 from __future__ import annotations
@@ -28,18 +28,30 @@ class Folding:
 
     _seen: dict[str, list[int]] = field(default_factory=dict)
     _said: dict[str, str] = field(default_factory=dict)
+    _after: dict[str, list[str]] = field(default_factory=dict)
 
-    def is_new(self, rank: int, lines: Sequence[bytes]) -> bool:
-        """Note a rank's traceback; returns whether it is the first of its kind, which is to be shown."""
+    def fold(self, rank: int, lines: Sequence[bytes]) -> list[bytes]:
+        """Note a rank's traceback, with what follows it.
+
+        Returns:
+            What is to be shown: all of the first of its kind, and of others what is no part of it.
+        """
         text = [line.decode(errors="replace") for line in lines]
         found = tracebacks.find_traceback(text)
         if found is None:
-            return True
+            return [*lines]
         why = root_cause.symptom(found.message) or failure_messages.failure_kind(found.message)
         key = "\n".join([*tracebacks.frames_of(text), found.type, why])
         self._seen.setdefault(key, []).append(rank)
         self._said.setdefault(key, f"{found.type}: {found.message}" if found.message else found.type)
-        return len(self._seen[key]) == 1
+        end = tracebacks.end_of_report(text)
+        after = [failure_messages.failure_kind(line) for line in text[end:]]
+        known = self._after.setdefault(key, after)
+        if len(self._seen[key]) == 1:
+            return [*lines]
+        # A message can have several lines; what another rank has not said after it is no part of it.
+        same = next((at for at, pair in enumerate(zip(after, known, strict=False)) if pair[0] != pair[1]), len(known))
+        return [*lines[end + same :]]
 
     def summary(self) -> list[str]:
         """What was left out, a line for each kind."""
@@ -87,4 +99,4 @@ class TracebackFilter:
 
     def _whole(self) -> list[bytes]:
         block, self._block = self._block, []
-        return block if block and self.folding.is_new(self.rank, block) else []
+        return self.folding.fold(self.rank, block) if block else []

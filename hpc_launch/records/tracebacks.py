@@ -64,6 +64,17 @@ def frames_of(lines: Iterable[str]) -> list[str]:
     return [f"{frame['file']}:{frame['line']}" for frame in found if frame is not None]
 
 
+def end_of_report(lines: Sequence[str]) -> int:
+    """Where the last report among some lines ends: the number of the line after that of the exception.
+
+    Further lines of a message cannot be told from what follows it.
+    """
+    last = max((number for number, line in enumerate(lines) if frames_of([line])), default=len(lines))
+    texts = enumerate(_PREFIX.sub("", line) for line in lines)
+    raised = (number for number, text in texts if number > last and text.strip() and not text.startswith((" ", "\t")))
+    return next(raised, len(lines) - 1) + 1
+
+
 def fatal_place(lines: Sequence[str]) -> str:
     """Where a fatal signal met a program, by the last report of faulthandler; empty where there is none.
 

@@ -64,6 +64,20 @@ def test_what_stands_around_it_is_shown() -> None:
     assert one.feed([b"going on"], quiet=False) == [b"going on"]
 
 
+def test_what_only_another_rank_says_after_it_is_shown() -> None:
+    """The lines of a message are folded with it; what a rank that goes on writes is not."""
+    folding = Folding()
+    more = [b"[rank0]: and a second line", b"[rank0]:   with a third"]
+    first = [*report(0, LOST.format(1)), *more]
+    assert shown(folding, 0, first) == first
+    assert shown(folding, 1, [*report(1, LOST.format(2)), *(line.replace(b"0", b"1") for line in more)]) == []
+    assert shown(folding, 2, [*report(2, LOST.format(3)), *more[:1], b"retrying", b"step 7"]) == [
+        b"retrying",
+        b"step 7",
+    ]
+    assert shown(folding, 3, report(3, LOST.format(3))) == []
+
+
 def test_a_long_one_is_shown_as_it_comes() -> None:
     """It may be no traceback at all; and what a word begins that nothing follows is shown too."""
     lines = [b"Traceback (most recent call last):", *[b"  more"] * 1000]
