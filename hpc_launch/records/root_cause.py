@@ -52,6 +52,9 @@ _WAITED = re.compile(
 # Two failures that are nearer than what clocks and operating systems can tell apart happened at the same time.
 _SAME_SECONDS = 0.02
 
+# A process that has closed its connections may take so long until it is gone.
+_EXIT_SECONDS = 1.0
+
 _SIGNALS = {
     "SIGSEGV": "invalid memory access",
     "SIGBUS": "bad memory access; a full /dev/shm is a common reason",
@@ -232,8 +235,8 @@ def _hangs(worker: Worker) -> bool:
 def _early_leavers(attempt: Attempt, failed: Sequence[Worker], reasons: Mapping[int, str]) -> list[Worker]:
     """Ranks that had left with exit status 0, where others then lost their connection or waited in vain."""
     symptoms = [worker for worker in failed if reasons[worker.rank] in (LOST, WAITED)]
-    first = min(map(failure_time, symptoms), default=-math.inf)
-    return [worker for worker in attempt.workers if _left_well(worker) and (worker.ended or math.inf) <= first]
+    latest = min(map(failure_time, symptoms), default=-math.inf) + _EXIT_SECONDS
+    return [worker for worker in attempt.workers if _left_well(worker) and (worker.ended or math.inf) <= latest]
 
 
 def _left_well(worker: Worker) -> bool:

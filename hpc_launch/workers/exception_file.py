@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from hpc_launch import codec
 
 # torch's name for where the file is to be (torch/distributed/elastic/multiprocessing/errors/error_handler.py).
 VARIABLE = "TORCHELASTIC_ERROR_FILE"
+
+# How long a file system may take, in seconds.
+_PATIENCE = 3.0
 
 # What is longer is cut in the middle: the beginning and the end say most.
 _LONGEST = 1 << 16
@@ -78,6 +82,14 @@ def write_exception_file(path: str, error: BaseException, trace: TracebackType |
             where=_where(error, trace),
         )
         text = codec.line(ErrorFile(ErrorMessage(f"{type(error).__name__}: {_cut(str(error))}", details)))
+        # A file server that hangs must not keep the worker from ending: others wait for it, or for the news of its end.
+        writer = threading.Thread(target=_write, args=(path, text), daemon=True)
+        writer.start()
+        writer.join(_PATIENCE)
+
+
+def _write(path: str, text: str) -> None:
+    with contextlib.suppress(Exception):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         with os.fdopen(handle, "w") as stream:
             stream.write(text)

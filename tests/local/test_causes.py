@@ -139,12 +139,19 @@ def test_a_rank_that_leaves_early(tmp_path: Path) -> None:
         import time
         def reduce():
             raise RuntimeError(f"Connection closed by peer [127.0.0.1]:{os.getpid()}")
+        def there(pid):
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                return False
+            return True
         if os.environ["RANK"] == "2":
-            Path("left").touch()
+            Path("leaving").write_text(str(os.getpid()))
+            Path("leaving").rename("left")
             sys.exit(0)
-        while not Path("left").exists():
+        while not Path("left").exists() or there(int(Path("left").read_text())):
             time.sleep(0.02)
-        time.sleep(0.5 + int(os.environ["RANK"]) / 20)
+        time.sleep(int(os.environ["RANK"]) / 20)
         reduce()
     """
     done = launch(tmp_path, "--start", "warm", "--nproc-per-node", "4", probe(tmp_path, body))

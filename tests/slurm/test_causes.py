@@ -100,7 +100,7 @@ HEADLINES = {
     "memory": r"rank 1 .*gpu001.*\b1\b.*SIGKILL.*\(1\.\d GiB\).*--mem",
     "segfault": r"rank 3 .*gpu002.*\b1\b.*SIGSEGV.*memory.*",
     "killed": r"rank 0 .*gpu001.*\b0\b.*SIGKILL.*",
-    "exit": r"rank 3 .*gpu002.*\b1\b.*\b7",
+    "exit": r"rank 3 .*gpu002.*\b1\b.*\b7: sys\.exit\(7\)",
     "import": r"ranks? [23-]+ .*gpu002.*: ModuleNotFoundError: No module named 'no_such_module'",
     "loader": r"rank 1 .*gpu001.*\b1\b.*: OSError: sample 0 is corrupt \(.*DataLoader worker process 0\)",
     "slow": r"rank 3 .*gpu002.*\b1\b.*: ValueError: loss is nan in step 3",

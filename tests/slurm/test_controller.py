@@ -35,7 +35,8 @@ def look(said=None):
 look()
 for word in sys.argv[1:]:
     if word == "requeue":
-        look(controller.requeue(job))
+        refused = controller.requeue(job)
+        look(refused.words if refused is not None else "")
     elif count == 0:
         while not pathlib.Path(word).exists():
             time.sleep(0.02)

@@ -105,8 +105,8 @@ def check_they_have_their_time(running: Running, *, by_slurm: bool) -> None:
     assert running.got() == {rank: Counter(SIGTERM=1) for rank in range(4)}, running.describe()
     wait_for(lambda: running.saved() == dict.fromkeys(range(4), "whole"), DEADLINE, running.describe)
     running.check_nothing_is_left()
-    [line] = [line for line in running.ours if "stopped by SIGTERM" in line]
-    assert mentions(line, window), running.describe()
+    [line] = [line for line in running.ours if "SIGTERM" in line]
+    assert mentions(line, window, "cancelled (scancel)" if by_slurm else "stopped by SIGTERM"), running.describe()
 
 
 def test_workers_have_the_time_that_slurm_gives(any_cluster: Cluster, tmp_path: Path) -> None:
@@ -271,7 +271,8 @@ def test_the_grace_time_of_a_preemption_is_the_workers(any_release: Release, tmp
         assert running.job.wait(DEADLINE).state == state, running.describe()
         assert running.got() == {rank: Counter(SIGTERM=1) for rank in range(2)}, running.describe()
         assert running.saved() == dict.fromkeys(range(2), "whole"), running.describe()
-        [line] = [line for line in running.ours if "stopped by SIGTERM" in line]
+        [line] = [line for line in running.ours if "SIGTERM" in line]
+        assert mentions(line, "preempted"), line
         left = re.search(r"\b(?:(\d) min ?)?(?:(\d+) s)? to\b", line)
         assert left, line
         assert 8 < 60 * int(left[1] or 0) + int(left[2] or 0) <= 120, line

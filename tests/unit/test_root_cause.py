@@ -203,7 +203,7 @@ def test_those_for_whom_others_wait_in_vain_hang() -> None:
 def test_a_rank_that_left_before_the_others_is_the_reason() -> None:
     """It has failed in nothing, but those that still needed it have lost it; one that ended later is another matter."""
     lost = [worker(rank, 1, 99.0 + rank / 10, raised=SYMPTOMS[0][0]) for rank in (0, 2)]
-    left, late = worker(1, 0, 98.0), worker(3, 0, 99.5)
+    left, late = worker(1, 0, 99.9), worker(3, 0, 100.1)
     cause = root_cause.find_root_cause(attempt(*lost, left, late))
     assert cause is not None
     assert cause.first == left
