@@ -179,3 +179,30 @@ def test_what_cannot_be_seen_is_never_said_not_to_run() -> None:
             judged = judge_job_state(found, BLIND, alive=None, now=NOW, sign=None if age is None else NOW - age)
             assert not judged.over
             assert judged.state in (R, U, Q)
+
+
+STOPPED = attempt("failed", code=143, signal="SIGTERM")
+
+
+@pytest.mark.parametrize(
+    ("ended", "seen", "words"),
+    [
+        (replace(STOPPED, job_ending="time limit"), FORGOTTEN, "time limit 143"),
+        (replace(STOPPED, job_ending="cancelled", user="alice"), FORGOTTEN, "alice scancel 143"),
+        (STOPPED, record("TIMEOUT"), "time limit 143"),
+        (STOPPED, record("OUT_OF_MEMORY"), "out of memory 143"),
+        (STOPPED, record("NODE_FAIL"), "node failure 143"),
+        (STOPPED, record("CANCELLED", cancelled_by="0"), "root scancel 143"),
+        (replace(STOPPED, job_ending="time limit"), record("CANCELLED", cancelled_by="0"), "time limit 143"),
+        (STOPPED, record("FAILED"), "SIGTERM 143"),
+        (STOPPED, record("RUNNING"), "SIGTERM 143"),
+        (replace(STOPPED, job_ending="signalled"), record("CANCELLED", cancelled_by="0"), "SIGTERM 143"),
+        (attempt("failed", code=137), record("OUT_OF_MEMORY"), "137 out of memory"),
+        (attempt("failed", code=137), record("FAILED"), "137"),
+    ],
+)
+def test_what_stopped_it_is_said_in_slurm_s_words(ended: Attempt, seen: SlurmAnswer, words: str) -> None:
+    """What Slurm said when the signal came counts, else what it says of the job now."""
+    judged = judge_job_state(story(ended), seen, now=NOW, sign=NOW - 20)
+
+    assert mentions(judged.words, words), judged.words
