@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+from hpc_launch.plan.requeue import AT_ONCE_SECONDS
 from hpc_launch.records.failure_messages import failure_kind
-
-# An attempt that fails so soon has not come far.
-AT_ONCE_SECONDS = 60.0
 
 
 class FailureStreak:

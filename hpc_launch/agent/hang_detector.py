@@ -1,4 +1,4 @@
-"""The hang detector: nobody makes progress, for so long that the job hangs (`--hang-timeout`).
+"""The hang detector ends an attempt in which no rank makes progress for `--hang-timeout` seconds.
 
 Every agent looks at the files of its own workers, and adds to counters in the store when something has changed there.
 A counter that does not move any more, as the leader sees it, is a job in which nobody does anything. No clocks are
@@ -102,7 +102,7 @@ class Signs:
     Attributes:
         output: a worker has written something.
         marks: a worker has marked progress.
-        unseen: nobody can look: a file server that does not answer hides what there is to see, and that is no silence.
+        unseen: the file server does not answer. The ranks may be active, so this does not count as silence.
     """
 
     output: bool = False

@@ -141,7 +141,7 @@ def _amend(policy: Policy, run: EndedRun, book: Ledger) -> str:
 
 
 def _ask(run: EndedRun, job_id: str, book: Ledger, entry: LedgerEntry) -> str:
-    """Ask Slurm, as the only agent of all runs of the job; returns why it does not do it, or that nobody knows.
+    """Ask Slurm, as the only agent of all runs of the job. Returns why Slurm refuses, or that the outcome is unknown.
 
     The ledger comes first: Slurm may end this process as soon as it has been asked.
     """

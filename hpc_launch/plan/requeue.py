@@ -14,8 +14,8 @@ from hpc_launch.records.requeue_ledger import REASONS, LedgerEntry, Reason
 FREE: frozenset[Reason] = frozenset({"preempt"})
 
 
-# A run that fails so soon has not come far (as in `agent.failure_streak`), and its failure will come again.
-_AT_ONCE_SECONDS = 60.0
+# Seconds. A run or an attempt that fails so soon has not come far, and its failure will come again.
+AT_ONCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def decide(
     if counted and 0 < policy.patience <= idle and _speaks(ledger, progress):
         runs = "this run" if idle == 1 else f"{idle} runs in a row"
         return _refused(Refusal.NO_PROGRESS, f"{runs} made no progress (no new runtime.mark_progress)")
-    same = _runs_with_failure(ledger, cause) if reason == "failure" and seconds < _AT_ONCE_SECONDS else 0
+    same = _runs_with_failure(ledger, cause) if reason == "failure" and seconds < AT_ONCE_SECONDS else 0
     if 0 < policy.patience <= same and same > 1 and not progress.made:
         return _refused(
             Refusal.SAME_FAILURE,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hpc_launch.agent.failure_streak import AT_ONCE_SECONDS, FailureStreak
+from hpc_launch.agent.failure_streak import FailureStreak
+from hpc_launch.plan.requeue import AT_ONCE_SECONDS
 
 FAILURE = "rank 1 on gpu002 (local rank 1): exit status 3"
 
