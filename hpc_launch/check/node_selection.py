@@ -70,7 +70,7 @@ def select_nodes(
             "hpc-launch check'"
         )
     job = _allocation(place) if isinstance(place, Step) else place
-    asked = step_plan.choose_step(settings, here, job, (), controller.ask_gpus(job.job_id, _PATIENCE))
+    asked = step_plan.choose_step(settings, here, job, (), controller.ask_grants(job.job_id, _PATIENCE).gpus_to_ask)
     there = _still_there(job)
     hosts = tuple(host for host in asked.hosts if host in there)
     if not hosts:

@@ -11,7 +11,7 @@ import click
 
 from hpc_launch.cli.click_options import LINE_CONTEXT, GroupedCommand, launch_options, settings_of
 from hpc_launch.launch.srun_step import prepare
-from hpc_launch.plan import derivation
+from hpc_launch.plan import derivation, step_forecast
 from hpc_launch.plan.launch_context import LaunchContext, gather_context
 from hpc_launch.plan.launch_plan import DerivedValue
 from hpc_launch.plan.step_plan import derive_step, wanted_allocation
@@ -39,7 +39,9 @@ def _derived(settings: Settings, here: LaunchContext) -> tuple[DerivedValue, ...
     if job is None:
         return derivation.make_plan(settings, here, ()).derived
     prepared = prepare(settings, here, job, ["hpc-launch"])
-    return derive_step(job, prepared.request, prepared.line)
+    there = step_forecast.first_task(here, job, prepared.request, prepared.grants)
+    known = step_forecast.known_values(derivation.make_plan(settings, there, ())) if there is not None else ()
+    return (*derive_step(job, prepared.request, prepared.line), *known)
 
 
 @click.command(cls=GroupedCommand, context_settings=LINE_CONTEXT)

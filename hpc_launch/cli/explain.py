@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from hpc_launch import hostlist, redaction
+from hpc_launch import hostlist, redaction, text
 from hpc_launch.cli.click_options import LINE_CONTEXT, GroupedCommand, ProgramCall, launch_options, settings_of
+from hpc_launch.errors import ContextError
 from hpc_launch.launch.plain import program_of
-from hpc_launch.launch.srun_step import prepare, why_not_here
-from hpc_launch.plan import advice, cpu_binding, derivation, termination_forecast
+from hpc_launch.launch.srun_step import prepare, refuse_login_node
+from hpc_launch.plan import advice, cpu_binding, derivation, step_forecast, termination_forecast
 from hpc_launch.plan.launch_context import LaunchContext, addresses, check_script, gather_context
+from hpc_launch.plan.launch_plan import DerivedValue, Plan
 from hpc_launch.plan.requeue import policy
 from hpc_launch.plan.step_plan import derive_step, wanted_allocation
 from hpc_launch.settings import Origin, Settings, toml_writer
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.cluster_rules import ClusterRules
-from hpc_launch.slurm.environment import Allocation, Place, requeue_id
+from hpc_launch.slurm.environment import Allocation, Place, Step, requeue_id
 from hpc_launch.slurm.job import JobRecord
 from hpc_launch.world import World, of_nodes
 
@@ -39,49 +43,83 @@ def explain(context: click.Context, /, script: str, args: tuple[str, ...], **giv
     Nothing is started.
     """
     settings = settings_of(context, given)
-    here = gather_context(os.environ, settings, context.ensure_object(ProgramCall).command)
+    here = gather_context(os.environ, settings, context.ensure_object(ProgramCall).command, thorough=True)
+    words = (script, *args) if script else ()
     job = wanted_allocation(settings, here)
     if job is not None:
-        _explain_step(settings, here, job)
+        _explain_step(settings, here, job, words)
         return
-    if script:
-        check_script(settings, script, here.directory)
-    plan = derivation.make_plan(settings, here, (script, *args) if script else ())
-    ranks = plan.world.agents * plan.local_world_size
-    nodes = len(plan.world.hosts)
-    where = f"{nodes} nodes, if all are like this one" if nodes > 1 else "1 node"
-    click.echo(f"{ranks} rank{'s' if ranks > 1 else ''} on {where}: {hostlist.fold(plan.world.hosts)}")
-    width = max(len(item.name) for item in plan.derived)
-    for item in plan.derived:
-        click.echo(f"  {item.name:<{width}}  {item.value}  ({item.origin})")
-    if script:
-        click.echo(f"  {'command':<{width}}  {shlex.join(plan.script)}")
+    with _said_once(here):
+        refuse_login_node(settings, here)
+        if script:
+            check_script(settings, script, here.directory)
+        plan = derivation.make_plan(settings, here, words)
+    if isinstance(here.slurm, Step) and not plan.world.leader:
+        _tell_notes(f"{plan.world.host}: {line}" for line in plan.seen_here)
+        return
+    _tell_ranks(plan)
+    _tell_values((*plan.derived, *_command(plan)))
     if script and settings.plain:
-        words = redaction.redacted_arguments(program_of(plan, here).words, settings.secret_names)
-        click.echo(f"  {'plain':<{width}}  {shlex.join(words)}")
-    for line in cpu_binding.binding_table(plan.binding, plan.omp_num_threads):
-        click.echo(f"  {line}")
-    for warning in (*plan.warnings, *filter(None, [why_not_here(settings, here)])):
-        click.echo(f"note: {warning}")
+        line = redaction.redacted_arguments(program_of(plan, here).words, settings.secret_names)
+        click.echo(f"  plain: {shlex.join(line)}")
+    for row in cpu_binding.binding_table(plan.binding, plan.omp_num_threads):
+        click.echo(f"  {row}")
+    _tell_notes(plan.warnings)
     _tell_policy(settings)
-    _advise(settings, here, plan.world)
+    _advise(settings, here, plan.world, plan)
 
 
-def _explain_step(settings: Settings, here: LaunchContext, job: Allocation) -> None:
-    """Say which step `run` would start; what runs in it is explained there. The second word is `explain`."""
+def _explain_step(settings: Settings, here: LaunchContext, job: Allocation, script: tuple[str, ...]) -> None:
+    """Say which step `run` would start, and what it would do there. The second word is `explain`."""
     prepared = prepare(settings, here, job, [word for at, word in enumerate(here.command) if at != 1])
-    items = derive_step(job, prepared.request, prepared.line)
-    click.echo(
-        f"a step is started on {hostlist.fold(prepared.request.hosts)} of job {job.job_label}, an agent per node"
-    )
+    request = prepared.request
+    if script and job.node_name in request.hosts:
+        check_script(settings, script[0], here.directory)
+    there = step_forecast.first_task(here, job, request, prepared.grants)
+    plan = derivation.make_plan(settings, there, script) if there is not None else None
+    click.echo(f"a step is started on {hostlist.fold(request.hosts)} of job {job.job_label}, an agent per node")
+    _tell_values(derive_step(job, request, prepared.line))
+    if plan is not None:
+        _tell_ranks(plan)
+        _tell_values((*step_forecast.known_values(plan), *_command(plan)))
+    _tell_notes(dict.fromkeys((*prepared.notes, *(plan.warnings if plan else settings.notes))))
+    _tell_policy(settings)
+    world = of_nodes(request.hosts, 0, Origin.JOB)
+    if job.place is not Place.ELSEWHERE:
+        _advise(settings, here, world, plan)
+    elif plan is not None:
+        _tell_notes(filter(None, [advice.superfluous(settings, plan, addresses(world))]))
+
+
+@contextlib.contextmanager
+def _said_once(here: LaunchContext) -> Iterator[None]:
+    """Leave it to the first task to say how options contradict what Slurm says: all tasks find the same."""
+    try:
+        yield
+    except ContextError as error:
+        error.silent = isinstance(here.slurm, Step) and here.slurm.task > 0
+        raise
+
+
+def _tell_ranks(plan: Plan) -> None:
+    ranks, hosts = plan.world.agents * plan.local_world_size, plan.world.hosts
+    nodes = f"{len(hosts)} nodes, if all are like {plan.world.host}" if len(hosts) > 1 else "1 node"
+    click.echo(f"{text.count(ranks, 'rank')} on {nodes}: {hostlist.fold(hosts)}")
+
+
+def _tell_values(items: Sequence[DerivedValue]) -> None:
     width = max(len(item.name) for item in items)
     for item in items:
-        click.echo(f"  {item.name:<{width}}  {item.value}  ({item.origin})")
-    for note in prepared.notes:
-        click.echo(f"note: {note}")
-    _tell_policy(settings)
-    if job.place is not Place.ELSEWHERE:
-        _advise(settings, here, of_nodes(prepared.request.hosts, 0, Origin.JOB))
+        click.echo(f"  {item.name:<{width}}  {item.value}" + (f"  ({item.origin})" if item.origin else ""))
+
+
+def _command(plan: Plan) -> tuple[DerivedValue, ...]:
+    return (DerivedValue("command", shlex.join(plan.script), ""),) if plan.script else ()
+
+
+def _tell_notes(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(f"note: {line}")
 
 
 def _tell_policy(settings: Settings) -> None:
@@ -90,13 +128,12 @@ def _tell_policy(settings: Settings) -> None:
         click.echo(f"policy: {toml_writer.settings_line(name, value)}  ({settings.policy.place(name)})")
 
 
-def _advise(settings: Settings, here: LaunchContext, world: World) -> None:
-    """Say what is worth knowing beside the plan."""
-    told = _ask(here)
-    for line in advice.advice_lines(
-        advice.AdviceContext(settings, here, world, told.rules, told.job, addresses(world))
-    ):
-        click.echo(f"note: {line}")
+def _advise(settings: Settings, here: LaunchContext, world: World, plan: Plan | None) -> None:
+    """Say what is worth knowing beside the plan, as far as there is one."""
+    told, known = _ask(here), addresses(world)
+    _tell_notes(advice.advice_lines(advice.AdviceContext(settings, here, world, told.rules, told.job, known)))
+    if plan is not None:
+        _tell_notes(filter(None, [advice.superfluous(settings, plan, known)]))
     for line in _foretold(settings, here, told):
         click.echo(f"Slurm: {line}")
 

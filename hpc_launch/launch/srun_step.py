@@ -20,7 +20,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hpc_launch import held_signals, hostlist, secret_variables
 from hpc_launch.console import say
@@ -31,7 +31,7 @@ from hpc_launch.plan.launch_context import LaunchContext, check_script
 from hpc_launch.settings import Settings
 from hpc_launch.slurm import commands, controller, steps
 from hpc_launch.slurm.environment import Allocation
-from hpc_launch.slurm.steps import StepRequest
+from hpc_launch.slurm.steps import JobGrants, StepRequest
 
 # Seconds for a question to Slurm, or for a signal that goes by way of the controller.
 _PATIENCE = 5.0
@@ -61,12 +61,14 @@ class Prepared:
         request: which.
         line: the srun line.
         notes: what is probably not meant.
+        grants: what the job has, as far as it is known.
     """
 
     job: Allocation
     request: StepRequest
     line: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    grants: JobGrants = field(default_factory=JobGrants)
 
 
 def prepare(settings: Settings, here: LaunchContext, job: Allocation, command: Sequence[str]) -> Prepared:
@@ -82,11 +84,11 @@ def prepare(settings: Settings, here: LaunchContext, job: Allocation, command: S
         ContextError: when other nodes are asked for than the job has.
     """
     running = controller.ask_steps(job.job_id, _PATIENCE)
-    gpus = {} if running is None else controller.ask_gpus(job.job_id, _PATIENCE)
-    request = plan.choose_step(settings, here, job, running or (), gpus)
+    grants = JobGrants() if running is None else controller.ask_grants(job.job_id, _PATIENCE)
+    request = plan.choose_step(settings, here, job, running or (), grants.gpus_to_ask)
     notices = [signal.Signals[name] for name in settings.notice_signals]
     held = held_signals.holding(command, notices, on_this_host=job.node_name in request.hosts)
-    return Prepared(job, request, tuple(steps.srun_line(request, held)), plan.notes(here))
+    return Prepared(job, request, tuple(steps.srun_line(request, held)), plan.notes(here), grants)
 
 
 def _again(here: LaunchContext) -> tuple[str, ...]:
@@ -166,21 +168,13 @@ def refuse_login_node(settings: Settings, here: LaunchContext) -> None:
     Raises:
         ContextError: where Slurm's configuration is there, and does not have this host.
     """
-    why = why_not_here(settings, here)
-    if why:
-        raise ContextError(why)
-
-
-def why_not_here(settings: Settings, here: LaunchContext) -> str:
-    """Why nothing is to be trained here; empty where there is no reason."""
     if here.slurm is not None or not plan.only_place(settings) or shutil.which("scontrol") is None:
-        return ""
-    if controller.ask_whether_node(here.host, _BRIEF_PATIENCE):
-        return ""
-    return (
-        f"{here.host} is not a node of this Slurm cluster but a login node: get nodes with salloc, submit a job "
-        "('hpc-launch submit'), or say --standalone to train here"
-    )
+        return
+    if not controller.ask_whether_node(here.host, _BRIEF_PATIENCE):
+        raise ContextError(
+            f"{here.host} is not a node of this Slurm cluster but a login node: get nodes with salloc, submit a job "
+            "('hpc-launch submit'), or say --standalone to train here"
+        )
 
 
 class _Step:

@@ -64,6 +64,11 @@ def find_devices(environ: Mapping[str, str], root: Path = Path("/")) -> Devices:
     return Devices()
 
 
+def any_accelerator(root: Path = Path("/")) -> bool:
+    """Whether a driver of NVIDIA's or AMD's is on this node, whatever this process may use of it."""
+    return (root / "dev/nvidiactl").exists() or (root / "dev/kfd").exists()
+
+
 def _amd(environ: Mapping[str, str], root: Path) -> Devices:
     outer = _masked(_ROCR, environ[_ROCR]) if _ROCR in environ else _counted(_HIP, _amd_count(root), "AMD driver")
     for variable in (_HIP, _CUDA):

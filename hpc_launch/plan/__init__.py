@@ -10,7 +10,7 @@ world. `derivation.make_plan` puts a plan together, and each decision has a file
 - `cpu_binding`, `shares`, `threads`: on which CPUs, and with how many threads
 - `start_method`, `script_scan`: forked from a process that has imported torch, or not
 - `log_paths`: where files go
-- `step_plan`: whether to start a Slurm step, and which
+- `step_plan`, `step_forecast`: whether to start a Slurm step, which, and what it will find
 - `requeue`: whether the job is to run again
 - `traps`, `advice`, `termination_forecast`: what is probably not meant, worth knowing, or going to happen
 """

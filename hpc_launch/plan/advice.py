@@ -13,7 +13,8 @@ from hpc_launch import hostlist
 from hpc_launch.errors import HostlistError
 from hpc_launch.node import network
 from hpc_launch.plan.launch_context import LaunchContext
-from hpc_launch.settings import Settings
+from hpc_launch.plan.launch_plan import Plan
+from hpc_launch.settings import NodeRange, Origin, Settings
 from hpc_launch.slurm.cluster_rules import ClusterRules
 from hpc_launch.slurm.environment import Allocation, Place, Step
 from hpc_launch.slurm.job import JobRecord
@@ -63,6 +64,38 @@ def advice_lines(about: AdviceContext) -> tuple[str, ...]:
         *_lost_nodes(about),
         *_leader_name(about),
     )
+
+
+def superfluous(settings: Settings, plan: Plan, addresses: Sequence[str]) -> str:
+    """The options that say what Slurm says: scripts that were written for torchrun have several of them.
+
+    Args:
+        settings: what was asked for.
+        plan: the plan of the run.
+        addresses: what the first node's name resolves to on this node.
+
+    Returns:
+        One line; empty where there is none.
+    """
+    world, devices = plan.world, len(plan.devices)
+    if world.origin is not Origin.STEP:
+        return ""
+    nodes, listed = len(world.hosts), settings.hosts
+    same = {
+        "nnodes": settings.nnodes == NodeRange(nodes, nodes),
+        "node_rank": settings.node_rank == world.node_rank,
+        "nproc_per_node": settings.nproc_per_node
+        in ({1} if world.task_per_rank else {devices, "gpu"} if devices else ()),
+        "master_addr": settings.master_addr in (world.hosts[0], *addresses),
+        "hosts": listed is not None and hostlist.expand(listed) == world.hosts,
+        "rdzv_backend": settings.rdzv_backend == "slurm",
+    }
+    found = [
+        f"--{name.replace('_', '-')} {getattr(settings, name)}" for name in same if same[name] and settings.given(name)
+    ]
+    if not found:
+        return ""
+    return f"Slurm says as much: {', '.join(found)} can be left out"
 
 
 def _script(about: AdviceContext) -> Allocation | None:

@@ -120,6 +120,15 @@ class Binding:
         return f"{count(sizes[0], 'CPU')} each" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} CPUs each"
 
 
+def given_cpus(here: LaunchContext, found: World, step: Step | None) -> int:
+    """How many CPUs the local ranks of this agent may count on.
+
+    What Slurm gave counts, also where it does not bind tasks to it and others may come to use the rest.
+    """
+    given = step.cpus_on_node if step is not None and not found.task_per_rank else None
+    return min(here.cpus, given or here.cpus)
+
+
 def decide_binding(
     settings: Settings, here: LaunchContext, found: World, step: Step | None, local_world_size: int
 ) -> Binding:
@@ -184,6 +193,7 @@ def _obstacle(
 ) -> tuple[Rule, str] | None:
     """Why the ranks had better be left alone, as far as it is known without looking at the CPUs."""
     on_node = (step.cpus_on_node if step is not None else None) or 0
+    cpus = given_cpus(here, found, step)
     named = next((name for name, numbers in _NUMBERED.items() if numbers.search(here.environ.get(name, ""))), "")
     obstacles = (
         (settings.cpu_bind.text == "none", Rule.ASKED, settings.origin("cpu_bind").value),
@@ -192,7 +202,7 @@ def _obstacle(
         (found.task_per_rank and not on_node, Rule.TASKS_UNKNOWN, "Slurm does not say whether each task is bound"),
         (found.task_per_rank and here.cpus < on_node, Rule.TASKS_BOUND, "Slurm has bound each task"),
         (named, Rule.OPENMP, f"{named} names CPUs"),
-        (here.cpus < ranks, Rule.FEW_CPUS, f"{ranks} local ranks, but {count(here.cpus, 'CPU')}"),
+        (cpus < ranks, Rule.FEW_CPUS, f"{ranks} local ranks, but {count(cpus, 'CPU')}"),
     )
     return next(((rule, reason) for true, rule, reason in obstacles if true), None)
 

@@ -31,6 +31,11 @@ def _unknown() -> None:
     """Where there is nothing to ask."""
 
 
+def _not_asked(_node: str) -> int:
+    """Where it is not worth a question."""
+    return 0
+
+
 @dataclass(frozen=True)
 class LaunchContext:
     """What is true of this process and its node.
@@ -56,6 +61,8 @@ class LaunchContext:
         traced: the step that this is in although the environment does not say so; None for what is typed into a shell.
         traced_size: gives how many tasks that step has, or nodes the job of that script; a parameter because it asks
             Slurm.
+        configured_gpus: gives how many GPUs Slurm has to give on a node, where it is worth a question: there is an
+            accelerator, or somebody wants to know all (`explain`); 0 elsewhere.
     """
 
     environ: Mapping[str, str]
@@ -77,9 +84,12 @@ class LaunchContext:
     pid: int = 0
     traced: Traced | None = None
     traced_size: Callable[[], int | None] = _unknown
+    configured_gpus: Callable[[str], int] = _not_asked
 
 
-def gather_context(environ: Mapping[str, str], settings: Settings, command: Sequence[str] = ()) -> LaunchContext:
+def gather_context(
+    environ: Mapping[str, str], settings: Settings, command: Sequence[str] = (), *, thorough: bool = False
+) -> LaunchContext:
     """Look at this process and its node.
 
     Args:
@@ -87,6 +97,7 @@ def gather_context(environ: Mapping[str, str], settings: Settings, command: Sequ
         settings: whether to look at Slurm (--standalone), which job is meant (--jobid), and what else the environment
             is to have (--default-env).
         command: the words by which hpc-launch was called.
+        thorough: ask Slurm also what a start would not wait for.
 
     Raises:
         ContextError: when Slurm's variables contradict each other, or the job is not one to start something in.
@@ -117,7 +128,13 @@ def gather_context(environ: Mapping[str, str], settings: Settings, command: Sequ
         pid=os.getpid(),
         traced=traced,
         traced_size=functools.cache(lambda: controller.ask_size(traced, _BRIEF_PATIENCE)) if traced else _unknown,
+        configured_gpus=_ask_configured_gpus if thorough or devices.any_accelerator() else _not_asked,
     )
+
+
+@functools.cache
+def _ask_configured_gpus(node: str) -> int:
+    return controller.ask_configured_gpus(node, _BRIEF_PATIENCE)
 
 
 def _place(environ: Mapping[str, str], job: str) -> Step | Allocation | None:

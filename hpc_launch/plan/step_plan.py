@@ -150,7 +150,7 @@ def choose_step(
         here: this process.
         job: where it is to run.
         running: the steps of the job that have not ended.
-        gpus: how many GPUs each node has, where srun has to be told (`steps.read_gpus`).
+        gpus: how many GPUs each node has, where srun has to be told (`JobGrants.gpus_to_ask`).
 
     Raises:
         ContextError: when other nodes are asked for than the job has.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hpc_launch import hostlist
+from hpc_launch import hostlist, text
+from hpc_launch.plan import cpu_binding
 from hpc_launch.plan.launch_context import LaunchContext
 from hpc_launch.settings import Origin, Settings
 from hpc_launch.slurm.environment import Step
@@ -42,21 +43,25 @@ def warnings(case: TrapContext) -> tuple[str, ...]:
 
 
 def unseen_by_the_first(case: TrapContext) -> tuple[str, ...]:
-    """The traps that show on other nodes than the first: each is told by one of them."""
-    if case.step is None or case.world.node_rank != 1 or case.world.local_agent:
+    """The traps that the first agent does not see: each is told by one of those that do."""
+    if case.step is None:
         return ()
-    found = (_ignored_node_rank(case) if case.settings.node_rank == 0 else None, _too_few_devices(case))
+    place = (case.world.node_rank, case.world.local_agent)
+    if place == (0, 1):
+        found = [_isolated_tasks(case)]
+    elif place == (1, 0):
+        found = [_ignored_node_rank(case) if case.settings.node_rank == 0 else None, _too_few_devices(case)]
+    else:
+        found = []
     return tuple(line for line in found if line is not None)
 
 
 def _few_cpus(case: TrapContext) -> str | None:
-    """What Slurm gave counts, also where it does not bind tasks to it and others may come to use the rest."""
-    given = case.step.cpus_on_node if case.step and not case.world.task_per_rank else None
-    cpus, ranks = min(case.here.cpus, given or case.here.cpus), case.local_world_size
+    cpus, ranks = cpu_binding.given_cpus(case.here, case.world, case.step), case.local_world_size
     if cpus >= ranks:
         return None
     mend = ": ask for more with srun --cpus-per-task (Slurm 22.05 to 23.02 does not pass the job's on to srun)"
-    return f"{ranks} local ranks share {cpus} CPU{'s' if cpus > 1 else ''}{mend if case.step else ''}"
+    return f"{ranks} local ranks share {text.count(cpus, 'CPU')}{mend if case.step else ''}"
 
 
 def _numbered_otherwise(case: TrapContext) -> str | None:
@@ -94,9 +99,14 @@ def _other_backend(case: TrapContext) -> str | None:
 
 
 def _isolated_tasks(case: TrapContext) -> str | None:
-    """Device cgroups per task (Slurm 21.08 on) break peer access: NVIDIA/nccl#1066, open-mpi/ompi#11949."""
+    """Device cgroups per task (Slurm 21.08 on) break peer access: NVIDIA/nccl#1066, open-mpi/ompi#11949.
+
+    Devices are numbered within the cgroup. So the second task sees device 0 where it has a cgroup of its own, and
+    another number where it was given a part of a shared one, as by `--gres-flags=allow-task-sharing`, or by a site that
+    does not constrain devices; the first task sees device 0 anyway.
+    """
     gpus = case.step.gpus_on_node if case.step else None
-    if not case.world.task_per_rank or len(case.here.devices) != 1 or (gpus or 0) <= 1:
+    if not case.world.task_per_rank or case.here.devices.tokens != ("0",) or (gpus or 0) <= 1:
         return None
     return (
         f"each of {case.local_ranks} tasks sees one GPU, as device 0, and NCCL cannot use peer access between them: "
@@ -137,6 +147,19 @@ def _hidden_devices(case: TrapContext) -> str | None:
     if not gpus or case.world.task_per_rank or len(devices) == gpus:
         return None
     return f"Slurm gave {gpus} GPUs on {case.world.host} but {len(devices)} are visible ({devices.source})"
+
+
+def _unasked_devices(case: TrapContext) -> str | None:
+    """Slurm hides GPUs that nobody asked for (ConstrainDevices), and the driver's files are there all the same."""
+    if case.step is None or case.step.gpus_on_node or not case.world.leader:
+        return None
+    there = case.here.configured_gpus(case.step.node_name)
+    if not there:
+        return None
+    return (
+        f"{case.world.host} has {text.count(there, 'GPU')}, but Slurm gave this step none: to train on GPUs, use "
+        f"--gpus-per-node={there} for sbatch, salloc or srun"
+    )
 
 
 def _single_device_processes(case: TrapContext) -> str | None:
@@ -203,10 +226,10 @@ TRAPS: tuple[Callable[[TrapContext], str | None], ...] = (
     _numbered_otherwise,
     _other_node_rank,
     _other_backend,
-    _isolated_tasks,
     _idle_devices,
     _too_few_devices,
     _hidden_devices,
+    _unasked_devices,
     _single_device_processes,
     _ranks_already_set,
     _other_libraries_names,

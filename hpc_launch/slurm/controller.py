@@ -19,7 +19,7 @@ from hpc_launch.slurm.environment import Allocation, Place, Traced
 from hpc_launch.slurm.inventory import NodeGroup, read_nodes
 from hpc_launch.slurm.job import JobRecord, read_accounting, read_job, read_jobs, read_own_jobs, read_queue
 from hpc_launch.slurm.nodes import NodeRecord
-from hpc_launch.slurm.steps import RunningStep, read_gpus, read_steps, read_tasks
+from hpc_launch.slurm.steps import JobGrants, RunningStep, read_grants, read_steps, read_tasks
 
 # How long scontrol may take, in seconds. It answers in some ten milliseconds; a controller at its limit takes longer.
 PATIENCE = 10.0
@@ -161,9 +161,14 @@ def ask_size(place: Traced, patience: float = PATIENCE) -> int | None:
     return len(hostlist.expand(record.nodes)) if record is not None and record.nodes else None
 
 
-def ask_gpus(job: str, patience: float = PATIENCE) -> dict[str, int]:
-    """Ask how many GPUs a job has on each of its nodes, where a step has to say it (`steps.read_gpus`)."""
-    return read_gpus(_ask(commands.show_job_details(job), patience) or "")
+def ask_grants(job: str, patience: float = PATIENCE) -> JobGrants:
+    """Ask what a job has on each of its nodes."""
+    return read_grants(_ask(commands.show_job_details(job), patience) or "")
+
+
+def ask_configured_gpus(node: str, patience: float = PATIENCE) -> int:
+    """Ask how many GPUs of a node Slurm has to give; 0 where it has none, or it cannot be learnt."""
+    return next((record.gpus for record in ask_node_records([node], patience) or ()), 0)
 
 
 def ask_whether_node(host: str, patience: float = PATIENCE) -> bool:

@@ -52,15 +52,15 @@ def read_nodes(text: str) -> tuple[NodeGroup, ...]:
                 nodes=int(nodes),
                 cpus=int(cpus),
                 memory=int(memory),
-                gpus=_gpus(gres),
+                gpus=read_gpus(gres),
                 time_limit=limit,
             )
         )
     return tuple(found)
 
 
-def _gpus(gres: str) -> dict[str, int]:
-    """The GPUs in `gpu:a100:4(S:0-1),gpu:4,nvme:1`."""
+def read_gpus(gres: str) -> dict[str, int]:
+    """Count the GPUs in `gpu:a100:4(S:0-1),gpu:4,nvme:1`, by type."""
     found: dict[str, int] = {}
     for word in re.sub(r"\([^)]*\)", "", gres).split(","):
         match = _GPU.fullmatch(word)

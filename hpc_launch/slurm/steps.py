@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from hpc_launch import hostlist
+from hpc_launch import hostlist, ranges
 from hpc_launch.errors import HostlistError
 
 # Has the id of the job in the tasks of a step that hpc-launch has started: these are not to start another one.
@@ -98,6 +98,38 @@ class RunningStep:
     def of_srun(self) -> bool:
         """Whether it holds resources: scripts, interactive shells and the like do not."""
         return self.step_id.rpartition(".")[2].isdigit()
+
+
+@dataclass(frozen=True)
+class NodeGrant:
+    """What a job has on one of its nodes.
+
+    Attributes:
+        cpus: the number of its CPUs, as Slurm counts them; 0 where it is not known.
+        gpus: the number of its GPUs.
+    """
+
+    cpus: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class JobGrants:
+    """What a job has.
+
+    Attributes:
+        nodes: by host; empty where it is not known.
+        by_node: GPUs were asked for by node, or not at all: then a step that asks as its job did has them all. By task
+            it would get the share of one task, and in sum too many for some of the nodes.
+    """
+
+    nodes: Mapping[str, NodeGrant] = field(default_factory=dict)
+    by_node: bool = True
+
+    @property
+    def gpus_to_ask(self) -> dict[str, int]:
+        """How many GPUs the job has on each node, where srun has to be told; else empty."""
+        return {} if self.by_node else {host: grant.gpus for host, grant in self.nodes.items()}
 
 
 def srun_line(request: StepRequest, command: Sequence[str]) -> list[str]:
@@ -190,19 +222,21 @@ def read_tasks(text: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def read_gpus(text: str) -> dict[str, int]:
-    """Read from `scontrol --oneliner --details show job` how many GPUs the job has on each of its nodes.
+def read_grants(text: str) -> JobGrants:
+    """Read `scontrol --oneliner --details show job`, which shows what a job has on each of its nodes."""
+    found: dict[str, NodeGrant] = {}
+    for nodes, cpus, given in re.findall(r" Nodes=(\S+) CPU_IDs=(\S*) Mem=\S* GRES=(\S*)", text):
+        gpus = sum(int(number) for number in re.findall(r"gpu(?::[^:(),]+)?:(\d+)\(", given))
+        found |= {host: NodeGrant(_count(cpus), gpus) for host in _hosts(nodes)}
+    return JobGrants(found, by_node=not re.search(r" TresPer(Job|Socket|Task)=\S*gpu", text))
 
-    Empty where srun need not be told. A step asks for GPUs as its job did: by node that is right for any step, but by
-    task it would be the share of one task, and in sum too many for some of the nodes.
-    """
-    if not re.search(r" TresPer(Job|Socket|Task)=\S*gpu", text):
-        return {}
-    return {
-        host: sum(int(count) for count in re.findall(r"gpu(?::[^:(),]+)?:(\d+)\(", given))
-        for nodes, given in re.findall(r" Nodes=(\S+) CPU_IDs=\S* Mem=\S* GRES=(\S*)", text)
-        for host in _hosts(nodes)
-    }
+
+def _count(numbers: str) -> int:
+    """How many CPUs `0-3,8` are; 0 where it is written otherwise."""
+    try:
+        return len(ranges.unfold(numbers))
+    except ValueError:
+        return 0
 
 
 def _hosts(text: str) -> tuple[str, ...]:

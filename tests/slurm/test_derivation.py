@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import Cluster, Job
+from tests.cluster.releases import DEFAULT
 from tests.slurm.jobs_support import (
     Ended,
     JobTree,
@@ -44,6 +45,9 @@ STEPS = {
     "repeated": f"SLURM_HOSTFILE=./repeated.hosts srun -n4 -m arbitrary {AS_TASK} --reduce",
     "half": "srun -N2 -n2 -w gpu001,gpu002 --gres=gpu:2 hpc-launch probe.py",
     "gpu_per_task": f"srun -N1 -n2 -w gpu001 --gpus-per-task=1 {AS_TASK}",
+    "explained": "srun -N2 -n2 -w gpu001,gpu002 --gres=gpu:2 hpc-launch explain --nnodes 2 probe.py",
+    "contradicted": "srun -N2 -n2 -w gpu001,gpu002 hpc-launch explain --nnodes 3 probe.py",
+    "more_gpus": "srun -N1 -n3 -w gpu001 --overcommit --gres=gpu:2 hpc-launch probe.py",
 }
 
 # What Slurm says does not differ between its releases here.
@@ -393,3 +397,52 @@ def test_a_job_submitted_from_a_task_of_another_is_itself(
     assert [report.numbers("RANK", "GROUP_RANK", "WORLD_SIZE") for report in reports.values()] == [
         (rank, nodes.index(host), 2) for rank, host in enumerate(hosts)
     ]
+
+
+def told(ended: Ended) -> list[str]:
+    """Return what the launcher itself has said."""
+    return [line for line in ended.output.splitlines() if line.startswith("hpc-launch: ")]
+
+
+def test_a_task_that_sees_its_own_gpu_only(steps: dict[str, Ended]) -> None:
+    """That NCCL cannot use peer access is said once."""
+    said = told(steps["gpu_per_task"])
+
+    assert [mentions(line, "NCCL --gpu-bind=none") for line in said].count(True) == 1, said
+
+
+def test_tasks_that_share_their_gpus(newest_cluster: Cluster, tmp_path: Path) -> None:
+    """With --gres-flags=allow-task-sharing (Slurm 23.11) each task has a GPU of its own among those that all see."""
+    if newest_cluster.config.release == DEFAULT:
+        return  # srun of 22.05 does not know that flag
+    flags = "--gpus-per-task=1 --gres-flags=allow-task-sharing"
+    done = run_commands(newest_cluster, tmp_path, {"shared": f"srun -n2 {flags} {AS_TASK}"}, "--ntasks=2", "--gpus=2")
+
+    assert [report.env["CUDA_VISIBLE_DEVICES"] for report in done["shared"].reports().values()] == ["0", "1"]
+    assert not [line for line in told(done["shared"]) if "NCCL" in line]
+
+
+def test_explain_speaks_once_for_all_tasks(steps: dict[str, Ended]) -> None:
+    """One plan for the step, one reason where there is none, and what Slurm says anyway is named."""
+    plan, refused = steps["explained"], steps["contradicted"]
+    firsts = [line for line in plan.output.splitlines() if line.startswith("4 ranks")]
+
+    assert (plan.status, refused.status) == (0, 78), refused.output
+    assert len(firsts) == 1
+    assert mentions(firsts[0], "2 gpu[001-002]")
+    assert "--nnodes 2" in plan.output
+    assert len(told(refused)) == 1
+
+
+def test_gpus_that_nobody_asked_for(any_cluster: Cluster, tmp_path: Path) -> None:
+    """The node has four, as Slurm knows, and this job none."""
+    done = run_commands(any_cluster, tmp_path, {"none": "srun hpc-launch explain probe.py"}, "--nodelist=gpu001")
+    notes = [line for line in done["none"].output.splitlines() if mentions(line, "note: gpu001 4 GPUs")]
+
+    assert len(notes) == 1, done["none"].output
+    assert "--gpus-per-node=4" in notes[0]
+
+
+def test_more_tasks_than_gpus(steps: dict[str, Ended]) -> None:
+    """Each node where that is so says it once, whatever started so many tasks."""
+    assert [mentions(line, "3 2 GPUs --ntasks-per-node=2") for line in told(steps["more_gpus"])].count(True) == 1

@@ -286,6 +286,15 @@ def test_explain_shows_the_step(subsets: dict[str, Ended]) -> None:
     assert "nnodes=2  # " in ended.output
 
 
+def test_explain_shows_the_values_of_the_run(subsets: dict[str, Ended]) -> None:
+    """What the job has on the nodes of the step counts, and not what this shell has."""
+    lines = [" ".join(line.split()) for line in subsets["explain"].output.splitlines()]
+
+    assert [line for line in lines if mentions(line, "8 ranks 2 nodes gpu[001-002]")]
+    assert {line.partition(" (")[0] for line in lines} >= {"nproc_per_node 4", "devices 0,1,2,3", "master_addr gpu001"}
+    assert [line for line in lines if mentions(line, "nproc_per_node=4 GPUs gpu001")]
+
+
 # --- what runs already
 
 
@@ -542,12 +551,12 @@ def test_a_login_node(some_cluster: Cluster, tmp_path: Path) -> None:
     write_probe(tmp_path)
     with clean_environment():
         refused = some_cluster.run(["hpc-launch", "probe.py"], cwd=tmp_path, check=False)
-        explained = some_cluster.run(["hpc-launch", "explain", "probe.py"], cwd=tmp_path)
+        explained = some_cluster.run(["hpc-launch", "explain", "probe.py"], cwd=tmp_path, check=False)
         meant = some_cluster.run(["hpc-launch", "--standalone", "probe.py"], cwd=tmp_path, timeout=DEADLINE)
         node = some_cluster.on("gpu003", ["hpc-launch", "probe.py"], cwd=tmp_path, timeout=DEADLINE)
     assert refused.returncode == 78
     assert lines_mention(refused.stderr.splitlines(), "hpc-launch: head salloc submit --standalone")
-    assert f"note: {refused.stderr.strip().removeprefix('hpc-launch: ')}" in explained.stdout
+    assert (explained.returncode, explained.stdout, explained.stderr) == (78, "", refused.stderr)
     assert meant.stdout
     assert json.loads(node.stdout.partition("] ")[2])["host"] == "gpu003"
 

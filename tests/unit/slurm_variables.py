@@ -126,6 +126,11 @@ ONE_TASK_PER_NODE: Mapping[str, str] = step(
     nodes="gpu[01-04]", node="gpu03", node_id=2, tasks_per_node="1(x4)", tasks=4, task=2, gtids="2"
 )
 
+# The first of these tasks.
+FIRST_OF_FOUR: Mapping[str, str] = step(
+    nodes="gpu[01-04]", node="gpu01", node_id=0, tasks_per_node="1(x4)", tasks=4, task=0, gtids="0"
+)
+
 # srun --ntasks-per-node=4: sixteen tasks, numbered block by block; this is the second of the second node.
 BLOCK: Mapping[str, str] = step(
     nodes="gpu[01-04]",
@@ -136,6 +141,19 @@ BLOCK: Mapping[str, str] = step(
     task=5,
     gtids="4,5,6,7",
     local_task=1,
+    CUDA_VISIBLE_DEVICES="0",
+    SLURM_NTASKS_PER_NODE="4",
+)
+
+# The first of these tasks.
+FIRST_OF_BLOCK: Mapping[str, str] = step(
+    nodes="gpu[01-04]",
+    node="gpu01",
+    node_id=0,
+    tasks_per_node="4(x4)",
+    tasks=16,
+    task=0,
+    gtids="0,1,2,3",
     CUDA_VISIBLE_DEVICES="0",
     SLURM_NTASKS_PER_NODE="4",
 )

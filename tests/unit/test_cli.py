@@ -21,7 +21,7 @@ from hpc_launch.cli import launch_main, main
 from hpc_launch.errors import Interrupted, WorkerError
 from hpc_launch.settings import NodeRange, Settings, StreamChoice, Streams, specs
 from tests.support import mentions
-from tests.unit.slurm_variables import BATCH, BLOCK, ONE_TASK_PER_NODE
+from tests.unit.slurm_variables import BATCH, BLOCK, FIRST_OF_BLOCK, FIRST_OF_FOUR, ONE_TASK_PER_NODE, task_of
 
 # The module, which the command of the same name hides in its package.
 RUN = importlib.import_module("hpc_launch.cli.run")
@@ -371,12 +371,60 @@ def test_env_is_evaluated_by_sh(
 
 def test_explain_says_all_without_a_script(command: Command) -> None:
     """The plan of this place: its size, every value with its origin, and what looks wrong."""
-    out = command("explain", environ={**BLOCK, "RANK": "0"}).out
+    out = command("explain", environ={**FIRST_OF_BLOCK, "RANK": "0"}).out
     lines = [" ".join(line.split()) for line in out.splitlines()]
 
     assert mentions(lines[0], "16 4 gpu[01-04]")
     assert [line for line in lines if line.startswith("master_addr gpu01 (")] != []
     assert [line for line in lines if line.startswith("note: ") and mentions(line, "RANK")] != []
+
+
+@pytest.mark.parametrize(("options", "status"), [((), 0), (("--nnodes", "9"), 78)])
+def test_explain_speaks_once_for_all_tasks(command: Command, options: tuple[str, ...], status: int) -> None:
+    """The first task says it all, also why it cannot be; the others end as it does."""
+    first = command("explain", *options, environ=FIRST_OF_BLOCK)
+    other = command("explain", *options, environ=BLOCK)
+
+    assert first.status == other.status == status
+    assert bool(first.out) is (status == 0)
+    assert bool(first.err) is (status != 0)
+    assert (other.out, other.err) == ("", "")
+
+
+def test_another_task_says_what_it_alone_sees(command: Command) -> None:
+    """A file may be missing on one node, and a number may be wrong for one."""
+    Path("train.py").touch()
+    number = command("explain", "--node-rank=0", "train.py", environ=task_of(3, 1))
+    missing = command("explain", "other.py", environ=BLOCK)
+
+    assert mentions(number.out, "note: n1: --node-rank 0")
+    assert missing.status == 66
+    assert mentions(missing.err, "other.py")
+
+
+@pytest.mark.parametrize(
+    ("environ", "options", "named"),
+    [
+        (FIRST_OF_BLOCK, ("--nnodes=4", "--nproc-per-node=1"), "--nnodes 4, --nproc-per-node 1"),
+        (
+            task_of(3, 0),
+            ("--nnodes=3", "--node-rank=0", "--master-addr=n0"),
+            "--nnodes 3, --node-rank 0, --master-addr n0",
+        ),
+        (task_of(3, 0), ("--rdzv-backend=slurm",), "--rdzv-backend slurm"),
+        (task_of(3, 0), ("--nnodes=1:3", "--nproc-per-node=2", "--master-addr=n1"), ""),
+        (task_of(3, 0), (), ""),
+        ({}, ("--nnodes=1", "--nproc-per-node=1"), ""),
+    ],
+)
+def test_explain_names_what_slurm_says_anyway(
+    command: Command, environ: Mapping[str, str], options: tuple[str, ...], named: str
+) -> None:
+    """Scripts that were written for torchrun repeat what Slurm says."""
+    lines = command("explain", *options, environ=environ).out.splitlines()
+    notes = [line.partition(": ")[2] for line in lines if line.startswith("note: Slurm")]
+
+    assert [named in note for note in notes] == [True] * bool(named)
 
 
 def test_explain_starts_nothing(command: Command) -> None:
@@ -495,7 +543,7 @@ def test_env_and_explain_show_that_files_said_it(command: Command) -> None:
     """Values from files have their origin, as those from Slurm have."""
     Path("hpc-launch.toml").write_text(SETTINGS)
     found = json.loads(command("env", "--json", environ=ONE_TASK_PER_NODE).out)
-    lines = [" ".join(line.split()) for line in command("explain", environ=ONE_TASK_PER_NODE).out.splitlines()]
+    lines = [" ".join(line.split()) for line in command("explain", environ=FIRST_OF_FOUR).out.splitlines()]
 
     assert found["nproc_per_node"] == {"value": "2", "origin": "project file"}
     assert {"nproc_per_node 2 (project file)", "start exec (project file)"} <= set(lines)

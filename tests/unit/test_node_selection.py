@@ -18,7 +18,7 @@ from hpc_launch.settings import resolve
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.environment import Allocation, Place, Step
 from hpc_launch.slurm.job import JobRecord
-from hpc_launch.slurm.steps import StepRequest
+from hpc_launch.slurm.steps import JobGrants, NodeGrant, StepRequest
 
 NODES = ("gpu001", "gpu002", "gpu003", "gpu004")
 JOB = Allocation("12", "12", Place.BATCH, NODES, "gpu001", "/home/ada", 0)
@@ -47,7 +47,8 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let Slurm say that gpu002 has been taken out of the job, which has two GPUs on each node."""
     record = JobRecord(job_id="12", state="RUNNING", nodes="gpu[001,003-004]")
     monkeypatch.setattr(controller, "ask_job", lambda *_: record)
-    monkeypatch.setattr(controller, "ask_gpus", lambda *_: dict.fromkeys(NODES, 2))
+    grants = JobGrants(dict.fromkeys(NODES, NodeGrant(8, 2)), by_node=False)
+    monkeypatch.setattr(controller, "ask_grants", lambda *_: grants)
 
 
 def here(place: Step | Allocation | None, *, has_srun: bool = True) -> LaunchContext:

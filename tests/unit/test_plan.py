@@ -703,7 +703,11 @@ def without_gpus(environ: Mapping[str, str]) -> dict[str, str]:
         (here({**ONE_TASK_PER_NODE, "SLURM_GPUS_ON_NODE": "4"}), {}, "4 GPUs gpu03 CUDA_VISIBLE_DEVICES"),
         (here({"GLOO_SOCKET_IFNAME": "^lo,docker0"}), {}, "GLOO_SOCKET_IFNAME=^lo,docker0 NCCL Gloo --interface"),
         (here(without_gpus(HETEROGENEOUS)), {}, "SLURM_NODEID=0 z1 2 a[1-2],z1"),
-        (here(BLOCK, devices=ONE_GPU), {}, "4 NCCL srun --ntasks-per-node=1 --gpu-bind=none"),
+        (
+            here(without_gpus(ONE_NODE_STEP), configured_gpus={"gpu01": 8}.get),
+            {},
+            "gpu01 8 GPUs --gpus-per-node=8 sbatch srun",
+        ),
         (here(ONE_TASK_PER_NODE, devices=ONE_GPU), {}, "4 GPUs gpu03 1 CUDA_VISIBLE_DEVICES=0"),
         (here(devices=TWO_MIGS), {}, "MIG LOCAL_RANK=0"),
         (here(), {"hang_timeout": "60", "redirects": "1"}, "--hang-timeout -r -t runtime.mark_progress"),
@@ -736,6 +740,9 @@ def test_warnings(place: LaunchContext, options: Mapping[str, str], expected: st
         (here(ONE_TASK_PER_NODE, devices=FOUR_GPUS), {}),
         (here(without_gpus(ONE_TASK_PER_NODE)), {}),
         (here(without_gpus(ONE_TASK_PER_NODE)), {"spares": "2"}),
+        (here(without_gpus(ONE_TASK_PER_NODE), configured_gpus={"gpu01": 8}.get), {}),
+        (here(ONE_NODE_STEP, devices=FOUR_GPUS, configured_gpus={"gpu01": 8}.get), {}),
+        (here(configured_gpus={"box": 8}.get), {}),
         (here(without_gpus(BLOCK)), {}),
         (here({**BLOCK, "SLURM_GPUS_ON_NODE": "1"}, devices=ONE_GPU), {}),
         (here(BLOCK, devices=FOUR_GPUS), {}),
@@ -750,6 +757,26 @@ def test_warnings(place: LaunchContext, options: Mapping[str, str], expected: st
 def test_no_warning_where_all_is_well(place: LaunchContext, options: Mapping[str, Any]) -> None:
     """Ordinary runs are silent."""
     assert plan(place, **options).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("local", "token", "warned"),
+    [(1, "0", True), (1, "1", False), (0, "0", False), (2, "0", False)],
+    ids=["isolated", "task sharing", "the first", "one says it"],
+)
+def test_tasks_with_a_device_cgroup_each(local: int, token: str, *, warned: bool) -> None:
+    """The second task knows: devices are numbered within its cgroup, which has one device, or all of the step's."""
+    place = here(
+        {**task_of(1, 0, local, 4), "SLURM_GPUS_ON_NODE": "4"},
+        devices=Devices((token,), "CUDA_VISIBLE_DEVICES", f"CUDA_VISIBLE_DEVICES={token}"),
+    )
+
+    made = plan(place)
+
+    assert made.warnings == ()
+    assert [mentions(line, "4 NCCL srun --ntasks-per-node=1 --gpu-bind=none") for line in made.seen_here] == [
+        True
+    ] * warned
 
 
 @pytest.mark.parametrize("tasks", [1, 2])

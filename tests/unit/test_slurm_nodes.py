@@ -36,9 +36,9 @@ def test_a_node_that_is_up_and_one_that_is_down() -> None:
     found = nodes.read_nodes(UP + down + odd + "Node nosuch not found\n")
 
     assert found == (
-        NodeRecord("gpu001", "MIXED", booted=local("06:25:27")),
-        NodeRecord("gpu002", "DOWN+NOT_RESPONDING", "Not responding", local("06:58:53"), local("06:25:27")),
-        NodeRecord("gpu001", "IDLE+DRAIN", "bad [fan] State=UP, see [a@b]", local("06:59:42"), local("06:25:27")),
+        NodeRecord("gpu001", "MIXED", booted=local("06:25:27"), gpus=4),
+        NodeRecord("gpu002", "DOWN+NOT_RESPONDING", "Not responding", local("06:58:53"), local("06:25:27"), 4),
+        NodeRecord("gpu001", "IDLE+DRAIN", "bad [fan] State=UP, see [a@b]", local("06:59:42"), local("06:25:27"), 4),
     )
     assert [record.gone for record in found] == [False, True, True]
 

@@ -372,7 +372,26 @@ def test_the_tasks_of_a_step_are_read(step: int, tasks: int | None) -> None:
 )
 def test_gpus_are_read_where_srun_has_to_be_told(text: str, expected: Mapping[str, int]) -> None:
     """By node, if the job asked for them by task or in sum."""
-    assert expected == steps.read_gpus(text)
+    assert expected == steps.read_grants(text).gpus_to_ask
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Nodes=a[1-2] CPU_IDs=0-3,8 Mem=0 GRES=gpu:2(IDX:0-1) ", {"a1": (5, 2), "a2": (5, 2)}),
+        (
+            "Nodes=a1 CPU_IDs=0 Mem=0 GRES=   Nodes=a2 CPU_IDs=0-1 Mem=0 GRES=nic:1(CNT:1) ",
+            {"a1": (1, 0), "a2": (2, 0)},
+        ),
+        ("Nodes=a1 CPU_IDs=? Mem=0 GRES= ", {"a1": (0, 0)}),
+        ("JobState=PENDING NumNodes=2", {}),
+    ],
+)
+def test_what_a_job_has_on_its_nodes(text: str, expected: Mapping[str, tuple[int, int]]) -> None:
+    """The number of its CPUs, where that is a number, and of its GPUs."""
+    found = steps.read_grants(f"JobId=1 {text}")
+
+    assert {host: (grant.cpus, grant.gpus) for host, grant in found.nodes.items()} == expected
 
 
 def test_the_places_have_names_for_messages() -> None:
