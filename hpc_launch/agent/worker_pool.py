@@ -136,6 +136,7 @@ class WorkerPool:
             job=self._context.job.path,
             secret_names=settings.secret_names,
             cpus=self._cpus,
+            open_files=self._context.plan.open_files,
         )
         workers.start()
         return workers

@@ -15,6 +15,7 @@ from typing import NoReturn
 from hpc_launch import held_signals, redaction, secret_variables
 from hpc_launch.console import flush, say
 from hpc_launch.errors import ScriptError
+from hpc_launch.node import limits
 from hpc_launch.plan import derivation
 from hpc_launch.plan.launch_context import LaunchContext, check_script
 from hpc_launch.plan.launch_plan import Plan
@@ -56,6 +57,7 @@ _USED = frozenset(
         "omp_num_threads",
         "default_env",
         "gpu_bind",
+        "open_files",
     }
 )
 
@@ -91,6 +93,7 @@ def run_plain(settings: Settings, script: Sequence[str], here: LaunchContext) ->
             say(f"note: --plain: without effect: {', '.join(unused)}")
     flush()
     held_signals.release()
+    limits.set_open_files(plan.open_files)
     try:
         os.execvpe(program.words[0], program.words, program.environ)  # noqa: S606 - a shell has no part in it
     except OSError as error:

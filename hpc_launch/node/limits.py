@@ -4,6 +4,24 @@ from __future__ import annotations
 
 import resource
 
+UNLIMITED = resource.RLIM_INFINITY
+
+
+def open_files_limits() -> tuple[int, int]:
+    """The soft and the hard limit of this process; `UNLIMITED` for none."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def set_open_files(soft: int) -> None:
+    """Set the soft limit of this process, which the processes that it starts have as well.
+
+    A hard limit that is lower by now counts.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != UNLIMITED and (soft == UNLIMITED or soft > hard):
+        soft = hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
 
 def open_files() -> int:
     """How many files this process may have open (getrlimit(2), RLIMIT_NOFILE)."""

@@ -7,7 +7,7 @@ world. `derivation.make_plan` puts a plan together, and each decision has a file
 - `rendezvous_backend`: by which rendezvous they meet, and where the first node is found
 - `run_identity`, `identity`, `similar_commands`: what tells a run from others
 - `local_ranks`: how many workers, and which devices they see
-- `cpu_binding`, `shares`, `threads`: on which CPUs, and with how many threads
+- `cpu_binding`, `shares`, `threads`, `open_files`: on which CPUs, and with how many threads and open files
 - `start_method`, `script_scan`: forked from a process that has imported torch, or not
 - `log_paths`: where files go
 - `step_plan`, `step_forecast`: whether to start a Slurm step, which, and what it will find

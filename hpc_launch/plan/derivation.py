@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from hpc_launch import hostlist
 from hpc_launch.node import port_candidates
+from hpc_launch.node.limits import UNLIMITED
 from hpc_launch.plan import (
     cpu_binding,
     local_ranks,
     log_paths,
+    open_files,
     participants,
     rendezvous_backend,
     run_identity,
@@ -41,6 +43,7 @@ def make_plan(settings: Settings, here: LaunchContext, script: Sequence[str]) ->
     candidates = port_candidates.candidates(run_id, reserved or settings.port_range)
     bound = cpu_binding.decide_binding(settings, here, found, step, local_world_size)
     omp, omp_origin = threads.omp_num_threads(settings, here, found, local_world_size, bound)
+    files, files_origin = open_files.open_files(settings, here)
     leaders, leader_origin = rendezvous_backend.leaders(settings, found)
     endpoint = rendezvous_backend.endpoint(settings, found, backend, leaders[0], candidates[0])
     how = start_method.choose_start_method(settings, here, script, bound=bool(bound.shares))
@@ -60,6 +63,7 @@ def make_plan(settings: Settings, here: LaunchContext, script: Sequence[str]) ->
         DerivedValue("devices", ",".join(here.devices.tokens) or "none", here.devices.source),
         DerivedValue("cpu_bind", bound.summary, bound.reason),
         DerivedValue("omp_num_threads", str(omp or here.environ.get("OMP_NUM_THREADS", "")), omp_origin),
+        DerivedValue("open_files", str(files) if files != UNLIMITED else "unlimited", files_origin),
         DerivedValue("start", how.how, how.reason),
         DerivedValue("log_dir", str(log_root), log_origin),
         DerivedValue("job_directory", job_name or "local-<time>-<pid>", name_origin),
@@ -79,6 +83,7 @@ def make_plan(settings: Settings, here: LaunchContext, script: Sequence[str]) ->
         devices=here.devices,
         isolated=local_ranks.isolated(settings, here),
         omp_num_threads=omp,
+        open_files=files,
         start=how,
         log_root=log_root,
         job_name=job_name,

@@ -59,6 +59,7 @@ class Plan:
         devices: what they may use.
         isolated: each worker is shown its own device only, as device 0.
         omp_num_threads: for the workers; None leaves the variable as it is.
+        open_files: the soft limit of open files of the workers (`node.limits`).
         start: how workers start.
         log_root: where the job directory goes.
         job_name: its name; empty where the first node chooses it.
@@ -83,6 +84,7 @@ class Plan:
     devices: Devices
     isolated: bool
     omp_num_threads: int | None
+    open_files: int
     start: StartMethod
     log_root: Path
     job_name: str

@@ -17,7 +17,9 @@ from hpc_launch.slurm.environment import Allocation, Step
 from hpc_launch.slurm.steps import JobGrants, StepRequest
 
 # What is known on the nodes only, or is said of the step itself.
-_NOT_YET = frozenset({"nnodes", "hosts", "node_rank", "rdzv_id", "master_port", "cpu_bind", "job_directory"})
+_NOT_YET = frozenset(
+    {"nnodes", "hosts", "node_rank", "rdzv_id", "master_port", "cpu_bind", "open_files", "job_directory"}
+)
 
 
 def first_task(here: LaunchContext, job: Allocation, request: StepRequest, grants: JobGrants) -> LaunchContext | None:

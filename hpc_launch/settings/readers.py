@@ -197,6 +197,10 @@ def job_id(text: str) -> str:
 PROCESS_WORDS = ("auto", "cpu", "gpu", "xpu")
 
 
+# Python and torch have some hundred files open before a script begins.
+LEAST_OPEN_FILES = 256
+
+
 @reader(int)
 def process_count(text: str) -> int | str:
     """Read a number, or the word for how it is found."""
@@ -205,6 +209,16 @@ def process_count(text: str) -> int | str:
     if text.isidentifier():
         return text
     raise Unreadable(f"a number of processes from 1 on, or one of {', '.join(PROCESS_WORDS)}")
+
+
+@reader(int)
+def open_files(text: str) -> int | str:
+    """Read a limit of open files, or the word for how it is found."""
+    if text in ("auto", "keep"):
+        return text
+    if text.isascii() and text.isdigit() and int(text) >= LEAST_OPEN_FILES:
+        return int(text)
+    raise Unreadable(f"auto, keep, or a number from {LEAST_OPEN_FILES} on")
 
 
 @reader(int)

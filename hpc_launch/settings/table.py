@@ -395,6 +395,16 @@ class Settings:
         help="Environment variables of the workers, where they are not set already (a double comma stands for one in a "
         "value). Meant for settings files and profiles.",
     )
+    open_files: int | str = _option(
+        "--open-files",
+        read=readers.open_files,
+        default="auto",
+        metavar="auto|keep|N",
+        group=WORKERS,
+        torchrun_variable=False,
+        help="How many files a worker may have open (its soft limit, ulimit -Sn). auto: 65,536, or the hard limit if "
+        "that is lower; keep: the launcher's own limit. NCCL needs more than the usual 1,024 from four nodes on.",
+    )
     slurm_env: str = _option(
         "--slurm-env",
         default="rank",

@@ -95,6 +95,7 @@ class CommandWorkers(WorkerContext):
         job: Path,
         secret_names: Sequence[str] = (),
         cpus: Callable[[int], Sequence[int]] = lambda _: (),
+        open_files: int | None = None,
         **kwargs: Any,
     ) -> None:
         """Prepare them.
@@ -108,6 +109,7 @@ class CommandWorkers(WorkerContext):
             job: the job directory: their files in it have to be one's own.
             secret_names: more names of arguments whose values are no part of a process title (`redaction`).
             cpus: gives the CPUs that a worker may use, by local rank; none leaves it all.
+            open_files: the soft limit of open files of a worker; None leaves it.
             kwargs: as torch's PContext has them.
         """
         super().__init__(*args, **kwargs)
@@ -118,6 +120,7 @@ class CommandWorkers(WorkerContext):
         self._job = job
         self._secret_names = secret_names
         self._cpus = cpus
+        self._open_files = open_files
         self._pids: dict[int, int] = {}
         self._statuses: dict[int, int] = {}
         self._swept = True
@@ -144,6 +147,7 @@ class CommandWorkers(WorkerContext):
                     outputs=(out, err),
                     forked=self._forked,
                     cpus=tuple(self._cpus(local_rank)),
+                    open_files=self._open_files,
                     title=" ".join([sys.executable, *redaction.redacted_arguments(arguments, self._secret_names)]),
                 )
                 orders.append(order)

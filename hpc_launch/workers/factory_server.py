@@ -33,7 +33,7 @@ from typing import Any, NoReturn
 
 from hpc_launch import codec
 from hpc_launch.codec import APART
-from hpc_launch.node import processes, reserved_signals
+from hpc_launch.node import limits, processes, reserved_signals
 from hpc_launch.workers import forked_child, stack_answers
 from hpc_launch.workers.factory_channel import Channel, GoneError, readable
 from hpc_launch.workers.script import Become, Script
@@ -64,6 +64,7 @@ class Order:
         forked: become the script without starting Python anew.
         cpus: the CPUs that it may use; none for all.
         title: what ps shows of a forked one.
+        open_files: its soft limit of open files; None leaves the factory's.
     """
 
     program: str
@@ -73,6 +74,7 @@ class Order:
     forked: bool
     cpus: tuple[int, ...] = ()
     title: str = "hpc-launch: worker"
+    open_files: int | None = None
 
     @property
     def descriptors(self) -> list[int]:
@@ -239,6 +241,8 @@ class _Server:
             processes.tied_to(self._pid, signal.SIGKILL)()
             forked_child.detach_from_parent(order.outputs, surroundings.closed, keep=begun)
             forked_child.bind(order.cpus)
+            if order.open_files is not None:
+                limits.set_open_files(order.open_files)
             if not order.forked:
                 forked_child.execute(order.program, order.arguments, order.environ, mask)
             forked_child.reset_python(order.environ, mask)

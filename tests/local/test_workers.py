@@ -212,3 +212,17 @@ def test_numa_binding(tmp_path: Path, words: list[str]) -> None:
     assert [f"{rank}] has {cpus[1 - rank]}" for rank in (0, 1)] == sorted(
         line.rpartition(":")[2] for line in done.out.splitlines()
     )
+
+
+@pytest.mark.parametrize("start", ["warm", "exec"])
+@pytest.mark.parametrize(("asked", "limit"), [("auto", 3000), ("keep", 1100), ("2000", 2000), ("9999", 3000)])
+def test_open_files(tmp_path: Path, start: str, asked: str, limit: int) -> None:
+    """The soft limit of each worker, in each attempt; the hard limit stays."""
+    body = "import resource\nprint(*resource.getrlimit(resource.RLIMIT_NOFILE))\nraise SystemExit(3)"
+    words = ("sh", "-c", 'ulimit -Sn 1100; ulimit -Hn 3000; exec "$@"', "sh", *HPC_LAUNCH)
+    options = [f"--start={start}", f"--open-files={asked}", "--max-restarts=1", "--console=all"]
+
+    done = launch(tmp_path, *options, probe(tmp_path, body), program=words)
+
+    assert done.status == 3, done.err
+    assert [line.partition("] ")[2] for line in done.out.splitlines()] == [f"{limit} 3000"] * 2

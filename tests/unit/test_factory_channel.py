@@ -27,7 +27,9 @@ def test_an_object_arrives_with_its_descriptors(
 ) -> None:
     """An order as the factory gets it, and the end of a worker as the agent does."""
     here, there = ends[0], Channel(ends[1])
-    order = Order("python", ("-u", "train.py"), {"A": "\udcff", "B": ""}, (None, 7), forked=True, cpus=(0, 4))
+    order = Order(
+        "python", ("-u", "train.py"), {"A": "\udcff", "B": ""}, (None, 7), forked=True, cpus=(0, 4), open_files=4096
+    )
     handle = os.open(tmp_path, os.O_RDONLY)
     there.send(codec.plain(order), [handle])
     os.close(handle)

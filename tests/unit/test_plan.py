@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings as hypothesis_settings, stra
 from hpc_launch import codec, errors
 from hpc_launch.errors import ContextError, HpcLaunchError, ScriptError, UsageError
 from hpc_launch.node.devices import Devices
+from hpc_launch.node.limits import UNLIMITED
 from hpc_launch.plan import derivation, log_paths
 from hpc_launch.plan.launch_context import LaunchContext, check_script, gather_context
 from hpc_launch.plan.launch_plan import Plan
@@ -70,6 +71,7 @@ def here(environ: Mapping[str, str] | None = None, /, **changes: Any) -> LaunchC
         read=read,
         command=("hpc-launch", "train.py"),
         interpreter="/usr/bin/python3",
+        open_files=(1024, 1 << 20),
     )
     return dataclasses.replace(place, **changes)
 
@@ -127,11 +129,12 @@ def test_one_node() -> None:
         "devices": "none",
         "cpu_bind": "none",
         "omp_num_threads": "16",
+        "open_files": "65536",
         "start": "warm",
         "log_dir": "/project/logs",
         "job_directory": "local-<time>-<pid>",
     } == {name: value for name, (value, _) in derived(made).items()}
-    defaults = {"nnodes", "hosts", "node_rank", "rdzv_backend", "rdzv_id", "start"}
+    defaults = {"nnodes", "hosts", "node_rank", "rdzv_backend", "rdzv_id", "open_files", "start"}
     assert defaults == {name for name, (_, origin) in derived(made).items() if origin == Origin.DEFAULT.value}
 
 
@@ -160,6 +163,7 @@ def test_a_slurm_step() -> None:
         "devices": "0,1,2,3",
         "cpu_bind": "none",
         "omp_num_threads": "4",
+        "open_files": "65536",
         "start": "warm",
         "log_dir": "/home/ada/project/logs",
         "job_directory": "4711.0",
@@ -167,7 +171,7 @@ def test_a_slurm_step() -> None:
     origins = {name: origin for name, (_, origin) in derived(made).items()}
     assert {origins[name] for name in ("nnodes", "hosts", "node_rank")} == {Origin.STEP.value}
     assert {origins[name] for name in ("nproc_per_node", "devices")} == {"CUDA_VISIBLE_DEVICES=0,1,2,3"}
-    assert {origins[name] for name in ("rdzv_backend", "start")} == {Origin.DEFAULT.value}
+    assert {origins[name] for name in ("rdzv_backend", "open_files", "start")} == {Origin.DEFAULT.value}
     assert mentions(origins["omp_num_threads"], 16, 4)
 
 
@@ -543,6 +547,28 @@ def test_threads(
     made = plan(here(variables, cpus=cpus), **options)
 
     assert expected == (made.omp_num_threads, derived(made)["omp_num_threads"][1])
+
+
+@pytest.mark.parametrize(
+    ("limits", "options", "expected"),
+    [
+        ((1024, 4096), {}, (4096, "4096", "hard limit")),
+        ((1024, 1 << 20), {}, (65536, "65536", "default")),
+        ((1024, UNLIMITED), {}, (65536, "65536", "default")),
+        ((100000, 1 << 20), {}, (100000, "100000", "soft limit")),
+        ((UNLIMITED, UNLIMITED), {}, (UNLIMITED, "unlimited", "soft limit")),
+        ((4096, 4096), {}, (4096, "4096", "hard limit")),
+        ((1024, 4096), {"open_files": "keep"}, (1024, "1024", "soft limit")),
+        ((1024, 4096), {"open_files": "2000"}, (2000, "2000", "flag")),
+        ((8192, 8192), {"open_files": "1024"}, (1024, "1024", "flag")),
+        ((1024, 4096), {"open_files": "5000"}, (4096, "4096", "hard limit, below 5000 (flag)")),
+    ],
+)
+def test_open_files(limits: tuple[int, int], options: Mapping[str, str], expected: tuple[int, str, str]) -> None:
+    """As many as NCCL needs where the hard limit allows, never fewer than there were unless that was asked for."""
+    made = plan(here(open_files=limits), **options)
+
+    assert expected == (made.open_files, *derived(made)["open_files"])
 
 
 @pytest.mark.parametrize(

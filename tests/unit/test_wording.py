@@ -47,7 +47,7 @@ from tests.unit import (
     test_steps as stepped,
     test_termination_forecast as foretold,
 )
-from tests.unit.slurm_variables import BATCH, BLOCK, HETEROGENEOUS, ONE_TASK_PER_NODE, SUBSET
+from tests.unit.slurm_variables import BATCH, HETEROGENEOUS, ONE_TASK_PER_NODE, SUBSET, task_of
 
 Maker = Callable[[], object]
 
@@ -140,7 +140,7 @@ def test_errors_of_what_was_asked_for(make: Maker, line: str) -> None:
             ],
         ),
         (
-            lambda: planned.plan(planned.here(BLOCK, devices=planned.ONE_GPU)).warnings,
+            lambda: planned.plan(planned.here(task_of(4, 0, 1, 4), devices=planned.ONE_GPU)).seen_here,
             [
                 "each of 4 tasks sees one GPU, as device 0, and NCCL cannot use peer access between them: use srun --ntasks-per-node=1, or srun --gpu-bind=none"
             ],
@@ -248,6 +248,7 @@ def test_origins_of_a_derivation() -> None:
         "devices": "CUDA_VISIBLE_DEVICES=0,1,2,3",
         "cpu_bind": "sysfs says nothing about the CPUs",
         "omp_num_threads": "16 allowed CPUs / 4 local ranks",
+        "open_files": "default",
         "start": "default",
         "log_dir": "directory of submission",
         "job_directory": "job and step",
