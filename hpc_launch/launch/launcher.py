@@ -19,7 +19,7 @@ from hpc_launch.plan.step_plan import wanted_allocation
 from hpc_launch.records import directory
 from hpc_launch.settings import PROCESS_WORDS, CpuBind, Settings
 from hpc_launch.slurm.environment import Step
-from hpc_launch.workers.factory import CannotBeWarmError, Factory, build_factory, spawn_factory
+from hpc_launch.workers.factory import CannotBeWarmError, Factory, Imports, build_factory, spawn_factory
 from hpc_launch.workers.script import home
 
 
@@ -88,19 +88,26 @@ def _factory(plan: Plan, environ: Mapping[str, str], mask: Iterable[int]) -> Fac
     if plan.omp_num_threads is not None:
         settings["OMP_NUM_THREADS"] = str(plan.omp_num_threads)
     try:
-        as_module = plan.settings.module or plan.settings.run_path
-        return build_factory(plan.start.modules, settings, home(plan.script[0], module=as_module), mask)
+        place = home(plan.script[0], module=plan.settings.module or plan.settings.run_path)
+        factory = build_factory(Imports(plan.start.modules, plan.start.preload, settings, place), mask)
     except CannotBeWarmError as error:
         if plan.settings.start == WARM:
             raise UsageError(f"--start warm: {error}; leave --start out", option="--start") from error
         _explain(plan, str(error))
         return spawn_factory(mask)
+    for name, why in factory.left_out.items():
+        _note(plan, f"each worker imports {name} (--preload) for itself: its import {why}")
+    return factory
 
 
 def _explain(plan: Plan, reason: str) -> None:
     """Say once why workers do not start as fast as they could."""
+    _note(plan, f"workers are started by exec: {reason}")
+
+
+def _note(plan: Plan, words: str) -> None:
     if plan.world.leader:
-        say(f"note: workers are started by exec: {reason}")
+        say(f"note: {words}")
 
 
 def _prepare(settings: Settings, script: Sequence[str], here: LaunchContext) -> Plan:

@@ -58,6 +58,11 @@ def tied_to(parent: int, by: signal.Signals) -> Callable[[], None]:
     return tie
 
 
+def untied() -> None:
+    """Undo `tied_to` for this process."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+
+
 def become_subreaper() -> None:
     """Have the kernel make this process the parent of what its descendants leave behind (prctl(2))."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

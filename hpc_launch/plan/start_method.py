@@ -25,11 +25,13 @@ class StartMethod:
         how: `warm` or `exec`.
         reason: who said so, or why it cannot be otherwise.
         modules: what is imported beforehand.
+        preload: what is imported as well, where workers can be forked after that.
     """
 
     how: str
     reason: str
     modules: tuple[str, ...] = ()
+    preload: tuple[str, ...] = ()
 
     @property
     def warm(self) -> bool:
@@ -61,7 +63,7 @@ def choose_start_method(
         reason = _unwise(settings, here, script[0])
     if reason is not None:
         return StartMethod(EXEC, reason)
-    return StartMethod(WARM, asked, (*ALWAYS, *settings.preload))
+    return StartMethod(WARM, asked, ALWAYS, settings.preload)
 
 
 def impossible(settings: Settings, here: LaunchContext, *, bound: bool = False) -> str | None:

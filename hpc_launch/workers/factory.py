@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from hpc_launch import codec, imports
@@ -56,10 +57,20 @@ class Factory:
         forks: whether workers can be forked from it.
         lost: whether it is known to be gone.
         mask: the signals that are blocked for workers.
+        left_out: which modules of users are not imported, and why.
     """
 
-    def __init__(self, pid: int, connection: socket.socket, mask: frozenset[int], *, forks: bool) -> None:
+    def __init__(
+        self,
+        pid: int,
+        connection: socket.socket,
+        mask: frozenset[int],
+        *,
+        forks: bool,
+        left_out: Mapping[str, str] | None = None,
+    ) -> None:
         self.forks = forks
+        self.left_out = left_out or {}
         self.mask = mask
         self.lost = False
         self._pid = pid
@@ -161,13 +172,31 @@ class Factory:
             raise FactoryLostError(f"the worker factory (process {self._pid}) is gone ({error})") from error
 
 
-def build_factory(modules: Sequence[str], settings: Mapping[str, str], home: str, mask: Iterable[int]) -> Factory:
-    """Import modules, once, and fork the factory. In a worker this raises `Become`.
+@dataclass(frozen=True)
+class Imports:
+    """What a factory imports for its workers.
 
-    Args:
-        modules: what to import.
+    Attributes:
+        modules: what has to be imported.
+        preload: what is imported as well, if workers can be forked after that.
         settings: environment variables of the workers that libraries read when they are loaded.
         home: the directory of the script's own modules.
+    """
+
+    modules: Sequence[str] = ()
+    preload: Sequence[str] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    home: str = "."
+
+
+def build_factory(what: Imports, mask: Iterable[int]) -> Factory:
+    """Import modules, once, and fork the factory. In a worker this raises `Become`.
+
+    The modules of users are imported after the fork. One that starts threads, or initialises CUDA, takes that process
+    with it, and the factory is forked again without it (`Factory.left_out`).
+
+    Args:
+        what: what to import.
         mask: the signals that are to be blocked for workers.
 
     Raises:
@@ -179,35 +208,146 @@ def build_factory(modules: Sequence[str], settings: Mapping[str, str], home: str
     if before > 1:
         raise CannotBeWarmError(f"this process has {before} threads already")
     own_place = None if getattr(sys.flags, "safe_path", False) else sys.path[0]
-    with imports.without_garbage_collection():
-        blas = _import_quietly(modules, settings)
-    threads = len(processes.threads())
-    if threads > 1:
-        raise CannotBeWarmError(f"importing {', '.join(modules)} has started threads ({threads - 1})")
-    if _uses_cuda():
-        raise CannotBeWarmError(f"importing {', '.join(modules)} has initialised CUDA")
-    hidden = hidden_modules(home)
-    if hidden:
-        raise CannotBeWarmError(f"{home} has its own {', '.join(hidden)}, but another one is imported already")
+    unfit = _import(what.modules, what)
+    if unfit:
+        raise CannotBeWarmError("; ".join(f"the import of {name} {why}" for name, why in unfit.items()))
     processes.become_subreaper()  # for what is left should the factory be killed
+    closed = _occupy_closed_streams()
+    blocked = frozenset(map(int, mask))
+    left_out: dict[str, str] = {}
+    while True:
+        extra = tuple(name for name in what.preload if name not in left_out)
+        made = _fork()
+        if made.pid == 0:
+            if extra:
+                _preload(extra, what, made)
+            path = list(sys.path)
+            if own_place in path:
+                path.remove(own_place)  # where Python found the launcher's program
+            keep = tuple(name.partition(".")[0] for name in (*what.modules, *extra))
+            surroundings = Surroundings(tuple(path), keep, blocked, closed, BlasLibraries().allow)
+            factory_server.serve(made.connection, surroundings)
+        found = _outcome(made, extra) if extra else {}
+        if not found:
+            return Factory(made.pid, made.connection, blocked, forks=True, left_out=left_out)
+        left_out |= found
+
+
+@dataclass(frozen=True)
+class _Fork:
+    """One side of a fork.
+
+    Attributes:
+        pid: that of the new process; 0 there.
+        connection: to the other side.
+        agent: the process that has forked.
+        mask: the signals that it has blocked. In the new process all are.
+    """
+
+    pid: int
+    connection: socket.socket
+    agent: int
+    mask: set[int]
+
+
+def _fork() -> _Fork:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
-    closed = _occupy_closed_streams()
     ours, theirs = socket.socketpair()
-    blocked = frozenset(map(int, mask))
-    before_fork = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    agent = os.getpid()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     pid = os.fork()
     if pid == 0:
         ours.close()
-        path = list(sys.path)
-        if own_place in path:
-            path.remove(own_place)  # where Python found the launcher's program
-        keep = tuple(name.partition(".")[0] for name in modules)
-        factory_server.serve(theirs, Surroundings(tuple(path), keep, blocked, closed, blas.allow))
-    signal.pthread_sigmask(signal.SIG_SETMASK, before_fork)
+        return _Fork(0, theirs, agent, mask)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     theirs.close()
-    return Factory(pid, ours, blocked, forks=True)
+    return _Fork(pid, ours, agent, mask)
+
+
+def _preload(names: Sequence[str], what: Imports, made: _Fork) -> None:
+    """In the process that is to be the factory: import the modules of users, and say what came of it.
+
+    Where no factory can come of it this process ends. Code of theirs runs with the signals that the agent lets through.
+    """
+    processes.tied_to(made.agent, signal.SIGKILL)()
+    answer: dict[str, dict[str, str]] = {}
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, made.mask)
+        unfit = _import(names, what)
+        answer = {"unfit": unfit} if unfit else {}
+    except UsageError as error:
+        answer = {"refused": {"usage": str(error)}}
+    except CannotBeWarmError as error:
+        answer = {"refused": {"cold": str(error)}}
+    except BaseException:  # noqa: BLE001 - KeyboardInterrupt for instance, which the agent gets as well
+        os._exit(1)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    processes.untied()
+    with contextlib.suppress(GoneError):
+        Channel(made.connection).send(answer)
+    if answer:
+        os._exit(0)
+
+
+def _outcome(made: _Fork, names: Sequence[str]) -> dict[str, str]:
+    """Wait until the modules of users are imported; returns what has to be left out, and why.
+
+    Raises:
+        UsageError: when one of them cannot be imported.
+        CannotBeWarmError: when no process comes of it in which they are.
+    """
+    try:
+        answer = Channel(made.connection).receive()[0]
+    except GoneError:
+        gone = f"the process that imported {', '.join(names)} (--preload) has ended"
+        answer = {"refused": {"cold": gone}}
+    if not answer:
+        return {}
+    made.connection.close()
+    os.waitpid(made.pid, 0)
+    refused = answer.get("refused", {})
+    if "usage" in refused:
+        raise UsageError(refused["usage"])
+    if "cold" in refused:
+        raise CannotBeWarmError(refused["cold"])
+    unfit: dict[str, str] = answer["unfit"]
+    return unfit
+
+
+def _import(names: Sequence[str], what: Imports) -> dict[str, str]:
+    """Import modules; returns the first after which no worker can be forked from this process, and why.
+
+    Their libraries start no threads by themselves: OpenBLAS does, when it is loaded, unless told.
+
+    Raises:
+        UsageError: when one of them cannot be imported.
+        CannotBeWarmError: when the script would get one of them for a module of its own.
+    """
+    with imports.without_garbage_collection(), _changed({**what.settings, "OPENBLAS_NUM_THREADS": "1"}):
+        for name in names:
+            try:
+                importlib.import_module(name)
+            except Exception as error:
+                why = f"{type(error).__name__}: {error}"
+                raise UsageError(f"cannot import '{name}' (--preload) with {sys.executable}: {why}") from error
+            unfit = _unfit()
+            if unfit:
+                return {name: unfit}
+    hidden = hidden_modules(what.home)
+    if hidden:
+        raise CannotBeWarmError(f"{what.home} has its own {', '.join(hidden)}, but another one is imported already")
+    return {}
+
+
+def _unfit() -> str:
+    """Why no worker can be forked from this process; empty where one can."""
+    threads = len(processes.threads()) - 1
+    if threads:
+        return "has started a thread" if threads == 1 else f"has started {threads} threads"
+    cuda = sys.modules.get("torch.cuda")
+    return "has initialised CUDA" if cuda is not None and cuda.is_initialized() else ""
 
 
 def spawn_factory(mask: Iterable[int]) -> Factory:
@@ -249,11 +389,6 @@ def _occupy_closed_streams() -> tuple[int, ...]:
     return tuple(closed)
 
 
-def _uses_cuda() -> bool:
-    cuda = sys.modules.get("torch.cuda")
-    return cuda is not None and bool(cuda.is_initialized())
-
-
 @contextlib.contextmanager
 def _changed(environ: Mapping[str, str]) -> Iterator[None]:
     """The environment with some changes, for a while."""
@@ -267,18 +402,6 @@ def _changed(environ: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _import_quietly(modules: Sequence[str], settings: Mapping[str, str]) -> BlasLibraries:
-    """Import modules without that their libraries start threads: OpenBLAS does, when it is loaded, unless told."""
-    with _changed({**settings, "OPENBLAS_NUM_THREADS": "1"}):
-        for name in modules:
-            try:
-                importlib.import_module(name)
-            except Exception as error:
-                what = f"{type(error).__name__}: {error}"
-                raise UsageError(f"cannot import '{name}' (--preload) with {sys.executable}: {what}") from error
-    return BlasLibraries()
 
 
 class BlasLibraries:

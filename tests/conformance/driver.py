@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hpc_launch.workers.factory import Factory, build_factory
+from hpc_launch.workers.factory import Factory, Imports, build_factory
 from hpc_launch.workers.factory_server import Order
 from hpc_launch.workers.script import Become, Script, run_script
 
@@ -23,7 +23,9 @@ def main() -> Script | None:
     """
     requests, answers = map(int, sys.argv[1:3])
     try:
-        factory = build_factory(sys.argv[3:], {}, str(Path.cwd()), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        factory = build_factory(
+            Imports(sys.argv[3:], home=str(Path.cwd())), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        )
     except Become as worker:
         return worker.script
     with os.fdopen(requests) as lines:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpc_launch.workers.factory import Factory, FactoryLostError, build_factory, spawn_factory
+from hpc_launch.workers.factory import Factory, FactoryLostError, Imports, build_factory, spawn_factory
 from hpc_launch.workers.factory_server import Order
 from hpc_launch.workers.script import Become, Script, run_script
 
@@ -27,7 +27,7 @@ def main() -> Script | None:
     if failing:
         fail_fork(int(failing[0]))
     try:
-        factory = build_factory([], {}, str(Path.cwd()), ()) if way == "build" else spawn_factory(())
+        factory = build_factory(Imports(home=str(Path.cwd())), ()) if way == "build" else spawn_factory(())
     except Become as worker:
         return worker.script
     with os.fdopen(int(calls)) as lines:

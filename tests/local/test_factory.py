@@ -486,13 +486,13 @@ def test_what_ended_before_the_factory_is_still_told(either: Agent) -> None:
 # takes. Its arguments: how to make the factory, and a file for the worker's output.
 MANY_DESCRIPTORS = """
 import os, resource, sys
-from hpc_launch.workers.factory import build_factory, spawn_factory
+from hpc_launch.workers.factory import Imports, build_factory, spawn_factory
 from hpc_launch.workers.factory_server import Order
 
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard < 0 else min(hard, 4096), hard))
 taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
-factory = build_factory([], {}, os.getcwd(), ()) if sys.argv[1] == "build_factory" else spawn_factory(())
+factory = build_factory(Imports(home=os.getcwd()), ()) if sys.argv[1] == "build_factory" else spawn_factory(())
 assert factory.fileno() > 1023
 from hpc_launch.workers.command_workers import Wakeup  # torch starts threads
 out = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT)

@@ -72,11 +72,8 @@ def test_torch_is_imported_once_and_forked_in_every_attempt(tmp_path: Path) -> N
         (["sets.py"], {}, "sets.py:3 OMP_NUM_THREADS"),
         (["--exec-for", "sqlite3", "imports.py"], {}, "sqlite3 --exec-for"),
         (["shadow/train.py"], {}, "shadow queue"),
-        (
-            ["--preload", "threads", "train.py"],
-            {"PYTHONPATH": "more"},
-            "torch threads 1",
-        ),
+        (["--preload", "gone", "train.py"], {"PYTHONPATH": "more"}, "gone --preload"),
+        (["--preload", "colorsys", "shade/train.py"], {}, "shade colorsys"),
     ],
 )
 def test_what_cannot_be_warm_is_started_by_exec(
@@ -89,8 +86,9 @@ def test_what_cannot_be_warm_is_started_by_exec(
     probe(tmp_path, "import sqlite3", name="imports.py")
     early = "import os\nimport sys\nos.environ['OMP_NUM_THREADS'] = '3'\n"
     (tmp_path / "sets.py").write_text(early + (tmp_path / "train.py").read_text() + "import torch\n")
-    write(tmp_path / "more/threads.py", "import threading, time\n" + THREAD)
-    write(tmp_path / "more/device.py", "import torch\ntorch.cuda.is_initialized = lambda: True")
+    probe(tmp_path, name="shade/train.py")
+    write(tmp_path / "shade/colorsys.py", "")
+    write(tmp_path / "more/gone.py", "import os\nos._exit(7)")
     done = launch(tmp_path, *words, env=env)
     assert (done.status, len(done.records)) == (0, 1), done.err
     [line] = notes(done.err)
@@ -121,6 +119,29 @@ def test_what_was_asked_for_and_cannot_be(tmp_path: Path, words: list[str], mess
     [line] = [line for line in done.err.splitlines() if line.startswith("hpc-launch: ")]
     assert message in line
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("start", ["auto", "warm"])
+def test_modules_that_cannot_be_preloaded(tmp_path: Path, start: str) -> None:
+    """One that starts threads or initialises CUDA is named, and imported by each worker; torch and the others stay."""
+    write(tmp_path / "more/own.py", "import os\npid = os.getpid()")
+    write(tmp_path / "more/threads.py", "import threading, time\n" + THREAD)
+    write(tmp_path / "more/device.py", "import torch\ntorch.cuda.is_initialized = lambda: True")
+    write(tmp_path / "more/other.py", "import os\npid = os.getpid()")
+    body = """
+        print(*sorted({"own", "torch", "threads", "device", "other"} & sys.modules.keys()), flush=True)
+        import own, other, threads, threading
+        print(own.pid == other.pid != os.getpid(), threading.active_count(), flush=True)
+    """
+    words = ["--start", start, "--preload", "own,threads,device,other", probe(tmp_path, body)]
+
+    done = launch(tmp_path, *words, env={"PYTHONPATH": "more"})
+
+    assert done.status == 0, done.err
+    assert [line.partition("] ")[2] for line in done.out.splitlines()] == ["other own torch", "True 2"]
+    first, second = (line for line in done.err.splitlines() if "note: " in line)
+    assert mentions(first, "threads --preload")
+    assert mentions(second, "device --preload CUDA")
 
 
 def test_modules_that_are_preloaded(tmp_path: Path) -> None:

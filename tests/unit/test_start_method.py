@@ -130,7 +130,7 @@ def start_at(here: LaunchContext) -> StartMethod:
 def test_workers_start_warm_by_default() -> None:
     """Nothing said and nothing against it: torch is imported once, and what was asked for beside it."""
     assert start() == StartMethod("warm", "default", ("torch",))
-    assert start(preload="numpy,mine.models") == StartMethod("warm", "default", ("torch", "numpy", "mine.models"))
+    assert start(preload="numpy,mine.models") == StartMethod("warm", "default", ("torch",), ("numpy", "mine.models"))
     assert start(start="warm") == StartMethod("warm", "flag", ("torch",))
 
 
