@@ -1,4 +1,7 @@
-"""The monitor of the files that workers write: it records when they grow, and notices when the disk is full."""
+"""The monitor of the files that workers write.
+
+It records when they grow, and notices when the disk is full, or when their directory is gone.
+"""
 
 from __future__ import annotations
 
@@ -66,9 +69,19 @@ class DiskMonitor:
 
     def _look(self) -> None:
         now = time.monotonic()
-        self.problem = self._times.look(even_so=now > self._probe) or self._full()
+        self.problem = self._gone() or self._times.look(even_so=now > self._probe) or self._full()
         if now > self._probe:
             self._probe = now + _PROBE_SECONDS
+
+    def _gone(self) -> OSError | None:
+        """Somebody has removed the directory: what is written to the files that are open there is lost."""
+        try:
+            self._folder.stat()
+        except FileNotFoundError as error:
+            return error
+        except OSError:
+            return None  # a file system that is away may come back
+        return None
 
     def _full(self) -> OSError | None:
         with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 from hpc_launch.agent.hang_detector import HangVerdict
@@ -39,6 +40,12 @@ def _heard_by(delivery: Delivery) -> str:
 def full_disk(context: RunContext, problem: OSError) -> None:
     """Nothing can be written any more."""
     where, why = context.job.path, problem.strerror or problem
+    if problem.errno == errno.ENOENT:
+        say(
+            f"{context.host}: {where} is gone, somebody has removed it: training goes on, and what the workers print "
+            "is on the console only"
+        )
+        return
     say(
         f"{context.host}: cannot write in {where}: {why}: training goes on, and what the workers print is lost until "
         "there is room again"

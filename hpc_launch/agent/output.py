@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import string
@@ -16,6 +17,7 @@ from hpc_launch.agent.disk_monitor import DiskMonitor
 from hpc_launch.agent.output_console import FollowedFile, OutputFollower
 from hpc_launch.agent.traceback_folding import Folding, TracebackFilter
 from hpc_launch.errors import LogDirError
+from hpc_launch.node import terminal
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.output_times import OutputTimes
@@ -92,7 +94,9 @@ class JobLogs(LogsSpecs):
         self._job = job
         self._host = host
         self._earlier = before.follower if before is not None else None
-        self._full = before is not None and before.problem is not None
+        # Where somebody has removed the directory, another one is made.
+        problem = before.problem if before is not None else None
+        self._full = problem is not None and problem.errno != errno.ENOENT
         self.follower: OutputFollower = OutputFollower([], self._earlier)
         self._disk_monitor: DiskMonitor | None = None
 
@@ -130,7 +134,9 @@ class JobLogs(LogsSpecs):
                 if chosen.filed & stream and (shown or needles):
                     copy = folder / name if needles else None
                     folded = TracebackFilter(folding, rank) if shown and folds and stream is Streams.ERR else None
-                    sources.append(FollowedFile(path, prefix, stream.value if shown else None, copy, needles, folded))
+                    asked = terminal.has_input if shown and rank == 0 and terminal.has_input() else None
+                    descriptor = stream.value if shown else None
+                    sources.append(FollowedFile(path, prefix, descriptor, copy, needles, folded, asked))
                 if chosen.filed & stream:
                     filed[f"{rank}.{path.suffix[1:]}"] = path
         if filed:

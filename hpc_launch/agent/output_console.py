@@ -24,6 +24,9 @@ _CHUNK = 1 << 16
 # Seconds until a progress bar that has not ended is shown for the first time, and at most between two times.
 _FIRST_BAR_SECONDS, _SELDOM_BAR_SECONDS = 5.0, 60.0
 
+# Seconds after which a line that has not ended is a question (`FollowedFile.answered`).
+_QUESTION_SECONDS = 0.2
+
 # Seconds between two looks at files that grow: what comes in the meantime is shown together.
 _PAUSE_SECONDS = 0.05
 
@@ -41,6 +44,8 @@ class FollowedFile:
         descriptor: 1 or 2, where its lines are shown; None where they are not.
         copy: a second file that gets the lines which contain one of `needles`.
         tracebacks: folds those that are alike; None shows them all.
+        answered: says whether somebody can answer what this worker asks. A question is a line that does not end: it is
+            shown when nothing follows. None where nobody can.
     """
 
     path: Path
@@ -49,11 +54,14 @@ class FollowedFile:
     copy: Path | None = None
     needles: Sequence[str] = ()
     tracebacks: TracebackFilter | None = None
+    answered: Callable[[], bool] | None = None
     _descriptor: int | None = field(default=None, repr=False)
     _position: int = field(default=0, repr=False)
     _lines: LineSplitter = field(default_factory=LineSplitter, repr=False)
     _bar_due: Backoff | None = field(default=None, repr=False)
     _bar_shown: bytes = field(default=b"", repr=False)
+    _grew: float = field(default=0.0, repr=False)
+    _asked: bytes = field(default=b"", repr=False)
 
     def advance(self, *, final: bool) -> int:
         """Show what is new, whole lines only (at the end also a last line without its end).
@@ -65,14 +73,23 @@ class FollowedFile:
         lines = self._lines.feed(data, final=final and len(data) < _CHUNK)
         if lines:
             self._copy(lines)
-        if not lines and data:
-            lines = self._progress_bar()
+            lines = self._after_question(lines)
+        if data:
+            self._grew = time.monotonic()
+        if not lines:
+            lines = self._progress_bar() if data else self._question()
         if self.tracebacks is not None:
             lines = self.tracebacks.feed(lines, quiet=not data)
         if lines and self.descriptor is not None:
             prefix = self.prefix.encode(errors="replace")
             CONSOLE.write(self.descriptor, prefix + (b"\n" + prefix).join(lines) + b"\n")
         return len(data)
+
+    @property
+    def holds(self) -> bool:
+        """Whether something is shown soon, although nothing new comes: a traceback, or a question."""
+        asks = self.answered is not None and self._lines.unfinished not in (b"", self._asked)
+        return asks or (self.tracebacks is not None and self.tracebacks.holds)
 
     def close(self) -> None:
         """Look no more."""
@@ -106,6 +123,25 @@ class FollowedFile:
             return []
         self._bar_shown = bar
         return [bar]
+
+    def _question(self) -> list[bytes]:
+        """A line that has not ended, as nothing more has come for a moment."""
+        question = self._lines.unfinished
+        if self.answered is None or question in (b"", self._asked):
+            return []
+        if time.monotonic() < self._grew + _QUESTION_SECONDS:
+            return []
+        if not self.answered():
+            self._asked = b""
+            self.answered = None
+            return []
+        news, self._asked = question.removeprefix(self._asked), question
+        return [news]
+
+    def _after_question(self, lines: list[bytes]) -> list[bytes]:
+        """What has not been shown of the line that was a question, and the lines that follow."""
+        first, self._asked = lines[0].removeprefix(self._asked), b""
+        return [first, *lines[1:]] if first or not lines[0] else lines[1:]
 
     def _copy(self, lines: Sequence[bytes]) -> None:
         prefix = self.prefix.encode(errors="replace")
@@ -189,8 +225,7 @@ class OutputFollower:
             if grew and not changed and not self._changes.wait(0):
                 self._changes.reported = False  # the kernel has missed it: look often from now on
             if not more and (not grew or not self._ending.wait(_PAUSE_SECONDS)):
-                # A traceback is shown when nothing follows it.
-                held = any(source.tracebacks is not None and source.tracebacks.holds for source in self._sources)
+                held = any(source.holds for source in self._sources)
                 changed = self._changes.wait(_PAUSE_SECONDS if held else _QUIET_SECONDS)
         while any(self._turn(final=True)):
             pass

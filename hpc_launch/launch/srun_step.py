@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from hpc_launch import held_signals, hostlist, secret_variables
 from hpc_launch.console import say
 from hpc_launch.errors import ContextError, Interrupted, StepError, WorkerError, exit_status_of
-from hpc_launch.node import processes
+from hpc_launch.node import processes, terminal
 from hpc_launch.plan import step_plan as plan
 from hpc_launch.plan.launch_context import LaunchContext, check_script
 from hpc_launch.settings import Settings
@@ -114,6 +114,8 @@ def run_as_step(settings: Settings, script: Sequence[str], here: LaunchContext, 
             _refuse_a_second(prepared)
         for note in prepared.notes:
             say(f"note: {note}")
+        if terminal.has_waiting_input():
+            say("note: no worker reads what is in this pipe or file: 'srun hpc-launch ...' passes standard input on")
         whole = f": {commands.quote(prepared.line)}" if settings.verbose else ""
         say(f"starting on {hostlist.fold(prepared.request.hosts)} of job {job.job_label}{whole}")
         child = _Step(prepared, here, settings)
@@ -198,13 +200,17 @@ class _Step:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals | {signal.SIGCHLD})
         self._mask = held_signals.without_held(mask, self._notices)
+        reading, typed = (None, None) if prepared.request.reader is None else os.pipe()
         self._srun = subprocess.Popen(
             prepared.line,
             env=secret_variables.with_own_secret(steps.srun_environment(here.environ, self._job_id)),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if reading is None else reading,
             start_new_session=True,
             preexec_fn=_tied_to_this_process(self._mask),  # noqa: PLW1509 - there are no threads here
         )
+        if reading is not None and typed is not None:
+            os.close(reading)
+            terminal.pass_on(typed)
 
     def await_begin(self) -> None:
         """Wait until others can see the step, srun has ended, or a signal has come; the rest is for `wait`."""

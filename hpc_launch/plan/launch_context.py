@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_launch.errors import ContextError, ScriptError, UsageError, reason
-from hpc_launch.node import device_locations, devices, limits, network, topology
+from hpc_launch.node import device_locations, devices, limits, network, terminal, topology
 from hpc_launch.node.device_locations import Location
 from hpc_launch.node.devices import Devices
 from hpc_launch.node.topology import Topology
@@ -64,6 +64,7 @@ class LaunchContext:
         configured_gpus: gives how many GPUs Slurm has to give on a node, where it is worth a question: there is an
             accelerator, or somebody wants to know all (`explain`); 0 elsewhere.
         open_files: the soft and the hard limit of open files.
+        typed_into: standard input is a terminal, and this process is in its foreground.
     """
 
     environ: Mapping[str, str]
@@ -87,6 +88,7 @@ class LaunchContext:
     traced_size: Callable[[], int | None] = _unknown
     configured_gpus: Callable[[str], int] = _not_asked
     open_files: tuple[int, int] = (1024, 1024)
+    typed_into: bool = False
 
 
 def gather_context(
@@ -132,6 +134,7 @@ def gather_context(
         traced_size=functools.cache(lambda: controller.ask_size(traced, _BRIEF_PATIENCE)) if traced else _unknown,
         configured_gpus=_ask_configured_gpus if thorough or devices.any_accelerator() else _not_asked,
         open_files=limits.open_files_limits(),
+        typed_into=terminal.in_foreground(),
     )
 
 

@@ -167,7 +167,14 @@ def choose_step(
         gpus=tuple(gpus.get(host, 0) for host in hosts) if gpus else (),
         even=bool(gpus) and len({gpus.get(host, 0) for host in job.hosts}) == 1,
         no_kill=settings.may_lose_nodes,
+        reader=_first(settings, hosts) if here.typed_into else None,
     )
+
+
+def _first(settings: Settings, hosts: Sequence[str]) -> int:
+    """The task with rank 0: tasks have the order of the job's nodes, ranks that of --hosts."""
+    asked = hostlist.expand(settings.hosts) if settings.hosts is not None else ()
+    return hosts.index(next((host for host in asked if host in hosts), hosts[0]))
 
 
 def _named(settings: Settings, job: Allocation) -> tuple[str, ...]:

@@ -30,6 +30,11 @@ class LineSplitter:
         """What a terminal would show of a line that is written over and has not ended: a progress bar; else nothing."""
         return visible_line(self._rest) if b"\r" in self._rest.rstrip(b"\r") else b""
 
+    @property
+    def unfinished(self) -> bytes:
+        """The line that has not ended, as a terminal would show it."""
+        return visible_line(self._rest)
+
     def feed(self, data: bytes, *, final: bool = False) -> list[bytes]:
         """Take what is new, and give the lines that have ended.
 

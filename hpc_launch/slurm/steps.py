@@ -66,6 +66,7 @@ class StepRequest:
         patience: seconds after which srun gives up where other steps hold what is needed.
         name: the step's name.
         no_kill: it goes on when a node of it is lost.
+        reader: the number of the task that reads srun's standard input; None for none.
     """
 
     job_id: str
@@ -76,6 +77,7 @@ class StepRequest:
     patience: int = PATIENCE
     name: str = NAME
     no_kill: bool = False
+    reader: int | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def srun_line(request: StepRequest, command: Sequence[str]) -> list[str]:
         f"--immediate={request.patience}",
         "--export=ALL",
         "--cpu-bind=none",
-        "--input=none",
+        f"--input={'none' if request.reader is None else request.reader}",
         "--kill-on-bad-exit=0",
         "--wait=0",
         "--disable-status",

@@ -140,6 +140,31 @@ FILL = """
 
 
 @needs_root
+def test_a_log_directory_that_is_removed_ends_nothing(tmp_path: Path) -> None:
+    """One line says so, once; the console shows the rest, and the next attempt has a directory again."""
+    body = """
+        import shutil, time
+        first = os.environ["HPC_LAUNCH_ATTEMPT"] == "0"
+        if first:
+            time.sleep(0.5)
+            shutil.rmtree(os.environ["HPC_LAUNCH_JOB_DIRECTORY"])
+            while "hpc-launch" not in open("said").read():
+                time.sleep(0.05)
+        print("after all", flush=True)
+        sys.exit(3 if first else 0)
+    """
+    words = ("sh", "-c", 'exec "$@" 2>said', "sh", *HPC_LAUNCH)
+
+    done = launch(tmp_path, "--max-restarts=1", probe(tmp_path, body), program=words)
+
+    said = (tmp_path / "said").read_text().splitlines()
+    assert done.status == 0, said
+    assert [line.partition("] ")[2] for line in done.out.splitlines()] == ["after all"] * 2
+    assert ["/logs/local-" in line for line in said if " is gone" in line] == [True], said
+    (out,) = tmp_path.glob("logs/local-*/attempt_1/*/rank_0.out")
+    assert out.read_text() == "after all\n"
+
+
 def test_a_full_disk_ends_nothing(tmp_path: Path) -> None:
     """It is told once, with the directory; what workers print is lost, and they go on."""
     (tmp_path / ROOM).mkdir()

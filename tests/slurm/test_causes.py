@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from hpc_launch.inspection import job_report
 from hpc_launch.records import failure_messages, history, root_cause
 from hpc_launch.records.history_model import Attempt
 from hpc_launch.records.root_cause import RootCause
 from tests.cluster import Cluster, ClusterConfig
 from tests.cluster.releases import DEFAULT
 from tests.slurm.check_support import PRETEND
+from tests.slurm.jobs_support import clean_environment, run_job
 from tests.slurm.steps_support import DEADLINE, Ended, step, tree
 from tests.support import wait_for
 
@@ -222,3 +224,23 @@ def test_a_node_that_is_lost(limited: Cluster, tmp_path: Path, repetition: int) 
     assert re.fullmatch(r"hpc-launch: attempt 0: lost gpu002: .*", block[0]), told.describe()
     assert cause is not None, repetition
     assert (cause.lost, cause.groups) == ("gpu002", ()), told.describe()
+
+
+def test_slurm_ends_a_job_for_its_memory(limited: Cluster, tmp_path: Path) -> None:
+    """The console has the rank that was killed, and Slurm's word for it is in status.
+
+    Slurm says so of the job where the batch script's own processes had too little; of others it says so of their step.
+    """
+    (tmp_path / "train.py").write_text(WORKER)
+    script = f"hpc-launch --standalone --nproc-per-node=2 train.py '{json.dumps(['memory'])}'"
+    done = run_job(limited, tmp_path, script, "--nodelist=gpu001", "--mem=1500")
+    (job,) = [path for path in (tmp_path / "logs").iterdir() if not path.is_symlink()]
+    asked = ["hpc-launch", "status", "--log-dir", str(tmp_path / "logs"), done.job.id]
+    with clean_environment():
+        status = limited.run(asked, check=False).stdout
+    report = job_report.report_on_job(job).report
+
+    assert done.state == "OUT_OF_MEMORY", done.output
+    assert re.search(HEADLINES["memory"], done.output), done.output
+    assert "OUT_OF_MEMORY" in status
+    assert re.search(HEADLINES["memory"], " ".join(one.text for one in report.story)), report.story

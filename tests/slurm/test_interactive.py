@@ -482,6 +482,77 @@ def shell(some_cluster: Cluster, tmp_path: Path) -> Iterator[Terminal]:
         terminal.process.wait(DEADLINE)
 
 
+ASKER = """
+import os
+x = 41
+if os.environ["RANK"] == "0":
+    breakpoint()
+print("x is", x, flush=True)
+"""
+
+
+def test_a_worker_is_debugged(some_cluster: Cluster, tmp_path: Path) -> None:
+    """What is typed goes to rank 0 of the step, on whichever node that is, and its questions are shown."""
+    (tmp_path / "ask.py").write_text(ASKER)
+    with Terminal(some_cluster, ["salloc", "--nodes=2"], tmp_path) as terminal:
+        terminal.start("hpc-launch --nproc-per-node 1 --hosts gpu002,gpu001 ask.py")
+        terminal.wait_for(r"\[gpu002:0\] \(Pdb\)")
+        terminal.type("x = 43\nc\n")
+        assert terminal.status() == 0, terminal.screen
+        terminal.start("hpc-launch --nodes 1 --nproc-per-node 1 ask.py")
+        terminal.wait_for(r"\[gpu001:0\] \(Pdb\)")
+        terminal.type("\x04")  # Ctrl-D
+        assert terminal.status() == 1, terminal.screen
+    said = {line for line in terminal.screen.splitlines() if "x is 4" in line}
+    assert said == {"[gpu001:1] x is 41", "[gpu002:0] (Pdb) x is 43"}, terminal.screen
+
+
+@pytest.mark.parametrize("how", ["&", "Ctrl-Z"])
+def test_a_run_in_the_background_leaves_the_terminal_alone(some_cluster: Cluster, tmp_path: Path, how: str) -> None:
+    """What is typed then is for the shell."""
+    begun, end = tmp_path / "begun", tmp_path / "end"
+    script = (
+        f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\nwhile not pathlib.Path({str(end)!r}).exists():\n"
+    )
+    (tmp_path / "stay.py").write_text(f"{script}    time.sleep(0.1)\n")
+    with Terminal(some_cluster, ["salloc", "--nodes=1"], tmp_path) as terminal:
+        line = "hpc-launch --nproc-per-node 1 stay.py > log 2>&1"
+        if how == "&":
+            assert terminal.run(f"{{ {line} & }}") == 0
+        else:
+            terminal.start(line)
+        wait_for(begun.exists, DEADLINE, lambda: terminal.screen)
+        if how != "&":
+            terminal.type("\x1a")
+            assert terminal.status() == 148, terminal.screen
+            assert terminal.run("bg") == 0
+        for word in ("one", "two", "three"):
+            terminal.start(f"echo type-''{word}; read word")
+            terminal.wait_for(f"(?m)^type-{word}$")
+            terminal.type(f"{word}\n")
+            assert terminal.status() == 0
+            assert terminal.run(f'test "$word" = {word}') == 0, terminal.screen
+        end.touch()
+        assert terminal.run("wait %1") == 0, terminal.screen
+
+
+def test_a_pipe_is_not_read(some_cluster: Cluster, tmp_path: Path) -> None:
+    """The lines of a loop are the loop's, and a note says how a worker gets them."""
+    (tmp_path / "read.py").write_text("import sys\nprint('line', repr(sys.stdin.readline()), flush=True)\n")
+    loop = "printf '1\\n2\\n' | while read lr; do hpc-launch --nproc-per-node 1 read.py; echo ended $lr; done"
+    straight = "srun --ntasks=1 hpc-launch --nproc-per-node 1 read.py"
+    with clean_environment():
+        words = ["salloc", "--nodes=1", "bash", "-c", f"{loop}; echo hello | {straight}"]
+        done = some_cluster.run(words, cwd=tmp_path, timeout=DEADLINE)
+    assert [line for line in done.stdout.splitlines() if line.startswith("ended")] == ["ended 1", "ended 2"]
+    assert [line.partition(" line ")[2] for line in done.stdout.splitlines() if " line " in line] == [
+        "''",
+        "''",
+        "'hello\\n'",
+    ]
+    assert [mentions(line, "srun") for line in done.stderr.splitlines() if "note: " in line].count(True) == 1
+
+
 def start_stayers(terminal: Terminal, folder: Path, arguments: str = "") -> None:
     """Start two ranks on each of two nodes, and wait until they are up."""
     for path in [*folder.glob("up.*"), *folder.glob("got.*")]:

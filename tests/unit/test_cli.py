@@ -20,7 +20,7 @@ import hpc_launch
 from hpc_launch.cli import launch_main, main
 from hpc_launch.errors import Interrupted, WorkerError
 from hpc_launch.settings import NodeRange, Settings, StreamChoice, Streams, specs
-from tests.support import mentions
+from tests.support import lines_mention, mentions
 from tests.unit.slurm_variables import BATCH, BLOCK, FIRST_OF_BLOCK, FIRST_OF_FOUR, ONE_TASK_PER_NODE, task_of
 
 # The module, which the command of the same name hides in its package.
@@ -319,6 +319,16 @@ def test_the_status_is_that_of_the_failure(
 
     monkeypatch.setattr(RUN, "run_plan", run_plan)
     assert Done(status, "", expected) == command("train.py")
+
+
+@pytest.mark.parametrize("words", [["train.py"], ["explain"], ["status"], ["submit", "job.sh"]])
+def test_a_working_directory_that_is_gone(command: Command, words: list[str]) -> None:
+    """It is one line: the shell may still be where somebody has removed a project."""
+    Path.cwd().rmdir()
+    done = command(*words)
+
+    assert (done.status, done.out) == (78, "")
+    assert lines_mention(done.err.splitlines(), "hpc-launch: working directory cd")
 
 
 # ---- env and explain

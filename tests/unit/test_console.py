@@ -250,6 +250,45 @@ def test_a_follower_that_never_started_can_be_stopped(tmp_path: Path, sources: i
     follower.stop()
 
 
+def test_a_question_is_shown(out: Path, shown: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that does not end is shown when nothing follows, if somebody can answer, and each part of it once."""
+    now = [100.0]
+    monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
+    followed = FollowedFile(out, "> ", shown.descriptor, answered=lambda: True)
+
+    def add(data: bytes) -> None:
+        with out.open("ab") as stream:
+            stream.write(data)
+        followed.advance(final=False)
+        assert followed.holds is (not data.endswith(b"\n"))
+        now[0] += 1
+        followed.advance(final=False)
+        assert not followed.holds
+
+    for data in (b"line\n(Pdb) ", b"(Pdb) ", b"x is 43\nname? ", b"\n", b"\nlast\n"):
+        add(data)
+    followed.close()
+
+    assert shown.close() == ["> line", "> (Pdb) ", "> (Pdb) ", "> x is 43", "> name? ", "> ", "> last"]
+
+
+def test_a_question_that_nobody_can_answer(out: Path, shown: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a line that has not ended yet, as any other."""
+    now = [100.0]
+    monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
+    followed = FollowedFile(out, "> ", shown.descriptor, answered=lambda: False)
+    out.write_bytes(b"step 1")
+    for _ in range(3):
+        followed.advance(final=False)
+        now[0] += 1
+    assert not followed.holds
+    out.write_bytes(b"step 1 of 2\n")
+    followed.advance(final=False)
+    followed.close()
+
+    assert shown.close() == ["> step 1 of 2"]
+
+
 def test_filters_copy_lines(out: Path, tmp_path: Path, shown: Console) -> None:
     """Lines with one of the texts go to a second file as well, after those that are there."""
     copy = tmp_path / "filtered_stdout.log"
