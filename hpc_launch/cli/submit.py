@@ -30,6 +30,11 @@ class SubmitCommand(GroupedCommand):
         shown = isinstance(parameter, click.Option) and parameter.name not in specs()
         return _GROUPS.get(parameter.name or "", _SUBMISSION) if shown else ""
 
+    def own_options(self, context: click.Context) -> frozenset[str]:
+        """The long options that concern the submission, and not the run."""
+        own = (parameter for parameter in self.get_params(context) if self.heading(parameter))
+        return frozenset(word for parameter in own for word in parameter.opts if word.startswith("--"))
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, by group."""
         super().format_options(ctx, formatter)
@@ -74,10 +79,13 @@ def submit(context: click.Context, /, script: str, args: tuple[str, ...], **give
 
     The job script is made from a template, and can be seen with --dry-run. Slurm's options have their own names; what
     stands before SCRIPT and is none of these is an option of `hpc-launch run`, and what follows it is the script's own.
-    All but the last group can be kept in the [submit] table of a settings file, and as HPC_LAUNCH_SUBMIT_<NAME>.
+    An option of these groups that follows SCRIPT is refused, unless the script's text has it too; after `SCRIPT --`
+    everything is the script's. All but the last group can be kept in the [submit] table of a settings file, and as
+    HPC_LAUNCH_SUBMIT_<NAME>.
     """
     # Every node of every run imports the commands, and few of them submit.
     from hpc_launch.cli.submit_request import submitting  # noqa: PLC0415 - see above
 
     flags = {name: given[parameter] for name, parameter in _PARAMETERS.items() if given[parameter] not in (None, ())}
-    return submitting(context, (script, *args), flags, given)
+    own = context.command.own_options(context) if isinstance(context.command, SubmitCommand) else frozenset()
+    return submitting(context, (script, *args), own, flags, given)

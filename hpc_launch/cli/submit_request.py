@@ -17,19 +17,32 @@ from hpc_launch.cli.click_options import settings_of
 from hpc_launch.errors import UsageError
 from hpc_launch.settings import Settings, settings_files, specs
 from hpc_launch.slurm.slurm_times import read_time_limit
-from hpc_launch.submission import parameter_sweep, quoting, sbatch, submission_plan, submit_resolution, submitter
+from hpc_launch.submission import (
+    misplaced_options,
+    parameter_sweep,
+    quoting,
+    sbatch,
+    submission_plan,
+    submit_resolution,
+    submitter,
+)
 from hpc_launch.submission.job_request import JobRequest, Software, Submission
 from hpc_launch.text import stamp, visible
 
 
 def submitting(
-    context: click.Context, command: tuple[str, ...], flags: Mapping[str, Any], given: Mapping[str, Any]
+    context: click.Context,
+    command: tuple[str, ...],
+    options: frozenset[str],
+    flags: Mapping[str, Any],
+    given: Mapping[str, Any],
 ) -> int:
     """Submit a job, or show what would be submitted.
 
     Args:
         context: of the command.
-        command: the training script and its arguments.
+        command: the training script and what follows it.
+        options: the long options that concern the submission.
         flags: what was given of Slurm's options and those of the `[submit]` table, by name.
         given: all parameters of the command.
 
@@ -39,6 +52,7 @@ def submitting(
     launch = {name: given.get(name) for name in specs()}
     _refuse_time(launch)
     settings = settings_of(context, launch)
+    command = _command(settings, command, options)
     _refuse_contradictions(given)
     layers = settings_files.load_settings_files(os.environ, Path.cwd(), settings.profile or "").layers
     first = submit_resolution.resolve_submit(flags, os.environ, layers)
@@ -79,6 +93,16 @@ def submitting(
 
 
 # --- what is asked
+
+
+def _command(settings: Settings, words: tuple[str, ...], options: frozenset[str]) -> tuple[str, ...]:
+    """The training script and its arguments, which hold no option that was meant for `submit`."""
+    script, *rest = words
+    text = submitter.script_text(settings, script, Path.cwd())
+    arguments = misplaced_options.script_arguments(script, rest, options, text)
+    if not (settings.module or settings.no_python):
+        misplaced_options.refuse_job_script(script, text)
+    return (script, *arguments)
 
 
 def _words(given: Mapping[str, Any]) -> tuple[str, ...]:

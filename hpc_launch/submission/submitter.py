@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from hpc_launch.errors import HpcLaunchError, Interrupted, LogDirError, ScriptError, reason
 from hpc_launch.plan.launch_context import check_script
+from hpc_launch.records.regular_files import content
 from hpc_launch.settings import Settings
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.inventory import NodeGroup
@@ -81,6 +82,14 @@ def see_script(settings: Settings, request: JobRequest, directory: Path, tell: T
         if not request.script.startswith("/"):
             raise
         tell(str(error))
+
+
+def script_text(settings: Settings, script: str, directory: Path) -> str:
+    """The text of a training script or of a module that is run; empty where it cannot be read here."""
+    place = directory.joinpath(*script.split(".")) if settings.module else directory / script
+    files = (place.with_suffix(".py") if settings.module else place, place / "__main__.py")
+    read = (found for file in files if isinstance(found := content(file), bytes))
+    return next(read, b"").decode(errors="replace")
 
 
 def draft(

@@ -71,6 +71,7 @@ def alone(tmp_path: Path) -> Shell:
     """Return a shell without Slurm."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "train.py").touch()
+    (tmp_path / "job.sh").write_text("#!/bin/bash\n#SBATCH --nodes=2\nsrun hpc-launch train.py\n")
     return Shell(tmp_path)
 
 
@@ -196,6 +197,11 @@ def test_a_script_of_an_image_may_be_missing_here(shell: Shell) -> None:
         (["--venv=nowhere", "train.py"], "--venv {folder}/nowhere bin/activate"),
         (["--template=multi-nod", "train.py"], "'multi-nod' 'multi_node'?"),
         (["--node=2", "train.py"], "'--node' '--nodes'?"),
+        (["train.py", "--dry-run"], "--dry-run train.py --"),
+        (["train.py", "--lr", "1", "--nodes=2"], "--nodes train.py --"),
+        (["--", "train.py", "--help"], "--help train.py --"),
+        (["-m", "some.module", "--follow"], "--follow some.module --"),
+        (["job.sh"], "'sbatch job.sh' --template"),
         (["--nproc-per-node=x y", "train.py"], None),
     ],
 )
@@ -206,6 +212,23 @@ def test_mistakes_are_one_line(shell: Shell, words: list[str], line: str | None)
     if line:
         assert mentions(done.stderr, "hpc-launch:", line.format(folder=shell.folder))
     assert not (shell.folder / "call").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["train.py", "--lr=1e-3", "--name", "x", "--max-restarts", "3"], "--lr=1e-3 --name x --max-restarts 3"),
+        (["train.py", "--", "--dry-run", "--nodes=2"], "--dry-run --nodes=2"),
+        (["train.py", "--output=x"], "--output=x"),
+    ],
+)
+def test_what_follows_the_script_is_its_own(shell: Shell, words: list[str], line: str) -> None:
+    """Options of a run after it too, as with torchrun; those of submit where the script has them, or after `--`."""
+    (shell.folder / "train.py").write_text('parser.add_argument("--output")\n')
+    done = shell.call(*words)
+
+    assert done.returncode == 0, done.stderr
+    assert f"set -- train.py {line}" in shell.recorded()["script"].splitlines()
 
 
 def test_tee_is_still_tee(shell: Shell) -> None:
