@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpc_launch.errors import JobNotFoundError
@@ -68,6 +68,7 @@ class JobSearch:
         looked: where a job directory was looked for.
         others: names of the directories of the same job's other runs.
         why: why there is no directory, for a person.
+        array: the number of the job array that is meant as a whole; empty where it is a job, or one task of an array.
     """
 
     directory: JobDirectory | None
@@ -75,6 +76,7 @@ class JobSearch:
     looked: tuple[Path, ...] = ()
     others: tuple[str, ...] = ()
     why: str = ""
+    array: str = ""
 
     @property
     def needed(self) -> JobDirectory:
@@ -116,14 +118,41 @@ def search_job(
     if "/" in job or job in (".", "..") or is_job_directory(path):
         return _by_path(path, job)
     for number, root in enumerate(roots):
-        found = _in(root, job)
+        found = search_log_directory(root, job)
         if found is not None:
-            return JobSearch(found.directory, looked=roots[: number + 1], others=found.others, why=found.why)
+            return replace(found, looked=roots[: number + 1])
     if _ID.fullmatch(job) is None:
         return JobSearch(
             None, looked=roots, why=f"no job '{job}' in {_places(roots)}: name another place with --log-dir"
         )
     return _by_slurm(job, roots, ask)
+
+
+def find_task_directories(roots: Sequence[Path], array: str) -> dict[int, JobDirectory]:
+    """The directory of each task of a job array that has left one, by number: of its last run."""
+    found: dict[int, tuple[tuple[int, int], JobDirectory]] = {}
+    for root in roots:
+        for name, step in _entries(root, f"{array}_"):
+            number, order = int(step.job.partition("_")[2]), _order((step, name))
+            if number not in found or found[number][0] < order:
+                found[number] = order, JobDirectory(root, name)
+    return {number: directory for number, (_, directory) in sorted(found.items())}
+
+
+def log_directories(record: JobRecord, script: str | None = None) -> tuple[Path, ...]:
+    """The log directories that a job may have, by where it was submitted, and by what its script says.
+
+    Args:
+        record: the job.
+        script: its job script; without it, Slurm is asked.
+    """
+    return tuple(dict.fromkeys(_roots_of(record, script)))
+
+
+def names_whole_job(job: str) -> bool:
+    """Whether what a person says is a job's id, and not that of a step, a run or a directory."""
+    match = _ID.fullmatch(job)
+    return match is not None and match["step"] is None and match["run"] is None
 
 
 def slurm_step(directory: JobDirectory) -> SlurmStep | None:
@@ -187,14 +216,20 @@ def _latest(roots: tuple[Path, ...]) -> JobSearch:
         # In a job directory `latest` is an attempt.
         job = path.parent if is_job_directory(path.parent) else path
         if is_job_directory(job):
-            return JobSearch(JobDirectory(job.parent, job.name), looked=roots)
+            return _of_latest(JobDirectory(job.parent, job.name), roots)
     for root in roots:
         # The link is a convenience: it may not have come along, or not be possible there.
         jobs = _jobs(root) if root.name == "logs" or len(roots) == 1 else []
         if jobs:
-            return JobSearch(JobDirectory(root, max(jobs)[1]), looked=roots)
+            return _of_latest(JobDirectory(root, max(jobs)[1]), roots)
     why = f"no job has left anything in {_places(roots)}: name a job, its directory, or another place with --log-dir"
     return JobSearch(None, looked=roots, why=why)
+
+
+def _of_latest(directory: JobDirectory, roots: tuple[Path, ...]) -> JobSearch:
+    step = slurm_step(directory)
+    array, task, _ = step.job.partition("_") if step is not None else ("", "", "")
+    return JobSearch(directory, looked=roots, array=array if task else "")
 
 
 def _jobs(root: Path) -> list[tuple[float, str]]:
@@ -215,7 +250,7 @@ def _by_path(path: Path, said: str) -> JobSearch:
             return JobSearch(_directory(place), looked=(path,))
     found = _latest((path, path / "logs"))
     if found.directory is not None:
-        return found
+        return replace(found, array="")
     return JobSearch(None, looked=(path,), why=f"{said} is no job directory, nor in one, and no log directory with one")
 
 
@@ -232,13 +267,13 @@ def _followed(path: Path) -> Path:
         return path
 
 
-def _in(root: Path, job: str) -> JobSearch | None:
+def search_log_directory(root: Path, job: str) -> JobSearch | None:
     """A job in one log directory: by its name, or by its id; of several steps, or runs of a step, the last."""
     match = _ID.fullmatch(job)
     if match is None:
         return JobSearch(JobDirectory(root, job)) if is_job_directory(root / job) else None
     wanted = _step_of(match)
-    entries = [(step, name) for name, step in _entries(root) if step.job == wanted.job]
+    entries = [(step, name) for name, step in _entries(root, wanted.job) if step.job == wanted.job]
     if match["run"]:
         return next((JobSearch(JobDirectory(root, name)) for step, name in entries if step == wanted), None)
     if wanted.step is not None:
@@ -246,13 +281,19 @@ def _in(root: Path, job: str) -> JobSearch | None:
     if entries:
         *others, (_, last) = sorted(entries, key=_order)
         return JobSearch(JobDirectory(root, last), others=tuple(name for _, name in others))
-    tasks = sorted({int(step.job.partition("_")[2]) for _, step in _entries(root) if step.job.startswith(f"{job}_")})
+    tasks = [*find_task_directories([root], wanted.job)]
     if not tasks or wanted.step is not None:
         return None
     if len(tasks) == 1:
-        return _in(root, f"{job}_{tasks[0]}")
+        found = search_log_directory(root, f"{wanted.job}_{tasks[0]}")
+        return None if found is None else replace(found, array=wanted.job)
     named = ", ".join(f"{job}_{task}" for task in (tasks if len(tasks) <= 4 else [*tasks[:3], tasks[-1]]))  # noqa: PLR2004 - as many as a line takes
-    return JobSearch(None, why=f"job {job} is an array of {len(tasks)} tasks that have run: name one of {named}")
+    return JobSearch(
+        None,
+        why=f"job {job} is an array of {len(tasks)} tasks that have run: name one of {named}; "
+        f"'hpc-launch status {job}' shows all",
+        array=wanted.job,
+    )
 
 
 def _order(entry: tuple[SlurmStep, str]) -> tuple[int, int]:
@@ -261,13 +302,13 @@ def _order(entry: tuple[SlurmStep, str]) -> tuple[int, int]:
     return (-1 if step.step is None else step.step, step.run)
 
 
-def _entries(root: Path) -> Iterator[tuple[str, SlurmStep]]:
-    """The directories of Slurm jobs in a log directory."""
+def _entries(root: Path, begin: str) -> Iterator[tuple[str, SlurmStep]]:
+    """The directories of Slurm jobs in a log directory whose names begin so."""
     try:
         names = [entry.name for entry in root.iterdir()]
     except OSError:
         return
-    for name in names:
+    for name in filter(lambda name: name.startswith(begin), names):
         step = slurm_step(JobDirectory(root, name))
         if step is not None and is_job_directory(root / name):
             yield name, step
@@ -285,18 +326,23 @@ def _by_slurm(job: str, roots: tuple[Path, ...], ask: Ask) -> JobSearch:
         return JobSearch(None, looked=roots, why=why)
     more = tuple(dict.fromkeys(root for root in _roots_of(record) if root not in roots))
     label = record.label or number
+    array = number if record.task and number == label.partition("_")[0] else ""
     step = f".{match['step']}" if match and match["step"] else ""
     step += f"-{match['run']}" if match and match["run"] else ""
     # An array's task has a number of its own, but its directory the one that people see.
     for root in (*roots, *more):
-        found = _in(root, f"{label}{step}")
+        found = search_log_directory(root, f"{label}{step}")
         if found is not None:
-            return JobSearch(found.directory, record, (*roots, *more), found.others, found.why)
+            return JobSearch(found.directory, record, (*roots, *more), found.others, found.why, array or found.array)
     looked = (*roots, *more)
     state = f"{record.state}{f' ({record.reason})' if record.reason else ''}"
     hint = "" if record.state == "PENDING" else f": name its --log-dir{_output_of(record)}"
     return JobSearch(
-        None, record, looked, why=f"job {label} is {state}, and has no directory in {_places(looked)}{hint}"
+        None,
+        record,
+        looked,
+        why=f"job {label} is {state}, and has no directory in {_places(looked)}{hint}",
+        array=array,
     )
 
 
@@ -310,14 +356,15 @@ def _output_of(record: JobRecord) -> str:
     return "\n    ".join([f". What its script has written is in {record.output}, which ends:", *lines])
 
 
-def _roots_of(record: JobRecord) -> Iterator[Path]:
-    """The log directories that a job may have, by where it was submitted."""
+def _roots_of(record: JobRecord, script: str | None = None) -> Iterator[Path]:
+    """The log directories that a job may have, by where it was submitted, and by what its script says."""
     for base in filter(None, (record.directory, record.output.rpartition("/")[0])):
         yield Path(base) / "logs"
         if Path(base).parent.name == _SNAPSHOTS:
             yield Path(base).parent.parent
-    if record.batch and record.state != "PENDING":
-        yield from _said_in(controller.ask_script(record.job_id) or "", Path(record.directory or "/"))
+    if script is None and record.batch and record.state != "PENDING":
+        script = controller.ask_script(record.job_id)
+    yield from _said_in(script or "", Path(record.directory or "/"))
 
 
 def _said_in(script: str, directory: Path) -> Iterator[Path]:

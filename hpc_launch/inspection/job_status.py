@@ -79,6 +79,7 @@ def make_status(found: History, directory: JobDirectory, looked: Observations) -
     since = attempt.begin if attempt is not None else run.begin if run is not None else None
     record = seen.record if seen is not None else None
     fleet = node_states.node_states(found)
+    failure, cause = _failure(found)
     return JobStatus(
         path=found.path,
         name=directory.job,
@@ -100,7 +101,8 @@ def make_status(found: History, directory: JobDirectory, looked: Observations) -
         job_end=record.end if record is not None and record.end is not None else found.end_time,
         requeues=found.requeues,
         notice=found.notices[-1] if found.notices and found.notices[-1].time >= (since or 0.0) else None,
-        failure=_failure(found),
+        failure=failure,
+        cause=cause,
         now=now,
         unreadable=(*found.unreadable, *(line for line in looked.noted if line not in found.unreadable)),
     )
@@ -149,13 +151,17 @@ def _state(worker: Worker, lost: AbstractSet[str], *, running: bool) -> RankStat
     return RankState.STOPPED if worker.told else RankState.FAILED
 
 
-def _failure(found: History) -> tuple[int, str] | None:
+def _failure(found: History) -> tuple[tuple[int, str] | None, str]:
+    """Why the last attempt that failed did so: its number and a line, and the same in short."""
     ended = (one for one in reversed(found.attempts) if one.ending in ("restart", "failed") and not one.signal)
     failed = next(ended, None)
     if failed is None:
-        return None
+        return None, ""
     cause = root_cause.root_cause_of(found, failed)
-    return failed.number, failure_messages.failure_headline(cause) if cause is not None else failed.cause
+    if cause is None:
+        return (failed.number, failed.cause), failed.cause
+    line = failure_messages.failure_headline(cause)
+    return (failed.number, line), cause.groups[0].what if cause.groups else line
 
 
 def _hosts(found: History, attempt: Attempt | None) -> tuple[str, ...]:

@@ -12,13 +12,14 @@ from typing import Any
 from hpc_launch import ranges
 from hpc_launch.inspection.job_state import JobState, SlurmAnswer, State
 from hpc_launch.inspection.terminal_colours import TerminalColours
+from hpc_launch.inspection.text_table import table_lines
 from hpc_launch.records import failure_messages, formatting
 from hpc_launch.records.history_model import NodeEvent, NodeState, ProgressMark, RecordedNotice, Requeue
 from hpc_launch.records.node_states import NodeStates
 from hpc_launch.records.nodes_to_exclude import BadNode
 from hpc_launch.text import ago, count, date_and_time, duration, number, to_the_minute, visible
 
-_STATES = {
+STATE_COLOURS = {
     State.WAITING: "yellow",
     State.RUNNING: "green",
     State.REQUEUED: "yellow",
@@ -102,6 +103,7 @@ class JobStatus:
         requeues: so far.
         notice: the last notice signal.
         failure: why the last attempt that failed did so, its number first; None if none has.
+        cause: the same without who failed, in short; empty if none has.
         now: the time of all this.
         unreadable: what could not be read, a line each.
     """
@@ -127,6 +129,7 @@ class JobStatus:
     requeues: tuple[Requeue, ...]
     notice: RecordedNotice | None
     failure: tuple[int, str] | None
+    cause: str
     now: float
     unreadable: tuple[str, ...]
 
@@ -164,7 +167,7 @@ def _head(status: JobStatus, paint: TerminalColours) -> list[tuple[str, str]]:
     """What there is to say of the job as a whole, each under its name."""
     found = [
         ("job", paint(" ".join([status.name, *status.script]), "bold")),
-        ("state", paint(status.standing.words, _STATES[status.standing.state])),
+        ("state", paint(status.standing.words, STATE_COLOURS[status.standing.state])),
         ("Slurm", visible(_slurm(status.slurm)) if status.slurm is not None else ""),
         ("attempt", _attempt(status) if status.attempt is not None else ""),
         ("time left", _time_left(status) if status.time_left is not None else ""),
@@ -341,12 +344,8 @@ def _output(rank: RankStatus, status: JobStatus) -> str:
 
 def _table(rows: Sequence[_Row], paint: TerminalColours) -> list[str]:
     names = ("ranks", "nodes", "state", "last output", "step")
-    cells = [names, *((row.ranks, row.hosts, row.state, row.output, row.step) for row in rows)]
-    used = [at for at in range(len(names)) if any(row[at] for row in cells[1:])]
-    widths = {at: max(len(row[at]) for row in cells) for at in used}
-    lines = ["  ".join(f"{row[at]:{widths[at]}}" for at in used).rstrip() for row in cells]
-    colours = ["dim", *(row.colour for row in rows)]
-    return [paint(line, colour) for line, colour in zip(lines, colours, strict=True)]
+    cells = [(row.ranks, row.hosts, row.state, row.output, row.step) for row in rows]
+    return table_lines(names, cells, [row.colour for row in rows], paint)
 
 
 # --- for programs
@@ -409,10 +408,13 @@ def _rank(rank: RankStatus) -> dict[str, Any]:
         "state": rank.state.value,
         "exitcode": rank.exitcode,
         "last_output": rank.output,
-        "progress": None
-        if mark is None
-        else {"time": mark.time, "step": mark.step, "total": mark.total, "values": dict(mark.values)},
+        "progress": None if mark is None else mark_as_dict(mark),
     }
+
+
+def mark_as_dict(mark: ProgressMark) -> dict[str, Any]:
+    """How far training is, for JSON."""
+    return {"time": mark.time, "step": mark.step, "total": mark.total, "values": dict(mark.values)}
 
 
 def _finite(number: float | None) -> float | None:

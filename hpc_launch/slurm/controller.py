@@ -285,7 +285,8 @@ def _once(command: Sequence[str], patience: float) -> subprocess.CompletedProces
     environ = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     return subprocess.run(
         command,
-        env={**environ, "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"},
+        # Slurm cuts the numbers of an array's tasks after 64 characters, unless it is told otherwise (scontrol(1)).
+        env={**environ, "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard", "SLURM_BITSTR_LEN": "0"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",

@@ -46,6 +46,9 @@ _REASONS = {
     "NodeDown": "a node that it needs is down",
     "Cleaning": "its last run is being cleaned up",
 }
+# More tasks no array has (MaxArraySize, slurm.conf(5)).
+_MOST_TASKS = 4_000_001
+
 _LIMITS = ("QOS", "Assoc", "MaxJobs", "MaxCpu", "MaxGRES", "MaxNode", "MaxMem", "JobArrayTaskLimit")
 
 
@@ -185,6 +188,21 @@ def explain(reason: str) -> str:
     if means is None and reason.startswith(_LIMITS):
         means = "a limit of yours, or of your group, is reached"
     return f"{reason}: {means}" if means else reason
+
+
+def task_numbers(task: str) -> tuple[int, ...]:
+    """The numbers that an array's record stands for: `3`, or those of `4-7,9%2`, `[1-3]` and `0-10:5`.
+
+    What is no number, as the end of a list that Slurm has cut off, is passed over.
+    """
+    found: dict[int, None] = {}
+    for part in task.partition("%")[0].strip("[]").split(","):
+        span, _, step = part.partition(":")
+        low, dash, high = span.partition("-")
+        if low.isdecimal() and (high.isdecimal() or not dash):
+            numbers = range(int(low), int(high or low) + 1, max(int(step), 1) if step.isdecimal() else 1)
+            found.update(dict.fromkeys(numbers[: _MOST_TASKS - len(found)]))
+    return tuple(found)
 
 
 def read_job(text: str) -> JobRecord | None:

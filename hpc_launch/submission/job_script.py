@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hpc_launch.errors import UsageError
-from hpc_launch.slurm import directives
+from hpc_launch.slurm import array_points, directives
 from hpc_launch.submission import needs, quoting
 from hpc_launch.submission.submit_options import GPU_OPTIONS, asks_for_gpus, replaced_by
 
@@ -228,7 +228,7 @@ def _arguments(changes: ScriptChanges) -> list[str]:
         lines += ["# The points of the sweep: each is one task of the job array."]
         lines += _unexpanded(word for point in changes.points for word in point)
         lines += ['case "$SLURM_ARRAY_TASK_ID" in']
-        lines += [f'    {number}) set -- "$@" {quoting.words(point)} ;;' for number, point in enumerate(changes.points)]
+        lines += [array_points.point_line(number, quoting.words(point)) for number, point in enumerate(changes.points)]
         lines += ['    *) echo "the sweep has no point $SLURM_ARRAY_TASK_ID" >&2; exit 2 ;;', "esac", ""]
     return lines
 

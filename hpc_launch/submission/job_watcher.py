@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from hpc_launch.errors import SlurmError
 from hpc_launch.slurm import controller
-from hpc_launch.slurm.job import OVER, WAITING, JobRecord, explain
+from hpc_launch.slurm.job import OVER, WAITING, JobRecord, explain, task_numbers
 from hpc_launch.text import to_the_minute
 
 # Seconds between two questions to the controller. They grow while nothing changes.
@@ -53,13 +53,7 @@ def describe_job(records: Sequence[JobRecord], now: float) -> str:
 
 def count_tasks(task: str) -> int:
     """How many tasks an array's record stands for: `3` one, `4-7,9%2` five. Pure."""
-    count = 0
-    for part in task.partition("%")[0].strip("[]").split(","):
-        span, _, step = part.partition(":")
-        low, dash, high = span.partition("-")
-        numbers = low.isdigit() and (high.isdigit() or not dash)
-        count += len(range(int(low), int(high or low) + 1, int(step) if step.isdigit() else 1)) if numbers else 1
-    return count
+    return len(task_numbers(task)) or 1
 
 
 def _several(record: JobRecord) -> bool:

@@ -11,6 +11,8 @@ import pytest
 
 from hpc_launch import cli
 from hpc_launch.inspection import job_search, slurm_query
+from hpc_launch.inspection.job_state import SlurmAnswer
+from hpc_launch.inspection.slurm_query import SlurmQuery
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
@@ -155,6 +157,79 @@ def test_other_steps_of_the_job_are_noted(capfd: pytest.CaptureFixture[str], wor
 
     assert lines_mention(said.err.splitlines(), "note 12.1 12.0")
     assert said.out.startswith("job       12.1 train.py")
+
+
+def test_the_runs_of_a_job_are_lines(capfd: pytest.CaptureFixture[str], work: Path) -> None:
+    """Below the last one's status, where the job is named as a whole; and in JSON."""
+    histories.write(work / "logs/12.1")
+    runs = ["12.0 failed 1", "12.1 done"]
+    lines = shown(capfd, "status", "12")
+    found = json.loads("\n".join(shown(capfd, "status", "12", "--json")))
+    single = json.loads("\n".join(shown(capfd, "status", "12.0", "--json")))
+
+    assert lines_mention(lines[-2:], *runs)
+    assert [(run["point"], run["state"], run["exit_status"]) for run in found["runs"]] == [
+        ("12.0", "failed", 1),
+        ("12.1", "done", 0),
+    ]
+    assert (found["job"], found["state"]) == ("12.1", "done")
+    assert (single["job"], single["runs"]) == ("12.0", [])
+
+
+@pytest.mark.parametrize("said", ["15", ""])
+def test_an_array_is_a_table(capfd: pytest.CaptureFixture[str], work: Path, said: str) -> None:
+    """By its number, or as the latest; of each task the last run counts, and the command ends where all have."""
+    for name, ending in [("15_0.0", "done"), ("15_1.0", "failed"), ("15_1.1", "done"), ("15_2.0", "failed")]:
+        histories.write(work / "logs" / name, ending=ending)
+    (work / "logs/latest").symlink_to("15_1.1")
+    lines = shown(capfd, "status", *filter(None, [said]), "--watch")
+    found = json.loads("\n".join(shown(capfd, "status", *filter(None, [said]), "--json")))
+
+    assert lines_mention(lines[-3:], "15_0 done 15_0.0", "15_1 done 15_1.1", "15_2 failed ValueError: 15_2.0")
+    assert [(one["point"], one["exit_status"]) for one in found["points"]] == [("15_0", 0), ("15_1", 0), ("15_2", 1)]
+
+
+def test_of_an_array_of_one_task_the_job_is_shown(capfd: pytest.CaptureFixture[str], work: Path) -> None:
+    """There is nothing to compare it with, and more to say."""
+    histories.write(work / "logs/15_4.0")
+
+    assert shown(capfd, "status", "15") == shown(capfd, "status", "15_4")
+
+
+@pytest.mark.parametrize("command", ["logs", "report", "stacks"])
+def test_other_commands_take_one_task(capfd: pytest.CaptureFixture[str], work: Path, command: str) -> None:
+    """They name some, and the command that shows them all."""
+    for number in range(2):
+        histories.write(work / f"logs/15_{number}.0")
+    assert typed(command, "15") == 66
+
+    assert mentions(capfd.readouterr().err, "15_0 15_1", "'hpc-launch status 15'")
+
+
+def test_watching_goes_on_between_the_runs_of_a_batch_script(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, work: Path
+) -> None:
+    """The job is watched until it ends, and always its last run is shown."""
+    histories.write(work / "logs/13.0", ending="done")
+    looks = iter(range(3))
+
+    def ask(_: object, *, quiet: bool) -> SlurmAnswer:
+        assert quiet in (True, False)
+        number = next(looks)
+        if number == 1:
+            histories.write(work / "logs/13.1", ending="failed")
+        return SlurmAnswer(JobRecord("13", "RUNNING" if number < 2 else "FAILED", batch=True, label="13"))
+
+    monkeypatch.setattr(slurm_query, "PAUSE", 0.0)
+    monkeypatch.setattr(SlurmQuery.__init__, "__defaults__", (ask,))
+    texts = shown(capfd, "status", "13", "--watch", "--json", "--interval", "0.1")
+    found = [json.loads(text) for text in "\n".join(texts).replace("}\n{", "}\0{").split("\0")]
+
+    assert [(one["job"], one["state"], len(one["runs"])) for one in found] == [
+        ("13.0", "done", 0),
+        ("13.0", "done", 0),
+        ("13.1", "failed", 2),
+    ]
 
 
 def test_a_status(capfd: pytest.CaptureFixture[str]) -> None:
