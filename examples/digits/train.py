@@ -23,7 +23,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hpc_launch import runtime
 
-SEED = 0
+# What makes it another training: each combination has a checkpoint of its own.
+PARAMETERS = ("batch_size", "lr", "seed")
+SPLIT_SEED = 0
 TEST_SAMPLES = 360  # of 1797
 
 
@@ -32,11 +34,25 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=64, help="over all ranks together (default: 64)")
     parser.add_argument("--lr", type=float, default=0.05)
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/digits.pt"), metavar="PATH")
+    parser.add_argument("--seed", type=int, default=0, help="of the first weights and the order (default: 0)")
+    parser.add_argument("--checkpoint", type=Path, metavar="PATH", help="default: by batch size, lr and seed")
     parser.add_argument("--fresh", action="store_true", help="start over, even if there is a checkpoint")
     parser.add_argument("--min-accuracy", type=float, default=0.95, help="exit with 1 below it (default: 0.95)")
     parser.add_argument("--step-seconds", type=float, default=0.0, help="pretend that a step takes longer (default: 0)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    others = {name: getattr(args, name) for name in PARAMETERS if getattr(args, name) != parser.get_default(name)}
+    args.checkpoint = args.checkpoint or own_checkpoint(others)
+    return args
+
+
+def own_checkpoint(parameters: dict[str, Any]) -> Path:
+    """Return where a point of a sweep has its checkpoint, by the parameters that are not the default.
+
+    Two points never overwrite each other's, and never go on from each other's. A point that is run again finds its own,
+    by whichever job: the number of an array's task would mean another point in the next sweep.
+    """
+    point = ",".join(f"{name}={value}" for name, value in parameters.items())
+    return Path("checkpoints") / point / "digits.pt"
 
 
 def choose_device() -> torch.device:
@@ -56,14 +72,14 @@ def datasets(device: torch.device) -> tuple[TensorDataset, TensorDataset]:
     digits = load_digits()
     images = torch.tensor(digits.data / 16, dtype=torch.float32, device=device)
     labels = torch.tensor(digits.target, device=device)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SEED)).to(device)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED)).to(device)
     test, train = order[:TEST_SAMPLES], order[TEST_SAMPLES:]
     return TensorDataset(images[train], labels[train]), TensorDataset(images[test], labels[test])
 
 
-def shuffled(count: int, epoch: int) -> list[int]:
+def shuffled(count: int, epoch: int, seed: int = 0) -> list[int]:
     """Return the samples in the order of an epoch: the same on every rank, and when the epoch is run again."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(SEED + epoch)).tolist()
+    return torch.randperm(count, generator=torch.Generator().manual_seed(1_000_000 * seed + epoch)).tolist()
 
 
 def share(order: list[int], seen: int, rank: int, world_size: int) -> list[int]:
@@ -147,7 +163,7 @@ def train_on(
 
 def train(args: argparse.Namespace, device: torch.device, rank: int, world_size: int) -> float | None:
     """Return the accuracy; None if it was told to leave before it was done."""
-    torch.manual_seed(SEED)
+    torch.manual_seed(args.seed)
     train_set, test_set = datasets(device)
     network = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).to(device)
     # The ranks share the batch: more of them train the same network, to the same accuracy, faster.
@@ -171,7 +187,7 @@ def train(args: argparse.Namespace, device: torch.device, rank: int, world_size:
     steps_of_an_epoch = len(train_set) // world_size // batch_size
 
     while epoch < args.epochs:
-        unseen = share(shuffled(len(train_set), epoch), seen, rank, world_size)
+        unseen = share(shuffled(len(train_set), epoch, args.seed), seen, rank, world_size)
         batches = DataLoader(train_set, batch_size, sampler=unseen, drop_last=True)
         steps, leave = train_on(batches, model, optimiser, args.step_seconds)
         step, seen = step + steps, seen + steps * batch_size * world_size

@@ -74,6 +74,23 @@ def test_it_goes_on_with_other_ranks(python: str, tmp_path: Path) -> None:
     assert float(found[1]) > 0.96
 
 
+def test_each_point_of_a_sweep_has_its_own_checkpoint(python: str, tmp_path: Path) -> None:
+    """Runs one after another, with other parameters, start afresh; one with the same goes on."""
+    points = [["--lr", "0.04"], ["--lr", "0.03"], ["--seed", "1", "--lr", "0.03"], []]
+    for point in (*points, points[0]):
+        assert start(python, tmp_path, "--epochs", "1", "--min-accuracy", "0", *point).wait(240) == 0
+    said = (tmp_path / "out").read_text()
+
+    folder = tmp_path / "checkpoints"
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*.pt")} == {
+        "lr=0.04/digits.pt",
+        "lr=0.03/digits.pt",
+        "lr=0.03,seed=1/digits.pt",
+        "digits.pt",
+    }
+    assert re.findall("going on .* of (.*)", said) == ["checkpoints/lr=0.04/digits.pt"]
+
+
 def test_each_sample_is_seen_once() -> None:
     """Four ranks see some of an epoch, three the rest: nothing twice, and equally much."""
     share = runpy.run_path(str(EXAMPLE))["share"]
