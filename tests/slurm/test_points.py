@@ -31,6 +31,8 @@ sys.stderr.flush()
 {LEAVE}
 """
 
+EXAMPLE = Path(__file__).parents[2] / "examples/digits/train.py"
+
 HPC_LAUNCH = (sys.executable, "-m", "hpc_launch")
 
 
@@ -105,6 +107,28 @@ def test_the_points_of_a_sweep_from_submission_to_end(any_cluster: Cluster, fold
     assert [state for _, state, _ in states(last)] == ["done", "failed", "done", "done"]
     assert (last["over"], last["exit_status"]) == (True, 1)
     assert sorted(path.name for path in (folder / "points").iterdir()) == [f"last-{lr}.pt" for lr in range(4)]
+
+
+def test_points_of_the_example_keep_their_checkpoints_apart(some_cluster: Cluster, tmp_path: Path) -> None:
+    """They run in one working directory; one that is run again by another job goes on from its own."""
+    small = ["--template=single_node", "--gpus-per-node=1", "--cpus-per-task=2", "--mem=1G", "--time=30"]
+    sweep = ["--parsable", "--sweep=lr=0.02,0.1", "--sweep=seed=1,2"]
+    script = [str(EXAMPLE), "--min-accuracy=0", "--epochs"]
+    arrays = []
+    for options, epochs in ([], "1"), (["--array=2"], "2"):
+        done = call(some_cluster, tmp_path, *small, *sweep, *options, "--wait", *script, epochs)
+        assert done.returncode == 0, done.stderr
+        arrays.append(done.stdout.strip())
+    said = {path.name: path.read_text() for path in tmp_path.glob("*.out")}
+    points = [f"lr={lr},seed={seed}" for lr in ("0.02", "0.1") for seed in (1, 2)]
+
+    assert sorted(str(path.relative_to(tmp_path / "checkpoints")) for path in tmp_path.rglob("*.pt")) == [
+        f"{point}/digits.pt" for point in points
+    ]
+    # Point 2 of the second array alone finds a checkpoint: the one of point 2 of the first.
+    resumed = {name: "digits: going on" in text for name, text in said.items()}
+    assert resumed == {f"train-{arrays[0]}_{n}.out": False for n in range(4)} | {f"train-{arrays[1]}_2.out": True}
+    assert f"checkpoints/{points[2]}/digits.pt" in said[f"train-{arrays[1]}_2.out"]
 
 
 FORGETFUL = """#!/bin/sh

@@ -31,6 +31,7 @@ from hpc_launch.rendezvous.round_checks import refusal
 from hpc_launch.settings import resolve
 from hpc_launch.slurm.cluster_rules import ClusterRules
 from hpc_launch.slurm.job import JobRecord, explain
+from hpc_launch.submission import misplaced_options
 from tests.histories import Losses
 from tests.support import wait_for
 from tests.unit import (
@@ -118,6 +119,14 @@ def shown(made: object) -> list[str]:
         (
             lambda: check_script(planned.asked(), "8", Path("/project")),
             "no training script '8' in /project; is it an option without its value?",
+        ),
+        (
+            lambda: misplaced_options.script_arguments("train.py", ["--nodes=2"], ["--nodes"], ""),
+            "--nodes stands after train.py: put an option of submit before train.py, or write 'submit train.py -- --nodes' if it is the script's own",
+        ),
+        (
+            lambda: misplaced_options.refuse_job_script("job.sh", "#!/bin/sh\n#SBATCH -N2\n"),
+            "job.sh is a job script, with #SBATCH lines, and not a training script: 'sbatch job.sh' submits it as it is; --template takes a file to make a job script from",
         ),
     ],
 )
