@@ -191,7 +191,7 @@ def test_steps_after_each_other_keep_their_names(some_cluster: Cluster, tmp_path
 
 
 def test_status_shows_the_run_that_failed(some_cluster: Cluster, tmp_path: Path) -> None:
-    """Of three runs in a shell each has its own status, and the last one is shown for the job."""
+    """Of three runs in a shell each has its own status; the last one is shown for the job, with a line for each run."""
     output = run(
         some_cluster,
         tmp_path,
@@ -201,7 +201,11 @@ def test_status_shows_the_run_that_failed(some_cluster: Cluster, tmp_path: Path)
         *ONE_NODE,
     )
     first, second, third = output.split("= ")[1:]
-    assert ["failed" in shown for shown in (first, second, third)] == [False, True, False], output
+    last, runs_of_job = third.split("\nrun ")
+    assert ["failed" in shown for shown in (first, second, last)] == [False, True, False], output
+    job = third.split("\n")[0]
+    rows = runs_of_job.strip().splitlines()[1:]
+    assert lines_mention(rows, f"{job} 0 done", f"{job}-2 1 --exit 3 failed 3", f"{job}-3 2 done"), output
 
 
 def requeue_once(cluster: Cluster, folder: Path, script: str) -> None:
