@@ -58,19 +58,28 @@ def display_job(job: ViewedJob) -> None:
 
 @dataclasses.dataclass
 class _Shown:
-    """A job that is shown, where, and as it was seen last."""
+    """A job that is shown, where, as it was seen last, and whether the place is lost where it was shown."""
 
     job: ViewedJob
     handle: DisplayHandle
     view: JobView
+    lost: bool = False
 
     def refresh(self) -> bool:
-        """Look again, and show it; whether there is more to come."""
+        """Look again, and show it; whether there is more to come.
+
+        What it is shown in may have been closed (a comm, a widget, the kernel's socket): then it is looked at all the
+        same, and shown again if that comes back.
+        """
         try:
             self.view = self.job.view()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is not to end the thread of all others
             self.view = dataclasses.replace(self.view, note=f"it cannot be seen: {error}", now=time.time())
-        self.handle.update(bundle(self.view), raw=True)
+        try:
+            self.handle.update(bundle(self.view), raw=True)
+            self.lost = False
+        except Exception:  # noqa: BLE001 - as above; whoever has closed it knows
+            self.lost = True
         return not self.view.standing.over
 
 
@@ -91,15 +100,15 @@ class NotebookUpdater:
         self._hooked: set[int] = set()
 
     def handle(self, job: ViewedJob) -> DisplayHandle | None:
-        """Where a job is shown already."""
+        """Where a job is shown already; None where it is not, or where that was closed."""
         shown = self._shown.get(id(job))
-        return None if shown is None else shown.handle
+        return None if shown is None or shown.lost else shown.handle
 
     def add(self, job: ViewedJob, handle: DisplayHandle, view: JobView) -> None:
         """Keep a job up to date from now on."""
         with self._turn:
             self._shown[id(job)] = _Shown(job, handle, view)
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():  # it is not, in a process that was forked
                 self._thread = threading.Thread(target=self._run, name="hpc-launch-display", daemon=True)
                 self._thread.start()
 

@@ -42,8 +42,11 @@ class Handle:
     def __init__(self) -> None:
         self.display_id = "id"
         self.shown: list[str] = []
+        self.error: Exception | None = None
 
     def update(self, obj: Any, **options: Any) -> None:
+        if self.error is not None:
+            raise self.error
         assert options == {"raw": True}
         assert set(obj) == {"text/plain", "text/html"}
         self.shown.append(obj["text/plain"])
@@ -122,6 +125,59 @@ def test_a_job_that_cannot_be_seen(board: NotebookUpdater) -> None:
     assert said.startswith("train (job 4711): running, ")
     assert said.endswith(": Stale file handle")
     assert (handle.shown[-1], untouched.shown[-1]) == ("train (job 4711): done", "other (job 4711): done")
+
+
+@pytest.mark.parametrize("error", [OSError("comm closed"), RuntimeError("no kernel"), ValueError("closed file")])
+def test_a_closed_place_ends_no_display(board: NotebookUpdater, error: Exception) -> None:
+    """Others go on, the job can be shown in a new place, and in the old one when that is there again."""
+    job, other = Job(), Job("other")
+    closed, open_ = put(board, job), put(board, other)
+    board.settle()
+    wait_for(lambda: closed.shown and open_.shown, TIMEOUT, "nothing is shown")
+    closed.error = error
+    before = len(closed.shown)
+    board.settle()
+    board.settle()
+    shown = len(open_.shown)
+    assert board.handle(other) is open_
+    assert board.handle(job) is None, "a new place is made for it"
+    again = put(board, job)
+    later = put(board, Job("later"))
+    board.settle()
+    wait_for(lambda: again.shown and later.shown, TIMEOUT, "what is shown anew is not kept up to date")
+    board.settle()
+    more = len(open_.shown)
+    job.state = other.state = State.DONE
+    board.settle()
+    wait_for(lambda: "done" in again.shown[-1] and "done" in open_.shown[-1], TIMEOUT, "the ends are not shown")
+
+    assert (more > shown, len(closed.shown)) == (True, before)
+
+
+def test_a_place_that_is_back_shows_the_end(board: NotebookUpdater) -> None:
+    """A place that failed for a moment is not given up."""
+    job = Job()
+    handle = put(board, job)
+    wait_for(lambda: handle.shown, TIMEOUT, "nothing is shown")
+    handle.error = OSError("busy")
+    board.settle()
+    handle.error = None
+    job.state = State.DONE
+    board.settle()
+    wait_for(lambda: board._thread is None, TIMEOUT, "the thread is still there")
+
+    assert handle.shown[-1] == "train (job 4711): done"
+
+
+def test_a_thread_that_is_gone_is_replaced(board: NotebookUpdater) -> None:
+    """As in a process that was forked while a job was shown."""
+    gone = threading.Thread(target=int)
+    gone.start()
+    gone.join()
+    board._thread = gone
+    handle = put(board, Job())
+
+    wait_for(lambda: handle.shown, TIMEOUT, "nothing is shown")
 
 
 def test_a_cell_does_not_wait_for_a_slow_file_system(board: NotebookUpdater, monkeypatch: pytest.MonkeyPatch) -> None:
