@@ -6,6 +6,7 @@ The tree:
     +-- UsageError            2  an option, a value or a combination of them
     |   +-- HostlistError     2  a host list or host file that cannot be read
     +-- CallError            65  a function, its arguments or its result cannot be sent
+    |   +-- ResultError        65  the results of some ranks cannot be read here
     +-- ScriptError          66  the training script is not there or not readable
     +-- JobNotFoundError     66  there is no directory of the job that is asked about
     +-- RendezvousError      69  the nodes did not come together
@@ -26,7 +27,9 @@ The numbers from 64 on are those of BSD's sysexits.h, which leaves 1 to 63 to th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 class HpcLaunchError(Exception):
@@ -82,6 +85,29 @@ class CallError(HpcLaunchError):
     """A function, its arguments or its result cannot be sent between here and a job's workers."""
 
     exit_status = 65
+
+
+class ResultError(CallError):
+    """The results of some ranks cannot be read here: a class is missing, a file is damaged, or somebody else's.
+
+    Attributes:
+        results: what the other ranks returned, by rank.
+        files: the file of each rank whose result cannot be read, by rank.
+        errors: why it cannot be, by rank.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        results: Mapping[int, Any] | None = None,
+        files: Mapping[int, Path] | None = None,
+        errors: Mapping[int, Exception] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.results = dict(results or {})
+        self.files = dict(files or {})
+        self.errors = dict(errors or {})
 
 
 class ScriptError(HpcLaunchError):

@@ -100,7 +100,7 @@ def pack_call(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping
     except Exception as error:
         what = pickle_diagnosis.find_unpicklable(parts)
         raise CallError(
-            f"cannot send {what}: {_line(error)}; make it inside of the function, or pass a path"
+            f"cannot send {what}: {first_line(error)}; make it inside of the function, or pass a path"
         ) from error
     header = {
         "python": list(sys.version_info[:2]),
@@ -125,8 +125,11 @@ def unpack_call(file: BinaryIO, host: str) -> tuple[Parts, int]:
     Raises:
         CallError: something that it needs is not on this node.
     """
-    header = pickle.load(file)  # noqa: S301 - the user's own file, as all of these
-    found = ".".join(map(str, header["python"]))
+    try:
+        header = pickle.load(file)  # noqa: S301 - the user's own file, as all of these
+        found = ".".join(map(str, header["python"]))
+    except Exception as error:
+        raise CallError(f"the call is damaged, as {host} sees it: {_named(error)}; submit it again") from error
     if tuple(header["python"]) != sys.version_info[:2]:
         raise CallError(
             f"{host} runs Python {sys.version_info[0]}.{sys.version_info[1]} ({sys.executable}), but the call was made "
@@ -140,17 +143,28 @@ def unpack_call(file: BinaryIO, host: str) -> tuple[Parts, int]:
     except ImportError as error:
         name = error.name or str(error)
         raise CallError(
-            f"module '{name}' cannot be imported on {host} by {sys.executable}: {_line(error)}; install it there, put "
-            f"it where the nodes see it, or send it along: cloudpickle.register_pickle_by_value({name.split('.')[0]})"
+            f"module '{name}' cannot be imported on {host} by {sys.executable}: {first_line(error)}; install it there, "
+            "put it where the nodes see it, or send it along: "
+            f"cloudpickle.register_pickle_by_value({name.split('.')[0]})"
         ) from error
     except AttributeError as error:
         raise CallError(
-            f"the call needs something that is not in the modules of {host}: {_line(error)}; is the same version "
+            f"the call needs something that is not in the modules of {host}: {first_line(error)}; is the same version "
             f"installed there ({sys.executable})?"
+        ) from error
+    except Exception as error:
+        raise CallError(
+            f"the call cannot be read on {host} by {sys.executable}: {_named(error)}; an argument may need what only "
+            "the submitting machine has"
         ) from error
     return parts, int(header["limit_mb"])
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error, or its kind where it says nothing."""
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"

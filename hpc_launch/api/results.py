@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import re
@@ -12,13 +13,15 @@ from typing import Any
 
 from hpc_launch import codec
 from hpc_launch.api import remote_exception
+from hpc_launch.api.pickled_call import first_line
 from hpc_launch.api.submission_files import read_json
-from hpc_launch.errors import CallError, JobFailed, WorkerFailed, exit_status_of, reason
+from hpc_launch.errors import CallError, JobFailed, ResultError, UsageError, WorkerFailed, exit_status_of, reason
 from hpc_launch.file_ownership import read_own
 from hpc_launch.records import failure_messages, history, root_cause
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.history_model import Worker
 from hpc_launch.records.plan_record import PlanRecord
+from hpc_launch.text import count
 
 # What another node has written may be seen here some seconds later.
 LAG_SECONDS = 30.0
@@ -40,22 +43,93 @@ def read_results(job: JobDirectory, job_id: str, *, functions: bool, patience: f
 
     Raises:
         JobFailed: those of some ranks are not there.
-        CallError: those of some ranks belong to somebody else.
+        ResultError: those of some ranks cannot be read; it has those of the others.
     """
+    size, files = _await_files(job, job_id, None, functions=functions, patience=patience)
+    if not functions:
+        return [None] * size
+    found: dict[int, Any] = {}
+    errors: dict[int, Exception] = {}
+    for rank in range(size):
+        try:
+            found[rank] = _read(job, files[rank])[1]
+        except Exception as error:  # noqa: BLE001 - a pickle may raise whatever it likes, and other ranks can be read
+            errors[rank] = error
+    if errors:
+        raise _unreadable(job_id, found, {rank: files[rank] for rank in errors}, errors)
+    return [found[rank] for rank in range(size)]
+
+
+def read_result(job: JobDirectory, job_id: str, rank: int, *, functions: bool, patience: float = LAG_SECONDS) -> Any:
+    """The result of one rank, of the last attempt: those of others need neither be there nor readable.
+
+    Args:
+        job: the job directory.
+        job_id: the job's id, for messages.
+        rank: which one.
+        functions: a function was called; otherwise it was a script, which returns nothing.
+        patience: how long to wait for what another node has written.
+
+    Raises:
+        UsageError: there is no such rank.
+        JobFailed: its result is not there.
+        ResultError: its result cannot be read.
+    """
+    _, files = _await_files(job, job_id, rank, functions=functions, patience=patience)
+    if not functions:
+        return None
+    try:
+        return _read(job, files[rank])[1]
+    except Exception as error:
+        raise _unreadable(job_id, {}, {rank: files[rank]}, {rank: error}) from error
+
+
+def _await_files(
+    job: JobDirectory, job_id: str, rank: int | None, *, functions: bool, patience: float
+) -> tuple[int, dict[int, Path]]:
+    """How many ranks there are, and the files of their results; all of them, or that of one rank, are awaited."""
     end = time.monotonic() + patience
     while True:
-        files = _numbered(job, _RESULT)
-        size = _world_size(job, files) if functions else _planned(job)
-        if not functions and size is not None:
-            return [None] * size
-        if size is not None and set(files) == set(range(size)):
-            return [_result(job, files[rank]) for rank in range(size)]
+        files = _numbered(job, _RESULT) if functions else {}
+        size = _world_size(job, files)
+        if rank is not None and size is not None:
+            check_rank(rank, size, job_id)
+        if size is not None and (not functions or {*range(size)} <= {*files} or rank in files):
+            return size, files
         if time.monotonic() > end:
-            missing = ", ".join(map(str, sorted(set(range(size or 1)) - set(files))))
+            absent = [rank] if rank is not None else sorted(set(range(size or 1)) - set(files))
+            missing = ", ".join(map(str, absent))
             raise JobFailed(
-                f"job {job_id} ended well, but there is no result of rank {missing} in {job.path}", job_id=job_id
+                f"job {job_id} ended well, but there is no result of rank {missing} in {job.path}; "
+                "result(rank=...) has that of one rank",
+                job_id=job_id,
             )
         time.sleep(_PAUSE)
+
+
+def check_rank(rank: int, size: int, job_id: str) -> None:
+    """Refuse a rank that a job does not have.
+
+    Raises:
+        UsageError: naming those that it has.
+    """
+    if not 0 <= rank < size:
+        raise UsageError(f"job {job_id} has no rank {rank}: its ranks are 0 to {size - 1}", option="rank")
+
+
+def _unreadable(
+    job_id: str, found: dict[int, Any], files: dict[int, Path], errors: dict[int, Exception]
+) -> ResultError:
+    ranks = ", ".join(map(str, errors))
+    rank, error = next(iter(errors.items()))
+    why = f"{type(error).__name__}: {first_line(error)}" if not isinstance(error, CallError) else str(error)
+    others = f"; the attribute 'results' of this error has those of {count(len(found), 'other rank')}" if found else ""
+    return ResultError(
+        f"job {job_id}: the result of rank {ranks} cannot be read here: {why} ({files[rank]}){others}",
+        results=found,
+        files=files,
+        errors=errors,
+    )
 
 
 def _numbered(job: JobDirectory, pattern: re.Pattern[str]) -> dict[int, Path]:
@@ -72,10 +146,14 @@ def _numbered(job: JobDirectory, pattern: re.Pattern[str]) -> dict[int, Path]:
 
 
 def _world_size(job: JobDirectory, files: dict[int, Path]) -> int | None:
+    """How many ranks there are: by any result that says so, else by the plan; None where nothing is known."""
     for path in files.values():
-        size: int = pickle.load(_open(job, path))["world_size"]  # noqa: S301 - the user's own job wrote it
-        return size
-    return None
+        with contextlib.suppress(Exception):  # it is looked at again, and then named
+            size = _read(job, path, header_only=True)[0]
+            if size > max(files):
+                return size
+    # Of files that all cannot be read, without a plan, these are the ranks that are known of.
+    return _planned(job) or (max(files) + 1 if files else None)
 
 
 def _planned(job: JobDirectory) -> int | None:
@@ -91,10 +169,15 @@ def _planned(job: JobDirectory) -> int | None:
     return nodes * ranks
 
 
-def _result(job: JobDirectory, path: Path) -> Any:
+def _read(job: JobDirectory, path: Path, *, header_only: bool = False) -> tuple[int, Any]:
+    """How many ranks there are, and the result of one.
+
+    Raises:
+        Exception: whatever a pickle raises that cannot be read here.
+    """
     file = _open(job, path)
-    pickle.load(file)  # noqa: S301 - the header
-    return pickle.load(file)  # noqa: S301 - as above
+    size = int(pickle.load(file)["world_size"])  # noqa: S301 - the user's own job wrote it
+    return size, None if header_only else pickle.load(file)  # noqa: S301 - as above
 
 
 def _open(job: JobDirectory, path: Path) -> io.BytesIO:
