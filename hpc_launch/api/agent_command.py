@@ -74,6 +74,16 @@ def node_words(resources: Resources, most: int | None = None) -> tuple[str, ...]
     return words
 
 
+def after_setup(setup: Sequence[str], words: Sequence[str]) -> tuple[str, ...]:
+    """A line that is run after lines of bash, as in a job script: a line that fails does not stop it.
+
+    Args:
+        setup: the lines of bash.
+        words: the line.
+    """
+    return ("bash", "-c", "\n".join([*setup, 'exec "$@"']), "setup", *words) if setup else tuple(words)
+
+
 def requeue_words(resources: Resources, *, checkpointed: bool) -> tuple[str, ...]:
     """When a job is to run again: what was said, else what its callable can do."""
     said = resources.requeue_words
@@ -96,7 +106,7 @@ def slurm_options(resources: Resources) -> dict[str, Any]:
         **resources.slurm,
         **(dict.fromkeys(needs.MAY_LOSE_NODES, True) if resources.may_lose_nodes else {}),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if value is not None and value is not False}
 
 
 def submitit_parameters(resources: Resources, *, requeue: Sequence[str] = ()) -> dict[str, Any]:
@@ -123,7 +133,7 @@ def submitit_parameters(resources: Resources, *, requeue: Sequence[str] = ()) ->
         "slurm_array_parallelism": resources.array_parallelism,
         # Of a short job the larger part is to be over: a callable would be told at once, and never get anywhere.
         "slurm_signal_delay_s": min(resources.notice, minutes * 60 // 3),
-        "slurm_setup": [needs.TRAP, *needs.hold_lines(HELD_BACK), *steps, *resources.setup],
+        "slurm_setup": [needs.TRAP, *needs.hold_lines(HELD_BACK), *steps, *resources.setup_lines],
         "slurm_srun_args": srun or None,
         "slurm_additional_parameters": {**options, **dict.fromkeys(needs.requeue(requeue, options), True)},
     }

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import FrameType
 
 from hpc_launch import held_signals
@@ -33,20 +34,36 @@ _SIGNALS = (
 )
 
 
-def run_agent_process(words: Sequence[str], *, alone: bool = False) -> int:
+# Those of them by which somebody has a job stopped.
+STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
+
+
+@dataclass(frozen=True)
+class AgentEnding:
+    """How an agent's process has ended.
+
+    Attributes:
+        status: its exit status, 128+N where signal N ended it.
+        stopped: it ended by a stop signal that was passed on to it: somebody wanted its end.
+    """
+
+    status: int
+    stopped: bool = False
+
+
+def run_agent_process(words: Sequence[str], *, alone: bool = False) -> AgentEnding:
     """Run an agent to its end.
 
     Args:
         words: the line that starts it.
         alone: where this process is killed, the agent is as well, and others go on without it; it stops all otherwise.
-
-    Returns:
-        Its exit status, 128+N where signal N ended it.
     """
     early: list[int] = []
+    told: set[int] = set()
     child: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
+        told.add(number)
         if child is None:
             early.append(number)
         else:
@@ -54,7 +71,8 @@ def run_agent_process(words: Sequence[str], *, alone: bool = False) -> int:
 
     by = signal.SIGKILL if alone else signal.SIGTERM
     before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
-    held_signals.release()
+    # Whoever has started this process may have held them back until somebody listens.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     try:
         child = subprocess.Popen(
             words,
@@ -69,7 +87,8 @@ def run_agent_process(words: Sequence[str], *, alone: bool = False) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-    return exit_status_of(status)
+    status = exit_status_of(status)
+    return AgentEnding(status, status - 128 in told & STOPS)
 
 
 def _in_child(tie: Callable[[], None]) -> Callable[[], None]:
@@ -97,7 +116,9 @@ def final_status(job: JobDirectory, environ: Mapping[str, str]) -> int | None:
     return attempt.status if over else None
 
 
-def conclude(files: JobFiles, job: JobDirectory, status: int, environ: Mapping[str, str]) -> bool:
+def conclude(
+    files: JobFiles, job: JobDirectory, status: int, environ: Mapping[str, str], *, cancelled: bool = False
+) -> bool:
     """Write down how a job has ended, unless it is going to run again.
 
     Args:
@@ -105,13 +126,14 @@ def conclude(files: JobFiles, job: JobDirectory, status: int, environ: Mapping[s
         job: the job directory.
         status: the exit status of the agent.
         environ: the environment.
+        cancelled: somebody has cancelled it, and there is no Slurm to say so.
 
     Returns:
         Whether the job has ended.
     """
     if _runs_again(job, status, environ):
         return False
-    write_json(files.outcome, Outcome(status, job.path, round(time.time(), 3)))
+    write_json(files.outcome, Outcome(status, job.path, round(time.time(), 3), cancelled))
     return True
 
 

@@ -44,8 +44,7 @@ def choose_backend(
         UsageError: there is no such kind of cluster.
         ContextError: what was asked for is not to be had here.
     """
-    if asked not in CLUSTERS:
-        raise UsageError(f"cluster={asked!r}: {', '.join(CLUSTERS)} is expected", option="cluster")
+    check_cluster(asked)
     if asked == SLURM and not has_slurm():
         raise ContextError(
             "cluster='slurm', but there is no sbatch here, or no slurm.conf that it finds: is this a machine of the "
@@ -69,6 +68,16 @@ def choose_backend(
     if has_slurm():
         return BackendChoice(SLURM, "queued by sbatch")
     return BackendChoice(LOCAL, "there is no Slurm here")
+
+
+def check_cluster(asked: str) -> None:
+    """Refuse a kind of cluster that there is not.
+
+    Raises:
+        UsageError: naming those that there are.
+    """
+    if asked not in CLUSTERS:
+        raise UsageError(f"cluster={asked!r}: {', '.join(CLUSTERS)} is expected", option="cluster")
 
 
 def _too_much(job: Allocation, resources: Resources) -> str:

@@ -216,7 +216,8 @@ class InProcessJob:
 
 
 def _ended(outcome: Outcome) -> JobEnding:
-    return JobEnding(outcome.status, "FAILED" if outcome.status else "COMPLETED", outcome.directory)
+    state = "CANCELLED" if outcome.cancelled else "FAILED" if outcome.status else "COMPLETED"
+    return JobEnding(outcome.status, state, outcome.directory)
 
 
 def _nothing_to_wait_for(record: JobRecord | None) -> bool:

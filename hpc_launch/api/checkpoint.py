@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hpc_launch.api import pickled_call
+from hpc_launch.api import call_arguments, pickled_call
 from hpc_launch.api.submission_files import PICKLE_MODE
 from hpc_launch.records import directory
 from hpc_launch.records.directory import JobDirectory
@@ -70,6 +70,7 @@ class Checkpoints:
         try:
             later = checkpoint()
             if later is not None:
+                call_arguments.check_arguments(later.function, later.args, later.kwargs)
                 data = pickled_call.pack_call(later.function, later.args, later.kwargs, self._limit_mb)
                 directory.write_whole(self._path, data, self._top, mode=PICKLE_MODE)
                 _leave()

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
 
 from hpc_launch import redaction
-from hpc_launch.api import agent_command, agent_process, job_resources, pickled_call
+from hpc_launch.api import (
+    agent_command,
+    agent_process,
+    call_arguments,
+    folder_pattern,
+    job_resources,
+    pickled_call,
+    submitit_names,
+)
 from hpc_launch.api.job_resources import Resources
-from hpc_launch.api.submission_files import JobFiles, SubmissionRecord, write_once, write_record
+from hpc_launch.api.submission_files import JobFiles, SubmissionRecord, write_json, write_once, write_record
 from hpc_launch.errors import UsageError
+from hpc_launch.node import processes
+from hpc_launch.records.claims import Holder
 from hpc_launch.records.directory import JobDirectory
 
 Target = Union[str, "os.PathLike[str]", Callable[..., Any]]
@@ -30,6 +42,19 @@ class _Ended(SystemExit, Exception):
         return f"the workers ended with status {self.code}; what they have said is in {self.job}"
 
 
+@dataclass(frozen=True)
+class CallKeywords:
+    """What keywords mean where a call is made, for messages about those that its function does not have.
+
+    Attributes:
+        taken: those that say something about the job.
+        explain: says what a keyword means there that the function does not have; empty where it means nothing.
+    """
+
+    taken: Collection[str] = ()
+    explain: Callable[[str], str] = submitit_names.meaning
+
+
 class ElasticTask:
     """A script, or a function, that submitit runs with hpc-launch: `executor.submit(ElasticTask("train.py"))`.
 
@@ -43,42 +68,70 @@ class ElasticTask:
     Args:
         target: the path of a script, or a function.
         args: the arguments; those of a script are words.
-        log_dir: where the job directory goes; submitit's folder where that is not said.
+        log_dir: where the job directory goes, with `%j`, `%A` and `%a` as in submitit's folder; submitit's folder where
+            that is not said.
         keywords: resources that matter within a job (`ranks_per_node`, `spares`, `nodes` where it is a range,
             `requeue`, `max_requeues`, `max_restarts`, `launch`, `max_pickle_mb`); all others are arguments of the
             function.
 
     Raises:
         CallError: the function cannot be sent.
-        UsageError: a script was given arguments with names.
+        UsageError: the function does not take the arguments, a script was given some with names, or the target is
+            neither.
     """
 
     def __init__(self, target: Target, *args: Any, log_dir: str = "", **keywords: Any) -> None:
         given, others = job_resources.divide_keywords(keywords)
-        self._prepare(target, args, others, job_resources.read_resources(given), log_dir)
+        resources = job_resources.read_resources(given)
+        self._prepare(target, args, others, CallKeywords(job_resources.KEYWORDS), resources=resources, log_dir=log_dir)
 
     @classmethod
     def of(
-        cls, target: Target, args: Sequence[Any], keywords: Mapping[str, Any], resources: Resources, log_dir: Path
+        cls,
+        target: Target,
+        args: Sequence[Any],
+        keywords: Mapping[str, Any],
+        *,
+        resources: Resources,
+        log_dir: Path,
+        meaning: CallKeywords,
     ) -> ElasticTask:
         """A task whose resources are known: all keywords are the function's."""
         task = cls.__new__(cls)
-        task._prepare(target, args, keywords, resources, str(log_dir))  # noqa: SLF001 - its own
+        task._prepare(target, args, keywords, meaning, resources=resources, log_dir=str(log_dir))  # noqa: SLF001 - its own
         return task
 
     def _prepare(
-        self, target: Target, args: Sequence[Any], others: Mapping[str, Any], resources: Resources, log_dir: str
+        self,
+        target: Target,
+        args: Sequence[Any],
+        others: Mapping[str, Any],
+        meaning: CallKeywords,
+        *,
+        resources: Resources,
+        log_dir: str,
     ) -> None:
+        folder_pattern.check_folder(log_dir)
         self.resources = resources
         self.log_dir = log_dir
         self.script: tuple[str, ...] = ()
         self.call = b""
         self.checkpointed = hasattr(target, "checkpoint")
         if callable(target):
+            call_arguments.check_arguments(target, args, others, others=meaning.taken, explain=meaning.explain)
             self.call = pickled_call.pack_call(target, args, others, self.resources.max_pickle_mb)
             self.name = getattr(target, "__name__", type(target).__name__)
+        elif not isinstance(target, (str, os.PathLike)):
+            raise UsageError(
+                f"a function, or the path of a script, is expected, and not {_described(target)}: give the function "
+                "itself and its arguments, submit(function, *args)"
+            )
         elif others:
-            raise UsageError(f"a script is given words, not {', '.join(f'{name}=' for name in others)}")
+            near = call_arguments.nearest(next(iter(others)), meaning.taken)
+            hint = meaning.explain(next(iter(others))) or (f"did you mean '{near}'?" if near else "")
+            raise UsageError(
+                f"a script is given words, not {', '.join(f'{name}=' for name in others)}{'; ' * bool(hint)}{hint}"
+            )
         else:
             self.script = (os.fspath(target), *map(str, args))
             self.name = Path(self.script[0]).stem
@@ -120,7 +173,7 @@ class ElasticTask:
         files = JobFiles(Path(here.paths.folder), here.job_id)
         if self.call:
             write_once(files.call, self.call)
-        log_dir = Path(self.log_dir or here.paths.folder).absolute()
+        log_dir = folder_pattern.job_folder(Path(self.log_dir or here.paths.folder), here.job_id).absolute()
         slurm = here.cluster == "slurm"
         lossy = slurm and self.resources.may_lose_nodes
         name = f"{here.job_id}.{os.environ.get('SLURM_STEP_ID', '0')}" if slurm else f"local-{here.job_id}"
@@ -128,11 +181,20 @@ class ElasticTask:
         job = JobDirectory(log_dir, name)
         if here.global_rank == 0 and not files.record.exists():
             write_record(files.record, self.record(here.job_id, here.cluster, job.path))
-        status = agent_process.run_agent_process(self.agent(files.call, log_dir, *options, requeue=slurm), alone=lossy)
+        if not slurm:
+            write_json(files.process, Holder(socket.gethostname(), os.getpid(), processes.start_time(os.getpid())))
+        ending = agent_process.run_agent_process(self.agent(files.call, log_dir, *options, requeue=slurm), alone=lossy)
+        status = ending.status
         # Of a run that goes on without nodes that are lost the first one can be among these.
         final = agent_process.final_status(job, os.environ) if lossy else status if here.global_rank == 0 else None
-        if final is not None and not agent_process.conclude(files, job, final, os.environ):
+        cancelled = ending.stopped and not slurm
+        if final is not None and not agent_process.conclude(files, job, final, os.environ, cancelled=cancelled):
             raise SystemExit(status)  # without a word to submitit: the job runs again
         if status:
             raise _Ended(status, job.path)
         return {"job_directory": str(job.path)} if here.global_rank == 0 else None
+
+
+def _described(target: Any) -> str:
+    """What was given in place of a function, in a few words."""
+    return "None" if target is None else f"one of type {type(target).__name__}"

@@ -10,24 +10,26 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from hpc_launch import file_ownership
 from hpc_launch.api import (
     agent_command,
     backend_choice,
     debug_backend,
+    folder_pattern,
     job_resources,
     local_supervisor,
     pickled_call,
     resource_defaults,
+    submitit_names,
     submitit_process,
 )
 from hpc_launch.api.backends import BackendJob, LocalJob, SlurmJob
-from hpc_launch.api.elastic_task import ElasticTask, Target
+from hpc_launch.api.elastic_task import CallKeywords, ElasticTask, Target
 from hpc_launch.api.job_handle import Job
 from hpc_launch.api.job_resources import Resources
-from hpc_launch.api.submission_files import PICKLE_MODE, SUBMITTED, JobFiles, write_file, write_record
+from hpc_launch.api.submission_files import IN_PROCESS, PICKLE_MODE, SUBMITTED, JobFiles, write_file, write_record
 from hpc_launch.errors import CallError, LogDirError, UsageError, reason
 from hpc_launch.node import devices
 from hpc_launch.plan import launch_context
@@ -48,7 +50,8 @@ class Executor:
     """Submits functions and scripts that are to have the same resources.
 
     Args:
-        folder: where the files of the jobs go; the nodes must see it.
+        folder: where the files of the jobs go; the nodes must see it. With submitit's `%j`, `%A` or `%a` in it each job
+            directory is in a folder of its own: see `folder_pattern`.
         cluster: `auto`, or `slurm`, `allocation`, `local`, `debug`.
         resources: what each job is to have: see `Resources`.
 
@@ -56,9 +59,13 @@ class Executor:
         UsageError: a resource is unknown, or cannot be.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] = "logs", *, cluster: str = "auto", **resources: Any) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str] = "logs", *, cluster: str | None = "auto", **resources: Any
+    ) -> None:
+        folder_pattern.check_folder(os.fspath(folder))
         self.folder = Path(folder).expanduser().absolute()
-        self.cluster = cluster
+        self.cluster = cluster or "auto"
+        backend_choice.check_cluster(self.cluster)
         self.resources = job_resources.read_resources(resources)
         self._batch: list[tuple[ElasticTask, Job[Any]]] | None = None
 
@@ -77,11 +84,15 @@ class Executor:
         """Submit a function with its arguments, or a script with its words.
 
         Raises:
+            UsageError: the function does not take these arguments.
             CallError: the call cannot be sent.
+            ScriptError: there is no such script.
             SlurmError: Slurm refuses the job.
             HpcLaunchError: as the command line has it.
         """
-        task = self._task(target, args, kwargs)
+        return self._submit(self._task(target, args, kwargs))
+
+    def _submit(self, task: ElasticTask) -> Job[Any]:
         if self._batch is not None:
             job: Job[Any] = Job(None, None, None)
             self._batch.append((task, job))
@@ -90,15 +101,38 @@ class Executor:
 
     def map_array(self, function: Callable[..., R], *iterables: Iterable[Any]) -> list[Job[R]]:
         """Submit a job for each of some arguments, as `map` takes them, in one job array."""
-        tasks = [self._task(function, args, {}) for args in zip(*iterables)]  # noqa: B905 - as `map` does
+        points = zip(*iterables)  # noqa: B905 - as `map` does
+        tasks = [self._point(number, function, args) for number, args in enumerate(points)]
         return self._start(tasks) if tasks else []
 
+    def submit_array(self, functions: Iterable[Callable[[], R]]) -> list[Job[R]]:
+        """Submit a job for each of some functions without arguments in one job array, as submitit has it."""
+        tasks = [self._point(number, function, ()) for number, function in enumerate(functions)]
+        return self._start(tasks) if tasks else []
+
+    def _point(self, number: int, function: Callable[..., Any], args: Sequence[Any]) -> ElasticTask:
+        try:
+            return self._task(function, args, {})
+        except UsageError as error:
+            raise UsageError(f"job {number} of the array: {error}", option=error.option) from None
+
     @contextlib.contextmanager
-    def batch(self) -> Iterator[None]:
+    def batch(self, allow_implicit_submissions: bool = False) -> Iterator[None]:
         """Submit everything that is submitted within it as one job array, when it ends.
 
         The jobs can be used from then on. Where it ends by an exception nothing is submitted.
+
+        Args:
+            allow_implicit_submissions: submitit's; a batch is submitted at its end only.
+
+        Raises:
+            UsageError: implicit submissions are wanted, or it is within another batch.
         """
+        if allow_implicit_submissions:
+            raise UsageError(
+                "allow_implicit_submissions of submitit is not there: use the jobs after the batch, or submit them "
+                "without one"
+            )
         if self._batch is not None:
             raise UsageError("a batch cannot be within another")
         self._batch = []
@@ -111,8 +145,25 @@ class Executor:
             for (_, job), started in zip(waiting, self._start([task for task, _ in waiting]), strict=True):
                 job._become(started)  # noqa: SLF001 - it is ours to fill
 
-    def _task(self, target: Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ElasticTask:
-        return ElasticTask.of(target, args, kwargs, self.resources, self.folder)
+    def _task(
+        self, target: Target, args: Sequence[Any], kwargs: Mapping[str, Any], meaning: CallKeywords | None = None
+    ) -> ElasticTask:
+        meaning = meaning or CallKeywords(explain=_of_executor)
+        task = ElasticTask.of(target, args, kwargs, resources=self.resources, log_dir=self.folder, meaning=meaning)
+        self._check_script(task)
+        return task
+
+    def _check_script(self, task: ElasticTask) -> None:
+        """See that a script is there, unless it is looked for in another directory, or by Python's import system."""
+        launch = {name.replace("_", "-"): value for name, value in self.resources.launch.items()}
+        if task.script and task.script[0] != "-m" and "chdir" not in self.resources.slurm:
+            meant = Settings(module=bool(launch.get("module")), no_python=bool(launch.get("no-python")))
+            launch_context.check_script(meant, task.script[0], Path.cwd())
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise submitit_names.attribute_error("Executor", name, submitit_names.EXECUTOR)
 
     # ---- starting
 
@@ -127,7 +178,13 @@ class Executor:
             )
         found = launch_context.gather_context(os.environ, Settings()).slurm
         choice = backend_choice.choose_backend(self.cluster, found, has_slurm=_has_slurm, resources=self.resources)
-        base = self.folder / SUBMITTED
+        folder_pattern.check_numbered(self.folder, array=choice.cluster == backend_choice.SLURM and len(tasks) > 1)
+        base = folder_pattern.shared_folder(self.folder) / SUBMITTED
+        if choice.cluster == backend_choice.SLURM and "%" in str(base):
+            raise UsageError(
+                f"folder: Slurm fills in fields such as %u and %x in {base}: choose a folder without '%'",
+                option="folder",
+            )
         try:
             file_ownership.make_parents(base)
             file_ownership.check_parents(base)
@@ -155,11 +212,12 @@ class Executor:
             tasks, submitit_process.submit_by_submitit(base, tasks, parameters, environ), strict=True
         ):
             files = JobFiles(base, job_id)
-            where = self.folder / f"{job_id}.0"
+            where = self._folder_of(job_id) / f"{job_id}.0"
             self._write_record(files, task, backend_choice.SLURM, where)
             jobs.append(self._hold(files, SlurmJob(files), where))
+        folder = self.folder if len(jobs) > 1 else self._folder_of(jobs[0].job_id)
         many = f"s {jobs[0].job_id} to {jobs[-1].job_id}" if len(jobs) > 1 else f" {jobs[0].job_id}"
-        _say(f"job{many}: slurm ({why}), {_size(resources)}, logs in {self.folder}")
+        _say(f"job{many}: slurm ({why}), {_size(resources)}, logs in {folder}")
         for note in notes:
             _say(f"note: {note}")
         return jobs
@@ -170,7 +228,9 @@ class Executor:
         if not any(word.startswith("--nnodes=") for word in words):
             words = (f"--nodes={self.resources.all_nodes.maximum}", *words)
         options = (*words, f"--log-name={files.job_id}")
-        _say(f"job {files.job_id}: allocation ({why}), {_size(self.resources)}, logs in {self.folder}")
+        _say(
+            f"job {files.job_id}: allocation ({why}), {_size(self.resources)}, logs in {self._folder_of(files.job_id)}"
+        )
         return self._begin(files, task, backend_choice.ALLOCATION, options)
 
     def _local(self, base: Path, task: ElasticTask, why: str) -> Job[Any]:
@@ -179,23 +239,30 @@ class Executor:
         task.resources = dataclasses.replace(task.resources, ranks_per_node=ranks)
         options = ("--standalone", f"--log-name={files.job_id}")
         size = less or count(ranks, "rank")
-        _say(f"job {files.job_id}: local ({why}), {size}, logs in {self.folder}")
+        _say(f"job {files.job_id}: local ({why}), {size}, logs in {self._folder_of(files.job_id)}")
         return self._begin(files, task, backend_choice.LOCAL, options)
 
     def _begin(self, files: JobFiles, task: ElasticTask, cluster: str, options: Sequence[str]) -> Job[Any]:
         if task.call:
             write_file(files.call, task.call, PICKLE_MODE)
-        where = self.folder / files.job_id
-        words = task.agent(files.call, self.folder, *options, requeue=False)
-        self._write_record(files, task, cluster, where, words)
+        folder = self._folder_of(files.job_id)
+        where = folder / files.job_id
+        words = task.agent(files.call, folder, *options, requeue=False)
+        line = agent_command.after_setup(self.resources.setup_lines, words)
+        self._write_record(files, task, cluster, where, line)
         local_supervisor.start_supervised(files)
         return self._hold(files, LocalJob(files), where)
 
     def _debug(self, base: Path, task: ElasticTask, why: str) -> Job[Any]:
-        files = _claim(base, local_job_name(time.time(), os.getpid()).replace("local", "debug"))
+        files = _claim(base, f"{IN_PROCESS}{local_job_name(time.time(), os.getpid()).removeprefix('local-')}")
         _say(f"job {files.job_id}: debug ({why}), rank 0 in this process")
+        if self.resources.setup_lines:
+            _say("note: the lines of setup= are not run: they cannot change this process")
         done = debug_backend.run_in_process(task)
         return Job._in_process(files, done.status, done.value, done.error)  # noqa: SLF001 - it is ours to make
+
+    def _folder_of(self, job_id: str) -> Path:
+        return folder_pattern.job_folder(self.folder, job_id)
 
     def _hold(self, files: JobFiles, handle: BackendJob, where: Path) -> Job[Any]:
         return Job(files, handle, where)
@@ -224,7 +291,7 @@ def submit(
     /,
     *args: Any,
     folder: str | os.PathLike[str] = "logs",
-    cluster: str = "auto",
+    cluster: str | None = "auto",
     **kwargs: Any,
 ) -> Job[Any]:
     """Run a function, or a script, on every rank of some nodes.
@@ -232,7 +299,7 @@ def submit(
     Args:
         target: the function, or the path of the script.
         args: its arguments; those of a script are words.
-        folder: where the job's files go; the nodes must see it.
+        folder: where the job's files go; the nodes must see it. See `Executor`.
         cluster: `auto` for Slurm where there is one, the allocation that this is in, or else this machine; or one of
             `slurm`, `allocation`, `local`, and `debug` for rank 0 in this process.
         kwargs: resources by their names (see `Resources`: `nodes`, `gpus_per_node`, `ranks_per_node`, `time`, ...), and
@@ -242,12 +309,21 @@ def submit(
         The job. `results()` has what the function returned on each rank.
 
     Raises:
+        UsageError: a resource is unknown, or the function does not take these arguments.
         CallError: the call cannot be sent.
+        ScriptError: there is no such script.
         SlurmError: Slurm refuses the job.
         HpcLaunchError: as the command line has it.
     """
     resources, others = job_resources.divide_keywords(kwargs)
-    return Executor(folder, cluster=cluster, **resources).submit(target, *args, **others)
+    executor = Executor(folder, cluster=cluster, **resources)
+    meaning = CallKeywords({*job_resources.KEYWORDS, "folder", "cluster"})
+    return executor._submit(executor._task(target, args, others, meaning))  # noqa: SLF001 - of this module
+
+
+def _of_executor(name: str) -> str:
+    """What a keyword means that an executor's `submit` is given, and the function does not have."""
+    return f"'{name}' is a resource: give it to Executor(...)" if job_resources.is_resource(name) else ""
 
 
 def _claim(base: Path, name: str) -> JobFiles:

@@ -59,6 +59,7 @@ def main(call: str) -> None:
         call: the file with it, unless an earlier attempt has left a later one.
     """
     here = WorkerIdentity.of(os.environ)
+    os.environ.update(submitits_variables(os.environ, Path(call)))
     try:
         (function, args, kwargs), limit_mb = _read(Path(call), here)
         if hasattr(function, "checkpoint"):
@@ -71,6 +72,27 @@ def main(call: str) -> None:
         )
         print(f"hpc-launch: {error}", file=sys.stderr)  # noqa: T201 - this is the worker's own log
         raise SystemExit(error.exit_status) from None
+
+
+def submitits_variables(environ: Mapping[str, str], call: Path) -> dict[str, str]:
+    """What makes submitit's `JobEnvironment` speak of this worker, where there is no Slurm whose variables do so. Pure.
+
+    Args:
+        environ: the environment of the worker.
+        call: the file with its call, which is in submitit's folder.
+    """
+    if "SLURM_PROCID" in environ:
+        return {}
+    names = {
+        "NTASKS": "WORLD_SIZE",
+        "JOB_NUM_NODES": "GROUP_WORLD_SIZE",
+        "NODEID": "GROUP_RANK",
+        "GLOBALID": "RANK",
+        "LOCALID": "LOCAL_RANK",
+    }
+    found = {f"SUBMITIT_LOCAL_{name}": environ[ours] for name, ours in names.items() if ours in environ}
+    job_id = call.stem.removesuffix("_call")
+    return {**found, "SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": job_id, "SUBMITIT_FOLDER": str(call.parent)}
 
 
 def _read(call: Path, here: WorkerIdentity) -> tuple[pickled_call.Parts, int]:

@@ -9,14 +9,13 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
-from hpc_launch.api import results
+from hpc_launch.api import job_files_search, results, submitit_names
 from hpc_launch.api.backend_choice import SLURM
 from hpc_launch.api.backends import BackendJob, InProcessJob, JobEnding, LocalJob, SlurmJob
 from hpc_launch.api.job_view import JobView, ViewSubject
-from hpc_launch.api.submission_files import SUBMITTED, JobFiles, read_record
+from hpc_launch.api.submission_files import JobFiles, read_record
 from hpc_launch.errors import JobFailed, UsageError
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord
 from hpc_launch.submission.job_watcher import last_lines_of
 
@@ -51,18 +50,27 @@ class Job(Generic[R]):
         self._eyes: SlurmQuery | None = None
 
     @classmethod
-    def load(cls, job: str | Path, folder: str | Path | None = None) -> Job[Any]:
+    def load(cls, job: str | Path, folder: str | Path | None = None) -> Any:
         """A job that was submitted before, by this Python or another.
 
         Args:
-            job: its id, or the path of its job directory, or of its record.
+            job: its id, or the path of its job directory, or of its record. `12_3` is one job of the array 12.
             folder: the executor's folder; where it is not said, `logs`, or what Slurm says of the job's output.
 
+        Returns:
+            The job. Of the id of a job array a list of its jobs, in their order, as `map_array` returned it.
+
         Raises:
-            UsageError: there is no such job.
+            UsageError: there is no such job, or it has run in the process that submitted it.
         """
-        files = _find(str(job), None if folder is None else Path(folder))
+        found = job_files_search.find_job_files(str(job), None if folder is None else Path(folder))
+        return cls._of_files(found) if isinstance(found, JobFiles) else [cls._of_files(files) for files in found]
+
+    @classmethod
+    def _of_files(cls, files: JobFiles) -> Job[Any]:
         record = read_record(files.record)
+        if record is None and files.is_of_this_process:
+            raise UsageError(f"job {files.job_id} has run in the process that submitted it, and left no results")
         handle: BackendJob = SlurmJob(files) if record is None or record.cluster == SLURM else LocalJob(files)
         return cls(files, handle, None if record is None else record.directory)
 
@@ -125,24 +133,46 @@ class Job(Generic[R]):
             timeout: how many seconds to wait for the job's end, at most.
 
         Raises:
+            ResultError: those of some ranks cannot be read here; it has those of the others, by rank.
             TimeoutError: it has not ended by then.
             Exception: whatever the worker that failed first has raised, with its traceback there as the cause.
             WorkerFailed: a worker has crashed, or ended with another status than 0.
             JobFailed: the job ended otherwise: cancelled, out of time, never started.
         """
+        self._await_success(timeout)
+        if self._results is None:
+            self._results = results.read_results(self._tree(), self.job_id, functions=self._is_function())
+        return self._results
+
+    def result(self, timeout: float | None = None, *, rank: int = 0) -> R:
+        """What the function returned on one rank, whatever has become of the results of others; as `results`.
+
+        Args:
+            timeout: how many seconds to wait for the job's end, at most.
+            rank: which one.
+
+        Raises:
+            UsageError: there is no such rank.
+            ResultError: its result cannot be read here.
+        """
+        self._await_success(timeout)
+        if self._results is not None:
+            results.check_rank(rank, len(self._results), self.job_id)
+            return self._results[rank]
+        functions = self._is_function()
+        return cast("R", results.read_result(self._tree(), self.job_id, rank, functions=functions))
+
+    def _await_success(self, timeout: float | None) -> None:
         error = self.exception(timeout)
         if error is not None:
             raise error
-        if self._results is None:
-            files = self._of()
-            record = read_record(files.record)
-            directory = JobDirectory(self.directory.parent, self.directory.name)
-            self._results = results.read_results(directory, self.job_id, functions=record is None or not record.script)
-        return self._results
 
-    def result(self, timeout: float | None = None) -> R:
-        """What the function returned on rank 0; as `results`."""
-        return self.results(timeout)[0]
+    def _tree(self) -> JobDirectory:
+        return JobDirectory(self.directory.parent, self.directory.name)
+
+    def _is_function(self) -> bool:
+        record = read_record(self._of().record)
+        return record is None or not record.script
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What `results` would raise, returned; None for a job that has ended well.
@@ -209,9 +239,8 @@ class Job(Generic[R]):
         from hpc_launch.inspection import log_reader  # noqa: PLC0415 - who only waits for results need not read it
         from hpc_launch.inspection.output_files import OutputSelection  # noqa: PLC0415 - as above
 
-        directory = JobDirectory(self.directory.parent, self.directory.name)
         found = log_reader.read_lines(
-            directory, OutputSelection(ranks=frozenset({rank})), follow=follow, ended=self.done
+            self._tree(), OutputSelection(ranks=frozenset({rank})), follow=follow, ended=self.done
         )
         return (line.text for line in found)
 
@@ -293,6 +322,11 @@ class Job(Generic[R]):
 
         return bundle(self.view()) if self._files else {"text/plain": repr(self)}
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise submitit_names.attribute_error("Job", name, submitit_names.JOB)
+
     # ---- for the executor
 
     def _become(self, other: Job[R]) -> None:
@@ -321,31 +355,3 @@ def _pauses() -> Generator[float, None, None]:
     while True:
         yield pause
         pause = min(pause * _GROWTH, _LONGEST_PAUSE)
-
-
-def _find(job: str, folder: Path | None) -> JobFiles:
-    path = Path(job).expanduser()
-    if path.is_dir() and folder is None:  # a job directory
-        name = path.absolute().name
-        return _there(path.absolute().parent, (name, name.rpartition(".")[0]), job)
-    if path.is_file() and folder is None:
-        return JobFiles(path.absolute().parent, path.stem)
-    if folder is not None:
-        return _there(folder.absolute(), (job,), job)
-    try:
-        return _there(Path("logs").absolute(), (job,), job)
-    except UsageError:
-        record = next(iter(controller.ask_jobs(job) or ()), None)
-        output = Path(record.output) if record is not None and record.output else None
-        if output is None or output.parent.name != SUBMITTED:
-            raise
-        return JobFiles(output.parent, job)
-
-
-def _there(folder: Path, names: tuple[str, ...], job: str) -> JobFiles:
-    for base in (folder / SUBMITTED, folder):
-        for name in names:
-            files = JobFiles(base, name)
-            if name and (files.record.exists() or files.outcome.exists() or files.call.exists()):
-                return files
-    raise UsageError(f"there is no job '{job}' in {folder}: say folder=, or the path of its job directory")

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hpc_launch.api import submitit_names
+from hpc_launch.api.call_arguments import nearest
 from hpc_launch.errors import UsageError
 from hpc_launch.records.requeue_ledger import REASONS
-from hpc_launch.settings import NodeRange
+from hpc_launch.settings import NodeRange, specs
 from hpc_launch.slurm.slurm_times import read_time_limit
 
 CLUSTERS = ("auto", "slurm", "allocation", "local", "debug")
-
-# submitit's names for what has another name here.
-_SUBMITIT = {"timeout_min": "time", "mem_gb": "mem", "tasks_per_node": "ranks_per_node", "signal_delay_s": "notice"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class Resources:
         time: the time limit: minutes, or as Slurm writes it (`1-12:00:00`).
         partition: and `account`, `qos`, `constraint`: as sbatch has them.
         name: of the job.
-        setup: lines of the job script before the start, such as `module load cuda`.
+        setup: lines of bash before the start, such as `module load cuda`.
         notice: seconds before the time limit at which workers are told (SIGUSR2).
         requeue: when the job is to run again: words of `--requeue`; chosen by the callable where not said.
         max_requeues: how often, those after preemptions apart.
@@ -58,7 +57,7 @@ class Resources:
     qos: str | None = None
     constraint: str | None = None
     name: str | None = None
-    setup: Sequence[str] = ()
+    setup: str | Sequence[str] = ()
     notice: int = 90
     requeue: str | Sequence[str] | None = None
     max_requeues: int | None = None
@@ -82,12 +81,28 @@ class Resources:
             raise UsageError(
                 f"time={self.time!r}: minutes, or a limit such as '1-12:00:00', is expected", option="time"
             )
+        self._check_texts_and_options()
         unknown = [
             word for word in self.requeue_words or () if word not in (*(f"on-{one}" for one in REASONS), "never")
         ]
         if unknown:
             words = ", ".join(f"on-{one}" for one in REASONS)
             raise UsageError(f"requeue={unknown[0]!r}: {words} or never is expected", option="requeue")
+
+    def _check_texts_and_options(self) -> None:
+        for name in ("requeue", "setup"):
+            value = getattr(self, name)
+            if value is not None and not _are_texts(value):
+                raise UsageError(f"{name}={value!r}: a text, or a list of texts, is expected", option=name)
+        for name in ("launch", "slurm"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise UsageError(f"{name}={getattr(self, name)!r}: options by their names are expected", option=name)
+        options = _launch_options()
+        for option in self.launch:
+            if option.replace("_", "-") not in options:
+                near = nearest(option, options)
+                hint = f"; did you mean '{near.replace('-', '_')}'?" if near else "; see 'hpc-launch run --help'"
+                raise UsageError(f"launch: there is no option '{option}' of hpc-launch run{hint}", option=option)
 
     @property
     def node_range(self) -> NodeRange:
@@ -117,6 +132,11 @@ class Resources:
         return -(-int(seconds) // 60)
 
     @property
+    def setup_lines(self) -> tuple[str, ...]:
+        """The lines of bash before the start."""
+        return tuple(self.setup.splitlines()) if isinstance(self.setup, str) else tuple(self.setup)
+
+    @property
     def ranks(self) -> int | None:
         """The workers of a node, as far as is known here."""
         return self.ranks_per_node or self.gpus_per_node or None
@@ -127,6 +147,16 @@ class Resources:
         if isinstance(self.requeue, str):
             return tuple(word.strip() for word in self.requeue.split(",") if word.strip())
         return None if self.requeue is None else tuple(self.requeue)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, Sequence) and all(isinstance(one, str) for one in value))
+
+
+@functools.cache
+def _launch_options() -> frozenset[str]:
+    """The long names of the options of `hpc-launch run`, without their dashes."""
+    return frozenset(key for spec in specs().values() for key in spec.keys)
 
 
 def _node_range(value: Any) -> NodeRange | None:
@@ -154,10 +184,13 @@ _COUNTS = {
 
 NAMES = frozenset(item.name for item in dataclasses.fields(Resources))
 
+# The keywords that `submit` takes for the job, besides those that begin with `slurm_`.
+KEYWORDS = NAMES | submitit_names.SHARED.keys() | {"signal_delay_s"}
+
 
 def is_resource(name: str) -> bool:
     """Whether a keyword says something about the job, and is no argument of the function."""
-    return name in NAMES or name in _SUBMITIT or name.startswith("slurm_")
+    return name in KEYWORDS or submitit_names.is_for_slurm(name)
 
 
 def divide_keywords(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -169,33 +202,67 @@ def divide_keywords(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
 def read_resources(given: Mapping[str, Any], base: Resources | None = None) -> Resources:
     """Make resources of keywords: our names, submitit's, and `slurm_<option>` for any of sbatch's.
 
+    What is said for Slurm (`slurm_time`) counts more than what is said for any cluster (`timeout_min`), as in submitit.
+
     Args:
         given: the keywords; None is as if it were not there.
         base: what holds where nothing is given.
 
     Raises:
-        UsageError: naming a keyword that is unknown, or a value that cannot be.
+        UsageError: naming a keyword that is unknown, or said twice, or a value that cannot be.
     """
     base = base or Resources()
     values: dict[str, Any] = {}
+    said: dict[str, str] = {}
     slurm = dict(base.slurm)
-    for key, value in given.items():
-        name = _SUBMITIT.get(key, key)
-        if name.startswith("slurm_"):
-            option = name.removeprefix("slurm_")
-            name = _SUBMITIT.get(option, option)
-            if name == "additional_parameters":
-                slurm |= value or {}
-                continue
-            if name not in NAMES:
-                slurm[option.replace("_", "-")] = value
-                continue
-        if name not in NAMES:
-            near = difflib.get_close_matches(name, NAMES, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise UsageError(f"there is no resource '{key}'{hint}", option=key)
-        if name == "slurm":
-            slurm |= value or {}
-        elif value is not None:
-            values[name] = value
-    return dataclasses.replace(base, **values, slurm=slurm)
+    for key in sorted((key for key, value in given.items() if value is not None), key=submitit_names.is_for_slurm):
+        name, value = _resource(key, given[key])
+        if not name:
+            slurm[submitit_names.sbatch_option(key)] = value
+        elif name == "slurm" and isinstance(value, Mapping):
+            slurm |= {str(option).replace("_", "-"): setting for option, setting in value.items()}
+        elif name in said and not submitit_names.is_for_slurm(key):
+            raise UsageError(f"{said[name]} and {key} are the same resource: keep one of them", option=key)
+        else:
+            values[name], said[name] = value, key
+    _refuse_cpus_of_a_rank(given, said)
+    return dataclasses.replace(base, **{"slurm": slurm, **values})
+
+
+def _resource(key: str, value: Any) -> tuple[str, Any]:
+    """The resource that a keyword sets, and its value; no name for an option of sbatch.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if key in NAMES:
+        return key, value
+    found = submitit_names.counterpart(key)
+    if found is None:
+        near = nearest(key, [*KEYWORDS, *submitit_names.PARAMETERS])
+        hint = f"; did you mean '{near}'?" if near else ""
+        raise UsageError(f"there is no resource '{key}'{hint}", option=key)
+    if found.refused:
+        raise UsageError(submitit_names.refusal(key), option=key)
+    try:
+        return found.resource, found.convert(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{key}={value!r}: a number is expected", option=key) from None
+
+
+def _refuse_cpus_of_a_rank(given: Mapping[str, Any], said: Mapping[str, str]) -> None:
+    """Refuse submitit's CPUs of a task beside its tasks of a node: here all ranks of a node share those of one task.
+
+    Raises:
+        UsageError: both are given, with what to say instead.
+    """
+    ranks, cpus = said.get("ranks_per_node", "ranks_per_node"), said.get("cpus_per_task")
+    if cpus is None or ranks == "ranks_per_node":
+        return
+    each, number = given[cpus], given[ranks]
+    if type(each) is int and type(number) is int and number > 1:
+        raise UsageError(
+            f"{cpus}={each} with {ranks}={number}: CPUs are those of a node here, which its ranks share: say "
+            f"cpus_per_task={each * number} and ranks_per_node={number}",
+            option=cpus,
+        )

@@ -249,6 +249,8 @@ def compose(subject: ViewSubject, evidence: ViewEvidence, seen: ViewData, now: f
         sign=last_sign(history),
         outcome=outcome.status if outcome is not None else None,
     )
+    if outcome is not None and outcome.cancelled and standing.state is State.FAILED:
+        standing = replace(standing, state=State.STOPPED, words=f"cancelled, exit status {outcome.status}")
     if standing.state is State.UNKNOWN and standing.over and not evidence.done:
         # Slurm's word has come before the job's own, which is awaited for some seconds.
         standing = JobState(State.RUNNING, "ending")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -38,6 +39,8 @@ def start_supervised(files: JobFiles) -> None:
 def main(base: str, job_id: str) -> None:
     """Leave a process behind that runs the agent, or the step, and writes down how it ended."""
     files = JobFiles(Path(base), job_id)
+    # As soon as it is known which process to stop, somebody may: a signal waits until it is passed on.
+    signal.pthread_sigmask(signal.SIG_BLOCK, agent_process.STOPS)
     pid = os.fork()  # this process has a single thread
     if pid:
         write_json(files.process, Holder(socket.gethostname(), pid, processes.start_time(pid)))
@@ -45,8 +48,8 @@ def main(base: str, job_id: str) -> None:
     os.setsid()
     record = codec.build(SubmissionRecord, read_own_json(files.record))
     job = record.directory
-    status = agent_process.run_agent_process(record.command)
-    agent_process.conclude(files, JobDirectory(job.parent, job.name), status, {})
+    ending = agent_process.run_agent_process(record.command)
+    agent_process.conclude(files, JobDirectory(job.parent, job.name), ending.status, {}, cancelled=ending.stopped)
 
 
 if __name__ == "__main__":

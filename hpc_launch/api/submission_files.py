@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,9 @@ from hpc_launch.records import directory
 
 # In the folder of an executor, next to the job directories.
 SUBMITTED = "submitted"
+
+# The beginning of the names of jobs that run in the process that submits them.
+IN_PROCESS = "debug-"
 
 _LONGEST_CLUSTER = 100
 
@@ -48,6 +52,16 @@ class JobFiles:
         return self.base / f"{self.job_id}_outcome.json"
 
     @property
+    def is_of_this_process(self) -> bool:
+        """Whether the job ran in the process that submitted it: such a one has a name only."""
+        return self.job_id.startswith(IN_PROCESS) and self.record.exists()
+
+    @property
+    def exist(self) -> bool:
+        """Whether there is anything of it."""
+        return self.record.exists() or self.outcome.exists() or self.call.exists()
+
+    @property
     def process(self) -> Path:
         """Which process sees to it, of a job that Slurm does not."""
         return self.base / f"{self.job_id}_process.json"
@@ -61,6 +75,25 @@ class JobFiles:
     def errors(self) -> Path:
         """What it says as an error."""
         return self.base / f"{self.job_id}_0_log.err"
+
+
+def array_files(base: Path, array: str) -> list[JobFiles]:
+    """The files of the jobs of an array, in the order of their numbers; nothing where there is no such array.
+
+    A job that a submitit executor has submitted leaves a record only when it starts; submitit's copy of its call is
+    there before.
+
+    Args:
+        base: the directory that they are in.
+        array: the id of the array, such as `12`.
+    """
+    if not array.isdigit():
+        return []
+    name = re.compile(rf"{array}_(\d+)(\.json|_submitted\.pkl)")
+    found = [match for path in base.glob(f"{array}_*") if (match := name.fullmatch(path.name))]
+    if not any(match[2] == ".json" for match in found):
+        return []
+    return [JobFiles(base, f"{array}_{number}") for number in sorted({int(match[1]) for match in found})]
 
 
 @dataclass(frozen=True)
@@ -96,11 +129,13 @@ class Outcome:
         status: the exit status of its agents, the same on all nodes.
         directory: its job directory.
         time: when, in seconds since the epoch.
+        cancelled: somebody has cancelled it; of a job of Slurm's, Slurm says so.
     """
 
     status: int = field(metadata={"check": codec.whole})
     directory: Path
     time: float = 0.0
+    cancelled: bool = False
 
 
 def write_record(path: Path, record: SubmissionRecord) -> None:

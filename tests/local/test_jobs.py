@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import submitit
 
 import hpc_launch
 from hpc_launch.api.remote_exception import RemoteTraceback
-from hpc_launch.errors import CallError, JobFailed, UsageError, WorkerFailed
+from hpc_launch.errors import CallError, JobFailed, ResultError, UsageError, WorkerFailed
+from hpc_launch.submitit import ElasticTask
 from tests.support import mentions, wait_for
 
 DEADLINE = 240.0
@@ -132,7 +136,148 @@ def test_a_job_is_looked_at_and_cancelled(tmp_path: Path) -> None:
 
     assert isinstance(error, JobFailed)
     assert not isinstance(error, WorkerFailed)
-    assert error.exit_status == 143
+    assert (error.exit_status, error.state) == (143, "CANCELLED")
+    assert (job.state, again.state) == ("CANCELLED", "CANCELLED")
+
+
+def test_a_worker_that_ends_itself_by_sigterm_is_not_cancelled(tmp_path: Path) -> None:
+    """The status is the same, and nobody has asked for it."""
+    job = hpc_launch.submit(lambda: os.kill(os.getpid(), signal.SIGTERM), cluster="local", folder=tmp_path / "logs")
+    error = job.exception(DEADLINE)
+
+    assert isinstance(error, WorkerFailed)
+    assert (error.status, job.state) == (143, "FAILED")
+
+
+def test_a_job_is_cancelled_as_soon_as_it_is_there(tmp_path: Path) -> None:
+    """Before its agent listens."""
+    job = hpc_launch.submit(time.sleep, 1000, cluster="local", folder=tmp_path / "logs")
+    job.cancel()
+
+    assert job.wait(DEADLINE)
+    assert job.state == "CANCELLED"
+
+
+# ---- what submitit's users bring
+
+
+def test_lines_of_setup_come_first(tmp_path: Path) -> None:
+    """As in a job script: a line that fails does not end it, `exit` does, and all are of one shell."""
+    executor = hpc_launch.Executor(
+        tmp_path / "logs", cluster="local", ranks_per_node=2, setup=["false", "x='a b'", 'export SETUP="$x $0"']
+    )
+    job = executor.submit(lambda: (os.environ["SETUP"], os.environ["RANK"]))
+    executor.update_parameters(setup="exit 3")
+    ended = executor.submit(os.getpid)
+    executor.update_parameters(setup=f"touch '{tmp_path}/up'; sleep 1000")
+    waits = executor.submit(os.getpid)
+    wait_for((tmp_path / "up").exists, DEADLINE, lambda: str([*tmp_path.rglob("*")]))
+    waits.cancel()
+
+    assert job.results(DEADLINE) == [("a b setup", "0"), ("a b setup", "1")]
+    error = ended.exception(DEADLINE)
+    assert isinstance(error, JobFailed)
+    assert (error.exit_status, ended.state) == (3, "FAILED")
+    assert waits.wait(DEADLINE)
+    assert waits.state == "CANCELLED"
+
+
+def test_in_process_lines_of_setup_are_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They could change nothing here; that is said."""
+    job = hpc_launch.submit(int, cluster="debug", folder=tmp_path, setup=[f"touch {tmp_path}/up"])
+
+    assert (job.result(), (tmp_path / "up").exists()) == (0, False)
+    assert mentions(capsys.readouterr().err, "setup=")
+
+
+def test_each_job_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `%j` in the executor's folder; it is loaded by its id, and by its directory."""
+    monkeypatch.chdir(tmp_path)
+    executor = hpc_launch.Executor("logs/run %j/x", cluster="local")
+    job = executor.submit(submitits_word)
+    job.wait(DEADLINE)
+    found = [hpc_launch.Job.load(*words) for words in ((job.job_id,), (job.job_id, "logs/run %j/x"), (job.directory,))]
+
+    assert job.directory == tmp_path / f"logs/run {job.job_id}/x/{job.job_id}"
+    assert job.result()["job_id"] == job.job_id
+    assert [(one.job_id, one.directory, one.results()) for one in found] == [
+        (job.job_id, job.directory, job.results())
+    ] * 3
+
+
+def submitits_word() -> dict[str, Any]:
+    """What submitit says of the process that asks."""
+    import submitit  # noqa: PLC0415 - where the function runs
+
+    here = submitit.JobEnvironment()
+    names = ("job_id", "global_rank", "local_rank", "node", "num_tasks", "num_nodes")
+    return {name: getattr(here, name) for name in names} | {"folder": str(here.paths.folder)}
+
+
+def test_submitits_job_environment_speaks_of_the_rank(tmp_path: Path) -> None:
+    """As where submitit starts a task for each rank."""
+    job = hpc_launch.submit(submitits_word, cluster="local", ranks_per_node=2, folder=tmp_path / "logs")
+    found = job.results(DEADLINE)
+
+    assert [(one["global_rank"], one["local_rank"], one["num_tasks"]) for one in found] == [(0, 0, 2), (1, 1, 2)]
+    assert {(one["job_id"], one["node"], one["num_nodes"], one["folder"]) for one in found} == {
+        (job.job_id, 0, 1, str(tmp_path / "logs/submitted"))
+    }
+
+
+def test_an_executor_of_submitits_on_one_machine(tmp_path: Path) -> None:
+    """Its job is loaded again by its directory, and by its number: while it runs, and when it has ended."""
+    executor = submitit.AutoExecutor(folder=tmp_path / "logs", cluster="local")
+    executor.update_parameters(nodes=1, tasks_per_node=1, timeout_min=10)
+
+    def wait_in_vain() -> None:
+        (tmp_path / "up").touch()
+        time.sleep(1000)
+
+    fine = executor.submit(ElasticTask(submitits_word, ranks_per_node=2))
+    vain = executor.submit(ElasticTask(wait_in_vain))
+    wait_for((tmp_path / "up").exists, DEADLINE, lambda: str([*tmp_path.rglob("*")]))
+    running = hpc_launch.Job.load(vain.job_id, tmp_path / "logs")
+    state = running.state
+    running.cancel()
+    vain.wait()
+    found: Any = fine.result()
+    job = hpc_launch.Job.load(found["job_directory"])
+
+    assert (state, running.wait(DEADLINE), running.state) == ("RUNNING", True, "CANCELLED")
+    assert (job.job_id, job.state) == (fine.job_id, "COMPLETED")
+    assert [one["global_rank"] for one in job.results()] == [0, 1]
+    assert hpc_launch.Job.load(running.directory).state == "CANCELLED"
+
+
+SELDOM = """
+import os
+
+class Thing(int):
+    pass
+
+def make():
+    rank = int(os.environ["RANK"])
+    return Thing(7) if rank == 1 else rank
+"""
+
+
+def test_a_class_that_is_not_here_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The results of other ranks can be had, and all of them where the class is there again."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "seldom.py").write_text(SELDOM)
+    make = importlib.import_module("seldom").make
+    job = hpc_launch.submit(make, cluster="local", ranks_per_node=3, folder=tmp_path / "logs")
+    job.wait(DEADLINE)
+    monkeypatch.setitem(sys.modules, "seldom", None)  # it cannot be imported
+    with pytest.raises(ResultError) as refused:
+        job.results()
+    assert mentions(refused.value, job.job_id, "rank 1", "seldom", refused.value.files[1])
+    assert (refused.value.results, job.result(), job.result(rank=2)) == ({0: 0, 2: 2}, 0, 2)
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    assert job.results() == [0, 7, 2]
 
 
 # ---- in process

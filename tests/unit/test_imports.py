@@ -102,6 +102,7 @@ ENVIRONMENT_CHANGES = {
         "[]",
     ): "a function that is called in process finds what a worker has, and no longer",
     ("api.debug_backend", "_alone", "pop"): "as above",
+    ("api.function_worker", "main", "update"): "in the process of a worker, for submitit's JobEnvironment",
     ("check.torch_checks", "_dress", "setdefault"): "in a process that has just been forked to be one rank",
     ("check.torch_checks", "_dress", "[]"): "as above",
     ("workers.forked_child", "_replace_environment", "[]"): "a worker gets the environment that it was given",

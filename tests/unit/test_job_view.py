@@ -156,6 +156,12 @@ def test_an_expected_start_that_has_passed() -> None:
         (ViewEvidence(alive=True), (State.RUNNING, False, None), "running"),
         (ViewEvidence(alive=False, done=True), (State.FAILED, True, None), "processes"),
         (ViewEvidence(outcome=Outcome(0, Path()), done=True), (State.DONE, True, 0), "done"),
+        (ViewEvidence(outcome=Outcome(143, Path()), done=True), (State.FAILED, True, 143), "failed 143"),
+        (
+            ViewEvidence(outcome=Outcome(143, Path(), cancelled=True), done=True),
+            (State.STOPPED, True, 143),
+            "cancelled 143",
+        ),
     ],
 )
 def test_how_it_stands(evidence: ViewEvidence, stands: tuple[State, bool, int | None], words: str) -> None:
