@@ -55,6 +55,21 @@ class CallKeywords:
     explain: Callable[[str], str] = submitit_names.meaning
 
 
+# The resources that matter within a job that somebody else's executor submits.
+_OF_TASK = frozenset(
+    {
+        "nodes",
+        "spares",
+        "ranks_per_node",
+        "requeue",
+        "max_requeues",
+        "max_restarts",
+        "launch",
+        "max_pickle_mb",
+    }
+)
+
+
 class ElasticTask:
     """A script, or a function, that submitit runs with hpc-launch: `executor.submit(ElasticTask("train.py"))`.
 
@@ -81,9 +96,11 @@ class ElasticTask:
     """
 
     def __init__(self, target: Target, *args: Any, log_dir: str = "", **keywords: Any) -> None:
-        given, others = job_resources.divide_keywords(keywords)
+        given = {name: value for name, value in keywords.items() if name in _OF_TASK}
+        others = {name: value for name, value in keywords.items() if name not in _OF_TASK}
         resources = job_resources.read_resources(given)
-        self._prepare(target, args, others, CallKeywords(job_resources.KEYWORDS), resources=resources, log_dir=log_dir)
+        meaning = CallKeywords(_OF_TASK, _of_submitits_executor)
+        self._prepare(target, args, others, meaning, resources=resources, log_dir=log_dir)
 
     @classmethod
     def of(
@@ -193,6 +210,16 @@ class ElasticTask:
         if status:
             raise _Ended(status, job.path)
         return {"job_directory": str(job.path)} if here.global_rank == 0 else None
+
+
+def _of_submitits_executor(name: str) -> str:
+    """What a keyword means that an ElasticTask is given, and its function does not have."""
+    found = submitit_names.counterpart(name)
+    if found is not None and found.resource in _OF_TASK:
+        return f"use {found.resource}"
+    if found is not None or job_resources.is_resource(name):
+        return f"'{name}' is the executor's: give it to its update_parameters"
+    return ""
 
 
 def _described(target: Any) -> str:

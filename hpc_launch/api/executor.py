@@ -130,8 +130,8 @@ class Executor:
         """
         if allow_implicit_submissions:
             raise UsageError(
-                "allow_implicit_submissions of submitit is not there: use the jobs after the batch, or submit them "
-                "without one"
+                "submitit's allow_implicit_submissions does not exist here: use the jobs after the batch, or submit "
+                "without a batch"
             )
         if self._batch is not None:
             raise UsageError("a batch cannot be within another")
@@ -257,7 +257,7 @@ class Executor:
         files = _claim(base, f"{IN_PROCESS}{local_job_name(time.time(), os.getpid()).removeprefix('local-')}")
         _say(f"job {files.job_id}: debug ({why}), rank 0 in this process")
         if self.resources.setup_lines:
-            _say("note: the lines of setup= are not run: they cannot change this process")
+            _say("note: this process does not run the lines of setup=")
         done = debug_backend.run_in_process(task)
         return Job._in_process(files, done.status, done.value, done.error)  # noqa: SLF001 - it is ours to make
 

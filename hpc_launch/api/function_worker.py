@@ -75,14 +75,17 @@ def main(call: str) -> None:
 
 
 def submitits_variables(environ: Mapping[str, str], call: Path) -> dict[str, str]:
-    """What makes submitit's `JobEnvironment` speak of this worker, where there is no Slurm whose variables do so. Pure.
+    """What makes submitit's `JobEnvironment` speak of this worker. Pure.
+
+    Of Slurm's variables it takes what it says of a task, and these speak of the worker (`--slurm-env`).
 
     Args:
         environ: the environment of the worker.
         call: the file with its call, which is in submitit's folder.
     """
+    folder = {"SUBMITIT_FOLDER": environ.get("SUBMITIT_FOLDER", str(call.parent))}
     if "SLURM_PROCID" in environ:
-        return {}
+        return {**folder, "SUBMITIT_EXECUTOR": "slurm"}
     names = {
         "NTASKS": "WORLD_SIZE",
         "JOB_NUM_NODES": "GROUP_WORLD_SIZE",
@@ -92,7 +95,7 @@ def submitits_variables(environ: Mapping[str, str], call: Path) -> dict[str, str
     }
     found = {f"SUBMITIT_LOCAL_{name}": environ[ours] for name, ours in names.items() if ours in environ}
     job_id = call.stem.removesuffix("_call")
-    return {**found, "SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": job_id, "SUBMITIT_FOLDER": str(call.parent)}
+    return {**folder, **found, "SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": job_id}
 
 
 def _read(call: Path, here: WorkerIdentity) -> tuple[pickled_call.Parts, int]:

@@ -202,14 +202,14 @@ def divide_keywords(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
 def read_resources(given: Mapping[str, Any], base: Resources | None = None) -> Resources:
     """Make resources of keywords: our names, submitit's, and `slurm_<option>` for any of sbatch's.
 
-    What is said for Slurm (`slurm_time`) counts more than what is said for any cluster (`timeout_min`), as in submitit.
+    A parameter for Slurm (`slurm_time`) overrides one for any cluster (`timeout_min`), as in submitit.
 
     Args:
         given: the keywords; None is as if it were not there.
         base: what holds where nothing is given.
 
     Raises:
-        UsageError: naming a keyword that is unknown, or said twice, or a value that cannot be.
+        UsageError: naming a keyword that is unknown, or given twice, or a value that cannot be.
     """
     base = base or Resources()
     values: dict[str, Any] = {}
@@ -262,7 +262,7 @@ def _refuse_cpus_of_a_rank(given: Mapping[str, Any], said: Mapping[str, str]) ->
     each, number = given[cpus], given[ranks]
     if type(each) is int and type(number) is int and number > 1:
         raise UsageError(
-            f"{cpus}={each} with {ranks}={number}: CPUs are those of a node here, which its ranks share: say "
+            f"{cpus}={each} with {ranks}={number}: here the ranks of a node share the CPUs of its only task: use "
             f"cpus_per_task={each * number} and ranks_per_node={number}",
             option=cpus,
         )

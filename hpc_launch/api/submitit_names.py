@@ -1,4 +1,4 @@
-"""submitit's names, and what stands here in their place: parameters of its executors, attributes, methods. Pure.
+"""submitit's names and their counterparts here: parameters of its executors, attributes and methods. Pure.
 
 The names are those of submitit 1.5 (`AutoExecutor._typed_parameters`, `slurm._make_sbatch_string`, `core.Job`). A test
 compares them with the submitit that is installed.
@@ -13,12 +13,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Counterpart:
-    """What stands in the place of a parameter of submitit's.
+    """The counterpart of a parameter of submitit's.
 
     Attributes:
-        resource: the resource of ours that it sets; empty where it is an option of sbatch, or refused.
-        refused: what to say or do instead, where there is no such thing here; empty otherwise.
-        convert: makes our value of submitit's.
+        resource: the resource that the parameter sets; empty for an option of sbatch, and for a refused parameter.
+        refused: what to use instead, for a refused parameter; empty otherwise.
+        convert: converts submitit's value to that of the resource.
     """
 
     resource: str = ""
@@ -30,8 +30,8 @@ class Counterpart:
 _SBATCH = Counterpart()
 
 _STEP = Counterpart(
-    refused="hpc-launch starts the step itself; options of the job go into slurm={...}, those of the agents into "
-    "launch={...}"
+    refused="hpc-launch starts the step itself; use slurm={...} for options of the job and launch={...} for options of "
+    "the agents"
 )
 
 
@@ -48,7 +48,7 @@ SHARED: Mapping[str, Counterpart] = {
     "cpus_per_task": Counterpart("cpus_per_task"),
     "gpus_per_node": Counterpart("gpus_per_node"),
     "tasks_per_node": Counterpart("ranks_per_node"),
-    "stderr_to_stdout": Counterpart(refused="logs(rank) of a job has both streams of a rank"),
+    "stderr_to_stdout": Counterpart(refused="job.logs(rank) returns both streams of a rank"),
 }
 
 # All parameters, without the prefix of a cluster (`slurm_`, `local_`, `debug_`), and those of the constructors.
@@ -81,11 +81,11 @@ PARAMETERS: Mapping[str, Counterpart] = {
     "dependency": _SBATCH,
     "exclusive": _SBATCH,
     "wckey": _SBATCH,
-    "gpus_per_task": Counterpart(refused="say gpus_per_node: one task on each node, the agent, has all of its GPUs"),
+    "gpus_per_task": Counterpart(refused="use gpus_per_node: the only task of a node, the agent, gets all of its GPUs"),
     "srun_args": _STEP,
     "use_srun": _STEP,
-    "teardown": Counterpart(refused="do it at the end of the function; setup=[...] has the lines before the start"),
-    "python": Counterpart(refused="a job runs by the Python that submits it (sys.executable): submit by that one"),
+    "teardown": Counterpart(refused="run it at the end of the function; setup=[...] holds the lines before the start"),
+    "python": Counterpart(refused="a job runs with the Python that submits it (sys.executable)"),
 }
 
 _PREFIX = "slurm_"
@@ -95,44 +95,44 @@ _ELSEWHERE = ("local_", "debug_")
 
 # Attributes and methods of submitit's executors that ours does not have.
 EXECUTOR: Mapping[str, str] = {
-    "parameters": "resources has what the jobs get",
-    "register_dev_folders": "the nodes see the folders of the submitting machine; nothing is archived",
-    "which": "cluster='auto' chooses, and submit says in a line what it chose",
-    "affinity": "cluster='auto' chooses, and submit says in a line what it chose",
-    "name": "cluster has what was asked for",
-    "job_class": "every job is a hpc_launch.Job",
+    "parameters": "resources",
+    "register_dev_folders": "nothing: the nodes read the folders of the submitting machine",
+    "which": "cluster='auto', with which submit prints its choice",
+    "affinity": "cluster='auto', with which submit prints its choice",
+    "name": "cluster",
+    "job_class": "hpc_launch.Job",
     "max_num_timeout": "resources.max_requeues",
     "max_pickle_size_gb": "resources.max_pickle_mb",
-    "python": "jobs run by sys.executable",
+    "python": "sys.executable",
 }
 
 # Those of its jobs.
 JOB: Mapping[str, str] = {
-    "awaitable": "'await job' is results()",
-    "cancel_at_deletion": "cancel() ends the job",
-    "get_info": "record has what Slurm says, status() where each rank stands",
-    "num_tasks": "there is a result for each rank: len(job.results())",
-    "paths": "directory is the job directory, logs(rank) has what a rank wrote",
-    "stderr": "logs(rank) has both streams of a rank",
-    "stdout": "logs(rank) has both streams of a rank",
-    "submission": "<job>_call.pkl in the folder 'submitted' has the call",
-    "task": "result(rank=...) and logs(rank) are those of one rank",
-    "task_id": "a job is one for all of its ranks",
-    "watcher": "record has what Slurm says; it is asked once for all jobs",
+    "awaitable": "'await job', which returns results()",
+    "cancel_at_deletion": "cancel()",
+    "get_info": "record (Slurm's answer) and status() (each rank)",
+    "num_tasks": "len(job.results())",
+    "paths": "directory (the job directory) and logs(rank)",
+    "stderr": "logs(rank), both streams of a rank",
+    "stdout": "logs(rank), both streams of a rank",
+    "submission": "<job_id>_call.pkl in the folder 'submitted'",
+    "task": "result(rank=...) and logs(rank)",
+    "task_id": "one job for all ranks: result(rank=...) and logs(rank)",
+    "watcher": "record, Slurm's last answer",
 }
 
 
 def counterpart(key: str) -> Counterpart | None:
-    """What stands in the place of a keyword; None where it is no parameter of submitit's.
+    """The counterpart of a keyword; None for a keyword that is no parameter of submitit's.
 
-    `slurm_` before anything else is an option of sbatch. What is meant for another cluster alone is refused: resources
-    are the same wherever a job runs.
+    `slurm_` before any other name makes an option of sbatch. Parameters for another cluster alone are refused:
+    resources apply wherever a job runs.
     """
     for prefix in _ELSEWHERE:
         found = PARAMETERS.get(key.removeprefix(prefix)) if key.startswith(prefix) else None
         if found is not None:
             ours = found.resource or key.removeprefix(prefix)
-            return found if found.refused else Counterpart(refused=f"say {ours}: it counts wherever a job runs")
+            return found if found.refused else Counterpart(refused=f"use {ours}, which applies wherever a job runs")
     if key.startswith(_PREFIX):
         return PARAMETERS.get(key.removeprefix(_PREFIX), _SBATCH)
     return PARAMETERS.get(key)
@@ -144,25 +144,25 @@ def sbatch_option(key: str) -> str:
 
 
 def is_for_slurm(key: str) -> bool:
-    """Whether a keyword has the prefix of what is meant for Slurm: it counts more than one without."""
+    """Whether a keyword has the prefix of parameters for Slurm: such a keyword overrides one without."""
     return key.startswith(_PREFIX)
 
 
 def refusal(key: str) -> str:
-    """Why a parameter of submitit's is not taken, and what to say instead; empty where it is taken, or none."""
+    """The message for a refused parameter of submitit's, with what to use instead; empty for any other name."""
     found = counterpart(key)
-    return f"'{key}' of submitit is not there: {found.refused}" if found is not None and found.refused else ""
+    return f"submitit's '{key}' does not exist here: {found.refused}" if found is not None and found.refused else ""
 
 
 def meaning(key: str) -> str:
-    """What a parameter of submitit's is here, for a message about one that `submit` does not take; empty for others."""
+    """The hint for a parameter of submitit's that `submit` does not take by this name; empty for any other name."""
     found = counterpart(key)
     if found is None or found.refused:
         return refusal(key)
-    return f"'{key}' of submitit is {found.resource or _PREFIX + key} here"
+    return f"submitit's '{key}' is {found.resource or _PREFIX + key} here"
 
 
 def attribute_error(kind: str, name: str, known: Mapping[str, str]) -> AttributeError:
-    """What is raised for an attribute that is not there; it names ours where submitit has one of that name."""
-    hint = f": {known[name]}" if name in known else ""
-    return AttributeError(f"'{kind}' has no '{name}'{' of submitit' if hint else ''}{hint}", name=name)
+    """The error for an attribute that does not exist; for a name of submitit's the message has its counterpart."""
+    hint = f"; in place of submitit's: {known[name]}" if name in known else ""
+    return AttributeError(f"'{kind}' has no attribute '{name}'{hint}")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import subprocess
 from dataclasses import dataclass
 
 from hpc_launch import secret_variables
 from hpc_launch.errors import SlurmError
+from hpc_launch.slurm.directives import LETTERS
 from hpc_launch.submission.job_request import Submission
+from hpc_launch.submission.submit_options import OF_SBATCH
 
 _PREFIX = re.compile(r"^sbatch: ((fatal|error|warning): )?(?P<said>.*)$")
+# What getopt_long says of an option that sbatch does not have.
+_UNKNOWN_OPTION = re.compile(r"unrecognized option '--([\w-]+)")
 _START = re.compile(
     r"Job \d+ to start at (?P<when>\S+) using (?P<cpus>\d+) processors on (nodes )?(?P<nodes>\S+)"
     r"( in partition (?P<partition>\S+))?"
@@ -90,7 +95,14 @@ def refusal(said: str, otherwise: str, how: str = "refuses") -> SlurmError:
         otherwise: what is said where that is nothing.
         how: what Slurm does.
     """
-    return SlurmError(f"Slurm {how} the job: {'; '.join(dict.fromkeys(_lines(said))) or otherwise}")
+    return SlurmError(f"Slurm {how} the job: {'; '.join(dict.fromkeys(_lines(said))) or otherwise}{_nearest(said)}")
+
+
+def _nearest(said: str) -> str:
+    """The option that was meant, where Slurm does not know one."""
+    unknown = _UNKNOWN_OPTION.search(said)
+    near = difflib.get_close_matches(unknown[1], [*OF_SBATCH, *LETTERS.values()], n=1) if unknown else []
+    return f"; did you mean --{near[0]}?" if near else ""
 
 
 def _lines(text: str) -> list[str]:

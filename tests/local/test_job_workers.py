@@ -146,7 +146,7 @@ class Counting:
 
     Args:
         begun: how often it has been told.
-        what: what a checkpoint comes to: a call, None, or an exception.
+        what: what a checkpoint comes to: a call, one with wrong arguments, None, or an exception.
     """
 
     def __init__(self, begun: int = 0, what: str = "call") -> None:
@@ -166,6 +166,8 @@ class Counting:
         self.begun += 1
         if self.what == "fail":
             raise OSError("disk full")
+        if self.what == "wrong":
+            return Later(self.__call__, (name, self.begun))
         return None if self.what == "none" else Later(self, (name,))
 
 
@@ -202,7 +204,14 @@ def test_rank_0_saves_and_all_leave(attempt: Attempt, told: signal.Signals) -> N
     last.up("up.on.0.2")
 
 
-@pytest.mark.parametrize(("what", "said"), [("none", "checkpoint() returned None"), ("fail", "OSError: disk full")])
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("none", "checkpoint() returned None"),
+        ("fail", "OSError: disk full"),
+        ("wrong", "__call__() takes 1 argument by position"),
+    ],
+)
 def test_without_a_checkpoint_nobody_leaves(attempt: Attempt, what: str, said: str) -> None:
     """The function goes on, and its log says why; it can be told again."""
     worker = attempt.start(Counting(what=what), "on")

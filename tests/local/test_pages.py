@@ -27,3 +27,16 @@ def test_the_examples_run(python: str, tmp_path: Path, page: str) -> None:
 
     assert (len(blocks) > 3, done.returncode) == (True, 0), done.stderr
     assert "division by zero" in done.stdout or page != "notebook.md"
+
+
+def test_the_example_of_a_kept_executor_runs(python: str, tmp_path: Path) -> None:
+    """An ElasticTask in submitit's own local executor, whose results are loaded from its job directory."""
+    section = (DOCS / "from-submitit.md").read_text().partition("## Keeping the executor")[2]
+    [block] = PYTHON.findall(section)
+    (tmp_path / "program.py").write_text(block)
+    done = subprocess.run(
+        [python, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[1024, 1024]"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.cluster import Cluster
 from tests.slurm.python_support import run
+from tests.support import mentions
 
 # An array of three jobs of two ranks, each in a folder of its own, loaded again in every way; and mistakes.
 ARRAY = """
@@ -53,6 +54,8 @@ refuse("trian.py", nodes=2)
 refuse(train, "x", slurm_srun_args=["--mpi=none"])
 refuse(train, "x", folder="logs/%a")
 refuse(train, "x", folder="logs/%u")
+refuse(train, "x", slurm_partion="main")
+refuse(train, "x", slurm={"excldue": "gpu001"})
 tell(said=said, same=before == queue())
 """
 
@@ -75,9 +78,13 @@ def test_an_array_in_folders_of_its_own(any_cluster: Cluster, tmp_path: Path) ->
         ids if number == array else job for job, number in zip(ids, elsewhere["numbers"], strict=True)
     ]
     assert (elsewhere["one"], elsewhere["place"]) == (made["results"][1], ids[1])
-    kinds = [kind for kind, _ in refused["said"]]
-    assert kinds == ["UsageError", "UsageError", "ScriptError", "UsageError", "UsageError", "UsageError"]
-    assert "'learning_rate'?" in refused["said"][0][1]
+    kinds, texts = zip(*refused["said"], strict=True)
+    assert kinds == ("UsageError", "UsageError", "ScriptError", *["UsageError"] * 3, "SlurmError", "SlurmError")
+    assert "'learning_rate'?" in texts[0]
+    assert [mentions(text, option) for text, option in zip(texts[6:], ("--partition?", "--exclude?"), strict=True)] == [
+        True,
+        True,
+    ], texts
     assert refused["same"]
 
 
@@ -150,7 +157,9 @@ CANCELLED = """
 executor = hpc_launch.Executor("logs/%j", cluster="allocation", nodes=2, ranks_per_node=1, setup="export SETUP=there")
 
 def wait_in_vain():
-    Path(f"up.{os.environ['RANK']}.{os.environ['SETUP']}").touch()
+    import submitit
+
+    Path(f"up.{submitit.JobEnvironment().global_rank}.{os.environ['SETUP']}").touch()
     time.sleep(600)
 
 job = executor.submit(wait_in_vain)

@@ -12,7 +12,9 @@ from submitit.helpers import DelayedSubmission, FunctionSequence
 
 import hpc_launch
 from hpc_launch.api.call_arguments import check_arguments
+from hpc_launch.api.job_resources import Resources
 from hpc_launch.errors import ScriptError, UsageError
+from hpc_launch.submitit import ElasticTask
 from tests.support import mentions
 
 
@@ -178,6 +180,26 @@ def test_each_job_of_an_array_is_looked_at(tmp_path: Path) -> None:
     assert mentions(resource.value, "train() 'nodes' Executor(...)")
     assert not (tmp_path / "logs").exists()
     assert [job.result() for job in executor.submit_array([functools.partial(train, "x")])] == [("x", 0.1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("target", "kwargs", "words"),
+    [
+        (train, {"lerning_rate": 1}, "train() 'lerning_rate' 'learning_rate'?"),
+        (train, {"ranks_per_nod": 1}, "'ranks_per_nod' 'ranks_per_node'?"),
+        (train, {"tasks_per_node": 1}, "'tasks_per_node' ranks_per_node"),
+        (train, {"timeout_min": 1}, "'timeout_min' update_parameters"),
+        (train, {"setup": ["true"]}, "'setup' update_parameters"),
+        ("train.py", {"slurm_partition": "x"}, "slurm_partition= update_parameters"),
+    ],
+)
+def test_a_task_of_another_executor_refuses_at_once(target: Any, kwargs: dict[str, Any], words: str) -> None:
+    """Its keywords are the function's, but for the resources that matter within a job."""
+    with pytest.raises(UsageError) as refused:
+        ElasticTask(target, "x", **kwargs)
+
+    assert mentions(refused.value, words)
+    assert ElasticTask(named, name="x", ranks_per_node=2).resources == Resources(ranks_per_node=2)
 
 
 def test_a_function_has_resources_as_arguments_by_an_executor(tmp_path: Path) -> None:

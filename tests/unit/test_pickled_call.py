@@ -224,3 +224,29 @@ def test_a_class_of_this_process_is_itself_again(tmp_path: Path) -> None:
     error = remote_exception.again(noted(tmp_path, own("x")), "12", "")
 
     assert type(error) is own
+
+
+@pytest.mark.parametrize("data", [b"", b"\x80\x04", pickle.dumps(3), pickle.dumps({"path": []})])
+def test_a_damaged_call_is_said_in_a_line(data: bytes) -> None:
+    """A worker's log has what was wrong with it, and no traceback of a pickle."""
+    with pytest.raises(CallError) as refused:
+        pickled_call.unpack_call(io.BytesIO(data), "n7")
+
+    assert mentions(refused.value, "n7")
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_an_argument_that_cannot_be_made_again() -> None:
+    """Whatever it raises is said with the node and its Python."""
+    data = pickled_call.pack_call(len, (Unmakeable(),), {}, 10)
+    with pytest.raises(CallError) as refused:
+        pickled_call.unpack_call(io.BytesIO(data), "n7")
+
+    assert mentions(refused.value, "n7", sys.executable, "ZeroDivisionError")
+
+
+class Unmakeable:
+    """It can be pickled, and nothing more."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return divmod, (1, 0)
