@@ -9,10 +9,12 @@ import runpy
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hpc_launch.api import pickled_call
 from hpc_launch.api.elastic_task import ElasticTask
+from hpc_launch.api.function_worker import submitits_variables
 from hpc_launch.node import network
 
 # What a script needs to be the only rank, unless it is set.
@@ -41,9 +43,14 @@ class DebugResult:
     error: BaseException | None = None
 
 
-def run_in_process(task: ElasticTask) -> DebugResult:
-    """Run it, to its end."""
-    with _alone():
+def run_in_process(task: ElasticTask, call: Path) -> DebugResult:
+    """Run a task, to its end.
+
+    Args:
+        task: what to run.
+        call: the file that its call would be in.
+    """
+    with _alone(call):
         try:
             if task.script:
                 with _arguments(task.script):
@@ -62,11 +69,12 @@ def run_in_process(task: ElasticTask) -> DebugResult:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def _alone(call: Path) -> Iterator[None]:
     """The variables of a worker, while it runs here."""
-    missing = [name for name in _ALONE if name not in os.environ]
+    wanted = _ALONE | submitits_variables({**_ALONE, **os.environ}, call)
+    missing = [name for name in wanted if name not in os.environ]
     for name in missing:
-        os.environ[name] = _ALONE[name]
+        os.environ[name] = wanted[name]
     try:
         yield
     finally:

@@ -258,7 +258,7 @@ class Executor:
         _say(f"job {files.job_id}: debug ({why}), rank 0 in this process")
         if self.resources.setup_lines:
             _say("note: this process does not run the lines of setup=")
-        done = debug_backend.run_in_process(task)
+        done = debug_backend.run_in_process(task, files.call)
         return Job._in_process(files, done.status, done.value, done.error)  # noqa: SLF001 - it is ours to make
 
     def _folder_of(self, job_id: str) -> Path:

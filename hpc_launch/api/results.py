@@ -99,10 +99,9 @@ def _await_files(
         if time.monotonic() > end:
             absent = [rank] if rank is not None else sorted(set(range(size or 1)) - set(files))
             missing = ", ".join(map(str, absent))
+            hint = "; result(rank=...) returns that of one rank" if rank is None and files else ""
             raise JobFailed(
-                f"job {job_id} ended well, but there is no result of rank {missing} in {job.path}; "
-                "result(rank=...) has that of one rank",
-                job_id=job_id,
+                f"job {job_id} ended well, but there is no result of rank {missing} in {job.path}{hint}", job_id=job_id
             )
         time.sleep(_PAUSE)
 

@@ -218,7 +218,10 @@ def test_submitits_job_environment_speaks_of_the_rank(tmp_path: Path) -> None:
     """As where submitit starts a task for each rank."""
     job = hpc_launch.submit(submitits_word, cluster="local", ranks_per_node=2, folder=tmp_path / "logs")
     found = job.results(DEADLINE)
+    alone = hpc_launch.submit(submitits_word, cluster="debug", folder=tmp_path / "logs")
 
+    assert (alone.result()["job_id"], alone.result()["num_tasks"]) == (alone.job_id, 1)
+    assert [name for name in os.environ if name.startswith("SUBMITIT")] == []
     assert [(one["global_rank"], one["local_rank"], one["num_tasks"]) for one in found] == [(0, 0, 2), (1, 1, 2)]
     assert {(one["job_id"], one["node"], one["num_nodes"], one["folder"]) for one in found} == {
         (job.job_id, 0, 1, str(tmp_path / "logs/submitted"))
