@@ -34,7 +34,7 @@ _SIGNALS = (
 )
 
 
-# Those of them by which somebody has a job stopped.
+# The stop signals among them.
 STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
 
 
@@ -44,7 +44,7 @@ class AgentEnding:
 
     Attributes:
         status: its exit status, 128+N where signal N ended it.
-        stopped: it ended by a stop signal that was passed on to it: somebody wanted its end.
+        stopped: it ended by a stop signal that this process passed on.
     """
 
     status: int
@@ -126,7 +126,7 @@ def conclude(
         job: the job directory.
         status: the exit status of the agent.
         environ: the environment.
-        cancelled: somebody has cancelled it, and there is no Slurm to say so.
+        cancelled: somebody has cancelled it, outside of Slurm.
 
     Returns:
         Whether the job has ended.

@@ -33,8 +33,8 @@ def check_arguments(
         function: what is to be called.
         args: its arguments.
         kwargs: those with names.
-        others: names that mean something else where the call is made, such as resources.
-        explain: says what a name means that is no parameter; empty where it means nothing.
+        others: names with another meaning where the call is made, such as resources.
+        explain: returns a hint for a name that is no parameter; empty without one.
 
     Raises:
         UsageError: naming the argument, and the parameter whose name is nearest.

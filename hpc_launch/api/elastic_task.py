@@ -44,11 +44,11 @@ class _Ended(SystemExit, Exception):
 
 @dataclass(frozen=True)
 class CallKeywords:
-    """What keywords mean where a call is made, for messages about those that its function does not have.
+    """The meaning of keywords where a call is made, for the message about one that is no parameter of the function.
 
     Attributes:
-        taken: those that say something about the job.
-        explain: says what a keyword means there that the function does not have; empty where it means nothing.
+        taken: the keywords that describe the job.
+        explain: returns a hint for a keyword; empty without one.
     """
 
     taken: Collection[str] = ()
@@ -83,8 +83,8 @@ class ElasticTask:
     Args:
         target: the path of a script, or a function.
         args: the arguments; those of a script are words.
-        log_dir: where the job directory goes, with `%j`, `%A` and `%a` as in submitit's folder; submitit's folder where
-            that is not said.
+        log_dir: where the job directory goes, with `%j`, `%A` and `%a` as in submitit's folder; by default submitit's
+            folder.
         keywords: resources that matter within a job (`ranks_per_node`, `spares`, `nodes` where it is a range,
             `requeue`, `max_requeues`, `max_restarts`, `launch`, `max_pickle_mb`); all others are arguments of the
             function.
@@ -213,7 +213,7 @@ class ElasticTask:
 
 
 def _of_submitits_executor(name: str) -> str:
-    """What a keyword means that an ElasticTask is given, and its function does not have."""
+    """The hint for a keyword of an ElasticTask that is no parameter of its function; empty without one."""
     found = submitit_names.counterpart(name)
     if found is not None and found.resource in _OF_TASK:
         return f"use {found.resource}"

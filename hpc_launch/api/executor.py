@@ -322,7 +322,7 @@ def submit(
 
 
 def _of_executor(name: str) -> str:
-    """What a keyword means that an executor's `submit` is given, and the function does not have."""
+    """The hint for a keyword of an executor's `submit` that is no parameter of the function; empty without one."""
     return f"'{name}' is a resource: give it to Executor(...)" if job_resources.is_resource(name) else ""
 
 

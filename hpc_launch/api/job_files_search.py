@@ -19,7 +19,7 @@ def find_job_files(job: str, folder: Path | None) -> JobFiles | list[JobFiles]:
 
     Args:
         job: its id, or the path of its job directory, or of its record.
-        folder: the executor's folder; None where that was not said.
+        folder: the executor's folder; None for `logs`, or the folder of the output that Slurm reports.
 
     Raises:
         UsageError: there is no such job.

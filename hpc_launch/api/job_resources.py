@@ -156,7 +156,8 @@ def _are_texts(value: Any) -> bool:
 @functools.cache
 def _launch_options() -> frozenset[str]:
     """The long names of the options of `hpc-launch run`, without their dashes."""
-    return frozenset(key for spec in specs().values() for key in spec.keys)
+    # `--use-env` is the only switch with an opposite (`cli.click_options`).
+    return frozenset(key for spec in specs().values() for key in spec.keys) | {"no-use-env"}
 
 
 def _node_range(value: Any) -> NodeRange | None:
@@ -254,7 +255,7 @@ def _refuse_cpus_of_a_rank(given: Mapping[str, Any], said: Mapping[str, str]) ->
     """Refuse submitit's CPUs of a task beside its tasks of a node: here all ranks of a node share those of one task.
 
     Raises:
-        UsageError: both are given, with what to say instead.
+        UsageError: both are given; the message has the resources to use.
     """
     ranks, cpus = said.get("ranks_per_node", "ranks_per_node"), said.get("cpus_per_task")
     if cpus is None or ranks == "ranks_per_node":

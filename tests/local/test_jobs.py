@@ -183,7 +183,7 @@ def test_lines_of_setup_come_first(tmp_path: Path) -> None:
 
 
 def test_in_process_lines_of_setup_are_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """They could change nothing here; that is said."""
+    """They could change nothing here; a note tells the user."""
     job = hpc_launch.submit(int, cluster="debug", folder=tmp_path, setup=[f"touch {tmp_path}/up"])
 
     assert (job.result(), (tmp_path / "up").exists()) == (0, False)

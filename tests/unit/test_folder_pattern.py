@@ -50,7 +50,7 @@ def test_a_folder_may_have_a_percent_sign(tmp_path: Path) -> None:
 
 
 def test_a_job_of_no_array_has_no_number(tmp_path: Path) -> None:
-    """That is said before it is submitted."""
+    """The refusal comes before the submission."""
     with pytest.raises(UsageError, match="%a"):
         hpc_launch.submit(int, cluster="debug", folder=tmp_path / "%a")
 

@@ -237,7 +237,7 @@ def test_a_damaged_call_is_said_in_a_line(data: bytes) -> None:
 
 
 def test_an_argument_that_cannot_be_made_again() -> None:
-    """Whatever it raises is said with the node and its Python."""
+    """The error names the node, its Python and the cause."""
     data = pickled_call.pack_call(len, (Unmakeable(),), {}, 10)
     with pytest.raises(CallError) as refused:
         pickled_call.unpack_call(io.BytesIO(data), "n7")

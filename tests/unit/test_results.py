@@ -102,7 +102,7 @@ def test_a_result_that_is_missing_hides_no_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\x80", b"cno.such\nmodule\n.", pickle.dumps(3), pickle.dumps({"rank": 1})])
 def test_an_unreadable_exception_is_none(tmp_path: Path, data: bytes) -> None:
-    """What ended the job is told without it."""
+    """The cause of the failure does not depend on it."""
     (tmp_path / "raised.pkl").write_bytes(data)
 
     assert remote_exception.read_exception(tmp_path / "raised.pkl", tmp_path) is None

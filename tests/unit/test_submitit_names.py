@@ -1,4 +1,4 @@
-"""Every name of submitit's executors and jobs is ours too, or refused with what is to be said here."""
+"""Every name of submitit's executors and jobs is ours too, or refused with the name to use here."""
 
 from __future__ import annotations
 
@@ -95,13 +95,14 @@ def test_the_table_has_nothing_else() -> None:
         ({"slurm_additional_parameters": {"gpu_bind": "none"}}, Resources(slurm={"gpu-bind": "none"})),
         ({"slurm_additional_parameters": None, "mem_gb": None}, Resources()),
         ({"tasks_per_node": 4}, Resources(ranks_per_node=4)),
+        ({"launch": {"no_use_env": True}}, Resources(launch={"no_use_env": True})),
         ({"tasks_per_node": 1, "cpus_per_task": 8}, Resources(ranks_per_node=1, cpus_per_task=8)),
         ({"ranks_per_node": 4, "cpus_per_task": 8}, Resources(ranks_per_node=4, cpus_per_task=8)),
     ],
     ids=str,
 )
 def test_what_parameters_become(given: dict[str, Any], expected: Resources) -> None:
-    """What is said for Slurm counts more, in whatever order; the values are those that we have."""
+    """A parameter for Slurm overrides a shared one, in whatever order; values are converted."""
     assert job_resources.read_resources(given) == expected
 
 
@@ -169,7 +170,7 @@ def test_every_attribute_of_a_job_is_ours_or_refused(executor: hpc_launch.Execut
 
 
 def test_the_arguments_of_shared_methods_are_known(executor: hpc_launch.Executor) -> None:
-    """A batch that is to be submitted before its end is refused; submitit's way to say so by default is not."""
+    """A batch with submissions before its end is refused; submitit's default is not."""
     with pytest.raises(UsageError) as refused, executor.batch(allow_implicit_submissions=True):
         pass
     with executor.batch(allow_implicit_submissions=False):
