@@ -253,7 +253,7 @@ def test_a_follower_that_never_started_can_be_stopped(tmp_path: Path, sources: i
 def test_a_question_is_shown(out: Path, shown: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line that does not end is shown when nothing follows, if somebody can answer, and each part of it once."""
     now = [100.0]
-    monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     followed = FollowedFile(out, "> ", shown.descriptor, answered=lambda: True)
 
     def add(data: bytes) -> None:
@@ -275,7 +275,7 @@ def test_a_question_is_shown(out: Path, shown: Console, monkeypatch: pytest.Monk
 def test_a_question_that_nobody_can_answer(out: Path, shown: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is a line that has not ended yet, as any other."""
     now = [100.0]
-    monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     followed = FollowedFile(out, "> ", shown.descriptor, answered=lambda: False)
     out.write_bytes(b"step 1")
     for _ in range(3):
