@@ -91,7 +91,6 @@ def logged(function: Callable[..., Any]) -> Callable[..., Any]:
         (FunctionSequence(), (1,), {}, "FunctionSequence() 0 1"),
         (pow, (2,), {}, "pow() 'exp'"),
     ],
-    ids=str,
 )
 def test_wrong_arguments_are_refused(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], words: str
@@ -118,7 +117,6 @@ def test_wrong_arguments_are_refused(
         (Trainer("x"), (3,), {}),
         (type("Made", (dict,), {}), (), {"x": 1}),
     ],
-    ids=str,
 )
 def test_what_can_be_called_is_not_refused(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -145,7 +143,6 @@ def test_what_can_be_called_is_not_refused(
         (None, (), {}, "None"),
         ("train.py", (), {"nods": 2}, "nods= 'nodes'?"),
     ],
-    ids=str,
 )
 def test_submit_refuses_at_once(tmp_path: Path, target: Any, args: Any, kwargs: dict[str, Any], words: str) -> None:
     """Its own names count as near ones too; nothing is left of what was refused."""
