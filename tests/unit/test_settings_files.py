@@ -511,6 +511,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "console": st.sampled_from([ConsoleChoice("all"), ConsoleChoice("auto")])
     | RANKS.filter(bool).map(lambda ranks: ConsoleChoice("ranks", ranks)),
     "cpu_bind": st.sampled_from([CpuBind(), CpuBind("none"), CpuBind("map:0-1/7", ((0, 1), (7,)))]),
+    "open_files": st.sampled_from(["auto", "keep"]) | st.integers(256),
     "local_ranks_filter": RANKS,
     "secret_names": st.lists(NAMES, max_size=3).map(tuple),
     "duplicate_stdout_filters": st.lists(NAMES, max_size=3).map(tuple),
