@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import signal
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,8 +24,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.events.api import Event, EventSource
 from torch.distributed.elastic.multiprocessing import LogsSpecs, PContext
 from torch.distributed.elastic.multiprocessing.api import RunProcsResult
-from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
-from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters, registry
 
 # torchrun's macro for the local rank (torch/distributed/elastic/utils/api.py).
 LOCAL_RANK = "${local_rank}"
@@ -200,11 +200,16 @@ def rendezvous_handler(parameters: RendezvousParameters) -> RendezvousHandler:
         ValueError: when torch can make nothing of the parameters.
     """
     try:
-        return get_rendezvous_handler(parameters)
+        return registry.get_rendezvous_handler(parameters)
     except ValueError as error:
-        if isinstance(error.__cause__, KeyError):  # it is not in torch's registry
-            raise UnknownBackendError(str(error)) from error
-        raise
+        if not isinstance(error.__cause__, KeyError):  # it is in torch's registry
+            raise
+        unknown = error
+    if not hasattr(registry, "_register_out_of_tree_handlers"):  # torch 2.4 does not look for those of other packages
+        for found in metadata.entry_points(group="torchrun.handlers", name=parameters.backend):
+            handler: RendezvousHandler = found.load()()(parameters)
+            return handler
+    raise UnknownBackendError(str(unknown)) from unknown
 
 
 def count_processes(word: str) -> int:

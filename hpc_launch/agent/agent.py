@@ -181,7 +181,11 @@ class Agent(ElasticAgent):
     def rendezvous(self, group: WorkerGroup) -> None:
         """Meet the other agents, and write down the attempt that begins."""
         with self._signals.raising():
-            super().rendezvous(group)
+            if self._own is not None:
+                super().rendezvous(group)
+            else:
+                with foreign_backends.lost_if_torch_fails(self._context.plan):
+                    super().rendezvous(group)
         context, budget = self._context, group.spec.max_restarts
         if self._own is not None and self._own.elastic:
             context.move(self._own.world(self._whole))

@@ -186,7 +186,7 @@ def _run_attempts(agent: Agent, handler: RendezvousHandler, plan: Plan) -> HpcLa
             handler.report_end(problem.exit_status, str(problem))
         return problem
     except (TorchRendezvousError, torch.distributed.DistError) as problem:
-        return RendezvousError(f"{plan.backend} rendezvous at '{plan.endpoint}': {torch_adapter.first_line(problem)}")
+        return foreign_backends.lost_rendezvous(plan, problem)
     end = agent.end
     if end is None and result.is_failed():
         end = agent.failure()

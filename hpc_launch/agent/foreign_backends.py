@@ -6,7 +6,9 @@ attempt in the job directory is agreed on here, so that its files lie together.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -65,7 +67,27 @@ def make_handler(plan: Plan) -> RendezvousHandler:
             option="--rdzv-backend",
         ) from None
     except (ValueError, TorchRendezvousError) as error:
-        raise RendezvousError(f"{plan.backend} rendezvous at '{plan.endpoint}': {first_line(error)}") from error
+        raise lost_rendezvous(plan, error) from error
+
+
+def lost_rendezvous(plan: Plan, error: Exception) -> RendezvousError:
+    """What a failure of torch's rendezvous is here."""
+    return RendezvousError(f"{plan.backend} rendezvous at '{plan.endpoint}': {first_line(error)}")
+
+
+@contextlib.contextmanager
+def lost_if_torch_fails(plan: Plan) -> Iterator[None]:
+    """Take errors of torch's rendezvous for what they are.
+
+    Its stores raise a DistError, of torch 2.4 any RuntimeError.
+
+    Raises:
+        RendezvousError: with the backend, and what torch says.
+    """
+    try:
+        yield
+    except (TorchRendezvousError, RuntimeError) as error:
+        raise lost_rendezvous(plan, error) from error
 
 
 def agreed_label(store: Store, group_rank: int, *, free: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+import torch
 from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.events import get_logging_handler  # type: ignore[attr-defined]  # documented, not exported
 from torch.distributed.elastic.multiprocessing import LogsSpecs, Std
@@ -53,7 +55,7 @@ def worker_spec(plan: Plan, handler: RendezvousHandler) -> WorkerSpec:
         # With static rendezvous the workers' endpoint is the given one (torch/distributed/launcher/api.py).
         more["master_addr"], more["master_port"] = network.split_endpoint(plan.endpoint)
     if settings.given("event_log_handler"):
-        more["event_log_handler"] = _event_log_handler(settings.event_log_handler)  # not in torch 2.4
+        more["event_log_handler"] = _event_log_handler(settings.event_log_handler)
     if settings.numa_binding is not None:
         _check_numa_mode(settings.numa_binding)
     return WorkerSpec(
@@ -83,6 +85,11 @@ def _command(plan: Plan) -> tuple[str, tuple[str, ...]]:
 
 
 def _event_log_handler(name: str) -> str:
+    if "event_log_handler" not in {field.name for field in dataclasses.fields(WorkerSpec)}:
+        raise UsageError(
+            f"--event-log-handler {name}: torch {torch.__version__} has no such option, newer ones do; leave it out",
+            option="--event-log-handler",
+        )
     try:
         get_logging_handler(name)
     except KeyError:

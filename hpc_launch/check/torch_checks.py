@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from hpc_launch import codec, imports
+from hpc_launch import codec, imports, torch_release
 from hpc_launch.check.evidence import Device, TorchFacts
 from hpc_launch.codec import CodecError
 from hpc_launch.node.devices import Devices
@@ -173,6 +173,7 @@ def _reduce(ranks: Ranks, group: ReductionGroup, rank: int, patience: float) -> 
         limit,
         wait_for_workers=False,
         master_listen_fd=None if listening is None else listening.detach(),
+        use_libuv=torch_release.libuv_takes_sockets(torch.__version__),
     )
     where = _device(ranks, rank, _kind()[0]) if group.backend != "gloo" else "cpu"
     if where.startswith("cuda"):

@@ -7,7 +7,7 @@ import dataclasses
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from hpc_launch import held_signals, imports, slow_storage
+from hpc_launch import held_signals, imports, slow_storage, torch_release
 from hpc_launch.console import say
 from hpc_launch.errors import HpcLaunchError, UsageError
 from hpc_launch.launch import plain, srun_step
@@ -39,13 +39,12 @@ def run_launcher(settings: Settings, script: Sequence[str], here: LaunchContext)
         plain.run_plain(settings, script, here)
     with _held_back(settings.notice_signals) as mask:
         srun_step.refuse_login_node(settings, here)
-        try:
+        with _others_told(settings, script, here):
             plan = _prepare(settings, script, here)
             slow_storage.wait_for(lambda: directory.check_writable(plan.log_root), f"the log directory {plan.log_root}")
+        torch_release.check_installed()  # the others cannot be told: that needs a torch of today
+        with _others_told(settings, script, here):
             factory = _factory(plan, here.environ, mask)
-        except HpcLaunchError as error:
-            _tell_others(settings, script, here, error)
-            raise
         with imports.without_garbage_collection():
             from hpc_launch.agent.agent_run import run_agent  # noqa: PLC0415 - torch is slow to import
 
@@ -120,6 +119,16 @@ def _prepare(settings: Settings, script: Sequence[str], here: LaunchContext) -> 
     if plan.own_rendezvous and len(plan.world.hosts) > 1:
         check_address(settings, leader=plan.world.leader)
     return plan
+
+
+@contextlib.contextmanager
+def _others_told(settings: Settings, script: Sequence[str], here: LaunchContext) -> Iterator[None]:
+    """Tell the other agents of an error that ends this one."""
+    try:
+        yield
+    except HpcLaunchError as error:
+        _tell_others(settings, script, here, error)
+        raise
 
 
 def _tell_others(settings: Settings, script: Sequence[str], here: LaunchContext, problem: HpcLaunchError) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_launch.errors import ContextError, ScriptError, UsageError, reason
-from hpc_launch.node import device_locations, devices, limits, network, terminal, topology
+from hpc_launch.node import containers, device_locations, devices, limits, network, terminal, topology
 from hpc_launch.node.device_locations import Location
 from hpc_launch.node.devices import Devices
 from hpc_launch.node.topology import Topology
@@ -65,6 +65,7 @@ class LaunchContext:
             accelerator, or somebody wants to know all (`explain`); 0 elsewhere.
         open_files: the soft and the hard limit of open files.
         typed_into: standard input is a terminal, and this process is in its foreground.
+        contained: a container runtime has started this, and nobody types into it.
     """
 
     environ: Mapping[str, str]
@@ -89,6 +90,7 @@ class LaunchContext:
     configured_gpus: Callable[[str], int] = _not_asked
     open_files: tuple[int, int] = (1024, 1024)
     typed_into: bool = False
+    contained: bool = False
 
 
 def gather_context(
@@ -112,11 +114,12 @@ def gather_context(
     traced = None if settings.standalone else trace(environ, _own_cgroup())
     if traced is not None and has_job_control():
         traced = None
+    slurm = None if settings.standalone else _place(environ, settings.jobid or "")
     return LaunchContext(
         environ={**dict(settings.default_env), **environ},
         directory=Path.cwd(),
         host=network.short_name(socket.gethostname()),
-        slurm=None if settings.standalone else _place(environ, settings.jobid or ""),
+        slurm=slurm,
         devices=visible,
         cpus=len(allowed),
         position=network.position,
@@ -135,6 +138,7 @@ def gather_context(
         configured_gpus=_ask_configured_gpus if thorough or devices.any_accelerator() else _not_asked,
         open_files=limits.open_files_limits(),
         typed_into=terminal.in_foreground(),
+        contained=slurm is None and containers.in_container(environ) and not os.isatty(0),
     )
 
 

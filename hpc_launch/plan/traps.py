@@ -221,6 +221,17 @@ def _environment_gone(case: TrapContext) -> str | None:
     )
 
 
+def _alone_in_a_container(case: TrapContext) -> str | None:
+    """Where the container also hides the cgroup of the step, nothing else shows that other tasks train alone too."""
+    here, world = case.here, case.world
+    if not here.contained or here.traced is not None or world.origin is not Origin.DEFAULT or len(world.hosts) > 1:
+        return None
+    return (
+        "this container has no SLURM_* variables, so that this node trains alone: in a step pass them into it "
+        "(docs/containers.md), or say --standalone"
+    )
+
+
 TRAPS: tuple[Callable[[TrapContext], str | None], ...] = (
     _few_cpus,
     _numbered_otherwise,
@@ -236,4 +247,5 @@ TRAPS: tuple[Callable[[TrapContext], str | None], ...] = (
     _unwatched_output,
     _spares_of_one,
     _environment_gone,
+    _alone_in_a_container,
 )

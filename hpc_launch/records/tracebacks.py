@@ -143,4 +143,5 @@ def _raised(frames: Sequence[tuple[str, str]], lines: Sequence[str]) -> Tracebac
     own = [frame for frame in frames if not any(place in frame[0] for place in _LIBRARIES)]
     name, number = (own or frames)[-1]
     message = "\n".join([match["message"] or "", *lines[1:]])
-    return Traceback(match["type"], essence(message) if match["message"] else "", f"{name}:{number}")
+    name_of_type = match["type"].removeprefix("__main__.")  # which Python 3.10 has in its reports
+    return Traceback(name_of_type, essence(message) if match["message"] else "", f"{name}:{number}")

@@ -9,8 +9,10 @@ import socket
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
+import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but its types do not export it
 
+from hpc_launch import torch_release
 from hpc_launch.errors import RendezvousError, RoundRefused
 from hpc_launch.node import network
 from hpc_launch.rendezvous.rendezvous_config import RendezvousConfig
@@ -111,5 +113,11 @@ def _serve(listener: socket.socket) -> TCPStore:
     # torch connects to its own store, and closes the descriptor with it.
     own = "127.0.0.1" if address in ("::", "0.0.0.0") else address  # noqa: S104 - compared with
     return TCPStore(
-        own, port, is_master=True, wait_for_workers=False, timeout=_TIMEOUT, master_listen_fd=listener.detach()
+        own,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=_TIMEOUT,
+        master_listen_fd=listener.detach(),
+        use_libuv=torch_release.libuv_takes_sockets(torch.__version__),
     )

@@ -24,7 +24,7 @@ from typing import Any
 
 from hpc_launch import codec, imports
 from hpc_launch.errors import UsageError
-from hpc_launch.node import processes
+from hpc_launch.node import cuda_driver, processes
 from hpc_launch.workers import factory_server, forked_child
 from hpc_launch.workers.factory_channel import Channel, GoneError
 from hpc_launch.workers.factory_server import EndedWorker, Order, Surroundings
@@ -347,7 +347,9 @@ def _unfit() -> str:
     if threads:
         return "has started a thread" if threads == 1 else f"has started {threads} threads"
     cuda = sys.modules.get("torch.cuda")
-    return "has initialised CUDA" if cuda is not None and cuda.is_initialized() else ""
+    # torch counts only its own use, and not that it has counted devices.
+    used = (cuda is not None and cuda.is_initialized()) or cuda_driver.is_initialised()
+    return "has initialised CUDA" if used else ""
 
 
 def spawn_factory(mask: Iterable[int]) -> Factory:

@@ -1,12 +1,16 @@
 """Where the output of the workers goes: files, console, and who is shown."""
 
+import dataclasses
 import json
 import socket
 from pathlib import Path
 
 import pytest
+import torch
+from torch.distributed.elastic.agent.server.api import WorkerSpec
 
 from tests.local.launching import Finished, launch, one_task_step, probe
+from tests.support import mentions
 
 HOSTNAME = socket.gethostname()
 
@@ -140,12 +144,26 @@ def test_job_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "logs").exists()
 
 
+HAS_HANDLERS = "event_log_handler" in {field.name for field in dataclasses.fields(WorkerSpec)}
+
+
+@pytest.mark.skipif(not HAS_HANDLERS, reason="newer releases of torch")
 def test_event_log_handler(tmp_path: Path) -> None:
     """--event-log-handler console prints torch's events as JSON."""
     done = launch(tmp_path, "--event-log-handler", "console", "--role", "trainer", probe(tmp_path))
     assert done.status == 0, done.err
     events = [json.loads(line) for line in done.err.splitlines() if line.startswith("{")]
     assert ("trainer", "SUCCEEDED") in {(event["metadata"]["role"], event["metadata"]["state"]) for event in events}
+
+
+@pytest.mark.skipif(HAS_HANDLERS, reason="older releases of torch")
+def test_event_log_handler_before_torch_has_it(tmp_path: Path) -> None:
+    """One line names the option and torch's release."""
+    done = launch(tmp_path, "--event-log-handler", "console", probe(tmp_path))
+    [line] = [line for line in done.err.splitlines() if line.startswith("hpc-launch: ")]
+
+    assert (done.status, done.records) == (2, []), done.err
+    assert mentions(line, "--event-log-handler", torch.__version__)
 
 
 def test_completion_script(tmp_path: Path) -> None:

@@ -144,6 +144,16 @@ def test_modules_that_cannot_be_preloaded(tmp_path: Path, start: str) -> None:
     assert mentions(second, "device --preload CUDA")
 
 
+def test_a_torch_that_is_too_old(tmp_path: Path) -> None:
+    """One line says which is there and which is needed; nothing is started."""
+    write(tmp_path / "more/torch-2.3.1.dist-info/METADATA", "Metadata-Version: 2.1\nName: torch\nVersion: 2.3.1\n")
+    done = launch(tmp_path, probe(tmp_path), env={"PYTHONPATH": "more"})
+    [line] = done.err.splitlines()
+
+    assert (done.status, done.records) == (2, []), done.err
+    assert mentions(line, "2.3.1 pip torch>=2.4"), line
+
+
 def test_modules_that_are_preloaded(tmp_path: Path) -> None:
     """--preload brings modules in with torch, also the user's own, and those that the launcher has too."""
     write(tmp_path / "more/own.py", "import os\npid = os.getpid()")

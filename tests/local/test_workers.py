@@ -3,15 +3,20 @@
 import json
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import parse_args
 
 from tests.local.launching import HPC_LAUNCH, LAUNCH_MODULE, TORCH_LAUNCH, TORCHRUN, launch, probe, write
+from tests.support import mentions
 
 # What hpc-launch decides in its own way, as the documentation says: where the workers meet, what the run is called, how
 # many threads they use, and where files are.
 OWN_WAY = {"MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS", "TORCHELASTIC_ERROR_FILE"}
+# What torchrun sets from the release on that has an option for it.
+LATER = {"TORCHELASTIC_SIGNALS_TO_HANDLE"} if "signals_to_handle" not in vars(parse_args(["train.py"])) else set()
 # Each run of a test has its own.
 OF_THE_TEST = {"PROBE_RECORDS"}
 
@@ -158,9 +163,13 @@ def test_workers_have_every_variable_that_torchrun_sets(tmp_path: Path) -> None:
         assert set() == names - set(mine.env)
         assert {name: other[name] for name in names - OWN_WAY} == {name: mine[name] for name in names - OWN_WAY}
         more = set(mine.env) - set(other.env)
-        assert {name for name in more if not name.startswith("HPC_LAUNCH_")} == {"PYTHONFAULTHANDLER"}
+        assert {name for name in more if not name.startswith("HPC_LAUNCH_")} - LATER == {"PYTHONFAULTHANDLER"}
 
 
+NUMA = pytest.mark.skipif(find_spec("torch.numa") is None, reason="torch 2.9 and newer")
+
+
+@NUMA
 def test_an_unknown_numa_binding_is_refused(tmp_path: Path) -> None:
     """--numa-binding says which modes there are; where this machine cannot bind, it says so instead of a traceback."""
     unknown = launch(tmp_path, "--numa-binding", "nearest", probe(tmp_path))
@@ -168,6 +177,7 @@ def test_an_unknown_numa_binding_is_refused(tmp_path: Path) -> None:
     assert "node, socket, exclusive, core-complex" in unknown.err
 
 
+@NUMA
 def test_numa_binding_where_it_cannot_be_had(tmp_path: Path) -> None:
     """Where torch knows no device to be near to, one line says so."""
     done = launch(tmp_path, "--numa-binding", "node", probe(tmp_path))
@@ -175,6 +185,15 @@ def test_numa_binding_where_it_cannot_be_had(tmp_path: Path) -> None:
     assert (done.status, done.records, len(lines)) == (78, [], 1), done.err
     assert lines[0].startswith("hpc-launch: --numa-binding node: ")
     assert "Traceback" not in done.err
+
+
+@pytest.mark.skipif(find_spec("torch.numa") is not None, reason="torch older than 2.9")
+def test_numa_binding_before_torch_has_it(tmp_path: Path) -> None:
+    """An older torch is named in one line."""
+    done = launch(tmp_path, "--numa-binding", "node", probe(tmp_path))
+    [line] = [line for line in done.err.splitlines() if line.startswith("hpc-launch: ")]
+
+    assert (done.status, done.records, mentions(line, "--numa-binding torch")) == (2, [], True), done.err
 
 
 # A launcher whose torch is made to believe in two devices, once the factory is there: local rank 0 is near to the
@@ -198,6 +217,7 @@ main()
 """
 
 
+@NUMA
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
 @pytest.mark.parametrize("words", [["--start", "warm"], ["--start", "exec"], ["--run-path"]], ids=" ".join)
 def test_numa_binding(tmp_path: Path, words: list[str]) -> None:

@@ -14,7 +14,8 @@ from hpc_launch.plan.identity import Identity, run_id_of_workers
 from hpc_launch.plan.launch_plan import Plan
 from hpc_launch.settings import resolve
 from hpc_launch.slurm.environment import Traced
-from tests.unit.slurm_variables import ARRAY, BATCH, HETEROGENEOUS, ONE_TASK_PER_NODE, SUBSET
+from tests.support import mentions
+from tests.unit.slurm_variables import ARRAY, BATCH, HETEROGENEOUS, ONE_TASK_PER_NODE, SUBSET, task_of
 from tests.unit.test_plan import here
 
 ONE_NODE_BATCH = {**BATCH, "SLURM_JOB_NODELIST": "gpu01", "SLURM_JOB_NUM_NODES": "1"}
@@ -179,6 +180,28 @@ def test_a_single_task_may_lose_its_environment(step: str, size: int) -> None:
 def test_a_script_that_may_have_others_is_told() -> None:
     """A batch script trains alone with a line that says so, where the size of its job is unknown."""
     assert [line for line in alone("batch", None).warnings if "SLURM_* variables are gone" in line] != []
+
+
+def contained(environ: Mapping[str, str] | None = None, **flags: Any) -> list[str]:
+    """Return what is said at the start of a run in a container."""
+    made = make_plan(resolve(flags, {}), here(environ or {}, contained=True), ("train.py",))
+    return [line for line in made.warnings if mentions(line, "SLURM_* --standalone")]
+
+
+def test_a_container_without_variables_is_told() -> None:
+    """It may be one of several, of which nothing else is to be seen."""
+    assert len(contained()) == 1
+
+
+@pytest.mark.parametrize("flags", [{"standalone": True}, {"hosts": "box"}])
+def test_who_says_where_a_container_runs_is_believed(flags: Mapping[str, Any]) -> None:
+    """Nothing is said where the nodes were named."""
+    assert contained(**flags) == []
+
+
+def test_a_container_with_variables_is_not_told() -> None:
+    """They say all."""
+    assert contained(task_of(2, 0)) == []
 
 
 @pytest.mark.parametrize("flags", [{"standalone": True}, {"hosts": "box"}, {"master_addr": "box", "node_rank": 0}])

@@ -36,6 +36,7 @@ FOUNDATIONS = {
     "imports",
     "slow_storage",
     "held_signals",
+    "torch_release",
     "version",
 }
 MAY_IMPORT = {
@@ -71,6 +72,7 @@ MAY_IMPORT = {
     "backoff": set[str](),
     "imports": set[str](),
     "held_signals": set[str](),
+    "torch_release": {"errors"},
     "slow_storage": {"console"},
     "version": set[str](),
 }
@@ -124,6 +126,7 @@ PROC = {
 CTYPES = {
     "node.processes": "prctl(2), tgkill(2) and signalfd(2)",
     "node.file_changes": "inotify(7)",
+    "node.cuda_driver": "what the driver of CUDA says of itself",
     "torch_private": "torch's own log level",
 }
 

@@ -21,6 +21,10 @@ from tests.unit.test_settings import GOOD
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
 
+# What the torchrun here has; releases older than the newest have not all of it.
+KNOWN = {action.dest for action in get_args_parser()._actions}
+
+
 def program(place: LaunchContext | None = None, *words: str, **options: str | bool) -> Program:
     """Return what runs a script here."""
     settings = resolve({"plain": True, **options}, {})
@@ -98,12 +102,15 @@ VARIABLES = {"log_line_prefix_template": "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"
 )
 def test_torchrun_understands_its_options(name: str) -> None:
     """Each one that is asked for is passed on as torchrun writes it."""
+    if name not in KNOWN | VARIABLES.keys():
+        pytest.skip("newer releases of torch")
     for text, _ in GOOD[name]:
         made = program(None, **{name: True if specs()[name].is_flag else text})
 
         assert hasattr(parsed(made), name) or made.environ[VARIABLES[name]] == text
 
 
+@pytest.mark.skipif("virtual_local_rank" not in KNOWN, reason="newer releases of torch")
 def test_devices_that_processes_see_alone() -> None:
     """torchrun has an option for them."""
     assert parsed(program(here(devices=TWO_MIGS))).virtual_local_rank

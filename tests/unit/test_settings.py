@@ -433,6 +433,8 @@ def test_the_variables_of_torchrun_are_honoured_where_torchrun_has_them(
 def test_choices_and_defaults_are_those_of_torchrun(torchrun: Mapping[str, Mapping[str, Any]]) -> None:
     """Options that are not derived have torchrun's defaults, and its choices."""
     expected = {name: torchrun[name]["default"] or None for name in common(torchrun) - DERIVED}
+    if expected["master_port"] == 29500:  # of older releases, where other rendezvous than static ignored it
+        expected["master_port"] = None
 
     assert expected == {name: as_torchrun_has_it(getattr(Settings(), name)) for name in expected}
     assert {name: list(specs()[name].choices) for name in common(torchrun) if specs()[name].choices} == {

@@ -16,6 +16,7 @@ import re
 import signal
 import textwrap
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -30,7 +31,7 @@ from torch.distributed.elastic.events.api import Event, EventSource
 from torch.distributed.elastic.multiprocessing import PContext
 from torch.distributed.elastic.multiprocessing.api import RunProcsResult
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
-from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousParameters, dynamic_rendezvous
+from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousParameters, dynamic_rendezvous, registry
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 from torch.distributed.elastic.utils.api import macros
 
@@ -277,9 +278,33 @@ def test_a_backend_that_is_not_registered() -> None:
     assert isinstance(caught.value.__cause__.__cause__ if caught.value.__cause__ else None, KeyError)
 
 
+THEIRS = {"group": "torchrun.handlers", "name": "their"}
+
+
+def test_a_backend_of_an_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch registers those that entry points name; where it does not, as in 2.4, they are found all the same."""
+    made: object = SimpleNamespace()
+    point = SimpleNamespace(load=lambda: lambda: lambda _: made)
+    monkeypatch.setattr(metadata, "entry_points", lambda **asked: [point] * (asked == THEIRS))
+    parameters = RendezvousParameters(backend="their", endpoint="", run_id="1", min_nodes=1, max_nodes=1)
+    monkeypatch.setattr(registry, "_register_out_of_tree_handlers", None, raising=False)
+    with pytest.raises(UnknownBackendError):
+        torch_private.rendezvous_handler(parameters)
+    monkeypatch.delattr(registry, "_register_out_of_tree_handlers")
+
+    assert torch_private.rendezvous_handler(parameters) is made
+
+
+def test_torch_registers_backends_of_installed_packages() -> None:
+    """By a function of this name, from torch 2.5 on."""
+    assert hasattr(registry, "_register_out_of_tree_handlers") or torch.__version__ < "2.5"
+
+
 def test_a_store_for_the_workers_of_each_attempt() -> None:
-    """c10d's handler reads this variable."""
+    """c10d's handler reads this variable; in torch 2.4 workers never share the agents' store."""
     source = inspect.getsource(dynamic_rendezvous)
+    if "use_agent_store" not in source:
+        pytest.skip("torch 2.5 and newer")
 
     assert source.count(f'os.getenv("{torch_private.OWN_STORE}", "0")') == 2
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from torch.distributed.run import get_args_parser
 
 from hpc_launch.cli import _refuse_mistyped, main
@@ -32,13 +33,22 @@ def beginnings() -> Iterator[tuple[str, str]]:
             yield begun.replace("-", "_"), meant[0] if len(meant) == 1 else ""
 
 
+# What is known of torchrun beyond the releases before that of continuous integration, and what newer ones have besides:
+# options of ours too, which are never left short.
+LATER = {
+    *("duplicate-stderr-filters", "duplicate-stdout-filters", "event-log-handler", "numa-binding", "shutdown-timeout"),
+    *("signals-to-handle", "virtual-local-rank"),
+}
+OURS_TOO = {"log-line-prefix-template", "print-completion"}
+OLDER = torch.__version__ < "2.13"
+
 FORMS = [*dict.fromkeys(beginnings())]
 
 
 def test_torchrun_s_names_are_known() -> None:
     """All of them, and no other: where torch adds one, it can be left short from then on."""
-    assert {*torchrun_names()} >= OURS
-    assert {*torchrun_names()} - OURS <= {"no-use-env", "use-env"}
+    assert {*torchrun_names()} >= OURS - OURS_TOO
+    assert {*torchrun_names()} - OURS <= {"no-use-env", "use-env"} | (LATER if OLDER else set())
 
 
 def test_every_beginning_stands_for_what_argparse_takes_it_for() -> None:
@@ -50,7 +60,7 @@ def test_every_beginning_stands_for_what_argparse_takes_it_for() -> None:
         for begun, meant in FORMS
     }
     assert found == expected
-    assert sum(begun != found[begun] for begun in found) > 300
+    assert sum(begun != found[begun] for begun in found) > (200 if OLDER else 300)
 
 
 @pytest.mark.parametrize(
