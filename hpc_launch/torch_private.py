@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import ctypes
+import inspect
 import signal
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -246,4 +247,7 @@ def numa_cpus(mode: str, gpu_index: int) -> tuple[int, ...]:
     from torch.numa import binding  # noqa: PLC0415 - not in older torch
 
     options = binding.NumaOptions(affinity_mode=binding.AffinityMode(mode))
-    return tuple(sorted(binding._get_logical_cpus_to_bind_to(gpu_index=gpu_index, numa_options=options)))  # noqa: SLF001
+    cpus_of = binding._get_logical_cpus_to_bind_to  # noqa: SLF001 - the private name that this module is for
+    # Its parameter has another name from torch 2.14 on.
+    index = "device_index" if "device_index" in inspect.signature(cpus_of).parameters else "gpu_index"
+    return tuple(sorted(cpus_of(**{index: gpu_index}, numa_options=options)))

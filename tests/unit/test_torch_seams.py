@@ -312,7 +312,8 @@ def test_a_store_for_the_workers_of_each_attempt() -> None:
 def test_the_cpus_near_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch knows them by the device's NUMA node, among those that this process may use; it needs no numactl for it."""
     binding = pytest.importorskip("torch.numa.binding", reason="torch 2.9 and newer")
-    monkeypatch.setattr(binding, "_get_numa_node_index_for_gpu_index", lambda *, gpu_index: gpu_index)
+    index = "device_index" if hasattr(binding, "_get_numa_node_index_for_device_index") else "gpu_index"
+    monkeypatch.setattr(binding, f"_get_numa_node_index_for_{index}", lambda **asked: asked[index])
     monkeypatch.setenv("PATH", "")
     of_node = binding._get_set_of_int_from_ranges_str(Path("/sys/devices/system/node/node0/cpulist").read_text())
 
