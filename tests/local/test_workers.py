@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from torch.distributed.run import parse_args
+from torch.distributed.run import get_args_parser
 
 from tests.local.launching import HPC_LAUNCH, LAUNCH_MODULE, TORCH_LAUNCH, TORCHRUN, launch, probe, write
 from tests.support import mentions
@@ -16,7 +16,8 @@ from tests.support import mentions
 # many threads they use, and where files are.
 OWN_WAY = {"MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS", "TORCHELASTIC_ERROR_FILE"}
 # What torchrun sets from the release on that has an option for it.
-LATER = {"TORCHELASTIC_SIGNALS_TO_HANDLE"} if "signals_to_handle" not in vars(parse_args(["train.py"])) else set()
+KNOWN = {action.dest for action in get_args_parser()._actions}
+LATER = {"TORCHELASTIC_SIGNALS_TO_HANDLE"} - {f"TORCHELASTIC_{name.upper()}" for name in KNOWN}
 # Each run of a test has its own.
 OF_THE_TEST = {"PROBE_RECORDS"}
 

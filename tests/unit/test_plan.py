@@ -898,6 +898,17 @@ def test_gathering_looks_at_this_node(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert (("4", "5"), len(os.sched_getaffinity(0))) == (place.devices.tokens, place.cpus)
 
 
+@pytest.mark.parametrize("name", ["APPTAINER_CONTAINER", "SINGULARITY_CONTAINER", "CH_RUNNING"])
+def test_a_container_of_a_cluster_is_known(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what its runtime sets; where somebody types into it, nothing is missing."""
+    monkeypatch.setattr(os, "isatty", lambda _: False)
+
+    assert gather_context({name: "x"}, asked()).contained
+    assert not gather_context({name: ""}, asked()).contained
+    monkeypatch.setattr(os, "isatty", lambda _: True)
+    assert not gather_context({name: "x"}, asked()).contained
+
+
 def test_gathering_adds_what_is_not_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """--default-env does not win over the environment, and does not put this process into a job."""
     monkeypatch.chdir(tmp_path)
