@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from torch.distributed.run import get_args_parser
 
 from tests.local.launching import HPC_LAUNCH, LAUNCH_MODULE, TORCH_LAUNCH, TORCHRUN, launch, probe, write
@@ -15,6 +16,8 @@ from tests.support import mentions
 # What hpc-launch decides in its own way, as the documentation says: where the workers meet, what the run is called, how
 # many threads they use, and where files are.
 OWN_WAY = {"MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS", "TORCHELASTIC_ERROR_FILE"}
+if torch.__version__ < "2.5":  # whose agents serve no store for workers
+    OWN_WAY |= {"TORCHELASTIC_USE_AGENT_STORE"}
 # What torchrun sets from the release on that has an option for it.
 KNOWN = {action.dest for action in get_args_parser()._actions}
 LATER = {"TORCHELASTIC_SIGNALS_TO_HANDLE"} - {f"TORCHELASTIC_{name.upper()}" for name in KNOWN}
