@@ -93,9 +93,9 @@ def driver(tmp_path: Path) -> Driver:
     return Driver(folder)
 
 
-def notes(done: Finished) -> list[str]:
-    """Return why workers were not forked."""
-    return [line for line in done.err.splitlines() if mentions(line, "hpc-launch note exec")]
+def left_out(done: Finished) -> list[str]:
+    """Return why a module was not preloaded, or workers were not forked."""
+    return [line for line in done.err.splitlines() if mentions(line, "hpc-launch note")]
 
 
 def pids(done: Finished) -> Counter[int]:
@@ -112,33 +112,24 @@ def test_a_worker_initialises_cuda_itself(driver: Driver, tmp_path: Path) -> Non
     words = ["--preload", "loads", "--nproc-per-node", "2", probe(tmp_path, INITIALISES)]
     done = launch(tmp_path, *words, env=driver.environ)
 
-    assert (done.status, len(done.records), notes(done)) == (0, 2, []), done.err
+    assert (done.status, len(done.records), left_out(done)) == (0, 2, []), done.err
     assert driver.calls("cuInit") == pids(done)
     [loader] = driver.calls("load")
     assert loader not in pids(done)
 
 
-def test_a_preloaded_module_that_initialises_cuda(driver: Driver, tmp_path: Path) -> None:
-    """A forked worker could not use CUDA then: workers are started by exec, one line names the module."""
+@pytest.mark.parametrize("start", ["auto", "warm"])
+def test_a_preloaded_module_that_initialises_cuda(driver: Driver, tmp_path: Path, start: str) -> None:
+    """A worker forked after it could not use CUDA: it is left out, one line names it, and the workers stay warm."""
     write(tmp_path / "more/initialises.py", "import ctypes\nctypes.CDLL('libcuda.so.1').cuInit(0)\n")
-    words = ["--preload", "initialises", "--nproc-per-node", "2", probe(tmp_path, INITIALISES)]
+    words = ["--start", start, "--preload", "initialises", "--nproc-per-node", "2", probe(tmp_path, INITIALISES)]
     done = launch(tmp_path, *words, env=driver.environ)
 
-    [line] = notes(done)
+    [line] = left_out(done)
     assert mentions(line, "initialises CUDA"), line
-    launcher = driver.calls("cuInit") - pids(done)
-    assert (done.status, len(done.records), list(launcher.values())) == (0, 2, [1]), done.err
-    assert driver.calls("load") == driver.calls("cuInit") == pids(done) + launcher
-
-
-def test_warm_is_refused_for_it(driver: Driver, tmp_path: Path) -> None:
-    """Where `--start warm` asks for what cannot be, nothing is started."""
-    write(tmp_path / "more/initialises.py", "import ctypes\nctypes.CDLL('libcuda.so.1').cuInit(0)\n")
-    words = ["--start", "warm", "--preload", "initialises", probe(tmp_path, INITIALISES)]
-    done = launch(tmp_path, *words, env=driver.environ)
-
-    assert (done.status, done.records) == (2, []), done.err
-    assert mentions(done.err, "--start warm initialises CUDA")
+    tried = driver.calls("cuInit") - pids(done)
+    assert (done.status, len(done.records), list(tried.values())) == (0, 2, [1]), done.err
+    assert driver.calls("cuInit") == pids(done) + tried
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is built for CUDA")
@@ -190,7 +181,7 @@ def test_a_preloaded_module_that_asks_torch_for_devices(driver: Driver, tmp_path
     words = ["--preload", "asks", "--nproc-per-node", "2", probe(tmp_path, ASKS_TORCH)]
     done = launch(tmp_path, *words, program=(cuda_python, "-m", "hpc_launch"), env=driver.environ)
 
-    [line] = notes(done)
+    [line] = left_out(done)
     assert mentions(line, "asks CUDA"), line
     assert "forked" not in done.out
     assert (done.status, driver.calls("cuInit") & pids(done)) == (0, pids(done)), done.err
