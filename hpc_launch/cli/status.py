@@ -21,7 +21,7 @@ from hpc_launch.inspection.point_status import ArrayStatus, PointStatus
 from hpc_launch.inspection.slurm_query import SlurmQuery
 from hpc_launch.inspection.status_view import JobStatus
 from hpc_launch.records.directory import JobDirectory
-from hpc_launch.slurm.job import OVER, WAITING
+from hpc_launch.slurm.job import OVER
 
 # The screen from its upper left corner on, and nothing below what is written.
 _HOME, _REST = "\x1b[H\x1b[2J", "\x1b[J"
@@ -145,7 +145,7 @@ class StatusLoop:
         status = read_status(directory, eyes=self._eyes)
         record = status.slurm.record if status.slurm is not None else None
         batch = record is not None and record.batch
-        goes_on = self._whole and batch and record is not None and record.state not in OVER | WAITING
+        goes_on = self._whole and record is not None and record.may_run_more
         runs = self._runs.look(status) if self._others and (self._named or batch) else ()
         return StatusLook(status, runs, status.standing.over and not goes_on)
 

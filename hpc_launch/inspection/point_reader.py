@@ -21,6 +21,9 @@ from hpc_launch.redaction import redacted_arguments
 from hpc_launch.slurm import array_points, controller
 from hpc_launch.slurm.job import WAITING
 
+# So many seconds after the end of a task what its nodes have written last may still come.
+_SETTLE_S = 60.0
+
 
 class ArrayReader:
     """Looks at a job array, again and again; points that are over are not read again.
@@ -50,7 +53,7 @@ class ArrayReader:
         self._points: dict[int, tuple[str, ...]] = {}
         self._answer = ArrayAnswer()
         self._next = 0.0
-        self._ended: dict[int, tuple[str | None, JobStatus]] = {}
+        self._ended: dict[int, tuple[str | None, PointStatus]] = {}
 
     def look(self, now: float | None = None) -> ArrayStatus:
         """Where it stands now.
@@ -65,12 +68,13 @@ class ArrayReader:
             self._next = time.monotonic() + slurm_query.PAUSE
             directories = directories or job_search.find_task_directories(self._roots, self._array)
         numbers = sorted({*self._answer.records, *directories})
-        found = {number: self._status(number, directories.get(number), now) for number in numbers}
-        command, arguments = point_arguments({number: one.script for number, one in found.items()}, self._points)
+        found = {number: self._point(number, directories.get(number), now) for number in numbers}
+        commands = {number: point.status.script for number, point in found.items()}
+        command, arguments = point_arguments(commands, self._points)
         outputs = self._outputs(found)
         points = (
-            PointStatus(self._label(number), status, arguments.get(number, ()), number, outputs.get(number, ""))
-            for number, status in found.items()
+            replace(point, arguments=arguments.get(number, ()), output=outputs.get(number, ""))
+            for number, point in found.items()
         )
         return ArrayStatus(self._array, command, tuple(points), self._answer.blind, now)
 
@@ -80,7 +84,6 @@ class ArrayReader:
     def _ask_slurm(self, directories: dict[int, JobDirectory]) -> None:
         before = self._answer.records
         answer = self._ask(self._array, {*directories, *before, *self._points})
-        self._answer = replace(answer, records=before) if answer.blind else answer
         record = next(iter(answer.records.values()), None)
         if record is not None and self._script is None:
             self._script = self._ask_script(record.job_id)
@@ -88,8 +91,13 @@ class ArrayReader:
             self._points = {at: tuple(redacted_arguments(words, self._secret_names)) for at, words in said.items()}
             more = job_search.log_directories(record, self._script or "")
             self._roots = tuple(dict.fromkeys((*self._roots, *more)))
+            if not self._points.keys() <= answer.records.keys():
+                # The controller may have forgotten these, and nothing else has told of them before.
+                more_known = self._ask(self._array, {*directories, *answer.records, *self._points})
+                answer = answer if more_known.blind else more_known
+        self._answer = replace(answer, records=before) if answer.blind else answer
 
-    def _status(self, number: int, directory: JobDirectory | None, now: float) -> JobStatus:
+    def _point(self, number: int, directory: JobDirectory | None, now: float) -> PointStatus:
         record = self._answer.records.get(number)
         key = None if record is None else f"{record.state} {record.restarts}"
         known = self._ended.get(number)
@@ -99,12 +107,13 @@ class ArrayReader:
         found = history.read_history(directory.path) if directory is not None else History(Path())
         looked = Observations(slurm=SlurmAnswer(record, self._answer.blind), now=now)
         named = directory or JobDirectory(Path(), self._label(number))
-        status = job_status.make_status(found, named, looked)
-        if status.standing.over and not self._answer.blind:
-            self._ended[number] = key, status
-        return status
+        point = PointStatus(self._label(number), job_status.make_status(found, named, looked), number=number)
+        settled = record is None or record.end is None or record.end + _SETTLE_S < now
+        if point.over and settled and not self._answer.blind:
+            self._ended[number] = key, point
+        return point
 
-    def _outputs(self, found: dict[int, JobStatus]) -> dict[int, str]:
+    def _outputs(self, found: dict[int, PointStatus]) -> dict[int, str]:
         """The files that Slurm writes to: as it says, or as those are called of which it does not say it any more."""
         said = {number: record for number, record in self._answer.records.items() if record.output}
         outputs = {number: record.output for number, record in said.items() if record.state not in WAITING}

@@ -32,6 +32,12 @@ class PointStatus:
     number: int | None = None
     output: str = ""
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing more comes of it: its last run has ended, and no batch script may start another."""
+        record = self.status.slurm.record if self.status.slurm is not None else None
+        return self.status.standing.over and not (record is not None and record.may_run_more)
+
 
 @dataclass(frozen=True)
 class ArrayStatus:
@@ -54,7 +60,7 @@ class ArrayStatus:
     @property
     def over(self) -> bool:
         """Whether nothing more comes of any point."""
-        return all(point.status.standing.over for point in self.points)
+        return all(point.over for point in self.points)
 
     @property
     def exit_status(self) -> int | None:

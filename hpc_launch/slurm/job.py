@@ -116,6 +116,11 @@ class JobRecord:
         return self.state.lower().replace("_", " ")
 
     @property
+    def may_run_more(self) -> bool:
+        """Whether its batch script is at work, which may start another run when one has ended."""
+        return self.batch and self.state not in OVER | WAITING
+
+    @property
     def exit_status(self) -> int:
         """The status of a job that has ended: that of its script, 128+N for signal N.
 

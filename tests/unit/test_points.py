@@ -292,6 +292,48 @@ def test_a_point_that_is_over_is_read_once(tmp_path: Path) -> None:
     assert slurm.asked == 2
 
 
+def test_a_batch_script_may_start_another_run(tmp_path: Path) -> None:
+    """As long as Slurm runs it a point is not over, and is read again: also where it has another directory then."""
+    made(tmp_path, 0, "done")
+    slurm = Slurm(task(0, "RUNNING", batch=True))
+    reader = ArrayReader("12", [tmp_path], ask=slurm, ask_script=lambda _: None)
+    between = reader.look(NOW)
+    histories.write(tmp_path / "12_0.1", nodes=1, per_node=2, attempts=1, begin=NOW - 10, ending="failed")
+    second = reader.look(NOW)
+    slurm.answer = ArrayAnswer({0: task(0, "FAILED", batch=True)})
+    reader._next = 0.0
+
+    assert [one.points[0].status.standing.state for one in (between, second)] == [State.DONE, State.FAILED]
+    assert [one.over for one in (between, second, reader.look(NOW))] == [False, False, True]
+
+
+def test_what_is_written_last_may_come_after_slurms_word(tmp_path: Path) -> None:
+    """A point that has just ended is read again, as the files of its nodes may be seen here later."""
+    made(tmp_path, 0, "")
+    reader = ArrayReader("12", [tmp_path], ask=Slurm(task(0, "COMPLETED", end=NOW - 5)), ask_script=lambda _: None)
+    states = [reader.look(NOW).points[0].status.standing.state]
+    made(tmp_path, 0, "done")
+    states.append(reader.look(NOW + 1).points[0].status.standing.state)
+
+    assert states == [State.UNKNOWN, State.DONE]
+
+
+def test_points_that_only_the_job_script_tells_of(tmp_path: Path) -> None:
+    """The controller has forgotten them, and they have no directory: accounting is asked at the first look."""
+    known: list[set[int]] = []
+
+    def ask(_array: str, numbers: set[int]) -> ArrayAnswer:
+        known.append(set(numbers))
+        forgotten = {0: task(0, "FAILED")} if 0 in numbers else {}
+        return ArrayAnswer({**forgotten, 1: task(1, "RUNNING")})
+
+    script = "".join(SCRIPT.splitlines(keepends=True)[:2])
+    found = ArrayReader("12", [tmp_path], ask=ask, ask_script=lambda _: script).look(NOW)
+
+    assert [point.name for point in found.points] == ["12_0", "12_1"]
+    assert known == [set(), {0, 1}]
+
+
 # ---- many points
 
 
