@@ -13,6 +13,9 @@ from hpc_launch.slurm import controller
 # As squeue writes an array of which several jobs wait: `12_[3-7%2]`.
 _WHOLE_ARRAY = re.compile(r"(\d+)_\[.*\]")
 
+# Whatever is called otherwise is no job: `12`, `12_3`, `12;CLUSTER`, `local-20261125-223607-4711`.
+_ID = re.compile(r"\w[\w.;+-]{0,99}")
+
 
 def find_job_files(job: str, folder: Path | None) -> JobFiles | list[JobFiles]:
     """Find a job, or all jobs of an array.
@@ -24,20 +27,21 @@ def find_job_files(job: str, folder: Path | None) -> JobFiles | list[JobFiles]:
     Raises:
         UsageError: there is no such job.
     """
-    path = Path(job).expanduser()
-    if path.is_dir() and folder is None:
-        return _of_directory(path.absolute(), job)
-    if path.is_file() and folder is None:
-        return JobFiles(path.absolute().parent, path.stem)
+    if folder is None:
+        found = _by_path(job)
+        if found is not None:
+            return found
+        if "/" in job:
+            raise _missing(Path(job).absolute().parent, job)
     whole = _WHOLE_ARRAY.fullmatch(job)
     name = whole[1] if whole else job
     where = shared_folder((folder or Path("logs")).expanduser().absolute())
-    found = _in_folder(where, name)
-    if not found and folder is None:
-        found = _by_slurm(name)
-    if not found:
+    files = None
+    if _ID.fullmatch(name):
+        files = _in_folder(where, name) or (_by_slurm(name) if folder is None else None)
+    if not files:
         raise _missing(where, name)
-    return found
+    return files
 
 
 def _in_folder(folder: Path, job: str) -> JobFiles | list[JobFiles] | None:
@@ -49,17 +53,38 @@ def _in_folder(folder: Path, job: str) -> JobFiles | list[JobFiles] | None:
     return None
 
 
-def _of_directory(path: Path, job: str) -> JobFiles:
+def _by_path(job: str) -> JobFiles | None:
+    """The files of a job by the path of its directory or record; None where it is neither.
+
+    Files and directories of other kinds may be called as a job is, such as the folders that `%j` makes.
+    """
+    try:
+        path = Path(job).expanduser()
+        path = path.resolve() if ".." in path.parts else path.absolute()
+        if path.is_dir():
+            return _of_directory(path)
+        files = JobFiles(path.parent, path.stem)
+        is_record = path.is_file() and path == files.record
+    except (OSError, RuntimeError, ValueError):  # no name that a file can have, or of an unknown user's
+        return None
+    return files if is_record and (files.is_of_this_process or read_record(files.record) is not None) else None
+
+
+def _of_directory(path: Path) -> JobFiles | None:
     """The files of the job with a directory: beside it, or above, where an executor's folder has `%j` in it."""
     # What an executor of submitit's runs on one machine is called by a number, its directory `local-<number>`.
     names = [name for name in (path.name, path.name.rpartition(".")[0], path.name.removeprefix("local-")) if name]
     for folder in path.parents:
         for base in (folder / SUBMITTED, folder):
             for files in (JobFiles(base, name) for name in names):
-                record = read_record(files.record) if folder != path.parent else None
-                if files.exist and (folder == path.parent or (record is not None and record.directory == path)):
+                if files.exist and (folder == path.parent or _is_directory_of(files, path)):
                     return files
-    raise _missing(path.parent, job)
+    return None
+
+
+def _is_directory_of(files: JobFiles, path: Path) -> bool:
+    record = read_record(files.record)
+    return record is not None and record.directory.resolve() == path.resolve()
 
 
 def _by_slurm(job: str) -> JobFiles | list[JobFiles] | None:

@@ -115,6 +115,41 @@ def test_a_directory_below_the_folder_with_the_records(tmp_path: Path) -> None:
         Job.load(other)
 
 
+def test_a_directory_named_from_another_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a path with `..`, as a notebook in a directory of its own has it."""
+    directory = tmp_path / "my logs/12/12.0"
+    write_record(tmp_path / "my logs" / SUBMITTED, "12", directory)
+    directory.mkdir(parents=True)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+
+    assert Job.load("../my logs/12/12.0").job_id == "12"
+
+
+def test_what_is_called_as_a_job_is(array: Path) -> None:
+    """A file or a directory of another kind does not stand in the way of the id; it is no job by itself."""
+    Path("1").mkdir()
+    Path("12_3").touch()
+    Path("notes.txt").touch()
+    Path("notes.json").write_text("[1]")
+
+    assert array.is_dir()
+    assert (Job.load("1").job_id, Job.load("12_3").directory.name) == ("1", "12_3.0")
+    for other in ("notes.txt", "notes.json", "./1", "./12_3"):
+        with pytest.raises(UsageError) as refused:
+            Job.load(other)
+        assert mentions(refused.value, Path(other).name)
+
+
+@pytest.mark.parametrize("name", ["", "-h", "x" * 300, "~no-such-user/12.0", "a\0b", "a b", "../x", "12_[", "."])
+def test_what_cannot_be_a_job_is_refused(array: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """In one line, and Slurm is not asked."""
+    monkeypatch.setattr("hpc_launch.slurm.controller.ask_jobs", lambda _job: pytest.fail("Slurm is asked"))
+    assert array.is_dir()
+    with pytest.raises(UsageError):
+        Job.load(name)
+
+
 def test_a_job_of_submitits_local_executor(tmp_path: Path) -> None:
     """It is called by a number, and its directory otherwise."""
     directory = tmp_path / "local-4711"
