@@ -72,7 +72,7 @@ def run_agent_process(words: Sequence[str], *, alone: bool = False) -> AgentEndi
     by = signal.SIGKILL if alone else signal.SIGTERM
     before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
     # Whoever has started this process may have held them back until somebody listens.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     try:
         child = subprocess.Popen(
             words,
@@ -85,6 +85,8 @@ def run_agent_process(words: Sequence[str], *, alone: bool = False) -> AgentEndi
             child.send_signal(number)
         status = child.wait()
     finally:
+        # Nor does anybody listen from now on: a signal that comes too late must not keep the end from being written.
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
     status = exit_status_of(status)

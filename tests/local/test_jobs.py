@@ -15,6 +15,7 @@ import pytest
 import submitit
 
 import hpc_launch
+from hpc_launch.api import agent_process
 from hpc_launch.api.remote_exception import RemoteTraceback
 from hpc_launch.errors import CallError, JobFailed, ResultError, UsageError, WorkerFailed
 from hpc_launch.submitit import ElasticTask
@@ -156,6 +157,19 @@ def test_a_job_is_cancelled_as_soon_as_it_is_there(tmp_path: Path) -> None:
 
     assert job.wait(DEADLINE)
     assert job.state == "CANCELLED"
+
+
+def test_a_stop_that_comes_too_late_changes_nothing() -> None:
+    """Whoever runs an agent and holds signals back holds them back again, while it writes down how the job ended."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, agent_process.STOPS)
+    try:
+        ending = agent_process.run_agent_process([sys.executable, "-c", ""])
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    assert ending == agent_process.AgentEnding(0)
+    assert held >= agent_process.STOPS
 
 
 # ---- what submitit's users bring
