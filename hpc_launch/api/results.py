@@ -28,6 +28,9 @@ LAG_SECONDS = 30.0
 
 _PAUSE = 0.2
 
+# Bytes; a result itself may have hundreds of megabytes.
+_LONGEST_HEADER = 4096
+
 _RESULT = re.compile(r"rank_(\d+)\.result\.pkl")
 _RAISED = re.compile(r"rank_(\d+)\.raised\.pkl")
 
@@ -52,7 +55,7 @@ def read_results(job: JobDirectory, job_id: str, *, functions: bool, patience: f
     errors: dict[int, Exception] = {}
     for rank in range(size):
         try:
-            found[rank] = _read(job, files[rank])[1]
+            found[rank] = _read(job, files[rank])
         except Exception as error:  # noqa: BLE001 - a pickle may raise whatever it likes, and other ranks can be read
             errors[rank] = error
     if errors:
@@ -79,7 +82,7 @@ def read_result(job: JobDirectory, job_id: str, rank: int, *, functions: bool, p
     if not functions:
         return None
     try:
-        return _read(job, files[rank])[1]
+        return _read(job, files[rank])
     except Exception as error:
         raise _unreadable(job_id, {}, {rank: files[rank]}, {rank: error}) from error
 
@@ -148,7 +151,7 @@ def _world_size(job: JobDirectory, files: dict[int, Path]) -> int | None:
     """How many ranks there are: by any result that says so, else by the plan; None where nothing is known."""
     for path in files.values():
         with contextlib.suppress(Exception):  # it is looked at again, and then named
-            size = _read(job, path, header_only=True)[0]
+            size = _header(_open(job, path, _LONGEST_HEADER))
             if size > max(files):
                 return size
     # Of files that all cannot be read, without a plan, these are the ranks that are known of.
@@ -168,25 +171,34 @@ def _planned(job: JobDirectory) -> int | None:
     return nodes * ranks
 
 
-def _read(job: JobDirectory, path: Path, *, header_only: bool = False) -> tuple[int, Any]:
-    """How many ranks there are, and the result of one.
+def _read(job: JobDirectory, path: Path) -> Any:
+    """The result of one rank.
 
     Raises:
         Exception: whatever a pickle raises that cannot be read here.
     """
     file = _open(job, path)
-    size = int(pickle.load(file)["world_size"])  # noqa: S301 - the user's own job wrote it
-    return size, None if header_only else pickle.load(file)  # noqa: S301 - as above
+    _header(file)
+    return pickle.load(file)  # noqa: S301 - the user's own job wrote it
 
 
-def _open(job: JobDirectory, path: Path) -> io.BytesIO:
-    """A pickle of one's own: to load one is to run what it says.
+def _header(file: io.BytesIO) -> int:
+    """How many ranks there are, as the beginning of a result says.
+
+    Raises:
+        Exception: as `_read`.
+    """
+    return int(pickle.load(file)["world_size"])  # noqa: S301 - as above
+
+
+def _open(job: JobDirectory, path: Path, most: int = -1) -> io.BytesIO:
+    """A pickle of one's own, or its first bytes: to load one is to run what it says.
 
     Raises:
         CallError: it cannot be read, or belongs to somebody else.
     """
     try:
-        return io.BytesIO(read_own(path, job.path))
+        return io.BytesIO(read_own(path, job.path, most))
     except OSError as error:
         raise CallError(f"cannot load {path}: {reason(error)}") from error
 

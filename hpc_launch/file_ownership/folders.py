@@ -143,19 +143,20 @@ def open_folder(path: Path, top: Path | None = None, *, make: bool = False, priv
         os.close(here)
 
 
-def read_own(path: Path, top: Path | None = None) -> bytes:
+def read_own(path: Path, top: Path | None = None, most: int = -1) -> bytes:
     """Read a regular file of one's own, in a directory of one's own.
 
     Args:
         path: the file.
         top: as `open_folder` has it.
+        most: read no more than the first so many bytes; -1 for all of it.
 
     Raises:
         NotOwnError: it is not.
         OSError: it is not there, or cannot be read.
     """
     with open_folder(path.parent, top) as folder, os.fdopen(folder.open(path.name, os.O_RDONLY), "rb") as file:
-        return file.read()
+        return file.read(most)
 
 
 def read_shared(path: Path) -> bytes:

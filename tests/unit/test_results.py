@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from hpc_launch import file_ownership
 from hpc_launch.api import remote_exception, results
 from hpc_launch.errors import CallError, JobFailed, ResultError, UsageError
 from hpc_launch.records.directory import JobDirectory
@@ -98,6 +99,23 @@ def test_a_result_that_is_missing_hides_no_other(tmp_path: Path) -> None:
     assert mentions(refused.value, "rank 2")
     with pytest.raises(UsageError, match=r"\b4\b.*\b0 to 3\b"):
         results.read_result(job, "1", 4, functions=True, patience=0)
+
+
+def test_of_other_results_no_more_than_the_header_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To know how many ranks there are: each of them may be as large as `max_pickle_mb`."""
+    job = JobDirectory(tmp_path, "1.0")
+    large = [write(job, rank, HEADER + pickle.dumps(bytes([rank]) * 100_000)) for rank in range(4)]
+    read: list[tuple[Path, int]] = []
+
+    def read_own(path: Path, top: Path | None = None, most: int = -1) -> bytes:
+        data = file_ownership.read_own(path, top, most)
+        read.append((path, len(data)))
+        return data
+
+    monkeypatch.setattr(results, "read_own", read_own)
+
+    assert results.read_result(job, "1", 3, functions=True, patience=0) == b"\x03" * 100_000
+    assert [path for path, size in read if size > 10_000] == [large[3]]
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80", b"cno.such\nmodule\n.", pickle.dumps(3), pickle.dumps({"rank": 1})])
