@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from hpc_launch.errors import HpcLaunchError, Interrupted, LogDirError, ScriptError, reason
 from hpc_launch.plan.launch_context import check_script
-from hpc_launch.records.regular_files import content
+from hpc_launch.records.regular_files import open_regular
 from hpc_launch.settings import Settings
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.inventory import NodeGroup
@@ -29,6 +29,9 @@ _PATIENCE = 5.0
 
 # Lines of the output of a job that has failed.
 _LAST_LINES = 20
+
+# Bytes of a script that are looked at: with --no-python it may be a program of hundreds of megabytes.
+_LONGEST_SCRIPT = 1 << 20
 
 # Names of files that git does not track, as many as a line has room for.
 _NAMED = 5
@@ -85,11 +88,12 @@ def see_script(settings: Settings, request: JobRequest, directory: Path, tell: T
 
 
 def script_text(settings: Settings, script: str, directory: Path) -> str:
-    """The text of a training script or of a module that is run; empty where it cannot be read here."""
+    """The text of a script or a module that is run, up to a megabyte; empty where it cannot be read here."""
     place = directory.joinpath(*script.split(".")) if settings.module else directory / script
-    files = (place.with_suffix(".py") if settings.module else place, place / "__main__.py")
-    read = (found for file in files if isinstance(found := content(file), bytes))
-    return next(read, b"").decode(errors="replace")
+    for file in (place.with_suffix(".py") if settings.module else place, place / "__main__.py"):
+        with contextlib.suppress(OSError, ValueError), open_regular(file) as stream:
+            return stream.read(_LONGEST_SCRIPT).decode(errors="replace")
+    return ""
 
 
 def draft(

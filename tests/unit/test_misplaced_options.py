@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from hpc_launch.errors import UsageError
-from hpc_launch.submission import misplaced_options
+from hpc_launch.settings import Settings
+from hpc_launch.submission import misplaced_options, submitter
 from tests.support import mentions
 
 OPTIONS = frozenset({"--nodes", "--output", "--mail-type", "--sweep", "--dry-run", "--test-only"})
@@ -68,6 +72,24 @@ def test_what_was_meant_for_submit_is_refused(words: list[str], option: str) -> 
 
     assert caught.value.option == option
     assert mentions(caught.value, "submit train.py --")
+
+
+def test_the_text_of_a_script(tmp_path: Path) -> None:
+    """That of a file, a package or a module; of a large program only the first part, and nothing of what is no file."""
+    (tmp_path / "pkg/sub").mkdir(parents=True)
+    (tmp_path / "train.py").write_text("one")
+    (tmp_path / "pkg/__main__.py").write_text("two")
+    (tmp_path / "pkg/sub/train.py").write_bytes(b"three \xff")
+    (tmp_path / "program").write_bytes(bytes(5_000_000))
+    os.mkfifo(tmp_path / "pipe")
+
+    def text(script: str, *, module: bool = False) -> str:
+        return submitter.script_text(Settings(module=module), script, tmp_path)
+
+    assert (text("train.py"), text("pkg"), text("pkg", module=True)) == ("one", "two", "two")
+    assert text("pkg.sub.train", module=True) == "three \N{REPLACEMENT CHARACTER}"
+    assert {text(name) for name in ("pipe", "missing.py", "pkg/sub", "x" * 300, "a\0b")} == {""}
+    assert len(text("program")) < 2_000_000
 
 
 @pytest.mark.parametrize("shell", ["#!/bin/bash", "#!/usr/bin/env sh", "#! /bin/bash -l", "#!/usr/bin/zsh"])
