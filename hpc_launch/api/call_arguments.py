@@ -95,7 +95,8 @@ def _fault(
         return None
     taken = [name for name in needed if name in others]
     hint = f"; '{taken[0]}=' is the job's here: use hpc_launch.Executor(...).submit" if taken else ""
-    return f"needs {' and '.join(map(repr, needed))}, which is not given{hint}", needed[0]
+    are = "is" if len(needed) == 1 else "are"
+    return f"needs {' and '.join(map(repr, needed))}, which {are} not given{hint}", needed[0]
 
 
 def _hint(name: str, parameters: Sequence[str], others: Collection[str], explain: Callable[[str], str]) -> str:

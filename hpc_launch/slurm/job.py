@@ -45,11 +45,12 @@ _REASONS = {
     "BadConstraints": "no node has what it asks for: it will not start",
     "NodeDown": "a node that it needs is down",
     "Cleaning": "its last run is being cleaned up",
+    "JobArrayTaskLimit": "as many tasks of the array run as it may have at a time (`--array=...%N`)",
 }
 # More tasks no array has (MaxArraySize, slurm.conf(5)).
 _MOST_TASKS = 4_000_001
 
-_LIMITS = ("QOS", "Assoc", "MaxJobs", "MaxCpu", "MaxGRES", "MaxNode", "MaxMem", "JobArrayTaskLimit")
+_LIMITS = ("QOS", "Assoc", "MaxJobs", "MaxCpu", "MaxGRES", "MaxNode", "MaxMem")
 
 
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
