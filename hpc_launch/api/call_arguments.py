@@ -78,7 +78,8 @@ def _fault(
             return f"has no parameter '{name}'{_hint(name, by_name, others, explain)}", name
     if Parameter.VAR_POSITIONAL not in kinds and len(args) > len(by_position):
         names = f" ({', '.join(by_position)})" if by_position else ""
-        return f"takes {count(len(by_position), 'argument')} by position{names}, and {len(args)} are given", ""
+        are = "is" if len(args) == 1 else "are"
+        return f"takes {count(len(by_position), 'argument')} by position{names}, and {len(args)} {are} given", ""
     given = by_position[: len(args)]
     for name in kwargs:
         if name in given and name in by_name:

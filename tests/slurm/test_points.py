@@ -131,6 +131,36 @@ def test_points_of_the_example_keep_their_checkpoints_apart(some_cluster: Cluste
     assert f"checkpoints/{points[2]}/digits.pt" in said[f"train-{arrays[1]}_2.out"]
 
 
+def test_a_task_that_has_several_runs_is_over_when_its_script_is(some_cluster: Cluster, folder: Path) -> None:
+    """Between two runs nothing is over; then the point is its next run."""
+    script = """
+        srun hpc-launch --nproc-per-node 1 train.py in=points --lr 0
+        until test -e go; do sleep 0.1; done
+        srun hpc-launch --nproc-per-node 1 train.py in=points --lr 3
+    """
+    array = submit(some_cluster, folder, script, "--array=0-1", "--nodes=1", "--ntasks=1", "--mem=300M")
+    between = wait_for(
+        lambda: (
+            seen
+            if states(seen := status(some_cluster, folder, array.id))
+            == [(number, "done", "RUNNING") for number in ("0", "1")]
+            else None
+        ),
+        DEADLINE,
+        array.describe,
+    )
+    assert between is not None
+    (folder / "go").touch()
+    watched = some_cluster.run(
+        [*HPC_LAUNCH, "status", array.id, "--watch", "--json", "--interval=0.5"], cwd=folder, timeout=DEADLINE
+    ).stdout
+    last = json.loads("{" + watched.rpartition("\n{")[2] if "\n{" in watched else watched)
+
+    assert (between["over"], between["exit_status"]) == (False, None)
+    assert (last["over"], last["exit_status"]) == (True, 0)
+    assert [Path(point["directory"]).name for point in last["points"]] == [f"{array.id}_0.1", f"{array.id}_1.1"]
+
+
 FORGETFUL = """#!/bin/sh
 echo 'slurm_load_jobs error: Invalid job id specified' >&2
 exit 1

@@ -15,7 +15,6 @@ from hpc_launch.inspection.job_state import State
 from hpc_launch.inspection.point_reader import ArrayReader, RunsReader
 from hpc_launch.inspection.point_status import ArrayStatus, point_arguments, split_commands
 from hpc_launch.inspection.slurm_query import ArrayAnswer, ask_array
-from hpc_launch.inspection.status_view import JobStatus
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord, task_numbers
@@ -422,4 +421,4 @@ def test_the_runs_of_a_job(tmp_path: Path) -> None:
 
     assert lines_mention(rows, "12.0 lr=0 done", "12.1 lr=1 failed 1", "12.2 lr=2 done")
     assert [(point.number, point.output) for point in runs] == [(None, "")] * 3
-    assert isinstance(runs[-1].status, JobStatus)
+    assert runs[-1].status is last
