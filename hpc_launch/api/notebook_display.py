@@ -136,11 +136,12 @@ class NotebookUpdater:
             with self._turn:
                 asked = self._asked
             began = time.monotonic()
-            ended = [key for key, shown in tuple(self._shown.items()) if not shown.refresh()]
+            ended = {key: shown for key, shown in tuple(self._shown.items()) if not shown.refresh()}
             took = time.monotonic() - began
             with self._turn:
-                for key in ended:
-                    del self._shown[key]
+                for key, shown in ended.items():
+                    if self._shown[key] is shown:  # else it was shown in a new place meanwhile
+                        del self._shown[key]
                 self._answered = asked
                 if not self._shown:
                     self._thread = None

@@ -88,6 +88,28 @@ def test_it_looks_by_itself() -> None:
     assert "failed" in handle.shown[-1]
 
 
+def test_a_job_that_is_shown_again_while_it_ends(board: NotebookUpdater) -> None:
+    """The new place shows the end as well, though the look at the old one has seen it already."""
+    job, again = Job(), Handle()
+    put(board, job)
+    running = job.view()
+    job.state = State.DONE
+
+    class Late(Handle):
+        def update(self, obj: Any, **options: Any) -> None:
+            super().update(obj, **options)
+            board.add(job, again, running)
+
+    def is_done() -> bool:
+        board.settle()
+        return board._thread is None
+
+    board.add(job, Late(), running)
+    wait_for(is_done, TIMEOUT, "the thread is still there")
+
+    assert "done" in again.shown[-1]
+
+
 def test_one_thread_for_all(board: NotebookUpdater) -> None:
     """However many jobs are shown; each until its own end."""
     jobs = [Job(f"job{number}") for number in range(20)]
