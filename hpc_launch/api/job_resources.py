@@ -222,7 +222,7 @@ def read_resources(given: Mapping[str, Any], base: Resources | None = None) -> R
             slurm[submitit_names.sbatch_option(key)] = value
         elif name == "slurm" and isinstance(value, Mapping):
             slurm |= {str(option).replace("_", "-"): setting for option, setting in value.items()}
-        elif name in said and not submitit_names.is_for_slurm(key):
+        elif name in said and submitit_names.is_for_slurm(said[name]) == submitit_names.is_for_slurm(key):
             raise UsageError(f"{said[name]} and {key} are the same resource: keep one of them", option=key)
         else:
             values[name], said[name] = value, key

@@ -111,6 +111,7 @@ def test_what_parameters_become(given: dict[str, Any], expected: Resources) -> N
     [
         ({"tasks_per_node": 4, "cpus_per_task": 10}, "cpus_per_task=40 ranks_per_node=4"),
         ({"time": 5, "timeout_min": 6}, "time timeout_min"),
+        ({"slurm_gpus_per_node": 1, "slurm_num_gpus": 2}, "slurm_gpus_per_node slurm_num_gpus"),
         ({"partion": "x"}, "'partion' 'partition'?"),
         ({"slurm_max_pickle_size_gb": "much"}, "slurm_max_pickle_size_gb='much'"),
         ({"setup": 3}, "setup=3"),
