@@ -102,7 +102,7 @@ def make_status(found: History, directory: JobDirectory, looked: Observations) -
         requeues=found.requeues,
         notice=found.notices[-1] if found.notices and found.notices[-1].time >= (since or 0.0) else None,
         failure=failure,
-        cause=cause,
+        cause=cause if failure is not None and attempt is not None and failure[0] == attempt.number else "",
         now=now,
         unreadable=(*found.unreadable, *(line for line in looked.noted if line not in found.unreadable)),
     )

@@ -103,7 +103,7 @@ class JobStatus:
         requeues: so far.
         notice: the last notice signal.
         failure: why the last attempt that failed did so, its number first; None if none has.
-        cause: the same without who failed, in short; empty if none has.
+        cause: why the last attempt failed, without who did, in short; empty if it did not.
         now: the time of all this.
         unreadable: what could not be read, a line each.
     """

@@ -215,6 +215,20 @@ def test_the_table_has_a_line_for_each_point(array: ArrayStatus, tmp_path: Path)
     )
 
 
+def test_what_an_earlier_attempt_failed_of_is_no_cause_of_the_end(tmp_path: Path) -> None:
+    """It was started again, and then it was something else that ended it."""
+    endings = {0: ("stopped", "CANCELLED"), 1: ("", "TIMEOUT"), 2: ("failed", "FAILED")}
+    for number, (ending, _) in endings.items():
+        made(tmp_path, number, ending, attempts=2)
+    found = look(tmp_path, Slurm(*(task(number, state) for number, (_, state) in endings.items())))
+    *others, failed = point_table.array_text(found).splitlines()[-3:]
+
+    assert [point.status.failure is not None for point in found.points] == [True, True, True]
+    assert mentions(failed, "12_2", "ValueError")
+    assert [line.split()[0] for line in others] == ["12_0", "12_1"]
+    assert "Error" not in " ".join(others)
+
+
 def test_an_array_for_programs(array: ArrayStatus, tmp_path: Path) -> None:
     """Every point with all that is known of it."""
     found = json.loads(json.dumps(point_table.array_as_dict(array)))
