@@ -98,7 +98,7 @@ class Resources:
             if not isinstance(getattr(self, name), Mapping):
                 raise UsageError(f"{name}={getattr(self, name)!r}: options by their names are expected", option=name)
         options = _launch_options()
-        for option in self.launch:
+        for option in map(str, self.launch):
             if option.replace("_", "-") not in options:
                 near = nearest(option, options)
                 hint = f"; did you mean '{near.replace('-', '_')}'?" if near else "; see 'hpc-launch run --help'"
@@ -247,7 +247,7 @@ def _resource(key: str, value: Any) -> tuple[str, Any]:
         raise UsageError(submitit_names.refusal(key), option=key)
     try:
         return found.resource, found.convert(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(f"{key}={value!r}: a number is expected", option=key) from None
 
 

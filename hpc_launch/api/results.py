@@ -115,8 +115,8 @@ def check_rank(rank: int, size: int, job_id: str) -> None:
     Raises:
         UsageError: naming those that it has.
     """
-    if not 0 <= rank < size:
-        raise UsageError(f"job {job_id} has no rank {rank}: its ranks are 0 to {size - 1}", option="rank")
+    if rank not in range(size):
+        raise UsageError(f"job {job_id} has no rank {rank!r}: its ranks are 0 to {size - 1}", option="rank")
 
 
 def _unreadable(

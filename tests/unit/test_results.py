@@ -97,8 +97,9 @@ def test_a_result_that_is_missing_hides_no_other(tmp_path: Path) -> None:
     with pytest.raises(JobFailed) as refused:
         results.read_result(job, "1", 2, functions=True, patience=0)
     assert mentions(refused.value, "rank 2")
-    with pytest.raises(UsageError, match=r"\b4\b.*\b0 to 3\b"):
-        results.read_result(job, "1", 4, functions=True, patience=0)
+    for rank in (4, -1, "1"):
+        with pytest.raises(UsageError, match=rf"{rank!r}.*\b0 to 3\b"):
+            results.read_result(job, "1", rank, functions=True, patience=0)  # type: ignore[arg-type]
 
 
 def test_of_other_results_no_more_than_the_header_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
