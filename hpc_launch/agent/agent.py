@@ -47,6 +47,7 @@ from hpc_launch.workers.factory import Factory
 from hpc_launch.workers.grace_period import GracePeriod
 from hpc_launch.workers.notice_signals import NoticeSignals
 from hpc_launch.workers.signals import AgentSignals
+from hpc_launch.working_directory import check_working_directory
 
 # How long the other agents may take to write down what they know of a failure, once the workers here have ended.
 _RECORDS_SECONDS = 5.0
@@ -238,6 +239,7 @@ class Agent(ElasticAgent):
 
     def start_workers(self, group: WorkerGroup) -> WorkerContext:
         """Start the workers of an attempt, and what follows their output."""
+        check_working_directory()  # theirs too: without it no script is found, and another attempt would not help
         self._signals.handle()
         self._attempt_begun_at = time.monotonic()
         environs = environments(self._context, group, self._environ)

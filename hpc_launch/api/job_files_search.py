@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from hpc_launch.api.folder_pattern import shared_folder
+from hpc_launch.api.folder_pattern import job_folder, shared_folder
 from hpc_launch.api.submission_files import SUBMITTED, JobFiles, array_files, read_record
 from hpc_launch.errors import UsageError
 from hpc_launch.slurm import controller
@@ -38,7 +38,7 @@ def find_job_files(job: str, folder: Path | None) -> JobFiles | list[JobFiles]:
     where = shared_folder((folder or Path("logs")).expanduser().absolute())
     files = None
     if _ID.fullmatch(name):
-        files = _in_folder(where, name) or (_by_slurm(name) if folder is None else None)
+        files = _in_folder(where, name) or (_by_slurm(name) if folder is None else _in_own_folder(folder, name))
     if not files:
         raise _missing(where, name)
     return files
@@ -51,6 +51,15 @@ def _in_folder(folder: Path, job: str) -> JobFiles | list[JobFiles] | None:
         if found:
             return found
     return None
+
+
+def _in_own_folder(folder: Path, job: str) -> JobFiles | list[JobFiles] | None:
+    """The files of a job of submitit's own executor, which fills `%j` in for these files too."""
+    try:
+        own = job_folder(folder.expanduser().absolute(), job)
+    except UsageError:  # it has `%a`, and the job is not one of an array
+        return None
+    return _in_folder(own, job)
 
 
 def _by_path(job: str) -> JobFiles | None:

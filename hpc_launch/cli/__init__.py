@@ -15,8 +15,9 @@ import click
 from hpc_launch import __version__, held_signals
 from hpc_launch.cli.click_options import ProgramCall
 from hpc_launch.console import CONSOLE, let_go, tell
-from hpc_launch.errors import ContextError, HpcLaunchError, reason
+from hpc_launch.errors import HpcLaunchError
 from hpc_launch.workers.script import Become, Script, run_script
+from hpc_launch.working_directory import check_working_directory
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -182,13 +183,14 @@ def _status(command: click.Command, args: list[str], name: str, *, use_env: bool
     """Run a command and return its exit status; errors are one line, with a traceback after -v."""
     call = ProgramCall(command=(*name.split(), *args), use_env=use_env)
     try:
-        _see_directory()
+        check_working_directory()
         status = command.main(args, prog_name=name, standalone_mode=False, obj=call)
     except click.exceptions.Exit as error:
         status = error.exit_code
     except click.ClickException as error:
         # Without click's usage lines: the message names the option, and one line is read.
-        tell(f"{name}: {_message(error)}  (see '{name} --help')")
+        page = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx is not None else name
+        tell(f"{name}: {_message(error)}  (see '{page} --help')")
         status = error.exit_code
     except click.Abort:
         status = 130
@@ -204,18 +206,6 @@ def _status(command: click.Command, args: list[str], name: str, *, use_env: bool
         tell(f"{traceback.format_exc()}{name}: this is a fault of hpc-launch: please report it with the lines above")
         status = HpcLaunchError.exit_status
     return status if isinstance(status, int) else 0
-
-
-def _see_directory() -> None:
-    """See that there is a working directory: somebody may have removed it, or put another one in its place.
-
-    Raises:
-        ContextError: where it is gone.
-    """
-    try:
-        Path.cwd()
-    except OSError as error:
-        raise ContextError(f"the working directory of this process is gone ({reason(error)}): cd to another") from error
 
 
 def _message(error: click.ClickException) -> str:

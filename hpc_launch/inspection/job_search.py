@@ -109,7 +109,7 @@ def search_job(
         environ: the environment.
         log_dir: `--log-dir`, where it was said.
         ask: asks Slurm for a job that is not found.
-        own_jobs: asks Slurm for the user's jobs that wait or run.
+        own_jobs: asks Slurm for the user's jobs that it knows.
     """
     roots = _roots(directory, environ, log_dir)
     if not job:
@@ -188,7 +188,9 @@ def _roots(directory: Path, environ: Mapping[str, str], log_dir: str | None) -> 
 def _newest(roots: tuple[Path, ...], ask: Ask, own_jobs: OwnJobs) -> JobSearch:
     """The latest job that has left anything, or one that was submitted after it and has not yet."""
     latest = _latest(roots)
-    jobs = sorted(own_jobs(), key=lambda job: int(job.job_id), reverse=True)
+    # One that has ended well and left no directory had nothing to do with hpc-launch.
+    jobs = [job for job in own_jobs() if job.state != "COMPLETED"]
+    jobs.sort(key=lambda job: int(job.job_id), reverse=True)
     for job in jobs[:_MOST_ASKED]:
         if latest.directory is not None and not _is_newer(job, latest.directory):
             break

@@ -187,7 +187,7 @@ def _head(status: JobStatus, paint: TerminalColours) -> list[tuple[str, str]]:
         ),
         ("requeues", visible(_requeues(status)) if status.requeues else ""),
         ("failure", visible(f"attempt {status.failure[0]}: {status.failure[1]}") if status.failure is not None else ""),
-        ("files", visible(str(status.path)) if status.path != Path() else "there is no job directory yet"),
+        ("files", visible(str(status.path)) if status.path != Path() else _no_directory(status)),
         *(("unread", paint(line, "yellow")) for line in status.unreadable[:_MOST_UNREADABLE]),
     ]
     more = len(status.unreadable) - _MOST_UNREADABLE
@@ -332,13 +332,17 @@ def _how(rank: RankStatus) -> str:
     return rank.state.value
 
 
+def _no_directory(status: JobStatus) -> str:
+    return f"there is no job directory{'' if status.standing.over else ' yet'}"
+
+
 def _output(rank: RankStatus, status: JobStatus) -> str:
     if rank.output is None:
         return "none"
     # After the end it is of interest how long before that it was.
     if status.end is not None and status.standing.state is not State.RUNNING:
         before = status.end - rank.output
-        return "at the end" if before < 5 else f"{ago(before).removesuffix(' ago')} before the end"  # noqa: PLR2004 - as good as then
+        return "at the end" if before < 5 else f"{duration(before)} before the end"  # noqa: PLR2004 - as good as then
     return ago(status.now - rank.output)
 
 

@@ -170,9 +170,9 @@ def _asked_nodes(settings: Settings, found: World, backend: str) -> NodeRange:
         return NodeRange(there, there)
     if found.origin in _LISTED and not asked.minimum <= there <= asked.maximum:
         what, mend = _LISTED[found.origin]
+        said = settings.places.get("nnodes", "--nnodes")
         raise ContextError(
-            f"--nnodes {asked}, but {what} has {there} ({hostlist.fold(found.hosts)}): leave --nnodes out, or change "
-            f"{mend}"
+            f"{said} {asked}, but {what} has {there} ({hostlist.fold(found.hosts)}): leave {said} out, or change {mend}"
         )
     if backend != "slurm":
         return asked

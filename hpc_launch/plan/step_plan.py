@@ -90,8 +90,12 @@ def listed_by_hand(settings: Settings) -> bool:
 
 def only_place(settings: Settings) -> bool:
     """Whether nothing but the place where this runs says that it is to run here."""
-    by_hand = (settings.hosts, settings.hostfile, settings.node_rank, settings.master_addr, settings.rdzv_endpoint)
-    return not settings.standalone and not any(value is not None for value in by_hand)
+    listed = settings.hosts is not None or settings.hostfile is not None
+    # Lines that were written for torchrun give a single node an address too.
+    several = settings.nnodes is None or settings.nnodes.maximum > 1
+    address = (settings.node_rank, settings.master_addr, settings.rdzv_endpoint)
+    by_hand = listed or (several and any(value is not None for value in address))
+    return not settings.standalone and not by_hand
 
 
 def _is_on_a_node(job: Allocation, here: LaunchContext) -> bool:
@@ -106,7 +110,9 @@ def devices_taken_away(here: LaunchContext) -> bool:
 
 def notes(here: LaunchContext) -> tuple[str, ...]:
     """What is probably not meant."""
-    if not devices_taken_away(here):
+    # Where the shell is on no node of the job, its mask is no part of what Slurm gave.
+    elsewhere = isinstance(here.slurm, Allocation) and not here.slurm.node_name
+    if not devices_taken_away(here) and not (elsewhere and here.environ.get(here.devices.variable)):
         return ()
     what = f"{here.devices.variable} of this shell is not that of the step, which has all GPUs of the job on its nodes"
     return (f"{what}: choose with --nproc-per-node, or in the script",)

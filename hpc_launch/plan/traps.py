@@ -60,8 +60,12 @@ def _few_cpus(case: TrapContext) -> str | None:
     cpus, ranks = cpu_binding.given_cpus(case.here, case.world, case.step), case.local_world_size
     if cpus >= ranks:
         return None
-    mend = ": ask for more with srun --cpus-per-task (Slurm 22.05 to 23.02 does not pass the job's on to srun)"
-    return f"{ranks} local ranks share {text.count(cpus, 'CPU')}{mend if case.step else ''}"
+    mend = ""
+    if case.step is not None:
+        mend = ": ask for more with --cpus-per-task of sbatch or salloc"
+    if case.step is not None and not case.step.ours:
+        mend = ": ask for more with srun --cpus-per-task (Slurm 22.05 to 23.02 does not pass the job's on to srun)"
+    return f"{ranks} local ranks share {text.count(cpus, 'CPU')}{mend}"
 
 
 def _numbered_otherwise(case: TrapContext) -> str | None:

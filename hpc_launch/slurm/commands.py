@@ -47,8 +47,11 @@ def show_queue(jobs: Sequence[str]) -> list[str]:
 
 
 def show_own_jobs(user: int) -> list[str]:
-    """The line that asks for a user's jobs that wait or run, in a line for each job or array, with when it came."""
-    return ["squeue", "--noheader", "--all", f"--user={user}", "--format=%F|%T|%V"]
+    """The line that asks for a user's jobs, in a line for each job or array, with when it came.
+
+    Those that have ended are shown for as long as the controller knows them (MinJobAge in slurm.conf(5)).
+    """
+    return ["squeue", "--noheader", "--all", f"--user={user}", "--states=all", "--format=%F|%T|%V"]
 
 
 def cancel(job: str) -> list[str]:

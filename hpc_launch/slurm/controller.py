@@ -86,7 +86,7 @@ def ask_queue(jobs: Sequence[str], patience: float = PATIENCE) -> tuple[JobRecor
 
 
 def ask_own_jobs(patience: float = PATIENCE) -> tuple[JobRecord, ...]:
-    """Ask for this user's jobs that wait or run; nothing where it cannot be learnt."""
+    """Ask for this user's jobs, also those that ended a moment ago; nothing where it cannot be learnt."""
     text = _ask(commands.show_own_jobs(os.geteuid()), patience)
     return read_own_jobs(text) if text else ()
 

@@ -37,6 +37,7 @@ FOUNDATIONS = {
     "slow_storage",
     "held_signals",
     "torch_release",
+    "working_directory",
     "version",
 }
 MAY_IMPORT = {
@@ -73,6 +74,7 @@ MAY_IMPORT = {
     "imports": set[str](),
     "held_signals": set[str](),
     "torch_release": {"errors"},
+    "working_directory": {"errors"},
     "slow_storage": {"console"},
     "version": set[str](),
 }

@@ -9,7 +9,7 @@ import pytest
 
 from hpc_launch.api import job_files_search
 from hpc_launch.api.job_handle import Job
-from hpc_launch.api.submission_files import SUBMITTED
+from hpc_launch.api.submission_files import SUBMITTED, JobFiles
 from hpc_launch.errors import UsageError
 from hpc_launch.slurm.job import JobRecord
 from tests.support import mentions
@@ -167,3 +167,13 @@ def test_a_job_that_has_run_in_its_process(tmp_path: Path) -> None:
         Job.load("debug-1", tmp_path)
 
     assert mentions(refused.value, "debug-1")
+
+
+@pytest.mark.parametrize("folder", ["own/%j", "own/12", "own/%A"])
+def test_a_folder_of_submitits_own_executor(tmp_path: Path, folder: str) -> None:
+    """Its files are in the folder of the job, which may be given as it was to the executor."""
+    base = tmp_path / "own/12"
+    base.mkdir(parents=True)
+    write_record(base, "12", base / "12.0")
+
+    assert job_files_search.find_job_files("12", tmp_path / folder) == JobFiles(base, "12")

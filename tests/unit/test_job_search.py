@@ -293,6 +293,15 @@ def test_jobs_that_are_not_meant(tmp_path: Path, made: str) -> None:
     assert latest(tmp_path, *others).needed.job == made
 
 
+@pytest.mark.parametrize(("state", "found"), [("FAILED", None), ("CANCELLED", None), ("COMPLETED", "12.0")])
+def test_a_later_job_that_is_over(tmp_path: Path, state: str, found: str | None) -> None:
+    """One that failed before it came to hpc-launch is the latest; one that ended well had nothing to do with it."""
+    make(tmp_path / "logs", "12.0")
+    search = latest(tmp_path, batch("13", state, place=tmp_path))
+
+    assert (search.directory.job if search.directory is not None else None) == found
+
+
 def test_without_any_directory_the_submitted_job_is_found(tmp_path: Path) -> None:
     """There is no log directory yet."""
     search = latest(tmp_path, batch("13", "RUNNING", place=tmp_path))

@@ -433,6 +433,9 @@ def test_contradictions_with_this_place(
 def test_more_nodes_than_the_job_has() -> None:
     """--nnodes 2 in the batch script of a job with one node cannot be meant."""
     assert refused(ContextError, here(ONE_NODE_BATCH), nnodes="2").startswith("--nnodes 2, but")
+    with pytest.raises(ContextError) as caught:
+        derivation.make_plan(resolve({}, {"PET_NNODES": "3"}), here(task_of(2, 0)), ("train.py",))
+    assert mentions(caught.value, "PET_NNODES 3 2 n[0-1]")
 
 
 @pytest.mark.parametrize(
@@ -715,6 +718,11 @@ def without_gpus(environ: Mapping[str, str]) -> dict[str, str]:
             here({**ONE_TASK_PER_NODE, "SLURM_CPUS_ON_NODE": "1"}, devices=FOUR_GPUS),
             {},
             "4 1 CPU srun --cpus-per-task 22.05 23.02",
+        ),
+        (
+            here({**ONE_TASK_PER_NODE, "HPC_LAUNCH_STEP": "4711"}, devices=FOUR_GPUS, cpus=1),
+            {},
+            "4 1 CPU --cpus-per-task sbatch salloc",
         ),
         (
             here(CYCLIC, devices=FOUR_GPUS),

@@ -96,6 +96,36 @@ def test_a_mask_of_ones_own_on_one_node() -> None:
 
 
 @pytest.mark.parametrize(
+    ("variables", "said"), [({**LOGIN_SHELL, "CUDA_VISIBLE_DEVICES": "0"}, True), (LOGIN_SHELL, False), (BATCH, False)]
+)
+def test_a_mask_that_counts_for_no_step(variables: Mapping[str, str], *, said: bool) -> None:
+    """In a shell on the login node nothing else tells that the runs beside each other are to have a GPU each."""
+    mask = variables.get("CUDA_VISIBLE_DEVICES", "")
+    devices = Devices(tuple(filter(None, mask.split(","))), "CUDA_VISIBLE_DEVICES" if mask else "", mask)
+
+    notes = step_plan.notes(here(variables, devices=devices))
+
+    assert [mentions(note, "CUDA_VISIBLE_DEVICES --nproc-per-node") for note in notes] == [True] * said
+
+
+@pytest.mark.parametrize(
+    ("options", "only"),
+    [
+        ({}, True),
+        ({"nnodes": "1", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:29500"}, True),
+        ({"nnodes": "1", "node_rank": "0", "master_addr": "127.0.0.1"}, True),
+        ({"nnodes": "2", "node_rank": "0", "master_addr": "box"}, False),
+        ({"rdzv_backend": "c10d", "rdzv_endpoint": "box:29500"}, False),
+        ({"hosts": "box"}, False),
+        ({"standalone": True}, False),
+    ],
+)
+def test_what_says_that_a_run_is_meant_here(options: Mapping[str, str | bool], *, only: bool) -> None:
+    """On a login node a list does, or the address of one of several nodes; that of a single one is torchrun's habit."""
+    assert step_plan.only_place(asked(**options)) is only
+
+
+@pytest.mark.parametrize(
     ("variables", "options", "expected"),
     [
         (BATCH, {"node_rank": "0"}, "--node-rank 0 4711"),
