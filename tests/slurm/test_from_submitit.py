@@ -36,7 +36,8 @@ loaded = hpc_launch.Job.load(array)
 tell(ids=[job.job_id for job in loaded], results=[job.results(timeout=60) for job in loaded])
 numbers = [found[0][1] for found in results]
 directory = jobs[1].directory
-os.chdir("/")
+os.mkdir("elsewhere")
+os.chdir("elsewhere")
 ids = [hpc_launch.Job.load(number) for number in numbers]
 tell(ids=[one if isinstance(one, str) else [job.job_id for job in one] if isinstance(one, list) else one.job_id
           for one in ids], numbers=numbers, one=hpc_launch.Job.load(f"{array}_1").results(timeout=60),
