@@ -104,6 +104,6 @@ def _also(cause: RootCause) -> list[str]:
 def _followed(cause: RootCause) -> str:
     total = sum(cause.followers.values())
     if len(cause.followers) == 1:
-        return f"{count(total, 'other rank')} followed ({next(iter(cause.followers))})."
+        return f"{count(total, failure_messages.follower(cause))} followed ({next(iter(cause.followers))})."
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(cause.followers.items()))
-    return f"{count(total, 'other rank')} followed: {reasons}." if total else ""
+    return f"{count(total, failure_messages.follower(cause))} followed: {reasons}." if total else ""

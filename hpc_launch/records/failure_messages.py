@@ -80,8 +80,13 @@ def failure_block(cause: RootCause, lines: int = _LINES) -> list[str]:
     followed = sum(cause.followers.values())
     if followed:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(cause.followers.items()))
-        told.append(f"{count(followed, 'other rank')} followed ({reasons})")
+        told.append(f"{count(followed, follower(cause))} followed ({reasons})")
     return told
+
+
+def follower(cause: RootCause) -> str:
+    """What a rank is called that failed for no reason of its own: another one, where a rank or a node is to blame."""
+    return "other rank" if cause.groups or cause.lost else "rank"
 
 
 def _why_lost(cause: RootCause) -> str:
