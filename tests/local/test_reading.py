@@ -140,6 +140,23 @@ FILL = """
 
 
 @needs_root
+def test_a_working_directory_that_is_removed_ends_the_run(tmp_path: Path) -> None:
+    """Another attempt would not find the script: one line says why, and no traceback of the launcher's is the cause."""
+    body = """
+        import shutil
+        shutil.rmtree(os.getcwd())
+        sys.exit(3)
+    """
+    probe(tmp_path, body, name="gone/train.py")
+    words = ("sh", "-c", 'cd gone; exec "$@"', "sh", *HPC_LAUNCH)
+
+    done = launch(tmp_path, "--max-restarts=2", "--log-dir", str(tmp_path / "logs"), "train.py", program=words)
+
+    assert (done.status, len(done.records)) == (78, 1), done.err
+    assert mentions(done.err.splitlines()[-1], "working directory cd")
+    assert "Traceback" not in done.err
+
+
 def test_a_log_directory_that_is_removed_ends_nothing(tmp_path: Path) -> None:
     """One line says so, once; the console shows the rest, and the next attempt has a directory again."""
     body = """
