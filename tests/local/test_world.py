@@ -178,11 +178,12 @@ def test_slurm_variables_of_the_workers(tmp_path: Path, choice: str, expected: l
     assert [path.name for path in (tmp_path / "logs" / "4711.2").glob("attempt_*")] == ["attempt_0"]
 
 
-def test_too_few_open_files_are_said(tmp_path: Path) -> None:
-    """Who serves all others raises its own soft limit, says where the hard one is too low; workers keep theirs."""
+@pytest.mark.parametrize(("options", "limits"), [((), (200, 200)), (("--open-files=keep",), (150, 200))])
+def test_too_few_open_files_are_said(tmp_path: Path, options: tuple[str, ...], limits: tuple[int, int]) -> None:
+    """Who serves all others raises its own soft limit, says where the hard one is too low; workers have their own."""
     program = ("prlimit", "--nofile=150:200", *HPC_LAUNCH)
     body = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE), flush=True)"
-    done = launch(tmp_path, "--nproc-per-node", "1", probe(tmp_path, body), program=program)
+    done = launch(tmp_path, *options, "--nproc-per-node", "1", probe(tmp_path, body), program=program)
 
-    assert (done.status, done.out.strip().endswith("(150, 200)")) == (0, True), done.out + done.err
+    assert (done.status, done.out.strip().endswith(str(limits))) == (0, True), done.out + done.err
     assert [line for line in done.err.splitlines() if mentions(line, "note 1 259 200")] != []
