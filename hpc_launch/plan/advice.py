@@ -81,11 +81,13 @@ def superfluous(settings: Settings, plan: Plan, addresses: Sequence[str]) -> str
     if world.origin is not Origin.STEP:
         return ""
     nodes, listed = len(world.hosts), settings.hosts
+    counts: set[int | str] = {1} if world.task_per_rank else set()
+    if devices and not world.task_per_rank:
+        counts = {devices, "gpu", "auto"}
     same = {
         "nnodes": settings.nnodes == NodeRange(nodes, nodes),
         "node_rank": settings.node_rank == world.node_rank,
-        "nproc_per_node": settings.nproc_per_node
-        in ({1} if world.task_per_rank else {devices, "gpu"} if devices else ()),
+        "nproc_per_node": settings.nproc_per_node in counts,
         "master_addr": settings.master_addr in (world.hosts[0], *addresses),
         "hosts": listed is not None and hostlist.expand(listed) == world.hosts,
         "rdzv_backend": settings.rdzv_backend == "slurm",
