@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from hpc_launch.inspection.root_cause_view import RootCauseView
 from hpc_launch.inspection.timeline import AttemptSpan, Timeline
-from hpc_launch.records import failure_messages, formatting, node_states
+from hpc_launch.records import failure_messages, formatting
 from hpc_launch.records.history_model import Attempt, History, Run
 from hpc_launch.text import count, duration, number, one_line
 
@@ -29,14 +30,17 @@ class ChronologyEntry:
     text: str
 
 
-def make_chronology(history: History, timeline: Timeline, causes: Mapping[int, str]) -> tuple[ChronologyEntry, ...]:
+def make_chronology(
+    history: History, timeline: Timeline, blames: Mapping[int, RootCauseView]
+) -> tuple[ChronologyEntry, ...]:
     """Tell it.
 
     Args:
         history: what happened.
         timeline: when.
-        causes: by attempt, the root cause of its end in a line.
+        blames: the root causes, by attempt.
     """
+    causes = {number: blame.headline for number, blame in blames.items()}
     found = [*_runs(history), *_missing(history), *_moments(history), *_nodes(history, causes)]
     spans = {span.number: span for span in timeline.spans}
     first = {run.first_attempt for run in history.runs}
@@ -45,8 +49,7 @@ def make_chronology(history: History, timeline: Timeline, causes: Mapping[int, s
         again = attempt.number not in first and before is not None
         if span is not None:
             pause = span.begin - before.end if again and before is not None else None
-            lost = bool(node_states.lost_in(history, attempt.number))
-            found += _attempt(attempt, span, causes.get(attempt.number, ""), pause, lost=lost)
+            found += _attempt(attempt, span, blames.get(attempt.number), pause)
     ordered = sorted(found, key=lambda entry: entry.time or 0.0)
     if len(ordered) <= _LONGEST:
         return tuple(ordered)
@@ -67,16 +70,15 @@ def attempt_ending(attempt: Attempt, cause: str) -> str:
 
 
 def _attempt(
-    attempt: Attempt, span: AttemptSpan, cause: str, pause: float | None, *, lost: bool
+    attempt: Attempt, span: AttemptSpan, blame: RootCauseView | None, pause: float | None
 ) -> Iterator[ChronologyEntry]:
     """How an attempt began and ended.
 
     Args:
         attempt: it.
         span: when it was.
-        cause: why it failed.
+        blame: why it failed; None where that is not known, or it did not.
         pause: how long after the one before it was, in the same run.
-        lost: whether a node was lost in it.
     """
     size = count(attempt.world_size, "rank")
     hosts = f" on {formatting.fold_hosts(attempt.hosts)}" if attempt.hosts else ""
@@ -84,13 +86,12 @@ def _attempt(
     yield ChronologyEntry(span.begin, "plain", f"attempt {attempt.number}: {size}{hosts} started{again}")
     if span.open:
         return
-    said = attempt_ending(attempt, cause)
+    said = attempt_ending(attempt, blame.headline if blame is not None else "")
     if not said or not attempt.ending:
         yield ChronologyEntry(span.end, "bad", f"attempt {attempt.number}: {said or 'nobody recorded how it ended'}")
         return
     tone = "good" if attempt.ending == "done" else "warn" if attempt.signal else "bad"
-    others = sum(worker.failed for worker in attempt.workers) - (not lost)
-    more = f"; {count(others, 'rank' if lost else 'other rank')} ended with it" if tone == "bad" and others > 0 else ""
+    more = f"; {blame.followed.removesuffix('.')}" if tone == "bad" and blame is not None and blame.followed else ""
     yield ChronologyEntry(span.end, tone, f"attempt {attempt.number}: {said}{more}")
 
 

@@ -169,7 +169,7 @@ def make_report(
     guilty = {number: blame.ranks for number, blame in blames.items()}
     times = timeline.make_timeline(history, guilty)
     begin = _begin(history, times)
-    told = chronology.make_chronology(history, times, {number: blame.headline for number, blame in blames.items()})
+    told = chronology.make_chronology(history, times, blames)
     return Report(
         path=history.path,
         name=history.path.name,

@@ -73,6 +73,17 @@ def test_how_ranks_ended(tmp_path: Path) -> None:
     assert (told.root.title, told.root.past) == ("Why attempt 0 failed", True)
 
 
+def test_ranks_that_followed_are_counted_once(tmp_path: Path) -> None:
+    """The story has as many as the root cause."""
+    told = report(tmp_path / "1.0", attempts=2)
+    assert told.root is not None
+    blame = told.root.blame
+    [ended] = [moment.text for moment in told.story if moment.text.startswith("attempt 0: rank 7")]
+
+    assert mentions(blame.followed, 7)
+    assert blame.followed.removesuffix(".") in ended
+
+
 def test_a_node_that_is_lost(tmp_path: Path) -> None:
     """Its ranks end with it in the picture, and a flag says when."""
     job = histories.write(tmp_path / "1.0", attempts=2, ending="done")
