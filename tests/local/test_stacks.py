@@ -134,7 +134,7 @@ def test_an_attempt_in_which_nobody_does_anything(tmp_path: Path) -> None:
     # When it is seen, and as the root cause in the end.
     assert (done.status, len(told)) == (124, 2), done.err
     assert all("ranks 0-1: <module> (train.py:" in line for line in told)
-    assert "2 other ranks followed" in done.err
+    assert "2 ranks followed" in done.err
     assert len([*tmp_path.glob("logs/latest/stacks/*/*/rank_*.txt")]) == 2
 
 
