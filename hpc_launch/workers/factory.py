@@ -250,10 +250,15 @@ class _Fork:
     mask: set[int]
 
 
-def _fork() -> _Fork:
+def _flush() -> None:
+    """Write what was printed, or each process that is forked from this one would write it again."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
+
+
+def _fork() -> _Fork:
+    _flush()
     ours, theirs = socket.socketpair()
     agent = os.getpid()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -277,6 +282,8 @@ def _preload(names: Sequence[str], what: Imports, made: _Fork) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, made.mask)
         unfit = _import(names, what)
         answer = {"unfit": unfit} if unfit else {}
+        if not unfit:
+            _flush()
     except UsageError as error:
         answer = {"refused": {"usage": str(error)}}
     except CannotBeWarmError as error:

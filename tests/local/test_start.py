@@ -154,6 +154,17 @@ def test_a_torch_that_is_too_old(tmp_path: Path) -> None:
     assert mentions(line, "2.3.1 pip torch>=2.4"), line
 
 
+def test_what_a_preloaded_module_prints_is_printed_once(tmp_path: Path) -> None:
+    """By the process that imports it, and not again by each worker that is forked from there."""
+    write(tmp_path / "more/talks.py", "print('plugins are registered')")
+    words = ["--preload", "talks", "--nproc-per-node", "3", probe(tmp_path)]
+
+    done = launch(tmp_path, *words, env={"PYTHONPATH": "more", "PYTHONUNBUFFERED": None})
+
+    written = [path.read_text() for path in tmp_path.glob("logs/local-*/attempt_0/*/rank_*.out")]
+    assert (done.status, done.out, written) == (0, "plugins are registered\n", [""] * 3), done.err
+
+
 def test_modules_that_are_preloaded(tmp_path: Path) -> None:
     """--preload brings modules in with torch, also the user's own, and those that the launcher has too."""
     write(tmp_path / "more/own.py", "import os\npid = os.getpid()")
