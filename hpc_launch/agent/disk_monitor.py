@@ -74,7 +74,7 @@ class DiskMonitor:
             self._probe = now + _PROBE_SECONDS
 
     def _gone(self) -> OSError | None:
-        """Somebody has removed the directory: what is written to the files that are open there is lost."""
+        """The error if the directory was removed: what the workers write to their open files is lost then."""
         try:
             self._folder.stat()
         except FileNotFoundError as error:

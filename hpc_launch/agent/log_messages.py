@@ -42,7 +42,7 @@ def full_disk(context: RunContext, problem: OSError) -> None:
     where, why = context.job.path, problem.strerror or problem
     if problem.errno == errno.ENOENT:
         say(
-            f"{context.host}: {where} is gone, somebody has removed it: training goes on, and what the workers print "
+            f"{context.host}: {where} was removed during the run: training continues, and the output of the workers "
             "is on the console only"
         )
         return

@@ -94,7 +94,7 @@ class JobLogs(LogsSpecs):
         self._job = job
         self._host = host
         self._earlier = before.follower if before is not None else None
-        # Where somebody has removed the directory, another one is made.
+        # A directory that was removed is made again for this attempt.
         problem = before.problem if before is not None else None
         self._full = problem is not None and problem.errno != errno.ENOENT
         self.follower: OutputFollower = OutputFollower([], self._earlier)

@@ -44,8 +44,8 @@ class FollowedFile:
         descriptor: 1 or 2, where its lines are shown; None where they are not.
         copy: a second file that gets the lines which contain one of `needles`.
         tracebacks: folds those that are alike; None shows them all.
-        answered: says whether somebody can answer what this worker asks. A question is a line that does not end: it is
-            shown when nothing follows. None where nobody can.
+        answered: tells whether an answer can still come on standard input. A question is a line without an end; the
+            console shows it when no output follows. None if no answer can come.
     """
 
     path: Path

@@ -71,7 +71,7 @@ def run_agent_process(words: Sequence[str], *, alone: bool = False) -> AgentEndi
 
     by = signal.SIGKILL if alone else signal.SIGTERM
     before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
-    # Whoever has started this process may have held them back until somebody listens.
+    # The parent may have blocked these signals until this handler was there.
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     try:
         child = subprocess.Popen(
@@ -128,7 +128,7 @@ def conclude(
         job: the job directory.
         status: the exit status of the agent.
         environ: the environment.
-        cancelled: somebody has cancelled it, outside of Slurm.
+        cancelled: the job was cancelled, outside of Slurm.
 
     Returns:
         Whether the job has ended.

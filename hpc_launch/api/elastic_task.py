@@ -55,7 +55,7 @@ class CallKeywords:
     explain: Callable[[str], str] = submitit_names.meaning
 
 
-# The resources that matter within a job that somebody else's executor submits.
+# The resources that count within the job of another executor.
 _OF_TASK = frozenset(
     {
         "nodes",

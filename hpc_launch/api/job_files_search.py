@@ -10,7 +10,7 @@ from hpc_launch.api.submission_files import SUBMITTED, JobFiles, array_files, re
 from hpc_launch.errors import UsageError
 from hpc_launch.slurm import controller
 
-# As squeue writes an array of which several jobs wait: `12_[3-7%2]`.
+# squeue's name for the waiting jobs of an array: `12_[3-7%2]`.
 _WHOLE_ARRAY = re.compile(r"(\d+)_\[.*\]")
 
 # Whatever is called otherwise is no job: `12`, `12_3`, `12;CLUSTER`, `local-20261125-223607-4711`.

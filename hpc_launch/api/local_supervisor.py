@@ -39,7 +39,7 @@ def start_supervised(files: JobFiles) -> None:
 def main(base: str, job_id: str) -> None:
     """Leave a process behind that runs the agent, or the step, and writes down how it ended."""
     files = JobFiles(Path(base), job_id)
-    # As soon as it is known which process to stop, somebody may: a signal waits until it is passed on.
+    # `cancel` signals this process as soon as its id is in the file: a signal waits until the agent can get it.
     signal.pthread_sigmask(signal.SIG_BLOCK, agent_process.STOPS)
     pid = os.fork()  # this process has a single thread
     if pid:

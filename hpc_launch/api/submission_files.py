@@ -129,7 +129,7 @@ class Outcome:
         status: the exit status of its agents, the same on all nodes.
         directory: its job directory.
         time: when, in seconds since the epoch.
-        cancelled: somebody has cancelled it; of a job of Slurm's, Slurm says so.
+        cancelled: the job was cancelled, outside of Slurm; Slurm itself knows of its own jobs.
     """
 
     status: int = field(metadata={"check": codec.whole})

@@ -46,9 +46,9 @@ def status(context: click.Context, /, *, job: str, watch: bool, interval: float,
     """Say where a job stands: its nodes and workers, its attempt, the time left, and who has written nothing for long.
 
     JOB is a job's id, 1234, 1234.0 or 12_3 for a task of an array, or its directory; without it, the latest job in
-    logs/. Of a job array, 12, each task is a line: its arguments, state, result, progress and files. So is each run of
-    a job that has had several. The job directory is read first, and Slurm asked second: what cannot be seen is said to
-    be unknown.
+    logs/. The status of a job array, 12, has a line for each task: arguments, state, result, progress and files. The
+    status of a job with several runs has a line for each run. The command reads the job directory first, and then asks
+    Slurm. It calls unknown what neither shows.
     """
     settings = settings_of(context, given)
     looking = StatusLoop(job, settings.log_dir, settings.secret_names)

@@ -177,7 +177,7 @@ def test_a_log_directory_that_is_removed_ends_nothing(tmp_path: Path) -> None:
     said = (tmp_path / "said").read_text().splitlines()
     assert done.status == 0, said
     assert [line.partition("] ")[2] for line in done.out.splitlines()] == ["after all"] * 2
-    assert ["/logs/local-" in line for line in said if " is gone" in line] == [True], said
+    assert ["/logs/local-" in line for line in said if " was removed" in line] == [True], said
     (out,) = tmp_path.glob("logs/local-*/attempt_1/*/rank_0.out")
     assert out.read_text() == "after all\n"
 

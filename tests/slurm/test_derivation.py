@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import Cluster, Job
-from tests.cluster.releases import DEFAULT
 from tests.slurm.jobs_support import (
     Ended,
     JobTree,
@@ -411,12 +410,10 @@ def test_a_task_that_sees_its_own_gpu_only(steps: dict[str, Ended]) -> None:
     assert [mentions(line, "NCCL --gpu-bind=none") for line in said].count(True) == 1, said
 
 
-def test_tasks_that_share_their_gpus(newest_cluster: Cluster, tmp_path: Path) -> None:
+def test_tasks_that_share_their_gpus(modern_cluster: Cluster, tmp_path: Path) -> None:
     """With --gres-flags=allow-task-sharing (Slurm 23.11) each task has a GPU of its own among those that all see."""
-    if newest_cluster.config.release == DEFAULT:
-        return  # srun of 22.05 does not know that flag
     flags = "--gpus-per-task=1 --gres-flags=allow-task-sharing"
-    done = run_commands(newest_cluster, tmp_path, {"shared": f"srun -n2 {flags} {AS_TASK}"}, "--ntasks=2", "--gpus=2")
+    done = run_commands(modern_cluster, tmp_path, {"shared": f"srun -n2 {flags} {AS_TASK}"}, "--ntasks=2", "--gpus=2")
 
     assert [report.env["CUDA_VISIBLE_DEVICES"] for report in done["shared"].reports().values()] == ["0", "1"]
     assert not [line for line in told(done["shared"]) if "NCCL" in line]
