@@ -201,7 +201,9 @@ def _by_slurm(  # noqa: PLR0911 - a case each
             return JobState(State.REQUEUED, f"requeued, and waits{_reason(record)}")
         return JobState(State.WAITING, f"waiting{_reason(record)}")
     if run is None:
-        return JobState(State.WAITING, "Slurm runs it; its agents have not written anything yet")
+        # A step of it may have begun without hpc-launch, or its agents are about to write.
+        doing = _RUNNING.get(record.state, "running (Slurm)")
+        return JobState(State.RUNNING, f"{doing}; hpc-launch has not written anything yet")
     if record.restarts > run.restart_count:
         return JobState(State.RUNNING, "started again by Slurm")
     if step is False:

@@ -84,7 +84,7 @@ F, S, U = State.FAILED, State.STOPPED, State.UNKNOWN
         (NOTHING, (record("PENDING", reason="None"), None, None), (W, False, None), "waiting"),
         (NOTHING, (record("CANCELLED"), None, None), (S, True, 143), "cancelled (Slurm)"),
         (NOTHING, (record("PENDING", reason="Priority"), None, None), (W, False, None), "waiting (Priority"),
-        (NOTHING, (record("RUNNING"), None, None), (W, False, None), "Slurm agents"),
+        (NOTHING, (record("RUNNING"), None, None), (R, False, None), "running (Slurm) hpc-launch"),
         (NOTHING, (BLIND, None, None), (U, False, None), ""),
         # It runs again.
         (story(attempt("failed"), requeues=1), (BLIND, None, 9), (Q, False, None), "requeued failed"),

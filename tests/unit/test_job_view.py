@@ -145,7 +145,7 @@ def test_an_expected_start_that_has_passed() -> None:
     ("evidence", "stands", "words"),
     [
         (slurm("PENDING"), (State.WAITING, False, None), "waiting"),
-        (slurm("RUNNING", start=NOW - 1), (State.WAITING, False, None), "Slurm agents"),
+        (slurm("RUNNING", start=NOW - 1), (State.RUNNING, False, None), "running (Slurm) hpc-launch"),
         (slurm("TIMEOUT", done=True), (State.FAILED, True, 143), "timeout (Slurm)"),
         (slurm("CANCELLED", done=True), (State.STOPPED, True, 143), "cancelled (Slurm)"),
         # What a job has left behind may come after Slurm's word.

@@ -243,6 +243,15 @@ def test_an_array_for_programs(array: ArrayStatus, tmp_path: Path) -> None:
     assert (waits["state"], waits["directory"], waits["output"], waits["progress"]) == ("waiting", None, None, None)
 
 
+def test_a_point_that_slurm_runs_does_not_wait(tmp_path: Path) -> None:
+    """Also before hpc-launch has written anything, or where the script never calls it."""
+    found = look(tmp_path, Slurm(task(0, "RUNNING"), task(1, "PENDING", reason="Priority")))
+    runs = next(line for line in point_table.array_text(found).splitlines() if line.startswith("12_0"))
+
+    assert found.counts == {State.RUNNING: 1, State.WAITING: 1}
+    assert mentions(runs, "RUNNING", "running (Slurm)", "hpc-launch")
+
+
 def test_points_without_a_job_script_have_what_their_commands_differ_in(tmp_path: Path) -> None:
     """Whoever wrote the batch script; nobody knows what those get that wait."""
     for number in range(2):

@@ -450,7 +450,7 @@ def test_standings() -> None:
     ] == [
         "failed, exit status 7",
         "stopped by SIGTERM, exit status 143",
-        "Slurm runs it; its agents have not written anything yet",
+        "running (Slurm); hpc-launch has not written anything yet",
         "waiting (Priority: others are first)",
         "running, but suspended (Slurm)",
         "over, as Slurm says, without a word of how it ended",
