@@ -269,9 +269,10 @@ class Agent(ElasticAgent):
         """Tell the workers here, and the other agents, of notice signals."""
         for name, number in self._notices.turn(self._pool.running, self._peers.notices()).items():
             self._peers.tell_notice(name, number)
-            self._recorder.say(events.NOTICE, signal=name, number=number)
             self._slurm.ask_again()
         for delivery in self._notices.deliveries():
+            facts = {"number": delivery.number, "told": delivery.told, "waiting": delivery.waiting}
+            self._recorder.say(events.NOTICE, signal=delivery.signum.name, **facts)
             if self._context.leader:
                 log_messages.notice(delivery, self._slurm.left)
 

@@ -19,6 +19,8 @@ from hpc_launch.workers.notice_signals import Delivery
 
 def notice(delivery: Delivery, left: float | None) -> None:
     """A notice signal has come; the job has so many seconds left, where that is known."""
+    if delivery.late and delivery.waiting:
+        return  # one line when the last worker has it
     end = f"; the job ends in {duration(round(left))}" if left is not None else ""
     say(f"{delivery.signum.name}: {_heard_by(delivery)}{end}")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hpc_launch.inspection.root_cause_view import RootCauseView
 from hpc_launch.inspection.timeline import AttemptSpan, Timeline
 from hpc_launch.records import failure_messages, formatting
-from hpc_launch.records.history_model import Attempt, History, Run
+from hpc_launch.records.history_model import Attempt, History, RecordedNotice, Run
 from hpc_launch.text import count, duration, number, one_line
 
 # Of a longer story the middle is left out.
@@ -118,18 +118,22 @@ def _missing(history: History) -> Iterator[ChronologyEntry]:
 
 
 def _moments(history: History) -> Iterator[ChronologyEntry]:
-    told: dict[tuple[int | None, str, int], list[tuple[float, str]]] = {}
     for notice in history.notices:
-        told.setdefault((notice.attempt, notice.signal, notice.number), []).append((notice.time, notice.host))
-    for (_, signal, _), where in told.items():
-        hosts = formatting.fold_hosts(host for _, host in where)
-        yield ChronologyEntry(
-            min(time for time, _ in where), "warn", f"{signal} was passed on to the workers of {hosts}"
-        )
+        yield ChronologyEntry(notice.time, "warn", _notice(notice))
     for requeue in history.requeues:
         step = f", training was at step {number(requeue.step)}" if requeue.step is not None else ""
         cause = one_line(requeue.cause) or requeue.reason
         yield ChronologyEntry(requeue.time, "warn", f"Slurm was asked to run the job again: {cause}{step}")
+
+
+def _notice(notice: RecordedNotice) -> str:
+    parts = []
+    if notice.hosts:
+        parts.append(f"{notice.signal} was passed on to the workers of {formatting.fold_hosts(notice.hosts)}")
+    if notice.unheard:
+        subject = "" if parts else f"{notice.signal} came, and "
+        parts.append(f"{subject}no worker of {formatting.fold_hosts(notice.unheard)} has a handler for it")
+    return "; ".join(parts)
 
 
 def _nodes(history: History, causes: Mapping[int, str]) -> Iterator[ChronologyEntry]:

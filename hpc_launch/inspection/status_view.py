@@ -181,10 +181,7 @@ def _head(status: JobStatus, paint: TerminalColours) -> list[tuple[str, str]]:
         ),
         ("workers", _workers(status, paint) if status.world_size or status.ranks else ""),
         ("progress", visible(_progress(status.progress, status.now)) if status.progress is not None else ""),
-        (
-            "notice",
-            f"{visible(status.notice.signal)}, {ago(status.now - status.notice.time)}" if status.notice else "",
-        ),
+        ("notice", visible(_notice(status.notice, status.now)) if status.notice is not None else ""),
         ("requeues", visible(_requeues(status)) if status.requeues else ""),
         ("failure", visible(f"attempt {status.failure[0]}: {status.failure[1]}") if status.failure is not None else ""),
         ("files", visible(str(status.path)) if status.path != Path() else _no_directory(status)),
@@ -257,6 +254,14 @@ def _lost(status: JobStatus) -> str:
         return f"{when}: {failure_messages.slurms_word(status.states[0])}"
     gone = [state.host for state in status.states if state.gone]
     return f"{when}; down, as Slurm says: {formatting.fold_hosts(gone)}" if gone else when
+
+
+def _notice(notice: RecordedNotice, now: float) -> str:
+    parts = [f"{notice.signal}, {ago(now - notice.time)}"]
+    if notice.unheard:
+        where = f" of {formatting.fold_hosts(notice.unheard)}" if notice.hosts else ""
+        parts.append(f"no worker{where} has a handler for it")
+    return "; ".join(parts)
 
 
 def _workers(status: JobStatus, paint: TerminalColours) -> str:
@@ -395,9 +400,19 @@ def status_as_dict(status: JobStatus) -> dict[str, Any]:
             {"time": one.time, "reason": one.reason, "cause": one.cause, "attempt": one.attempt}
             for one in status.requeues
         ],
+        "notice": None if status.notice is None else _notice_as_dict(status.notice),
         "failure": None if status.failure is None else {"attempt": status.failure[0], "cause": status.failure[1]},
         "now": status.now,
         "unreadable": list(status.unreadable),
+    }
+
+
+def _notice_as_dict(notice: RecordedNotice) -> dict[str, Any]:
+    return {
+        "time": notice.time,
+        "signal": notice.signal,
+        "hosts": list(notice.hosts),
+        "unheard": list(notice.unheard),
     }
 
 

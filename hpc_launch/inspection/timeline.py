@@ -160,10 +160,7 @@ def _run_ended(history: History, attempt: Attempt) -> bool:
 
 
 def _moments(history: History) -> tuple[TimelineEvent, ...]:
-    first: dict[tuple[int | None, str, int], float] = {}
-    for notice in history.notices:
-        first.setdefault((notice.attempt, notice.signal, notice.number), notice.time)
-    found = [TimelineEvent(time, "notice", signal) for (_, signal, _), time in first.items()]
+    found = [TimelineEvent(notice.time, "notice", notice.signal) for notice in history.notices]
     found += [
         TimelineEvent(event.time, event.kind, f"{event.hosts} {_MARKS[event.kind]}")
         for event in history.node_events

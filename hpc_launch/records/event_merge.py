@@ -80,6 +80,16 @@ _NOTHING = codec.salvage(_EventFields, {})
 
 
 @dataclass(frozen=True)
+class _NoticeFields:
+    """What a node says of a notice signal; versions before `told` and `waiting` passed it on to all workers."""
+
+    signal: str
+    number: int
+    told: int = 1
+    waiting: int = 0
+
+
+@dataclass(frozen=True)
 class _Event:
     """An event whose time is the leader's."""
 
@@ -172,11 +182,12 @@ class MergedEvents:
         return tuple(roll for _, roll in sorted(found.items()))
 
     def notices(self) -> tuple[RecordedNotice, ...]:
-        """The notice signals, by time."""
-        return tuple(
-            codec.salvage(RecordedNotice, event.facts, time=event.time, attempt=event.attempt, host=event.host)
-            for event in self._of(events.NOTICE)
-        )
+        """The notice signals, by time: what several nodes say of one is put together."""
+        said: dict[tuple[int | None, str, int], list[tuple[_Event, _NoticeFields]]] = {}
+        for event in self._of(events.NOTICE):
+            fields = codec.salvage(_NoticeFields, event.facts)
+            said.setdefault((event.attempt, fields.signal, fields.number), []).append((event, fields))
+        return tuple(_notice(*which, found) for which, found in said.items())
 
     def clocks(self) -> tuple[ClockOffset, ...]:
         """The measurements of clocks."""
@@ -315,6 +326,18 @@ def _run(number: int, plan: PlanRecord, mine: Sequence[_Event], members: Abstrac
         status=max(statuses, default=None),
         agents=tuple((event.host, event.said.pid) for event in begun),
     )
+
+
+def _notice(
+    attempt: int | None, signal: str, number: int, said: Sequence[tuple[_Event, _NoticeFields]]
+) -> RecordedNotice:
+    """What nodes have said of one notice signal: each as often as workers got it."""
+    unheard = {event.host for event, fields in said if fields.waiting} - {
+        event.host for event, fields in said if fields.told
+    }
+    hosts = {event.host for event, _ in said} - unheard
+    first = min(event.time for event, _ in said)
+    return RecordedNotice(first, attempt, signal, number, tuple(sorted(hosts)), tuple(sorted(unheard)))
 
 
 def _end(ends: Sequence[_Event], workers: Sequence[Worker]) -> float | None:

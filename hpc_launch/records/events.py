@@ -11,7 +11,8 @@ agent that wrote it) and, once there is one, `attempt` (as in the job directory)
     worker started  rank, local_rank, pid, device ("GPU 3"; empty without one)
     worker ended    rank, local_rank, exitcode (-N for signal N), told (the signal that the agent had sent it; empty
                     if it ended by itself), usage, and failure unless it ended well
-    notice          a notice signal was passed on: signal, number
+    notice          a notice signal was passed on, or more workers got it: signal, number, told (how many workers got it
+                    now), waiting (how many have no handler for it)
     heartbeat       seldom: running (workers), waiting (ranks that hang in the kernel)
     node missing    the leader waits for nodes: hosts (folded), joined, expected, waited (seconds)
     nodes           of a run that may lose nodes, by its leader: who takes part in an attempt: hosts (those with

@@ -261,13 +261,20 @@ class Roster:
 
 @dataclass(frozen=True)
 class RecordedNotice:
-    """A notice signal that was passed on to the workers of a node, for the `number`-th time."""
+    """A notice signal that came to an attempt for the `number`-th time.
 
-    time: float = field(metadata=APART)
-    attempt: int | None = field(metadata=APART)
-    host: str = field(metadata=APART)
+    Attributes:
+        time: when it came to the first node.
+        hosts: the nodes where workers got it.
+        unheard: those where no worker has a handler for it.
+    """
+
+    time: float
+    attempt: int | None
     signal: str
     number: int
+    hosts: tuple[str, ...] = ()
+    unheard: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

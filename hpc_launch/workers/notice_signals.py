@@ -63,12 +63,14 @@ class Delivery:
 
     Attributes:
         signum: which.
+        number: for which time it came.
         told: how many workers have got it now.
         waiting: how many have no handler for it, and get it as soon as they have one.
-        late: there was none at first.
+        late: these had none when it came.
     """
 
     signum: signal.Signals
+    number: int
     told: int
     waiting: int
     late: bool = False
@@ -106,7 +108,7 @@ class NoticeSignals:
         return any(tally.told and signum not in self._unheard for signum, tally in self._tallies.items())
 
     def deliveries(self) -> list[Delivery]:
-        """What has come of signals since this was last asked: once when they came, and when the last worker got it."""
+        """What has come of signals since this was last asked: when they came, and when more workers got them."""
         found, self._deliveries = self._deliveries, []
         return found
 
@@ -149,7 +151,7 @@ class NoticeSignals:
                 self._undelivered.extend((pid, signum) for pid in workers)
                 due_now.add(signum)
             elif wanted:
-                self._deliveries.append(Delivery(signum, len(workers), 0))
+                self._deliveries.append(Delivery(signum, self._tally(signum).told, len(workers), 0))
         self._deliver(workers, due_now)
         return new
 
@@ -177,7 +179,7 @@ class NoticeSignals:
     def _deliver(self, workers: Sequence[int], due_now: Collection[signal.Signals]) -> None:
         """Signal the workers that do something about it. The others would die of it: they may still be starting."""
         owed, self._undelivered = self._undelivered, []
-        sent: Counter[signal.Signals] = Counter()
+        sent: set[tuple[int, signal.Signals]] = set()
         for pid, signum in owed:
             if pid not in workers:
                 continue
@@ -185,20 +187,19 @@ class NoticeSignals:
                 self._undelivered.append((pid, signum))
             else:
                 self.send(pid, signum)
-                sent[signum] += 1
-        waiting = Counter(signum for _, signum in self._undelivered)
+                sent.add((pid, signum))
+        told = Counter(signum for _, signum in sent)
+        waiting = Counter(signum for _, signum in {*self._undelivered})
         for signum in {*due_now, *self._awaited}:
-            self._note_delivery(signum, sent[signum], waiting[signum], new=signum in due_now)
+            self._note_delivery(signum, told[signum], waiting[signum], new=signum in due_now)
 
     def _note_delivery(self, signum: signal.Signals, sent: int, waiting: int, *, new: bool) -> None:
         if sent:
             self._unheard.discard(signum)
         elif new and waiting:
             self._unheard.add(signum)
-        if new:
-            self._deliveries.append(Delivery(signum, sent, waiting))
-        elif sent and not waiting:
-            self._deliveries.append(Delivery(signum, sent, 0, late=True))
+        if new or sent:
+            self._deliveries.append(Delivery(signum, self._tally(signum).told, sent, waiting, late=not new))
         if waiting:
             self._awaited.add(signum)
         else:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hpc_launch.records import history
 from tests.local.launching import FOREVER, alive, free_port, launch, launch_nodes, probe, running, write
 from tests.support import mentions, wait_for
 
@@ -262,11 +263,20 @@ def test_nobody_has_a_handler_for_a_notice(tmp_path: Path, start: str) -> None:
         run.process.send_signal(signal.SIGUSR1)
         wait_for(lambda: mentions(run.said(), "SIGUSR1", "hpc_launch.runtime.should_stop"), 60, run.said)
         assert alive(worker.pid)
+        wait_for(lambda: heard(tmp_path) == [False], 60, run.said)
         (tmp_path / "handle").touch()
         done = run.finish()
     assert done.status == 0, done.err
     lines = [line for line in done.err.splitlines() if "SIGUSR1" in line]
     assert len(lines) == 2, done.err
+    assert heard(tmp_path) == [True]
+
+
+def heard(folder: Path) -> list[bool]:
+    """Whether workers have got each notice signal, by the records of the run."""
+    notices = history.read_history((folder / "logs/latest").resolve()).notices
+    assert all(bool(notice.hosts) is not bool(notice.unheard) for notice in notices)
+    return [bool(notice.hosts) for notice in notices]
 
 
 @pytest.mark.parametrize("start", ["warm", "exec"])

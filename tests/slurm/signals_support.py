@@ -125,9 +125,12 @@ class Running:
         """Which notice signals each node's agent says that it has passed on."""
         return {
             path.parent.name: Counter(
-                event["signal"]
-                for event in map(json.loads, path.read_text().splitlines())
-                if event["event"] == "notice"
+                signal
+                for signal, _ in {
+                    (event["signal"], event["number"])
+                    for event in map(json.loads, path.read_text().splitlines())
+                    if event["event"] == "notice"
+                }
             )
             for path in self.folder.glob("logs/*.*/nodes/*/events.jsonl")
         }

@@ -16,6 +16,7 @@ from hypothesis import given, settings, strategies as st
 from hpc_launch.records import events, history, root_cause
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import EventLog
+from hpc_launch.records.history_model import RecordedNotice
 from tests import histories
 from tests.histories import Made
 from tests.support import lines_mention, mentions
@@ -252,6 +253,31 @@ def test_records_of_a_later_version(path: Path) -> None:
     file.write_text("".join(f"{line}\n" for line in [*lines, new]))
 
     assert dataclasses.replace(history.read_history(path), path=path) == before
+
+
+def test_a_notice_that_some_nodes_hear(path: Path) -> None:
+    """What nodes say of one is put together: who got it then or later, and where nobody has a handler for it."""
+    histories.write(path, nodes=3, attempts=1, ending="")
+    begin = history.read_history(path).attempts[0].begin
+    assert begin is not None
+
+    def say(node: int, after: float, number: int, **facts: int) -> None:
+        about = {"agent": node, "attempt": 0, "signal": "SIGUSR1", "number": number, **facts}
+        with (path / f"nodes/{histories.host_of(node)}/events.jsonl").open("a") as file:
+            file.write(json.dumps({"time": begin + after, "event": events.NOTICE, **about}) + "\n")
+
+    say(0, 5, 1, told=2, waiting=0)
+    say(1, 6, 1, told=0, waiting=2)
+    say(2, 4, 1, told=0, waiting=2)
+    say(2, 9, 1, told=1, waiting=1)
+    say(1, 20, 2, told=0, waiting=1)
+    say(0, 21, 3)  # as versions wrote that knew nothing of handlers
+
+    assert history.read_history(path).notices == (
+        RecordedNotice(begin + 4, 0, "SIGUSR1", 1, ("gpu001", "gpu003"), ("gpu002",)),
+        RecordedNotice(begin + 20, 0, "SIGUSR1", 2, (), ("gpu002",)),
+        RecordedNotice(begin + 21, 0, "SIGUSR1", 3, ("gpu001",), ()),
+    )
 
 
 def test_an_event_stays_small(path: Path) -> None:

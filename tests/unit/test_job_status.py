@@ -13,13 +13,17 @@ from typing import Any
 import pytest
 
 from hpc_launch.inspection import end_condition, job_search, job_status, slurm_query, status_view, terminal_colours
+from hpc_launch.inspection.chronology import make_chronology
 from hpc_launch.inspection.job_state import SlurmAnswer, State
 from hpc_launch.inspection.output_files import OutputSelection
 from hpc_launch.inspection.slurm_query import SlurmQuery
 from hpc_launch.inspection.status_view import JobStatus, RankState
+from hpc_launch.inspection.timeline import make_timeline
 from hpc_launch.records import events
 from hpc_launch.records.directory import JobDirectory
 from hpc_launch.records.events import EventLog
+from hpc_launch.records.history import read_history
+from hpc_launch.records.history_model import RecordedNotice
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.job import JobRecord, explain
 from hpc_launch.slurm.steps import RunningStep
@@ -202,6 +206,30 @@ def test_a_job_that_was_stopped(job: JobDirectory) -> None:
     assert found.standing.state is State.STOPPED
     assert head(found)["state"] == "stopped by SIGTERM, exit status 143"
     assert (facts["state"], facts["words"]) == ("failed", "stopped by SIGTERM, exit status 143")
+
+
+@pytest.mark.parametrize(
+    ("hosts", "unheard", "said"),
+    [
+        (("gpu001", "gpu002"), (), ""),
+        ((), ("gpu001", "gpu002"), "no worker has a handler"),
+        (("gpu001",), ("gpu002",), "no worker gpu002 handler"),
+    ],
+)
+def test_a_notice(job: JobDirectory, hosts: tuple[str, ...], unheard: tuple[str, ...], said: str) -> None:
+    """Who did not hear it is named, here as in the report."""
+    told = RecordedNotice(NOW - 60, 1, "SIGUSR1", 1, hosts, unheard)
+    found = replace(seen(job, RUNNING, ending=""), notice=told)
+    history = replace(read_history(job.path), notices=(told,))
+    chronology = make_chronology(history, make_timeline(history, {}), {})
+    [moment] = [entry.text for entry in chronology if "USR1" in entry.text]
+
+    assert head(found)["notice"].startswith("SIGUSR1, 60 s ago")
+    assert mentions(head(found)["notice"], *said.split())
+    assert mentions(moment, "passed on" if hosts else "SIGUSR1 came", *said.split())
+    assert ("handler" in moment, "handler" in head(found)["notice"]) == (bool(unheard), bool(unheard))
+    facts = status_view.status_as_dict(found)["notice"]
+    assert facts == {"time": NOW - 60, "signal": "SIGUSR1", "hosts": [*hosts], "unheard": [*unheard]}
 
 
 def test_a_job_that_nobody_can_see(job: JobDirectory) -> None:

@@ -440,7 +440,7 @@ def test_workers_that_are_still_starting(late: Callable[[], Late]) -> None:
             notices.turn(pids, {})
             clock.now += 10
         assert sent == [first.pid]
-        assert (notices.deliveries(), notices.told) == ([Delivery(USR1, 1, 1)], True)
+        assert (notices.deliveries(), notices.told) == ([Delivery(USR1, 1, 1, 1)], True)
         assert says(first) == "told"
         assert second.poll() is None
         go_on(second)
@@ -448,7 +448,7 @@ def test_workers_that_are_still_starting(late: Callable[[], Late]) -> None:
         assert says(second) == "told"
         for _ in range(20):
             notices.turn(pids, {})
-        assert notices.deliveries() == [Delivery(USR1, 1, 0, late=True)]
+        assert notices.deliveries() == [Delivery(USR1, 1, 1, 0, late=True)]
     assert sent == [first.pid, second.pid]
     assert [process.poll() for process in (first, second)] == [None, None]
 
@@ -467,7 +467,7 @@ def test_a_worker_that_never_cares(late: Callable[[], Late]) -> None:
             clock.now += 100
             notices.turn([process.pid], {})
         assert len(notices._undelivered) == 5
-        assert (notices.deliveries(), notices.told) == ([Delivery(USR1, 0, count) for count in range(1, 6)], False)
+        assert (notices.deliveries(), notices.told) == ([Delivery(USR1, number, 0, 1) for number in range(1, 6)], False)
         process.kill()
         wait_for(lambda: process.poll() is not None, 60, "it does not end")
         notices.turn([], {})
