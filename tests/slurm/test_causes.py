@@ -15,7 +15,7 @@ from hpc_launch.records import failure_messages, history, root_cause
 from hpc_launch.records.history_model import Attempt
 from hpc_launch.records.root_cause import RootCause
 from tests.cluster import Cluster, ClusterConfig
-from tests.cluster.releases import DEFAULT
+from tests.cluster.releases import DEFAULT, Release
 from tests.slurm.check_support import PRETEND
 from tests.slurm.jobs_support import clean_environment, run_job
 from tests.slurm.steps_support import DEADLINE, Ended, step, tree
@@ -113,6 +113,16 @@ HEADLINES = {
 def limited() -> Iterator[Cluster]:
     """Return a cluster of two nodes that enforces memory limits."""
     with Cluster(ClusterConfig(nodes=2, memory_limits=True, release=DEFAULT)) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def any_limited(any_release: Release, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Return `limited`, and then a cluster like it of the newest release of Slurm that there is."""
+    if any_release == DEFAULT:
+        yield request.getfixturevalue("limited")
+        return
+    with Cluster(ClusterConfig(nodes=2, memory_limits=True, release=any_release)) as cluster:
         yield cluster
 
 
@@ -226,18 +236,18 @@ def test_a_node_that_is_lost(limited: Cluster, tmp_path: Path, repetition: int) 
     assert (cause.lost, cause.groups) == ("gpu002", ()), told.describe()
 
 
-def test_slurm_ends_a_job_for_its_memory(limited: Cluster, tmp_path: Path) -> None:
+def test_slurm_ends_a_job_for_its_memory(any_limited: Cluster, tmp_path: Path) -> None:
     """The console has the rank that was killed, and Slurm's word for it is in status.
 
     Slurm says so of the job where the batch script's own processes had too little; of others it says so of their step.
     """
     (tmp_path / "train.py").write_text(WORKER)
     script = f"hpc-launch --standalone --nproc-per-node=2 train.py '{json.dumps(['memory'])}'"
-    done = run_job(limited, tmp_path, script, "--nodelist=gpu001", "--mem=1500")
+    done = run_job(any_limited, tmp_path, script, "--nodelist=gpu001", "--mem=1500")
     (job,) = [path for path in (tmp_path / "logs").iterdir() if not path.is_symlink()]
     asked = ["hpc-launch", "status", "--log-dir", str(tmp_path / "logs"), done.job.id]
     with clean_environment():
-        status = limited.run(asked, check=False).stdout
+        status = any_limited.run(asked, check=False).stdout
     report = job_report.report_on_job(job).report
 
     assert done.state == "OUT_OF_MEMORY", done.output

@@ -78,7 +78,7 @@ def test_a_submitted_script(any_cluster: Cluster, tmp_path: Path, repetition: in
 
 
 @pytest.mark.parametrize("repetition", REPETITIONS)
-def test_a_job_from_python(cluster: Cluster, tmp_path: Path, repetition: int) -> None:
+def test_a_job_from_python(any_cluster: Cluster, tmp_path: Path, repetition: int) -> None:
     """Neither submitit's process nor the agent that it starts ends by it."""
     del repetition
     text = f"""
@@ -89,10 +89,10 @@ if __name__ == "__main__":
     (tmp_path / SCRIPT).write_text(STAYER)
     with clean_environment():
         line = write_program(tmp_path, text)
-        done = cluster.run(line, cwd=tmp_path)
+        done = any_cluster.run(line, cwd=tmp_path)
     number = told(done.stdout)[0]["job"]
-    signal_the_first_python(cluster, "gpu001", "submitit")
-    check_heard(Running(cluster, Job(cluster, number), tmp_path, 1))
+    signal_the_first_python(any_cluster, "gpu001", "submitit")
+    check_heard(Running(any_cluster, Job(any_cluster, number), tmp_path, 1))
 
 
 def test_slurm_s_own(some_cluster: Cluster, tmp_path: Path) -> None:

@@ -341,11 +341,11 @@ sys.exit(3)
 """
 
 
-def test_the_same_failure_is_not_tried_for_ever(cluster: Cluster, tmp_path: Path) -> None:
+def test_the_same_failure_is_not_tried_for_ever(any_cluster: Cluster, tmp_path: Path) -> None:
     """A script that marks no progress and fails at once in the same way runs twice."""
     (tmp_path / "silent.py").write_text(SILENT)
     (tmp_path / "fail").touch()
-    turns = submit(cluster, tmp_path, "--requeue on-failure silent.py", "--nodes=1")
+    turns = submit(any_cluster, tmp_path, "--requeue on-failure silent.py", "--nodes=1")
     result = turns.wait()
 
     assert (result.state, result.exit_code) == ("FAILED", 3), turns.describe()
