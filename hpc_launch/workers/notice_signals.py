@@ -100,6 +100,8 @@ class NoticeSignals:
     # Signals that some worker had no handler for when they came, and those that none had.
     _awaited: set[signal.Signals] = field(default_factory=set)
     _unheard: set[signal.Signals] = field(default_factory=set)
+    # Signals that came while there was no worker: the next ones get them (`begin`).
+    _early: set[signal.Signals] = field(default_factory=set)
     _deliveries: list[Delivery] = field(default_factory=list)
 
     @property
@@ -147,11 +149,17 @@ class NoticeSignals:
             if self._tally(signum).count_remote(others.get(signum.name, 0), now):
                 new[signum.name] = self._tally(signum).told
             heard = self.heard(signum)
-            if wanted and not heard:
+            if not wanted:
+                continue
+            if not workers:
+                self._early.add(signum)
+            elif heard:
+                self._deliveries.append(Delivery(signum, self._tally(signum).told, len(workers), 0))
+            else:
                 self._undelivered.extend((pid, signum) for pid in workers)
                 due_now.add(signum)
-            elif wanted:
-                self._deliveries.append(Delivery(signum, self._tally(signum).told, len(workers), 0))
+        if workers:
+            due_now, self._early = due_now | self._early, set()
         self._deliver(workers, due_now)
         return new
 

@@ -301,6 +301,23 @@ def test_what_comes_between_two_attempts_reaches_the_next(clock: Clock) -> None:
     assert agent.each == [1, 1]
 
 
+@pytest.mark.parametrize("heard", [0, 1])
+def test_what_comes_while_there_is_no_worker_is_said_of_the_next(clock: Clock, heard: int) -> None:
+    """Nobody has got it before: whether they have a handler for it is seen then."""
+    agent = Agent(Counter(), workers=())
+    agent.came[USR1] += 1
+    agent.heard[USR1] += heard
+    for _ in range(2):
+        agent.turn(clock.now)
+        clock.now += 1
+    assert agent.notices.deliveries() == []
+    agent.workers = (1, 2)
+    agent.notices.begin(agent.workers)
+    agent.turn(clock.now)
+    agent.turn(clock.now)
+    assert (agent.notices.deliveries(), agent.each) == ([Delivery(USR1, 1, 2, 0)], [1, 1])
+
+
 def test_a_signal_that_is_not_passed_on_is_not_taken_for_the_next(clock: Clock) -> None:
     """It came to another node before, and to all processes here; the next one comes to this agent alone."""
     nodes = Nodes(2, clock)
