@@ -11,6 +11,9 @@ from hpc_launch.submission import needs
 
 WORKER = "hpc_launch.api.function_worker"
 
+# What `launch` may say about nodes: nothing to an agent that is alone.
+_OF_NODES = frozenset({"nnodes", "spares"})
+
 # What a callable that can be checkpointed runs again for, and any other. A time limit is seen coming (`notice`): where
 # the checkpoint was not written by then there is nothing to go on with.
 CHECKPOINTED = ("on-notice", "on-preempt")
@@ -52,11 +55,19 @@ def agent_words(
     if resources.max_requeues is not None:
         words.append(f"--max-requeues={resources.max_requeues}")
     words += options
-    for name, value in resources.launch.items():
-        flag = f"--{name.replace('_', '-')}"
-        if value is not None and value is not False:
-            words.append(flag if value is True else f"{flag}={value}")
+    left_out = _OF_NODES if "--standalone" in options else ()
+    for name, value in resources.launch_options.items():
+        if name not in left_out and value is not None and value is not False:
+            words.append(f"--{name}" if value is True else f"--{name}={value}")
     return [*words, *what]
+
+
+def allocation_words(resources: Resources, most: int) -> tuple[str, ...]:
+    """The words about nodes for an agent that starts a step in an allocation of so many nodes."""
+    words = node_words(resources, most)
+    if "nnodes" in resources.launch_options or any(word.startswith("--nnodes=") for word in words):
+        return words
+    return (f"--nodes={resources.all_nodes.maximum}", *words)
 
 
 def node_words(resources: Resources, most: int | None = None) -> tuple[str, ...]:

@@ -15,9 +15,11 @@ from typing import Any
 from hpc_launch.api import pickled_call
 from hpc_launch.api.elastic_task import ElasticTask
 from hpc_launch.api.function_worker import submitits_variables
+from hpc_launch.api.submission_files import JobFiles
+from hpc_launch.errors import UsageError, WorkerFailed
 from hpc_launch.node import network
 
-# What a script needs to be the only rank, unless it is set.
+# What a script needs to be the only rank, unless it is set; and a port.
 _ALONE = {
     "RANK": "0",
     "LOCAL_RANK": "0",
@@ -43,35 +45,69 @@ class DebugResult:
     error: BaseException | None = None
 
 
-def run_in_process(task: ElasticTask, call: Path) -> DebugResult:
+def run_in_process(task: ElasticTask, files: JobFiles) -> DebugResult:
     """Run a task, to its end.
 
     Args:
         task: what to run.
-        call: the file that its call would be in.
+        files: those of its job.
+
+    Raises:
+        UsageError: the task is no Python.
     """
-    with _alone(call):
+    if task.script and task.resources.launch_options.get("no-python"):
+        raise UsageError("launch: no_python runs a program, and cluster='debug' runs Python in this process")
+    with _alone(files.call):
         try:
             if task.script:
-                with _arguments(task.script):
-                    runpy.run_path(task.script[0], run_name="__main__")
+                module = bool(task.resources.launch_options.get("module"))
+                _run_script(("-m", *task.script) if module else task.script)
                 return DebugResult(0)
-            (function, args, kwargs), _ = pickled_call.unpack_call(
-                io.BytesIO(task.call), network.short_name(os.uname().nodename)
-            )
+            (function, args, kwargs), _ = pickled_call.unpack_call(io.BytesIO(task.call), _host())
             return DebugResult(0, function(*args, **kwargs))
         except SystemExit as leaving:
-            if leaving.code in (None, 0):
-                return DebugResult(0)
-            return DebugResult(leaving.code if isinstance(leaving.code, int) else 1, error=leaving)
+            return _left(leaving, files.job_id)
         except Exception as error:  # noqa: BLE001 - it is the function's, for whoever asks for the result
             return DebugResult(1, error=error)
+
+
+def _run_script(words: tuple[str, ...]) -> None:
+    """Run `words` as `python words` does: modules beside a script are found, those in the working directory by `-m`."""
+    arguments, path = sys.argv, [*sys.path]
+    is_module = words[0] == "-m"
+    sys.argv = [*(words[1:] if is_module else words)]
+    sys.path.insert(0, str(Path.cwd() if is_module else Path(words[0]).resolve().parent))
+    try:
+        if is_module:
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(words[0], run_name="__main__")
+    finally:
+        sys.argv, sys.path[:] = arguments, path
+
+
+def _left(leaving: SystemExit, job_id: str) -> DebugResult:
+    """What came of a task that has left by `sys.exit`."""
+    if leaving.code in (None, 0):
+        return DebugResult(0)
+    status = leaving.code if isinstance(leaving.code, int) else 1
+    host = _host()
+    said = f"rank 0 on {host} ended with exit status {status} (sys.exit({leaving.code!r}))"
+    error = WorkerFailed(f"job {job_id}: {said}", job_id=job_id, rank=0, host=host, status=status)
+    error.__cause__ = leaving
+    return DebugResult(status, error=error)
+
+
+def _host() -> str:
+    return network.short_name(os.uname().nodename)
 
 
 @contextlib.contextmanager
 def _alone(call: Path) -> Iterator[None]:
     """The variables of a worker, while it runs here."""
     wanted = _ALONE | submitits_variables({**_ALONE, **os.environ}, call)
+    with network.bound(_ALONE["MASTER_ADDR"], 0) as free:
+        wanted["MASTER_PORT"] = str(free.getsockname()[1])
     missing = [name for name in wanted if name not in os.environ]
     for name in missing:
         os.environ[name] = wanted[name]
@@ -80,13 +116,3 @@ def _alone(call: Path) -> Iterator[None]:
     finally:
         for name in missing:
             os.environ.pop(name, None)
-
-
-@contextlib.contextmanager
-def _arguments(words: tuple[str, ...]) -> Iterator[None]:
-    before = sys.argv
-    sys.argv = list(words)
-    try:
-        yield
-    finally:
-        sys.argv = before

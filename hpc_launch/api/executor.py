@@ -31,6 +31,7 @@ from hpc_launch.api.job_handle import Job
 from hpc_launch.api.job_resources import Resources
 from hpc_launch.api.submission_files import IN_PROCESS, PICKLE_MODE, SUBMITTED, JobFiles, write_file, write_record
 from hpc_launch.errors import CallError, LogDirError, UsageError, reason
+from hpc_launch.home import expand_home
 from hpc_launch.node import devices
 from hpc_launch.plan import launch_context
 from hpc_launch.plan.log_paths import local_job_name
@@ -63,7 +64,7 @@ class Executor:
         self, folder: str | os.PathLike[str] = "logs", *, cluster: str | None = "auto", **resources: Any
     ) -> None:
         folder_pattern.check_folder(os.fspath(folder))
-        self.folder = Path(folder).expanduser().absolute()
+        self.folder = expand_home(folder).absolute()
         self.cluster = cluster or "auto"
         backend_choice.check_cluster(self.cluster)
         self.resources = job_resources.read_resources(resources)
@@ -90,25 +91,24 @@ class Executor:
             SlurmError: Slurm refuses the job.
             HpcLaunchError: as the command line has it.
         """
-        return self._submit(self._task(target, args, kwargs))
+        return self._submit([self._task(target, args, kwargs)])[0]
 
-    def _submit(self, task: ElasticTask) -> Job[Any]:
-        if self._batch is not None:
-            job: Job[Any] = Job(None, None, None)
-            self._batch.append((task, job))
-            return job
-        return self._start([task])[0]
+    def _submit(self, tasks: Sequence[ElasticTask]) -> list[Job[Any]]:
+        """Submit tasks in one job array, or keep them for the end of the batch."""
+        if self._batch is None:
+            return self._start(tasks) if tasks else []
+        jobs: list[Job[Any]] = [Job(None, None, None) for _ in tasks]
+        self._batch += zip(tasks, jobs, strict=True)
+        return jobs
 
     def map_array(self, function: Callable[..., R], *iterables: Iterable[Any]) -> list[Job[R]]:
         """Submit a job for each of some arguments, as `map` takes them, in one job array."""
         points = zip(*iterables)  # noqa: B905 - as `map` does
-        tasks = [self._point(number, function, args) for number, args in enumerate(points)]
-        return self._start(tasks) if tasks else []
+        return self._submit([self._point(number, function, args) for number, args in enumerate(points)])
 
     def submit_array(self, functions: Iterable[Callable[[], R]]) -> list[Job[R]]:
         """Submit a job for each of some functions without arguments in one job array, as submitit has it."""
-        tasks = [self._point(number, function, ()) for number, function in enumerate(functions)]
-        return self._start(tasks) if tasks else []
+        return self._submit([self._point(number, function, ()) for number, function in enumerate(functions)])
 
     def _point(self, number: int, function: Callable[..., Any], args: Sequence[Any]) -> ElasticTask:
         try:
@@ -155,7 +155,7 @@ class Executor:
 
     def _check_script(self, task: ElasticTask) -> None:
         """See that a script is there, unless it is looked for in another directory, or by Python's import system."""
-        launch = {name.replace("_", "-"): value for name, value in self.resources.launch.items()}
+        launch = self.resources.launch_options
         if task.script and task.script[0] != "-m" and "chdir" not in self.resources.slurm:
             meant = Settings(module=bool(launch.get("module")), no_python=bool(launch.get("no-python")))
             launch_context.check_script(meant, task.script[0], Path.cwd())
@@ -224,9 +224,7 @@ class Executor:
 
     def _in_allocation(self, base: Path, task: ElasticTask, why: str, job: Allocation) -> Job[Any]:
         files = _claim(base, f"{job.job_label}-{local_job_name(time.time(), os.getpid()).removeprefix('local-')}")
-        words = agent_command.node_words(self.resources, len(job.hosts))
-        if not any(word.startswith("--nnodes=") for word in words):
-            words = (f"--nodes={self.resources.all_nodes.maximum}", *words)
+        words = agent_command.allocation_words(self.resources, len(job.hosts))
         options = (*words, f"--log-name={files.job_id}")
         _say(
             f"job {files.job_id}: allocation ({why}), {_size(self.resources)}, logs in {self._folder_of(files.job_id)}"
@@ -258,7 +256,7 @@ class Executor:
         _say(f"job {files.job_id}: debug ({why}), rank 0 in this process")
         if self.resources.setup_lines:
             _say("note: this process does not run the lines of setup=")
-        done = debug_backend.run_in_process(task, files.call)
+        done = debug_backend.run_in_process(task, files)
         return Job._in_process(files, done.status, done.value, done.error)  # noqa: SLF001 - it is ours to make
 
     def _folder_of(self, job_id: str) -> Path:
@@ -318,7 +316,7 @@ def submit(
     resources, others = job_resources.divide_keywords(kwargs)
     executor = Executor(folder, cluster=cluster, **resources)
     meaning = CallKeywords({*job_resources.KEYWORDS, "folder", "cluster"})
-    return executor._submit(executor._task(target, args, others, meaning))  # noqa: SLF001 - of this module
+    return executor._submit([executor._task(target, args, others, meaning)])[0]  # noqa: SLF001 - of this module
 
 
 def _of_executor(name: str) -> str:

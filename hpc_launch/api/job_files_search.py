@@ -8,6 +8,7 @@ from pathlib import Path
 from hpc_launch.api.folder_pattern import job_folder, shared_folder
 from hpc_launch.api.submission_files import SUBMITTED, JobFiles, array_files, read_record
 from hpc_launch.errors import UsageError
+from hpc_launch.home import expand_home
 from hpc_launch.slurm import controller
 
 # squeue's name for the waiting jobs of an array: `12_[3-7%2]`.
@@ -35,7 +36,7 @@ def find_job_files(job: str, folder: Path | None) -> JobFiles | list[JobFiles]:
             raise _missing(Path(job).absolute().parent, job)
     whole = _WHOLE_ARRAY.fullmatch(job)
     name = whole[1] if whole else job
-    where = shared_folder((folder or Path("logs")).expanduser().absolute())
+    where = shared_folder(expand_home(folder or "logs").absolute())
     files = None
     if _ID.fullmatch(name):
         files = _in_folder(where, name) or (_by_slurm(name) if folder is None else _in_own_folder(folder, name))
@@ -56,7 +57,7 @@ def _in_folder(folder: Path, job: str) -> JobFiles | list[JobFiles] | None:
 def _in_own_folder(folder: Path, job: str) -> JobFiles | list[JobFiles] | None:
     """The files of a job of submitit's own executor, which fills `%j` in for these files too."""
     try:
-        own = job_folder(folder.expanduser().absolute(), job)
+        own = job_folder(expand_home(folder).absolute(), job)
     except UsageError:  # it has `%a`, and the job is not one of an array
         return None
     return _in_folder(own, job)
@@ -68,7 +69,7 @@ def _by_path(job: str) -> JobFiles | None:
     Files and directories of other kinds may be called as a job is, such as the folders that `%j` makes.
     """
     try:
-        path = Path(job).expanduser()
+        path = expand_home(job)
         path = path.resolve() if ".." in path.parts else path.absolute()
         if path.is_dir():
             return _of_directory(path)

@@ -124,6 +124,11 @@ class Resources:
         return bool(spares) or any(one.minimum < one.maximum for one in ranges)
 
     @property
+    def launch_options(self) -> dict[str, Any]:
+        """The options of `launch`, by their long names."""
+        return {name.replace("_", "-"): value for name, value in self.launch.items()}
+
+    @property
     def minutes(self) -> int | None:
         """The time limit in whole minutes, no less than was asked for; None where nobody said."""
         seconds = None if self.time is None else read_time_limit(str(self.time))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import submitit
+import torch.distributed
 
 import hpc_launch
 from hpc_launch.api import agent_process
@@ -313,6 +314,38 @@ def test_debugging_runs_rank_0_here(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "RANK" not in os.environ
 
 
+def test_debugging_is_as_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A world of one can be made, modules beside a script are found, modules are run, and `sys.exit` is a failure."""
+    (tmp_path / "beside_the_script.py").write_text("NAME = 'beside'")
+    (tmp_path / "main.py").write_text(
+        "import beside_the_script, sys\nprint(beside_the_script.NAME, sys.argv)\nsys.exit(3)"
+    )
+    before = [*sys.path]
+
+    def alone() -> int:
+        torch.distributed.init_process_group("gloo")
+        try:
+            return torch.distributed.get_world_size()
+        finally:
+            torch.distributed.destroy_process_group()
+
+    executor = hpc_launch.Executor(tmp_path / "logs", cluster="debug")
+    script = executor.submit(tmp_path / "main.py", "x")
+    error = script.exception()
+    modules = hpc_launch.Executor(tmp_path / "logs", cluster="debug", launch={"module": True})
+    module = modules.submit("json.tool", "--help")
+
+    assert executor.submit(alone).result() == 1
+    assert capsys.readouterr().out.startswith(f"beside ['{tmp_path}/main.py', 'x']\nusage: ")
+    assert (module.state, sys.path) == ("COMPLETED", before)
+    assert isinstance(error, WorkerFailed)
+    assert (error.rank, error.status, error.job_id, script.state) == (0, 3, script.job_id, "FAILED")
+    assert mentions(error, "sys.exit(3)")
+    assert isinstance(error.__cause__, SystemExit)
+    with pytest.raises(UsageError, match="no_python"):
+        hpc_launch.submit("true", cluster="debug", folder=tmp_path / "logs", launch={"no_python": True})
+
+
 def test_debugging_keeps_the_traceback(tmp_path: Path) -> None:
     """For a debugger after the fact."""
 
@@ -351,6 +384,25 @@ def test_a_batch_that_fails_submits_nothing(tmp_path: Path) -> None:
     assert [job.result() for job in jobs] == [1, 2]
     assert [job.result() for job in executor.map_array(int, "34")] == [3, 4]
     assert executor.map_array(int, []) == []
+
+
+def test_arrays_within_a_batch_belong_to_it(tmp_path: Path) -> None:
+    """They are submitted at its end, with all else, or not at all."""
+    executor = hpc_launch.Executor(tmp_path / "logs", cluster="debug")
+    ran: list[str] = []
+
+    def fail() -> None:
+        with executor.batch():
+            executor.map_array(ran.append, "12")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert ran == []
+    with executor.batch():
+        jobs = [*executor.map_array(int, "12"), executor.submit(int, "3"), *executor.submit_array([lambda: 4])]
+        assert not (tmp_path / "logs").exists()
+    assert [job.result() for job in jobs] == [1, 2, 3, 4]
 
 
 def test_an_array_is_not_too_large_either(tmp_path: Path) -> None:

@@ -156,6 +156,28 @@ def test_a_run_that_goes_on_without_nodes(
     assert (agent_command.node_words(resources), agent_command.node_words(resources, 3)) == (words, there)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"nodes": 4}, ("--nodes=4",)),
+        ({"nodes": "2:4"}, ("--nnodes=2:3",)),
+        ({"nodes": 3, "spares": 1}, ("--nodes=4", "--spares=1")),
+        ({"nodes": 4, "launch": {"nnodes": "2:4"}}, ()),
+    ],
+)
+def test_nodes_are_said_once_in_an_allocation(given: dict[str, Any], words: tuple[str, ...]) -> None:
+    """By --nodes, unless there is a range of them."""
+    assert agent_command.allocation_words(job_resources.read_resources(given), 3) == words
+
+
+def test_an_agent_that_is_alone_is_not_told_of_nodes(tmp_path: Path) -> None:
+    """`launch` may have words about them for elsewhere."""
+    resources = Resources(launch={"nnodes": "2:4", "spares": 1, "tee": 3})
+    for options, left in ((("--standalone",), ["--tee=3"]), ((), ["--nnodes=2:4", "--spares=1", "--tee=3"])):
+        words = agent_command.agent_words("py", resources, ["x"], log_dir=tmp_path, requeue=(), options=options)
+        assert words[5 + len(options) : -1] == left
+
+
 def test_what_nobody_says_is_left_to_slurm() -> None:
     """Without sizes there are none, but for the time limit that submitit always writes."""
     assert submitit_parameters(Resources()) == {
