@@ -10,6 +10,7 @@ import click
 
 from hpc_launch import hostlist
 from hpc_launch.errors import UsageError, reason
+from hpc_launch.home import expand_home
 from hpc_launch.slurm import environment
 
 
@@ -43,7 +44,7 @@ def hosts(
 def _names(hostlists: tuple[str, ...], hostfile: Path | None) -> tuple[str, ...]:
     if hostfile is not None:
         try:
-            listed = tuple(entry.host for entry in hostlist.parse_hostfile(hostfile.read_text()))
+            listed = tuple(entry.host for entry in hostlist.parse_hostfile(expand_home(hostfile).read_text()))
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--hostfile: cannot read {hostfile}: {reason(error)}") from error
     elif hostlists:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ import click
 from hpc_launch import __version__
 from hpc_launch.cli.click_options import settings_of
 from hpc_launch.errors import UsageError
+from hpc_launch.home import expand_home
 from hpc_launch.settings import Settings, settings_files, specs
 from hpc_launch.slurm.slurm_times import read_time_limit
 from hpc_launch.submission import (
@@ -52,7 +54,6 @@ def submitting(
     launch = {name: given.get(name) for name in specs()}
     _refuse_time(launch)
     settings = settings_of(context, launch)
-    command = _command(settings, command, options)
     _refuse_contradictions(given)
     layers = settings_files.load_settings_files(os.environ, Path.cwd(), settings.profile or "").layers
     first = submit_resolution.resolve_submit(flags, os.environ, layers)
@@ -60,6 +61,7 @@ def submitting(
     wanted = submit_resolution.resolve_submit(
         flags, os.environ, layers, nodes[0].partition if nodes else first.text("partition")
     )
+    command = _command(settings, command, options, Path.cwd() / wanted.text("chdir"))
     request = _request(settings, wanted, command, given)
     for note in settings.notes:
         _note(note)
@@ -95,10 +97,10 @@ def submitting(
 # --- what is asked
 
 
-def _command(settings: Settings, words: tuple[str, ...], options: frozenset[str]) -> tuple[str, ...]:
+def _command(settings: Settings, words: tuple[str, ...], options: frozenset[str], directory: Path) -> tuple[str, ...]:
     """The training script and its arguments, which hold no option that was meant for `submit`."""
     script, *rest = words
-    text = submitter.script_text(settings, script, Path.cwd())
+    text = submitter.script_text(settings, script, directory)
     arguments = misplaced_options.script_arguments(script, rest, options, text)
     if not (settings.module or settings.no_python):
         misplaced_options.refuse_job_script(script, text)
@@ -144,7 +146,7 @@ def _request(
 
 
 def _venv(text: str) -> str:
-    path = Path.cwd() / Path(text).expanduser()
+    path = Path.cwd() / expand_home(text)
     if not (path / "bin/activate").is_file():
         raise UsageError(f"--venv: {path} is no virtual environment: it has no bin/activate", option="--venv")
     return str(path)
@@ -177,11 +179,16 @@ def _code(
     if not given["take_snapshot"]:
         return contextlib.nullcontext(request)
     name = f"{stamp(time.time())}-{os.getpid()}"
-    destination = Path.cwd() / (settings.log_dir or "logs") / "snapshots" / name
+    start = Path.cwd() / (request.slurm.get("chdir") or "")
+    log_dir = start / expand_home(settings.log_dir or "logs")
+    destination = log_dir / "snapshots" / name
     if given["dry_run"] or given["test_only"]:
         _note(f"--snapshot would copy the code to {destination}")
         return contextlib.nullcontext(request)
     is_file = not (settings.module or settings.no_python)
+    if settings.log_dir is not None:
+        # The job runs in the copy, where a relative path would be another.
+        request = dataclasses.replace(request, options=(*request.options, "--log-dir", str(log_dir)))
     return submitter.copied_code(
         request, Path.cwd(), destination, _note, changes=given["snapshot_changes"], is_file=is_file
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpc_launch.errors import JobNotFoundError
+from hpc_launch.home import expand_home
 from hpc_launch.records.directory import WHEREABOUTS, JobDirectory
 from hpc_launch.records.output_lines import last_lines
 from hpc_launch.slurm import controller
@@ -114,7 +115,7 @@ def search_job(
     roots = _roots(directory, environ, log_dir)
     if not job:
         return _newest(roots, ask, own_jobs)
-    path = directory / Path(job).expanduser()
+    path = directory / expand_home(job)
     if "/" in job or job in (".", "..") or is_job_directory(path):
         return _by_path(path, job)
     for number, root in enumerate(roots):
@@ -179,7 +180,7 @@ def is_job_directory(path: Path) -> bool:
 def _roots(directory: Path, environ: Mapping[str, str], log_dir: str | None) -> tuple[Path, ...]:
     """The log directories that there may be, the likeliest first; the working directory may be one."""
     if log_dir is not None:
-        return (directory / Path(log_dir).expanduser(),)
+        return (directory / expand_home(log_dir),)
     submitted = environ.get("SLURM_SUBMIT_DIR", "")
     roots = [*([Path(submitted) / "logs"] if submitted else []), directory / "logs", directory]
     return tuple(dict.fromkeys(roots))
@@ -370,11 +371,11 @@ def _roots_of(record: JobRecord, script: str | None = None) -> Iterator[Path]:
 
 
 def _said_in(script: str, directory: Path) -> Iterator[Path]:
-    """The log directories that a job script names. Pure."""
+    """The log directories that a job script names."""
     for words in _LOG_DIR.findall(script):
         text = next(filter(None, words))
         if "$" not in text:
-            yield directory / Path(text).expanduser()
+            yield directory / expand_home(text)
 
 
 def _places(roots: tuple[Path, ...]) -> str:

@@ -204,7 +204,7 @@ def check_script(settings: Settings, script: str, directory: Path) -> None:
     if settings.module:
         return  # Python's import system finds it, and says what is wrong with it
     if settings.no_python:
-        if shutil.which(script) is None:
+        if shutil.which(directory / script if "/" in script else script) is None:
             raise ScriptError(f"no program '{script}' that could be run: not on PATH, or not executable (chmod +x)")
         return
     path = directory / script

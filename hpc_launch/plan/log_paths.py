@@ -1,9 +1,10 @@
-"""Where the files of a run go: the log directory, and the name of the job directory in it. Pure."""
+"""Where the files of a run go: the log directory, and the name of the job directory in it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from hpc_launch.home import expand_home
 from hpc_launch.plan.launch_context import LaunchContext
 from hpc_launch.settings import Settings
 from hpc_launch.slurm.environment import Allocation, Step
@@ -14,7 +15,7 @@ from hpc_launch.world import World
 def log_root(settings: Settings, here: LaunchContext) -> tuple[Path, str]:
     """The log directory, and who said so."""
     if settings.log_dir is not None:
-        return here.directory / settings.log_dir, settings.origin("log_dir").value
+        return here.directory / expand_home(settings.log_dir), settings.origin("log_dir").value
     submit = here.slurm.submit_directory if here.slurm else ""
     if submit:
         return Path(submit) / "logs", "directory of submission"

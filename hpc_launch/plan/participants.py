@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hpc_launch import hostlist, world
 from hpc_launch.errors import ContextError, HostlistError, UsageError, reason
+from hpc_launch.home import expand_home
 from hpc_launch.plan.launch_context import LaunchContext
 from hpc_launch.plan.step_plan import refuse_without_environment, refuse_without_step
 from hpc_launch.settings import NodeRange, Origin, Settings
@@ -77,7 +78,7 @@ def _listed_world(settings: Settings, here: LaunchContext) -> World:
             slots = {}
         else:
             name = settings.hostfile or ""
-            entries = hostlist.parse_hostfile(here.read(here.directory / name))
+            entries = hostlist.parse_hostfile(here.read(here.directory / expand_home(name)))
             hosts = tuple(entry.host for entry in entries)
             slots = {entry.host: entry.slots for entry in entries}
     except HostlistError as error:

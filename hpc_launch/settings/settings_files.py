@@ -13,6 +13,7 @@ from typing import Any
 
 from hpc_launch.errors import UsageError, reason
 from hpc_launch.file_ownership import distrust
+from hpc_launch.home import expand_home
 from hpc_launch.settings.layer import SettingsLayer, Table, layer_of
 from hpc_launch.settings.option_values import Origin
 from hpc_launch.settings.table import specs
@@ -229,7 +230,7 @@ def _trusted(origin: Origin, path: str, given: Any) -> tuple[Path, ...]:
         raise UsageError(f"{path}: {_TRUSTED} counts in the settings of the user and of the site only: take it out")
     if not isinstance(given, list) or not all(isinstance(item, str) for item in given):
         raise UsageError(f'{path}: {_TRUSTED} is not a list of directories: write {_TRUSTED} = ["/project/x"]')
-    found = tuple(Path(item).expanduser() for item in given)
+    found = tuple(expand_home(item) for item in given)
     for folder in found:
         if not folder.is_absolute():
             raise UsageError(f"{path}: {_TRUSTED}: '{folder}' is not a whole path: begin it with / or ~")

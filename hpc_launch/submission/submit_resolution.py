@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hpc_launch.home import expand_home
 from hpc_launch.settings.layer import SUBMIT, LayerEntry, SettingsLayer, Table, command_layers, entries_of
 from hpc_launch.settings.resolution import Resolved, resolve_options
 from hpc_launch.submission.submit_options import (
@@ -112,7 +113,7 @@ def _placed(table: Table, entries: Mapping[str, LayerEntry]) -> dict[str, LayerE
     for name in found.keys() & {"venv", "template"}:
         value = found[name].value
         if isinstance(value, str) and value and (name == "venv" or "/" in value):
-            found[name] = replace(found[name], value=str(Path(table.file).parent / Path(value).expanduser()))
+            found[name] = replace(found[name], value=str(Path(table.file).parent / expand_home(value)))
     return found
 
 

@@ -20,7 +20,7 @@ from hpc_launch.settings import Settings
 from hpc_launch.slurm import controller
 from hpc_launch.slurm.inventory import NodeGroup
 from hpc_launch.submission import code_snapshot, job_watcher, quoting, sbatch, submission_plan, templates
-from hpc_launch.submission.job_request import JobRequest, Submission, SubmitContext
+from hpc_launch.submission.job_request import JobRequest, Software, Submission, SubmitContext
 from hpc_launch.submission.job_script import ScriptDraft
 from hpc_launch.submission.sbatch import SubmittedJob
 
@@ -74,7 +74,9 @@ def unknown_jobs(after: Sequence[str]) -> list[str]:
 
 
 def see_script(settings: Settings, request: JobRequest, directory: Path, tell: Tell) -> None:
-    """Refuse a training script that is not there; a whole path may be one that only the nodes have, or an image.
+    """Refuse a training script that is not there, unless it may be one that only the job has.
+
+    That is a whole path, of the nodes or of an image, and a program by its name where the job has another PATH.
 
     Raises:
         ScriptError: naming the file.
@@ -82,9 +84,15 @@ def see_script(settings: Settings, request: JobRequest, directory: Path, tell: T
     try:
         check_script(settings, request.script, directory / (request.slurm.get("chdir") or ""))
     except ScriptError as error:
-        if not request.script.startswith("/"):
+        other_path = settings.no_python and "/" not in request.script and _has_other_path(request)
+        if not (request.script.startswith("/") or other_path):
             raise
         tell(str(error))
+
+
+def _has_other_path(request: JobRequest) -> bool:
+    """Whether programs may be found in the job that are not found here."""
+    return request.software != Software() or "export" in request.slurm
 
 
 def script_text(settings: Settings, script: str, directory: Path) -> str:

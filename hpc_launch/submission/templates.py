@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hpc_launch.errors import HpcLaunchError, LogDirError, UsageError, reason
 from hpc_launch.file_ownership import distrust
+from hpc_launch.home import expand_home
 from hpc_launch.settings import settings_files
 
 SUFFIX = ".sbatch"
@@ -168,7 +169,7 @@ def get_template(
         UsageError: there is none.
     """
     if os.sep in word:
-        path = directory / Path(word).expanduser()
+        path = directory / expand_home(word)
         if not path.is_file():
             raise UsageError(f"there is no template {path}", option="--template")
         # Whoever names a file trusts its owner.

@@ -38,6 +38,7 @@ FOUNDATIONS = {
     "held_signals",
     "torch_release",
     "working_directory",
+    "home",
     "version",
 }
 MAY_IMPORT = {
@@ -59,7 +60,7 @@ MAY_IMPORT = {
     "records": {"codec", "hostlist", "file_ownership", "ranges", "errors", "text"},
     "runtime": {"codec", "records", "errors"},
     "world": {"settings"},
-    "settings": {"file_ownership", "ranges", "errors"},
+    "settings": {"file_ownership", "home", "ranges", "errors"},
     "hostlist": {"errors"},
     "codec": set[str](),
     "errors": set[str](),
@@ -75,6 +76,7 @@ MAY_IMPORT = {
     "held_signals": set[str](),
     "torch_release": {"errors"},
     "working_directory": {"errors"},
+    "home": set[str](),
     "slow_storage": {"console"},
     "version": set[str](),
 }

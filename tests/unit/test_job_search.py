@@ -134,6 +134,18 @@ def test_a_log_directory_that_was_named_is_the_only_one(tmp_path: Path) -> None:
         searched("12", tmp_path, log_dir="else")
 
 
+def test_log_directories_in_home_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~` as in a shell; that of a user who is not there is a name like any other."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    make(tmp_path / "home/logs", "12.0")
+    make(tmp_path / "~nobody.there", "13.0")
+
+    assert found("", tmp_path, log_dir="~/logs") == "home/logs/12.0"
+    assert found("~/logs/12.0", tmp_path) == "home/logs/12.0"
+    assert found("", tmp_path, log_dir="~nobody.there") == "~nobody.there/13.0"
+    assert found("~nobody.there/13.0", tmp_path) == "~nobody.there/13.0"
+
+
 def test_in_a_job_the_directory_of_its_submission_comes_first(tmp_path: Path) -> None:
     """That is where runs of this job leave theirs."""
     make(tmp_path / "work/logs", "12.0")

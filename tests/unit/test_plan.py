@@ -580,14 +580,22 @@ def test_open_files(limits: tuple[int, int], options: Mapping[str, str], expecte
         ({}, {}, ("/project/logs", "working directory")),
         ({}, {"log_dir": "runs"}, ("/project/runs", "flag")),
         ({}, {"log_dir": "/scratch/runs"}, ("/scratch/runs", "flag")),
+        ({}, {"log_dir": "~/runs"}, ("/home/ada/runs", "flag")),
+        ({}, {"log_dir": "~nobody.there/runs"}, ("/project/~nobody.there/runs", "flag")),
         (ONE_TASK_PER_NODE, {}, ("/home/ada/project/logs", "directory of submission")),
         (ONE_NODE_BATCH, {}, ("/home/ada/project/logs", "directory of submission")),
         (ONE_TASK_PER_NODE, {"log_dir": "runs"}, ("/project/runs", "flag")),
         ({**ONE_TASK_PER_NODE, "SLURM_SUBMIT_DIR": ""}, {}, ("/project/logs", "working directory")),
     ],
 )
-def test_the_log_directory(variables: Mapping[str, str], options: Mapping[str, str], expected: tuple[str, str]) -> None:
+def test_the_log_directory(
+    monkeypatch: pytest.MonkeyPatch,
+    variables: Mapping[str, str],
+    options: Mapping[str, str],
+    expected: tuple[str, str],
+) -> None:
     """Logs go where the user says, else beside the job script, else here."""
+    monkeypatch.setenv("HOME", "/home/ada")
     made = plan(here(variables), **options)
 
     assert expected == derived(made)["log_dir"]

@@ -182,6 +182,26 @@ def test_a_script_of_an_image_may_be_missing_here(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["--modules=apptainer", "--no-python", "apptainer", "exec"],
+        ["--venv=env", "--no-python", "apptainer"],
+        ["--export=ALL", "--no-python", "apptainer"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_program_of_the_job_may_be_missing_here(shell: Shell, words: list[str]) -> None:
+    """Where the job has another PATH; without that, or by a path, it is refused."""
+    (shell.folder / "env/bin").mkdir(parents=True)
+    (shell.folder / "env/bin/activate").touch()
+    done = shell.call(*words)
+
+    assert (done.returncode, mentions(done.stderr, "note", "'apptainer'")) == (0, True), done.stderr
+    assert shell.call("--no-python", "apptainer").returncode == 66
+    assert shell.call(*words[:2], "./apptainer").returncode == 66
+
+
+@pytest.mark.parametrize(
     ("words", "line"),
     [
         (["-t", "10:00", "train.py"], "-t --tee --time=10:00"),
@@ -231,6 +251,20 @@ def test_what_follows_the_script_is_its_own(shell: Shell, words: list[str], line
     assert f"set -- train.py {line}" in shell.recorded()["script"].splitlines()
 
 
+def test_the_script_is_looked_at_where_it_runs(shell: Shell) -> None:
+    """In the directory of --chdir: its options are its own, and a job script is refused there."""
+    (shell.folder / "sub").mkdir()
+    (shell.folder / "sub/train.py").write_text('parser.add_argument("--output")\n')
+    (shell.folder / "sub/job.sh").write_text("#!/bin/bash\n#SBATCH --nodes=2\nsrun hpc-launch train.py\n")
+    (shell.folder / "job.sh").write_text("#!/bin/bash\necho no job\n")
+    done = shell.call("--chdir=sub", "train.py", "--output=x")
+    refused = shell.call("--chdir=sub", "job.sh")
+
+    assert done.returncode == 0, done.stderr
+    assert "set -- train.py --output=x" in shell.recorded()["script"].splitlines()
+    assert (refused.returncode, mentions(refused.stderr, "'sbatch job.sh'")) == (2, True), refused.stderr
+
+
 def test_tee_is_still_tee(shell: Shell) -> None:
     """Streams by local rank look like a time, and are none."""
     shell.call("-t", "0:3", "train.py")
@@ -267,3 +301,20 @@ def test_a_copy_without_a_job_is_removed(shell: Shell) -> None:
     assert (done.returncode, (copy / "code/train.py").is_file()) == (0, True)
     assert f"#SBATCH --chdir={copy}/code" in shell.recorded()["script"].splitlines()
     assert f"#SBATCH --output={shell.folder}/%x-%j.out" in shell.recorded()["script"].splitlines()
+
+
+@pytest.mark.parametrize(("words", "there"), [(["--chdir=sub"], "sub/mylogs"), ([], "mylogs")])
+def test_job_directories_are_not_within_a_copy(shell: Shell, words: list[str], there: str) -> None:
+    """A relative log directory is that of the submission, and the copy is in it."""
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    (shell.folder / "sub").mkdir()
+    (shell.folder / "sub/train.py").touch()
+    for line in (["init", "-q"], ["add", "train.py", "sub/train.py"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *line], cwd=shell.folder, check=True)
+    (shell.folder / "bin/git").symlink_to(shutil.which("git") or "/usr/bin/git")
+    done = shell.call("--snapshot", "--log-dir=mylogs", *words, "train.py")
+
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in shell.recorded()["script"].splitlines() if line.startswith("set -- ")]
+    assert line.endswith(f"--log-dir {shell.folder}/{there} train.py")
+    assert [path.name for path in (shell.folder / there).iterdir()] == ["snapshots"]
