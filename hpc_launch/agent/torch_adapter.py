@@ -33,6 +33,8 @@ def quieten(plan: Plan, environ: Mapping[str, str]) -> None:
         return
     if "LOGLEVEL" not in environ:
         logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+        # An error file that cannot be read is no error of this process.
+        logging.getLogger("torch.distributed.elastic.multiprocessing.errors").setLevel(logging.CRITICAL)
     if "TORCH_CPP_LOG_LEVEL" not in environ:
         torch_private.silence_cpp()
 

@@ -170,15 +170,14 @@ class CommandWorkers(WorkerContext):
 
     def _failures(self, failed: Mapping[int, int]) -> dict[int, ProcessFailure]:
         """What torch makes of failures: it reads the error files of the workers."""
-        return {
-            local_rank: ProcessFailure(
-                local_rank=local_rank,
-                pid=self._pids[local_rank],
-                exitcode=status,
-                error_file=self.error_files[local_rank],
-            )
-            for local_rank, status in failed.items()
-        }
+        return {local_rank: self._failure(local_rank, status) for local_rank, status in failed.items()}
+
+    def _failure(self, local_rank: int, status: int) -> ProcessFailure:
+        pid = self._pids[local_rank]
+        try:
+            return ProcessFailure(local_rank, pid, status, self.error_files[local_rank])
+        except Exception:  # noqa: BLE001 - it is the worker's file: empty, cut off, or anything else
+            return ProcessFailure(local_rank, pid, status, os.devnull)
 
     def _look(self) -> None:
         """Note which workers have ended."""

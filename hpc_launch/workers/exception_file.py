@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 
 from hpc_launch import codec
@@ -91,8 +92,11 @@ def write_exception_file(path: str, error: BaseException, trace: TracebackType |
 def _write(path: str, text: str) -> None:
     with contextlib.suppress(Exception):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        with os.fdopen(handle, "w") as stream:
-            stream.write(text)
+        try:
+            with os.fdopen(handle, "w") as stream:
+                stream.write(text)
+        except OSError:  # no room: what is cut off says nothing
+            Path(path).unlink()
 
 
 def _name(kind: type[BaseException]) -> str:

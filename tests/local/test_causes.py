@@ -97,6 +97,24 @@ def test_what_a_script_leaves_itself_stays(tmp_path: Path) -> None:
     assert (worker.failure.exception.type, worker.failure.exception.message) == ("KeyError", "mine")
 
 
+@pytest.mark.parametrize(
+    "left",
+    ["", '{"message": {"mess', '{"message": {"message": "KeyError: mine", "extraInfo": {}}}'],
+    ids=["empty", "cut", "no-time"],
+)
+def test_an_error_file_that_torch_cannot_read(tmp_path: Path, left: str) -> None:
+    """It is a worker's, where the disk was full, say: it ends no run, and the restarts and the status are the same."""
+    body = f"""
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text({left!r})
+        sys.exit(40 + int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
+    """
+    done = launch(tmp_path, "--start", "warm", "--max-restarts", "1", probe(tmp_path, body))
+
+    assert (done.status, len(done.records)) == (41, 2), done.err
+    assert [attempt.ending for attempt in read(tmp_path).attempts] == ["restart", "failed"]
+    assert "Traceback" not in done.err
+
+
 @pytest.mark.parametrize(("code", "said"), [("1", "1"), ("7", "7"), ("'nobody came'", "nobody came")])
 def test_where_a_script_ends_by_sys_exit(tmp_path: Path, code: str, said: str) -> None:
     """The root cause names file and line; an empty file is not spoken of."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import mentions
+
 WORKER = {"HPC_LAUNCH_JOB_DIRECTORY": "/logs/job", "HPC_LAUNCH_ATTEMPT": "0", "RANK": "3"}
 
 
@@ -70,3 +72,13 @@ def test_what_is_no_failure_of_the_worker_leaves_none(python: str, tmp_path: Pat
 
     assert run(python, tmp_path / "train.py", body, TORCHELASTIC_ERROR_FILE=str(left)).returncode == status
     assert not left.exists()
+
+
+def test_an_error_file_without_room_is_none(python: str, tmp_path: Path) -> None:
+    """Where the file can be made and not be written nothing is left of it: what is cut off says nothing."""
+    left = tmp_path / "error.json"
+    body = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\nraise ValueError('a bad batch')\n"
+    done = run(python, tmp_path / "train.py", body, TORCHELASTIC_ERROR_FILE=str(left))
+
+    assert (done.returncode, left.exists()) == (1, False)
+    assert mentions(done.stderr, "ValueError: a bad batch")
