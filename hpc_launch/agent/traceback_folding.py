@@ -34,20 +34,22 @@ class Folding:
         """Note a rank's traceback, with what follows it.
 
         Returns:
-            What is to be shown: all of the first of its kind, and of others what is no part of it.
+            What is to be shown: all of the first of its kind, and of the rank that wrote it; of other ranks what is no
+            part of it.
         """
         text = [line.decode(errors="replace") for line in lines]
         found = tracebacks.find_traceback(text)
         if found is None:
             return [*lines]
-        why = root_cause.symptom(found.message) or failure_messages.failure_kind(found.message)
-        key = "\n".join([*tracebacks.frames_of(text), found.type, why])
-        self._seen.setdefault(key, []).append(rank)
-        self._said.setdefault(key, f"{found.type}: {found.message}" if found.message else found.type)
         end = tracebacks.end_of_report(text)
+        key = _kind(text[:end])
+        ranks = self._seen.setdefault(key, [])
+        if rank not in ranks:
+            ranks.append(rank)
+        self._said.setdefault(key, f"{found.type}: {found.message}" if found.message else found.type)
         after = [failure_messages.failure_kind(line) for line in text[end:]]
         known = self._after.setdefault(key, after)
-        if len(self._seen[key]) == 1:
+        if rank == ranks[0]:
             return [*lines]
         # A message can have several lines; what another rank has not said after it is no part of it.
         same = next((at for at, pair in enumerate(zip(after, known, strict=False)) if pair[0] != pair[1]), len(known))
@@ -56,7 +58,7 @@ class Folding:
     def summary(self) -> list[str]:
         """What was left out, a line for each kind."""
         return [
-            f"{count(len(ranks) - 1, 'more rank')} ({ranges.fold(sorted(set(ranks[1:])))}) wrote the same traceback as "
+            f"{count(len(ranks) - 1, 'more rank')} ({ranges.fold(sorted(ranks[1:]))}) wrote the same traceback as "
             f"rank {ranks[0]}: {self._said[key][:200]}"
             for key, ranks in self._seen.items()
             if len(ranks) > 1
@@ -100,3 +102,14 @@ class TracebackFilter:
     def _whole(self) -> list[bytes]:
         block, self._block = self._block, []
         return self.folding.fold(self.rank, block) if block else []
+
+
+def _kind(report: Sequence[str]) -> str:
+    """The same for reports that are alike: in the same places for the same reasons, those of all exceptions in it."""
+    found: list[str] = []
+    for line in map(tracebacks.without_rank, report):
+        raised, _, message = line.partition(": ")
+        reason = root_cause.symptom(message)
+        like = f"{raised}: {reason}" if reason else failure_messages.failure_kind(line)
+        found += tracebacks.frames_of([line]) or [like]
+    return "\n".join(found)

@@ -46,7 +46,7 @@ def find_traceback(lines: Sequence[str]) -> Traceback | None:
     Args:
         lines: the end of the output, without line ends.
     """
-    lines = [_PREFIX.sub("", line) for line in lines]
+    lines = [without_rank(line) for line in lines]
     begins = [number for number, line in enumerate(lines) if _BEGIN.match(line)]
     for begin in reversed(begins):
         report = _read(lines[begin + 1 :])
@@ -58,9 +58,14 @@ def find_traceback(lines: Sequence[str]) -> Traceback | None:
     return None
 
 
+def without_rank(line: str) -> str:
+    """A line without the rank that torch's hook writes before it."""
+    return _PREFIX.sub("", line)
+
+
 def frames_of(lines: Iterable[str]) -> list[str]:
     """The places that a report names, as `FILE:LINE`, the outermost first."""
-    found = (_FRAME.match(_PREFIX.sub("", line)) for line in lines)
+    found = (_FRAME.match(without_rank(line)) for line in lines)
     return [f"{frame['file']}:{frame['line']}" for frame in found if frame is not None]
 
 
@@ -70,7 +75,7 @@ def end_of_report(lines: Sequence[str]) -> int:
     Further lines of a message cannot be told from what follows it.
     """
     last = max((number for number, line in enumerate(lines) if frames_of([line])), default=len(lines))
-    texts = enumerate(_PREFIX.sub("", line) for line in lines)
+    texts = enumerate(without_rank(line) for line in lines)
     raised = (number for number, text in texts if number > last and text.strip() and not text.startswith((" ", "\t")))
     return next(raised, len(lines) - 1) + 1
 

@@ -52,6 +52,38 @@ def test_another_one_is_shown(other: list[bytes]) -> None:
     assert folding.summary() == []
 
 
+CHAIN = [b"", b"The above exception was the direct cause of the following exception:", b""]
+
+
+@pytest.mark.parametrize("link", [CHAIN, [b"retrying"]], ids=["chained", "apart"])
+def test_every_exception_counts(link: list[bytes]) -> None:
+    """The first of several that stand together is the cause: the last one alone does not make them alike."""
+    folding = Folding()
+
+    def chained(rank: int, message: str) -> list[bytes]:
+        return [*report(rank, message), *link, *report(rank, "no batch could be read", line=9)]
+
+    shown(folding, 0, chained(0, LOST.format(1)))
+    other = chained(1, "[Errno 5] Input/output error")
+    assert shown(folding, 1, other) == other
+    assert shown(folding, 2, chained(2, LOST.format(2))) == []
+    [line] = folding.summary()
+    assert mentions(line, "1 2 0"), line
+
+
+def test_a_rank_that_reports_the_same_again_is_shown() -> None:
+    """What goes on and logs each failure hides nothing of its own; other ranks are counted, not their reports."""
+    folding = Folding()
+    one = [*report(0, LOST.format(1)), b"gave up on batch 1"]
+    for _ in range(3):
+        assert shown(folding, 0, one) == one
+    assert folding.summary() == []
+    for _ in range(2):
+        assert shown(folding, 1, report(1, LOST.format(2))) == []
+    [line] = folding.summary()
+    assert mentions(line, "1 1 0"), line
+
+
 def test_what_stands_around_it_is_shown() -> None:
     """Lines before it at once; what torch logs after it is no part of it."""
     folding = Folding()
