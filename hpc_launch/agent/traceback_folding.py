@@ -97,7 +97,7 @@ class TracebackFilter:
             if len(self._block) > _LONGEST:
                 shown += self._block
                 self._block = []
-        return [*shown, *self._whole()] if quiet and not lines else shown
+        return [*shown, *self._whole()] if quiet else shown
 
     def _whole(self) -> list[bytes]:
         block, self._block = self._block, []

@@ -84,6 +84,15 @@ def test_a_rank_that_reports_the_same_again_is_shown() -> None:
     assert mentions(line, "1 1 0"), line
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_comes_last_is_shown(begun: bool) -> None:
+    """Also where nothing follows it but a line that has not ended."""
+    one, lines = TracebackFilter(Folding(), 0), report(0, LOST.format(1))
+    block = lines if begun else [b"step 1"]
+    found = one.feed(block, quiet=False) + one.feed([b"step 2: "], quiet=True)
+    assert (found, one.holds) == ([*block, b"step 2: "], False)
+
+
 def test_what_stands_around_it_is_shown() -> None:
     """Lines before it at once; what torch logs after it is no part of it."""
     folding = Folding()
