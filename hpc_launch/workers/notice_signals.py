@@ -124,7 +124,10 @@ class NoticeSignals:
         """New workers have been started: they know nothing yet, and what those before were told holds for them too."""
         for signum in {*self.counts(), *self._tallies}:
             self.heard(signum)  # what came before them has not reached them
-        self._undelivered = [(pid, signum) for signum, tally in self._tallies.items() if tally.told for pid in workers]
+        soon = {signum for signum, (_, wanted) in self._waiting.items() if wanted}  # `turn` passes these on
+        told = {signum for signum, tally in self._tallies.items() if tally.told}
+        self._undelivered = [(pid, signum) for signum in told - soon for pid in workers]
+        self._awaited |= self._unheard
 
     def turn(self, workers: Sequence[int], others: Mapping[str, int]) -> dict[str, int]:
         """Look at what has come, and pass it on.

@@ -318,6 +318,40 @@ def test_what_comes_while_there_is_no_worker_is_said_of_the_next(clock: Clock, h
     assert (agent.notices.deliveries(), agent.each) == ([Delivery(USR1, 1, 2, 0)], [1, 1])
 
 
+def test_what_nobody_heard_is_said_of_the_next(clock: Clock) -> None:
+    """The workers that had no handler are gone before they got one: those of the next attempt have heard it then."""
+    agent = Agent(Counter())
+    agent.came[USR1] += 1
+    with mock.patch.object(processes, "would_die_of", return_value=True):
+        for _ in range(2):
+            agent.turn(clock.now)
+            clock.now += 1
+        assert (agent.notices.deliveries(), agent.notices.told) == ([Delivery(USR1, 1, 0, 2)], False)
+        agent.workers = ()
+        agent.turn(clock.now)
+        agent.workers = (3, 4)
+        agent.notices.begin(agent.workers)
+        agent.turn(clock.now)
+        assert (agent.notices.deliveries(), agent.notices.told) == ([], False)
+    for _ in range(2):
+        agent.turn(clock.now)
+    assert (agent.notices.deliveries(), agent.notices.told) == ([Delivery(USR1, 1, 2, 0, late=True)], True)
+    assert agent.each == [1, 1]
+
+
+def test_what_comes_just_before_the_next_attempt_reaches_it_once(clock: Clock) -> None:
+    """It is known to have come, and not yet whether the workers have got it by themselves."""
+    agent = Agent(Counter(), workers=())
+    agent.came[USR1] += 1
+    agent.turn(clock.now)
+    agent.workers = (1, 2)
+    agent.notices.begin(agent.workers)
+    for _ in range(5):
+        agent.turn(clock.now)
+        clock.now += 0.05
+    assert (agent.each, agent.notices.deliveries()) == ([1, 1], [Delivery(USR1, 1, 2, 0)])
+
+
 def test_a_signal_that_is_not_passed_on_is_not_taken_for_the_next(clock: Clock) -> None:
     """It came to another node before, and to all processes here; the next one comes to this agent alone."""
     nodes = Nodes(2, clock)
