@@ -26,7 +26,7 @@ class AgentSignals:
     """
 
     def __init__(self, stop: Sequence[str], notice: Sequence[str], *, at_once: bool) -> None:
-        """Nothing is handled before `handle`.
+        """Nothing is handled before `handle`; a SIGHUP that is ignored now, as nohup has it, never is.
 
         Args:
             stop: names of the stop signals; one that is among `notice` too stops.
@@ -37,9 +37,10 @@ class AgentSignals:
         self.stop_time = 0.0
         self.hurry = False
         self.relayed = False
-        self._stops = frozenset(signal.Signals[name] for name in stop)
+        ignored = {signum for signum in (signal.SIGHUP,) if signal.getsignal(signum) is signal.SIG_IGN}
+        self._stops = frozenset(signal.Signals[name] for name in stop) - ignored
         self._held = frozenset(signal.Signals[name] for name in notice)
-        self._notices = self._held - self._stops
+        self._notices = self._held - self._stops - ignored
         self._raises = at_once
         # The handler changes values only: no key is added to what others may be looking at.
         self._came = dict.fromkeys(self._notices, 0)

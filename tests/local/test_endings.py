@@ -1,5 +1,6 @@
 """How runs end: exit statuses, restarts, signals, and that nothing stays behind."""
 
+import os
 import signal
 import sys
 import uuid
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hpc_launch.records import history
-from tests.local.launching import FOREVER, alive, free_port, launch, launch_nodes, probe, running, write
+from tests.local.launching import FOREVER, HPC_LAUNCH, alive, free_port, launch, launch_nodes, probe, running, write
 from tests.support import mentions, wait_for
 
 
@@ -136,6 +137,29 @@ def test_a_signal_ends_launcher_and_workers(tmp_path: Path, words: list[str], si
     # A Python worker may well say where it was interrupted; the launcher does not.
     assert not done.err.startswith("Traceback")
     assert "\nTraceback" not in done.err
+
+
+@pytest.mark.parametrize("start", ["warm", "exec"])
+def test_a_hangup_that_is_ignored_ends_nobody(tmp_path: Path, start: str) -> None:
+    """nohup has it ignored: the run goes on when the shell has ended, and its workers know nothing of it either."""
+    body = """
+        import signal, time
+        os.kill(os.getppid(), signal.SIGHUP)
+        Path("up").touch()
+        while not Path("leave").exists():
+            time.sleep(0.02)
+        sys.exit(3 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else 4)
+    """
+    words = ["--start", start, "--monitor-interval", "0.05", "--nproc-per-node", "1", probe(tmp_path, body)]
+    with running(tmp_path, *words, program=("nohup", *HPC_LAUNCH)) as run:
+        [worker] = run.await_records(1)
+        wait_for((tmp_path / "up").exists, 60, run.said)
+        for pid in (run.process.pid, worker.pid):
+            os.kill(pid, signal.SIGHUP)
+        (tmp_path / "leave").touch()
+        done = run.finish()
+    assert done.status == 3, done.err
+    assert not mentions(done.err, "SIGHUP"), done.err
 
 
 @pytest.mark.parametrize("flag", ["--grace", "--shutdown-timeout"])

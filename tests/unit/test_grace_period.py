@@ -245,3 +245,18 @@ def test_torch_s_variable(text: str, seconds: float | None) -> None:
     environ = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": text}
     assert agent_module._grace(make_plan(resolve({}, {}), here(), ("train.py",)), environ) == seconds
     assert agent_module._grace(make_plan(resolve({"shutdown_timeout": "7"}, {}), here(), ("train.py",)), environ) == 7
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("notice", [(), ("SIGHUP",)], ids=["stop", "notice"])
+def test_a_hangup_that_is_ignored_stays_ignored(notice: tuple[str, ...]) -> None:
+    """By nohup, say. SIGINT, which a script has ignored for what it starts in the background, stops a run all the same."""
+    for name in ("SIGHUP", "SIGINT"):
+        signal.signal(signal.Signals[name], signal.SIG_IGN)
+    signals = AgentSignals(("SIGTERM", "SIGINT", "SIGHUP"), notice, at_once=False)
+    signals.handle()
+    signals.relay(signal.SIGHUP)
+    signal.raise_signal(signal.SIGHUP)
+    assert (signals.stop, dict(signals.notices)) == (None, {})
+    signal.raise_signal(signal.SIGINT)
+    assert signals.stop == signal.SIGINT
