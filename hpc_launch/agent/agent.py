@@ -310,12 +310,12 @@ class Agent(ElasticAgent):
 
     def tell_who_cancelled(self) -> None:
         """Say who cancelled the job, where accounting knows it; the workers have ended by now."""
-        if self._job_ending is not Ending.CANCELLED:
+        if self._job_ending not in (Ending.CANCELLED, Ending.CANCELLED_OR_OVER):
             return
         records = controller.ask_accounting(requeue_id(self._environ), _ACCOUNTING_SECONDS)
         user = user_name(next((record.cancelled_by for record in records), ""))
         if user:
-            self._recorder.say(events.JOB_ENDING, ending=self._job_ending.value, user=user)
+            self._recorder.say(events.JOB_ENDING, ending=Ending.CANCELLED.value, user=user)
             log_messages.cancelled(user)
 
     def restart_workers(self, group: WorkerGroup) -> None:

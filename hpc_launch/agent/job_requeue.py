@@ -191,7 +191,7 @@ def _until_answered(run: EndedRun, job_id: str, restarts: int) -> FailedRequest 
         ending = ending_of(record, restarts)
         if ending is Ending.REQUEUED:
             return None
-        if ending is Ending.CANCELLED:
+        if ending.is_for_good:
             return FailedRequest("the job has been cancelled, or is over")
         if record is not None:
             refusal = controller.requeue(job_id)
@@ -210,11 +210,12 @@ def _asked_until(end: float | None, now: float) -> float:
 
 def _reason(run: EndedRun, ending: Ending) -> tuple[Reason, str] | None:
     """Why the run ended, if that can be a reason to run again: what Slurm says comes first."""
-    by_slurm: dict[Ending, tuple[Reason, str] | None] = {
+    if ending.is_for_good:
+        return None
+    by_slurm: dict[Ending, tuple[Reason, str]] = {
         Ending.TIME_LIMIT: ("timeout", "time limit"),
         Ending.PREEMPTED: ("preempt", "preemption"),
         Ending.REQUEUED: ("preempt", requeue_ledger.BY_SLURM),
-        Ending.CANCELLED: None,
     }
     if ending in by_slurm:
         return by_slurm[ending]

@@ -12,7 +12,7 @@ from enum import Enum
 from hpc_launch.node.users import user_name
 from hpc_launch.records.failure_messages import stop_words
 from hpc_launch.records.history_model import Attempt, History, Run
-from hpc_launch.slurm.job import OVER, WAITING, JobRecord, ending_of, explain
+from hpc_launch.slurm.job import OVER, WAITING, Ending, JobRecord, ending_of, explain
 from hpc_launch.text import duration
 
 # A run that has written anything within these seconds lives: if nothing else happens, its agents say so every ten
@@ -22,6 +22,7 @@ FRESH = 1300.0
 # States that say what ended a job; a job that FAILED has ended by itself.
 _SAID_BY_STATE = frozenset({"CANCELLED", "DEADLINE", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"})
 _WHY_FAILED = frozenset({"NODE_FAIL", "OUT_OF_MEMORY"})
+_CANCELLED_OR_OVER = frozenset({Ending.CANCELLED.value, Ending.CANCELLED_OR_OVER.value})
 
 # What else a job does that Slurm counts as one that runs.
 _RUNNING = {
@@ -147,9 +148,12 @@ def _failed(status: int | None, slurm: str = "") -> JobState:
 def _stop_words(run: Run, attempt: Attempt, record: JobRecord | None) -> str:
     """What stopped an attempt: as Slurm said then, or says now."""
     ending, user = attempt.job_ending, attempt.user
-    # What ended the job later is another matter: a step that was cancelled alone, a signal to it.
-    if record is not None and record.state in OVER and not ending:
-        ending = ending_of(record, run.restart_count).value if record.state in _SAID_BY_STATE else ""
+    if record is not None and record.state in OVER:
+        # What ended the job later is another matter: a step that was cancelled alone, a signal to it.
+        unsaid = not ending and record.state in _SAID_BY_STATE
+        # While it ends a job Slurm leaves open which of the two it is; earlier versions have named the first then.
+        if unsaid or (ending in _CANCELLED_OR_OVER and not user):
+            ending = ending_of(record, run.restart_count).value
     if record is not None and record.state == "CANCELLED":
         user = user or user_name(record.cancelled_by)
     return stop_words(attempt.signal, ending, user)

@@ -43,6 +43,8 @@ def stop_words(signal: str, job_ending: str = "", user: str = "") -> str:
         "time limit": "stopped at the time limit",
         "preemption": "preempted",
         "cancelled": f"cancelled by {user} (scancel)" if user else "cancelled (scancel)",
+        "script ended": "stopped by Slurm when its script or shell ended",
+        "cancelled or over": "stopped by Slurm after scancel, or when its script or shell ended",
         "node failure": "stopped by Slurm after a node failure",
         "out of memory": "stopped by Slurm for being out of memory",
         "requeued by Slurm": "stopped by Slurm to be requeued",

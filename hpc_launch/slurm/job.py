@@ -140,7 +140,11 @@ class Ending(Enum):
     TIME_LIMIT = "time limit"
     PREEMPTED = "preemption"
     CANCELLED = "cancelled"
-    """By scancel; or over otherwise: its script has ended."""
+    """By scancel."""
+    SCRIPT_ENDED = "script ended"
+    """Its batch script has ended, or what salloc runs."""
+    CANCELLED_OR_OVER = "cancelled or over"
+    """By scancel, or its script has ended without an error: Slurm says the same of both while it ends the job."""
     NODE_FAILED = "node failure"
     OUT_OF_MEMORY = "out of memory"
     REQUEUED = "requeued by Slurm"
@@ -148,6 +152,11 @@ class Ending(Enum):
     RUNNING = "signalled"
     """The job goes on: only a signal was sent, or only the step was cancelled."""
     UNKNOWN = "unknown"
+
+    @property
+    def is_for_good(self) -> bool:
+        """Whether the job ends because nobody wants more of it, or because there is no more."""
+        return self in (Ending.CANCELLED, Ending.SCRIPT_ENDED, Ending.CANCELLED_OR_OVER)
 
 
 _ENDINGS = {
@@ -159,6 +168,12 @@ _ENDINGS = {
     "NODE_FAIL": Ending.NODE_FAILED,
     "OutOfMemory": Ending.OUT_OF_MEMORY,
     "OUT_OF_MEMORY": Ending.OUT_OF_MEMORY,
+    "CANCELLED": Ending.CANCELLED,
+    "NonZeroExitCode": Ending.SCRIPT_ENDED,
+    # With steps at work its script was launched: a signal has ended it.
+    "JobLaunchFailure": Ending.SCRIPT_ENDED,
+    "COMPLETED": Ending.SCRIPT_ENDED,
+    "FAILED": Ending.SCRIPT_ENDED,
 }
 
 
@@ -183,7 +198,7 @@ def ending_of(record: JobRecord | None, restart_count: int) -> Ending:
         return Ending.RUNNING
     # A job that is being ended is COMPLETING, and only the reason tells what it is going to be (slurm_protocol_defs.c).
     found = (ending for word, ending in _ENDINGS.items() if word in (record.state, record.reason))
-    return next(found, Ending.CANCELLED)
+    return next(found, Ending.CANCELLED_OR_OVER)
 
 
 def explain(reason: str) -> str:

@@ -129,7 +129,7 @@ def test_a_job_that_was_cancelled_knows_it(any_cluster: Cluster, folder: Path, p
     (folder / "cancelled").touch()
     job.wait()
 
-    assert [answer["ending"] for answer in told(folder)] == ["RUNNING", "CANCELLED"]
+    assert [answer["ending"] for answer in told(folder)] == ["RUNNING", "CANCELLED_OR_OVER"]
 
 
 def test_a_requeue_by_the_job_itself(any_cluster: Cluster, folder: Path, python: str) -> None:

@@ -24,6 +24,7 @@ class End:
         words: what the console, status and the report are to mention.
         not_words: what they are not to mention.
         nodes: of the job.
+        console: whether the console outlives the end: srun is gone with the script.
     """
 
     bring: Callable[[Running], None]
@@ -31,6 +32,7 @@ class End:
     words: str
     not_words: str = "scancel"
     nodes: int = 1
+    console: bool = True
 
 
 def scontrol(*words: str) -> Callable[[Running], None]:
@@ -46,6 +48,7 @@ ENDS: Mapping[str, End] = {
     "limit": End(scontrol("jobid={job}", "endtime=now"), "TIMEOUT", "time limit"),
     "cancelled": End(lambda running: running.job.cancel(), "CANCELLED", "cancelled by root scancel", "limit"),
     "signalled": End(lambda running: running.job.signal("TERM"), "FAILED", "stopped by SIGTERM"),
+    "script": End(lambda running: running.job.signal("KILL", "--batch"), "FAILED", "script ended", console=False),
     "node": End(scontrol("nodename=gpu002", "state=down", "reason=test"), "NODE_FAIL", "node failure", nodes=2),
 }
 
@@ -55,7 +58,7 @@ def ended(any_accounting_cluster: Cluster, tmp_path_factory: pytest.TempPathFact
     """Return a job that was ended in each way; those of one node run together."""
     top = tmp_path_factory.mktemp("ends")
     found = {}
-    for some in (["limit", "cancelled", "signalled"], ["node"]):
+    for some in (["limit", "cancelled"], ["signalled", "script"], ["node"]):
         for name in some:
             options = ("--no-requeue", "--time=30")
             found[name] = submit(any_accounting_cluster, top / name, "--on SIGTERM 1", *options, nodes=ENDS[name].nodes)
@@ -82,6 +85,7 @@ def test_it_is_said_in_slurm_s_words(ended: Mapping[str, Running], name: str) ->
 
         wait_for(lambda: mentions(status(), *end.words.split()), DEADLINE, status)
     told = job_report.report_on_job(job).report
-    for text in (console, status(), told.verdict.sentence, " ".join(one.text for one in told.story)):
+    heard = [console] if end.console else []
+    for text in (*heard, status(), told.verdict.sentence, " ".join(one.text for one in told.story)):
         assert mentions(text, *end.words.split()), (text, running.describe())
         assert end.not_words not in text, text

@@ -32,6 +32,7 @@ TIME_LIMIT = JobRecord("7", "COMPLETING", "TimeLimit")
 PREEMPTED = JobRecord("7", "COMPLETING", "None", preempt_time=1.0)
 IN_GRACE = JobRecord("7", "RUNNING", "None", end=9.0, preempt_time=1.0)
 CANCELLED = JobRecord("7", "COMPLETING", "None")
+SCRIPT_FAILED = JobRecord("7", "COMPLETING", "NonZeroExitCode")
 REQUEUED = JobRecord("7", "COMPLETING", "None", restarts=1)
 
 FAILED = WorkerError("rank 1 failed", exit_status=3)
@@ -77,6 +78,7 @@ ENVIRON = {"SLURM_JOB_ID": "7"}
         (FAILED, TIME_LIMIT, "timeout"),
         (TERM, PREEMPTED, "preempt"),
         (TERM, CANCELLED, None),
+        (TERM, SCRIPT_FAILED, None),
         (TERM, None, None),
         (RoundRefused("no script there"), RUNNING, None),
         (UsageError("wrong"), RUNNING, None),
@@ -101,6 +103,7 @@ def test_why_a_run_is_requeued(
         (FAILED, RUNNING, "notice"),
         (TERM, TIME_LIMIT, "timeout"),
         (FAILED, CANCELLED, None),
+        (FAILED, SCRIPT_FAILED, None),
     ],
 )
 def test_why_a_run_is_requeued_after_a_notice(
@@ -229,7 +232,7 @@ def test_what_was_done_without_an_answer(tmp_path: Path, away: Callable[..., Awa
     assert unknown(job) == [False]
 
 
-@pytest.mark.parametrize(("requeues", "records"), [([AWAY], [CANCELLED]), ([AWAY, FailedRequest(REFUSED)], [RUNNING])])
+@pytest.mark.parametrize(("requeues", "records"), [([AWAY], [CANCELLED]), ([AWAY], [SCRIPT_FAILED]), ([AWAY, FailedRequest(REFUSED)], [RUNNING])])
 def test_a_refusal_after_silence(
     tmp_path: Path, away: Callable[..., Away], requeues: list[FailedRequest | None], records: list[JobRecord | None]
 ) -> None:

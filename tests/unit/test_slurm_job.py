@@ -49,7 +49,9 @@ AGAIN: dict[str, str | None] = {
 # What stands there at the first SIGTERM, by what was done to the job.
 AT_TERM = {
     "the time limit": (over(Reason="TimeLimit"), Ending.TIME_LIMIT),
-    "scancel": (over(), Ending.CANCELLED),
+    "scancel": (over(), Ending.CANCELLED_OR_OVER),
+    "a script that ended": (over(), Ending.CANCELLED_OR_OVER),
+    "a script that failed": (over(Reason="NonZeroExitCode", ExitCode="3:0"), Ending.SCRIPT_ENDED),
     "scancel --signal=TERM": (printed(), Ending.RUNNING),
     "scancel --signal=TERM of the step": (printed(EndTime="Unknown", TimeLimit="UNLIMITED"), Ending.RUNNING),
     "preemption, REQUEUE": (over(**AGAIN), Ending.REQUEUED),

@@ -19,7 +19,11 @@ from tests.support import mentions
         (JobRecord("7", "NODE_FAIL"), Ending.NODE_FAILED),
         (JobRecord("7", "COMPLETING", "OutOfMemory"), Ending.OUT_OF_MEMORY),
         (JobRecord("7", "OUT_OF_MEMORY"), Ending.OUT_OF_MEMORY),
-        (JobRecord("7", "COMPLETING", "None"), Ending.CANCELLED),
+        (JobRecord("7", "COMPLETING", "None"), Ending.CANCELLED_OR_OVER),
+        (JobRecord("7", "COMPLETING", "NonZeroExitCode", exit_code=3), Ending.SCRIPT_ENDED),
+        (JobRecord("7", "COMPLETING", "JobLaunchFailure", signal=9), Ending.SCRIPT_ENDED),
+        (JobRecord("7", "COMPLETED"), Ending.SCRIPT_ENDED),
+        (JobRecord("7", "FAILED", "NonZeroExitCode"), Ending.SCRIPT_ENDED),
         (JobRecord("7", "CANCELLED"), Ending.CANCELLED),
         (JobRecord("7", "COMPLETING", "None", preempt_time=1.0), Ending.PREEMPTED),
         (JobRecord("7", "RUNNING", "NodeDown"), Ending.RUNNING),
@@ -38,6 +42,7 @@ def test_every_ending_has_words() -> None:
     assert len({*said.values()}) == len(Ending) - 1
     assert said[Ending.RUNNING] == said[Ending.UNKNOWN] == stop_words("SIGTERM")
     assert mentions(stop_words("SIGTERM", Ending.CANCELLED.value, "alice"), "alice scancel")
+    assert "scancel" not in said[Ending.SCRIPT_ENDED]
 
 
 def test_who_cancelled_is_accounting_s_to_say() -> None:
