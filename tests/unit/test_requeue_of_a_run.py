@@ -232,7 +232,10 @@ def test_what_was_done_without_an_answer(tmp_path: Path, away: Callable[..., Awa
     assert unknown(job) == [False]
 
 
-@pytest.mark.parametrize(("requeues", "records"), [([AWAY], [CANCELLED]), ([AWAY], [SCRIPT_FAILED]), ([AWAY, FailedRequest(REFUSED)], [RUNNING])])
+@pytest.mark.parametrize(
+    ("requeues", "records"),
+    [([AWAY], [CANCELLED]), ([AWAY], [SCRIPT_FAILED]), ([AWAY, FailedRequest(REFUSED)], [RUNNING])],
+)
 def test_a_refusal_after_silence(
     tmp_path: Path, away: Callable[..., Away], requeues: list[FailedRequest | None], records: list[JobRecord | None]
 ) -> None:
