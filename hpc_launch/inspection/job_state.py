@@ -161,7 +161,7 @@ def _stop_words(run: Run, attempt: Attempt, record: JobRecord | None) -> str:
 
 def _aggravation(run: Run, record: JobRecord | None) -> str:
     """What Slurm says of the job of a run that failed, where that says why it did."""
-    if record is None or record.restarts > run.restart_count or record.state not in _WHY_FAILED:
+    if record is None or _ran_before(run, record) or record.state not in _WHY_FAILED:
         return ""
     return f"; Slurm: {record.state_in_words}"
 
@@ -173,8 +173,11 @@ def _after(  # noqa: PLR0911 - a case each
     run = history.last_run
     restarts = run.restart_count if run is not None else 0
     asked = any(requeue.restart_count >= restarts for requeue in history.requeues)
-    again = record is not None and record.restarts > restarts
+    again = record is not None and (_ran_before(run, record) if run is not None else record.restarts > 0)
     if not asked and not again:
+        return ended
+    over = forgotten or (record is not None and record.state in OVER)
+    if over and not again and history.requeues[-1].unknown:
         return ended
     if record is None:
         if forgotten:
@@ -182,13 +185,26 @@ def _after(  # noqa: PLR0911 - a case each
             return JobState(State.FAILED, how, over=True, status=ended.status)
         return JobState(State.REQUEUED, f"requeued, after it {_was(ended)}")
     if record.state in OVER:
+        if not asked and record.state == "COMPLETED" and ended.state is State.DONE:
+            return ended
         how = f"requeued, and then {_slurms(record)}"
-        return JobState(_end_by_slurm(record), how, over=True, status=ended.status) if asked else ended
+        status = ended.status if asked else record.exit_status
+        return JobState(_end_by_slurm(record), how, over=True, status=status)
     if record.state in WAITING:
         return JobState(State.REQUEUED, f"requeued, and waits{_reason(record)}, after it {_was(ended)}")
     if again:
         return JobState(State.RUNNING, f"started again by Slurm, after it {_was(ended)}")
     return JobState(State.REQUEUED, f"about to be requeued, after it {_was(ended)}")
+
+
+def _ran_before(run: Run, record: JobRecord) -> bool:
+    """Whether Slurm has had the job requeued since a run.
+
+    One that began since the job did is of now, though it does not know how often the job was started: its step came
+    from outside (`srun --jobid`), without SLURM_RESTART_COUNT.
+    """
+    began = run.begin is not None and record.start is not None and run.begin >= record.start
+    return record.restarts > run.restart_count and not began
 
 
 def _by_slurm(  # noqa: PLR0911 - a case each
@@ -208,7 +224,7 @@ def _by_slurm(  # noqa: PLR0911 - a case each
         # A step of it may have begun without hpc-launch, or its agents are about to write.
         doing = _RUNNING.get(record.state, "running (Slurm)")
         return JobState(State.RUNNING, f"{doing}; hpc-launch has not written anything yet")
-    if record.restarts > run.restart_count:
+    if _ran_before(run, record):
         return JobState(State.RUNNING, "started again by Slurm")
     if step is False:
         silence = f" for {duration(now - sign)}" if sign is not None else ""
@@ -229,6 +245,8 @@ def _by_signs(slurm: SlurmAnswer | None, *, alive: bool | None, age: float | Non
 
 
 def _end_by_slurm(record: JobRecord) -> State:
+    if record.state == "COMPLETED":
+        return State.UNKNOWN
     return State.STOPPED if record.state in ("CANCELLED", "PREEMPTED", "REVOKED") else State.FAILED
 
 

@@ -306,7 +306,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Requeue:
-    """The job was requeued: when, why (`reason` as the policy has it, `cause` for people), and after which attempt."""
+    """The job was requeued: when, why (`reason` as the policy has it, `cause` for people), and after which attempt.
+
+    Attributes:
+        unknown: Slurm was asked, and has not answered.
+    """
 
     time: float
     reason: str
@@ -315,6 +319,7 @@ class Requeue:
     attempt: int
     step: float | None
     counted: bool = True
+    unknown: bool = False
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,16 @@ def test_what_happened_is_read(path: Path) -> None:
     assert [(mark.rank, mark.step, mark.values) for mark in told.progress] == [(0, 300, {"loss": 0.125})]
 
 
+def test_a_requeue_that_slurm_has_not_confirmed(tmp_path: Path) -> None:
+    """The ledger's word for it is read."""
+    job = JobDirectory(tmp_path, "1.0")
+    histories.write(job.path, attempts=2, requeues=[0])
+    entry = json.loads(job.ledger.read_text())
+    job.ledger.write_text("".join(f"{json.dumps(entry | more)}\n" for more in ({}, {"unknown": True})))
+
+    assert [requeue.unknown for requeue in history.read_history(job.path).requeues] == [False, True]
+
+
 def test_times_are_the_leaders(path: Path) -> None:
     """Clocks that are off by minutes make no difference to any time."""
     plain = history.read_history(histories.write(path, Made()))

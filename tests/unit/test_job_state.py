@@ -41,6 +41,10 @@ def record(state: str, **more: Any) -> SlurmAnswer:
 BLIND = SlurmAnswer(blind="nobody there")
 FORGOTTEN = SlurmAnswer()
 NOTHING = History(Path("12.0"))
+UNCONFIRMED = replace(
+    story(attempt("failed", code=7)),
+    requeues=(Requeue(NOW - 5, "failure", "rank 0 failed", 0, 0, None, unknown=True),),
+)
 LONG = FRESH + 100
 
 W, R, Q, D = State.WAITING, State.RUNNING, State.REQUEUED, State.DONE
@@ -116,6 +120,34 @@ F, S, U = State.FAILED, State.STOPPED, State.UNKNOWN
         ),
         (story(attempt()), (record("PENDING", restarts=1), None, 9), (Q, False, None), "requeued waits"),
         (story(attempt()), (record("RUNNING", restarts=1), None, 9), (R, False, None), "started again Slurm"),
+        # Nobody had asked for it here.
+        (
+            story(attempt("done")),
+            (record("CANCELLED", restarts=1), None, 9),
+            (S, True, 143),
+            "requeued cancelled (Slurm)",
+        ),
+        (
+            story(attempt("failed", code=7)),
+            (record("FAILED", restarts=1, exit_code=2), None, 9),
+            (F, True, 2),
+            "requeued failed (Slurm)",
+        ),
+        (
+            story(attempt("failed", code=7)),
+            (record("COMPLETED", restarts=1), None, 9),
+            (U, True, 0),
+            "requeued completed (Slurm)",
+        ),
+        (story(attempt("done")), (record("COMPLETED", restarts=1), None, 9), (D, True, 0), "done"),
+        # A step from outside does not know that the job had been started again.
+        (story(attempt("done")), (record("CANCELLED", restarts=1, start=NOW - 200), None, 9), (D, True, 0), "done"),
+        (story(attempt()), (record("RUNNING", restarts=1, start=NOW - 200), None, 1), (R, False, None), "running"),
+        # Slurm has never said whether it did what it was asked for.
+        (UNCONFIRMED, (record("FAILED", exit_code=7), None, 9), (F, True, 7), "failed 7"),
+        (UNCONFIRMED, (FORGOTTEN, None, 9), (F, True, 7), "failed 7"),
+        (UNCONFIRMED, (record("CANCELLED", restarts=1), None, 9), (S, True, 7), "requeued cancelled (Slurm)"),
+        (UNCONFIRMED, (record("RUNNING"), None, 9), (Q, False, None), "about requeued failed"),
         # An earlier requeue says nothing of the run that followed it.
         (story(attempt("done"), requeues=1, restart_count=1), (BLIND, None, 9), (D, True, 0), "done"),
     ],
@@ -132,6 +164,7 @@ def test_how_a_job_stands(
 
     assert stands == (judged.state, judged.over, judged.status)
     assert mentions(judged.words, words), judged.words
+    assert ("requeued" in judged.words) == ("requeued" in words), judged.words
 
 
 @pytest.mark.parametrize(
