@@ -170,7 +170,8 @@ _ENDINGS = {
     "OUT_OF_MEMORY": Ending.OUT_OF_MEMORY,
     "CANCELLED": Ending.CANCELLED,
     "NonZeroExitCode": Ending.SCRIPT_ENDED,
-    # With steps at work its script was launched: a signal has ended it.
+    # By a signal; and so, in Slurm 22.05, where steps were at work, so that its script was launched.
+    "RaisedSignal": Ending.SCRIPT_ENDED,
     "JobLaunchFailure": Ending.SCRIPT_ENDED,
     "COMPLETED": Ending.SCRIPT_ENDED,
     "FAILED": Ending.SCRIPT_ENDED,
@@ -197,7 +198,8 @@ def ending_of(record: JobRecord | None, restart_count: int) -> Ending:
     if going_on:
         return Ending.RUNNING
     # A job that is being ended is COMPLETING, and only the reason tells what it is going to be (slurm_protocol_defs.c).
-    found = (ending for word, ending in _ENDINGS.items() if word in (record.state, record.reason))
+    said = (record.state, record.reason.partition(":")[0])
+    found = (ending for word, ending in _ENDINGS.items() if word in said)
     return next(found, Ending.CANCELLED_OR_OVER)
 
 

@@ -22,6 +22,7 @@ from tests.support import mentions
         (JobRecord("7", "COMPLETING", "None"), Ending.CANCELLED_OR_OVER),
         (JobRecord("7", "COMPLETING", "NonZeroExitCode", exit_code=3), Ending.SCRIPT_ENDED),
         (JobRecord("7", "COMPLETING", "JobLaunchFailure", signal=9), Ending.SCRIPT_ENDED),
+        (JobRecord("7", "COMPLETING", "RaisedSignal:9(Killed)", signal=9), Ending.SCRIPT_ENDED),
         (JobRecord("7", "COMPLETED"), Ending.SCRIPT_ENDED),
         (JobRecord("7", "FAILED", "NonZeroExitCode"), Ending.SCRIPT_ENDED),
         (JobRecord("7", "CANCELLED"), Ending.CANCELLED),
