@@ -98,9 +98,16 @@ def _attempt(
 def _runs(history: History) -> Iterator[ChronologyEntry]:
     for at, run in enumerate(history.runs):
         if run.begin is not None:
-            yield ChronologyEntry(run.begin, "plain", "hpc-launch began" if at == 0 else "Slurm started the job again")
+            yield ChronologyEntry(run.begin, "plain", _began(run, history.runs[at - 1] if at else None))
         if run.end is not None and run.status is not None:
             yield ChronologyEntry(run.end, "bad" if run.status else "good", _left(run))
+
+
+def _began(run: Run, before: Run | None) -> str:
+    if before is None:
+        return "hpc-launch began"
+    again = run.restart_count > before.restart_count
+    return "Slurm started the job again" if again else "hpc-launch was started again"
 
 
 def _left(run: Run) -> str:
@@ -122,8 +129,9 @@ def _moments(history: History) -> Iterator[ChronologyEntry]:
         yield ChronologyEntry(notice.time, "warn", _notice(notice))
     for requeue in history.requeues:
         step = f", training was at step {number(requeue.step)}" if requeue.step is not None else ""
-        cause = one_line(requeue.cause) or requeue.reason
-        yield ChronologyEntry(requeue.time, "warn", f"Slurm was asked to run the job again: {cause}{step}")
+        asked = f"Slurm was asked to run the job again: {one_line(requeue.cause) or requeue.reason}"
+        done = "Slurm requeued the job by itself" if requeue.by_slurm else asked
+        yield ChronologyEntry(requeue.time, "warn", f"{done}{step}")
 
 
 def _notice(notice: RecordedNotice) -> str:

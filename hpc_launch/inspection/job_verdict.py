@@ -58,7 +58,9 @@ def _sentence(history: History, standing: JobState, seen: str) -> str:
     if standing.state is State.RUNNING:
         return f"{seen}: {f'attempt {last.number}' if last is not None else 'its nodes are coming together'}."
     if standing.state is State.REQUEUED:
-        return "The run has ended, and Slurm was asked to run the job again."
+        by_itself = bool(history.requeues) and history.requeues[-1].by_slurm
+        slurms = "runs the job again by itself" if by_itself else "was asked to run the job again"
+        return f"The run has ended, and Slurm {slurms}."
     if standing.state is State.DONE:
         return _ended_well(last, len(node_states.node_states(history).lost))
     stopped = ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hpc_launch.records.event_merge import MergedEvents
 from hpc_launch.records.history_model import History, JobEnd, ProgressMark, Requeue
 from hpc_launch.records.plan_record import PlanRecord
 from hpc_launch.records.regular_files import content, entries
+from hpc_launch.records.requeue_ledger import BY_SLURM
 
 _MARK = re.compile(r"rank_(\d{1,9})\.json")
 _ATTEMPT = re.compile(r"attempt_(\d{1,9})")
@@ -52,7 +54,7 @@ class _DirectoryReader:
             node_states=gathered.node_states(),
             notices=gathered.notices(),
             clocks=gathered.clocks(),
-            requeues=tuple(codec.salvage(Requeue, facts) for facts in self._lines(self._job.ledger)),
+            requeues=tuple(_requeue(facts) for facts in self._lines(self._job.ledger)),
             progress=self._progress(),
             end_time=codec.salvage(JobEnd, self._object(self._job.end_time) or {}).end,
             unreadable=tuple(self._unreadable),
@@ -108,3 +110,9 @@ class _DirectoryReader:
         except ValueError:
             name = str(path)
         self._unreadable.append(f"{path if name == '.' else name}: {what}")
+
+
+def _requeue(facts: Mapping[str, Any]) -> Requeue:
+    found = codec.salvage(Requeue, facts)
+    # Versions before `by_slurm` have these words only.
+    return replace(found, by_slurm=found.by_slurm or found.cause == BY_SLURM)

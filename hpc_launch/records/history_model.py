@@ -309,6 +309,7 @@ class Requeue:
     """The job was requeued: when, why (`reason` as the policy has it, `cause` for people), and after which attempt.
 
     Attributes:
+        by_slurm: Slurm did it by itself.
         unknown: Slurm was asked, and has not answered.
     """
 
@@ -319,6 +320,7 @@ class Requeue:
     attempt: int
     step: float | None
     counted: bool = True
+    by_slurm: bool = False
     unknown: bool = False
 
 

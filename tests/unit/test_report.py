@@ -12,6 +12,7 @@ import pytest
 from hpc_launch.inspection import job_report
 from hpc_launch.inspection.report_content import Report
 from hpc_launch.inspection.timeline_lanes import LaneEnd
+from hpc_launch.records.requeue_ledger import BY_SLURM
 from hpc_launch.records.root_cause import ENDED, LOST
 from tests import histories
 from tests.histories import Losses
@@ -176,6 +177,45 @@ def test_what_differed_between_runs(tmp_path: Path) -> None:
     torch = next(value for value in plan.software if value.name == "torch")
 
     assert (torch.value, torch.before) == ("2.14.0", ("2.13.0",))
+
+
+def story_of_two_runs(job: Path, *, requeues: list[Event], restarts: int) -> list[str]:
+    """Tell of a job with a second run, which says how often Slurm had started it again."""
+    histories.write(job, attempts=2, requeues=[0])
+    (job / "requeues.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in requeues))
+
+    def change(event: Event) -> bool:
+        if event.get("restart_count"):
+            event["restart_count"] = restarts
+        return True
+
+    changed(job, "gpu001", change)
+    return [moment.text for moment in changed(job, "gpu002", change).story]
+
+
+def test_a_second_run_by_hand_is_none_of_slurms(tmp_path: Path) -> None:
+    """Outside of Slurm runs of one name share a directory."""
+    by_hand = story_of_two_runs(tmp_path / "1.0", requeues=[], restarts=0)
+    by_slurm = story_of_two_runs(tmp_path / "2.0", requeues=[], restarts=1)
+
+    assert len(by_hand) == len(by_slurm)
+    assert not any(mentions(text, "Slurm") for text in by_hand)
+    assert [mentions(text, "Slurm started again") for text in by_slurm].count(True) == 1
+
+
+@pytest.mark.parametrize("said", [{"by_slurm": True}, {}])
+def test_a_requeue_that_nobody_asked_for(tmp_path: Path, said: Event) -> None:
+    """Slurm did it by itself; the ledgers of earlier versions have words for that only."""
+    entry = {"time": BEGIN + 80, "reason": "preempt", "cause": BY_SLURM, "restart_count": 0, "attempt": 0} | said
+    entry |= {"step": None, "progressed": False, "counted": False}
+    story = story_of_two_runs(tmp_path / "1.0", requeues=[entry], restarts=1)
+    assert not any(mentions(text, "asked") for text in story)
+    assert any(mentions(text, "Slurm by itself") for text in story)
+
+    job = histories.write(tmp_path / "2.0", attempts=1, requeues=[0], ending="failed")
+    (job / "requeues.jsonl").write_text(f"{json.dumps(entry)}\n")
+    verdict = job_report.report_on_job(job, now=BEGIN + 1000, zone=timezone.utc).report.verdict
+    assert mentions(verdict.sentence, "Slurm by itself")
 
 
 def test_the_story_is_in_order(tmp_path: Path) -> None:
