@@ -250,7 +250,7 @@ def test_torch_s_variable(text: str, seconds: float | None) -> None:
 @pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize("notice", [(), ("SIGHUP",)], ids=["stop", "notice"])
 def test_a_hangup_that_is_ignored_stays_ignored(notice: tuple[str, ...]) -> None:
-    """By nohup, say. SIGINT, which a script has ignored for what it starts in the background, stops a run all the same."""
+    """By nohup, say. SIGINT, which scripts ignore for what is in the background, stops a run all the same."""
     for name in ("SIGHUP", "SIGINT"):
         signal.signal(signal.Signals[name], signal.SIG_IGN)
     signals = AgentSignals(("SIGTERM", "SIGINT", "SIGHUP"), notice, at_once=False)
