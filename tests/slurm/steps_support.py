@@ -14,6 +14,10 @@ from tests.support import LEAVE
 # Two cores may have to import torch some twenty times, while others do the same.
 DEADLINE = 240.0
 
+# What has Slurm end a job as at its time limit (`scontrol update`). It refuses a time that is past, and `now` is when a
+# second has begun since scontrol read the clock.
+TIME_IS_UP = "endtime=now+3"
+
 # A good run's attempt is told by every rank in one line of JSON on stdout; `facts` adds to what all scripts say.
 PREAMBLE = """
 import json, os, pathlib, random, signal, sys, time

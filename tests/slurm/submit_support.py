@@ -59,7 +59,7 @@ place.mkdir(exist_ok=True)
 (place / ("." + name)).write_text(json.dumps(facts))
 (place / ("." + name)).rename(place / name)
 if "--limit" in words:
-    os.system("scontrol update jobid=$SLURM_JOB_ID endtime=now")
+    os.system("scontrol update jobid=$SLURM_JOB_ID endtime=now+3")
 if "--wait" in words:
     file = pathlib.Path(words[words.index("--wait") + 1])
     while not file.exists():

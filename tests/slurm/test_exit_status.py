@@ -15,6 +15,7 @@ from tests.cluster import Cluster
 from tests.cluster.jobs import FINAL
 from tests.slurm.jobs_support import DEADLINE, clean_environment
 from tests.slurm.signals_support import STAYER, Running
+from tests.slurm.steps_support import TIME_IS_UP
 from tests.support import wait_for
 
 PAGE = Path(__file__).parents[2] / "docs/exit-status.md"
@@ -94,7 +95,7 @@ def preempt(running: Running) -> None:
 TIME_LIMIT = Way(
     "the time limit",
     Said("143", "TIMEOUT 143:0 143:0", "TIMEOUT 0:0", "FAILED 15:0"),
-    lambda running: running.cluster.run(["scontrol", "update", f"jobid={running.job.id}", "endtime=now"]),
+    lambda running: running.cluster.run(["scontrol", "update", f"jobid={running.job.id}", TIME_IS_UP]),
 )
 
 WAYS = (

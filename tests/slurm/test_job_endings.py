@@ -11,6 +11,7 @@ from hpc_launch.inspection import job_report
 from tests.cluster import Cluster
 from tests.slurm.jobs_support import DEADLINE, clean_environment
 from tests.slurm.signals_support import Running, await_up, submit
+from tests.slurm.steps_support import TIME_IS_UP
 from tests.support import mentions, wait_for
 
 
@@ -45,7 +46,7 @@ def scontrol(*words: str) -> Callable[[Running], None]:
 
 
 ENDS: Mapping[str, End] = {
-    "limit": End(scontrol("jobid={job}", "endtime=now"), "TIMEOUT", "time limit"),
+    "limit": End(scontrol("jobid={job}", TIME_IS_UP), "TIMEOUT", "time limit"),
     "cancelled": End(lambda running: running.job.cancel(), "CANCELLED", "cancelled by root scancel", "limit"),
     "signalled": End(lambda running: running.job.signal("TERM"), "FAILED", "stopped by SIGTERM"),
     "script": End(lambda running: running.job.signal("KILL", "--batch"), "FAILED", "script ended", console=False),

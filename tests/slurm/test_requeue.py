@@ -18,7 +18,7 @@ from tests.cluster import Cluster, ClusterConfig, Job
 from tests.cluster.jobs import JobResult
 from tests.cluster.releases import DEFAULT, NEWEST, Release
 from tests.slurm.jobs_support import DEADLINE, JobTree, clean_environment
-from tests.slurm.steps_support import tree
+from tests.slurm.steps_support import TIME_IS_UP, tree
 from tests.support import lines_mention, mentions, wait_for
 
 CHECKOUT = Path(__file__).parents[2]
@@ -244,7 +244,7 @@ def test_interruptions_change_nothing(some_cluster: Cluster, tmp_path: Path, rep
     # The controller looks at time limits every half a minute; the notice of the template comes a minute or two before
     # the limit, from which the turn is not to be nearer, however long it has taken to begin.
     minutes, seconds = map(int, parts.job.record()["RunTime"].split(":")[-2:])
-    update(parts, f"timelimit={minutes + 1 + (seconds > 0)}" if noticed else "endtime=now")
+    update(parts, f"timelimit={minutes + 1 + (seconds > 0)}" if noticed else TIME_IS_UP)
     wait_for(lambda: len(parts.ledger()) == 3, DEADLINE, parts.describe)
     update(parts, "timelimit=30")
     result = parts.wait()
@@ -447,7 +447,7 @@ def test_where_slurm_signals_all_processes(tmp_path: Path) -> None:
         launcher = "--requeue on-timeout turns.py --last 1 --late"
         turns = submit(cluster, tmp_path / "limit", launcher, "--nodes=1", "--time=30")
         await_up(turns, 0, 2)
-        update(turns, "endtime=now")
+        update(turns, TIME_IS_UP)
         wait_for(turns.ledger, DEADLINE, turns.describe)
         update(turns, "timelimit=30")
         assert turns.wait().state == "COMPLETED", turns.describe()

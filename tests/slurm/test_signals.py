@@ -17,6 +17,7 @@ from tests.cluster import Cluster, ClusterConfig, Job
 from tests.cluster.releases import NEWEST, Release
 from tests.slurm.jobs_support import DEADLINE
 from tests.slurm.signals_support import Running, await_up, submit
+from tests.slurm.steps_support import TIME_IS_UP
 from tests.support import mentions, wait_for
 
 # How often each story is told; all but the first are the soak.
@@ -69,7 +70,7 @@ def test_slurm_s_notice_before_the_end(some_cluster: Cluster, tmp_path: Path) ->
     stubborn = submit(some_cluster, tmp_path / "stubborn", "--stubborn --family", launcher="--grace=3", nodes=1)
     staying = submit(some_cluster, tmp_path / "staying", "--on SIGTERM 8", *options)
     await_up(leaving, staying, stubborn)
-    limit(stubborn, "endtime=now")
+    limit(stubborn, TIME_IS_UP)
     for running in (leaving, staying):
         limit(running, "timelimit=2")
     result = leaving.job.wait(DEADLINE)
@@ -78,7 +79,7 @@ def test_slurm_s_notice_before_the_end(some_cluster: Cluster, tmp_path: Path) ->
     assert leaving.saved() == dict.fromkeys(range(2), "whole")
 
     staying.await_signal("SIGUSR1")
-    limit(staying, "endtime=now")
+    limit(staying, TIME_IS_UP)
     assert staying.job.wait(DEADLINE).state == "TIMEOUT", staying.describe()
     # Slurm sends SIGTERM twice at a time limit; the workers get it once.
     assert staying.got() == {rank: Counter(SIGUSR1=1, SIGTERM=1) for rank in range(4)}, staying.describe()
