@@ -107,7 +107,7 @@ def check_they_have_their_time(running: Running, *, by_slurm: bool) -> None:
     wait_for(lambda: running.saved() == dict.fromkeys(range(4), "whole"), DEADLINE, running.describe)
     running.check_nothing_is_left()
     [line] = [line for line in running.ours if "SIGTERM" in line]
-    assert mentions(line, window, "cancelled (scancel)" if by_slurm else "stopped by SIGTERM"), running.describe()
+    assert mentions(line, window, "after scancel" if by_slurm else "stopped by SIGTERM"), running.describe()
 
 
 def test_workers_have_the_time_that_slurm_gives(any_cluster: Cluster, tmp_path: Path) -> None:
