@@ -45,18 +45,23 @@ class DebugResult:
     error: BaseException | None = None
 
 
+def check_task(task: ElasticTask) -> None:
+    """See that a task can run in this process.
+
+    Raises:
+        UsageError: it runs a program that is not Python.
+    """
+    if task.script and task.resources.launch_options.get("no-python"):
+        raise UsageError("launch: no_python runs a program, and cluster='debug' runs Python in this process")
+
+
 def run_in_process(task: ElasticTask, files: JobFiles) -> DebugResult:
     """Run a task, to its end.
 
     Args:
         task: what to run.
         files: those of its job.
-
-    Raises:
-        UsageError: the task is no Python.
     """
-    if task.script and task.resources.launch_options.get("no-python"):
-        raise UsageError("launch: no_python runs a program, and cluster='debug' runs Python in this process")
     with _alone(files.call):
         try:
             if task.script:

@@ -252,6 +252,7 @@ class Executor:
         return self._hold(files, LocalJob(files), where)
 
     def _debug(self, base: Path, task: ElasticTask, why: str) -> Job[Any]:
+        debug_backend.check_task(task)
         files = _claim(base, f"{IN_PROCESS}{local_job_name(time.time(), os.getpid()).removeprefix('local-')}")
         _say(f"job {files.job_id}: debug ({why}), rank 0 in this process")
         if self.resources.setup_lines:

@@ -197,6 +197,14 @@ def test_lines_of_setup_come_first(tmp_path: Path) -> None:
     assert waits.state == "CANCELLED"
 
 
+def test_a_range_of_nodes_is_all_of_them_here(tmp_path: Path) -> None:
+    """There is nothing to lose on one machine: no less than the ranks of the most nodes, and no spare."""
+    executor = hpc_launch.Executor(tmp_path / "logs", cluster="local", nodes=2, ranks_per_node=1)
+    executor.update_parameters(launch={"nnodes": "1:2", "spares": 1})
+
+    assert executor.submit(lambda: os.environ["WORLD_SIZE"]).results(timeout=DEADLINE) == ["2", "2"]
+
+
 def test_in_process_lines_of_setup_are_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They could change nothing here; a note tells the user."""
     job = hpc_launch.submit(int, cluster="debug", folder=tmp_path, setup=[f"touch {tmp_path}/up"])
@@ -343,7 +351,8 @@ def test_debugging_is_as_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture
     assert mentions(error, "sys.exit(3)")
     assert isinstance(error.__cause__, SystemExit)
     with pytest.raises(UsageError, match="no_python"):
-        hpc_launch.submit("true", cluster="debug", folder=tmp_path / "logs", launch={"no_python": True})
+        hpc_launch.submit("true", cluster="debug", folder=tmp_path / "none", launch={"no_python": True})
+    assert not [path for path in (tmp_path / "none").rglob("*") if path.is_file()]
 
 
 def test_debugging_keeps_the_traceback(tmp_path: Path) -> None:

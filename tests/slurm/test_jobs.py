@@ -175,6 +175,8 @@ ALLOCATION = """
 executor = hpc_launch.Executor("logs", nodes=2, ranks_per_node=1)
 job = executor.submit(place)
 tell(id=job.job_id, job=os.environ["SLURM_JOB_ID"], results=job.results(timeout=400), state=job.state)
+executor.update_parameters(launch={"nnodes": "1:2"})
+tell(results=executor.submit(place).results(timeout=400))
 def jobs():
     return os.popen("squeue --noheader --states=all --format=%i").read().split()
 tell(jobs=jobs())
@@ -182,15 +184,16 @@ tell(jobs=jobs())
 
 
 def test_inside_an_allocation_nothing_is_queued(modern_accounting_cluster: Cluster, tmp_path: Path) -> None:
-    """In the shell of salloc a step on its nodes runs the function at once."""
+    """In the shell of salloc a step on its nodes runs the function at once; a range of nodes is one there, too."""
     cluster = modern_accounting_cluster
     before = cluster.run(["squeue", "--noheader", "--states=all", "--format=%i"]).stdout.split()
-    first, second = run(cluster, tmp_path, ALLOCATION, before=["salloc", "--nodes=2", "--ntasks=2", "--quiet"])
+    first, ranged, second = run(cluster, tmp_path, ALLOCATION, before=["salloc", "--nodes=2", "--ntasks=2", "--quiet"])
 
     assert first["id"].startswith(first["job"] + "-")
     assert [rank for rank, _ in first["results"]] == [0, 1]
     assert len({host for _, host in first["results"]}) == 2
     assert first["state"] == "COMPLETED"
+    assert ranged["results"] == first["results"]
     assert set(second["jobs"]) - set(before) == {first["job"]}
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from hpc_launch.inspection import job_report
+from hpc_launch.records import history
 from tests.cluster import Cluster, ClusterConfig, Job
 from tests.cluster.jobs import JobResult
 from tests.cluster.releases import DEFAULT, NEWEST, Release
@@ -353,6 +354,44 @@ def test_the_same_failure_is_not_tried_for_ever(any_cluster: Cluster, tmp_path: 
     assert mentions(one, "requeued 1 10"), turns.describe()
     assert mentions(other, "requeued 2 --requeue-patience"), turns.describe()
     assert (turns.requeues(), turns.attempts()) == ((1, 0), [0, 1]), turns.describe()
+
+
+# Its first attempt has no handler for a notice, and fails when the file `fail` is there; the second leaves when told.
+DEAF_AT_FIRST = """
+import os, sys, time
+from pathlib import Path
+from hpc_launch import runtime
+
+if runtime.requeue_count():
+    sys.exit()
+if os.environ["HPC_LAUNCH_ATTEMPT"] == "0":
+    Path("up").touch()
+    while not Path("fail").exists():
+        time.sleep(0.02)
+    sys.exit(3)
+while not runtime.should_stop(all_ranks=True):
+    time.sleep(0.02)
+"""
+
+
+def test_a_notice_that_only_the_next_attempt_hears(any_cluster: Cluster, tmp_path: Path) -> None:
+    """Nobody has a handler for it when it comes; workers that have one later leave, and the job runs again."""
+    (tmp_path / "deaf.py").write_text(DEAF_AT_FIRST)
+    turns = submit(any_cluster, tmp_path, "--max-restarts=1 --requeue on-notice deaf.py", "--nodes=1")
+    wait_for((tmp_path / "up").exists, DEADLINE, turns.describe)
+    turns.job.signal("USR1")
+    wait_for(lambda: turns.ours("SIGUSR1"), DEADLINE, turns.describe)
+    (tmp_path / "fail").touch()
+    result = turns.wait()
+
+    assert (result.state, result.exit_code) == ("COMPLETED", 0), turns.describe()
+    assert turns.why() == [("notice", 0, 1, True)], turns.describe()
+    assert lines_mention(turns.ours("SIGUSR1")[:2], "handler runtime.should_stop", "handler now"), turns.describe()
+    notices = history.read_history(turns.tree.path).notices
+    assert [(told.attempt, bool(told.hosts), bool(told.unheard)) for told in notices] == [
+        (0, False, True),
+        (1, True, False),
+    ], notices
 
 
 AWAY = [pytest.param(number, marks=[pytest.mark.soak] if number else []) for number in range(10)]

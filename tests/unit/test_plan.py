@@ -484,6 +484,14 @@ def test_more_slots_than_devices() -> None:
     assert [part for part in ("64", "4 devices", "--nproc-per-node") if part not in message] == []
 
 
+def test_a_host_file_in_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~` is that of a shell, as in a file of settings, or after `--hostfile=`."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    made = plan(here(read=lambda path: "box\n" if path == Path("/home/ada/hosts") else ""), hostfile="~/hosts")
+
+    assert made.world.hosts == ("box",)
+
+
 @pytest.mark.parametrize(
     "error",
     [
