@@ -57,11 +57,11 @@ def submitting(
     _refuse_contradictions(given)
     layers = settings_files.load_settings_files(os.environ, Path.cwd(), settings.profile or "").layers
     first = submit_resolution.resolve_submit(flags, os.environ, layers)
+    command = _command(settings, command, options, Path.cwd() / first.text("chdir"))
     nodes = submitter.ask_partition_nodes(first.text("partition"), first.text("clusters"))
     wanted = submit_resolution.resolve_submit(
         flags, os.environ, layers, nodes[0].partition if nodes else first.text("partition")
     )
-    command = _command(settings, command, options, Path.cwd() / wanted.text("chdir"))
     request = _request(settings, wanted, command, given)
     for note in settings.notes:
         _note(note)
@@ -179,8 +179,7 @@ def _code(
     if not given["take_snapshot"]:
         return contextlib.nullcontext(request)
     name = f"{stamp(time.time())}-{os.getpid()}"
-    start = Path.cwd() / (request.slurm.get("chdir") or "")
-    log_dir = start / expand_home(settings.log_dir or "logs")
+    log_dir = request.start_directory(Path.cwd()) / expand_home(settings.log_dir or "logs")
     destination = log_dir / "snapshots" / name
     if given["dry_run"] or given["test_only"]:
         _note(f"--snapshot would copy the code to {destination}")

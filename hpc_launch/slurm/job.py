@@ -155,7 +155,7 @@ class Ending(Enum):
 
     @property
     def is_for_good(self) -> bool:
-        """Whether the job ends because nobody wants more of it, or because there is no more."""
+        """Whether the job is over: it was cancelled, or its script has ended. hpc-launch does not requeue it then."""
         return self in (Ending.CANCELLED, Ending.SCRIPT_ENDED, Ending.CANCELLED_OR_OVER)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from hpc_launch.settings.resolution import Resolved
 from hpc_launch.slurm import commands
@@ -64,6 +65,10 @@ class JobRequest:
     spares: int = 0
     no_kill: bool = False
     keep: tuple[str, ...] = ()
+
+    def start_directory(self, directory: Path) -> Path:
+        """The working directory of the job, which is submitted from a directory; that of sbatch's --chdir."""
+        return directory / (self.slurm.get("chdir") or "")
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def see_script(settings: Settings, request: JobRequest, directory: Path, tell: T
         ScriptError: naming the file.
     """
     try:
-        check_script(settings, request.script, directory / (request.slurm.get("chdir") or ""))
+        check_script(settings, request.script, request.start_directory(directory))
     except ScriptError as error:
         other_path = settings.no_python and "/" not in request.script and _has_other_path(request)
         if not (request.script.startswith("/") or other_path):
@@ -154,7 +154,7 @@ def copied_code(
     Raises:
         UsageError, ScriptError, LogDirError: as `code_snapshot.take_snapshot`.
     """
-    start = directory / (request.slurm.get("chdir") or "")
+    start = request.start_directory(directory)
     script = request.script
     taken = code_snapshot.take_snapshot(start, destination, changes=changes, needed=[Path(script)] if is_file else [])
     if script.startswith("/"):

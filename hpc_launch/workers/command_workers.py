@@ -173,11 +173,11 @@ class CommandWorkers(WorkerContext):
         return {local_rank: self._failure(local_rank, status) for local_rank, status in failed.items()}
 
     def _failure(self, local_rank: int, status: int) -> ProcessFailure:
-        pid = self._pids[local_rank]
+        facts = {"local_rank": local_rank, "pid": self._pids[local_rank], "exitcode": status}
         try:
-            return ProcessFailure(local_rank, pid, status, self.error_files[local_rank])
+            return ProcessFailure(**facts, error_file=self.error_files[local_rank])
         except Exception:  # noqa: BLE001 - it is the worker's file: empty, cut off, or anything else
-            return ProcessFailure(local_rank, pid, status, os.devnull)
+            return ProcessFailure(**facts, error_file=os.devnull)
 
     def _look(self) -> None:
         """Note which workers have ended."""
